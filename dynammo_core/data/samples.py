@@ -1,0 +1,104 @@
+"""Labelled images in memory, as a site's training, memory and evaluation see them, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Samples:
+    """N decoded images of one size.
+
+    Attributes:
+        images: Tensor[N, C, S, S] uint8, C is 1 (grey) or 3 (RGB).
+        labels: Tensor[N] int64, global class indices.
+        record_ids: N identifiers of the records the images come from; they never leave the site.
+    """
+
+    images: Tensor
+    labels: Tensor
+    record_ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.images) == len(self.labels) == len(self.record_ids):
+            sizes = (len(self.images), len(self.labels), len(self.record_ids))
+            raise ValueError(f"images, labels and record ids differ in number: {sizes}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Tensor | Sequence[int]) -> Samples:
+        """The samples at `indices`, in that order."""
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        return Samples(self.images[index], self.labels[index], tuple(self.record_ids[i] for i in index.tolist()))
+
+    def of_class(self, label: int) -> Samples:
+        """The samples of one class, in their order here."""
+        return self.subset(torch.nonzero(self.labels == label).flatten())
+
+    def class_counts(self, classes: int) -> list[int]:
+        """Number of samples of each of the first `classes` classes."""
+        return torch.bincount(self.labels, minlength=classes).tolist()
+
+    @staticmethod
+    def concatenate(parts: Sequence[Samples]) -> Samples:
+        """All parts in a row; grey images become RGB where the others are. Empty parts are dropped."""
+        full = [part for part in parts if len(part)]
+        if not full:
+            return Samples.empty()
+        channels = max(part.images.shape[1] for part in full)
+        images = torch.cat([part.images.expand(-1, channels, -1, -1) for part in full])
+        labels = torch.cat([part.labels for part in full])
+        return Samples(images, labels, tuple(record for part in full for record in part.record_ids))
+
+    @staticmethod
+    def empty() -> Samples:
+        """No samples at all."""
+        return Samples(torch.empty(0, 1, 1, 1, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), ())
+
+
+class ImageSource(Protocol):
+    """Images by index, decoded when asked for."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as uint8 [H, W] (grey) or [H, W, 3] (RGB).
+
+        Raises:
+            DataError: the image cannot be read; the message names its path and row.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """The training or the test part of a data set: an index of all its images, none decoded yet.
+
+    Attributes:
+        source: N images.
+        labels: [N] int64, indices into the data set's `class_names`.
+        record_ids: N identifiers, stable over runs.
+        sites: N names of the site each image belongs to, where the data say so.
+    """
+
+    source: ImageSource
+    labels: NDArray[np.int64]
+    record_ids: tuple[str, ...]
+    sites: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: its class names in their fixed order, and its two splits."""
+
+    class_names: tuple[str, ...]
+    train: Split
+    test: Split

@@ -1,0 +1,77 @@
+"""Errors that a person can act on: what happened and where, what was accepted, and the remedy, in one paragraph."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class DynammoError(Exception):
+    """Base of every error this project raises on purpose.
+
+    `code` is all that may leave a site: the message may hold paths or record ids, so it stays where it was raised.
+    """
+
+    code: ClassVar[int] = 100
+
+    def __init__(self, what: str, *, accepted: str = "", remedy: str = "") -> None:
+        sentences = [what.rstrip(". ")]
+        if accepted:
+            sentences.append(f"Accepted: {accepted.rstrip('. ')}")
+        if remedy:
+            sentences.append(remedy.rstrip(". "))
+        super().__init__(". ".join(sentences) + ".")
+
+
+class ConfigError(DynammoError):
+    """A key, type or value of an experiment's configuration."""
+
+    code = 101
+
+
+class DataError(DynammoError):
+    """Images or labels that are missing, unreadable or contradictory."""
+
+    code = 102
+
+
+class WeightsError(DynammoError):
+    """Pretrained weights whose hash, names or shapes do not fit."""
+
+    code = 103
+
+
+class CheckpointError(DynammoError):
+    """A checkpoint that is corrupt, foreign, or cannot be written."""
+
+    code = 104
+
+
+class ProtocolError(DynammoError):
+    """A message that is not what `protocol` declares."""
+
+    code = 105
+
+
+class MemoryStoreError(DynammoError):
+    """A replay memory that is corrupt, foreign, or at another task than the experiment."""
+
+    code = 106
+
+
+class RunError(DynammoError):
+    """A run that cannot go on: too few sites answered, or nobody holds a task's data."""
+
+    code = 107
+
+
+def nearest_match(name: str, options: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the option closest to `name`, or an empty string when none is close."""
+    close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def unknown_name(kind: str, name: str, options: Iterable[str]) -> str:
+    """`unknown backbone 'resnet81' (did you mean 'resnet18'?)`."""
+    return f"unknown {kind} {name!r}{nearest_match(name, options)}"

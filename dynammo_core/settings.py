@@ -1,0 +1,109 @@
+"""The sections of an experiment's YAML: frozen pydantic models with their defaults and bounds, no behaviour."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class DataSettings(Section):
+    """Which images, how many, and how they become tensors."""
+
+    dataset: str = Field(description="a name of the table DATASETS")
+    root: str | None = Field(default=None, description="folder (or manifest file) of the data; ~ is expanded")
+    image_size: int = Field(default=64, ge=8, le=1024, description="side in pixels that every image is resized to")
+    normalisation: Literal["half", "imagenet"] = Field(
+        default="half", description="half: (x - 0.5) / 0.5; imagenet: ImageNet's mean and standard deviation"
+    )
+    augmentation: Literal["none", "crop", "crop_flip"] = Field(
+        default="none", description="random shifts of up to an eighth of the side; with flip, left-right mirroring"
+    )
+    train_per_class: int | None = Field(default=None, ge=1, description="keep this many training images a class")
+    test_per_class: int | None = Field(default=None, ge=1, description="keep this many test images a class")
+    validation_per_class: int = Field(
+        default=0,
+        ge=0,
+        description="take this many training images a class away from training and test on them instead of the test set",
+    )
+
+
+class TaskSettings(Section):
+    """How classes arrive."""
+
+    sizes: int | tuple[int, ...] = Field(default=2, description="classes a task, or one number for each task")
+    class_order: Literal["fixed", "shuffled"] = Field(default="fixed", description="shuffled: by the seed")
+
+    @field_validator("sizes")
+    @classmethod
+    def _positive(cls, sizes: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if isinstance(sizes, int) and sizes < 1:
+            raise ValueError(f"{sizes} classes a task make no task; at least 1 is needed")
+        if isinstance(sizes, tuple) and (not sizes or min(sizes) < 1):
+            raise ValueError(f"{list(sizes)} must name at least one task, each with at least one class")
+        return sizes
+
+
+class FederationSettings(Section):
+    """Who takes part, how a simulation spreads the data, and how long the server waits."""
+
+    sites: int = Field(default=1, ge=1, le=10_000)
+    partition: Literal["iid", "dirichlet", "natural"] = Field(
+        default="iid", description="how images are spread over simulated sites; natural: the data's own `site` column"
+    )
+    alpha: float = Field(default=0.5, gt=0, description="concentration of the Dirichlet partition: less is more skewed")
+    quorum: float = Field(default=1.0, gt=0, le=1, description="share of the sites that must answer a round")
+    deadline_seconds: float = Field(default=3600, gt=0, description="how long a round waits for its slowest site")
+
+
+class BackboneSettings(Section):
+    """The pretrained network and where its weights come from."""
+
+    name: str = "efficientnet_lite0"
+    weights: str = Field(
+        default="imagenet", description="imagenet, random (by the seed), or the path of a file with weights"
+    )
+    sha256: str | None = Field(default=None, description="refuse weights whose file has another SHA-256")
+
+
+class MemorySettings(Section):
+    """The private replay memory: exemplars stay on the disk of the site that holds the images."""
+
+    exemplars: int = Field(default=200, ge=0, description="exemplars of all sites together, shared equally among them")
+    selection: Literal["herding", "random", "closest_to_mean"] = "herding"
+    quota_megabytes: float = Field(default=1024, gt=0, description="most disk space a site's memory may take")
+
+
+class ComputeSettings(Section):
+    """Where the arithmetic happens. Another number of threads may change the last bits of a result."""
+
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    threads: int = Field(default=1, ge=1, description="CPU threads of one site; fixed, so that results repeat")
+
+
+class Optimisation(Section):
+    """How one training stage descends: rounds across sites, local epochs, optimiser and schedule."""
+
+    rounds: int = Field(default=1, ge=1, description="rounds of averaging across sites")
+    epochs: int = Field(default=5, ge=1, description="local epochs in each round")
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float = Field(default=0.01, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: float = Field(default=5e-4, ge=0)
+    batch_size: int = Field(default=32, ge=1)
+    schedule: Literal["constant", "step", "cosine"] = "constant"
+    milestones: tuple[int, ...] = Field(
+        default=(), description="epochs, counted over all rounds of the stage, after which step divides the rate by 10"
+    )
+
+
+class MethodSettings(Section):
+    """The section `method`: each method adds its own parameters to the name."""
+
+    name: str
