@@ -18,6 +18,11 @@ class DataSettings(Section):
 
     dataset: str = Field(description="a name of the table DATASETS")
     root: str | None = Field(default=None, description="folder (or manifest file) of the data; ~ is expanded")
+    classes: tuple[str, ...] | None = Field(
+        default=None,
+        description="the registry of class names in their order, for image_folder and manifest: other labels are "
+        "refused, classes without any image are not (default: the names found, sorted)",
+    )
     image_size: int = Field(default=64, ge=8, le=1024, description="side in pixels that every image is resized to")
     normalisation: Literal["half", "imagenet"] = Field(
         default="half", description="half: (x - 0.5) / 0.5; imagenet: ImageNet's mean and standard deviation"
@@ -32,6 +37,13 @@ class DataSettings(Section):
         ge=0,
         description="take this many training images a class away from training and test on them instead of the test set",
     )
+
+    @field_validator("classes")
+    @classmethod
+    def _registry(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if classes is not None and (not all(classes) or not classes or len(set(classes)) < len(classes)):
+            raise ValueError(f"{list(classes)} must name at least one class, none of them empty or twice")
+        return classes
 
 
 class TaskSettings(Section):

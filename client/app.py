@@ -1,0 +1,109 @@
+"""The ClientApp that runs at a site: a thin shell of Flower around `local_steps`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.local_steps import answer
+from client.site import Site
+from dynammo_core.errors import DynammoError, ProtocolError
+from dynammo_core.experiment import code_hash, experiment_from_json
+from dynammo_core.protocol import Instruction, Report
+
+app = ClientApp()
+logger = logging.getLogger("dynammo.client")
+Handler = Callable[[Message, Context], Message]
+UNEXPECTED = 199
+
+
+def sanitised(handler: Handler) -> Handler:
+    """Let only an error's code and class leave the site: its text may hold paths and record ids."""
+
+    @wraps(handler)
+    def wrapped(message: Message, context: Context) -> Message:
+        try:
+            return handler(message, context)
+        except Exception as error:
+            logger.exception("step refused")
+            code = error.code if isinstance(error, DynammoError) else UNEXPECTED
+            return Message(Error(code, type(error).__name__), reply_to=message)
+
+    return wrapped
+
+
+def reply(message: Message, context: Context) -> Message:
+    """Answer one instruction."""
+    instruction = _decode(message)
+    if instruction.code_hash != code_hash():
+        raise ProtocolError(
+            f"the server runs the code {instruction.code_hash[:12]}, this site runs {code_hash()[:12]}",
+            remedy="Install the same version on both sides; in a simulation, stop the local SuperLink of the other copy",
+        )
+    experiment = experiment_from_json(instruction.experiment)
+    site = Site(experiment, instruction.site, Path(instruction.workspace))
+    return Message(_encode(answer(instruction, experiment, site)), reply_to=message)
+
+
+@app.train("fit")
+@sanitised
+def fit(message: Message, context: Context) -> Message:
+    """Train on the site's images."""
+    return reply(message, context)
+
+
+@app.train("summarise")
+@sanitised
+def summarise(message: Message, context: Context) -> Message:
+    """Compute statistics of the site's images."""
+    return reply(message, context)
+
+
+@app.train("remember")
+@sanitised
+def remember(message: Message, context: Context) -> Message:
+    """Choose exemplars into the site's memory."""
+    return reply(message, context)
+
+
+@app.evaluate()
+@sanitised
+def evaluate(message: Message, context: Context) -> Message:
+    """Test the model on the site's images."""
+    return reply(message, context)
+
+
+def _decode(message: Message) -> Instruction:
+    try:
+        fields = message.content.config_records["instruction"]
+        weights = {
+            name: torch.from_numpy(array.numpy().copy())
+            for name, array in message.content.array_records["weights"].items()
+        }
+        return Instruction(
+            experiment=str(fields["experiment"]),
+            code_hash=str(fields["code_hash"]),
+            step=int(fields["step"]),  # type: ignore[arg-type]
+            site=int(fields["site"]),  # type: ignore[arg-type]
+            workspace=str(fields["workspace"]),
+            weights=weights,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProtocolError(f"the message is no instruction ({type(error).__name__}: {error})") from error
+
+
+def _encode(report: Report) -> RecordDict:
+    arrays = {name: Array(tensor.contiguous().numpy()) for name, tensor in report.weights.items()}
+    return RecordDict(
+        {
+            "weights": ArrayRecord(arrays),
+            "numbers": MetricRecord(dict(report.numbers)),
+            "report": ConfigRecord({"abstained": report.abstained}),
+        }
+    )

@@ -1,0 +1,209 @@
+"""What a site does in each kind of step: a pure function of the instruction, the site's images and its memory."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from client.site import Site
+from dynammo_core.data.samples import Samples
+from dynammo_core.data.transforms import augment, to_input
+from dynammo_core.errors import MemoryStoreError, ProtocolError
+from dynammo_core.evaluation import confusion_counts, embed_samples
+from dynammo_core.experiment import Experiment
+from dynammo_core.memory.rehearsal import remember
+from dynammo_core.methods.base import TEACHER_PREFIX, Batch, LossContext
+from dynammo_core.models.incremental_model import IncrementalModel, Level, matching, travelling_names
+from dynammo_core.plan import Action, Step
+from dynammo_core.protocol import Instruction, Numbers, Report, check_report, names_up
+from dynammo_core.seeding import derive_seed, seeded_generator
+from dynammo_core.training import fit, shuffled, train_only
+
+
+@dataclass(frozen=True)
+class LocalStep:
+    """An instruction, unpacked: the step, the site that does it, and the models with the weights received."""
+
+    experiment: Experiment
+    step: Step
+    site: Site
+    model: IncrementalModel
+    teacher: IncrementalModel | None
+
+    @property
+    def seed(self) -> int:
+        """The seed of this step at this site."""
+        step = self.step
+        return derive_seed(self.experiment.config.seed, step.stage.name, step.task, step.round, self.site.index)
+
+    def embed(self, samples: Samples, end: Level) -> Tensor:
+        """Samples carried to a level of the network."""
+        config, device = self.experiment.config, self.experiment.device
+        return embed_samples(self.model, samples, config.data.normalisation, device, end)
+
+
+def answer(instruction: Instruction, experiment: Experiment, site: Site) -> Report:
+    """Do the step that is asked for, and check the answer against the protocol before it may leave.
+
+    Raises:
+        ProtocolError: the instruction does not fit the experiment, or the answer would hold what is not declared.
+        DynammoError: the site's images or memory cannot serve.
+    """
+    started = time.monotonic()
+    experiment.use_torch()
+    local = _unpack(instruction, experiment, site)
+    report = ACTIONS[local.step.stage.action](local)
+    if report.numbers:
+        report = replace(report, numbers={**report.numbers, "seconds": time.monotonic() - started})
+    check_report(report, local.step.stage, local.model, experiment.classes)
+    return report
+
+
+def fit_step(local: LocalStep) -> Report:
+    """Train what the stage sends up on the method's training set; abstain without images to learn from."""
+    method, stage, config = local.experiment.method, local.step.stage, local.experiment.config
+    samples = method.training_set(stage, local.site.rehearsal(local.step.task))
+    if not len(samples):
+        return Report(abstained=True)
+    assert stage.optimisation is not None
+    names = names_up(local.model, stage)
+    batches = _EpochBatches(local, samples, _start_level(stage.inputs, config.data.augmentation))
+    parameters = train_only(local.model, set(names))
+    context = LossContext(local.step.task, replace(stage, inputs=batches.level), local.teacher)
+    loss = fit(
+        parameters,
+        lambda inputs, labels: method.loss(local.model, inputs, labels, context),
+        batches,
+        stage.optimisation,
+        round_=local.step.round,
+    )
+    return Report(False, _take(local.model, names), {"class_counts": _counts(local, samples), "loss": loss})
+
+
+@torch.no_grad()
+def summarise_step(local: LocalStep) -> Report:
+    """Compute the method's statistics over its training set; abstain without images."""
+    method, stage = local.experiment.method, local.step.stage
+    samples = method.training_set(stage, local.site.rehearsal(local.step.task))
+    if not len(samples):
+        return Report(abstained=True)
+    batches = _EpochBatches(local, samples, stage.inputs, batch_size=128)
+    local.model.eval()
+    sums = method.summarise(local.model, batches(0), stage)
+    return Report(
+        False,
+        {name: tensor.detach().cpu().clone() for name, tensor in sums.items()},
+        {"class_counts": _counts(local, samples)},
+    )
+
+
+@torch.no_grad()
+def remember_step(local: LocalStep) -> Report:
+    """Take the task into the site's memory, exactly once however often it is asked."""
+    task, config = local.step.task, local.experiment.config
+    memory = local.site.memory.load()
+    if memory.task not in (task - 1, task):
+        raise MemoryStoreError(
+            f"the replay memory stands after task {memory.task + 1}, but task {task + 1} is to be remembered",
+            remedy="Resume the run that this memory belongs to, or give the new run a memory folder of its own",
+        )
+    if memory.task < task:
+        memory = remember(
+            memory,
+            local.site.train_images(local.experiment.stream.classes(task)),
+            task=task,
+            settings=config.memory,
+            sites=config.federation.sites,
+            features=lambda samples: local.embed(samples, "features").cpu(),
+            seed=local.seed,
+        )
+        local.site.memory.save(memory)
+    size = local.site.memory.path.stat().st_size
+    return Report(False, {}, {"class_counts": _counts(local, memory.samples), "memory_bytes": float(size)})
+
+
+@torch.no_grad()
+def evaluate_step(local: LocalStep) -> Report:
+    """Count right and wrong answers on the site's test images of every class seen so far."""
+    method, classes = local.experiment.method, local.experiment.classes
+    samples = local.site.test_images(local.experiment.stream.seen(local.step.task))
+    features = local.embed(samples, "features") if len(samples) else torch.empty(0)
+    confusion = confusion_counts(method, local.model, features, samples.labels, classes)
+    return Report(False, {}, {"class_counts": _counts(local, samples), "confusion": confusion.flatten().tolist()})
+
+
+ACTIONS: Mapping[Action, Callable[[LocalStep], Report]] = MappingProxyType(
+    {
+        Action.FIT: fit_step,
+        Action.SUMMARISE: summarise_step,
+        Action.REMEMBER: remember_step,
+        Action.EVALUATE: evaluate_step,
+    }
+)
+
+
+class _EpochBatches:
+    """Shuffled batches of a training set, epoch by epoch; what lies before the level is computed once."""
+
+    def __init__(self, local: LocalStep, samples: Samples, level: Level, batch_size: int | None = None) -> None:
+        self.level = level
+        self._local = local
+        self._labels = samples.labels.to(local.experiment.device)
+        self._inputs = samples.images if level == "images" else local.embed(samples, level)
+        optimisation = local.step.stage.optimisation
+        self._batch_size = batch_size or (optimisation.batch_size if optimisation else 128)
+
+    def __call__(self, epoch: int) -> Iterator[Batch]:
+        data, device = self._local.experiment.config.data, self._local.experiment.device
+        generator = seeded_generator(self._local.seed, "epoch", epoch)
+        for index in shuffled(len(self._labels), self._batch_size, generator):
+            inputs = self._inputs[index]
+            if self.level == "images":
+                inputs = to_input(augment(inputs, data.augmentation, generator), data.normalisation, device)
+            yield inputs, self._labels[index]
+
+
+def _start_level(wanted: Level, augmentation: str) -> Level:
+    """Augmented images differ in every epoch, so nothing before the first trained layer can be kept."""
+    return "images" if wanted == "prefix" and augmentation != "none" else wanted
+
+
+def _unpack(instruction: Instruction, experiment: Experiment, site: Site) -> LocalStep:
+    if not 0 <= instruction.step < len(experiment.steps):
+        raise ProtocolError(f"step {instruction.step} is not in a plan of {len(experiment.steps)} steps")
+    step = experiment.steps[instruction.step]
+    own = {name: t for name, t in instruction.weights.items() if not name.startswith(TEACHER_PREFIX)}
+    taught = {name.removeprefix(TEACHER_PREFIX): t for name, t in instruction.weights.items() if name not in own}
+    model = experiment.build_model(step.task)
+    _load(model, own, matching(travelling_names(model), step.stage.down))
+    teacher = None
+    if taught:
+        teacher = copy.deepcopy(experiment.build_model(step.task - 1))
+        _load(teacher, taught, list(taught))
+        teacher.requires_grad_(False).eval().to(experiment.device)
+    return LocalStep(experiment, step, site, model.to(experiment.device), teacher)
+
+
+def _load(model: IncrementalModel, weights: Mapping[str, Tensor], expected: list[str]) -> None:
+    if set(weights) != set(expected):
+        odd = sorted(set(weights) ^ set(expected))
+        raise ProtocolError(f"{len(odd)} tensors are missing or were not declared for this stage, such as {odd[0]!r}")
+    try:
+        model.load_state_dict(dict(weights), strict=False)
+    except RuntimeError as error:
+        raise ProtocolError(f"the weights received do not fit the model ({' '.join(str(error).split())})") from error
+
+
+def _take(model: IncrementalModel, names: list[str]) -> dict[str, Tensor]:
+    state = model.state_dict()
+    return {name: state[name].detach().cpu().clone() for name in names}
+
+
+def _counts(local: LocalStep, samples: Samples) -> list[int]:
+    return samples.class_counts(local.experiment.classes)

@@ -1,0 +1,40 @@
+"""Batch-norm statistics are pooled, never averaged: the variance of a mixture holds the spread of its means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+_MEAN, _VARIANCE = ".running_mean", ".running_var"
+
+
+def is_batch_norm_statistic(name: str) -> bool:
+    """Whether a tensor of that name is a running mean or variance."""
+    return name.endswith((_MEAN, _VARIANCE))
+
+
+def pool_batch_norm(updates: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+    """Mean and variance of the mixture: E[mean_k], and E[var_k + mean_k^2] - E[mean_k]^2, weighted.
+
+    Args:
+        updates: tensors by name; only pairs of `.running_mean` and `.running_var` are read.
+        weights: one non-negative weight an update; the sum is positive.
+
+    Returns:
+        The pooled statistics alone, by name, in their own dtype.
+    """
+    share = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+    pooled: dict[str, Tensor] = {}
+    for name in updates[0]:
+        if not name.endswith(_MEAN):
+            continue
+        stem = name.removesuffix(_MEAN)
+        means = torch.stack([update[name].double() for update in updates])
+        variances = torch.stack([update[stem + _VARIANCE].double() for update in updates])
+        mean = torch.einsum("k,kc->c", share, means)
+        variance = torch.einsum("k,kc->c", share, variances + means.square()) - mean.square()
+        pooled[name] = mean.to(updates[0][name].dtype)
+        pooled[stem + _VARIANCE] = variance.clamp_min(0).to(updates[0][name].dtype)
+    return pooled

@@ -1,0 +1,79 @@
+"""The average across sites: head rows by who holds the class, batch-norm statistics pooled, the rest by sample number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynammo_core.aggregation.batch_norm import is_batch_norm_statistic, pool_batch_norm
+from dynammo_core.models.heads import OTHERS
+
+SUM_PREFIX = "sums."
+"""Tensors of this prefix are statistics to be added up, such as class sums or Gram matrices."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one site sent in one round.
+
+    Attributes:
+        weights: tensors by name.
+        class_counts: [C] samples of each class that the site trained on.
+    """
+
+    weights: Mapping[str, Tensor]
+    class_counts: Sequence[int]
+
+    @property
+    def samples(self) -> int:
+        """All samples the site trained on."""
+        return sum(self.class_counts)
+
+
+def row_weights(rows: Sequence[int], class_counts: Sequence[int]) -> list[int]:
+    """How much a site may say about each row of a head: its samples of that row's class.
+
+    The row `OTHERS` counts the samples of all classes that the head does not name.
+    """
+    named = {row for row in rows if row != OTHERS}
+    unnamed = sum(count for label, count in enumerate(class_counts) if label not in named)
+    return [unnamed if row == OTHERS else class_counts[row] for row in rows]
+
+
+def class_aware_mean(
+    updates: Sequence[Update], rows: Mapping[str, tuple[int, ...]], current: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """One set of tensors from all sites' updates, in float64, independent of the order in which sites answered.
+
+    Args:
+        updates: at least one, sorted by site, each with at least one sample and the same names.
+        rows: class of each row, for the tensors that belong to heads.
+        current: the server's own tensors: a row of which no site holds a sample stays as it is.
+    """
+    first = updates[0].weights
+    shares = torch.tensor([update.samples for update in updates], dtype=torch.float64)
+    merged = pool_batch_norm([update.weights for update in updates], shares.tolist())
+    for name in first:
+        if is_batch_norm_statistic(name):
+            continue
+        stacked = torch.stack([update.weights[name].double() for update in updates])
+        if name.startswith(SUM_PREFIX):
+            merged[name] = stacked.sum(dim=0).to(first[name].dtype)
+        elif name in rows:
+            counts = [row_weights(rows[name], update.class_counts) for update in updates]
+            merged[name] = _row_mean(stacked, torch.tensor(counts, dtype=torch.float64), current[name])
+        else:
+            merged[name] = torch.einsum("k,k...->...", shares / shares.sum(), stacked).to(first[name].dtype)
+    return merged
+
+
+def _row_mean(stacked: Tensor, weights: Tensor, current: Tensor) -> Tensor:
+    """Weighted mean over sites of each row; `stacked` is [K, R, ...], `weights` [K, R], `current` [R, ...]."""
+    totals = weights.sum(dim=0)
+    shares = weights / totals.clamp_min(1)
+    mean = torch.einsum("kr,kr...->r...", shares, stacked)
+    nobody = (totals == 0).view(-1, *[1] * (current.dim() - 1))
+    return torch.where(nobody, current.double(), mean).to(current.dtype)

@@ -1,0 +1,162 @@
+"""One YAML file, one experiment: read, overridden, validated once, frozen, and known by the hash of its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from dynammo_core.errors import ConfigError, nearest_match, unknown_name
+from dynammo_core.methods import METHODS
+from dynammo_core.settings import (
+    BackboneSettings,
+    ComputeSettings,
+    DataSettings,
+    FederationSettings,
+    MemorySettings,
+    MethodSettings,
+    Section,
+    TaskSettings,
+)
+
+M = TypeVar("M", bound=MethodSettings)
+Scalar = str | int | float | bool
+
+
+class Config(Section, Generic[M]):
+    """Everything that decides what an experiment computes."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run directory")
+    seed: int = Field(default=1, ge=0)
+    data: DataSettings
+    tasks: TaskSettings = TaskSettings()
+    federation: FederationSettings = FederationSettings()
+    backbone: BackboneSettings = BackboneSettings()
+    method: M
+    memory: MemorySettings = MemorySettings()
+    compute: ComputeSettings = ComputeSettings()
+
+    def canonical_json(self) -> str:
+        """The resolved configuration as JSON with sorted keys: the same content, the same text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the canonical JSON, as 64 hexadecimal digits."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The resolved configuration, every default filled in, in the order of its sections."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: Path, overrides: Mapping[str, Scalar] | None = None) -> Config[Any]:
+    """Read an experiment's YAML.
+
+    Args:
+        path: the file.
+        overrides: values by dotted key, such as {"federation.sites": 10}; texts are read as YAML.
+
+    Raises:
+        ConfigError: no such file, no YAML, or a key or value that is not accepted; it names file, key and remedy.
+    """
+    if not path.is_file():
+        here = sorted(str(file) for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ConfigError(
+            f"no configuration file {str(path)!r}{nearest_match(str(path), here)}",
+            accepted=", ".join(here) or "a YAML file",
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    return resolve(data, str(path), overrides or {}, tree)
+
+
+def resolve(data: Any, source: str, overrides: Mapping[str, Scalar], tree: yaml.Node | None = None) -> Config[Any]:
+    """Validate plain data as a configuration; `source` and `tree` serve the error messages."""
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source} holds no mapping of keys to values", accepted=", ".join(Config.model_fields))
+    for key, value in overrides.items():
+        _set_leaf(data, key, yaml.safe_load(value) if isinstance(value, str) else value)
+    method = data.get("method")
+    name = method.get("name") if isinstance(method, dict) else None
+    if name not in METHODS:
+        raise ConfigError(f"{source}, method.name: {unknown_name('method', str(name), METHODS)}", accepted=", ".join(METHODS))
+    model = Config[METHODS[name].Params]  # type: ignore[name-defined]
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(problem, model, source, tree) for problem in error.errors())) from error
+
+
+def leaf_keys() -> list[str]:
+    """The dotted key of every leaf that any method's configuration may have, sorted."""
+    models = [Config[method.Params] for method in METHODS.values()]  # type: ignore[name-defined]
+    return sorted({leaf for model in models for leaf in _leaves(model)})
+
+
+def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            yield from _leaves(section, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _set_leaf(data: dict[str, Any], key: str, value: Any) -> None:
+    *sections, leaf = key.split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"the override {key!r} goes through {section!r}, which is a value and not a section")
+    data[leaf] = value
+
+
+def _explain(problem: ErrorDetails, model: type[BaseModel], source: str, tree: yaml.Node | None) -> str:
+    """`FILE line 3, data.datset: unknown key (did you mean 'dataset'?); accepted: ...`."""
+    path = [str(part) for part in problem["loc"]]
+    names = _accepted_names(model, path[:-1])
+    steps = []
+    for part in path:
+        steps.append(part)
+        if part not in _accepted_names(model, steps[:-1]):
+            break
+    line = _line(tree, steps)
+    place = f"{source}{f' line {line}' if line else ''}, {'.'.join(steps)}"
+    if problem["type"] == "extra_forbidden":
+        return f"{place}: unknown key{nearest_match(path[-1], names)}; accepted: {', '.join(names)}"
+    if problem["type"] == "missing":
+        return f"{place}: this key is required"
+    return f"{place}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}"
+
+
+def _accepted_names(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(part)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+def _line(tree: yaml.Node | None, path: list[str]) -> int | None:
+    """Line, from 1, of the key at `path`; none where an override or a default put it there."""
+    line = None
+    for part in path:
+        if not isinstance(tree, yaml.MappingNode):
+            return None
+        match = [(key, value) for key, value in tree.value if key.value == part]
+        if not match:
+            return None
+        line, tree = match[0][0].start_mark.line + 1, match[0][1]
+    return line

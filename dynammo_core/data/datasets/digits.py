@@ -1,0 +1,25 @@
+"""scikit-learn's digits: 1,797 handwritten digits of 8x8 pixels, part of the UCI Optical Recognition data set."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dynammo_core.data.records import seeded_split
+from dynammo_core.data.samples import Dataset, Split
+from dynammo_core.data.sources import ArraySource, array_keys
+from dynammo_core.settings import DataSettings
+
+
+def load_digits(_: DataSettings) -> Dataset:
+    """The digits with their 17 grey levels spread over 0..255, split 80/20 within each class by `SPLIT_SEED`."""
+    from sklearn.datasets import load_digits as load  # two seconds to import, and only this data set needs it
+
+    bunch = load()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    labels = bunch.target.astype(np.int64)
+    test = seeded_split(labels, array_keys(images))
+    train_split, test_split = (
+        Split(ArraySource(images[chosen]), labels[chosen], tuple(f"digits/{i:04d}" for i in np.flatnonzero(chosen)))
+        for chosen in (~test, test)
+    )
+    return Dataset(tuple(str(digit) for digit in range(10)), train_split, test_split)

@@ -1,0 +1,71 @@
+"""Class folders of images: root/train/<class>/ and root/test/<class>/, or root/<class>/ split 80/20 by a fixed seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from dynammo_core.data.folders import require_folder
+from dynammo_core.data.records import ImageRecord, assemble, require_registered
+from dynammo_core.data.samples import Dataset
+from dynammo_core.errors import DataError
+from dynammo_core.settings import DataSettings
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+LAYOUT = "ROOT/train/<class>/<image> and ROOT/test/<class>/<image>, or ROOT/<class>/<image> to be split 80/20"
+
+
+def load_image_folder(settings: DataSettings) -> Dataset:
+    """Class folders under `data.root`; the classes are the folders' names, sorted, or `data.classes`.
+
+    Raises:
+        DataError: a missing folder, a folder that is no class of the registry, or what `assemble` refuses.
+    """
+    return load_class_folders(settings, settings.classes, LAYOUT, absent=settings.classes is not None)
+
+
+def load_class_folders(
+    settings: DataSettings, class_names: tuple[str, ...] | None, layout: str, *, absent: bool
+) -> Dataset:
+    """Class folders under the data set's root; `class_names` none takes the names found, sorted.
+
+    Hidden files and files without an image's extension are passed over; subfolders of a class folder belong to it.
+
+    Raises:
+        DataError: as `load_image_folder`.
+    """
+    root = require_folder(settings, layout)
+    parts = _parts(root, layout)
+    folders = [(split, folder) for split, part in parts for folder in _subfolders(part)]
+    names = class_names or tuple(sorted({folder.name for _, folder in folders}))
+    if not names:
+        raise DataError(f"{root} holds no class folders", accepted=layout)
+    for _, folder in folders:
+        require_registered(folder.name, names, f"the folder {folder}")
+    records = [
+        ImageRecord(path, folder.name, path.relative_to(root).as_posix(), split=split)
+        for split, folder in folders
+        for path in _images(folder)
+    ]
+    if not records:
+        raise DataError(f"{root} holds no images", accepted=f"{layout}, with files named {', '.join(EXTENSIONS)}")
+    return assemble(records, names, str(root), absent=absent)
+
+
+def _parts(root: Path, layout: str) -> list[tuple[Literal["train", "test"] | None, Path]]:
+    train, test = root / "train", root / "test"
+    if train.is_dir() and test.is_dir():
+        return [("train", train), ("test", test)]
+    for there, lacking in ((train, test), (test, train)):
+        if there.is_dir():
+            raise DataError(f"{there} has no {lacking.name}/ beside it", accepted=layout)
+    return [(None, root)]
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _images(folder: Path) -> list[Path]:
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    return sorted(path for path in files if not path.name.startswith(".") and path.is_file())

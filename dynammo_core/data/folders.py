@@ -1,0 +1,49 @@
+"""Where a data set's files lie on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dynammo_core.errors import DataError
+from dynammo_core.settings import DataSettings
+
+DATA_VARIABLE = "DYNAMMO_DATA"
+DEFAULT_HOME = "~/.cache/dynammo"
+ARCHIVES = (".zip", ".gz", ".tgz", ".tar")
+
+
+def data_root(settings: DataSettings) -> Path:
+    """`data.root`, else the data set's own folder in $DYNAMMO_DATA, else in ~/.cache/dynammo; it need not exist."""
+    if settings.root is not None:
+        return Path(settings.root).expanduser().absolute()
+    home = os.environ.get(DATA_VARIABLE) or DEFAULT_HOME
+    return Path(home).expanduser().absolute() / settings.dataset
+
+
+def missing(settings: DataSettings, path: Path, what: str, layout: str) -> DataError:
+    """The error that `path` is not there: what was looked for, and how to lay it out."""
+    source = f"data.root is {settings.root!r}"
+    if settings.root is None:
+        home = os.environ.get(DATA_VARIABLE)
+        source = f"data.root is not set, and ${DATA_VARIABLE} is {repr(home) if home else 'not set either'}"
+    if path.suffix.lower() in ARCHIVES and path.is_file():
+        what, remedy = f"an archive, not {what}", "Unpack it and set data.root to the folder that comes out"
+    else:
+        what, remedy = (
+            f"not {what}" if path.exists() else f"not there; it should be {what}",
+            "Set data.root to the data",
+        )
+    return DataError(f"{path} is {what} ({source})", accepted=layout, remedy=remedy)
+
+
+def require_folder(settings: DataSettings, layout: str) -> Path:
+    """The data set's root, which must be a folder.
+
+    Raises:
+        DataError: it is none; `layout` says what should lie there.
+    """
+    root = data_root(settings)
+    if not root.is_dir():
+        raise missing(settings, root, "a folder", layout)
+    return root

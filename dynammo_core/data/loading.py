@@ -1,0 +1,131 @@
+"""From the section `data` of a configuration to the images a run uses, and from their indices to pixels of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from dynammo_core.data.datasets import DATASETS
+from dynammo_core.data.samples import Dataset, ImageSource, Samples, Split
+from dynammo_core.data.sources import ArraySource, resolve_selection, select
+from dynammo_core.errors import ConfigError, DataError, unknown_name
+from dynammo_core.seeding import derive_seed
+from dynammo_core.settings import DataSettings
+
+CHUNK = 512
+"""Images read and resized at a time: bounds the memory that pictures of many megapixels take."""
+
+
+@lru_cache(maxsize=4)
+def open_dataset(settings: DataSettings, seed: int) -> Dataset:
+    """Index the data set and keep the images that the settings ask for; nothing is decoded.
+
+    With `validation_per_class` so many training images of each class become the test split, and the data set's own test
+    images are not touched. Then `train_per_class` and `test_per_class` images are kept, drawn by the seed: fewer are a
+    subset of more, and a class that has fewer keeps all. The last few results stay in memory.
+
+    Raises:
+        ConfigError: no such data set, or `data.classes` differs from the classes of one whose classes are fixed.
+        DataError: images are missing or bad, or validation would take all training images of a class.
+    """
+    if settings.dataset not in DATASETS:
+        raise ConfigError(
+            f"data.dataset: {unknown_name('data set', settings.dataset, DATASETS)}", accepted=", ".join(DATASETS)
+        )
+    dataset = DATASETS[settings.dataset](settings)
+    if settings.classes not in (None, dataset.class_names):
+        raise ConfigError(
+            f"data.classes is {settings.classes}, and the classes of {settings.dataset} are fixed",
+            accepted=str(dataset.class_names),
+            remedy="Leave data.classes out",
+        )
+    if settings.validation_per_class:
+        dataset = _validate_on_training(dataset, settings.validation_per_class, seed)
+    return replace(
+        dataset,
+        train=_subsample(dataset.train, settings.train_per_class, seed, "train"),
+        test=_subsample(dataset.test, settings.test_per_class, seed, "test"),
+    )
+
+
+def load_samples(split: Split, indices: Sequence[int] | NDArray[np.int64], image_size: int) -> Samples:
+    """Decode and resize images: N samples in the order of `indices`, Tensor[N, C, S, S] uint8 with S = `image_size`.
+
+    C is 1 when all of them are grey, else 3. Resizing is bilinear, with antialiasing where the image shrinks; an image
+    that is not square is stretched to one.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    index = np.asarray(indices, dtype=np.int64)
+    if not len(index):
+        return Samples.empty()
+    source, held = resolve_selection(split.source, index)
+    parts = [_read_chunk(source, held[start : start + CHUNK], image_size) for start in range(0, len(held), CHUNK)]
+    channels = max(part.shape[1] for part in parts)
+    images = torch.cat([part.expand(-1, channels, -1, -1) for part in parts])
+    return Samples(images, torch.from_numpy(split.labels[index]), tuple(split.record_ids[i] for i in index.tolist()))
+
+
+def _read_chunk(source: ImageSource, indices: NDArray[np.int64], size: int) -> Tensor:
+    if isinstance(source, ArraySource):
+        return _resize(_to_tensor(source.images[indices]), size)
+    images = [_to_tensor(source.read(index)[None]) for index in indices.tolist()]
+    by_shape: dict[torch.Size, list[int]] = {}
+    for position, image in enumerate(images):
+        by_shape.setdefault(image.shape, []).append(position)
+    channels = max(image.shape[1] for image in images)
+    resized = torch.empty(len(images), channels, size, size, dtype=torch.uint8)
+    for positions in by_shape.values():
+        resized[positions] = _resize(torch.cat([images[position] for position in positions]), size).expand(
+            -1, channels, -1, -1
+        )
+    return resized
+
+
+def _to_tensor(images: NDArray[np.uint8]) -> Tensor:
+    """[N, H, W] or [N, H, W, 3] -> Tensor[N, C, H, W]."""
+    tensor = torch.from_numpy(images if images.flags.writeable else images.copy())
+    return tensor[:, None] if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
+
+
+def _resize(images: Tensor, size: int) -> Tensor:
+    if images.shape[-2:] == (size, size):
+        return images.contiguous()
+    # antialias widens the filter by the scale, and only where the image shrinks: growing images get plain bilinear
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False).contiguous()
+
+
+def _validate_on_training(dataset: Dataset, per_class: int, seed: int) -> Dataset:
+    labels = dataset.train.labels
+    for label, name in enumerate(dataset.class_names):
+        if 0 < (count := int((labels == label).sum())) <= per_class:
+            raise DataError(
+                f"the class {name!r} has {count} training images, and data.validation_per_class takes {per_class}",
+                accepted=f"at most {count - 1}",
+                remedy="Lower data.validation_per_class",
+            )
+    chosen = _drawn_per_class(labels, per_class, seed, "validation")
+    rest = np.setdiff1d(np.arange(len(labels)), chosen)
+    return replace(dataset, train=select(dataset.train, rest), test=select(dataset.train, chosen))
+
+
+def _subsample(split: Split, per_class: int | None, seed: int, purpose: str) -> Split:
+    return split if per_class is None else select(split, _drawn_per_class(split.labels, per_class, seed, purpose))
+
+
+def _drawn_per_class(labels: NDArray[np.int64], per_class: int, seed: int, purpose: str) -> NDArray[np.int64]:
+    """Indices, ascending, of `per_class` images of each class, or of all where it has fewer."""
+    drawn = []
+    for label in np.unique(labels).tolist():
+        members = np.flatnonzero(labels == label)
+        order = np.random.default_rng(derive_seed(seed, "subsample", purpose, label)).permutation(len(members))
+        drawn.append(members[order[:per_class]])
+    return np.sort(np.concatenate(drawn))

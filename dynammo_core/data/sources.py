@@ -1,0 +1,154 @@
+"""Where images come from: arrays in memory, files on disk, and selections of either."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dynammo_core.data.samples import ImageSource, Split
+from dynammo_core.errors import DataError
+
+GREY_MODES = ("1", "L", "LA", "La")
+COLOUR_MODES = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV")
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource:
+    """Images that are already in memory: uint8 [N, H, W] (grey) or [N, H, W, 3] (RGB)."""
+
+    images: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Image `index`, as `ImageSource` says."""
+        image: NDArray[np.uint8] = self.images[index]
+        return image
+
+
+@dataclass(frozen=True, eq=False)
+class FileSource:
+    """Image files; `places` says where each was named (a row of a manifest), or is empty."""
+
+    paths: tuple[Path, ...]
+    places: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Image `index`, as `ImageSource` says."""
+        return decode_image(self.paths[index], self.places[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Some images of another source, in a given order."""
+
+    source: ImageSource
+    indices: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Image `index`, as `ImageSource` says."""
+        return self.source.read(int(self.indices[index]))
+
+
+def resolve_selection(source: ImageSource, indices: NDArray[np.int64]) -> tuple[ImageSource, NDArray[np.int64]]:
+    """The source that holds the images, however often it was selected from, and their indices there."""
+    while isinstance(source, Selection):
+        indices = source.indices[indices]
+        source = source.source
+    return source, indices
+
+
+def select(split: Split, indices: NDArray[np.int64]) -> Split:
+    """The part of a split at `indices`, in that order; nothing is read or copied."""
+    source, held = resolve_selection(split.source, indices)
+    chosen = indices.tolist()
+    sites = split.sites
+    return Split(
+        source=Selection(source, held),
+        labels=split.labels[indices],
+        record_ids=tuple(split.record_ids[i] for i in chosen),
+        sites=None if sites is None else tuple(sites[i] for i in chosen),
+    )
+
+
+def named(path: Path, place: str) -> str:
+    """`/data/a.png (row 7 of /data/manifest.csv)`."""
+    return f"{path} ({place})" if place else str(path)
+
+
+def decode_image(path: Path, place: str = "") -> NDArray[np.uint8]:
+    """Decode an image file to uint8 [H, W] (grey) or [H, W, 3] (RGB).
+
+    Transparency is dropped, and so are frames after the first.
+
+    Raises:
+        DataError: the file is missing, not an image, truncated, or has more than 8 bits a channel.
+    """
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            if mode in GREY_MODES:
+                return np.array(image.convert("L"))
+            if mode in COLOUR_MODES:
+                return np.array(image.convert("RGB"))
+    # Decoders answer broken bytes with whatever they stumble over: OSError, SyntaxError, struct.error, IndexError ...
+    except Exception as error:
+        raise DataError(
+            f"the image {named(path, place)} cannot be read: {error}",
+            accepted="a whole image file of a format that Pillow reads, such as PNG, JPEG or TIFF",
+            remedy="Replace the file, or take it out of the data set",
+        ) from error
+    raise DataError(
+        f"the image {named(path, place)} has pixels of mode {mode}, more than 8 bits a channel",
+        accepted="8-bit grey or colour images",
+        remedy="Convert it to 8 bits with the intensity window that the diagnosis needs: no default would be right",
+    )
+
+
+def file_keys(paths: Sequence[Path], places: Sequence[str]) -> list[str]:
+    """A key for each file, equal where the bytes are equal; only files that share their size with another are read.
+
+    Raises:
+        DataError: a file is missing or cannot be read.
+    """
+    sizes = []
+    for path, place in zip(paths, places, strict=True):
+        with _naming(path, place):
+            sizes.append(path.stat().st_size)
+    shared = Counter(sizes)
+    keys = []
+    for path, place, size in zip(paths, places, sizes, strict=True):
+        with _naming(path, place):
+            keys.append(str(size) if shared[size] == 1 else hashlib.sha256(path.read_bytes()).hexdigest())
+    return keys
+
+
+def array_keys(images: NDArray[np.uint8]) -> list[str]:
+    """A key for each image [N, ...], equal where the pixels are equal."""
+    return [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+
+
+@contextmanager
+def _naming(path: Path, place: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"the image {named(path, place)} cannot be opened: {error.strerror or error}",
+            remedy="Put the file there, permit reading it, or take it out of the data set",
+        ) from error

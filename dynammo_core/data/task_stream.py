@@ -1,0 +1,69 @@
+"""Which classes arrive in which task: the class-incremental stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynammo_core.errors import ConfigError
+from dynammo_core.settings import TaskSettings
+
+
+@dataclass(frozen=True)
+class TaskStream:
+    """Tasks 0..T-1, each a tuple of class indices; no class arrives twice."""
+
+    tasks: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def classes(self, task: int) -> tuple[int, ...]:
+        """The classes that arrive with a task."""
+        return self.tasks[task]
+
+    def seen(self, task: int) -> tuple[int, ...]:
+        """The classes of tasks 0..task, in the order of their arrival."""
+        return tuple(label for classes in self.tasks[: task + 1] for label in classes)
+
+    def task_of(self, label: int) -> int:
+        """The task with which a class arrives.
+
+        Raises:
+            ConfigError: it arrives with none (the sizes of the tasks left it out).
+        """
+        for task, classes in enumerate(self.tasks):
+            if label in classes:
+                return task
+        raise ConfigError(f"class {label} is in no task", accepted=", ".join(map(str, sorted(self.seen(len(self))))))
+
+
+def build_task_stream(settings: TaskSettings, class_count: int, seed: int) -> TaskStream:
+    """Deal `class_count` classes out to tasks.
+
+    One size for all tasks covers every class, and when it does not divide their number the last task is smaller.
+    A size for each task may leave classes over, which then take no part. A shuffled order is
+    `numpy.random.RandomState(seed).permutation`, as in PyCIL, so that a seed names the class order the literature uses.
+
+    Raises:
+        ConfigError: the tasks need more classes than there are.
+    """
+    sizes = settings.sizes
+    needed = sizes if isinstance(sizes, int) else sum(sizes)
+    if needed > class_count:
+        what = f"one task of {sizes}" if isinstance(sizes, int) else f"{' + '.join(map(str, sizes))} = {needed}"
+        raise ConfigError(
+            f"tasks.sizes needs {what} classes, and the data set has {class_count}",
+            accepted=f"sizes that sum to at most {class_count}",
+        )
+    if isinstance(sizes, int):
+        starts = list(range(0, class_count, sizes))
+        ends = [*starts[1:], class_count]
+    else:
+        ends = np.cumsum(sizes).tolist()
+        starts = [0, *ends[:-1]]
+    order = list(range(class_count))
+    if settings.class_order == "shuffled":
+        order = np.random.RandomState(seed % 2**32).permutation(class_count).tolist()
+    return TaskStream(tuple(tuple(order[start:end]) for start, end in zip(starts, ends, strict=True)))

@@ -1,0 +1,138 @@
+"""The only place where a configuration becomes objects: data, tasks, sites, network and method."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynammo_core.config import Config, resolve
+from dynammo_core.data.loading import open_dataset
+from dynammo_core.data.samples import Dataset
+from dynammo_core.data.site_partition import SitePartition, partition_sites
+from dynammo_core.data.task_stream import TaskStream, build_task_stream
+from dynammo_core.errors import ConfigError, RunError
+from dynammo_core.methods import METHODS
+from dynammo_core.methods.base import Method
+from dynammo_core.models.backbones import Backbone, build_backbone
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.plan import Step, plan_steps
+from dynammo_core.seeding import seeded_initialisation
+
+
+class Experiment:
+    """A validated configuration and what it describes, each part built when first asked for."""
+
+    def __init__(self, config: Config[Any]) -> None:
+        self.config = config
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """All images, by index."""
+        return open_dataset(self.config.data, self.config.seed)
+
+    @property
+    def classes(self) -> int:
+        """Number C of classes of the data set."""
+        return len(self.dataset.class_names)
+
+    @cached_property
+    def stream(self) -> TaskStream:
+        """Which classes arrive in which task."""
+        return build_task_stream(self.config.tasks, self.classes, self.config.seed)
+
+    @cached_property
+    def partition(self) -> SitePartition:
+        """Which images each simulated site holds."""
+        return partition_sites(self.dataset, self.config.federation, self.config.seed)
+
+    @cached_property
+    def method(self) -> Method:
+        """The continual-learning method."""
+        return METHODS[self.config.method.name](self.config.method, self.stream)
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """Every step of the run."""
+        return plan_steps(self.method, len(self.stream))
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the arithmetic happens.
+
+        Raises:
+            ConfigError: the device asked for is not on this machine.
+        """
+        name = self.config.compute.device
+        try:
+            device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"compute.device: {name!r} cannot be used here ({str(error).splitlines()[0]})",
+                accepted="auto, cpu, cuda or cuda:N of a GPU that `nvidia-smi` lists",
+            ) from error
+        return device
+
+    @cached_property
+    def _backbone(self) -> Backbone:
+        backbone = build_backbone(self.config.backbone, self.config.seed)
+        if self.method.freezes_backbone:
+            backbone.freeze()
+        return backbone
+
+    def new_model(self) -> IncrementalModel:
+        """The network before the first task. A frozen backbone is shared by all models of this experiment."""
+        shared = self.method.freezes_backbone
+        return IncrementalModel(self._backbone if shared else copy.deepcopy(self._backbone))
+
+    def build_model(self, task: int) -> IncrementalModel:
+        """A network with the structure of `task`; all that changes in a run has yet to be loaded into it."""
+        model = self.new_model()
+        with seeded_initialisation(self.config.seed, "structure"):
+            for earlier in range(task + 1):
+                self.method.grow(model, earlier)
+        return model
+
+    def use_torch(self) -> None:
+        """Set PyTorch's threads and determinism for this process, so that results repeat bit for bit."""
+        torch.set_num_threads(self.config.compute.threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+
+    def check(self) -> None:
+        """Build every part once, so that what cannot work is refused before the first step.
+
+        Raises:
+            DynammoError: of the part that cannot be built.
+        """
+        labels = self.dataset.train.labels
+        for task in range(len(self.stream)):
+            names = [self.dataset.class_names[label] for label in self.stream.classes(task)]
+            if not any((labels == label).any() for label in self.stream.classes(task)):
+                raise RunError(f"task {task + 1} (classes {', '.join(names)}) has no images at any site")
+        _ = self.partition, self.device, self.steps
+        self.build_model(0)
+
+
+@lru_cache(maxsize=4)
+def experiment_from_json(text: str) -> Experiment:
+    """The experiment of a canonical JSON configuration; a process that sees it again gets the same object."""
+    return Experiment(resolve(json.loads(text), "the server's configuration", {}))
+
+
+@lru_cache(maxsize=1)
+def code_hash() -> str:
+    """SHA-256 over the Python files of the packages that server and sites share, as 64 hexadecimal digits."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for package in ("client", "dynammo_core", "server"):
+        for file in sorted((root / package).rglob("*.py")):
+            digest.update(f"{file.relative_to(root).as_posix()}\0".encode())
+            digest.update(file.read_bytes() + b"\0")
+    return digest.hexdigest()

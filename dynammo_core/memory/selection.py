@@ -1,0 +1,52 @@
+"""Which samples of a class to keep as exemplars: each operator ranks them, best first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+Selection = Callable[[Tensor, int, torch.Generator], Tensor]
+
+
+def herding(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Greedy choice whose running mean stays closest to the class mean (iCaRL, arXiv 1611.07725, algorithm 4).
+
+    Args:
+        features: Tensor[N, D] of one class; normalised to unit length here, as in iCaRL.
+        count: exemplars wanted; at most N are ranked.
+        generator: not used; every operator has the same signature.
+
+    Returns:
+        Tensor[min(count, N)] int64: indices, best first.
+    """
+    unit = torch.nn.functional.normalize(features.double(), dim=1)
+    target = unit.mean(dim=0)
+    total = torch.zeros_like(target)
+    free = torch.ones(len(unit), dtype=torch.bool)
+    chosen: list[int] = []
+    for step in range(1, min(count, len(unit)) + 1):
+        distances = (target - (total + unit) / step).norm(dim=1)
+        index = int(distances.masked_fill(~free, torch.inf).argmin())
+        chosen.append(index)
+        total += unit[index]
+        free[index] = False
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
+def closest_to_mean(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """The samples nearest to the class mean of unit-length features, nearest first."""
+    unit = torch.nn.functional.normalize(features.double(), dim=1)
+    return (unit - unit.mean(dim=0)).norm(dim=1).argsort(stable=True)[:count]
+
+
+def random_choice(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """A uniform choice without replacement."""
+    return torch.randperm(len(features), generator=generator)[:count]
+
+
+SELECTIONS: Mapping[str, Selection] = MappingProxyType(
+    {"herding": herding, "random": random_choice, "closest_to_mean": closest_to_mean}
+)

@@ -1,0 +1,139 @@
+"""The hooks of a continual-learning method: a method overrides only what differs, and nobody else asks for its name."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Iterable, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from dynammo_core.data.samples import Samples
+from dynammo_core.data.task_stream import TaskStream
+from dynammo_core.memory.rehearsal import balanced_set
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.plan import Action, Stage
+from dynammo_core.seeding import derive_seed
+from dynammo_core.settings import MemorySettings, MethodSettings
+
+TEACHER_PREFIX = "teacher."
+"""Tensors of the archive under this prefix make the model of the previous task, for methods that distil."""
+
+Archive = MutableMapping[str, Tensor]
+"""What the server keeps beside the model, by name: adapter sets of earlier tasks, a teacher, summed statistics."""
+
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs at the stage's level, Tensor[B, ...], and global labels, Tensor[B]."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """All that a method may draw its training set from: the images that this site holds, and its memory."""
+
+    task: int
+    new: Samples
+    seen: Samples
+    memory: Samples
+    settings: MemorySettings
+    sites: int
+    seed: int
+
+    def balanced(self) -> Samples:
+        """Exemplars and equally many samples of each new class."""
+        seed = derive_seed(self.seed, "balanced", self.task)
+        return balanced_set(self.memory, self.new, settings=self.settings, sites=self.sites, seed=seed)
+
+
+@dataclass(frozen=True)
+class LossContext:
+    """Where a batch is being learnt: its task and stage, and the previous task's model if the method keeps one."""
+
+    task: int
+    stage: Stage
+    teacher: IncrementalModel | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Answers for a batch.
+
+    Attributes:
+        labels: Tensor[B] int64, global class indices.
+        probability: Tensor[B], of the answer.
+        known: Tensor[B] in [0, 1], how sure the model is that it has learnt the image's class at all.
+    """
+
+    labels: Tensor
+    probability: Tensor
+    known: Tensor
+
+
+class Method(ABC):
+    """A class-incremental method. Attributes of the class say what it is; hooks say what it does.
+
+    Attributes:
+        name: the method's name in configurations and tables.
+        paper_url: where it is published.
+        Params: its section of the configuration.
+        freezes_backbone: whether the pretrained network never changes (and so never travels).
+        uses_memory: whether sites keep exemplars.
+        deployed: patterns of the tensors that prediction needs.
+    """
+
+    name: ClassVar[str]
+    paper_url: ClassVar[str]
+    Params: ClassVar[type[MethodSettings]]
+    freezes_backbone: ClassVar[bool] = False
+    uses_memory: ClassVar[bool] = True
+    deployed: ClassVar[tuple[str, ...]] = ("extractor.*", "heads.*")
+
+    def __init__(self, params: MethodSettings, stream: TaskStream) -> None:
+        self.params = params
+        self.stream = stream
+
+    def stages(self, task: int) -> Sequence[Stage]:
+        """The training stages of a task, in order."""
+        raise NotImplementedError(f"{type(self).__name__} must say which stages a task has")
+
+    def all_stages(self, task: int) -> Sequence[Stage]:
+        """The training stages, then the memory takes in the task, then every site evaluates."""
+        remember = Stage("remember", Action.REMEMBER, down=self.deployed, inputs="features")
+        evaluate = Stage("evaluate", Action.EVALUATE, down=self.deployed, inputs="features")
+        return (*self.stages(task), *((remember,) if self.uses_memory else ()), evaluate)
+
+    def grow(self, model: IncrementalModel, task: int) -> None:
+        """Give the model the structure it has in `task`, starting from that of the task before; server and sites."""
+        raise NotImplementedError(f"{type(self).__name__} must say how the model grows")
+
+    def begin_task(self, model: IncrementalModel, archive: Archive, task: int) -> None:
+        """At the server, before the first stage of `task`."""
+        self.grow(model, task)
+
+    def training_set(self, stage: Stage, rehearsal: Rehearsal) -> Samples:
+        """What a site trains on; empty means that it abstains from the stage."""
+        return rehearsal.new
+
+    def loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
+        """Scalar loss of a batch; `inputs` stand at the level `context.stage.inputs`."""
+        raise NotImplementedError(f"{type(self).__name__} must say what it minimises")
+
+    def summarise(self, model: IncrementalModel, batches: Iterable[Batch], stage: Stage) -> dict[str, Tensor]:
+        """The tensors that a site computes in a SUMMARISE stage, without gradients, from its training set."""
+        raise NotImplementedError(f"{type(self).__name__} has no stage that summarises")
+
+    def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:
+        """At the server, after the last round of a stage: merge across tasks, solve in closed form, keep a teacher."""
+        return
+
+    def predict(self, model: IncrementalModel, features: Tensor) -> Prediction:
+        """Answers from features Tensor[B, D]: by default the most probable row of the head named `classes`."""
+        head = model.head(CLASSES)
+        probability, row = head(features).softmax(dim=1).max(dim=1)
+        return Prediction(torch.tensor(head.rows, device=row.device)[row], probability, known=probability)
+
+
+CLASSES = "classes"
+"""Name of the one head of methods that have a single classifier."""

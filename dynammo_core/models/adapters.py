@@ -1,0 +1,63 @@
+"""Adapters: the small residual networks between the stages of a frozen backbone that learn what is new in a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Adapter(nn.Module):
+    """x + alpha * f(x), where f is a 3x3 convolution, BN, ReLU, a transposed 3x3 convolution, BN, ReLU.
+
+    Source: the adapter of DynaMMo (arXiv 2404.14099), taken from ACL (arXiv 2304.09042). Deviations: padding 1 in both
+    convolutions where the paper has none, because unpadded ones need maps of at least 3x3 pixels, which the last stage
+    of a small image has not; and no convolution biases, because the batch norm behind cancels them.
+
+    Args:
+        channels: width C of the maps Tensor[B, C, H, W].
+        alpha: start value of the learnable scale; 0.02 in the paper.
+    """
+
+    def __init__(self, channels: int, alpha: float) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(float(alpha)))
+        self.residual = nn.Sequential(
+            nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False),
+            BatchNorm(channels),
+            nn.ReLU(inplace=True),
+            nn.ConvTranspose2d(channels, channels, kernel_size=3, padding=1, bias=False),
+            BatchNorm(channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Adapted maps Tensor[B, C, H, W]."""
+        adapted: Tensor = maps + self.alpha * self.residual(maps)
+        return adapted
+
+
+class AdapterSet(nn.ModuleList):
+    """One adapter for each insertion point of a backbone: what one task learns.
+
+    Args:
+        channels: width of the maps at each insertion point (`Backbone.channels`).
+        alpha: start value of every adapter's scale.
+    """
+
+    def __init__(self, channels: Sequence[int], alpha: float) -> None:
+        super().__init__(Adapter(width, alpha) for width in channels)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm without the step counter: an integer that a fixed momentum never reads and that no average fits."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.num_batches_tracked = None
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        # torch's own version adds the counter to any plain dict of tensors, and a strict load then refuses it.
+        nn.Module._load_from_state_dict(self, *args)

@@ -1,0 +1,229 @@
+"""Backbones: pretrained CNNs cut at the explicit points where adapters go, and the table of those that can be named."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Self
+
+from torch import Tensor, nn
+
+from dynammo_core.errors import ConfigError, unknown_name
+from dynammo_core.models.pretrained import (
+    RANDOM,
+    ImageNetSource,
+    lite0_package_file,
+    lite0_to_timm,
+    load_pretrained,
+    locate_weights,
+    torchvision_weights,
+)
+from dynammo_core.seeding import seeded_initialisation
+from dynammo_core.settings import BackboneSettings
+
+
+class Backbone(nn.Module):
+    """A CNN without its classifier, cut at its insertion points: prefix, then adapter i and stage i for each i.
+
+    Attributes:
+        prefix: everything before the first adapter.
+        stages: stage i runs after adapter i.
+        channels: channels of the maps that enter each stage, the width of each adapter.
+        feature_dim: width D of the features.
+        frozen: whether the weights and the batch-norm statistics are fixed.
+    """
+
+    def __init__(
+        self, prefix: nn.Module, stages: Sequence[nn.Module], channels: tuple[int, ...], feature_dim: int
+    ) -> None:
+        super().__init__()
+        if len(stages) != len(channels):
+            raise ValueError(f"{len(stages)} stages, but {len(channels)} widths of adapters")
+        self.prefix = prefix
+        self.stages = nn.ModuleList(stages)
+        self.channels = channels
+        self.feature_dim = feature_dim
+        self.frozen = False
+
+    def forward(self, images: Tensor, adapters: Iterable[nn.Module] | None = None) -> Tensor:
+        """Features Tensor[B, D] of normalised images Tensor[B, 3, S, S], with one adapter a stage or none at all."""
+        return self.from_prefix(self.prefix(images), adapters)
+
+    def from_prefix(self, maps: Tensor, adapters: Iterable[nn.Module] | None = None) -> Tensor:
+        """Features Tensor[B, D] from the output Tensor[B, C, H, W] of `prefix`, which is left as it is."""
+        for adapter, stage in self._pairs(adapters):
+            maps = stage(adapter(maps))
+        return maps.mean(dim=(2, 3))
+
+    def stage_outputs(self, images: Tensor, adapters: Iterable[nn.Module] | None = None) -> list[Tensor]:
+        """Maps Tensor[B, C_i, H_i, W_i] after each stage; the features are the last one's average over H and W."""
+        outputs = [self.prefix(images)]
+        for adapter, stage in self._pairs(adapters):
+            outputs.append(stage(adapter(outputs[-1])))
+        return outputs[1:]
+
+    def freeze(self) -> Self:
+        """Fix the weights and the batch-norm statistics for ever, whatever mode a parent module is put in."""
+        self.frozen = True
+        self.requires_grad_(False)
+        return self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`, but a frozen backbone stays in evaluation mode."""
+        return super().train(mode and not self.frozen)
+
+    def _pairs(self, adapters: Iterable[nn.Module] | None) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """Each stage with the adapter before it."""
+        if adapters is None:
+            adapters = [nn.Identity()] * len(self.stages)
+        return zip(adapters, self.stages, strict=True)
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """How to build a network, where to cut it, and where its ImageNet weights come from.
+
+    Attributes:
+        build: makes the uncut, untrained network; its children, in order, are the steps of its forward pass.
+        insertion_points: names of the modules that an adapter goes before.
+        channels: channels of the maps at each insertion point.
+        feature_dim: width of the features after global average pooling.
+        dropped: children behind the features (pooling, classifier), which the cut leaves out.
+        imagenet: finds the file of ImageNet weights; None where there is none.
+        rename: from the names of tensors in files of weights to those in the network.
+    """
+
+    build: Callable[[], nn.Module]
+    insertion_points: tuple[str, ...]
+    channels: tuple[int, ...]
+    feature_dim: int
+    dropped: tuple[str, ...]
+    imagenet: ImageNetSource | None = None
+    rename: Callable[[str], str] = str
+
+    def cut(self, network: nn.Module) -> Backbone:
+        """The backbone made of the modules of the uncut `network`, which it shares."""
+        sections: list[OrderedDict[str, nn.Module]] = [OrderedDict()]
+        for name, module in self._steps(network):
+            if name in self.insertion_points:
+                sections.append(OrderedDict())
+            sections[-1][name.replace(".", "_")] = module
+        prefix, *stages = (nn.Sequential(section) for section in sections)
+        return Backbone(prefix, stages, self.channels, self.feature_dim)
+
+    def _steps(self, network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        """The modules of the forward pass up to the features; those that a cut goes through, child by child."""
+        opened = {point.split(".")[0] for point in self.insertion_points if "." in point}
+        for name, child in network.named_children():
+            if name in opened:
+                yield from ((f"{name}.{inner}", module) for inner, module in child.named_children())
+            elif name not in self.dropped:
+                yield name, child
+
+
+def build_backbone(settings: BackboneSettings, seed: int) -> Backbone:
+    """The backbone that `settings` names, trainable until it is frozen; random weights depend on `seed` alone.
+
+    Raises:
+        ConfigError: an unknown name, or settings that contradict each other.
+        WeightsError: weights that cannot be found or do not fit.
+    """
+    spec = _spec(settings.name)
+    file = locate_weights(settings, spec.imagenet)
+    with seeded_initialisation(seed, "backbone"):
+        network = spec.build()
+    if file is not None:
+        load_pretrained(network, file, dropped=spec.dropped, rename=spec.rename)
+    return spec.cut(network)
+
+
+def weights_sha256(settings: BackboneSettings) -> str:
+    """SHA-256 of the file that `build_backbone` would load, for sites to compare; `random` where it would load none.
+
+    Raises:
+        ConfigError, WeightsError: as `build_backbone`, but for tensors that do not fit.
+    """
+    file = locate_weights(settings, _spec(settings.name).imagenet)
+    return RANDOM if file is None else file.sha256()
+
+
+def _spec(name: str) -> BackboneSpec:
+    if name not in BACKBONES:
+        raise ConfigError(f"backbone.name: {unknown_name('backbone', name, BACKBONES)}", accepted=", ".join(BACKBONES))
+    return BACKBONES[name]
+
+
+def _torchvision(name: str) -> nn.Module:
+    from torchvision.models import get_model  # torchvision and timm take seconds to import: only for their backbones
+
+    network: nn.Module = get_model(name, weights=None)
+    return network
+
+
+def _timm(name: str) -> nn.Module:
+    from timm import create_model
+
+    network: nn.Module = create_model(name, pretrained=False)
+    return network
+
+
+def _small_cnn() -> nn.Module:
+    """Four blocks of convolution, batch norm and ReLU, each of which halves the side: for tests."""
+    widths = (3, 8, 16, 32, 64)
+    network = nn.Sequential()
+    for index, (before, after) in enumerate(pairwise(widths)):
+        convolution = nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1, bias=False)
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        network.add_module(f"block{index}", nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU()))
+    network.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    network.add_module("flatten", nn.Flatten())
+    network.add_module("classifier", nn.Linear(widths[-1], 10))
+    return network
+
+
+BACKBONES: Mapping[str, BackboneSpec] = {
+    "resnet18": BackboneSpec(
+        build=partial(_torchvision, "resnet18"),
+        insertion_points=("layer1", "layer2", "layer3", "layer4"),
+        channels=(64, 64, 128, 256),
+        feature_dim=512,
+        dropped=("avgpool", "fc"),
+        imagenet=partial(torchvision_weights, "ResNet18_Weights.IMAGENET1K_V1"),
+    ),
+    "mobilenet_v2": BackboneSpec(
+        build=partial(_torchvision, "mobilenet_v2"),
+        insertion_points=("features.3", "features.5", "features.12", "features.15"),
+        channels=(24, 32, 96, 160),
+        feature_dim=1280,
+        dropped=("classifier",),
+        imagenet=partial(torchvision_weights, "MobileNet_V2_Weights.IMAGENET1K_V1"),
+    ),
+    "efficientnet_b0": BackboneSpec(
+        build=partial(_torchvision, "efficientnet_b0"),
+        insertion_points=("features.4", "features.5", "features.6", "features.8"),
+        channels=(40, 80, 112, 320),
+        feature_dim=1280,
+        dropped=("avgpool", "classifier"),
+        imagenet=partial(torchvision_weights, "EfficientNet_B0_Weights.IMAGENET1K_V1"),
+    ),
+    # timm numbers EfficientNet's seven groups of blocks from 0, torchvision from 1: the same points as above.
+    "efficientnet_lite0": BackboneSpec(
+        build=partial(_timm, "tf_efficientnet_lite0"),
+        insertion_points=("blocks.3", "blocks.4", "blocks.5", "conv_head"),
+        channels=(40, 80, 112, 320),
+        feature_dim=1280,
+        dropped=("global_pool", "classifier"),
+        imagenet=partial(lite0_package_file, sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+        rename=lite0_to_timm,
+    ),
+    "small_cnn": BackboneSpec(
+        build=_small_cnn,
+        insertion_points=("block1", "block2", "block3"),
+        channels=(8, 16, 32),
+        feature_dim=64,
+        dropped=("pool", "flatten", "classifier"),
+    ),
+}

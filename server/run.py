@@ -1,0 +1,50 @@
+"""One run from start to end on any Flower grid: check, start or resume, and say clearly how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from dynammo_core.config import Config
+from dynammo_core.errors import CheckpointError, DynammoError
+from dynammo_core.experiment import Experiment
+from server.exchange import Exchange
+from server.run_directory import Listener, RunDirectory
+from server.task_loop import TaskLoop
+
+
+def run_experiment(
+    grid: Grid, config: Config[Any], *, runs: Path, resume: Path | None, listeners: Iterable[Listener] = ()
+) -> RunDirectory:
+    """Run an experiment, or go on with the one in the directory `resume`.
+
+    Args:
+        grid: the sites.
+        config: the experiment.
+        runs: folder in which a new run makes its directory.
+        resume: directory of a run that was cut off; None starts anew.
+        listeners: told every event.
+
+    Raises:
+        DynammoError: it cannot go on; the event log holds the same text.
+    """
+    experiment = Experiment(config)
+    experiment.check()
+    if resume is not None and not resume.is_dir():
+        raise CheckpointError(
+            f"there is no run directory {resume}", accepted="a directory that an earlier run made, such as runs/NAME-HASH"
+        )
+    directory = RunDirectory(resume, listeners) if resume else RunDirectory.create(runs, config, listeners)
+    exchange = Exchange(grid, deadline=config.federation.deadline_seconds)
+    try:
+        loop = TaskLoop(experiment, exchange, directory)
+        if resume:
+            loop.resume()
+        loop.run()
+    except DynammoError as error:
+        directory.log("run_failed", message=str(error))
+        raise
+    return directory

@@ -1,0 +1,77 @@
+"""The folder a run leaves behind: configuration, events, checkpoint, metrics and the deployable model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dynammo_core.config import Config
+from dynammo_core.errors import CheckpointError
+from dynammo_core.files import write_atomically
+
+EVENTS = "events.jsonl"
+Listener = Callable[[dict[str, Any]], None]
+
+
+class RunDirectory:
+    """Names and writes the files of one run; every file but the event log is replaced as a whole."""
+
+    def __init__(self, path: Path, listeners: Iterable[Listener] = ()) -> None:
+        self.path = path
+        self.sites = path / "sites"
+        self.checkpoints = path / "checkpoints"
+        self._listeners = tuple(listeners)
+
+    @staticmethod
+    def create(runs: Path, config: Config[Any], listeners: Iterable[Listener] = ()) -> RunDirectory:
+        """A fresh `<runs>/<name>-<hash>/`; one in which an earlier run took place is moved aside, never deleted."""
+        path = runs / f"{config.name}-{config.content_hash[:8]}"
+        if (path / EVENTS).exists():
+            number = 1
+            while (aside := path.with_name(f"{path.name}.{number}")).exists():
+                number += 1
+            path.rename(aside)
+        directory = RunDirectory(path, listeners)
+        directory.write("config.yaml", config.to_yaml())
+        return directory
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write a file of the run, whole or not at all."""
+        write_atomically(self.path / name, content if isinstance(content, bytes) else content.encode())
+
+    def write_json(self, name: str, content: object) -> None:
+        """Write `content` as indented JSON."""
+        self.write(name, json.dumps(content, indent=2) + "\n")
+
+    def write_csv(self, name: str, columns: list[str], rows: Iterable[Mapping[str, object]]) -> None:
+        """Write rows as CSV under a header of `columns`."""
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self.write(name, buffer.getvalue())
+
+    def log(self, event: str, **fields: object) -> None:
+        """Append one event to `events.jsonl` and tell the listeners.
+
+        Raises:
+            CheckpointError: the log cannot be written.
+        """
+        record = {"event": event, "time": round(time.time(), 3), **fields}
+        line = (json.dumps(record) + "\n").encode()
+        try:
+            descriptor = os.open(self.path / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(descriptor, line)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self.path / 'events.jsonl'}: {error.strerror}") from error
+        for listener in self._listeners:
+            listener(record)

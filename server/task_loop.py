@@ -1,0 +1,198 @@
+"""The run, at the server: for each step ask the sites, merge what they answer, and write down where we are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from dynammo_core.aggregation.class_aware import SUM_PREFIX, Update, class_aware_mean
+from dynammo_core.errors import RunError
+from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.models.heads import head_rows
+from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
+from dynammo_core.models.backbones import weights_sha256
+from dynammo_core.plan import Action, Step
+from dynammo_core.protocol import Instruction, Report, check_report, tensor_bytes
+from dynammo_core.seeding import seeded_initialisation
+from server.checkpoint import CheckpointStore, Identity, Progress
+from server.exchange import Answers, Exchange
+from server.results import write_model, write_results
+from server.run_directory import RunDirectory
+
+
+class TaskLoop:
+    """Carries a model through all steps of an experiment; it can be stopped at any point and go on from the last step."""
+
+    def __init__(self, experiment: Experiment, exchange: Exchange, directory: RunDirectory) -> None:
+        self.experiment = experiment
+        self.exchange = exchange
+        self.directory = directory
+        identity = Identity(
+            experiment.config.canonical_json(), code_hash(), weights_sha256(experiment.config.backbone)
+        )
+        self.checkpoints = CheckpointStore(directory.checkpoints, identity)
+        self.model: IncrementalModel = experiment.new_model()
+        self.archive: dict[str, Tensor] = {}
+        self.progress = Progress()
+
+    def resume(self) -> None:
+        """Take up the run where its last checkpoint stands.
+
+        Raises:
+            CheckpointError: no checkpoint, a corrupt one, or one of another experiment.
+        """
+        self.progress, weights, self.archive = self.checkpoints.load()
+        last_done = self.experiment.steps[self.progress.next_step - 1]
+        self.model = self.experiment.build_model(last_done.task)
+        self.model.load_state_dict(weights, strict=False)
+
+    def run(self) -> dict[str, object]:
+        """Do every step that is left; returns the summary.
+
+        Raises:
+            RunError: fewer sites answered than the quorum, or nobody holds a task's data.
+            CheckpointError: the disk is full; the last checkpoint stands.
+        """
+        self.experiment.use_torch()
+        self._announce()
+        for step in self.experiment.steps[self.progress.next_step :]:
+            self._do(step)
+        summary = write_results(self.directory, self.experiment, self.model, self.progress, status="completed")
+        self.directory.log("run_finished", summary=summary)
+        return summary
+
+    def _do(self, step: Step) -> None:
+        started = time.monotonic()
+        self.directory.log("step_started", step=step.index, **step.as_fields())
+        if self._opens_task(step):
+            with seeded_initialisation(self.experiment.config.seed, "grow", step.task):
+                self.experiment.method.begin_task(self.model, self.archive, step.task)
+        sent = self._tensors(step.stage.down)
+        answers = self._ask(step, sent)
+        self._require_quorum(step, answers)
+        self._take_in(step, answers.reports)
+        if step.is_last_round:
+            self.experiment.method.finish_stage(self.model, self.archive, step.task, step.stage)
+        self._count(step, sent, answers, time.monotonic() - started)
+
+    def _ask(self, step: Step, sent: Mapping[str, Tensor]) -> Answers:
+        config = self.experiment.config
+        text, sites = config.canonical_json(), config.federation.sites
+        workspace = str(self.directory.sites.resolve())
+        instructions = [Instruction(text, code_hash(), step.index, site, workspace, sent) for site in range(sites)]
+        return self.exchange.ask(
+            step.stage.action,
+            instructions,
+            group=f"task{step.task + 1}/{step.stage.name}/{step.round + 1}",
+            on_answers=lambda answered: self.directory.log("answers", step=step.index, answered=answered, asked=sites),
+            check=lambda report: check_report(report, step.stage, self.model, self.experiment.classes),
+        )
+
+    def _require_quorum(self, step: Step, answers: Answers) -> None:
+        asked = len(answers.reports) + len(answers.failures)
+        needed = max(1, round(self.experiment.config.federation.quorum * asked))
+        if len(answers.reports) < needed:
+            failed = ", ".join(f"site {f.site} ({f.error}, code {f.code})" for f in answers.failures)
+            raise RunError(
+                f"task {step.task + 1}, stage {step.stage.name}, round {step.round + 1}: {len(answers.reports)} of "
+                f"{asked} sites answered, {needed} are needed; failed: {failed}",
+                remedy="Look at the log of each failed site for the reason, then go on with --resume",
+            )
+
+    def _take_in(self, step: Step, reports: Mapping[int, Report]) -> None:
+        """Aggregate what the sites sent up into the model and the archive."""
+        if step.stage.action is Action.EVALUATE:
+            empty = [0] * self.experiment.classes**2
+            counts = {site: report.numbers["confusion"] for site, report in reports.items()}
+            sites = range(self.experiment.config.federation.sites)
+            self.progress.confusion.append([list(counts.get(site, empty)) for site in sites])  # type: ignore[arg-type]
+            return
+        if not step.stage.up:
+            return
+        updates = [
+            Update(report.weights, report.class_counts)
+            for _, report in sorted(reports.items())
+            if not report.abstained
+        ]
+        if not updates:
+            raise RunError(
+                f"task {step.task + 1}, stage {step.stage.name}: every site abstained, nobody holds images of its classes",
+                remedy="Give at least one site images of these classes, or leave the task out",
+            )
+        merged = class_aware_mean(updates, head_rows(self.model), self.model.state_dict())
+        self.archive.update({name: tensor for name, tensor in merged.items() if name.startswith(SUM_PREFIX)})
+        own = {name: tensor for name, tensor in merged.items() if not name.startswith(SUM_PREFIX)}
+        self.model.load_state_dict(own, strict=False)
+
+    def _count(self, step: Step, sent: Mapping[str, Tensor], answers: Answers, seconds: float) -> None:
+        """Log the step, save the checkpoint, and after a task write its results."""
+        down = tensor_bytes(sent)
+        asked = len(answers.reports) + len(answers.failures)
+        up = sum(report.bytes for report in answers.reports.values())
+        self.progress.next_step = step.index + 1
+        self.progress.bytes_down += down * asked
+        self.progress.bytes_up += up
+        self.progress.seconds += seconds
+        self.directory.log(
+            "step_finished",
+            step=step.index,
+            **step.as_fields(),
+            seconds=round(seconds, 3),
+            bytes_up=up,
+            bytes_down=down * asked,
+            sites=[_site_fields(site, report, down) for site, report in answers.reports.items()],
+            failures=[vars(failure) for failure in answers.failures],
+        )
+        weights = self._tensors(("*",), archive=False)
+        self.checkpoints.save(self.progress, weights, self.archive)
+        if step.stage.action is Action.EVALUATE:
+            summary = write_results(self.directory, self.experiment, self.model, self.progress, status="running")
+            write_model(self.directory, self.experiment, self.model, step.task)
+            self.directory.log(
+                "task_evaluated",
+                task=step.task,
+                accuracy=summary["last_accuracy"],
+                site_accuracies=summary["site_accuracies"],
+            )
+
+    def _opens_task(self, step: Step) -> bool:
+        """Whether this step is the first of its task; a resumed run has grown the model already."""
+        return step.index == 0 or self.experiment.steps[step.index - 1].task != step.task
+
+    def _tensors(self, patterns: Sequence[str], *, archive: bool = True) -> dict[str, Tensor]:
+        """The model's (and the archive's) tensors that fit the patterns."""
+        state = self.model.state_dict()
+        chosen = {name: state[name].detach().clone() for name in matching(travelling_names(self.model), patterns)}
+        if archive:
+            chosen |= {name: self.archive[name] for name in matching(self.archive, patterns)}
+        return chosen
+
+    def _announce(self) -> None:
+        experiment, config = self.experiment, self.experiment.config
+        names = experiment.dataset.class_names
+        self.directory.log(
+            "run_started",
+            name=config.name,
+            method=config.method.name,
+            dataset=config.data.dataset,
+            config_hash=config.content_hash,
+            code_hash=code_hash(),
+            sites=config.federation.sites,
+            tasks=[[names[label] for label in task] for task in experiment.stream.tasks],
+            plan=[step.as_fields() for step in experiment.steps],
+            resumed_at=self.progress.next_step,
+        )
+
+
+def _site_fields(site: int, report: Report, down: int) -> dict[str, object]:
+    counts = report.numbers.get("class_counts", [])
+    return {
+        "site": site,
+        "samples": sum(counts) if isinstance(counts, list) else 0,
+        "abstained": report.abstained,
+        "bytes_up": report.bytes,
+        "bytes_down": down,
+        "metrics": {name: value for name, value in report.numbers.items() if not isinstance(value, list)},
+    }

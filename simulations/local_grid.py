@@ -1,0 +1,148 @@
+"""Flower's grid without Ray or SuperLink: server and sites take turns in this process, one answer for each pull.
+
+The only room that uses Flower's private modules. Failures look as they do in Flower's simulation, and messages pass
+through Flower's own serialisation, so that server and sites share no object and nothing travels that could not.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from uuid import uuid4
+
+from flwr.app import Context, Error, Message, Metadata, RecordDict
+from flwr.app.message import make_message
+from flwr.clientapp import ClientApp
+from flwr.clientapp.client_app import ClientAppException
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.serverapp import Grid
+from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+logger = logging.getLogger("dynammo.local_grid")
+RUN_ID = 1
+
+
+class LocalGrid(Grid):
+    """Runs a ClientApp on `nodes` simulated nodes; node i has the partition i of `nodes`, as in Flower's simulation.
+
+    Messages are answered in the order in which they were pushed, one in each call of `pull_messages`.
+    """
+
+    def __init__(self, client_app: ClientApp, nodes: int, run_config: Mapping[str, bool | float | int | str]) -> None:
+        # Message() takes its run and its sender from here: the process plays the server's part.
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, SUPERLINK_NODE_ID
+        self._app = client_app
+        self._run = Run.create_empty(RUN_ID)
+        first = SUPERLINK_NODE_ID + 1
+        self._contexts = {
+            first + partition: Context(
+                run_id=RUN_ID,
+                node_id=first + partition,
+                node_config={"partition-id": partition, "num-partitions": nodes},
+                state=RecordDict(),
+                run_config=dict(run_config),
+            )
+            for partition in range(nodes)
+        }
+        self._waiting: dict[str, Message] = {}
+
+    def set_run(self, run: Run) -> None:
+        """Replace the description of the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The description of the run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Deprecated by Flower in favour of `Message(...)`, but part of the interface."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Ids of the nodes, by partition."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Accept messages for nodes that exist, and return their ids; like Flower, leave out and log the others."""
+        message_ids = []
+        for message in messages:
+            if message.metadata.dst_node_id not in self._contexts:
+                logger.error("no node has the id %s", message.metadata.dst_node_id)
+                continue
+            message_id = str(uuid4())
+            message.metadata.__dict__["_message_id"] = message_id
+            self._waiting[message_id] = message
+            message_ids.append(message_id)
+        return message_ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Let one node answer, the one whose message was pushed first; unknown and expired messages fail at once."""
+        wanted = set(message_ids)
+        lost = [_unavailable(message_id) for message_id in sorted(wanted - self._waiting.keys())]
+        if lost:
+            return lost
+        message_id = next((message_id for message_id in self._waiting if message_id in wanted), None)
+        if message_id is None:
+            return []
+        message = self._waiting.pop(message_id)
+        if _expired(message):
+            return [_unavailable(message_id)]
+        reply = self._answer(message)
+        return [_unavailable(message_id) if _expired(message) else reply]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Push all messages, then pull until all are answered or `timeout` seconds have passed."""
+        waiting = set(self.push_messages(messages))
+        limit = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while waiting and (limit is None or time.monotonic() < limit):
+            arrived = self.pull_messages(waiting)
+            replies += arrived
+            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+        return replies
+
+    def _answer(self, message: Message) -> Message:
+        context = deepcopy(self._contexts[message.metadata.dst_node_id])
+        received = _copy(message)
+        try:
+            reply = _copy(self._app(received, context))
+        except Exception as error:
+            logger.exception("node %s failed", message.metadata.dst_node_id)
+            raised = ClientAppException(str(error))
+            failure = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(raised)}:<'{raised}'>")
+            return Message(failure, reply_to=message)
+        self._contexts[message.metadata.dst_node_id].state = context.state
+        return reply
+
+
+def _copy(message: Message) -> Message:
+    """The message as it arrives at the other end of a wire."""
+    return message_from_proto(message_to_proto(message))
+
+
+def _expired(message: Message) -> bool:
+    return message.metadata.created_at + message.metadata.ttl <= time.time()
+
+
+def _unavailable(message_id: str) -> Message:
+    """What Flower's server answers about a message that expired, was answered before, or was never sent."""
+    metadata = Metadata(
+        run_id=RUN_ID,
+        message_id=str(uuid4()),
+        src_node_id=SUPERLINK_NODE_ID,
+        dst_node_id=SUPERLINK_NODE_ID,
+        reply_to_message_id=message_id,
+        group_id="",
+        created_at=time.time(),
+        ttl=0,
+        message_type=SYSTEM_MESSAGE_TYPE,
+    )
+    return make_message(metadata, error=Error(ErrorCode.MESSAGE_UNAVAILABLE, "message expired or unknown"))

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dynammo_core.models.adapters import Adapter, AdapterSet
+
+RESNET18 = (64, 64, 128, 256)
+
+
+def seeded_adapter(channels: int, alpha: float) -> Adapter:
+    torch.manual_seed(0)
+    return Adapter(channels, alpha)
+
+
+def maps(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_alpha_zero_is_the_identity() -> None:
+    x = maps(4, 8, 5, 5)
+    assert torch.equal(seeded_adapter(8, alpha=0.0)(x), x)
+
+
+def test_output_is_input_plus_alpha_times_two_convolutions_written_out() -> None:
+    adapter, x = seeded_adapter(6, alpha=0.3), maps(3, 6, 7, 5)
+    first, second = adapter.residual[0].weight, adapter.residual[3].weight
+
+    def normalised(y: Tensor) -> Tensor:  # batch norm in training mode with its initial scale 1 and shift 0
+        mean, variance = y.mean((0, 2, 3), keepdim=True), y.var((0, 2, 3), correction=0, keepdim=True)
+        return (y - mean) / (variance + 1e-5).sqrt()
+
+    hidden = normalised(nn.functional.conv2d(x, first, padding=1)).relu()
+    # A transposed convolution of stride 1 is the convolution with the flipped kernel and swapped channels.
+    flipped = second.flip(2, 3).transpose(0, 1)
+    expected = x + 0.3 * normalised(nn.functional.conv2d(hidden, flipped, padding=1)).relu()
+    torch.testing.assert_close(adapter(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_maps_of_a_single_pixel_pass() -> None:
+    assert seeded_adapter(4, alpha=0.02)(maps(2, 4, 1, 1)).shape == (2, 4, 1, 1)
+
+
+def test_alpha_is_learnt_and_starts_where_it_is_told() -> None:
+    adapter = seeded_adapter(4, alpha=0.02)
+    assert adapter.alpha.item() == pytest.approx(0.02)
+    adapter(maps(2, 4, 3, 3)).sum().backward()
+    assert adapter.alpha.grad is not None
+    assert adapter.alpha.grad.item() != 0
+
+
+def test_no_counter_and_no_convolution_bias_travels() -> None:
+    names = set(seeded_adapter(4, alpha=0.02).state_dict())
+    norm = {f"residual.{i}.{n}" for i in (1, 4) for n in ("weight", "bias", "running_mean", "running_var")}
+    assert names == {"alpha", "residual.0.weight", "residual.3.weight"} | norm
+
+
+def test_statistics_follow_the_fixed_momentum() -> None:
+    adapter, x = seeded_adapter(4, alpha=0.02), maps(8, 4, 3, 3)
+    adapter.train()(x)
+    batch_mean = nn.functional.conv2d(x, adapter.residual[0].weight, padding=1).mean((0, 2, 3))
+    # torch's momentum 0.1: the new mean is 0.9 * 0 + 0.1 * (mean of the batch).
+    torch.testing.assert_close(adapter.residual[1].running_mean, 0.1 * batch_mean.detach())
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["plain dict", "state dict"])
+def test_strict_load_restores_every_tensor(plain: bool) -> None:
+    source, target = AdapterSet(RESNET18, alpha=0.5), AdapterSet(RESNET18, alpha=0.02)
+    for module in source:
+        module.train()(maps(2, next(module.residual.parameters()).shape[0], 3, 3))
+    state = source.state_dict()
+    target.load_state_dict({name: tensor.clone() for name, tensor in state.items()} if plain else state, strict=True)
+    assert all(torch.equal(state[name], tensor) for name, tensor in target.state_dict().items())
+
+
+def test_strict_load_still_refuses_what_is_missing_or_surplus() -> None:
+    adapters = AdapterSet((4,), alpha=0.02)
+    state = dict(adapters.state_dict())
+    state["0.residual.1.mean"] = state.pop("0.residual.1.running_mean")
+    with pytest.raises(RuntimeError, match=r"(?s)Missing.*running_mean.*Unexpected.*residual\.1\.mean"):
+        adapters.load_state_dict(state, strict=True)
+
+
+def test_copies_are_independent() -> None:
+    adapters = AdapterSet((4,), alpha=0.02)
+    twin = copy.deepcopy(adapters)
+    twin[0].train()(maps(2, 4, 3, 3))
+    assert torch.equal(adapters[0].residual[1].running_mean, torch.zeros(4))
+    assert not torch.equal(twin[0].residual[1].running_mean, torch.zeros(4))
+
+
+def test_resnet18_set_has_the_size_the_method_states() -> None:
+    # Two 3x3 kernels of c^2, two batch norms of 2c and one alpha for each c of 64, 64, 128, 256:
+    # 18 * 90,112 + 4 * 512 + 4 = 1,624,068. The paper's 1.63 M adds two biases of c: 1,625,092.
+    assert sum(p.numel() for p in AdapterSet(RESNET18, alpha=0.02).parameters()) == 1_624_068
+
+
+def test_resnet18_set_costs_what_its_convolutions_cost() -> None:
+    # 2 convolutions * 9 * c^2 * side^2, and c * side is 3584, 3584, 3584, 3584 at 224 pixels (sides 56, 56, 28, 14):
+    # 4 * 18 * 3584^2 = 924,844,032 MACs; one MAC is two FLOPs. Unpadded, as in the paper, it would be 0.80 G.
+    adapters = AdapterSet(RESNET18, alpha=0.02).eval().to("meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        for adapter, channels, side in zip(adapters, RESNET18, (56, 56, 28, 14), strict=True):
+            adapter(torch.empty(1, channels, side, side, device="meta"))
+    assert counter.get_total_flops() == 2 * 924_844_032
