@@ -15,22 +15,18 @@ Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 
 
 def train_only(model: nn.Module, names: set[str]) -> list[nn.Parameter]:
-    """Let exactly the named tensors change; everything else gets neither gradients nor moving statistics.
+    """Let exactly the named tensors change; running statistics move, and batches normalise themselves, only if named.
 
     Returns:
         The parameters among them, in the model's order.
     """
-    trained: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
-        if name in names:
-            trained.append(parameter)
     model.eval()
     for prefix, module in model.named_modules():
-        own = {f"{prefix}.{name}" for name, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]}
-        if own & names:
+        if any(f"{prefix}.{buffer}" in names for buffer, _ in module.named_buffers(recurse=False)):
             module.training = True
-    return trained
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def learning_rate(settings: Optimisation, epoch: int) -> float:

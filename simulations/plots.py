@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -52,13 +53,13 @@ class Drawing:
 
 @contextmanager
 def drawing(name: str, label: str, width: float, height: float) -> Iterator[Drawing]:
-    """Axes of `width` x `height` inches; `name` keeps ids of figures on one page apart, `label` is the text for ears."""
+    """Axes of `width` x `height` inches; `name` keeps the ids of figures on a page apart, `label` is read aloud."""
     with rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(width, height))
         drawn = Drawing(figure, figure.add_subplot())
         yield drawn
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={key: None for key in ("Date", "Creator", "Format", "Type")})
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     drawn.svg = _inline(buffer.getvalue(), label, width)
 
 
@@ -82,7 +83,8 @@ def accuracy_curve(curve: Values, lowest: Values, highest: Values, tasks: int, l
         axes.plot(after, curve, color=BLUE, linewidth=2, marker="o", markersize=5, label="all sites together")
         for task, value in zip(after, curve, strict=True):
             if not np.isnan(value):
-                axes.annotate(f"{value:.1f}", (task, value), (0, 8), textcoords="offset points", ha="center", weight="bold")
+                place = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
+                axes.annotate(f"{value:.1f}", (task, value), weight="bold", **place)
         axes.set(xlabel="after task", ylabel="accuracy, %", xlim=(0.7, tasks + 0.3), ylim=(0, 110))
         axes.set_yticks(range(0, 101, 20))
         axes.set_xticks(np.unique(np.linspace(1, tasks, min(tasks, 10)).round().astype(int)))
@@ -96,27 +98,27 @@ def accuracy_heatmap(matrix: Values, label: str) -> str:
     names = [str(task) for task in range(1, len(matrix) + 1)]
     side = float(np.clip(0.55 * len(matrix) + 1.2, 2.2, 7.5))
     with drawing("matrix", label, min(side + 0.8, 7.5), side) as drawn:
-        _cells(drawn.axes, matrix, names, names, "{:.1f}" if len(matrix) <= 10 else "{:.0f}", least=0)
+        _cells(drawn.axes, matrix, names, "{:.1f}" if len(matrix) <= 10 else "{:.0f}", least=0)
         drawn.axes.set(xlabel="accuracy on the classes of task, %", ylabel="after task")
     return drawn.svg
 
 
 def confusion_heatmap(counts: NDArray[np.int64], names: Sequence[str], sizes: Sequence[int], label: str) -> str:
-    """What each class was taken for, [C, C] counts shown as a share of the row; `sizes` are the classes of each task."""
+    """What each class was taken for, [C, C] counts as shares of their row; `sizes` counts the classes of each task."""
     total = counts.sum(axis=1, keepdims=True)
     share = np.divide(100 * counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
-    side = float(np.clip(0.42 * len(names) + 1.6, 4.2, 8.5))
+    side = max(0.42 * len(names) + 1.4, 4.2) if len(names) <= MOST_NUMBERED else 6.0
     with drawing("confusion", label, side, side) as drawn:
         axes = drawn.axes
         if len(names) <= MOST_NUMBERED:
             short = [name if len(name) <= 18 else name[:17] + "…" for name in names]
-            _cells(axes, share, short, short, "{:.0f}", least=0.5)
+            _cells(axes, share, short, "{:.0f}", least=0.5)
             if max(map(len, short)) > 3:
                 axes.tick_params(axis="x", rotation=90)
             axes.set(xlabel="recognised as", ylabel="true class")
         else:
             middles = np.cumsum(sizes) - np.asarray(sizes) / 2 - 0.5
-            _cells(axes, share, [], [], "", least=0)
+            _cells(axes, share, [], "", least=0)
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_ticks(middles, [str(task) for task in range(1, len(sizes) + 1)])
             axes.set(xlabel="recognised as a class of task", ylabel="true class of task")
@@ -152,10 +154,12 @@ def traffic_bars(stages: Sequence[str], up: Values, down: Values, label: str) ->
     with drawing("traffic", label, 4.9, 0.55 * len(stages) + 1.15) as drawn:
         axes, rows = drawn.axes, np.arange(len(stages))
         largest = max(float(np.max([up, down])), 1e-9)
-        for values, shift, colour, name in ((up, -0.19, BLUE, "up, to the server"), (down, 0.19, PALE, "down, to the sites")):
+        directions = ((up, -0.19, BLUE, "up, to the server"), (down, 0.19, PALE, "down, to the sites"))
+        for values, shift, colour, name in directions:
             axes.barh(rows + shift, values, height=0.36, color=colour, label=name)
             for row, value in zip(rows, values, strict=True):
-                axes.text(value + largest * 0.015, row + shift, f"{value:,.0f}" if value >= 100 else f"{value:.3g}", va="center", fontsize=8)
+                text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+                axes.text(value + largest * 0.015, row + shift, text, va="center", fontsize=8)
         axes.set_yticks(rows, stages)
         axes.set(xlabel="megabytes, all sites and rounds", xlim=(0, largest * 1.14), ylim=(len(stages) - 0.5, -0.5))
         axes.tick_params(axis="y", length=0)
@@ -171,18 +175,19 @@ def participation_grid(states: NDArray[np.int64], sites: Sequence[str], groups: 
     with drawing("sites_by_step", label, 8.6, max(0.2 * len(sites) + 1.2, 1.7)) as drawn:
         axes = drawn.axes
         colours = {"answered": PALE, "abstained": GREY, "failed": RED}
-        axes.imshow(
-            states, cmap=ListedColormap(["white", *colours.values()]), vmin=0, vmax=3, aspect="auto", interpolation="none"
-        )
+        shades = ListedColormap(["white", *colours.values()])
+        axes.imshow(states, cmap=shades, vmin=0, vmax=3, aspect="auto", interpolation="none")
         if states.shape[1] <= 150:
             _white_grid(axes, states.shape)
         for (row, column), sign in np.ndenumerate(np.array(["", "", "–", "×"])[states]):
             if sign:  # a sign beside the colour, for those who cannot tell colours apart
-                axes.text(column, row, sign, ha="center", va="center", color="white" if sign == "×" else INK, fontsize=8)
+                axes.text(
+                    column, row, sign, ha="center", va="center", color="white" if sign == "×" else INK, fontsize=8
+                )
         starts = [0, *(step for step in range(1, len(groups)) if groups[step] != groups[step - 1]), len(groups)]
         for start in starts[1:-1]:
             axes.axvline(start - 0.5, color=MUTED, linewidth=0.8)
-        middles = [(start + end - 1) / 2 for start, end in zip(starts, starts[1:], strict=False)]
+        middles = [(start + end - 1) / 2 for start, end in pairwise(starts)]
         axes.set_xticks(middles, [groups[start] for start in starts[:-1]])
         axes.set_yticks(range(len(sites)), sites)
         axes.set(xlabel="steps, by task")
@@ -193,11 +198,11 @@ def participation_grid(states: NDArray[np.int64], sites: Sequence[str], groups: 
     return drawn.svg
 
 
-def _cells(axes: Any, percent: Values, rows: Sequence[str], columns: Sequence[str], number: str, least: float) -> None:
+def _cells(axes: Any, percent: Values, names: Sequence[str], number: str, least: float) -> None:
     """A matrix of percents as shaded cells; where `number` is a format, those from `least` on show their number."""
     axes.imshow(np.ma.masked_invalid(percent), cmap=SHADES, vmin=0, vmax=100, interpolation="none")
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     if number:

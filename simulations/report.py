@@ -6,7 +6,6 @@ A run that has not finished gets its page too, from what is there.
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -20,10 +19,11 @@ from rich import filesize
 
 from dynammo_core import metrics
 from dynammo_core.errors import RunError
+from dynammo_core.files import write_atomically
 from simulations import plots
 from simulations.run_files import Json, RunFiles
 
-MOST_SITES = 40  # rows of a figure or table about sites; where there are more, those that need a look are shown
+MOST_SITES = 30  # rows of a figure or table about sites; where there are more, those that need a look are shown
 
 
 def write_report(run_directory: Path) -> Path:
@@ -33,8 +33,8 @@ def write_report(run_directory: Path) -> Path:
         The path of the page.
 
     Raises:
-        RunError: there is no run in the directory, its files cannot be read or contradict each other, or the page
-            cannot be written; an older page then stays as it is.
+        RunError: there is no run in the directory, or its files cannot be read or contradict each other.
+        CheckpointError: the page cannot be written; an older one stays as it is.
     """
     run = RunFiles.read(run_directory)
     environment = jinja2.Environment(
@@ -50,16 +50,8 @@ def write_report(run_directory: Path) -> Path:
     except (jinja2.UndefinedError, KeyError, IndexError, TypeError, ValueError) as error:
         what = f"The files of the run in {run_directory} do not fit together ({type(error).__name__}: {error})"
         raise RunError(what, remedy="Make the page with the version of this project that made the run") from error
-    path, part = run_directory / "report.html", run_directory / "report.html.part"
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise RunError(f"Cannot write {path}: {error.strerror}", remedy="Make room or give the right to write") from error
+    path = run_directory / "report.html"
+    write_atomically(path, page.encode())
     return path
 
 
@@ -71,7 +63,7 @@ def _contents(run: RunFiles) -> Json:
         "run": run,
         "numbers": numbers,
         "name": numbers.get("name") or run.started.get("name") or run.config.get("name") or "unnamed run",
-        "finished": bool(run.summary),
+        "finished": run.summary.get("status", "running") != "running",
         "failure": last.get("message", "") if last.get("event") == "run_failed" else "",
         "resumes": max(len(run.of_kind("run_started")) - 1, 0),
         "learning": _learning(run, numbers),
@@ -84,11 +76,8 @@ def _contents(run: RunFiles) -> Json:
 
 
 def _numbers_so_far(run: RunFiles) -> Json:
-    """What can be said of an unfinished run."""
+    """What can be said before the first summary, which comes with the first finished task."""
     so_far: Json = {"accuracy_after_tasks": [event["accuracy"] for event in run.evaluations]}
-    if run.confusion is not None:
-        for metric in (metrics.average_incremental_accuracy, metrics.mean_class_recall, metrics.forgetting):
-            so_far[metric.__name__] = metric(run.confusion, run.tasks)
     if run.evaluations:
         so_far["last_accuracy"] = run.evaluations[-1]["accuracy"]
         so_far["site_accuracies"] = run.evaluations[-1].get("site_accuracies", [])
@@ -102,7 +91,7 @@ def _learning(run: RunFiles, numbers: Json) -> Json:
     spread = [sites.get(task, np.array([])) for task in range(len(curve))]
     contents: Json = {"curve": "", "matrix": "", "rows": []}
     if len(curve):
-        told = ", ".join(f"{value:.1f} after task {task}" for task, value in enumerate(curve, start=1))
+        told = ", ".join(f"{_number(value)} after task {task}" for task, value in enumerate(curve, start=1))
         contents["curve"] = plots.accuracy_curve(
             curve,
             np.array([np.fmin.reduce(values, initial=np.nan) for values in spread]),
@@ -113,7 +102,7 @@ def _learning(run: RunFiles, numbers: Json) -> Json:
     matrix = np.empty((0, 0))
     if run.confusion is not None:
         matrix = metrics.accuracy_matrix(run.confusion, run.tasks)
-        told = ", ".join(f"task {task} {value:.1f}" for task, value in enumerate(matrix[-1], start=1))
+        told = ", ".join(f"task {task} {_number(value)}" for task, value in enumerate(matrix[-1], start=1))
         contents["matrix"] = plots.accuracy_heatmap(
             matrix, f"Heatmap of the accuracy on each task after each task, in percent. After the last one: {told}."
         )
@@ -150,6 +139,7 @@ def _confusions(run: RunFiles) -> Json:
         "plot": plots.confusion_heatmap(counts, names, [len(task) for task in run.task_names[:after]], label),
         "worst": worst,
         "after": after,
+        "wide": 12 < len(names) <= plots.MOST_NUMBERED,
     }
 
 
@@ -190,12 +180,16 @@ def _participation(run: RunFiles) -> Json:
     troubled = np.argsort(-(states > 1).sum(axis=1), kind="stable")[:MOST_SITES]
     shown = np.sort(troubled)
     words = [
-        {"site": _site(everyone[k]), "abstained": _listed(abstained[everyone[k]]), "failed": _listed(failed[everyone[k]])}
+        {
+            "site": _site(everyone[k]),
+            "abstained": _listed(abstained[everyone[k]]),
+            "failed": _listed(failed[everyone[k]]),
+        }
         for k in shown
         if (states[k] > 1).any()
     ]
-    label = f"Grid of {len(shown)} sites by {len(run.steps)} steps: {(states == 2).sum()} times a site abstained, "
-    label += f"{(states == 3).sum()} times one failed; the table beside it says where."
+    label = f"Grid of {len(shown)} sites by {len(run.steps)} steps, with {(states == 2).sum()} abstentions and "
+    label += f"{(states == 3).sum()} failures; the table below it says where."
     groups = [f"task {step['task'] + 1}" for step in run.steps]
     plot = plots.participation_grid(states[shown], [_site(everyone[k]) for k in shown], groups, label) if seen else ""
     return {"plot": plot, "words": words, "shown": len(shown), "all": len(everyone)}
@@ -210,8 +204,11 @@ def _stages(run: RunFiles) -> Json:
     if not totals:
         return {"plot": "", "rows": {}}
     up, down = (np.array([row[key] / 1e6 for row in totals.values()]) for key in ("bytes_up", "bytes_down"))
-    told = "; ".join(f"{stage} {u:.3g} up, {d:.3g} down" for stage, u, d in zip(totals, up, down, strict=True))
-    return {"plot": plots.traffic_bars(list(totals), up, down, f"Bars of megabytes by stage: {told}."), "rows": totals}
+    size = filesize.decimal
+    told = "; ".join(
+        f"{name} {size(row['bytes_up'])} up, {size(row['bytes_down'])} down" for name, row in totals.items()
+    )
+    return {"plot": plots.traffic_bars(list(totals), up, down, f"Bars of data by stage: {told}."), "rows": totals}
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
@@ -249,7 +246,9 @@ def _number(value: float | None, digits: int = 1) -> str:
 
 
 def _millions(count: float) -> str:
-    return f"{count / 1e6:,.3g} million" if 1e6 <= count < 1e9 else f"{count / 1e9:,.3g} billion" if count >= 1e9 else f"{count:,}"
+    if count < 1e6:
+        return f"{count:,}"
+    return f"{count / 1e9:.3g} billion" if count >= 1e9 else f"{count / 1e6:.3g} million"
 
 
 def _duration(seconds: float) -> str:

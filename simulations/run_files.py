@@ -80,7 +80,9 @@ class RunFiles:
     @cached_property
     def evaluations(self) -> list[Json]:
         """The evaluation after each task, in order; the last one where a crash made it happen twice."""
-        return [event for _, event in sorted({event["task"]: event for event in self.of_kind("task_evaluated")}.items())]
+        return [
+            event for _, event in sorted({event["task"]: event for event in self.of_kind("task_evaluated")}.items())
+        ]
 
     @cached_property
     def task_names(self) -> list[list[str]]:
@@ -111,7 +113,9 @@ def _text(path: Path) -> str:
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeError) as error:
-        raise RunError(f"Cannot read {path}: {error}", remedy="Restore it from the machine that made the run") from error
+        raise RunError(
+            f"Cannot read {path}: {error}", remedy="Restore it from the machine that made the run"
+        ) from error
 
 
 def _mapping(path: Path, parse: Callable[[str], Any]) -> Json:

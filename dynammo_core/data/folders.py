@@ -14,11 +14,17 @@ ARCHIVES = (".zip", ".gz", ".tgz", ".tar")
 
 
 def data_root(settings: DataSettings) -> Path:
-    """`data.root`, else the data set's own folder in $DYNAMMO_DATA, else in ~/.cache/dynammo; it need not exist."""
-    if settings.root is not None:
-        return Path(settings.root).expanduser().absolute()
+    """`data.root`, else the data set's own folder in $DYNAMMO_DATA, else in ~/.cache/dynammo; it need not exist.
+
+    Raises:
+        DataError: the path begins with the ~ of a user whose home is not known.
+    """
     home = os.environ.get(DATA_VARIABLE) or DEFAULT_HOME
-    return Path(home).expanduser().absolute() / settings.dataset
+    path = Path(home) / settings.dataset if settings.root is None else Path(settings.root)
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise DataError(f"{path} is no place for data: {error}", remedy="Write the whole path out") from error
 
 
 def missing(settings: DataSettings, path: Path, what: str, layout: str) -> DataError:

@@ -39,7 +39,12 @@ def open_dataset(settings: DataSettings, seed: int) -> Dataset:
         raise ConfigError(
             f"data.dataset: {unknown_name('data set', settings.dataset, DATASETS)}", accepted=", ".join(DATASETS)
         )
-    dataset = DATASETS[settings.dataset](settings)
+    try:
+        dataset = DATASETS[settings.dataset](settings)
+    except OSError as error:
+        raise DataError(
+            f"the data of {settings.dataset} cannot be read: {error}", remedy="Permit reading it, or correct data.root"
+        ) from error
     if settings.classes not in (None, dataset.class_names):
         raise ConfigError(
             f"data.classes is {settings.classes}, and the classes of {settings.dataset} are fixed",

@@ -147,8 +147,8 @@ def array_keys(images: NDArray[np.uint8]) -> list[str]:
 def _naming(path: Path, place: str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"the image {named(path, place)} cannot be opened: {error.strerror or error}",
+            f"the image {named(path, place)} cannot be opened: {getattr(error, 'strerror', None) or error}",
             remedy="Put the file there, permit reading it, or take it out of the data set",
         ) from error

@@ -96,8 +96,9 @@ def test_insertion_points_are_where_the_method_puts_them() -> None:
     for name, shapes in expected.items():
         backbone = random_backbone(name).eval().to("meta")
         image = torch.empty(1, 3, 224, 224, device="meta")
-        entering = [backbone.prefix(image), *backbone.stage_outputs(image)[:-1]]
+        *entering, last = [backbone.prefix(image), *backbone.stage_outputs(image)]
         assert [(maps.shape[1], maps.shape[2]) for maps in entering] == shapes
+        assert last.shape == (1, backbone.feature_dim, 7, 7)  # maps, not pooled yet, of total stride 32
 
 
 def test_as_many_adapters_as_stages_are_asked_for() -> None:

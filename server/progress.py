@@ -1,0 +1,259 @@
+"""What people see while a run goes on: a live panel in a terminal, one line a finished step in a log.
+
+It is fed by the events that the run log keeps, and knows nothing else of the run.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from statistics import fmean
+from types import TracebackType
+from typing import Any
+
+from rich import filesize
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+Event = Mapping[str, Any]
+
+MOST_NAMED = 6  # sites or accuracies in one line; the rest is counted
+
+
+class RunState:
+    """How far a run has come, according to its events. Steps, tasks and rounds count from 0; times are unix seconds."""
+
+    def __init__(self) -> None:
+        self.start: Event = {"name": "run", "tasks": [], "plan": [], "time": 0.0}
+        self.step: Event = {}  # the step in hand, or the last one
+        self.finished = 0  # steps
+        self.answered = self.asked = 0  # sites, in the step in hand
+        self.accuracies: dict[int, float | None] = {}  # over all classes so far, by task
+        self.abstained = ""  # who last abstained, and from what
+        self.failures: list[str] = []
+        self.ending = ""
+        self._seconds: dict[str, list[float]] = defaultdict(list)  # of finished steps, by stage
+
+    def update(self, event: Event) -> None:
+        """Take note of an event; kinds that say nothing of progress are passed over."""
+        match event["event"]:
+            case "run_started":
+                self.start, self.finished, self.ending = event, event["resumed_at"], ""
+            case "step_started":
+                self.step, self.answered, self.asked = event, 0, 0
+            case "answers":
+                self.answered, self.asked = event["answered"], event["asked"]
+            case "step_finished":
+                self.finished = event["step"] + 1
+                self._seconds[event["stage"]].append(event["seconds"])
+                if sites := _abstaining(event):
+                    self.abstained = f"{_sites(sites)} from {_where(event)}"
+                self.failures += [f"{_failure(failure)} in {_where(event)}" for failure in event["failures"]]
+            case "task_evaluated":
+                self.accuracies[event["task"]] = event["accuracy"]
+            case "run_finished":
+                self.ending = str(event["summary"]["status"])
+            case "run_failed":
+                self.ending = f"failed: {event['message']}"
+
+    def seconds_left(self, now: float) -> float | None:
+        """Estimate: the mean of the finished steps of its stage, for each step to come; None before the first step.
+
+        A stage not seen yet counts as a mean step, and the step in hand has used up some of its time.
+        """
+        to_come = self.start["plan"][self.finished :]
+        if self.ending or not to_come:
+            return 0.0
+        if not self._seconds:
+            return None
+        overall = fmean(seconds for stage in self._seconds.values() for seconds in stage)
+        means = {stage: fmean(seconds) for stage, seconds in self._seconds.items()}
+        expected = [means.get(step["stage"], overall) for step in to_come]
+        if self.step and self.step["step"] == self.finished:
+            expected[0] = max(expected[0] - max(now - self.step["time"], 0.0), 0.0)
+        return sum(expected)
+
+
+class ProgressView:
+    """Shows a run to people while it goes on; a context manager fed by `update`.
+
+    Args:
+        console: where to; standard output by default.
+        live: a panel that is drawn over and over; by default only where the console is a terminal that can do so.
+        clock: unix seconds.
+    """
+
+    def __init__(
+        self, console: Console | None = None, *, live: bool | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._console = console or Console()
+        self._state = RunState()
+        self._lock = threading.Lock()  # the panel is drawn by a thread of its own
+        self._clock = clock
+        if live is None:  # a log stays a log even where FORCE_COLOR makes rich see a terminal
+            live = self._console.is_interactive and self._console.file.isatty()
+        self._live = Live(console=self._console, get_renderable=self._panel, refresh_per_second=4) if live else None
+
+    def __enter__(self) -> ProgressView:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, event: Event) -> None:
+        """Show what an event of the run log changes."""
+        with self._lock:
+            self._state.update(event)
+        if self._live:
+            self._live.refresh()
+        elif line := _line(event, self._state):
+            # Not through rich's layout: a line of a log is not wrapped, and no character set may stop a run.
+            encoding = self._console.encoding
+            self._console.file.write(line.encode(encoding, "replace").decode(encoding) + "\n")
+            self._console.file.flush()
+
+    def _panel(self) -> RenderableType:
+        with self._lock:
+            return _panel(self._state, self._clock())
+
+
+def _panel(state: RunState, now: float) -> Panel:
+    tasks, step = state.start["tasks"], state.step
+    total = len(state.start["plan"])
+    rows = Table.grid(padding=(0, 2), expand=True)
+    rows.add_column(style="dim", no_wrap=True)
+    rows.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    if step:
+        rows.add_row("Task", Text(f"{step['task'] + 1}/{len(tasks)}  {', '.join(tasks[step['task']])}"))
+        rows.add_row("Stage", Text(f"{step['stage']}, round {step['round'] + 1}/{step['rounds']}"))
+    rows.add_row("Sites", _bar(state.answered, state.asked, f"{state.answered}/{state.asked} answered"))
+    rows.add_row("Steps", _bar(state.finished, total, f"{state.finished}/{total}"))
+    left = state.seconds_left(now)
+    elapsed = f"{_duration(now - state.start['time'])} gone" if state.start["time"] else ""
+    rows.add_row("Time", elapsed + (f", about {_duration(left)} left" if left else ""))
+    rows.add_row("Accuracy", _accuracies(state.accuracies))
+    rows.add_row("Abstained", Text(state.abstained or "-"))
+    failed = f"{len(state.failures)}, last: {state.failures[-1]}" if state.failures else "-"
+    rows.add_row("Failures", Text(failed, style="red" if state.failures else ""))
+    if state.ending:
+        rows.add_row("Ended", Text(state.ending, style="bold"))
+    border = "red" if state.ending.startswith("failed") else "green" if state.ending else "blue"
+    words = [str(state.start[key]) for key in ("name", "method") if key in state.start]
+    return Panel(rows, title=Text(" - ".join(words), style="bold"), border_style=border)
+
+
+def final_table(summary: Event) -> Table:
+    """The numbers of `summary.json` as a table that fits 80 columns."""
+    heading = f"{summary['name']}: {summary['method']} on {summary['dataset']}, {summary['tasks']} tasks"
+    heading += f", {summary['sites']} sites, seed {summary['seed']}"
+    table = Table("", "", title=Text(heading, style="bold"), show_header=False, title_justify="left")
+
+    def percents(values: Iterable[float | None]) -> str:
+        return ", ".join("-" if value is None else f"{value:.1f}" for value in values)
+
+    for key, unit in (
+        ("average_incremental_accuracy", "%"),
+        ("last_accuracy", "%"),
+        ("forgetting", "points"),
+        ("backward_transfer", "points"),
+        ("mean_class_recall", "%"),
+        ("worst_site_accuracy", "%"),
+    ):
+        table.add_row(key.replace("_", " "), f"{percents([summary[key]])} {unit}")
+    table.add_row("accuracy after each task", percents(summary["accuracy_after_tasks"]) + " %")
+    sites = summary["site_accuracies"]
+    if len(sites) <= 2 * MOST_NAMED:
+        table.add_row("accuracy at each site", percents(sites) + " %", end_section=True)
+    table.add_row("one prediction", f"{summary['macs_per_image'] / 1e6:,.1f} million multiply-accumulates")
+    deployed, trainable = (summary[key] / 1e6 for key in ("deployed_parameters", "trainable_parameters"))
+    table.add_row("parameters", f"{deployed:,.2f} million in use, {trainable:,.2f} million trained")
+    up, down = (filesize.decimal(summary[key]) for key in ("bytes_up", "bytes_down"))
+    table.add_row("sent", f"{up} to the server, {down} to the sites")
+    table.add_row("took", f"{_duration(summary['seconds'])} in {summary['rounds']} rounds")
+    table.add_row("status", Text(str(summary["status"])))
+    return table
+
+
+def _line(event: Event, state: RunState) -> str:
+    """The line of a log that an event is worth; empty for none."""
+    tasks = state.start["tasks"]
+    match event["event"]:
+        case "run_started":
+            line = f"{event['name']}: {event['method']} on {event['dataset']}, {event['sites']} sites, "
+            line += f"{sum(map(len, tasks))} classes in {len(tasks)} tasks, {len(event['plan'])} steps"
+            return line + (f", going on after step {event['resumed_at']}" if event["resumed_at"] else "")
+        case "step_finished":
+            total, answered = len(state.start["plan"]), len(event["sites"])
+            parts = [
+                f"[{event['step'] + 1:{len(str(total))}}/{total}] {_where(event)}",
+                f"{answered}/{answered + len(event['failures'])} sites",
+                f"{event['seconds']:.1f} s",
+                filesize.decimal(event["bytes_up"] + event["bytes_down"]),
+            ]
+            left = state.seconds_left(event["time"])
+            line = ", ".join(parts) + (f", {_duration(left)} left" if left else "")
+            line += f"; abstained: {_sites(abstained)}" if (abstained := _abstaining(event)) else ""
+            return line + ("; failed: " + ", ".join(map(_failure, event["failures"])) if event["failures"] else "")
+        case "task_evaluated":
+            known = [value for value in event["site_accuracies"] if value is not None]
+            spread = f" (sites: {min(known):.1f} to {max(known):.1f} %)" if known else ""
+            return f"task {event['task'] + 1}/{len(tasks)} learnt, accuracy {_percent(event['accuracy'])}{spread}"
+        case "run_finished":
+            return f"run {state.ending}, accuracy {_percent(event['summary']['last_accuracy'])} at the end"
+        case "run_failed":
+            return f"run {state.ending}"
+    return ""
+
+
+def _bar(done: int, total: int, words: str) -> Table:
+    row = Table.grid(padding=(0, 1), expand=True)
+    row.add_column(ratio=1)
+    row.add_column(no_wrap=True, justify="right", width=16)
+    row.add_row(ProgressBar(total=max(total, 1), completed=done), words)
+    return row
+
+
+def _where(step: Event) -> str:
+    return f"task {step['task'] + 1} {step['stage']} {step['round'] + 1}/{step['rounds']}"
+
+
+def _abstaining(step: Event) -> list[Any]:
+    return [site["site"] for site in step["sites"] if site["abstained"]]
+
+
+def _failure(failure: Event) -> str:
+    return f"site {failure['site']} ({failure['error']}, code {failure['code']})"
+
+
+def _sites(sites: list[Any]) -> str:
+    more = f" and {len(sites) - MOST_NAMED} more" if len(sites) > MOST_NAMED else ""
+    return ("site " if len(sites) == 1 else "sites ") + ", ".join(map(str, sites[:MOST_NAMED])) + more
+
+
+def _accuracies(by_task: Mapping[int, float | None]) -> str:
+    latest = sorted(by_task)[-MOST_NAMED:]
+    if not latest:
+        return "-"
+    values = ", ".join(_percent(by_task[task]).removesuffix(" %") for task in latest)
+    tasks = f"tasks {latest[0] + 1}-{latest[-1] + 1}" if len(latest) > 1 else f"task {latest[0] + 1}"
+    return f"{values} % after {tasks}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} %"
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=max(round(seconds), 0)))

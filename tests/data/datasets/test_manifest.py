@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dynammo_core.data.datasets import DATASETS
+from dynammo_core.data.loading import load_samples
+from dynammo_core.data.samples import Dataset
+from dynammo_core.errors import DataError
+from dynammo_core.settings import DataSettings
+
+WriteImage = Callable[..., Path]
+
+
+def load(root: Path, classes: tuple[str, ...] | None = None) -> Dataset:
+    return DATASETS["manifest"](DataSettings(dataset="manifest", root=str(root), classes=classes))
+
+
+@pytest.fixture
+def manifest(tmp_path: Path, write_image: WriteImage) -> Callable[[str], Path]:
+    """Write the text as a manifest beside images 0.png .. 9.png."""
+    for i in range(10):
+        write_image(tmp_path / "images" / f"{i}.png", i)
+
+    def write(text: str) -> Path:
+        file = tmp_path / "manifest.csv"
+        file.write_text(text, encoding="utf-8")
+        return file
+
+    return write
+
+
+def test_all_columns_arrive(manifest: Callable[[str], Path]) -> None:
+    file = manifest(
+        "\ufeffpath,label,site,split,record_id\n"
+        "images/0.png,flu,north,train,A-1\n"
+        'images/1.png,"cold, common",south,train,A-2\n'
+        "images/2.png,flu,south,test,A-3\n"
+        'images/3.png,"cold, common",north,test,A-4\n'
+    )
+    dataset = load(file)
+    assert dataset.class_names == ("cold, common", "flu")
+    assert dataset.train.labels.tolist() == [1, 0]
+    assert dataset.train.sites == ("north", "south")
+    assert dataset.test.sites == ("south", "north")
+    assert dataset.test.record_ids == ("A-3", "A-4")
+    assert load(file.parent).test.record_ids == ("A-3", "A-4"), "a folder stands for its manifest.csv"
+
+
+def test_without_a_split_column_images_are_split(manifest: Callable[[str], Path]) -> None:
+    dataset = load(manifest("path,label\n" + "".join(f"images/{i}.png,{'ab'[i % 2]}\n" for i in range(10))))
+    assert np.bincount(dataset.train.labels).tolist() == [4, 4]
+    assert np.bincount(dataset.test.labels).tolist() == [1, 1]
+    assert {*dataset.train.record_ids, *dataset.test.record_ids} == {f"images/{i}.png" for i in range(10)}
+    assert dataset.train.sites is None
+
+
+def test_a_broken_image_is_named_with_its_row(manifest: Callable[[str], Path]) -> None:
+    file = manifest("path,label,split\nimages/0.png,a,train\nimages/1.png,a,train\nimages/2.png,a,test\n")
+    broken = file.parent / "images" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(DataError, match=r"images/1\.png \(row 3 of .*manifest\.csv\) cannot be read"):
+        load_samples(load(file).train, [0, 1], 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\nimages/77.png,a\n", r"77\.png \(row 2 of .*\) cannot be opened"),
+        ("path,label\nimages/0.png,a\nimages/1.png\n", "row 3 of .* not as many values"),
+        ("path,label\nimages/0.png,a,b\n", "row 2 of .* not as many values"),
+        ("path,label\nimages/0.png,\n", "row 2 of .* no value for 'label'"),
+        ("path,label,split\nimages/0.png,a,val\n", "row 2 of .* split 'val'.*Accepted: train, test"),
+        ("path,label\nimages/0.png,a\nimages/0.png,b\n", "row 3 of .* again, after row 2"),
+        ("path,label,splt\nimages/0.png,a,train\n", "a column 'splt' .did you mean 'split'"),
+        ("path,label,label\nimages/0.png,a,b\n", "the column 'label' twice"),
+        ("path;label\nimages/0.png;a\n", "a column 'path;label'"),
+        ("path\nimages/0.png\n", "no column 'label'"),
+        ("path,label\n", "names no images"),
+        ("", "no column 'path'"),
+        ('path,label\n"images/0.png,a\n', "cannot be read"),
+        ("path,label,split\nimages/0.png,a,train\n", "the class 'a' has 1 training and 0 test images"),
+    ],
+)
+def test_a_bad_manifest_is_refused(manifest: Callable[[str], Path], text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load(manifest(text))
+
+
+def test_labels_are_checked_against_the_registry(manifest: Callable[[str], Path]) -> None:
+    file = manifest("path,label\n" + "".join(f"images/{i}.png,{'flu' if i < 9 else 'flue'}\n" for i in range(10)))
+    with pytest.raises(DataError, match=r"'flue' of .*9\.png \(row 11 of .*not in the registry.*did you mean 'flu'"):
+        load(file, classes=("flu", "cold"))
+
+
+def test_no_manifest_says_what_one_is(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"manifest\.csv is not there.*columns path, label and, optionally, split"):
+        load(tmp_path)
+
+
+def test_a_manifest_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "m.csv"
+    file.write_bytes(b"\xff\xfe\x00path")
+    with pytest.raises(DataError, match=r"m\.csv cannot be read.*UTF-8"):
+        load(file)

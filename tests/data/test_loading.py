@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dynammo_core.data import loading
+from dynammo_core.data.loading import load_samples, open_dataset
+from dynammo_core.data.samples import Samples, Split
+from dynammo_core.data.sources import ArraySource, FileSource, select
+from dynammo_core.errors import ConfigError, DataError
+from dynammo_core.settings import DataSettings
+
+WriteClasses = Callable[..., Path]
+
+
+@pytest.fixture
+def root(tmp_path: Path, write_classes: WriteClasses) -> str:
+    write_classes(tmp_path / "train", {"a": 6, "b": 12})
+    write_classes(tmp_path / "test", {"a": 4, "b": 4}, first_seed=100)
+    return str(tmp_path)
+
+
+def in_memory(images: np.ndarray) -> Split:
+    return Split(ArraySource(images), np.arange(len(images)) % 3, tuple(str(i) for i in range(len(images))))
+
+
+class OneByOne:
+    """The same images behind the plain protocol, without the fast path."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> np.ndarray:
+        return self.images[index]
+
+
+def test_an_unknown_data_set_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"unknown data set 'digit'.*did you mean 'digits'.*fashion_mnist"):
+        open_dataset(DataSettings(dataset="digit"), 1)
+
+
+def test_fixed_classes_cannot_be_configured() -> None:
+    with pytest.raises(ConfigError, match=r"the classes of digits are fixed.*Leave data\.classes out"):
+        open_dataset(DataSettings(dataset="digits", classes=("one", "two")), 1)
+
+
+def test_the_same_settings_open_once(root: str) -> None:
+    settings = DataSettings(dataset="image_folder", root=root, train_per_class=2)
+    assert open_dataset(settings, 1) is open_dataset(DataSettings(**settings.model_dump()), 1)
+
+
+def test_fewer_images_are_a_subset_of_more_and_a_small_class_keeps_all(root: str) -> None:
+    def records(count: int, seed: int = 1) -> set[str]:
+        settings = DataSettings(dataset="image_folder", root=root, train_per_class=count)
+        dataset = open_dataset(settings, seed)
+        assert np.bincount(dataset.train.labels).tolist() == [min(count, 6), min(count, 12)]
+        assert len(dataset.test.labels) == 8
+        return set(dataset.train.record_ids)
+
+    assert records(2) < records(5) < records(9)
+    assert records(2, seed=1) != records(2, seed=2)
+
+
+def test_test_images_are_subsampled_too(root: str) -> None:
+    dataset = open_dataset(DataSettings(dataset="image_folder", root=root, test_per_class=3), 1)
+    assert np.bincount(dataset.test.labels).tolist() == [3, 3]
+    assert len(dataset.train.labels) == 18
+
+
+def test_validation_takes_training_images_and_leaves_the_test_alone(root: str) -> None:
+    settings = DataSettings(dataset="image_folder", root=root, validation_per_class=4)
+    dataset = open_dataset(settings, 1)
+    # 6 and 12 training images, 4 of each taken away
+    assert np.bincount(dataset.train.labels).tolist() == [2, 8]
+    assert np.bincount(dataset.test.labels).tolist() == [4, 4]
+    assert not {*dataset.train.record_ids} & {*dataset.test.record_ids}
+    assert all(record.startswith("train/") for record in dataset.test.record_ids)
+    smaller = open_dataset(settings.model_copy(update={"train_per_class": 3, "test_per_class": 1}), 1)
+    assert np.bincount(smaller.train.labels).tolist() == [2, 3]
+    assert {*smaller.train.record_ids} < {*dataset.train.record_ids}
+    assert {*smaller.test.record_ids} < {*dataset.test.record_ids}
+
+
+def test_validation_may_not_take_a_whole_class(root: str) -> None:
+    with pytest.raises(DataError, match=r"the class 'a' has 6 training images.*takes 6.*Accepted: at most 5"):
+        open_dataset(DataSettings(dataset="image_folder", root=root, validation_per_class=6), 1)
+
+
+@pytest.mark.parametrize("shape", [(7, 28, 20), (7, 28, 20, 3)])
+@pytest.mark.parametrize("size", [16, 28, 40])
+def test_the_fast_path_equals_reading_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], size: int
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    fast = in_memory(images)
+    slow = Split(OneByOne(images), fast.labels, fast.record_ids)
+    order = [6, 0, 3, 3, 5]
+    expected = load_samples(slow, order, size)
+    monkeypatch.setattr(loading, "CHUNK", 2)
+    actual = load_samples(fast, np.array(order), size)
+    assert torch.equal(actual.images, expected.images)
+    assert actual.images.shape == (5, shape[3] if len(shape) == 4 else 1, size, size)
+    assert actual.labels.tolist() == [0, 0, 0, 0, 2]  # 6, 0, 3, 3, 5 modulo 3
+    assert actual.record_ids == ("6", "0", "3", "3", "5")
+
+
+@pytest.mark.parametrize("size", [12, 50])
+def test_resizing_is_bilinear_to_within_rounding(size: int) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (4, 28, 28), dtype=np.uint8)
+    exact = F.interpolate(
+        torch.from_numpy(images)[:, None].double(), (size, size), mode="bilinear", antialias=size < 28
+    )
+    actual = load_samples(in_memory(images), range(4), size).images
+    # torch's byte kernel rounds after each of its two passes, half a grey level each, and its weights are fixed-point
+    assert (actual.double() - exact).abs().max() < 1.1
+
+
+def test_shrinking_is_antialiased() -> None:
+    # every fourth column is white. A quarter of the size: antialiased, all pixels are about 255 / 4; without, each is
+    # the mean of the two middle columns of its four, which are black
+    image = np.zeros((1, 64, 64), dtype=np.uint8)
+    image[:, :, ::4] = 255
+    shrunk = load_samples(in_memory(image), [0], 16).images.float()
+    assert (shrunk[..., 1:-1] - 255 / 4).abs().max() < 10
+
+
+def test_files_of_all_sizes_and_colours_become_one_tensor(tmp_path: Path, write_image: Callable[..., Path]) -> None:
+    paths = (
+        write_image(tmp_path / "grey.png", 0, size=(8, 8)),
+        write_image(tmp_path / "rgb.png", 1, size=(12, 9), mode="RGB"),
+        write_image(tmp_path / "wide.png", 2, size=(30, 10)),
+    )
+    split = Split(FileSource(paths, ("",) * 3), np.array([0, 1, 2]), ("g", "r", "w"))
+    samples = load_samples(split, [2, 1, 0], 8)
+    assert samples.images.shape == (3, 3, 8, 8)
+    grey = samples.images[2]
+    assert torch.equal(grey[0], torch.from_numpy(split.source.read(0)))
+    assert torch.equal(grey[0], grey[1]) and torch.equal(grey[0], grey[2])
+    assert torch.equal(samples.images[1], load_samples(split, [1], 8).images[0])
+    assert load_samples(split, [0, 2], 8).images.shape == (2, 1, 8, 8), "grey images alone stay grey"
+
+
+def test_a_selection_is_read_through() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (9, 8, 8), dtype=np.uint8)
+    whole = in_memory(images)
+    part = select(select(whole, np.array([8, 4, 2, 0])), np.array([2, 1]))
+    assert torch.equal(load_samples(part, [1, 0], 8).images, load_samples(whole, [4, 2], 8).images)
+
+
+def test_loading_does_not_alias_the_data_set() -> None:
+    images = np.zeros((2, 8, 8), dtype=np.uint8)
+    split = in_memory(images)
+    samples = load_samples(split, [0, 1], 8)
+    samples.images.fill_(9)
+    samples.labels.fill_(9)
+    assert images.max() == 0 and split.labels.max() == 1
+
+
+def test_no_indices_give_no_samples() -> None:
+    assert len(load_samples(in_memory(np.zeros((2, 8, 8), dtype=np.uint8)), [], 8)) == len(Samples.empty())

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynammo_core.data.task_stream import build_task_stream
+from dynammo_core.errors import ConfigError
+from dynammo_core.settings import TaskSettings
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.sampled_from(["fixed", "shuffled"]), st.integers(0, 2**40))
+def test_one_size_covers_every_class_once(size: int, extra: int, order: str, seed: int) -> None:
+    count = size + extra - 1
+    stream = build_task_stream(TaskSettings(sizes=size, class_order=order), count, seed)
+    assert len(stream) == -(-count // size)
+    assert sorted(stream.seen(len(stream) - 1)) == list(range(count))
+    assert all(len(stream.classes(t)) == size for t in range(len(stream) - 1))
+    for task in range(len(stream)):
+        assert stream.seen(task)[-len(stream.classes(task)) :] == stream.classes(task)
+        assert all(stream.task_of(label) == task for label in stream.classes(task))
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(0, 9))
+def test_sizes_for_each_task_are_kept(sizes: list[int], left_over: int) -> None:
+    stream = build_task_stream(TaskSettings(sizes=tuple(sizes)), sum(sizes) + left_over, 0)
+    assert [len(stream.classes(t)) for t in range(len(stream))] == sizes
+    assert stream.seen(len(stream) - 1) == tuple(range(sum(sizes)))
+
+
+def test_a_rest_becomes_a_smaller_last_task() -> None:
+    assert build_task_stream(TaskSettings(sizes=3), 7, 0).tasks == ((0, 1, 2), (3, 4, 5), (6,))
+
+
+def test_a_shuffled_order_is_the_one_of_the_literature() -> None:
+    # the class order of CIFAR100 for seed 1993, as printed in the logs of iCaRL's successors
+    stream = build_task_stream(TaskSettings(sizes=10, class_order="shuffled"), 100, 1993)
+    assert stream.classes(0) == (68, 56, 78, 8, 23, 84, 90, 65, 74, 76)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"), [((2, 3), r"2 \+ 3 = 5 classes.*has 4"), (5, "one task of 5 classes.*has 4")]
+)
+def test_more_classes_than_there_are_is_refused(sizes: int | tuple[int, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_task_stream(TaskSettings(sizes=sizes), 4, 0)
+
+
+def test_a_class_of_no_task_is_named() -> None:
+    stream = build_task_stream(TaskSettings(sizes=(1, 2)), 5, 0)
+    with pytest.raises(ConfigError, match=r"class 3 is in no task\. Accepted: 0, 1, 2"):
+        stream.task_of(3)
