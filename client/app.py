@@ -44,7 +44,7 @@ def reply(message: Message, context: Context) -> Message:
     if instruction.code_hash != code_hash():
         raise ProtocolError(
             f"the server runs the code {instruction.code_hash[:12]}, this site runs {code_hash()[:12]}",
-            remedy="Install the same version on both sides; in a simulation, stop the local SuperLink of the other copy",
+            remedy="Install the same version on both sides; in a simulation, stop the other copy's local SuperLink",
         )
     experiment = experiment_from_json(instruction.experiment)
     site = Site(experiment, instruction.site, Path(instruction.workspace))

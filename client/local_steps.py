@@ -21,9 +21,12 @@ from dynammo_core.memory.rehearsal import remember
 from dynammo_core.methods.base import TEACHER_PREFIX, Batch, LossContext
 from dynammo_core.models.incremental_model import IncrementalModel, Level, matching, travelling_names
 from dynammo_core.plan import Action, Step
-from dynammo_core.protocol import Instruction, Numbers, Report, check_report, names_up
+from dynammo_core.protocol import Instruction, Report, check_report, names_up
 from dynammo_core.seeding import derive_seed, seeded_generator
 from dynammo_core.training import fit, shuffled, train_only
+
+FEWEST_SAMPLES = 2
+"""A site with fewer abstains: one image has no batch statistics, and what it teaches would tell too much of it."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,10 @@ def answer(instruction: Instruction, experiment: Experiment, site: Site) -> Repo
 
 
 def fit_step(local: LocalStep) -> Report:
-    """Train what the stage sends up on the method's training set; abstain without images to learn from."""
+    """Train what the stage sends up on the method's training set; abstain without samples to learn from."""
     method, stage, config = local.experiment.method, local.step.stage, local.experiment.config
     samples = method.training_set(stage, local.site.rehearsal(local.step.task))
-    if not len(samples):
+    if len(samples) < FEWEST_SAMPLES:
         return Report(abstained=True)
     assert stage.optimisation is not None
     names = names_up(local.model, stage)
@@ -88,10 +91,10 @@ def fit_step(local: LocalStep) -> Report:
 
 @torch.no_grad()
 def summarise_step(local: LocalStep) -> Report:
-    """Compute the method's statistics over its training set; abstain without images."""
+    """Compute the method's statistics over its training set; abstain without samples."""
     method, stage = local.experiment.method, local.step.stage
     samples = method.training_set(stage, local.site.rehearsal(local.step.task))
-    if not len(samples):
+    if len(samples) < FEWEST_SAMPLES:
         return Report(abstained=True)
     batches = _EpochBatches(local, samples, stage.inputs, batch_size=128)
     local.model.eval()

@@ -88,10 +88,12 @@ def resolve(data: Any, source: str, overrides: Mapping[str, Scalar], tree: yaml.
     for key, value in overrides.items():
         _set_leaf(data, key, yaml.safe_load(value) if isinstance(value, str) else value)
     method = data.get("method")
-    name = method.get("name") if isinstance(method, dict) else None
+    name = str(method.get("name")) if isinstance(method, dict) else ""
     if name not in METHODS:
-        raise ConfigError(f"{source}, method.name: {unknown_name('method', str(name), METHODS)}", accepted=", ".join(METHODS))
-    model = Config[METHODS[name].Params]  # type: ignore[name-defined]
+        raise ConfigError(
+            f"{source}, method.name: {unknown_name('method', name, METHODS)}", accepted=", ".join(METHODS)
+        )
+    model = _config_of(METHODS[name].Params)
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -100,8 +102,13 @@ def resolve(data: Any, source: str, overrides: Mapping[str, Scalar], tree: yaml.
 
 def leaf_keys() -> list[str]:
     """The dotted key of every leaf that any method's configuration may have, sorted."""
-    models = [Config[method.Params] for method in METHODS.values()]  # type: ignore[name-defined]
+    models = [_config_of(method.Params) for method in METHODS.values()]
     return sorted({leaf for model in models for leaf in _leaves(model)})
+
+
+def _config_of(params: type[MethodSettings]) -> type[Config[Any]]:
+    """The configuration whose section `method` is of the type `params`."""
+    return Config.__class_getitem__(params)  # type: ignore[return-value]
 
 
 def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

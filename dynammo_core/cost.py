@@ -1,4 +1,4 @@
-"""What a prediction costs as tasks come in: multiply-accumulates, parameters and latency, of one pass and of T passes."""
+"""What a prediction costs as tasks come in: MACs, parameters and latency, of one pass and of T passes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from dynammo_core.models.backbones import Backbone, build_backbone
 from dynammo_core.models.heads import OTHERS, LinearHead
 from dynammo_core.seeding import seeded_initialisation
 from dynammo_core.settings import BackboneSettings
-
 
 ALPHA = 0.02
 """Start value of the adapters' scale (DynaMMo, arXiv 2404.14099); what a pass costs does not depend on it."""
@@ -50,8 +49,8 @@ class TPassModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits of all heads, each on the features of its own task's pass, Tensor[B, T, classes + 1]."""
         maps = self.backbone.prefix(images)
-        passes = zip(self.adapter_sets, self.heads, strict=True)
-        return torch.stack([head(self.backbone.from_prefix(maps, own)) for own, head in passes], dim=1)
+        features = [self.backbone.from_prefix(maps, own.children()) for own in self.adapter_sets]
+        return torch.stack([head(own) for own, head in zip(features, self.heads, strict=True)], dim=1)
 
 
 def multiply_accumulates(module: nn.Module, image_size: int) -> int:

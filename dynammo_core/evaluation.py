@@ -21,7 +21,7 @@ def embed_samples(
     model.eval()
     parts = [
         model.extractor.embed(to_input(images, normalisation, device), start="images", end=end)
-        for images in samples.images.split(BATCH)
+        for images in torch.split(samples.images, BATCH)
     ]
     return torch.cat(parts)
 
@@ -31,5 +31,5 @@ def confusion_counts(method: Method, model: IncrementalModel, features: Tensor, 
     """Tensor[C, C] int64: images by true class (row) and predicted class (column)."""
     if not len(labels):
         return torch.zeros(classes, classes, dtype=torch.int64)
-    predicted = torch.cat([method.predict(model, batch).labels.cpu() for batch in features.split(BATCH)])
+    predicted = torch.cat([method.predict(model, batch).labels.cpu() for batch in torch.split(features, BATCH)])
     return torch.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)

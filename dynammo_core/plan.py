@@ -1,4 +1,4 @@
-"""What happens in a run and in which order: stages as data, and the list of steps made of them before the run starts."""
+"""What happens in a run and in which order: stages as data, and the steps that they make."""
 
 from __future__ import annotations
 

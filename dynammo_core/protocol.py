@@ -25,8 +25,8 @@ NUMBERS: Mapping[Action, frozenset[str]] = MappingProxyType(
         Action.EVALUATE: frozenset({"class_counts", "confusion", "seconds"}),
     }
 )
-"""The numbers a site returns, by action. `class_counts` [C]: samples used of each class; `loss`: mean of the last epoch;
-`memory_bytes`: size of its memory; `confusion` [C * C]: its test images by true and predicted class, row by row;
+"""The numbers a site returns, by action. `class_counts` [C]: samples used of each class; `loss`: mean of the last
+epoch; `memory_bytes`: size of its memory; `confusion` [C * C]: its test images by true and predicted class, row by row;
 `seconds`: time the site took."""
 
 
@@ -89,7 +89,7 @@ def names_up(model: IncrementalModel, stage: Stage) -> list[str]:
 
 
 def check_report(report: Report, stage: Stage, model: IncrementalModel, classes: int) -> None:
-    """Refuse a report that holds anything but what the stage declares; called by the site before sending, and at the door.
+    """Refuse a report that holds anything but what the stage declares; by the site before sending, and at the door.
 
     Args:
         report: the answer.

@@ -1,4 +1,4 @@
-"""One seed for everything random: derived from the run's seed and a name of the purpose, never from a clock or an order."""
+"""One seed for everything random: derived from the run's seed and a purpose, never from a clock or an order."""
 
 from __future__ import annotations
 

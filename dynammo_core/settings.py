@@ -35,7 +35,7 @@ class DataSettings(Section):
     validation_per_class: int = Field(
         default=0,
         ge=0,
-        description="take this many training images a class away from training and test on them instead of the test set",
+        description="take this many training images a class from training, and test on them, not on the test set",
     )
 
     @field_validator("classes")

@@ -70,7 +70,7 @@ def fit(
 
 def shuffled(count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
     """Indices of each batch of an epoch; a last batch of one sample joins the one before, for batch norm's sake."""
-    batches = list(torch.randperm(count, generator=generator).split(batch_size))
+    batches = list(torch.split(torch.randperm(count, generator=generator), batch_size))
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches

@@ -1,4 +1,4 @@
-"""One question to all sites and their answers, over Flower: who is asked, who answered, who failed, in a fixed order."""
+"""One question to all sites and their answers, over Flower: who answered, who failed, in a fixed order."""
 
 from __future__ import annotations
 

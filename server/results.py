@@ -21,7 +21,6 @@ from dynammo_core.protocol import names_up
 from server.checkpoint import Progress
 from server.run_directory import RunDirectory
 
-
 RECORDED_VERSIONS = ("flwr", "torch", "torchvision", "timm")
 
 

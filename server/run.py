@@ -35,7 +35,8 @@ def run_experiment(
     experiment.check()
     if resume is not None and not resume.is_dir():
         raise CheckpointError(
-            f"there is no run directory {resume}", accepted="a directory that an earlier run made, such as runs/NAME-HASH"
+            f"there is no run directory {resume}",
+            accepted="a directory that an earlier run made, such as runs/NAME-HASH",
         )
     directory = RunDirectory(resume, listeners) if resume else RunDirectory.create(runs, config, listeners)
     exchange = Exchange(grid, deadline=config.federation.deadline_seconds)

@@ -10,9 +10,9 @@ from torch import Tensor
 from dynammo_core.aggregation.class_aware import SUM_PREFIX, Update, class_aware_mean
 from dynammo_core.errors import RunError
 from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.models.backbones import weights_sha256
 from dynammo_core.models.heads import head_rows
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
-from dynammo_core.models.backbones import weights_sha256
 from dynammo_core.plan import Action, Step
 from dynammo_core.protocol import Instruction, Report, check_report, tensor_bytes
 from dynammo_core.seeding import seeded_initialisation
@@ -23,15 +23,13 @@ from server.run_directory import RunDirectory
 
 
 class TaskLoop:
-    """Carries a model through all steps of an experiment; it can be stopped at any point and go on from the last step."""
+    """Carries a model through all steps of an experiment; it can stop at any point and go on from the last step."""
 
     def __init__(self, experiment: Experiment, exchange: Exchange, directory: RunDirectory) -> None:
         self.experiment = experiment
         self.exchange = exchange
         self.directory = directory
-        identity = Identity(
-            experiment.config.canonical_json(), code_hash(), weights_sha256(experiment.config.backbone)
-        )
+        identity = Identity(experiment.config.canonical_json(), code_hash(), weights_sha256(experiment.config.backbone))
         self.checkpoints = CheckpointStore(directory.checkpoints, identity)
         self.model: IncrementalModel = experiment.new_model()
         self.archive: dict[str, Tensor] = {}
@@ -112,13 +110,11 @@ class TaskLoop:
         if not step.stage.up:
             return
         updates = [
-            Update(report.weights, report.class_counts)
-            for _, report in sorted(reports.items())
-            if not report.abstained
+            Update(report.weights, report.class_counts) for _, report in sorted(reports.items()) if not report.abstained
         ]
         if not updates:
             raise RunError(
-                f"task {step.task + 1}, stage {step.stage.name}: every site abstained, nobody holds images of its classes",
+                f"task {step.task + 1}, stage {step.stage.name}: every site abstained, none holds images of its classes",
                 remedy="Give at least one site images of these classes, or leave the task out",
             )
         merged = class_aware_mean(updates, head_rows(self.model), self.model.state_dict())

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dynammo_core.config import load_config
+from dynammo_core.config import Scalar, load_config
 from dynammo_core.errors import ConfigError, DynammoError, unknown_name
 
 app = typer.Typer(
@@ -34,12 +34,14 @@ Overrides = Annotated[
 def run(
     config: ConfigFile,
     engine: Annotated[
-        str, typer.Option(help="[bold]local[/]: all sites in this process. [bold]flower[/]: `flwr run`, the real engine.")
+        str,
+        typer.Option(help="[bold]local[/]: all sites in this process. [bold]flower[/]: `flwr run`, the real engine."),
     ] = "local",
     set_: Overrides = None,
     runs: Annotated[Path, typer.Option(help="Folder for run directories.")] = Path("runs"),
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN_DIR", help="Go on with this run where it was cut off.", show_default=False)
+        Path | None,
+        typer.Option(metavar="RUN_DIR", help="Go on with this run where it was cut off.", show_default=False),
     ] = None,
 ) -> None:
     """Run an experiment and leave a run directory with metrics, model and report.html."""
@@ -131,16 +133,19 @@ def readable_errors() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def parse_overrides(pairs: list[str]) -> dict[str, str | int | float | bool]:
+def parse_overrides(pairs: list[str]) -> dict[str, Scalar]:
     """`key.path=value` texts as a mapping.
 
     Raises:
         ConfigError: a text without "=".
     """
+    overrides: dict[str, Scalar] = {}
     for pair in pairs:
-        if "=" not in pair:
+        key, separator, value = pair.partition("=")
+        if not separator:
             raise ConfigError(f"--set {pair!r} has no value", accepted="KEY=VALUE, such as federation.sites=10")
-    return dict(pair.split("=", 1) for pair in pairs)
+        overrides[key] = value
+    return overrides
 
 
 def _numbers(text: str) -> list[int]:

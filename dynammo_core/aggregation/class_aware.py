@@ -1,4 +1,4 @@
-"""The average across sites: head rows by who holds the class, batch-norm statistics pooled, the rest by sample number."""
+"""The average across sites: head rows by who holds the class, batch norm pooled, the rest by sample number."""
 
 from __future__ import annotations
 

@@ -39,7 +39,8 @@ def herding(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
 def closest_to_mean(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """The samples nearest to the class mean of unit-length features, nearest first."""
     unit = torch.nn.functional.normalize(features.double(), dim=1)
-    return (unit - unit.mean(dim=0)).norm(dim=1).argsort(stable=True)[:count]
+    distances = (unit - unit.mean(dim=0)).norm(dim=1)
+    return torch.argsort(distances, stable=True)[:count]
 
 
 def random_choice(features: Tensor, count: int, generator: torch.Generator) -> Tensor:

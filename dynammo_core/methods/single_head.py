@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import Field
 from torch import Tensor, nn
 
 from dynammo_core.methods.base import CLASSES, LossContext, Method
@@ -13,17 +12,11 @@ from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Stage
 from dynammo_core.settings import MethodSettings, Optimisation
 
-WEIGHTS = ("*.weight", "*.bias")
-"""All that is learnt by gradients: batch-norm statistics have other names."""
-
 
 class SingleHeadSettings(MethodSettings):
     """One training stage over the whole network."""
 
-    freeze_statistics: bool = Field(
-        default=True, description="keep the pretrained batch-norm statistics: small or skewed sites would spoil them"
-    )
-    train: Optimisation = Optimisation(epochs=5, learning_rate=0.01)
+    train: Optimisation = Optimisation(rounds=10, epochs=1, learning_rate=0.01)
 
 
 class SingleHeadMethod(Method):
@@ -33,8 +26,7 @@ class SingleHeadMethod(Method):
     params: SingleHeadSettings
 
     def stages(self, task: int) -> Sequence[Stage]:
-        up = WEIGHTS if self.params.freeze_statistics else ("*",)
-        return (Stage("train", Action.FIT, down=("*",), up=up, optimisation=self.params.train),)
+        return (Stage("train", Action.FIT, down=("*",), up=("*",), optimisation=self.params.train),)
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         new = self.stream.classes(task)

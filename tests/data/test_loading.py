@@ -135,7 +135,7 @@ def test_shrinking_is_antialiased() -> None:
 def test_files_of_all_sizes_and_colours_become_one_tensor(tmp_path: Path, write_image: Callable[..., Path]) -> None:
     paths = (
         write_image(tmp_path / "grey.png", 0, size=(8, 8)),
-        write_image(tmp_path / "rgb.png", 1, size=(12, 9), mode="RGB"),
+        write_image(tmp_path / "rgb.png", 1, size=(30, 9), mode="RGB"),
         write_image(tmp_path / "wide.png", 2, size=(30, 10)),
     )
     split = Split(FileSource(paths, ("",) * 3), np.array([0, 1, 2]), ("g", "r", "w"))
