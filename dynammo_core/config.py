@@ -61,7 +61,8 @@ def load_config(path: Path, overrides: Mapping[str, Scalar] | None = None) -> Co
 
     Args:
         path: the file.
-        overrides: values by dotted key, such as {"federation.sites": 10}; texts are read as YAML.
+        overrides: values by dotted key, such as {"federation.sites": 10}; texts are read as YAML. Another
+            `method.name` replaces the file's whole section `method`.
 
     Raises:
         ConfigError: no such file, no YAML, or a key or value that is not accepted; it names file, key and remedy.
@@ -85,6 +86,9 @@ def resolve(data: Any, source: str, overrides: Mapping[str, Scalar], tree: yaml.
     """Validate plain data as a configuration; `source` and `tree` serve the error messages."""
     if not isinstance(data, dict):
         raise ConfigError(f"{source} holds no mapping of keys to values", accepted=", ".join(Config.model_fields))
+    method = data.get("method")
+    if isinstance(method, dict) and overrides.get("method.name", method.get("name")) != method.get("name"):
+        data["method"] = {}  # another method has other parameters: it starts from its own defaults
     for key, value in overrides.items():
         _set_leaf(data, key, yaml.safe_load(value) if isinstance(value, str) else value)
     method = data.get("method")

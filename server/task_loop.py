@@ -114,7 +114,7 @@ class TaskLoop:
         ]
         if not updates:
             raise RunError(
-                f"task {step.task + 1}, stage {step.stage.name}: every site abstained, none holds images of its classes",
+                f"task {step.task + 1}, stage {step.stage.name}: every site abstained: none has images of its classes",
                 remedy="Give at least one site images of these classes, or leave the task out",
             )
         merged = class_aware_mean(updates, head_rows(self.model), self.model.state_dict())

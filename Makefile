@@ -1,0 +1,40 @@
+# Federated DynaMMo. `make help` lists what there is; every target does its own set-up in .venv beside this file.
+ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
+VENV := $(ROOT)/.venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+# Holds the path it was made for: a copied or moved checkout gets an environment of its own.
+STAMP := $(VENV)/installed.$(shell printf '%s' '$(ROOT)' | cksum | cut -d' ' -f1)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' '$(ROOT)/Makefile' | column -t -s '|'
+
+install: $(STAMP) ## Make .venv and install everything into it (about 6 GB, a few minutes)
+
+$(STAMP): $(ROOT)/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer is needed; name it by: make PYTHON=/path/to/python3.11 ...' >&2; exit 1; }
+	@rm -f '$(VENV)'/installed.*
+	@echo 'Installing PyTorch, Flower and the rest into $(VENV) (once; about 6 GB, a few minutes)'
+	@$(PYTHON) -m venv --clear '$(VENV)' || \
+		{ echo 'The module venv is missing; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	@'$(BIN)/python' -m pip install --disable-pip-version-check --quiet --editable '$(ROOT)[dev]'
+	@touch '$@'
+
+demo: install ## Five sites learn ten digits in five tasks, by `flwr run`; leaves runs/digits-*/report.html
+	@'$(BIN)/dynammo-sim' run '$(ROOT)/configs/digits.yaml' --engine flower --runs '$(ROOT)/runs'
+
+test: install ## Run all tests
+	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -n auto
+
+lint: install ## Check style (ruff) and types (mypy --strict)
+	@cd '$(ROOT)' && '$(BIN)/ruff' check . && '$(BIN)/ruff' format --check . && '$(BIN)/mypy'
+
+format: install ## Format the code
+	@cd '$(ROOT)' && '$(BIN)/ruff' check --fix . && '$(BIN)/ruff' format .
+
+clean: ## Remove the environment and caches; runs stay
+	@rm -rf '$(VENV)' '$(ROOT)/.pytest_cache' '$(ROOT)/.mypy_cache' '$(ROOT)/.ruff_cache'
