@@ -10,7 +10,7 @@ STAMP := $(VENV)/installed.$(shell printf '%s' '$(ROOT)' | cksum | cut -d' ' -f1
 .PHONY: help install demo test lint format clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' '$(ROOT)/Makefile' | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s%s\n", $$1, $$2 }' '$(ROOT)/Makefile'
 
 install: $(STAMP) ## Make .venv and install everything into it (about 6 GB, a few minutes)
 

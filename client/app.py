@@ -30,10 +30,12 @@ def sanitised(handler: Handler) -> Handler:
     def wrapped(message: Message, context: Context) -> Message:
         try:
             return handler(message, context)
+        except DynammoError as error:
+            logger.error("step refused: %s", error)
+            return Message(Error(error.code, type(error).__name__), reply_to=message)
         except Exception as error:
-            logger.exception("step refused")
-            code = error.code if isinstance(error, DynammoError) else UNEXPECTED
-            return Message(Error(code, type(error).__name__), reply_to=message)
+            logger.exception("step failed")
+            return Message(Error(UNEXPECTED, type(error).__name__), reply_to=message)
 
     return wrapped
 

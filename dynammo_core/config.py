@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -77,7 +77,9 @@ def load_config(path: Path, overrides: Mapping[str, Scalar] | None = None) -> Co
         text = path.read_text(encoding="utf-8")
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", remedy="Permit reading it") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date such as 2024-13-45
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     return resolve(data, str(path), overrides or {}, tree)
 
@@ -90,7 +92,7 @@ def resolve(data: Any, source: str, overrides: Mapping[str, Scalar], tree: yaml.
     if isinstance(method, dict) and overrides.get("method.name", method.get("name")) != method.get("name"):
         data["method"] = {}  # another method has other parameters: it starts from its own defaults
     for key, value in overrides.items():
-        _set_leaf(data, key, yaml.safe_load(value) if isinstance(value, str) else value)
+        _set_leaf(data, key, _parsed(key, value))
     method = data.get("method")
     name = str(method.get("name")) if isinstance(method, dict) else ""
     if name not in METHODS:
@@ -101,7 +103,8 @@ def resolve(data: Any, source: str, overrides: Mapping[str, Scalar], tree: yaml.
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(problem, model, source, tree) for problem in error.errors())) from error
+        problems = [_explain(problem, model, source, tree, overrides) for problem in error.errors()]
+        raise ConfigError("; ".join(problems)) from error
 
 
 def leaf_keys() -> list[str]:
@@ -124,6 +127,14 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
+def _parsed(key: str, value: Scalar) -> Any:
+    try:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"the value {value!r} of the override {key!r} is not valid YAML: {reason}") from error
+
+
 def _set_leaf(data: dict[str, Any], key: str, value: Any) -> None:
     *sections, leaf = key.split(".")
     for section in sections:
@@ -133,7 +144,9 @@ def _set_leaf(data: dict[str, Any], key: str, value: Any) -> None:
     data[leaf] = value
 
 
-def _explain(problem: ErrorDetails, model: type[BaseModel], source: str, tree: yaml.Node | None) -> str:
+def _explain(
+    problem: ErrorDetails, model: type[BaseModel], source: str, tree: yaml.Node | None, overridden: Collection[str]
+) -> str:
     """`FILE line 3, data.datset: unknown key (did you mean 'dataset'?); accepted: ...`."""
     path = [str(part) for part in problem["loc"]]
     names = _accepted_names(model, path[:-1])
@@ -142,7 +155,7 @@ def _explain(problem: ErrorDetails, model: type[BaseModel], source: str, tree: y
         steps.append(part)
         if part not in _accepted_names(model, steps[:-1]):
             break
-    line = _line(tree, steps)
+    line = None if ".".join(steps) in overridden else _line(tree, steps)
     place = f"{source}{f' line {line}' if line else ''}, {'.'.join(steps)}"
     if problem["type"] == "extra_forbidden":
         return f"{place}: unknown key{nearest_match(path[-1], names)}; accepted: {', '.join(names)}"

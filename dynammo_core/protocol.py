@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -123,6 +124,8 @@ def check_report(report: Report, stage: Stage, model: IncrementalModel, classes:
                 raise ProtocolError(f"number {name!r} is not a list of {lengths[name]} counts")
         elif isinstance(value, list):
             raise ProtocolError(f"number {name!r} is a list", accepted="one number")
+        elif not math.isfinite(value):
+            raise ProtocolError(f"number {name!r} is {value}", accepted="a finite number")
 
 
 def _same_names(kind: str, got: set[str], declared: set[str]) -> None:

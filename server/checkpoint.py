@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,10 +57,10 @@ class CheckpointStore:
         Raises:
             CheckpointError: it cannot be written.
         """
-        tensors = {f"model/{name}": tensor.contiguous() for name, tensor in weights.items()}
-        tensors |= {f"archive/{name}": tensor.contiguous() for name, tensor in archive.items()}
+        tensors = {f"model/{name}": tensor.cpu().contiguous() for name, tensor in weights.items()}
+        tensors |= {f"archive/{name}": tensor.cpu().contiguous() for name, tensor in archive.items()}
         notes = {"identity": json.dumps(vars(self._identity)), "progress": json.dumps(vars(progress))}
-        write_atomically(self.path, save(tensors, metadata=notes))
+        write_atomically(self.path, save(tensors, metadata=notes | {"sha256": _digest(notes, tensors)}))
 
     def load(self) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
         """The progress, the model's tensors and the archive as last saved.
@@ -75,9 +77,12 @@ class CheckpointStore:
         try:
             with safe_open(self.path, framework="pt") as file:
                 notes = file.metadata()
+                digest = notes.pop("sha256")
                 identity = Identity(**json.loads(notes["identity"]))
                 progress = Progress(**json.loads(notes["progress"]))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            if digest != _digest(notes, tensors):
+                raise ValueError("its content does not fit its checksum")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"the checkpoint {self.path} cannot be read ({type(error).__name__}: {error})",
@@ -100,6 +105,15 @@ class CheckpointStore:
                 accepted="the configuration, code and weights that the run was started with",
                 remedy="Go on with those, or start a run anew, without --resume",
             )
+
+
+def _digest(notes: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over everything in a checkpoint: safetensors itself sees only damage to its header."""
+    digest = hashlib.sha256(json.dumps(dict(notes), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

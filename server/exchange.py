@@ -157,5 +157,5 @@ def _decode(reply: Message) -> Report:
             for name, value in content.metric_records["numbers"].items()
         }
         return Report(bool(content.config_records["report"]["abstained"]), weights, numbers)
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # what a damaged or forged answer makes a decoder raise has no common type
         raise ProtocolError(f"the answer is no report ({type(error).__name__}: {error})") from error

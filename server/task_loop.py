@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 
@@ -90,7 +91,8 @@ class TaskLoop:
 
     def _require_quorum(self, step: Step, answers: Answers) -> None:
         asked = len(answers.reports) + len(answers.failures)
-        needed = max(1, round(self.experiment.config.federation.quorum * asked))
+        # Rounded first, so that 0.07 * 100 = 7.000000000000001 needs 7 sites and not 8.
+        needed = max(1, math.ceil(round(self.experiment.config.federation.quorum * asked, 6)))
         if len(answers.reports) < needed:
             failed = ", ".join(f"site {f.site} ({f.error}, code {f.code})" for f in answers.failures)
             raise RunError(
@@ -123,7 +125,10 @@ class TaskLoop:
         self.model.load_state_dict(own, strict=False)
 
     def _count(self, step: Step, sent: Mapping[str, Tensor], answers: Answers, seconds: float) -> None:
-        """Log the step, save the checkpoint, and after a task write its results."""
+        """Log the step, after a task write its results, and save the checkpoint.
+
+        The checkpoint comes last: a run that is cut off before it does the step again, and writes the results again.
+        """
         down = tensor_bytes(sent)
         asked = len(answers.reports) + len(answers.failures)
         up = sum(report.bytes for report in answers.reports.values())
@@ -141,8 +146,6 @@ class TaskLoop:
             sites=[_site_fields(site, report, down) for site, report in answers.reports.items()],
             failures=[vars(failure) for failure in answers.failures],
         )
-        weights = self._tensors(("*",), archive=False)
-        self.checkpoints.save(self.progress, weights, self.archive)
         if step.stage.action is Action.EVALUATE:
             summary = write_results(self.directory, self.experiment, self.model, self.progress, status="running")
             write_model(self.directory, self.experiment, self.model, step.task)
@@ -152,6 +155,7 @@ class TaskLoop:
                 accuracy=summary["last_accuracy"],
                 site_accuracies=summary["site_accuracies"],
             )
+        self.checkpoints.save(self.progress, self._tensors(("*",), archive=False), self.archive)
 
     def _opens_task(self, step: Step) -> bool:
         """Whether this step is the first of its task; a resumed run has grown the model already."""

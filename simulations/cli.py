@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dynammo_core.config import Scalar, load_config
@@ -59,11 +61,13 @@ def run(
                 directory = ENGINES[engine](experiment, runs, resume, view.update)
         except KeyboardInterrupt:
             where = directory or runs / f"{experiment.name}-{experiment.content_hash[:8]}"
-            console.print(f"\nStopped. Go on with: dynammo-sim run {config} --engine {engine} --resume {where}")
+            again = shlex.join(["dynammo-sim", "run", str(config), "--engine", engine, "--resume", str(where)])
+            again += "".join(f" --set {shlex.quote(pair)}" for pair in set_ or [])
+            console.print(f"\nStopped. Go on with: {again}", markup=False, soft_wrap=True)
             raise typer.Exit(130) from None
         report = write_report(directory)
         console.print(final_table(json.loads((directory / "summary.json").read_text())))
-        console.print(f"Run directory: {directory}\nReport: {report}", soft_wrap=True)
+        console.print(f"Run directory: {directory}\nReport: {report}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -76,10 +80,10 @@ def validate(
     for file in files:
         try:
             config = load_config(file, parse_overrides(set_ or []))
-            console.print(f"[green]ok[/]     {file}  {config.content_hash[:8]}", soft_wrap=True)
+            console.print(f"[green]ok[/]     {escape(str(file))}  {config.content_hash[:8]}", soft_wrap=True)
         except DynammoError as error:
             wrong = True
-            console.print("[red]wrong[/] ", str(error), soft_wrap=True, markup=True)
+            console.print("[red]wrong[/] ", escape(str(error)), soft_wrap=True)
     raise typer.Exit(1 if wrong else 0)
 
 
@@ -120,7 +124,7 @@ def report(
         from simulations.report import write_report
 
         for directory in runs:
-            console.print(str(write_report(directory)), soft_wrap=True)
+            console.print(str(write_report(directory)), soft_wrap=True, markup=False)
 
 
 @contextmanager
@@ -129,7 +133,7 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
     except DynammoError as error:
-        Console(stderr=True).print(f"[bold red]error[/] {error}", soft_wrap=True, highlight=False)
+        Console(stderr=True).print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from None
 
 

@@ -31,7 +31,7 @@ from dynammo_core.errors import RunError
 START_SECONDS = 60.0
 POLL_SECONDS = 0.2
 PORT_ATTEMPTS = 3
-# Unix sockets have paths of at most 107 bytes; Ray adds some 65 to its folder, `_home` 18.
+# Unix sockets have paths of at most 107 bytes, of which `_home` adds 17 and Ray 68.
 LONGEST_TEMPORARY_FOLDER = 22
 ENVIRONMENT: Mapping[str, str] = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # or each run downloads all dependencies anew
@@ -43,7 +43,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "PYTHONUNBUFFERED": "1",  # or `flwr run` holds its output back
 }
 # Flower's processes outlive each other and whoever started them. This one waits until its input closes, which happens
-# however its parent ends, and then kills the process groups that it was told and removes the folder.
+# however its parent ends, then kills the process groups that were written there and removes the folder.
 WATCHDOG = """
 import os, shutil, signal, sys, time
 for group in sys.stdin.read().split():
@@ -60,7 +60,6 @@ for _ in range(50):
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 RAISED = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception)\b(?:: .*)?")
 DETAILS_PREFIX = "Simulation failed with exception: "
-
 Start = Callable[[list[str], "IO[str] | int", int], "subprocess.Popen[str]"]
 
 
@@ -83,7 +82,7 @@ def run_flower(
         run_config: overrides of keys that pyproject.toml declares. Paths should be absolute: the app runs from a
             temporary copy, in a temporary working directory.
         on_output: receives each line of the run's log, without colours.
-        on_poll: called about five times a second while the run goes on.
+        on_poll: called with every line, and at least five times a second.
         log_file: receives the run's log and, after a failure, the SuperLink's.
 
     Raises:
@@ -123,7 +122,7 @@ def _home() -> Iterator[tuple[Path, Start]]:
     home = Path(tempfile.mkdtemp(prefix="dynammo-", dir=short))
     (home / "cwd").mkdir()
     environment = _environment(home)
-    command = [sys.executable, "-c", WATCHDOG, str(home)]
+    command = [sys.executable, "-I", "-c", WATCHDOG, str(home)]
     watchdog = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
     assert watchdog.stdin is not None
     lifeline = watchdog.stdin
@@ -171,10 +170,10 @@ def _staged(app_dir: Path, target: Path) -> Path:
     try:
         app = tomllib.loads(pyproject.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
         files = {pyproject, *(path for pattern in app["fab-include"] for path in app_dir.glob(pattern))}
-        for path in files:
-            copy = target / path.relative_to(app_dir)
+        for file in files:
+            copy = target / file.relative_to(app_dir)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
+            shutil.copyfile(file, copy)
     except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
         raise RunError(f"{pyproject} describes no Flower app with a `fab-include`: {error!r}") from error
     return target
@@ -193,8 +192,8 @@ def _start_superlink(home: Path, start: Start) -> None:
             if not _answers(start(command, log, subprocess.STDOUT), f"http://{api}/health"):
                 continue
             start(["flower-superexec", "--insecure", "--runtime-api-address", api], log, subprocess.STDOUT)
-        connection = {"address": api, "insecure": True}
-        (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": "local", "local": connection}}))
+        connections = {"default": "local", "local": {"address": api, "insecure": True}}
+        (home / "config.toml").write_text(tomli_w.dumps({"superlink": connections}))
         return
     raise RunError(f"Flower's SuperLink did not start: {_text(home / 'superlink.log')[-500:]}")
 
@@ -222,11 +221,9 @@ def _relay_output(
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()
-    polled = 0.0
     while True:
-        if on_poll is not None and time.monotonic() - polled >= POLL_SECONDS:
+        if on_poll is not None:
             on_poll()
-            polled = time.monotonic()
         with suppress(Empty):
             line = lines.get(timeout=POLL_SECONDS)
             if line is None:

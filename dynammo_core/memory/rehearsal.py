@@ -50,7 +50,7 @@ def remember(
     A pure function of its arguments, so that doing it twice gives the same memory.
     """
     held = classes_of(memory.samples) + classes_of(new)
-    image_bytes = new.images[0].numel() if len(new) else 0
+    image_bytes = max((part.images[0].numel() for part in (memory.samples, new) if len(part)), default=0)
     share = exemplars_per_class(settings, sites=sites, classes=len(set(held)), image_bytes=image_bytes)
     parts = [_head(memory.samples.of_class(label), share) for label in classes_of(memory.samples)]
     select = SELECTIONS[settings.selection]

@@ -47,6 +47,7 @@ class MemoryStore:
             tensors = load(content)
             header_size = int.from_bytes(content[:8], "little")
             notes = json.loads(content[8 : 8 + header_size])["__metadata__"]
+            owner = {key: notes[key] for key in self._owner}
             records = tuple(json.loads(notes["record_ids"]))
             memory = ReplayMemory(int(notes["task"]), Samples(tensors["images"], tensors["labels"], records))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
@@ -54,7 +55,6 @@ class MemoryStore:
                 f"the replay memory {self.path} cannot be read ({type(error).__name__}: {error})",
                 remedy="Restore it from a backup, or delete it to let this site go on without its old exemplars",
             ) from error
-        owner = {key: notes[key] for key in self._owner}
         if owner != self._owner:
             raise MemoryStoreError(
                 f"the replay memory {self.path} belongs to {owner}, not to {self._owner}",

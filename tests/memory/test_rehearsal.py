@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dynammo_core.data.samples import Samples
+from dynammo_core.memory.rehearsal import balanced_set, classes_of, exemplars_per_class, remember
+from dynammo_core.memory.selection import SELECTIONS
+from dynammo_core.memory.store import ReplayMemory
+from dynammo_core.seeding import derive_seed, seeded_generator
+from dynammo_core.settings import MemorySettings
+
+SIDE = 4
+BEFORE = ReplayMemory(-1, Samples.empty())
+
+
+def images_of(counts: dict[int, int], *, channels: int = 3, seed: int = 0) -> Samples:
+    """So many random images of each class, the classes mixed."""
+    labels = torch.tensor([label for label, count in counts.items() for _ in range(count)], dtype=torch.int64)
+    generator = seeded_generator(seed, str(counts))
+    labels = labels[torch.randperm(len(labels), generator=generator)]
+    shape = (len(labels), channels, SIDE, SIDE)
+    images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    return Samples(images, labels, tuple(f"{seed}-{label}-{i}" for i, label in enumerate(labels.tolist())))
+
+
+def pixels(samples: Samples) -> Tensor:
+    return samples.images.flatten(1).double() - 128
+
+
+def settings(exemplars: int, **others: object) -> MemorySettings:
+    return MemorySettings(exemplars=exemplars, **others)  # type: ignore[arg-type]
+
+
+def taken_in(memory: ReplayMemory, new: Samples, share_of: MemorySettings, *, sites: int = 1) -> ReplayMemory:
+    return remember(memory, new, task=memory.task + 1, settings=share_of, sites=sites, features=pixels, seed=9)
+
+
+def same(a: Samples, b: Samples) -> bool:
+    return torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and a.record_ids == b.record_ids
+
+
+def counts(samples: Samples) -> dict[int, int]:
+    return dict(Counter(samples.labels.tolist()))
+
+
+@pytest.mark.parametrize(
+    ("exemplars", "sites", "classes", "megabytes", "share"),
+    [
+        (200, 1, 10, 1024, 20),  # 200 / 10
+        (200, 5, 4, 1024, 10),  # 200 / 5 = 40 a site, / 4
+        (100, 3, 4, 1024, 8),  # 33 a site, 8 a class and 1 over
+        (3, 5, 1, 1024, 0),  # fewer exemplars than sites
+        (2000, 1, 10, 1.0, 8),  # 1,000,000 / 12,288 bytes = 81 images, / 10
+        (2000, 1, 10, 0.01, 0),  # no room for one image of each class
+        (200, 1, 0, 1024, 0),  # a site without images
+    ],
+)
+def test_share_of_a_class_by_hand(exemplars: int, sites: int, classes: int, megabytes: float, share: int) -> None:
+    memory = settings(exemplars, quota_megabytes=megabytes)
+    assert exemplars_per_class(memory, sites=sites, classes=classes, image_bytes=3 * 64 * 64) == share
+
+
+@given(
+    exemplars=st.integers(0, 3000),
+    sites=st.integers(1, 50),
+    classes=st.integers(1, 100),
+    megabytes=st.floats(0.01, 20),
+    image_bytes=st.integers(1, 200_000),
+)
+def test_shares_fit_both_quotas_and_use_one_up(
+    exemplars: int, sites: int, classes: int, megabytes: float, image_bytes: int
+) -> None:
+    memory = settings(exemplars, quota_megabytes=megabytes)
+    share = exemplars_per_class(memory, sites=sites, classes=classes, image_bytes=image_bytes)
+    by_number = (share + 1) * classes * sites > exemplars - sites + 1  # what does not divide by the sites is left over
+    by_disk = (share + 1) * classes * image_bytes > int(megabytes * 1e6)
+    assert share * classes * sites <= exemplars
+    assert share * classes * image_bytes <= megabytes * 1e6
+    assert by_number or by_disk
+
+
+def test_memory_over_three_tasks() -> None:
+    # 24 exemplars at 2 sites: 12 here; 6 for each of 2 classes, 3 of 4, 2 of 6.
+    shares = settings(24)
+    memory, before = BEFORE, Samples.empty()
+    for task, share in enumerate((6, 3, 2)):
+        classes = (2 * task, 2 * task + 1)
+        memory = taken_in(memory, images_of(dict.fromkeys(classes, 10), seed=task), shares, sites=2)
+        assert memory.task == task
+        assert counts(memory.samples) == dict.fromkeys(range(2 * task + 2), share)
+        for label in classes_of(before):  # of the old, the best stay
+            assert same(memory.samples.of_class(label), before.of_class(label).subset(range(share)))
+        before = memory.samples
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_new_classes_are_chosen_by_their_features_and_seed(selection: str) -> None:
+    new = images_of({3: 8, 5: 12})
+    memory = taken_in(BEFORE, new, settings(10, selection=selection))
+    for label in (3, 5):
+        own = new.of_class(label)
+        best = SELECTIONS[selection](pixels(own), 5, torch.Generator().manual_seed(derive_seed(9, label)))
+        assert same(memory.samples.of_class(label), own.subset(best))
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_remembering_is_pure(selection: str) -> None:
+    shares = settings(12, selection=selection)
+    first = taken_in(BEFORE, images_of({0: 9, 1: 9}), shares)
+    new = images_of({2: 9, 3: 9}, seed=1)
+    untouched = copy.deepcopy((first.samples, new))
+    twice = [taken_in(first, new, shares) for _ in range(2)]
+    assert same(twice[0].samples, twice[1].samples)
+    assert same(first.samples, untouched[0])
+    assert same(new, untouched[1])
+
+
+def test_a_site_without_the_tasks_classes_keeps_its_memory() -> None:
+    shares = settings(12)
+    first = taken_in(BEFORE, images_of({0: 9, 1: 9}), shares)
+    after = taken_in(first, Samples.empty(), shares)
+    assert after.task == 1
+    assert same(after.samples, first.samples)
+
+
+def test_a_site_without_any_images_yet_has_an_empty_memory_that_moves_on() -> None:
+    memory = taken_in(taken_in(BEFORE, Samples.empty(), settings(12)), Samples.empty(), settings(12))
+    assert memory.task == 1
+    assert not len(memory.samples)
+    assert counts(taken_in(memory, images_of({4: 9}), settings(6)).samples) == {4: 6}
+
+
+def test_a_class_with_fewer_images_than_its_share_is_kept_whole() -> None:
+    memory = taken_in(BEFORE, images_of({0: 2, 1: 30}), settings(20))
+    assert counts(memory.samples) == {0: 2, 1: 10}
+
+
+@pytest.mark.parametrize(("old", "new"), [(1, 1), (1, 3), (3, 1), (3, 3)])
+def test_grey_and_colour_images_fit_the_disk_together(old: int, new: int) -> None:
+    # Grey images become RGB beside others: 48 bytes each. 480 bytes hold 10 of them: 2 of each of 4 classes.
+    shares = settings(1000, quota_megabytes=480e-6)
+    first = taken_in(BEFORE, images_of({0: 20, 1: 20}, channels=old), shares)
+    second = taken_in(first, images_of({2: 20, 3: 20}, channels=new, seed=1), shares)
+    assert first.samples.images.numel() <= 480
+    assert second.samples.images.numel() <= 480
+    assert second.samples.images.shape[1] == max(old, new)
+
+
+def balanced(memory: Samples, new: Samples, shares: MemorySettings, *, seed: int = 1, sites: int = 1) -> Samples:
+    return balanced_set(memory, new, settings=shares, sites=sites, seed=seed)
+
+
+def test_before_the_first_exemplars_all_new_images_serve() -> None:
+    new = images_of({0: 3, 1: 8})
+    assert same(balanced(Samples.empty(), new, settings(4)), new)
+
+
+@given(exemplars=st.integers(4, 60), sites=st.integers(1, 2), old=st.integers(1, 4), new=st.integers(0, 4))
+def test_balanced_set_has_equally_many_of_each_class(exemplars: int, sites: int, old: int, new: int) -> None:
+    shares = settings(exemplars * sites)
+    memory = taken_in(BEFORE, images_of(dict.fromkeys(range(old), 70)), shares, sites=sites).samples
+    arriving = images_of(dict.fromkeys(range(old, old + new), 70), seed=1)
+    chosen = balanced(memory, arriving, shares, sites=sites)
+    assert counts(chosen) == dict.fromkeys(range(old + new), exemplars // old)
+    assert same(chosen.subset(range(len(memory))), memory)
+    assert len(set(chosen.record_ids)) == len(chosen)
+    assert set(chosen.record_ids) <= {*memory.record_ids, *arriving.record_ids}
+
+
+def test_balanced_set_takes_what_there_is_of_a_rare_class() -> None:
+    memory = taken_in(BEFORE, images_of({0: 20, 1: 20}), settings(20)).samples
+    assert counts(balanced(memory, images_of({2: 3, 3: 50}, seed=1), settings(20))) == {0: 10, 1: 10, 2: 3, 3: 10}
+
+
+def test_balanced_set_depends_on_the_seed_alone() -> None:
+    memory = taken_in(BEFORE, images_of({0: 20}), settings(10)).samples
+    new = images_of({1: 50}, seed=1)
+    assert same(balanced(memory, new, settings(10)), balanced(memory, new, settings(10)))
+    assert not same(balanced(memory, new, settings(10)), balanced(memory, new, settings(10), seed=2))
+
+
+def test_without_memory_nothing_is_kept_and_all_new_images_serve() -> None:
+    memory = taken_in(BEFORE, images_of({0: 5}), settings(0)).samples
+    new = images_of({1: 5}, seed=1)
+    assert not len(memory)
+    assert same(balanced(memory, new, settings(0)), new)

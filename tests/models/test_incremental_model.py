@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynammo_core.models.adapters import AdapterSet
+from dynammo_core.models.backbones import build_backbone
+from dynammo_core.models.heads import LinearHead
+from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, Level, matching, travelling_names
+from dynammo_core.seeding import seeded_initialisation
+from dynammo_core.settings import BackboneSettings
+
+LEVELS: tuple[Level, ...] = ("images", "prefix", "features")
+
+
+def extractor(*, alpha: float | None = 0.5, frozen: bool = True) -> AdaptedBackbone:
+    """A small extractor in evaluation mode, with adapters unless `alpha` is None."""
+    backbone = build_backbone(BackboneSettings(name="small_cnn", weights="random"), seed=0)
+    made = AdaptedBackbone(backbone.freeze() if frozen else backbone)
+    if alpha is not None:
+        with seeded_initialisation(1):
+            made.adapters = AdapterSet(backbone.channels, alpha)
+    return made.eval()
+
+
+def model(**options: bool) -> IncrementalModel:
+    made = IncrementalModel(extractor(alpha=None).backbone)
+    made.extractor = extractor(**options)
+    made.heads["a"] = LinearHead(made.feature_dim, (3, 4))
+    return made
+
+
+def images() -> Tensor:
+    return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("alpha", [0.5, None])
+def test_every_way_from_images_to_features_is_the_same(alpha: float | None) -> None:
+    network = extractor(alpha=alpha)
+    at: dict[Level, Tensor] = {"images": images()}
+    at["prefix"] = network.embed(at["images"], start="images", end="prefix")
+    at["features"] = network(at["images"])
+    assert at["prefix"].shape == (3, 8, 8, 8)  # the first block of small_cnn: 8 channels, half of 16 pixels
+    assert at["features"].shape == (3, 64)
+    for i, start in enumerate(LEVELS):
+        for end in LEVELS[i:]:
+            assert torch.equal(network.embed(at[start], start=start, end=end), at[end])
+
+
+@torch.no_grad()
+def test_adapters_count_and_the_prefix_does_not_depend_on_them() -> None:
+    with_adapters, without = extractor(), extractor(alpha=None)
+    assert not torch.allclose(with_adapters(images()), without(images()))
+    assert torch.equal(extractor(alpha=0.0)(images()), without(images()))
+    assert torch.equal(without(images()), without.backbone(images()))
+    prefixes = [network.embed(images(), start="images", end="prefix") for network in (with_adapters, without)]
+    assert torch.equal(*prefixes)
+
+
+def test_a_frozen_backbone_does_not_travel() -> None:
+    names = travelling_names(model())
+    assert not [name for name in names if "backbone" in name]
+    adapters = {f"extractor.adapters.{name}" for name in AdapterSet((8, 16, 32), 0.5).state_dict()}
+    assert set(names) == adapters | {"heads.a.weight", "heads.a.bias"}
+
+
+def test_a_trainable_backbone_travels_with_its_statistics_but_without_counters() -> None:
+    trained = model(frozen=False)
+    names = travelling_names(trained)
+    left = set(trained.state_dict()) - set(names)
+    # One batch norm in each of the four blocks of small_cnn; the adapters' own keep no counter.
+    assert len(left) == 4
+    assert all(name.endswith(".num_batches_tracked") for name in left)
+    assert "extractor.backbone.prefix.block0.1.running_var" in names
+    assert names == [name for name in trained.state_dict() if name in set(names)]
+
+
+def test_only_the_frozen_one_of_two_backbones_stays() -> None:
+    pair = nn.ModuleDict({"old": extractor(alpha=None), "old2": extractor(alpha=None, frozen=False)})
+    names = travelling_names(pair)
+    assert names
+    assert all(name.startswith("old2.") for name in names)
+
+
+def test_patterns_choose_names_in_the_names_order() -> None:
+    names = ["heads.task1.bias", "extractor.adapters.0.alpha", "heads.auxiliary.bias", "heads.task0.bias"]
+    assert matching(names, ("heads.task0*", "heads.task1.*")) == ["heads.task1.bias", "heads.task0.bias"]
+    assert matching(names, ("*",)) == names
+    assert matching(names, ("heads.task", "Heads.*", "")) == []
+    assert matching(names, ()) == []
+
+
+def test_a_head_that_has_not_grown_is_missed_by_name() -> None:
+    assert model().head("a").rows == (3, 4)
+    with pytest.raises(KeyError, match="task7"):
+        model().head("task7")
