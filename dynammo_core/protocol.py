@@ -126,6 +126,8 @@ def check_report(report: Report, stage: Stage, model: IncrementalModel, classes:
             raise ProtocolError(f"number {name!r} is a list", accepted="one number")
         elif not math.isfinite(value):
             raise ProtocolError(f"number {name!r} is {value}", accepted="a finite number")
+    if report.weights and not any(report.class_counts):
+        raise ProtocolError("the tensors come from no sample", accepted="an answer that abstains, without tensors")
 
 
 def _same_names(kind: str, got: set[str], declared: set[str]) -> None:

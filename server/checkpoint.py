@@ -76,7 +76,7 @@ class CheckpointStore:
             )
         try:
             with safe_open(self.path, framework="pt") as file:
-                notes = file.metadata()
+                notes = dict(file.metadata())
                 digest = notes.pop("sha256")
                 identity = Identity(**json.loads(notes["identity"]))
                 progress = Progress(**json.loads(notes["progress"]))

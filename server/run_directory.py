@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -68,10 +69,16 @@ class RunDirectory:
         try:
             descriptor = os.open(self.path / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                os.write(descriptor, line)
+                before = os.fstat(descriptor).st_size
+                if os.write(descriptor, line) < len(line):  # a full disk takes what still fits and says nothing
+                    os.ftruncate(descriptor, before)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise CheckpointError(f"cannot write {self.path / 'events.jsonl'}: {error.strerror}") from error
+            raise CheckpointError(
+                f"cannot write {self.path / EVENTS}: {error.strerror}",
+                remedy="Free disk space or permit writing there, then go on with --resume",
+            ) from error
         for listener in self._listeners:
             listener(record)

@@ -105,7 +105,7 @@ class TaskLoop:
         """Aggregate what the sites sent up into the model and the archive."""
         if step.stage.action is Action.EVALUATE:
             empty = [0] * self.experiment.classes**2
-            counts = {site: report.numbers["confusion"] for site, report in reports.items()}
+            counts = {site: report.numbers["confusion"] for site, report in reports.items() if not report.abstained}
             sites = range(self.experiment.config.federation.sites)
             self.progress.confusion.append([list(counts.get(site, empty)) for site in sites])  # type: ignore[arg-type]
             return

@@ -71,6 +71,30 @@ def run(
 
 
 @app.command()
+def compare(
+    file: Annotated[Path, typer.Argument(metavar="COMPARISON", help="A file of configs/compare/.", show_default=False)],
+    runs: Annotated[Path, typer.Option(help="Folder for run directories.")] = Path("runs/compare"),
+    workers: Annotated[int | None, typer.Option(help="Runs at a time.", show_default="cores")] = None,
+) -> None:
+    """Run what is missing of a comparison and print mean and standard deviation over seeds; safe to stop and go on."""
+    with readable_errors():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from simulations.compare import load_comparison, run_missing, table, write_table
+
+        cells = load_comparison(file)
+        with Progress(
+            TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+        ) as progress:
+            bar = progress.add_task("", total=len(cells))
+            run_missing(cells, runs, workers, lambda done: progress.update(bar, completed=done))
+        output = runs / f"{file.stem}.csv"
+        write_table(cells, runs, output)
+        console.print(table(cells, runs))
+        console.print(f"Every run: {escape(str(output))}", soft_wrap=True)
+
+
+@app.command()
 def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="YAML files to check.", show_default=False)],
     set_: Overrides = None,
@@ -79,8 +103,8 @@ def validate(
     wrong = False
     for file in files:
         try:
-            config = load_config(file, parse_overrides(set_ or []))
-            console.print(f"[green]ok[/]     {escape(str(file))}  {config.content_hash[:8]}", soft_wrap=True)
+            checked = _checked(file, parse_overrides(set_ or []))
+            console.print(f"[green]ok[/]     {escape(str(file))}  {checked}", soft_wrap=True)
         except DynammoError as error:
             wrong = True
             console.print("[red]wrong[/] ", escape(str(error)), soft_wrap=True)
@@ -150,6 +174,15 @@ def parse_overrides(pairs: list[str]) -> dict[str, Scalar]:
             raise ConfigError(f"--set {pair!r} has no value", accepted="KEY=VALUE, such as federation.sites=10")
         overrides[key] = value
     return overrides
+
+
+def _checked(file: Path, overrides: dict[str, Scalar]) -> str:
+    """What a valid file is: an experiment's hash, or the number of a comparison's runs."""
+    from simulations.compare import is_comparison, load_comparison
+
+    if is_comparison(file):
+        return f"{len(load_comparison(file))} runs"
+    return load_config(file, overrides).content_hash[:8]
 
 
 def _numbers(text: str) -> list[int]:

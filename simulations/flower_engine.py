@@ -100,12 +100,18 @@ def run_flower(
         command = ["flwr", "run", str(_staged(app_dir, home / "app")), "local", "--stream"]
         command += ["--federation-config", _resources(nodes), "--run-config", str(home / "run_config.toml")]
         try:
-            _start_superlink(home, start)
-            _relay_output(start(command, subprocess.PIPE, subprocess.STDOUT), relay, on_poll)
-            _check_completed(start, log_file)
-        except RunError:
+            services = _start_superlink(home, start)
+            for line in _lines(start(command, subprocess.PIPE, subprocess.STDOUT)):
+                if line is not None:
+                    relay(line)
+                if on_poll is not None:
+                    on_poll()
+                if any(service.poll() is not None for service in services):
+                    raise RunError("Flower's SuperLink or SuperExec ended during the run")
+            _check_completed(start, _text(log_file).splitlines())
+        except RunError as error:
             log.write("\n--- SuperLink\n" + _text(home / "superlink.log"))
-            raise
+            raise RunError(str(error), remedy=f"The whole log is in {log_file}") from None
 
 
 def _resources(nodes: int) -> str:
@@ -179,8 +185,8 @@ def _staged(app_dir: Path, target: Path) -> Path:
     return target
 
 
-def _start_superlink(home: Path, start: Start) -> None:
-    """Start a SuperLink on a free port and declare it to `flwr` as the connection `local`."""
+def _start_superlink(home: Path, start: Start) -> list[subprocess.Popen[str]]:
+    """Start a SuperLink on a free port, with its SuperExec, and declare it to `flwr` as the connection `local`."""
     for _ in range(PORT_ATTEMPTS):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -189,12 +195,14 @@ def _start_superlink(home: Path, start: Start) -> None:
         with (home / "superlink.log").open("w") as log:
             # SuperExec is started here, not by the SuperLink, which would let it leave the watchdog's reach.
             command = ["flower-superlink", "--insecure", "--simulation", "--isolation", "process", "--port", str(port)]
-            if not _answers(start(command, log, subprocess.STDOUT), f"http://{api}/health"):
+            superlink = start(command, log, subprocess.STDOUT)
+            if not _answers(superlink, f"http://{api}/health"):
                 continue
-            start(["flower-superexec", "--insecure", "--runtime-api-address", api], log, subprocess.STDOUT)
+            command = ["flower-superexec", "--insecure", "--runtime-api-address", api]
+            superexec = start(command, log, subprocess.STDOUT)
         connections = {"default": "local", "local": {"address": api, "insecure": True}}
         (home / "config.toml").write_text(tomli_w.dumps({"superlink": connections}))
-        return
+        return [superlink, superexec]
     raise RunError(f"Flower's SuperLink did not start: {_text(home / 'superlink.log')[-500:]}")
 
 
@@ -209,10 +217,8 @@ def _answers(superlink: subprocess.Popen[str], url: str) -> bool:
     return False
 
 
-def _relay_output(
-    process: subprocess.Popen[str], relay: Callable[[str], None], on_poll: Callable[[], None] | None
-) -> None:
-    """Relay the lines of a process until it ends."""
+def _lines(process: subprocess.Popen[str]) -> Iterator[str | None]:
+    """The lines of a process until it ends, and None whenever there was none for a while."""
     lines: SimpleQueue[str | None] = SimpleQueue()
 
     def read() -> None:
@@ -222,35 +228,31 @@ def _relay_output(
 
     threading.Thread(target=read, daemon=True).start()
     while True:
-        if on_poll is not None:
-            on_poll()
-        with suppress(Empty):
+        try:
             line = lines.get(timeout=POLL_SECONDS)
+        except Empty:
+            yield None
+        else:
             if line is None:
                 return
-            relay(line)
+            yield line
 
 
-def _check_completed(start: Start, log_file: Path) -> None:
+def _check_completed(start: Start, log: list[str]) -> None:
     """Raise unless the run has completed: `flwr run` ends with 0 even when the run failed."""
     command = ["flwr", "list", "local", "--format", "json"]
     answer, _ = start(command, subprocess.PIPE, subprocess.DEVNULL).communicate()
-    remedy = f"The whole log is in {log_file}"
-    log = _text(log_file).splitlines()
-    try:
-        runs = json.loads(answer)["runs"]
-    except (ValueError, KeyError) as error:
-        raise RunError("Flower's SuperLink ended during the run", remedy=remedy) from error
+    runs = json.loads(answer or "{}").get("runs")
     if not runs:
-        boxed = " ".join(line.strip("│ ") for line in log if line.startswith("│"))
-        raise RunError(f"Flower refused the run: {boxed or ' '.join(log[-3:])}", remedy=remedy)
+        boxed = [line.strip("│ ") for line in log if line.startswith("│")]
+        raise RunError(f"Flower refused the run: {' '.join(boxed or log[-3:])}")
     status, details = runs[0]["status"], runs[0]["status-details"]
     if status == "finished:completed":
         return
     if details.startswith(DETAILS_PREFIX) and "Ending simulation" not in details:
-        raise RunError(details.removeprefix(DETAILS_PREFIX), remedy=remedy)
-    raised = [line for line in log if RAISED.fullmatch(line)]
-    raise RunError(f"the run ended as {status} ({'; '.join([details, *raised[-1:]])})", remedy=remedy)
+        raise RunError(details.removeprefix(DETAILS_PREFIX))
+    raised = [line for line in log if RAISED.fullmatch(line) and "imulation" not in line]  # not Flower's own
+    raise RunError(f"the run ended as {status} ({'; '.join([details, *raised[-1:]])})")
 
 
 def _text(path: Path) -> str:

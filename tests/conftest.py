@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from small_runs import Finished
 
 # The same examples in every run; no deadline, which a busy machine would miss.
 settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -15,3 +24,31 @@ settings.load_profile("repeatable")
 def _one_thread() -> None:
     """Sums of floats repeat bit for bit, whatever the number of cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The uninterrupted small run of a method, done once for all tests that look at one; not to be changed."""
+    from small_runs import record  # Flower and scikit-learn: seconds that most tests need not pay
+
+    return cache(lambda method: record(method, tmp_path_factory.mktemp(method)))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of one megabyte."""
+    disk = tmp_path / "small_disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
+        said = done.stderr.strip() if done.returncode else ""
+    except OSError as error:
+        said = str(error)
+    if said:
+        pytest.skip(f"a file system of one megabyte needs the right to mount: {said}")
+    try:
+        yield disk
+    finally:
+        # Lazily: a checkpoint that was loaded from there may still be mapped into memory.
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)

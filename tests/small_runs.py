@@ -144,7 +144,7 @@ def instruction(experiment: Experiment, step: Step, site: int, workspace: Path) 
 
 
 def write_hospitals(folder: Path, holdings: Mapping[str, Mapping[str, int]]) -> Path:
-    """A manifest of real digits: site -> class -> training images; sites that train on a class have one test image of it.
+    """A manifest of real digits, by site, class and training images; a site has one test image of each of its classes.
 
     The images of a site do not depend on the other sites.
     """
@@ -164,7 +164,9 @@ def write_hospitals(folder: Path, holdings: Mapping[str, Mapping[str, int]]) -> 
     return folder
 
 
-def hospital_config(folder: Path, method: str, sites: int, overrides: Mapping[str, Scalar] | None = None) -> Config[Any]:
+def hospital_config(
+    folder: Path, method: str, sites: int, overrides: Mapping[str, Scalar] | None = None
+) -> Config[Any]:
     """The small experiment on the images of `write_hospitals`."""
     settings = small_settings(method)
     settings["data"] = {"dataset": "manifest", "root": str(folder), "image_size": 16}

@@ -100,6 +100,7 @@ def step(message, context):
     about = ConfigRecord({"file": __file__})
     return Message(RecordDict({"w": ArrayRecord({"w": weights}), "about": about}), reply_to=message)
 """
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 CONFIG = {"text": 'it\'s "ä" = 1\n#', "federation.sites": 5, "federation.alpha": 0.5, "federation.strict": True}
 
 
@@ -226,7 +227,25 @@ def test_an_app_that_cannot_be_loaded_is_named_by_its_exception(tmp_path: Path) 
         run_flower(app, nodes=1, run_config={}, on_output=None, log_file=tmp_path / "flower.log")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@linux
+def test_a_superlink_that_dies_ends_the_run(tmp_path: Path) -> None:
+    def kill_superlink(line: str) -> None:
+        if line.startswith("home "):
+            for process in processes_of(line.split()[1]):
+                if b"flower-superlink" in Path(f"/proc/{process}/cmdline").read_bytes():
+                    os.kill(int(process), signal.SIGKILL)
+
+    with pytest.raises(RunError, match="ended during the run"):
+        run_flower(
+            write_app(tmp_path / "app"),
+            nodes=1,
+            run_config={"stop": "wait"},
+            on_output=kill_superlink,
+            log_file=tmp_path / "flower.log",
+        )
+
+
+@linux
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_whoever_started_the_run(tmp_path: Path, signal_number: int) -> None:
     app = write_app(tmp_path / "app")

@@ -1,0 +1,168 @@
+"""A method on a small network and toy images: what the server and one site do with it, without either."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dynammo_core.data.samples import Samples
+from dynammo_core.data.task_stream import TaskStream
+from dynammo_core.data.transforms import to_input
+from dynammo_core.evaluation import embed_samples
+from dynammo_core.methods import METHODS
+from dynammo_core.methods.base import LossContext, Method, Rehearsal
+from dynammo_core.methods.dynammo import AUXILIARY
+from dynammo_core.models.adapters import AdapterSet
+from dynammo_core.models.backbones import build_backbone
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.plan import Stage
+from dynammo_core.protocol import names_up
+from dynammo_core.seeding import seeded_generator, seeded_initialisation
+from dynammo_core.settings import BackboneSettings, MemorySettings
+from dynammo_core.training import fit, shuffled, train_only
+
+STREAM = TaskStream(((0, 1), (2, 3), (4, 5), (6, 7)))
+CPU = torch.device("cpu")
+
+
+def toy_images(classes: tuple[int, ...], each: int = 12, seed: int = 0) -> Samples:
+    """Images of 16 pixels a side: a pattern of 4 x 4 squares for each class, under noise."""
+    images = [torch.empty(0, 3, 16, 16, dtype=torch.uint8)]
+    for label in classes:
+        pattern = torch.rand(1, 3, 4, 4, generator=seeded_generator("pattern", label))
+        noise = torch.randn(each, 3, 16, 16, generator=seeded_generator("noise", label, seed))
+        shown = pattern.repeat_interleave(4, 2).repeat_interleave(4, 3) + 0.2 * noise
+        images.append((shown.clamp(0, 1) * 255).to(torch.uint8))
+    labels = torch.tensor(classes, dtype=torch.int64).repeat_interleave(each)
+    return Samples(torch.cat(images), labels, tuple(f"{label}/{seed}/{i}" for i, label in enumerate(labels.tolist())))
+
+
+def rehearsal(task: int, *, holds_new: bool = True) -> Rehearsal:
+    """12 images of each class of the task (or none) and of all seen ones, and 3 exemplars of each old class."""
+    old = STREAM.seen(task - 1) if task else ()
+    return Rehearsal(
+        task=task,
+        new=toy_images(STREAM.classes(task)) if holds_new else Samples.empty(),
+        seen=toy_images(STREAM.seen(task)),
+        memory=toy_images(old, each=3) if task else Samples.empty(),
+        settings=MemorySettings(exemplars=3 * len(old)),
+        sites=1,
+        seed=5,
+    )
+
+
+@dataclass
+class Bench:
+    """One method, the model it grows and the archive it keeps."""
+
+    method: Method
+    model: IncrementalModel
+    archive: dict[str, Tensor] = field(default_factory=dict)
+
+    def begin(self, task: int) -> None:
+        with seeded_initialisation("begin", task):
+            self.method.begin_task(self.model, self.archive, task)
+
+    def stage(self, name: str, task: int) -> Stage:
+        return next(stage for stage in self.method.all_stages(task) if stage.name == name)
+
+    def finish(self, name: str, task: int) -> None:
+        self.method.finish_stage(self.model, self.archive, task, self.stage(name, task))
+
+    def inputs(self, stage: Stage, images: Samples) -> Tensor:
+        if stage.inputs == "images":
+            return to_input(images.images, "half", CPU)
+        return embed_samples(self.model, images, "half", CPU, stage.inputs)
+
+    def loss(self, stage: Stage, task: int, images: Samples) -> Tensor:
+        """The loss of all images in one batch, as a site has it."""
+        inputs = self.inputs(stage, images)
+        train_only(self.model, set(names_up(self.model, stage)))
+        return self.method.loss(self.model, inputs, images.labels, LossContext(task, stage))
+
+    def fit(self, stage: Stage, task: int, images: Samples, teacher: IncrementalModel | None = None) -> list[float]:
+        """All rounds of a stage at one site; the loss of each."""
+        how = stage.optimisation
+        assert how is not None
+        inputs = self.inputs(stage, images)
+        parameters = train_only(self.model, set(names_up(self.model, stage)))
+
+        def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+            for index in shuffled(len(inputs), how.batch_size, seeded_generator("epoch", epoch)):
+                yield inputs[index], images.labels[index]
+
+        def loss(inputs: Tensor, labels: Tensor) -> Tensor:
+            return self.method.loss(self.model, inputs, labels, LossContext(task, stage, teacher))
+
+        return [fit(parameters, loss, batches, how, round_=round_) for round_ in range(stage.rounds)]
+
+    @torch.no_grad()
+    def accuracy(self, images: Samples) -> float:
+        features = embed_samples(self.model, images, "half", CPU)
+        return (self.method.predict(self.model, features).labels == images.labels).double().mean().item()
+
+
+def bench(method: str | type[Method], **params: object) -> Bench:
+    """A method of the table, or one that is not in it, before the first task."""
+    kind = METHODS[method] if isinstance(method, str) else method
+    backbone = build_backbone(BackboneSettings(name="small_cnn", weights="random"), seed=0)
+    if kind.freezes_backbone:
+        backbone.freeze()
+    return Bench(kind(kind.Params(name=kind.name, **params), STREAM), IncrementalModel(backbone))
+
+
+def learn(made: Bench, tasks: int) -> None:
+    """All stages of the first tasks at one site, as the server and the site go through them."""
+    for task in range(tasks):
+        made.begin(task)
+        for stage in made.method.stages(task):
+            images = made.method.training_set(stage, rehearsal(task))
+            if stage.optimisation:
+                made.fit(stage, task, images)
+            else:
+                batch = (made.inputs(stage, images), images.labels)
+                with torch.no_grad():
+                    sums = made.method.summarise(made.model.eval(), [batch], stage)
+                made.model.load_state_dict(sums, strict=False)
+            made.method.finish_stage(made.model, made.archive, task, stage)
+
+
+def state(made: Bench) -> dict[str, Tensor]:
+    """A copy of all tensors of the model."""
+    return {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def adapters(made: Bench) -> AdapterSet:
+    inserted = made.model.extractor.adapters
+    assert inserted is not None
+    return inserted
+
+
+def adapter_state(made: Bench) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in adapters(made).state_dict().items()}
+
+
+@torch.no_grad()
+def finish_stage_1(made: Bench, task: int) -> dict[str, Tensor]:
+    """As if adapters and auxiliary head had learnt something of that task alone; returns the set learnt."""
+    for tensor in [*adapters(made).state_dict().values(), *made.model.head(AUXILIARY).state_dict().values()]:
+        tensor.add_(0.5 * (task + 1) ** 2)
+    learnt = adapter_state(made)
+    made.finish("adapt", task)
+    return learnt
+
+
+def grown(tasks: int = 2, **params: object) -> Bench:
+    """DynaMMo after stage 1 of so many tasks."""
+    made = bench("dynammo", **params)
+    for task in range(tasks):
+        made.begin(task)
+        finish_stage_1(made, task)
+    return made

@@ -1,0 +1,169 @@
+"""Two methods that are not in the table, each whole in this file: the hooks carry what later methods need."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from method_bench import STREAM, Bench, bench, rehearsal, toy_images
+from torch import Tensor
+from torch.nn import functional as F
+
+from dynammo_core.aggregation.class_aware import Update, class_aware_mean
+from dynammo_core.data.samples import Samples
+from dynammo_core.methods.base import CLASSES, TEACHER_PREFIX, Archive, Batch, LossContext, Method
+from dynammo_core.models.heads import LinearHead, head_rows
+from dynammo_core.models.incremental_model import IncrementalModel, travelling_names
+from dynammo_core.plan import Action, Stage, plan_steps
+from dynammo_core.settings import MethodSettings, Optimisation
+
+
+class DistilSettings(MethodSettings):
+    strength: float = 1.0
+    train: Optimisation = Optimisation(rounds=2, epochs=5, learning_rate=0.02)
+
+
+class Distil(Method):
+    """The old classes' logits stay near those of the previous task's model."""
+
+    name = "distil"
+    paper_url = "https://arxiv.org/abs/1606.09282"
+    Params = DistilSettings
+    params: DistilSettings
+    uses_memory = False
+
+    def stages(self, task: int) -> Sequence[Stage]:
+        down = (*self.deployed, f"{TEACHER_PREFIX}*")
+        return (Stage("train", Action.FIT, down, self.deployed, self.params.train),)
+
+    def grow(self, model: IncrementalModel, task: int) -> None:
+        new = self.stream.classes(task)
+        model.heads[CLASSES] = model.head(CLASSES).extended(new) if task else LinearHead(model.feature_dim, new)
+
+    def begin_task(self, model: IncrementalModel, archive: Archive, task: int) -> None:
+        if task:
+            tensors = model.state_dict()
+            archive.update({TEACHER_PREFIX + name: tensors[name].clone() for name in travelling_names(model)})
+        self.grow(model, task)
+
+    def loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
+        head, teacher = model.head(CLASSES), context.teacher
+        logits = head(model.extractor(inputs))
+        loss = F.cross_entropy(logits, head.targets(labels))
+        if teacher is None:
+            return loss
+        with torch.no_grad():
+            taught = teacher.head(CLASSES)(teacher.extractor(inputs))
+        return loss + self.params.strength * F.mse_loss(logits[:, : taught.shape[1]], taught)
+
+
+class NearestMean(Method):
+    """A frozen network; each class is the mean of its features, from sums that sites add up. No gradient anywhere."""
+
+    name = "nearest_mean"
+    paper_url = "https://arxiv.org/abs/1611.07725"
+    Params = MethodSettings
+    freezes_backbone = True
+    uses_memory = False
+    deployed = ("heads.*",)
+
+    def stages(self, task: int) -> Sequence[Stage]:
+        return (Stage("sums", Action.SUMMARISE, down=(), up=("sums.*",), inputs="features"),)
+
+    def grow(self, model: IncrementalModel, task: int) -> None:
+        model.heads[CLASSES] = LinearHead(model.feature_dim, self.stream.seen(task))
+
+    def summarise(self, model: IncrementalModel, batches: Iterable[Batch], stage: Stage) -> dict[str, Tensor]:
+        rows = model.head(CLASSES).rows
+        sums, counts = torch.zeros(len(rows), model.feature_dim), torch.zeros(len(rows))
+        for features, labels in batches:
+            which = F.one_hot(model.head(CLASSES).targets(labels), len(rows)).float()
+            sums, counts = sums + which.T @ features, counts + which.sum(dim=0)
+        return {"sums.features": sums, "sums.counts": counts}
+
+    def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:
+        rows, old = self.stream.seen(task), len(self.stream.seen(task - 1)) if task else 0
+        new = archive["sums.features"][old:] / archive["sums.counts"][old:, None]
+        archive["means"] = torch.cat([archive["means"], new]) if task else new
+        head = model.head(CLASSES)
+        assert head.rows == rows
+        head.load_state_dict({"weight": archive["means"], "bias": -archive["means"].square().sum(dim=1) / 2})
+
+
+def test_both_are_short() -> None:
+    assert max(len(inspect.getsourcelines(method)[0]) for method in (Distil, NearestMean)) < 60
+
+
+def teacher_of(made: Bench, task: int) -> IncrementalModel:
+    """As a site makes it: the structure of the previous task, and the tensors that came with the prefix."""
+    teacher = bench(Distil).model
+    for earlier in range(task):
+        made.method.grow(teacher, earlier)
+    archived = {n.removeprefix(TEACHER_PREFIX): t for n, t in made.archive.items() if n.startswith(TEACHER_PREFIX)}
+    teacher.load_state_dict(archived, strict=False)
+    return teacher.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def logits_of(model: IncrementalModel, images: Tensor) -> Tensor:
+    return model.head(CLASSES)(model.eval().extractor(images))
+
+
+def drift(strength: float) -> tuple[float, float]:
+    """How far the old classes' logits go in the second task, and how well its own classes are learnt."""
+    made = bench(Distil, strength=strength)
+    made.begin(0)
+    first, second = made.fit(made.stage("train", 0), 0, rehearsal(0).new)
+    assert second < first
+    unseen = toy_images((0, 1, 2, 3), seed=1)
+    images = made.inputs(made.stage("train", 0), unseen)
+    before = logits_of(copy.deepcopy(made.model), images)
+    made.begin(1)
+    teacher = teacher_of(made, 1)
+    assert torch.equal(logits_of(teacher, images), before)
+    made.fit(made.stage("train", 1), 1, rehearsal(1).new, teacher)
+    moved = (logits_of(made.model, images)[:, :2] - before).abs().mean().item()
+    return moved, made.accuracy(unseen.subset(range(24, 48)))
+
+
+def test_a_method_with_a_teacher_plans_trains_and_distils() -> None:
+    steps = plan_steps(bench(Distil).method, 2)
+    assert [step.stage.name for step in steps] == ["train", "train", "evaluate"] * 2
+    (without, _), (with_teacher, learnt) = drift(0.0), drift(3.0)
+    assert with_teacher < without / 2
+    assert learnt > 0.7
+
+
+def nearest_mean(sites: Sequence[Sequence[Samples]]) -> Bench:
+    """Two tasks, the server adding up what the sites send."""
+    made = bench(NearestMean)
+    for task in range(2):
+        made.begin(task)
+        (stage,) = made.method.stages(task)
+        updates = []
+        for held in sites:
+            batch = (made.inputs(stage, held[task]), held[task].labels)
+            updates.append(Update(made.method.summarise(made.model, [batch], stage), held[task].class_counts(8)))
+        made.archive.update(class_aware_mean(updates, head_rows(made.model), made.model.state_dict()))
+        made.method.finish_stage(made.model, made.archive, task, stage)
+    return made
+
+
+def test_a_closed_form_method_gives_three_sites_the_answer_of_one() -> None:
+    whole = [rehearsal(task).new for task in range(2)]
+    shares = [[part.subset(range(site, len(part), 3)) for part in whole] for site in range(3)]
+    one, three = nearest_mean([whole]), nearest_mean(shares)
+    assert one.model.head(CLASSES).rows == STREAM.seen(1)
+    torch.testing.assert_close(dict(three.model.state_dict()), dict(one.model.state_dict()))
+    assert three.accuracy(toy_images(STREAM.seen(1), seed=1)) > 0.9
+
+
+def test_unknown_parameters_of_a_new_method_are_refused() -> None:
+    with pytest.raises(ValueError, match="strenght"):
+        bench(Distil, strenght=2.0)
+    stage = bench(Distil).stage("train", 0)
+    assert replace(stage, inputs="features").rounds == 2

@@ -1,0 +1,176 @@
+"""The import law and the house rules that a linter does not know, read from the syntax trees of all source files."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from dynammo_core.methods import METHODS
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("dynammo_core", "server", "client", "simulations")
+MAY_IMPORT = {
+    "dynammo_core": {"dynammo_core"},
+    "server": {"server", "dynammo_core"},
+    "client": {"client", "dynammo_core"},
+    "simulations": set(ROOMS),
+}
+FLOWER = ("flwr", "flwr_datasets")
+FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
+SHARED_BY_METHODS = {"base", "single_head"}
+every_file = pytest.mark.parametrize("path", FILES, ids=NAMES)
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def imported(node: ast.AST) -> list[str]:
+    """Full names that one import statement brings in; `from a import b` names both a and a.b."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "relative imports hide which room they reach into"
+        return [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return []
+
+
+def all_imports(path: Path) -> set[str]:
+    """Everywhere in the file, functions and TYPE_CHECKING blocks included."""
+    return {name for node in ast.walk(tree(path)) for name in imported(node)}
+
+
+def import_time_imports(path: Path) -> set[str]:
+    """What importing the file imports: everything outside functions."""
+
+    def statements(nodes: list[ast.stmt]) -> Iterator[ast.AST]:
+        for node in nodes:
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield node
+                yield from statements([child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)])
+
+    return {name for node in statements(tree(path).body) for name in imported(node)}
+
+
+def test_there_is_a_house_to_look_at() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in FILES} == set(ROOMS)
+    assert "dynammo_core.settings" in all_imports(ROOT / "dynammo_core" / "config.py")
+    assert "server.run" in all_imports(ROOT / "server" / "app.py")
+    assert "server.run" not in import_time_imports(ROOT / "server" / "app.py")
+
+
+@every_file
+def test_import_law(path: Path) -> None:
+    room = path.relative_to(ROOT).parts[0]
+    reached = {name.split(".")[0] for name in all_imports(path)}
+    assert (reached & set(ROOMS)) <= MAY_IMPORT[room]
+    if room == "dynammo_core":
+        assert not reached & set(FLOWER)
+
+
+def test_private_modules_of_flower_are_used_in_one_file() -> None:
+    public = {"flwr", "flwr.app", "flwr.serverapp", "flwr.clientapp"}
+    users = {
+        name
+        for path, name in zip(FILES, NAMES, strict=True)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "flwr" and node.module not in public
+    }
+    assert users == {"simulations/local_grid.py"}
+
+
+def test_methods_do_not_import_each_other() -> None:
+    folder = ROOT / "dynammo_core" / "methods"
+    files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(files) > len(SHARED_BY_METHODS)
+    own = {f"dynammo_core.methods.{path.stem}" for path in files if path.stem not in SHARED_BY_METHODS}
+    for path in files:
+        assert not all_imports(path) & own, path.name
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.relative_to(ROOT).parts[0] in ("server", "client")])
+def test_server_and_client_never_name_a_method(path: Path) -> None:
+    docstrings = {id(docstring) for docstring in _docstrings(tree(path))}
+    named = {
+        node.value
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant) and node.value in METHODS and id(node) not in docstrings
+    }
+    if path == ROOT / "server" / "results.py":
+        named -= {"dynammo"}  # there it is this package, whose version goes into model.json
+    assert not named
+    of_methods = {name for name in all_imports(path) if name.startswith("dynammo_core.methods")}
+    assert {name for name in of_methods if not name.startswith("dynammo_core.methods.base")} == set()
+
+
+def _docstrings(module: ast.Module) -> Iterator[ast.Constant]:
+    for node in ast.walk(module):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            statement = node.body[0]
+            assert isinstance(statement, ast.Expr)
+            assert isinstance(statement.value, ast.Constant)
+            yield statement.value
+
+
+@every_file
+def test_files_are_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+def test_no_import_cycles() -> None:
+    """Depth-first over what modules import while they are being imported."""
+    graph = {
+        name: {found for found in import_time_imports(path) if found in MODULES and found != name}
+        for name, path in MODULES.items()
+    }
+    assert sum(map(len, graph.values())) > len(MODULES)  # it is a real graph
+    assert find_cycle(graph) == []
+    assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+def find_cycle(graph: dict[str, set[str]]) -> list[str]:
+    done: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        for below in sorted(graph[name]):
+            if cycle := visit(below, [*path, name]):
+                return cycle
+        done.add(name)
+        return []
+
+    for name in sorted(graph):
+        if cycle := visit(name, []):
+            return cycle
+    return []
+
+
+@every_file
+def test_public_things_say_what_they_are_for(path: Path) -> None:
+    """Modules, classes, functions; a method that overrides says what its base says, so methods are the linter's."""
+    silent = [
+        node.name
+        for node in tree(path).body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+        and not node.name.startswith("_")
+        and ast.get_docstring(node) is None
+    ]
+    assert not silent
+    if path.name != "__init__.py" or path.read_text():
+        assert ast.get_docstring(tree(path))

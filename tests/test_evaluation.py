@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynammo_core.data.samples import Samples
+from dynammo_core.data.task_stream import TaskStream
+from dynammo_core.data.transforms import to_input
+from dynammo_core.evaluation import BATCH, confusion_counts, embed_samples
+from dynammo_core.methods.base import CLASSES, Method
+from dynammo_core.models.adapters import AdapterSet
+from dynammo_core.models.backbones import build_backbone
+from dynammo_core.models.heads import LinearHead
+from dynammo_core.models.incremental_model import IncrementalModel, Level
+from dynammo_core.seeding import seeded_generator
+from dynammo_core.settings import BackboneSettings, MethodSettings
+
+CPU = torch.device("cpu")
+
+
+def network(rows: tuple[int, ...] = (2, 0, 3)) -> IncrementalModel:
+    """The head's row i says what feature i says."""
+    model = IncrementalModel(build_backbone(BackboneSettings(name="small_cnn", weights="random"), seed=0))
+    model.extractor.adapters = AdapterSet(model.extractor.backbone.channels, alpha=0.5)
+    model.heads[CLASSES] = head = LinearHead(model.feature_dim, rows)
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(len(rows), model.feature_dim))
+        head.bias.zero_()
+    return model
+
+
+def method() -> Method:
+    return Method(MethodSettings(name="default"), TaskStream(((2, 0), (3,))))
+
+
+def images_of(count: int) -> Samples:
+    shape = (count, 1, 16, 16)
+    images = torch.randint(0, 256, shape, generator=seeded_generator("images"), dtype=torch.uint8)
+    return Samples(images, torch.zeros(count, dtype=torch.int64), ("",) * count)
+
+
+@pytest.mark.parametrize("end", ["prefix", "features"])
+def test_every_image_is_carried_to_its_level_in_order(end: Level) -> None:
+    model, samples = network().train(), images_of(2 * BATCH + 3)
+    carried = embed_samples(model, samples, "half", CPU, end)
+    assert not model.training
+    assert not carried.requires_grad
+    for index in (0, BATCH - 1, BATCH, len(samples) - 1):
+        alone = to_input(samples.images[index : index + 1], "half", CPU)
+        torch.testing.assert_close(carried[index : index + 1], model.extractor.embed(alone, start="images", end=end))
+    assert len(carried) == len(samples)
+
+
+def test_the_normalisation_asked_for_is_used() -> None:
+    a, b = (embed_samples(network(), images_of(2), name, CPU) for name in ("half", "imagenet"))
+    assert not torch.allclose(a, b)
+
+
+def features_that_answer(rows: list[int]) -> Tensor:
+    return 5 * torch.eye(64)[rows]
+
+
+def test_confusion_by_hand() -> None:
+    # Rows 0, 1, 2 of the head answer the classes 2, 0, 3. True 0: answered 0, 0, 2. True 2: answered 2. True 3: 0, 3.
+    features = features_that_answer([1, 1, 0, 0, 1, 2])
+    labels = torch.tensor([0, 0, 0, 2, 3, 3])
+    confusion = confusion_counts(method(), network(), features, labels, classes=4)
+    assert confusion.tolist() == [[2, 0, 1, 0], [0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 0, 1]]
+    assert confusion.dtype == torch.int64
+
+
+def test_batches_add_up() -> None:
+    # 300 images in turn of the classes 2, 0 and 3, all answered right, but one in each 100 of class 2 as class 0.
+    rows = [0, 1, 2] * 100
+    labels = torch.tensor([2, 0, 3] * 100)
+    rows[0] = 1
+    confusion = confusion_counts(method(), network(), features_that_answer(rows), labels, classes=4)
+    assert confusion.tolist() == [[100, 0, 0, 0], [0] * 4, [1, 0, 99, 0], [0, 0, 0, 100]]
+
+
+def test_a_site_without_test_images_counts_nothing() -> None:
+    confusion = confusion_counts(method(), network(), torch.empty(0), torch.empty(0, dtype=torch.int64), classes=3)
+    assert confusion.tolist() == [[0] * 3] * 3

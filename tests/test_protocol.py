@@ -1,0 +1,222 @@
+"""What may travel: every report that is not exactly what its stage declares is refused, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_runs import ALL_METHODS, small_config, step_of
+from torch import Tensor
+
+from dynammo_core.errors import ProtocolError
+from dynammo_core.experiment import Experiment
+from dynammo_core.models.incremental_model import IncrementalModel, travelling_names
+from dynammo_core.plan import Action, Stage
+from dynammo_core.protocol import NUMBERS, Report, check_report, names_up, tensor_bytes
+
+CLASSES = 10
+STAGES = {
+    Action.FIT: "adapt",
+    Action.SUMMARISE: "recalibrate",
+    Action.REMEMBER: "remember",
+    Action.EVALUATE: "evaluate",
+}
+WITH_TENSORS = (Action.FIT, Action.SUMMARISE)
+every_action = pytest.mark.parametrize("action", Action)
+with_tensors = pytest.mark.parametrize("action", WITH_TENSORS)
+
+
+@cache
+def experiment() -> Experiment:
+    return Experiment(small_config())
+
+
+@cache
+def model() -> IncrementalModel:
+    return experiment().build_model(1)
+
+
+def stage_of(action: Action) -> Stage:
+    stage = step_of(experiment(), 1, STAGES[action]).stage
+    assert stage.action is action
+    return stage
+
+
+def right(action: Action) -> Report:
+    """The answer that the stage declares."""
+    state = model().state_dict()
+    weights = {name: state[name].clone() for name in names_up(model(), stage_of(action))}
+    values: dict[str, float | list[int]] = {"class_counts": [3] * CLASSES, "confusion": [1] * CLASSES**2}
+    return Report(False, weights, {name: values.get(name, 0.5) for name in NUMBERS[action]})
+
+
+def check(action: Action, report: Report) -> None:
+    check_report(report, stage_of(action), model(), CLASSES)
+
+
+def refused(action: Action, report: Report) -> str:
+    with pytest.raises(ProtocolError) as caught:
+        check(action, report)
+    return str(caught.value)
+
+
+def with_numbers(report: Report, **changed: Any) -> Report:
+    return replace(report, numbers={**report.numbers, **changed})
+
+
+def test_each_action_declares_what_it_returns() -> None:
+    assert set(NUMBERS) == set(Action) == set(STAGES)
+    assert all({"class_counts", "seconds"} <= names for names in NUMBERS.values())
+    assert [action for action in Action if right(action).weights] == list(WITH_TENSORS)
+
+
+@every_action
+def test_the_declared_report_is_accepted(action: Action) -> None:
+    check(action, right(action))
+
+
+@every_action
+def test_a_report_that_abstains_is_empty(action: Action) -> None:
+    check(action, Report(abstained=True))
+    smuggled = Report(True, {"extractor.adapters.0.alpha": torch.tensor(1.0)})
+    assert "unknown tensor 'extractor.adapters.0.alpha'" in refused(action, smuggled)
+    assert "missing" in refused(action, Report(True, {}, {"seconds": 1.0}))
+
+
+@every_action
+def test_a_report_that_does_not_abstain_is_whole(action: Action) -> None:
+    assert "missing" in refused(action, Report(abstained=False))
+
+
+@every_action
+@pytest.mark.parametrize(
+    "name", ["images", "extractor.backbone.prefix.block0.0.weight", "heads.task7.weight", "sums.gram", "teacher.x"]
+)
+def test_an_undeclared_tensor_is_refused_by_name(action: Action, name: str) -> None:
+    report = right(action)
+    message = refused(action, replace(report, weights={**report.weights, name: torch.zeros(3)}))
+    assert f"unknown tensor {name!r}" in message
+
+
+@with_tensors
+def test_tensors_of_the_other_stages_are_refused(action: Action) -> None:
+    """A trained head is not to come back from the stage that re-estimates statistics, and so on."""
+    others = set(travelling_names(model())) - set(names_up(model(), stage_of(action)))
+    assert others
+    report = right(action)
+    for name in others:
+        refused(action, replace(report, weights={**report.weights, name: model().state_dict()[name]}))
+
+
+@with_tensors
+def test_each_missing_tensor_is_refused_by_name(action: Action) -> None:
+    report = right(action)
+    for name in report.weights:
+        left = {other: tensor for other, tensor in report.weights.items() if other != name}
+        assert refused(action, replace(report, weights=left)) == f"the tensor {name!r} is missing."
+
+
+def one_infinite(tensor: Tensor) -> Tensor:
+    changed = tensor.clone()
+    changed.view(-1)[-1] = -torch.inf
+    return changed
+
+
+WRONG: dict[str, Callable[[Tensor], Tensor]] = {
+    "an element less": lambda tensor: tensor.flatten()[:-1] if tensor.dim() else tensor[None],
+    "a dimension more": lambda tensor: tensor[None],
+    "empty": lambda tensor: tensor.new_empty(0),
+    "float64": lambda tensor: tensor.double(),
+    "float16": lambda tensor: tensor.half(),
+    "integers": lambda tensor: tensor.to(torch.int64),
+    "bytes": lambda tensor: tensor.to(torch.uint8),
+    "complex": lambda tensor: tensor.to(torch.complex64),
+    "nan": lambda tensor: torch.full_like(tensor, torch.nan),
+    "inf": lambda tensor: torch.full_like(tensor, torch.inf),
+    "-inf in one place": one_infinite,
+}
+
+
+@with_tensors
+@pytest.mark.parametrize("wrong", WRONG)
+def test_each_tensor_of_another_shape_type_or_not_finite_is_refused_by_name(action: Action, wrong: str) -> None:
+    report = right(action)
+    assert report.weights
+    for name, tensor in report.weights.items():
+        message = refused(action, replace(report, weights={**report.weights, name: WRONG[wrong](tensor)}))
+        assert f"tensor {name!r}" in message
+
+
+@every_action
+@pytest.mark.parametrize("name", ["patient_age", "accuracy", "clas_counts"])
+def test_an_undeclared_number_is_refused_by_name(action: Action, name: str) -> None:
+    assert f"unknown number {name!r}" in refused(action, with_numbers(right(action), **{name: 1.0}))
+
+
+@every_action
+def test_a_number_of_another_action_is_refused(action: Action) -> None:
+    foreign = {name for names in NUMBERS.values() for name in names} - NUMBERS[action]
+    assert foreign
+    for name in foreign:
+        assert f"unknown number {name!r}" in refused(action, with_numbers(right(action), **{name: 1.0}))
+
+
+@every_action
+def test_each_missing_number_is_refused_by_name(action: Action) -> None:
+    report = right(action)
+    for name in report.numbers:
+        left = {other: value for other, value in report.numbers.items() if other != name}
+        assert refused(action, replace(report, numbers=left)) == f"the number {name!r} is missing."
+
+
+@every_action
+def test_numbers_are_single_and_finite_or_lists_of_the_right_length(action: Action) -> None:
+    report = right(action)
+    for name, value in report.numbers.items():
+        wrong: list[Any] = [[1], [], [1] * CLASSES, float("nan"), float("inf"), float("-inf")]
+        if isinstance(value, list):
+            wrong = [1.0, [], value[1:], [*value, 1], [-1, *value[1:]]]
+        for other in wrong:
+            assert f"number {name!r}" in refused(action, with_numbers(report, **{name: other}))
+
+
+@with_tensors
+def test_tensors_learnt_from_no_sample_are_refused(action: Action) -> None:
+    """They would be averaged with weight zero, and with no other site's the average is 0 / 0."""
+    assert "no sample" in refused(action, with_numbers(right(action), class_counts=[0] * CLASSES))
+
+
+@given(st.data())
+def test_whatever_is_changed_in_a_report_is_refused(data: st.DataObject) -> None:
+    """One tensor or number renamed to anything else."""
+    action = data.draw(st.sampled_from(Action))
+    report = right(action)
+    kind = data.draw(st.sampled_from(("weights", "numbers") if report.weights else ("numbers",)))
+    content = dict(getattr(report, kind))
+    name = data.draw(st.sampled_from(sorted(content)))
+    other = data.draw(st.text().filter(lambda text: text not in content))
+    content[other] = content.pop(name)
+    refused(action, replace(report, **{kind: content}))
+
+
+@pytest.mark.parametrize("method", ALL_METHODS)
+def test_the_frozen_backbone_never_travels_and_counters_never_do(method: str) -> None:
+    own = Experiment(small_config(method))
+    grown = own.build_model(1)
+    for step in own.steps:
+        up = names_up(grown, step.stage)
+        assert not any("num_batches_tracked" in name for name in up)
+        backbone = [name for name in up if name.startswith("extractor.backbone.")]
+        assert bool(backbone) == (not own.method.freezes_backbone and step.stage.action is Action.FIT)
+
+
+def test_bytes_are_those_of_the_tensors() -> None:
+    weights = {"a": torch.zeros(3, 4), "b": torch.zeros(5, dtype=torch.float64)}
+    assert tensor_bytes(weights) == Report(False, weights).bytes == 3 * 4 * 4 + 5 * 8
+    assert Report(abstained=True).bytes == 0
