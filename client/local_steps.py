@@ -188,7 +188,8 @@ def _unpack(instruction: Instruction, experiment: Experiment, site: Site) -> Loc
     teacher = None
     if taught:
         teacher = copy.deepcopy(experiment.build_model(step.task - 1))
-        _load(teacher, taught, list(taught))
+        declared = matching((f"{TEACHER_PREFIX}{name}" for name in travelling_names(teacher)), step.stage.down)
+        _load(teacher, taught, [name.removeprefix(TEACHER_PREFIX) for name in declared])
         teacher.requires_grad_(False).eval().to(experiment.device)
     return LocalStep(experiment, step, site, model.to(experiment.device), teacher)
 

@@ -27,6 +27,8 @@ from dynammo_core.settings import (
 
 M = TypeVar("M", bound=MethodSettings)
 Scalar = str | int | float | bool
+PATH_KEYS = (("data", "root"), ("backbone", "weights"))
+WEIGHTS_BY_NAME = ("imagenet", "random")
 
 
 class Config(Section, Generic[M]):
@@ -81,7 +83,7 @@ def load_config(path: Path, overrides: Mapping[str, Scalar] | None = None) -> Co
         raise ConfigError(f"{path} cannot be read: {error.strerror}", remedy="Permit reading it") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date such as 2024-13-45
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    return resolve(data, str(path), overrides or {}, tree)
+    return resolve(_beside(path, data), str(path), overrides or {}, tree)
 
 
 def resolve(data: Any, source: str, overrides: Mapping[str, Scalar], tree: yaml.Node | None = None) -> Config[Any]:
@@ -111,6 +113,16 @@ def leaf_keys() -> list[str]:
     """The dotted key of every leaf that any method's configuration may have, sorted."""
     models = [_config_of(method.Params) for method in METHODS.values()]
     return sorted({leaf for model in models for leaf in _leaves(model)})
+
+
+def _beside(path: Path, data: Any) -> Any:
+    """Relative paths in a file mean places beside that file, wherever the run is started."""
+    for section, key in PATH_KEYS:
+        values = data.get(section) if isinstance(data, dict) else None
+        value = values.get(key) if isinstance(values, dict) else None
+        if isinstance(value, str) and value not in WEIGHTS_BY_NAME and not value.startswith("~"):
+            values[key] = str(path.parent.absolute() / value)
+    return data
 
 
 def _config_of(params: type[MethodSettings]) -> type[Config[Any]]:

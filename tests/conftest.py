@@ -36,17 +36,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of one megabyte."""
+    """A real file system of two megabytes."""
     disk = tmp_path / "small_disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
     try:
         done = subprocess.run(mount, capture_output=True, text=True, check=False)
         said = done.stderr.strip() if done.returncode else ""
     except OSError as error:
         said = str(error)
     if said:
-        pytest.skip(f"a file system of one megabyte needs the right to mount: {said}")
+        pytest.skip(f"a file system of two megabytes needs the right to mount: {said}")
     try:
         yield disk
     finally:

@@ -95,13 +95,13 @@ def test_an_interrupt_leaves_the_old_file_and_nothing_else(tmp_path: Path, monke
 
 def test_a_real_full_disk(small_disk: Path) -> None:
     path = small_disk / "file"
-    write_atomically(path, b"old" * 100_000)
+    write_atomically(path, b"old" * 200_000)
     with pytest.raises(CheckpointError, match="No space left on device"):
-        write_atomically(path, b"new" * 300_000)  # 0.9 MB beside the old 0.3 MB: more than the 1 MB there is
-    assert path.read_bytes() == b"old" * 100_000
+        write_atomically(path, b"new" * 600_000)  # 1.8 MB beside the old 0.6 MB: more than the 2 MB there are
+    assert path.read_bytes() == b"old" * 200_000
     assert names(small_disk) == ["file"]
-    write_atomically(path, b"new" * 200_000)  # 0.6 MB fit beside it
-    assert path.read_bytes() == b"new" * 200_000
+    write_atomically(path, b"new" * 300_000)  # 0.9 MB fit beside it
+    assert path.read_bytes() == b"new" * 300_000
 
 
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:

@@ -88,6 +88,14 @@ def test_a_write_that_stops_half_way_leaves_the_old_memory(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [store(tmp_path).path]
 
 
+def test_a_full_disk_leaves_the_old_memory(small_disk: Path) -> None:
+    store(small_disk).save(memory(0))
+    with pytest.raises(DynammoError, match=r"No space left on device.*Free disk space"):
+        store(small_disk).save(memory(1, count=6000))  # 6000 * 192 bytes: more than one megabyte
+    assert same(store(small_disk).load(), memory(0))
+    assert list(small_disk.iterdir()) == [store(small_disk).path]
+
+
 @pytest.mark.parametrize("fails", ["fsync", "replace"])
 def test_a_full_disk_at_the_last_moment_leaves_the_old_memory(
     tmp_path: Path, fails: str, monkeypatch: pytest.MonkeyPatch

@@ -78,7 +78,7 @@ def test_a_trainable_backbone_travels_with_its_statistics_but_without_counters()
 
 
 def test_only_the_frozen_one_of_two_backbones_stays() -> None:
-    pair = nn.ModuleDict({"old": extractor(alpha=None), "old2": extractor(alpha=None, frozen=False)})
+    pair = nn.ModuleDict({"old": extractor().backbone, "old2": extractor(frozen=False).backbone})
     names = travelling_names(pair)
     assert names
     assert all(name.startswith("old2.") for name in names)

@@ -192,5 +192,5 @@ def test_a_full_disk_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_real_full_disk_leaves_the_old_one(small_disk: Path) -> None:
     saved(small_disk)
-    big = {"heads.task0.weight": torch.zeros(300_000)}  # 1.2 MB on a disk of 1 MB
+    big = {"heads.task0.weight": torch.zeros(600_000)}  # 2.4 MB on a disk of 2 MB
     still_the_old_one(small_disk, lambda: store(small_disk).save(Progress(8), big, {}))

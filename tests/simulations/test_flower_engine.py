@@ -268,5 +268,5 @@ def test_nothing_outlives_whoever_started_the_run(tmp_path: Path, signal_number:
         home = next(line.split()[1] for line in starter.stdout if line.startswith("home "))
         assert len(processes_of(home)) > 3
         starter.send_signal(signal_number)
-        starter.wait(timeout=10)
-    wait_until(lambda: not processes_of(home) and not Path(home).exists(), seconds=10)
+        starter.wait(timeout=30)
+    wait_until(lambda: not processes_of(home) and not Path(home).exists(), seconds=30)
