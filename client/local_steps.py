@@ -111,7 +111,7 @@ def remember_step(local: LocalStep) -> Report:
     """Take the task into the site's memory, exactly once however often it is asked."""
     task, config = local.step.task, local.experiment.config
     memory = local.site.memory.load()
-    if memory.task not in (task - 1, task):
+    if memory.task > task:
         raise MemoryStoreError(
             f"the replay memory stands after task {memory.task + 1}, but task {task + 1} is to be remembered",
             remedy="Resume the run that this memory belongs to, or give the new run a memory folder of its own",

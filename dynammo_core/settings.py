@@ -108,7 +108,7 @@ class Optimisation(Section):
     learning_rate: float = Field(default=0.01, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(default=5e-4, ge=0)
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=32, ge=2, description="at least 2: one image has no batch statistics")
     schedule: Literal["constant", "step", "cosine"] = "constant"
     milestones: tuple[int, ...] = Field(
         default=(), description="epochs, counted over all rounds of the stage, after which step divides the rate by 10"

@@ -3,52 +3,56 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from dynammo_core.config import Config, load_config
+from dynammo_core.config import load_config
 from dynammo_core.data.datasets import DATASETS
 from dynammo_core.errors import DataError
 from dynammo_core.experiment import Experiment
 from dynammo_core.models.backbones import BACKBONES
 from dynammo_core.plan import Action
+from simulations.compare import is_comparison, load_comparison
 
-ROOT = Path(__file__).parent.parent
-SHIPPED = sorted((ROOT / "configs").rglob("*.y*ml"))
-NAMES = [path.relative_to(ROOT / "configs").as_posix() for path in SHIPPED]
+CONFIGS = Path(__file__).parent.parent / "configs"
+SHIPPED = sorted(CONFIGS.rglob("*.y*ml"))
+EXPERIMENTS = [path for path in SHIPPED if not is_comparison(path)]
+COMPARISONS = [path for path in SHIPPED if is_comparison(path)]
 IN_A_DEPENDENCY = {"digits"}
 """Data sets that are on every machine."""
 
 
-def test_the_demo_ships() -> None:
-    assert "digits.yaml" in NAMES
+def named(path: Path) -> str:
+    return path.relative_to(CONFIGS).as_posix()
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=NAMES)
-def test_it_is_valid_and_names_what_exists(path: Path) -> None:
+def test_what_the_readme_and_scripts_name_is_there() -> None:
+    assert {"digits.yaml", "fashion_mnist.yaml"} <= {named(path) for path in EXPERIMENTS}
+    assert {named(path).split("/")[0] for path in COMPARISONS} == {"compare"}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=named)
+def test_an_experiment_names_what_exists(path: Path) -> None:
     config = load_config(path)
     assert config.data.dataset in DATASETS
     assert config.backbone.name in BACKBONES
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=NAMES)
-def test_it_makes_a_plan_that_ends_in_an_evaluation(path: Path) -> None:
-    experiment = open_experiment(load_config(path))
-    steps = experiment.steps
-    assert [step.index for step in steps] == list(range(len(steps)))
-    evaluations = [step.task for step in steps if step.stage.action is Action.EVALUATE]
-    assert evaluations == list(range(len(experiment.stream)))
-    assert steps[-1].stage.action is Action.EVALUATE
-    assert len(experiment.partition) == experiment.config.federation.sites
-
-
-def open_experiment(config: Config[Any]) -> Experiment:
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=named)
+def test_an_experiment_makes_a_plan(path: Path) -> None:
+    config = load_config(path)
     experiment = Experiment(config)
     try:
         _ = experiment.dataset
     except DataError as error:
-        if config.data.dataset in IN_A_DEPENDENCY:
-            raise
+        assert config.data.dataset not in IN_A_DEPENDENCY
         pytest.skip(f"the data are not on this machine: {error}")
-    return experiment
+    assert len(experiment.partition) == config.federation.sites
+    evaluations = [step.task for step in experiment.steps if step.stage.action is Action.EVALUATE]
+    assert evaluations == list(range(len(experiment.stream)))
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=named)
+def test_each_row_of_a_comparison_is_an_experiment_of_its_own(path: Path) -> None:
+    cells = load_comparison(path)
+    assert len({cell.config.content_hash for cell in cells}) == len(cells) > 1

@@ -16,7 +16,9 @@ def is_batch_norm_statistic(name: str) -> bool:
 
 
 def pool_batch_norm(updates: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
-    """Mean and variance of the mixture: E[mean_k], and E[var_k + mean_k^2] - E[mean_k]^2, weighted.
+    """Mean and variance of the mixture, weighted: E[mean_k], and E[var_k + (mean_k - mean)^2].
+
+    The latter is E[var_k + mean_k^2] - mean^2, without the cancellation.
 
     Args:
         updates: tensors by name; only pairs of `.running_mean` and `.running_var` are read.
@@ -34,7 +36,7 @@ def pool_batch_norm(updates: Sequence[Mapping[str, Tensor]], weights: Sequence[f
         means = torch.stack([update[name].double() for update in updates])
         variances = torch.stack([update[stem + _VARIANCE].double() for update in updates])
         mean = torch.einsum("k,kc->c", share, means)
-        variance = torch.einsum("k,kc->c", share, variances + means.square()) - mean.square()
+        variance = torch.einsum("k,kc->c", share, variances + (means - mean).square())
         pooled[name] = mean.to(updates[0][name].dtype)
-        pooled[stem + _VARIANCE] = variance.clamp_min(0).to(updates[0][name].dtype)
+        pooled[stem + _VARIANCE] = variance.to(updates[0][name].dtype)
     return pooled

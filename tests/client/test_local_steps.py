@@ -102,14 +102,22 @@ def test_remembering_twice_is_remembering_once(tmp_path: Path) -> None:
     assert (held.task, held.samples.class_counts(10)) == (0, first.class_counts)
 
 
-@pytest.mark.parametrize(("before", "asked"), [(-1, 1), (1, 0)], ids=["a task was missed", "a task too late"])
-def test_a_memory_at_another_task_is_refused_and_left_alone(tmp_path: Path, before: int, asked: int) -> None:
-    prepare_memory(tmp_path, before + 1)
-    path = memory_file(tmp_path, 0)
-    content = path.read_bytes() if path.exists() else None
-    with pytest.raises(MemoryStoreError, match=f"stands after task {before + 1}, but task {asked + 1} is to be"):
-        ask(EXPERIMENT, step_of(EXPERIMENT, asked, "remember"), 0, tmp_path)
-    assert (path.read_bytes() if path.exists() else None) == content
+def test_a_memory_that_is_ahead_is_refused_and_left_alone(tmp_path: Path) -> None:
+    prepare_memory(tmp_path, 2)
+    content = memory_file(tmp_path, 0).read_bytes()
+    with pytest.raises(MemoryStoreError, match="stands after task 2, but task 1 is to be remembered"):
+        ask(EXPERIMENT, step_of(EXPERIMENT, 0, "remember"), 0, tmp_path)
+    assert memory_file(tmp_path, 0).read_bytes() == content
+
+
+def test_a_site_that_missed_a_task_goes_on_with_the_next(tmp_path: Path) -> None:
+    """It was not reached when the first task was remembered: it has exemplars of the second alone."""
+    report = ask(EXPERIMENT, step_of(EXPERIMENT, 1, "remember"), 0, tmp_path)
+    held = Site(EXPERIMENT, 0, tmp_path).memory.load()
+    assert held.task == 1
+    assert held.samples.class_counts(10) == report.class_counts
+    assert report.class_counts[:2] == [0, 0]
+    assert sum(report.class_counts[2:4]) > 0
 
 
 def test_the_memory_of_another_experiment_or_site_is_refused(tmp_path: Path) -> None:
