@@ -22,6 +22,7 @@ $(STAMP): $(ROOT)/pyproject.toml
 	@$(PYTHON) -m venv --clear '$(VENV)' || \
 		{ echo 'The module venv is missing; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
 	@'$(BIN)/python' -m pip install --disable-pip-version-check --quiet --editable '$(ROOT)[dev]'
+	@ln -sf dynammo-flwr '$(BIN)/flwr'
 	@touch '$@'
 
 demo: install ## Five sites learn ten digits in five tasks, by `flwr run`; leaves runs/digits-*/report.html

@@ -120,7 +120,7 @@ def _beside(path: Path, data: Any) -> Any:
     for section, key in PATH_KEYS:
         values = data.get(section) if isinstance(data, dict) else None
         value = values.get(key) if isinstance(values, dict) else None
-        if isinstance(value, str) and value not in WEIGHTS_BY_NAME and not value.startswith("~"):
+        if isinstance(values, dict) and isinstance(value, str) and value not in WEIGHTS_BY_NAME and value[:1] != "~":
             values[key] = str(path.parent.absolute() / value)
     return data
 

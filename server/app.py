@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 from flwr.app import Context
@@ -16,18 +18,25 @@ APP_ROOT = Path(__file__).resolve().parent.parent
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run config names; an empty value there means «as the YAML file says»."""
-    from server.progress import ProgressView
-    from server.run import run_experiment
+    from rich.console import Console  # all this takes seconds that `flwr` itself need not wait for
+
+    from server.progress import ProgressView, final_table
+    from server.run import run_and_report
 
     values = context.run_config
     overrides: dict[str, Scalar] = {key: values[key] for key in leaf_keys() if values.get(key, "") != ""}
     config = load_config(APP_ROOT / str(values["config"]), overrides)
+    # A SuperLink runs this in a folder of its own; `.venv/bin/flwr` says where the user's checkout is.
+    base = Path(os.environ.get("DYNAMMO_CHECKOUT", Path.cwd()))
     resume = str(values.get("resume", ""))
     with ProgressView() as view:
-        run_experiment(
+        directory = run_and_report(
             grid,
             config,
-            runs=Path(str(values.get("runs") or "runs")).absolute(),
-            resume=Path(resume).absolute() if resume else None,
+            runs=base / str(values.get("runs") or "runs"),
+            resume=base / resume if resume else None,
             listeners=[view.update],
         )
+    console = Console(width=100)
+    console.print(final_table(json.loads((directory.path / "summary.json").read_text(encoding="utf-8"))))
+    console.print(f"Run directory: {directory.path}", soft_wrap=True, markup=False)

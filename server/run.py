@@ -12,8 +12,18 @@ from dynammo_core.config import Config
 from dynammo_core.errors import CheckpointError, DynammoError
 from dynammo_core.experiment import Experiment
 from server.exchange import Exchange
+from server.report import write_report
 from server.run_directory import Listener, RunDirectory
 from server.task_loop import TaskLoop
+
+
+def run_and_report(
+    grid: Grid, config: Config[Any], *, runs: Path, resume: Path | None, listeners: Iterable[Listener] = ()
+) -> RunDirectory:
+    """As `run_experiment`, and leave a page for people beside the files."""
+    directory = run_experiment(grid, config, runs=runs, resume=resume, listeners=listeners)
+    write_report(directory.path)
+    return directory
 
 
 def run_experiment(

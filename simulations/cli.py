@@ -50,7 +50,6 @@ def run(
     with readable_errors():
         from server.progress import ProgressView, final_table
         from simulations.engines import ENGINES
-        from simulations.report import write_report
 
         if engine not in ENGINES:
             raise ConfigError(unknown_name("engine", engine, ENGINES), accepted=", ".join(ENGINES))
@@ -65,9 +64,8 @@ def run(
             again += "".join(f" --set {shlex.quote(pair)}" for pair in set_ or [])
             console.print(f"\nStopped. Go on with: {again}", markup=False, soft_wrap=True)
             raise typer.Exit(130) from None
-        report = write_report(directory)
         console.print(final_table(json.loads((directory / "summary.json").read_text())))
-        console.print(f"Run directory: {directory}\nReport: {report}", soft_wrap=True, markup=False)
+        console.print(f"Run directory: {directory}\nReport: {directory / 'report.html'}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -145,7 +143,7 @@ def report(
 ) -> None:
     """Write report.html anew from the files of each run directory."""
     with readable_errors():
-        from simulations.report import write_report
+        from server.report import write_report
 
         for directory in runs:
             console.print(str(write_report(directory)), soft_wrap=True, markup=False)

@@ -22,7 +22,6 @@ from dynammo_core.errors import ConfigError
 from dynammo_core.experiment import code_hash
 from dynammo_core.settings import Section
 from simulations.engines import run_local
-from simulations.report import write_report
 
 METRICS = ("average_incremental_accuracy", "last_accuracy", "forgetting", "worst_site_accuracy")
 
@@ -62,7 +61,7 @@ def is_comparison(path: Path) -> bool:
     """Whether a YAML file is a comparison and not an experiment."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError):
         return False
     return isinstance(data, dict) and "rows" in data
 
@@ -122,7 +121,7 @@ def _run_cell(config_json: str, runs: Path) -> None:
     from dynammo_core.config import resolve
 
     config = resolve(json.loads(config_json), "the comparison", {})
-    write_report(run_local(config, runs, None, lambda event: None))
+    run_local(config, runs, None, lambda event: None)
 
 
 def table(cells: Sequence[Cell], runs: Path) -> Table:

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from client.app import app as client_app
 from dynammo_core.config import Config, Scalar
 from dynammo_core.experiment import Experiment
-from server.run import run_experiment
+from server.run import run_and_report
 from server.run_directory import Listener, RunDirectory
 from simulations.flower_engine import run_flower
 from simulations.local_grid import LocalGrid
@@ -27,7 +27,7 @@ def run_local(config: Config[Any], runs: Path, resume: Path | None, listener: Li
         DynammoError: the run cannot go on.
     """
     grid = LocalGrid(client_app, nodes=config.federation.sites, run_config={})
-    return run_experiment(grid, config, runs=runs, resume=resume, listeners=[listener]).path
+    return run_and_report(grid, config, runs=runs, resume=resume, listeners=[listener]).path
 
 
 def run_by_flower(config: Config[Any], runs: Path, resume: Path | None, listener: Listener) -> Path:

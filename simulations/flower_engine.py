@@ -136,7 +136,7 @@ def _home() -> Iterator[tuple[Path, Start]]:
 
     def start(command: list[str], stdout: IO[str] | int, stderr: int) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [str(Path(sys.executable).parent / command[0]), *command[1:]],
+            [*_program(command[0]), *command[1:]],
             # Ray's workers look for code here before anywhere else, so it is empty.
             cwd=home / "cwd",
             env=environment,
@@ -157,6 +157,13 @@ def _home() -> Iterator[tuple[Path, Start]]:
         lifeline.close()
         for process in (watchdog, *processes):
             process.wait()
+
+
+def _program(name: str) -> list[str]:
+    """A command of this environment; Flower's own `flwr`, not the one that serves the checkout (`flower_command`)."""
+    if name == "flwr":
+        return [sys.executable, "-m", "flwr.cli.app"]
+    return [str(Path(sys.executable).with_name(name))]
 
 
 def _environment(home: Path) -> dict[str, str]:

@@ -20,8 +20,9 @@ from rich import filesize
 from dynammo_core import metrics
 from dynammo_core.errors import RunError
 from dynammo_core.files import write_atomically
-from simulations import plots
-from simulations.run_files import Json, RunFiles
+from server import plots
+from server.report_template import TEMPLATE
+from server.run_files import Json, RunFiles
 
 MOST_SITES = 30  # rows of a figure or table about sites; where there are more, those that need a look are shown
 
@@ -38,7 +39,6 @@ def write_report(run_directory: Path) -> Path:
     """
     run = RunFiles.read(run_directory)
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("simulations"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -46,7 +46,7 @@ def write_report(run_directory: Path) -> Path:
     )
     environment.filters.update(number=_number, millions=_millions, size=filesize.decimal, duration=_duration)
     try:
-        page = environment.get_template("report.html.j2").render(_contents(run))
+        page = environment.from_string(TEMPLATE).render(_contents(run))
     except (jinja2.UndefinedError, KeyError, IndexError, TypeError, ValueError) as error:
         what = f"The files of the run in {run_directory} do not fit together ({type(error).__name__}: {error})"
         raise RunError(what, remedy="Make the page with the version of this project that made the run") from error

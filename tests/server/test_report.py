@@ -15,7 +15,7 @@ import yaml
 
 from dynammo_core import metrics
 from dynammo_core.errors import CheckpointError, RunError
-from simulations.report import write_report
+from server.report import write_report
 
 TASKS = [[0, 1], [2]]
 NAMES = ["naevus", '<script>alert("x")</script> & $a_1$', "melanoma"]

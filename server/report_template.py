@@ -1,4 +1,6 @@
-{% macro figure(svg, caption) %}
+"""The page of a run, as a Jinja template: a Python file, because Flower bundles no HTML."""
+
+TEMPLATE = r"""{% macro figure(svg, caption) %}
 <figure>
   <div class="plot">{{ svg | safe }}</div>
   <figcaption>{{ caption }}</figcaption>
@@ -244,3 +246,4 @@ footer { margin-top: 2.5rem; padding-top: .9rem; border-top: 1px solid var(--rul
 </footer>
 </body>
 </html>
+"""
