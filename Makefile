@@ -7,7 +7,7 @@ PYTHON ?= python3
 STAMP := $(VENV)/installed.$(shell printf '%s' '$(ROOT)' | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test lint format stop clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s%s\n", $$1, $$2 }' '$(ROOT)/Makefile'
@@ -37,5 +37,8 @@ lint: install ## Check style (ruff) and types (mypy --strict)
 format: install ## Format the code
 	@cd '$(ROOT)' && '$(BIN)/ruff' check --fix . && '$(BIN)/ruff' format .
 
-clean: ## Remove the environment and caches; runs stay
+stop: ## Stop the SuperLink that `flwr run` started for this checkout
+	@test ! -f '$(ROOT)/.flwr/port' || pkill -f "flower-superlink .*--port $$(cat '$(ROOT)/.flwr/port')" || true
+
+clean: stop ## Remove the environment and caches; runs stay
 	@rm -rf '$(VENV)' '$(ROOT)/.pytest_cache' '$(ROOT)/.mypy_cache' '$(ROOT)/.ruff_cache'

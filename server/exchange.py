@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import torch
@@ -91,10 +91,10 @@ class Exchange:
             )
             for instruction in instructions
         ]
-        sites = {
-            message_id: instruction.site
-            for message_id, instruction in zip(self._grid.push_messages(messages), instructions, strict=True)
-        }
+        asked = [instruction.site for instruction in instructions]
+        # Flower returns nothing at all when a message is too large, and no id for one that it could not deliver.
+        pushed = list(self._grid.push_messages(messages)) or [""] * len(messages)
+        sites = {message_id: site for message_id, site in zip(pushed, asked, strict=True) if message_id}
         replies: dict[int, Message] = {}
         limit = time.monotonic() + self._deadline
         while len(replies) < len(sites) and time.monotonic() < limit:
@@ -106,14 +106,18 @@ class Exchange:
                 on_answers(len(replies))
             elif len(replies) < len(sites):
                 time.sleep(POLL_SECONDS)
-        return _sort(sorted(sites.values()), replies, check)
+        return _sort(sorted(asked), set(sites.values()), replies, check)
 
 
-def _sort(sites: Sequence[int], replies: Mapping[int, Message], check: Callable[[Report], None]) -> Answers:
+def _sort(
+    sites: Sequence[int], reached: Set[int], replies: Mapping[int, Message], check: Callable[[Report], None]
+) -> Answers:
     answers = Answers()
     for site in sites:
         reply = replies.get(site)
-        if reply is None:
+        if site not in reached:
+            answers.failures.append(Failure(site, 0, "NotDelivered"))
+        elif reply is None:
             answers.failures.append(Failure(site, 0, "NoAnswerBeforeDeadline"))
         elif reply.has_error():
             answers.failures.append(Failure(site, reply.error.code, _error_class(reply.error.reason)))

@@ -220,6 +220,8 @@ def test_canonical_json_makes_the_same_config_again() -> None:
         again = resolve(json.loads(config.canonical_json()), "wire", {})
         assert again == config
         assert again.canonical_json() == config.canonical_json()
+        tree = json.loads(config.canonical_json())  # whatever the order in which the models declare their fields
+        assert config.canonical_json() == json.dumps(tree, sort_keys=True, separators=(",", ":"))
 
 
 def another(value: Any, key: str) -> Any:

@@ -53,6 +53,22 @@ class Deaf(LocalGrid):
         return super().pull_messages([message_id for message_id in message_ids if message_id != self.lost])
 
 
+class Unreachable(LocalGrid):
+    """As Flower's own grid: no id for the second message, whose node is gone."""
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        first, _, *others = messages
+        kept = super().push_messages([first, *others])
+        return [kept[0], None, *kept[1:]]  # type: ignore[list-item]
+
+
+class TooLarge(LocalGrid):
+    """As Flower's own grid when the messages are larger than the server takes."""
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        return []
+
+
 def check(report: Report) -> None:
     check_report(report, STEP.stage, MODEL, EXPERIMENT.classes)
 
@@ -166,6 +182,19 @@ def test_a_site_that_stays_silent_is_named_after_the_deadline(plain: Answers, tm
     assert answers.failures == [Failure(1, 0, "NoAnswerBeforeDeadline")]
     assert heard == [1, 2]
     others_are_unharmed(answers, plain)
+
+
+def test_a_site_that_cannot_be_reached_is_named(plain: Answers, tmp_path: Path) -> None:
+    heard: list[int] = []
+    answers = ask(grid_of(app, kind=Unreachable), tmp_path, heard=heard)
+    assert answers.failures == [Failure(1, 0, "NotDelivered")]
+    assert heard == [1, 2]
+    others_are_unharmed(answers, plain)
+
+
+def test_when_nothing_can_be_sent_all_sites_are_named(tmp_path: Path) -> None:
+    answers = ask(grid_of(app, kind=TooLarge), tmp_path)
+    assert answers == Answers({}, [Failure(site, 0, "NotDelivered") for site in range(SITES)])
 
 
 def npy(array: Any) -> bytes:

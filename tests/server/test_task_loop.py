@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from flwr.app import Context, Error, Message
+from safetensors.torch import load_file
 from small_runs import (
     ALL_METHODS,
     SITES,
@@ -122,6 +123,20 @@ def test_methods_forget_or_do_not_as_they_should(finished: Finished) -> None:
         recall[method] = after_two
     assert recall["fine_tune"] <= 50  # it knows at most one task of two
     assert min(recall["dynammo"], recall["replay"], recall["joint"]) > 55
+
+
+def test_five_tasks_leave_a_network_that_has_grown_by_heads_alone(tmp_path: Path) -> None:
+    config = small_config(overrides={"tasks.sizes": 2, "federation.sites": 2, "federation.partition": "iid"})
+    run = run_small(config, tmp_path)
+    summary = Outcome.of(run.path).summary
+    # Adapt, two rounds of balance, remember, evaluate; from the second task on the merged statistics as well.
+    assert (summary["tasks"], summary["rounds"]) == (5, 5 + 4 * 6)
+    assert len(summary["accuracy_after_tasks"]) == 5
+    assert 100 / 5 < summary["last_accuracy"] < 100  # the last task alone would be a fifth
+    names = load_file(run.path / "model.safetensors")
+    assert {name.split(".")[1] for name in names if name.startswith("heads.")} == {f"task{task}" for task in range(5)}
+    adapters = {name.removeprefix("extractor.adapters.") for name in names if "adapters" in name}
+    assert {name.split(".")[0] for name in adapters} == {"0", "1", "2"}  # one set, an adapter before each of 3 stages
 
 
 # --- what must change nothing
