@@ -63,7 +63,8 @@ def load_config(path: Path, overrides: Mapping[str, Scalar] | None = None) -> Co
 
     Args:
         path: the file.
-        overrides: values by dotted key, such as {"federation.sites": 10}; texts are read as YAML. Another
+        overrides: values by dotted key, such as {"federation.sites": 10}; texts are read as YAML, relative paths from
+            the working directory. Another
             `method.name` replaces the file's whole section `method`.
 
     Raises:
@@ -83,7 +84,11 @@ def load_config(path: Path, overrides: Mapping[str, Scalar] | None = None) -> Co
         raise ConfigError(f"{path} cannot be read: {error.strerror}", remedy="Permit reading it") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date such as 2024-13-45
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    return resolve(_beside(path, data), str(path), overrides or {}, tree)
+    given = dict(overrides or {})
+    for key in map(".".join, PATH_KEYS):
+        if isinstance(value := given.get(key), str) and value:
+            given[key] = _place(value, Path.cwd())
+    return resolve(_beside(path, data), str(path), given, tree)
 
 
 def resolve(data: Any, source: str, overrides: Mapping[str, Scalar], tree: yaml.Node | None = None) -> Config[Any]:
@@ -119,10 +124,14 @@ def _beside(path: Path, data: Any) -> Any:
     """Relative paths in a file mean places beside that file, wherever the run is started."""
     for section, key in PATH_KEYS:
         values = data.get(section) if isinstance(data, dict) else None
-        value = values.get(key) if isinstance(values, dict) else None
-        if isinstance(values, dict) and isinstance(value, str) and value not in WEIGHTS_BY_NAME and value[:1] != "~":
-            values[key] = str(path.parent.absolute() / value)
+        if isinstance(values, dict) and isinstance(values.get(key), str):
+            values[key] = _place(values[key], path.parent)
     return data
+
+
+def _place(value: str, folder: Path) -> str:
+    """`value` as an absolute path, unless it names weights or a home folder."""
+    return value if value in WEIGHTS_BY_NAME or value.startswith("~") else str(folder.absolute() / value)
 
 
 def _config_of(params: type[MethodSettings]) -> type[Config[Any]]:

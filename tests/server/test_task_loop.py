@@ -18,6 +18,7 @@ from small_runs import (
     SITES,
     Finished,
     Outcome,
+    Wire,
     events,
     hospital_config,
     run_small,
@@ -137,6 +138,22 @@ def test_five_tasks_leave_a_network_that_has_grown_by_heads_alone(tmp_path: Path
     assert {name.split(".")[1] for name in names if name.startswith("heads.")} == {f"task{task}" for task in range(5)}
     adapters = {name.removeprefix("extractor.adapters.") for name in names if "adapters" in name}
     assert {name.split(".")[0] for name in adapters} == {"0", "1", "2"}  # one set, an adapter before each of 3 stages
+
+
+@pytest.mark.parametrize(("method", "rounds"), [("dynammo", "method.adapt.rounds"), ("replay", "method.train.rounds")])
+def test_with_one_site_each_round_begins_where_the_last_one_ended(tmp_path: Path, method: str, rounds: str) -> None:
+    """Federation adds nothing to a single site: bit for bit what it sent comes back, until the stage is over."""
+    config = small_config(method, {"federation.sites": 1, rounds: 2})
+    wire = Wire()
+    run_small(config, tmp_path, grid=LocalGrid(wire, nodes=1, run_config={}))  # type: ignore[arg-type]
+    continued = 0
+    for step, (_, reply), (message, _) in zip(Experiment(config).steps, wire.handled, wire.handled[1:], strict=False):
+        if step.task == 1 and not step.is_last_round:  # of the first task's auxiliary head nobody holds the "others"
+            sent, returned = (content.array_records["weights"] for content in (reply.content, message.content))
+            assert sent
+            assert all(returned[name].data == array.data for name, array in sent.items())
+            continued += 1
+    assert continued == (2 if method == "dynammo" else 1)  # adapting and balancing, or training, of two rounds each
 
 
 # --- what must change nothing

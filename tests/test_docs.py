@@ -1,0 +1,273 @@
+"""What the README and the pages under docs/ say is what the code does: links, commands, keys, tables and examples."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+import yaml
+from pages import PAGES, ROOT, anchors, blocks, code, first_column, prose, section, shell, tables, text_of
+from small_runs import SITES, Finished, events, run_small, small_config, small_settings
+
+from client.app import UNEXPECTED
+from client.app import app as client_app
+from dynammo_core import config as config_module
+from dynammo_core import experiment as experiment_module
+from dynammo_core.config import leaf_keys, load_config, resolve
+from dynammo_core.data.datasets import DATASETS
+from dynammo_core.data.loading import load_samples
+from dynammo_core.data.task_stream import TaskStream
+from dynammo_core.errors import DataError, DynammoError
+from dynammo_core.methods import METHODS
+from dynammo_core.methods.base import Method
+from dynammo_core.models import backbones
+from dynammo_core.protocol import NUMBERS, Instruction, Report
+from dynammo_core.settings import BackboneSettings, DataSettings
+from server.exchange import MESSAGE_TYPES
+from server.run import run_and_report
+from simulations.cli import app, parse_overrides
+from simulations.compare import is_comparison, load_comparison
+from simulations.local_grid import LocalGrid
+
+RESEARCHER, SITE, OPERATOR = "docs/researcher.md", "docs/site-engineer.md", "docs/operator.md"
+TO_BE_MADE = {"dynammo_core/methods/distil.py", "dynammo_core/data/datasets/medmnist.py"}
+"""Files that the reader is told to make."""
+COMMANDS = typer.main.get_command(app)
+every_page = pytest.mark.parametrize("page", PAGES)
+
+
+@every_page
+def test_links_lead_somewhere(page: str) -> None:
+    links = [link for link in re.findall(r"\]\(\s*([^)\s]+)\s*\)", text_of(page)) if "://" not in link]
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = (PAGES[page].parent / path).resolve() if path else PAGES[page]
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.relative_to(ROOT).as_posix()), link
+
+
+@every_page
+def test_files_that_are_named_exist(page: str) -> None:
+    named = re.findall(
+        r"(?<![\w/.])(?:server|client|dynammo_core|simulations|configs|docs|tests)/[\w./*-]+", text_of(page)
+    )
+    assert named
+    for name in {name.rstrip(".") for name in named}:
+        assert bool(list(ROOT.glob(name))) is (name not in TO_BE_MADE), name
+
+
+@every_page
+def test_commands_that_are_shown_would_run(page: str) -> None:
+    """Blocks are parsed whole, their overrides included; commands within a sentence have options that exist."""
+    for words in shell(page):
+        if words[0] == "dynammo-sim":
+            _parse(words[1:])
+    for words in map(str.split, code(prose(page))):
+        if words[0] == "dynammo-sim" and len(words) > 1:
+            options = {option for parameter in _command(words[1]).params for option in parameter.opts}
+            assert {word for word in words if word.startswith("--")} <= {*options, "--help"}, words
+        elif words[0] == "make" and len(words) > 1:
+            assert words[-1] in _targets()
+    assert {words[1] for words in shell(page) if words[0] == "make"} <= _targets()
+
+
+def _targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def _command(name: str) -> Any:
+    return COMMANDS.commands[name]  # type: ignore[attr-defined]
+
+
+def _parse(words: list[str]) -> None:
+    given = _command(words[0]).make_context(words[0], words[1:]).params
+    files = [Path(file) for file in given.get("files") or [given.get("config") or given.get("file")] if file]
+    for file in files:
+        if file.parts[0] != "configs":
+            continue  # a placeholder such as RUN_DIR
+        overrides = parse_overrides(list(given.get("set_") or []))
+        assert load_comparison(ROOT / file) if is_comparison(ROOT / file) else load_config(ROOT / file, overrides)
+
+
+@every_page
+def test_flower_knows_the_run_config_that_is_shown(page: str) -> None:
+    for words in shell(page):
+        if words[:2] == ["flwr", "run"]:
+            values = dict(pair.split("=") for pair in shlex.split(words[words.index("--run-config") + 1]))
+            assert set(values) <= {*leaf_keys(), "config", "runs", "resume"}
+            assert values["config"].startswith("/path/") or (ROOT / values["config"]).is_file()
+
+
+def test_every_command_is_explained() -> None:
+    shown = {code(row[0])[0].split()[1] for row in tables(section(RESEARCHER, "Commands"))[0]}
+    assert shown == set(COMMANDS.commands)  # type: ignore[attr-defined]
+
+
+def test_the_tables_of_methods_data_sets_and_backbones_are_whole() -> None:
+    assert set(first_column(tables(section("README.md", "Methods"))[0])) == set(METHODS)
+    assert set(first_column(tables(section(RESEARCHER, "Data sets"))[0])) == set(DATASETS)
+    assert set(first_column(tables(section(SITE, "Backbone weights without internet"))[0])) == set(backbones.BACKBONES)
+    hooks = {row[0].split("(")[0].strip("`") for row in tables(section(RESEARCHER, "Add a method"))[0]}
+    inherited = {name for name, _ in inspect.getmembers(Method, inspect.isfunction) if not name.startswith("_")}
+    assert hooks == inherited - {"all_stages"}
+
+
+def test_every_configuration_key_is_documented_with_its_default() -> None:
+    defaults = _defaults()
+    general, adapters, stages = tables(section(RESEARCHER, "Keys"))
+    documented = {code(row[0])[0]: row[1].strip("`") for row in (*general, *adapters)}
+    for key, *cells, _ in stages:
+        for stage, cell in zip(("adapt", "balance", "train"), cells, strict=True):
+            documented[f"method.{stage}.{code(key)[0]}"] = cell.strip("`")
+    assert sorted(documented) == leaf_keys()
+    for key, cell in documented.items():
+        assert (cell if cell == "required" else yaml.safe_load(cell)) == defaults[key], key
+
+
+def _defaults() -> dict[str, Any]:
+    """The value of each leaf in a configuration that gives nothing but what it must."""
+    required = {"name": "x", "data": {"dataset": "digits"}}
+    leaves: dict[str, Any] = {}
+    for method in METHODS:
+        resolved = resolve({**required, "method": {"name": method}}, "test", {})
+        leaves |= dict(_leaves(resolved.model_dump(mode="json"), ""))
+    return leaves | dict.fromkeys(("name", "data.dataset", "method.name"), "required")
+
+
+def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        yield from _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+
+
+def test_every_file_and_key_of_a_run_directory_is_documented(tmp_path: Path) -> None:
+    grid = LocalGrid(client_app, nodes=SITES, run_config={})
+    run = run_and_report(grid, small_config(), runs=tmp_path, resume=None).path
+    files = {re.sub(r"\d{3}", "NNN", path.relative_to(run).as_posix()) for path in run.rglob("*") if path.is_file()}
+    directory = section(RESEARCHER, "The run directory")
+    listed = tables(directory)[0]
+    assert set(first_column(listed)) == files | {"flower.log"}
+    cells = {code(row[0])[0]: row[1] for row in listed}
+    for name in ("accuracy_matrix.csv", "confusion_matrix.csv"):
+        with (run / name).open() as table:
+            assert code(cells[name])[0] == ",".join(next(csv.reader(table)))
+    assert set(json.loads((run / "model.json").read_text())) == set(code(cells["model.json"]))
+
+    keys = tables(section(RESEARCHER, "summary.json"))[0]
+    assert [code(row[0]) for row in keys] == [[key] for key in json.loads((run / "summary.json").read_text())]
+    assert all(meaning and source for _, _, meaning, source in keys)
+
+
+def test_every_event_and_its_fields_are_documented(finished: Finished) -> None:
+    text = section(OPERATOR, "Reading events.jsonl")
+    rows = {code(kind)[0]: code(cell) for kind, cell in tables(text)[0]}
+    logged = events(finished("dynammo").path)
+    assert set(rows) == {event["event"] for event in logged} | {"run_failed"}
+    rows["step_finished"] += rows["step_started"]
+    for event in logged:
+        assert set(event) - {"event", "time"} <= set(rows[event["event"]]), event["event"]
+    step = next(event for event in logged if event["event"] == "step_finished")
+    assert set(step["sites"][0]) <= set(code(text))
+
+
+def test_what_travels_is_listed_exactly() -> None:
+    handlers, instruction = (tables(section(SITE, name))[0] for name in ("What runs at a site", "What comes to a site"))
+    assert {code(row[0])[0]: code(row[1])[0] for row in handlers} == dict(MESSAGE_TYPES)
+    assert first_column(instruction) == [field.name for field in fields(Instruction)]
+    numbers, meanings, travelling = tables(section(SITE, "What leaves a site"))
+    assert {code(row[0])[0]: set(code(row[1])) for row in numbers} == dict(NUMBERS)
+    assert set(first_column(meanings)) == set().union(*NUMBERS.values())
+    answer = re.findall(r"^\d\. `(\w+)`", section(SITE, "What leaves a site"), re.MULTILINE)
+    assert answer == ["abstained", "numbers", "weights"]
+    assert set(answer) == {field.name for field in fields(Report)}
+    assert [[tuple(code(cell)) for cell in row] for row in travelling] == list(_stages())
+
+
+def _stages() -> Iterator[list[tuple[str, ...]]]:
+    """A row for each stage of each method, in the order of a second task, which has all of them."""
+    stream = TaskStream(((0, 1), (2, 3)))
+    for name, method in METHODS.items():
+        for stage in method(method.Params(name=name), stream).all_stages(1):
+            yield [(name,), (stage.name,), (stage.action.value,), stage.down, stage.up]
+
+
+def test_every_error_code_is_documented() -> None:
+    rows = tables(section(SITE, "Error codes"))[0]
+    listed = {int(row[0]): row[1].strip("`") for row in rows}
+    classes = [DynammoError, *DynammoError.__subclasses__()]
+    assert listed == {c.code: c.__name__ for c in classes} | {UNEXPECTED: listed[UNEXPECTED]}
+
+
+def example(holds: str) -> str:
+    """The one block of Python for the researcher that holds a text."""
+    (found,) = [block for block in blocks(RESEARCHER, "python") if holds in block]
+    return found
+
+
+@pytest.fixture
+def load_example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Run an example as a module that can be found by its name: pydantic looks up annotations there."""
+
+    def load(holds: str) -> ModuleType:
+        module = ModuleType("example")
+        monkeypatch.setitem(sys.modules, "example", module)
+        exec(compile(example(holds), "example.py", "exec"), vars(module))
+        return module
+
+    return load
+
+
+def test_the_example_of_a_method_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load_example: Callable[[str], ModuleType]
+) -> None:
+    assert len(example("class Distil(").splitlines()) < 60
+    table = {**METHODS, "distil": load_example("class Distil(").Distil}
+    for module in (config_module, experiment_module):
+        monkeypatch.setattr(module, "METHODS", table)
+    settings = small_settings() | {"method": {"name": "distil", "train": {"rounds": 4, "epochs": 4}}}
+    run = run_small(resolve(settings, "distil.yaml", {}), tmp_path).path
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["method"], summary["status"]) == ("distil", "completed")
+    assert summary["last_accuracy"] > 50  # of four classes, 25 by chance
+
+
+def test_the_example_of_a_data_set_loads(tmp_path: Path, load_example: Callable[[str], ModuleType]) -> None:
+    load = load_example("def load_medmnist").load_medmnist
+    arrays = {}
+    for part, count in (("train", 3), ("test", 2)):
+        arrays[f"{part}_images"] = np.full((count, 28, 28, 3), 7, dtype=np.uint8)
+        arrays[f"{part}_labels"] = np.arange(count, dtype=np.uint8)[:, None]
+    np.savez(tmp_path / "pathmnist.npz", **arrays)
+    dataset = load(DataSettings(dataset="medmnist", root=str(tmp_path / "pathmnist.npz")))
+    assert dataset.class_names == ("class 0", "class 1", "class 2")
+    assert load_samples(dataset.train, [2], 14).images.shape == (1, 3, 14, 14)
+    (tmp_path / "other.npz").write_text("no arrays")
+    for bad in ("none.npz", "other.npz"):
+        with pytest.raises(DataError):
+            load(DataSettings(dataset="medmnist", root=str(tmp_path / bad)))
+
+
+def test_the_example_of_a_backbone_fits_its_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {**backbones.BACKBONES, **eval(f"{{{example('BackboneSpec(')}}}", vars(backbones))}
+    monkeypatch.setattr(backbones, "BACKBONES", table)
+    backbone = backbones.build_backbone(BackboneSettings(name="resnet34", weights="random"), seed=1)
+    maps = backbone.eval().stage_outputs(torch.zeros(1, 3, 32, 32))
+    assert maps[-1].shape[1] == backbone.feature_dim
+    assert backbone(torch.zeros(1, 3, 32, 32)).shape == (1, 512)
+
+
+def test_the_example_of_a_prediction_predicts(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(example("load_file").replace("RUN_DIR", str(finished("dynammo").path)), {})
+    assert re.match(r"\['[0-3]'\] tensor\(\[0\.\d+\]\) tensor\(\[", capsys.readouterr().out)
