@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from client.site import Site
+from dynammo_core.data.feature_cache import fingerprint
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.transforms import augment, to_input
 from dynammo_core.errors import MemoryStoreError, ProtocolError
@@ -49,6 +50,18 @@ class LocalStep:
         """Samples carried to a level of the network."""
         config, device = self.experiment.config, self.experiment.device
         return embed_samples(self.model, samples, config.data.normalisation, device, end)
+
+    def embed_once(self, samples: Samples, end: Level) -> Tensor:
+        """As `embed`, but kept for the next rounds, which bring the same images to the same frozen weights."""
+        extractor = self.model.extractor
+        changing = {name: tensor for name, tensor in extractor.state_dict().items() if name in self._changing(end)}
+        key = (end, samples.record_ids, fingerprint(changing))
+        return self.experiment.feature_cache.get(key, lambda: self.embed(samples, end))
+
+    def _changing(self, end: Level) -> set[str]:
+        """The extractor's tensors that may differ between steps and lie before a level."""
+        names = {name.removeprefix("extractor.") for name in travelling_names(self.model)}
+        return {name for name in names if end == "features" or not name.startswith("adapters.")}
 
 
 def answer(instruction: Instruction, experiment: Experiment, site: Site) -> Report:
@@ -158,7 +171,7 @@ class _EpochBatches:
         self.level = level
         self._local = local
         self._labels = samples.labels.to(local.experiment.device)
-        self._inputs = samples.images if level == "images" else local.embed(samples, level)
+        self._inputs = samples.images if level == "images" else local.embed_once(samples, level)
         optimisation = local.step.stage.optimisation
         self._batch_size = batch_size or (optimisation.batch_size if optimisation else 128)
 

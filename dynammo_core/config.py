@@ -86,7 +86,7 @@ def load_config(path: Path, overrides: Mapping[str, Scalar] | None = None) -> Co
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     given = dict(overrides or {})
     for key in map(".".join, PATH_KEYS):
-        if isinstance(value := given.get(key), str) and value:
+        if isinstance(value := given.get(key), str) and value not in ("", "null"):
             given[key] = _place(value, Path.cwd())
     return resolve(_beside(path, data), str(path), given, tree)
 

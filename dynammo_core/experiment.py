@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dynammo_core.config import Config, resolve
+from dynammo_core.data.feature_cache import FeatureCache
 from dynammo_core.data.loading import open_dataset
 from dynammo_core.data.samples import Dataset
 from dynammo_core.data.site_partition import SitePartition, partition_sites
@@ -23,6 +24,8 @@ from dynammo_core.models.backbones import Backbone, build_backbone
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Step, plan_steps
 from dynammo_core.seeding import seeded_initialisation
+
+FEATURE_CACHE_BYTES = 512 * 2**20
 
 
 class Experiment:
@@ -86,6 +89,11 @@ class Experiment:
             backbone.freeze()
         return backbone
 
+    @cached_property
+    def feature_cache(self) -> FeatureCache:
+        """What frozen parts of the network made of images in this process."""
+        return FeatureCache(FEATURE_CACHE_BYTES)
+
     def new_model(self) -> IncrementalModel:
         """The network before the first task. A frozen backbone is shared by all models of this experiment."""
         shared = self.method.freezes_backbone
@@ -97,7 +105,7 @@ class Experiment:
         with seeded_initialisation(self.config.seed, "structure"):
             for earlier in range(task + 1):
                 self.method.grow(model, earlier)
-        return model
+        return model.to(memory_format=torch.channels_last)
 
     def use_torch(self) -> None:
         """Set PyTorch's threads and determinism for this process, so that results repeat bit for bit."""

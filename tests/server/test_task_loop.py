@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, Error, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from safetensors.torch import load_file
 from small_runs import (
     ALL_METHODS,
@@ -444,6 +444,22 @@ def test_a_site_with_nothing_of_a_task_is_as_good_as_not_there(tmp_path: Path, m
     for key in ("last_accuracy", "mean_class_recall", "worst_site_accuracy", "bytes_up"):
         assert one[key] == other[key]
     assert one["site_accuracies"] == [*other["site_accuracies"], None]
+
+
+def test_a_site_that_abstains_from_being_tested_counts_nothing(finished: Finished, tmp_path: Path) -> None:
+    """Ours never does; the code of another site may."""
+    nothing = {"weights": ArrayRecord(), "numbers": MetricRecord(), "report": ConfigRecord({"abstained": True})}
+
+    def handle(message: Message, context: Context) -> Message:
+        asked = message.content.config_records["instruction"]["site"]
+        if asked == 2 and message.metadata.message_type == "evaluate":
+            return Message(RecordDict(dict(nothing)), reply_to=message)
+        return app(message, context)
+
+    grid = LocalGrid(handle, nodes=SITES, run_config={})  # type: ignore[arg-type]
+    outcome, usual = Outcome.of(run_small(small_config(), tmp_path, grid=grid).path), finished("dynammo").outcome
+    assert outcome.model == usual.model
+    assert outcome.summary["site_accuracies"] == [*usual.summary["site_accuracies"][:2], None]
 
 
 @every_method
