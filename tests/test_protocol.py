@@ -123,7 +123,7 @@ def test_each_missing_tensor_is_refused_by_name(action: Action) -> None:
 
 
 def one_infinite(tensor: Tensor) -> Tensor:
-    changed = tensor.clone()
+    changed = tensor.clone().contiguous()
     changed.view(-1)[-1] = -torch.inf
     return changed
 
