@@ -73,6 +73,7 @@ def compare(
     file: Annotated[Path, typer.Argument(metavar="COMPARISON", help="A file of configs/compare/.", show_default=False)],
     runs: Annotated[Path, typer.Option(help="Folder for run directories.")] = Path("runs/compare"),
     workers: Annotated[int | None, typer.Option(help="Runs at a time.", show_default="cores")] = None,
+    no_run: Annotated[bool, typer.Option("--no-run", help="Only print what is finished so far.")] = False,
 ) -> None:
     """Run what is missing of a comparison and print mean and standard deviation over seeds; safe to stop and go on."""
     with readable_errors():
@@ -81,11 +82,11 @@ def compare(
         from simulations.compare import load_comparison, run_missing, table, write_table
 
         cells = load_comparison(file)
-        with Progress(
-            TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-        ) as progress:
-            bar = progress.add_task("", total=len(cells))
-            run_missing(cells, runs, workers, lambda done: progress.update(bar, completed=done))
+        if not no_run:
+            columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            with Progress(*columns, console=console) as progress:
+                bar = progress.add_task("", total=len(cells))
+                run_missing(cells, runs, workers, lambda done: progress.update(bar, completed=done))
         output = runs / f"{file.stem}.csv"
         write_table(cells, runs, output)
         console.print(table(cells, runs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from rich.table import Table
 from dynammo_core.config import Config, Scalar, load_config
 from dynammo_core.errors import ConfigError
 from dynammo_core.experiment import code_hash
+from dynammo_core.files import write_atomically
 from dynammo_core.settings import Section
 from simulations.engines import run_local
 
@@ -125,37 +127,41 @@ def _run_cell(config_json: str, runs: Path) -> None:
 
 
 def table(cells: Sequence[Cell], runs: Path) -> Table:
-    """Mean and standard deviation over seeds of each row, and each row's paired difference from the first."""
-    rows = list(_rows(cells, runs))
+    """Mean and standard deviation over the finished seeds of each row, and its paired difference from the first row."""
     result = Table("row", "seeds", *(metric.replace("_", " ") for metric in METRICS), "paired: average", "paired: last")
-    first = rows[0][1]
-    for name, summaries in rows:
-        values = [_mean_and_deviation([summary[metric] for summary in summaries]) for metric in METRICS]
+    rows = list(_rows(cells, runs))
+    first_name, first = rows[0]
+    for name, by_seed in rows:
+        values = [_mean_and_deviation([own[metric] for own in by_seed.values()]) for metric in METRICS]
         pairs = [
-            _mean_and_deviation([own[metric] - other[metric] for own, other in zip(summaries, first, strict=True)])
+            _mean_and_deviation([own[metric] - first[seed][metric] for seed, own in by_seed.items() if seed in first])
             for metric in METRICS[:2]
         ]
-        result.add_row(name, str(len(summaries)), *values, *(pairs if summaries is not first else ("", "")))
+        result.add_row(name, str(len(by_seed)), *values, *(pairs if name != first_name else ("", "")))
     return result
 
 
 def write_table(cells: Sequence[Cell], runs: Path, file: Path) -> None:
-    """The figures of every single run as CSV."""
+    """The figures of every finished run as CSV."""
     columns = ("row", "seed", *METRICS, "seconds", "config_hash", "code_hash")
-    with file.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        for name, summaries in _rows(cells, runs):
-            writer.writerows({"row": name, **summary} for summary in summaries)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for name, by_seed in _rows(cells, runs):
+        writer.writerows({"row": name, **summary} for summary in by_seed.values())
+    write_atomically(file, buffer.getvalue().encode())
 
 
-def _rows(cells: Sequence[Cell], runs: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _rows(cells: Sequence[Cell], runs: Path) -> Iterator[tuple[str, dict[int, dict[str, Any]]]]:
+    """The summaries of each row's finished runs, by seed."""
     for name in dict.fromkeys(cell.row for cell in cells):
-        summaries = [cell.summary(runs) for cell in cells if cell.row == name]
-        yield name, [summary for summary in summaries if summary is not None]
+        summaries = {cell.seed: cell.summary(runs) for cell in cells if cell.row == name}
+        yield name, {seed: summary for seed, summary in summaries.items() if summary is not None}
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:
-    """`84.6 ± 0.4`, with the sample standard deviation."""
+    """`84.6 ± 0.4`, with the sample standard deviation; a dash where there is nothing yet."""
+    if not values:
+        return "-"
     spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
     return f"{mean(values):.1f}{spread}"
