@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError
+from rich.box import SIMPLE
 from rich.table import Table
 
 from dynammo_core.config import Config, Scalar, load_config
@@ -25,7 +26,8 @@ from dynammo_core.files import write_atomically
 from dynammo_core.settings import Section
 from simulations.engines import run_local
 
-METRICS = ("average_incremental_accuracy", "last_accuracy", "forgetting", "worst_site_accuracy")
+METRICS = ("average_incremental_accuracy", "last_accuracy", "forgetting")
+"""Keys of the summary that a comparison shows, in the order of its columns; the CSV has more."""
 
 
 class Comparison(Section):
@@ -127,8 +129,9 @@ def _run_cell(config_json: str, runs: Path) -> None:
 
 
 def table(cells: Sequence[Cell], runs: Path) -> Table:
-    """Mean and standard deviation over the finished seeds of each row, and its paired difference from the first row."""
-    result = Table("row", "seeds", *(metric.replace("_", " ") for metric in METRICS), "paired: average", "paired: last")
+    """Mean and standard deviation over the finished seeds of each row, and its paired difference Δ from the first."""
+    headings = ("row", "seeds", "average", "last", "forgetting", "Δ average", "Δ last")
+    result = Table(*headings, box=SIMPLE, padding=(0, 1, 0, 0))
     rows = list(_rows(cells, runs))
     first_name, first = rows[0]
     for name, by_seed in rows:
@@ -143,7 +146,7 @@ def table(cells: Sequence[Cell], runs: Path) -> Table:
 
 def write_table(cells: Sequence[Cell], runs: Path, file: Path) -> None:
     """The figures of every finished run as CSV."""
-    columns = ("row", "seed", *METRICS, "seconds", "config_hash", "code_hash")
+    columns = ("row", "seed", *METRICS, "worst_site_accuracy", "seconds", "config_hash", "code_hash")
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
