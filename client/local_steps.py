@@ -53,15 +53,14 @@ class LocalStep:
 
     def embed_once(self, samples: Samples, end: Level) -> Tensor:
         """As `embed`, but kept for the next rounds, which bring the same images to the same frozen weights."""
-        extractor = self.model.extractor
-        changing = {name: tensor for name, tensor in extractor.state_dict().items() if name in self._changing(end)}
-        key = (end, samples.record_ids, fingerprint(changing))
+        state = self.model.state_dict()
+        key = (end, samples.record_ids, fingerprint({name: state[name] for name in self._changing(end)}))
         return self.experiment.feature_cache.get(key, lambda: self.embed(samples, end))
 
-    def _changing(self, end: Level) -> set[str]:
+    def _changing(self, end: Level) -> list[str]:
         """The extractor's tensors that may differ between steps and lie before a level."""
-        names = {name.removeprefix("extractor.") for name in travelling_names(self.model)}
-        return {name for name in names if end == "features" or not name.startswith("adapters.")}
+        names = matching(travelling_names(self.model), ("extractor.*",))
+        return [name for name in names if end == "features" or not name.startswith("extractor.adapters.")]
 
 
 def answer(instruction: Instruction, experiment: Experiment, site: Site) -> Report:

@@ -64,8 +64,7 @@ def load_config(path: Path, overrides: Mapping[str, Scalar] | None = None) -> Co
     Args:
         path: the file.
         overrides: values by dotted key, such as {"federation.sites": 10}; texts are read as YAML, relative paths from
-            the working directory. Another
-            `method.name` replaces the file's whole section `method`.
+            the working directory. Another `method.name` replaces the file's whole section `method`.
 
     Raises:
         ConfigError: no such file, no YAML, or a key or value that is not accepted; it names file, key and remedy.

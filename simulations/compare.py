@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 from rich.box import SIMPLE
 from rich.table import Table
 
-from dynammo_core.config import Config, Scalar, load_config
+from dynammo_core.config import Config, Scalar, load_config, resolve
 from dynammo_core.errors import ConfigError
 from dynammo_core.experiment import code_hash
 from dynammo_core.files import write_atomically
@@ -122,8 +122,6 @@ def run_missing(cells: Sequence[Cell], runs: Path, workers: int | None, on_finis
 
 
 def _run_cell(config_json: str, runs: Path) -> None:
-    from dynammo_core.config import resolve
-
     config = resolve(json.loads(config_json), "the comparison", {})
     run_local(config, runs, None, lambda event: None)
 
