@@ -60,7 +60,7 @@ class LocalStep:
     def _changing(self, end: Level) -> list[str]:
         """The extractor's tensors that may differ between steps and lie before a level."""
         names = matching(travelling_names(self.model), ("extractor.*",))
-        return [name for name in names if end == "features" or not name.startswith("extractor.adapters.")]
+        return [name for name in names if end == "features" or ".adapters." not in name]
 
 
 def answer(instruction: Instruction, experiment: Experiment, site: Site) -> Report:
@@ -131,7 +131,7 @@ def remember_step(local: LocalStep) -> Report:
     if memory.task < task:
         memory = remember(
             memory,
-            local.site.train_images(local.experiment.stream.classes(task)),
+            local.site.new_images(task),
             task=task,
             settings=config.memory,
             sites=config.federation.sites,

@@ -31,13 +31,17 @@ class Site:
         config = self.experiment.config
         return Rehearsal(
             task=task,
-            new=self.train_images(self.experiment.stream.classes(task)),
-            seen=self.train_images(self.experiment.stream.seen(task)),
+            new=self.new_images(task),
+            seen=self.train_images(self.experiment.arrivals.seen(self.index, task)),
             memory=self.memory.load().samples,
             settings=config.memory,
             sites=config.federation.sites,
             seed=derive_seed(config.seed, "site", self.index),
         )
+
+    def new_images(self, task: int) -> Samples:
+        """The site's training images of the classes that reach it with a task."""
+        return self.train_images(self.experiment.arrivals.new(self.index, task))
 
     def train_images(self, classes: tuple[int, ...]) -> Samples:
         """The site's training images of these classes."""

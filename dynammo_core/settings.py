@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -22,6 +22,9 @@ class DataSettings(Section):
         default=None,
         description="the registry of class names in their order, for image_folder and manifest: other labels are "
         "refused, classes without any image are not (default: the names found, sorted)",
+    )
+    sets: tuple[str, ...] | None = Field(
+        default=None, description="the sets of medmnist, one after the other: a file's name without .npz for each"
     )
     image_size: int = Field(default=64, ge=8, le=1024, description="side in pixels that every image is resized to")
     normalisation: Literal["half", "imagenet"] = Field(
@@ -45,12 +48,23 @@ class DataSettings(Section):
             raise ValueError(f"{list(classes)} must name at least one class, none of them empty or twice")
         return classes
 
+    @field_validator("sets")
+    @classmethod
+    def _no_set_twice(cls, sets: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if sets is not None and (not sets or len(set(sets)) < len(sets)):
+            raise ValueError(f"{list(sets)} must name at least one set, none of them twice")
+        return sets
+
 
 class TaskSettings(Section):
     """How classes arrive."""
 
     sizes: int | tuple[int, ...] = Field(default=2, description="classes a task, or one number for each task")
-    class_order: Literal["fixed", "shuffled"] = Field(default="fixed", description="shuffled: by the seed")
+    class_order: Literal["fixed", "shuffled"] | tuple[int, ...] = Field(
+        default="fixed",
+        description="shuffled: by the seed; or class indices in the order in which they arrive: those left out take no "
+        "part",
+    )
 
     @field_validator("sizes")
     @classmethod
@@ -61,15 +75,28 @@ class TaskSettings(Section):
             raise ValueError(f"{list(sizes)} must name at least one task, each with at least one class")
         return sizes
 
+    @field_validator("class_order")
+    @classmethod
+    def _no_class_twice(cls, order: str | tuple[int, ...]) -> str | tuple[int, ...]:
+        if isinstance(order, tuple) and (not order or min(order) < 0 or len(set(order)) < len(order)):
+            raise ValueError(f"{list(order)} must name at least one class, by its index from 0, none of them twice")
+        return order
+
 
 class FederationSettings(Section):
     """Who takes part, how a simulation spreads the data, and how long the server waits."""
 
     sites: int = Field(default=1, ge=1, le=10_000)
-    partition: Literal["iid", "dirichlet", "natural"] = Field(
-        default="iid", description="how images are spread over simulated sites; natural: the data's own `site` column"
+    partition: Literal["iid", "dirichlet", "quantity", "natural"] = Field(
+        default="iid",
+        description="how images are spread over simulated sites; dirichlet: skewed labels; quantity: skewed sizes; "
+        "natural: the data's own `site` column",
     )
-    alpha: float = Field(default=0.5, gt=0, description="concentration of the Dirichlet partition: less is more skewed")
+    alpha: float = Field(default=0.5, gt=0, description="concentration of dirichlet and quantity: less is more skewed")
+    arrival: Literal["synchronous", "asynchronous"] = Field(
+        default="synchronous", description="asynchronous: a class may reach some sites in a later task than others"
+    )
+    max_delay: int = Field(default=2, ge=0, description="most tasks by which asynchronous arrival delays a class")
     quorum: float = Field(default=1.0, gt=0, le=1, description="share of the sites that must answer a round")
     deadline_seconds: float = Field(default=3600, gt=0, description="how long a round waits for its slowest site")
 
@@ -119,3 +146,17 @@ class MethodSettings(Section):
     """The section `method`: each method adds its own parameters to the name."""
 
     name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_stages(cls, given: Any) -> Any:
+        """What a stage's section leaves out is the method's own default of that stage, not the general one."""
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        if not isinstance(given, dict):
+            return given
+        return {
+            name: {**defaults[name].model_dump(), **value}
+            if isinstance(value, dict) and isinstance(defaults.get(name), Section)
+            else value
+            for name, value in given.items()
+        }

@@ -43,27 +43,41 @@ def build_task_stream(settings: TaskSettings, class_count: int, seed: int) -> Ta
     """Deal `class_count` classes out to tasks.
 
     One size for all tasks covers every class, and when it does not divide their number the last task is smaller.
-    A size for each task may leave classes over, which then take no part. A shuffled order is
-    `numpy.random.RandomState(seed).permutation`, as in PyCIL, so that a seed names the class order the literature uses.
+    A size for each task may leave classes over, which then take no part, as do those that an explicit order leaves out.
+    A shuffled order is `numpy.random.RandomState(seed).permutation`, as in PyCIL, so that a seed names the class order
+    the literature uses.
 
     Raises:
-        ConfigError: the tasks need more classes than there are.
+        ConfigError: the tasks need more classes than there are, or an explicit order names one that is not there.
     """
-    sizes = settings.sizes
+    sizes, order = settings.sizes, _order(settings, class_count, seed)
     needed = sizes if isinstance(sizes, int) else sum(sizes)
-    if needed > class_count:
+    if needed > len(order):
         what = f"one task of {sizes}" if isinstance(sizes, int) else f"{' + '.join(map(str, sizes))} = {needed}"
+        source = "the data set has" if len(order) == class_count else "tasks.class_order names"
         raise ConfigError(
-            f"tasks.sizes needs {what} classes, and the data set has {class_count}",
-            accepted=f"sizes that sum to at most {class_count}",
+            f"tasks.sizes needs {what} classes, and {source} {len(order)}",
+            accepted=f"sizes that sum to at most {len(order)}",
         )
     if isinstance(sizes, int):
-        starts = list(range(0, class_count, sizes))
-        ends = [*starts[1:], class_count]
+        starts = list(range(0, len(order), sizes))
+        ends = [*starts[1:], len(order)]
     else:
         ends = np.cumsum(sizes).tolist()
         starts = [0, *ends[:-1]]
-    order = list(range(class_count))
-    if settings.class_order == "shuffled":
-        order = np.random.RandomState(seed % 2**32).permutation(class_count).tolist()
     return TaskStream(tuple(tuple(order[start:end]) for start, end in zip(starts, ends, strict=True)))
+
+
+def _order(settings: TaskSettings, class_count: int, seed: int) -> list[int]:
+    wanted = settings.class_order
+    if isinstance(wanted, tuple):
+        if max(wanted) >= class_count:
+            raise ConfigError(
+                f"tasks.class_order names class {max(wanted)}, and the data set has {class_count} classes",
+                accepted=f"indices from 0 to {class_count - 1}",
+            )
+        return list(wanted)
+    order = list(range(class_count))
+    if wanted == "shuffled":
+        order = np.random.RandomState(seed % 2**32).permutation(class_count).tolist()
+    return order

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ labels = st.lists(st.integers(0, 5), min_size=1, max_size=120)
 @given(
     labels,
     labels,
-    st.sampled_from(["iid", "dirichlet"]),
+    st.sampled_from(["iid", "dirichlet", "quantity"]),
     st.floats(1e-9, 1e9),
     st.integers(1, 120),
     st.integers(0, 2**70),
@@ -93,22 +94,45 @@ def test_dirichlet_shares_have_the_variance_of_the_distribution() -> None:
         assert np.var(shares / each) == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.parametrize("alpha", [1.0, 10.0])
+def test_quantity_shares_of_all_images_have_the_variance_of_the_distribution(alpha: float) -> None:
+    sites, images = 50, 10_000
+    data = dataset([0] * images, [0], 1)
+    drawn = [partition_sites(data, federation(sites, "quantity", alpha), seed).train for seed in range(40)]
+    shares = np.array([[len(part) / images for part in parts] for parts in drawn])
+    # as above; a gamma's kurtosis is 3 + 6 / alpha, so 2,000 shares tell the variance to sqrt((2 + 6 / alpha) / 2000),
+    # which is 6 % at alpha 1
+    expected = (1 / sites) * (1 - 1 / sites) / (sites * alpha + 1)
+    assert np.var(shares) == pytest.approx(expected, rel=0.2)
+
+
+def test_quantity_skews_sizes_and_not_labels() -> None:
+    data = dataset([0] * 6000 + [1] * 2000, [0] * 600 + [1] * 200, 2)
+    parts = partition_sites(data, federation(5, "quantity", 0.5), 1)
+    for labels, part, tolerated in ((data.train.labels, parts.train, 5.0), (data.test.labels, parts.test, 3.0)):
+        held = counts(labels, part, 2)
+        sizes = held.sum(axis=1)
+        assert sizes.max() > 3 * sizes.min()
+        # three quarters are of class 0: so many standard deviations of a draw of that size
+        assert (np.abs(held[:, 0] - 0.75 * sizes) < tolerated * np.sqrt(sizes * 0.75 * 0.25)).all()
+
+
 def test_a_thousand_sites_get_an_image_each_at_any_skew() -> None:
     data = dataset(np.repeat(np.arange(10), 110).tolist(), np.repeat(np.arange(10), 50).tolist(), 10)
-    for alpha in (0.01, 0.5, 100):
-        parts = partition_sites(data, federation(1000, "dirichlet", alpha), 1)
+    for partition, alpha in product(("dirichlet", "quantity"), (0.01, 0.5, 100)):
+        parts = partition_sites(data, federation(1000, partition, alpha), 1)
         assert min(len(part) for part in parts.train) == 1
 
 
 def test_the_seed_decides() -> None:
     data = dataset(list(range(6)) * 20, list(range(6)) * 5)
-    for partition in ("iid", "dirichlet"):
+    for partition in ("iid", "dirichlet", "quantity"):
         one, same, other = (partition_sites(data, federation(4, partition), seed) for seed in (1, 1, 2))
         assert all(np.array_equal(a, b) for a, b in zip(one.train + one.test, same.train + same.test, strict=True))
         assert not all(np.array_equal(a, b) for a, b in zip(one.train, other.train, strict=True))
 
 
-@pytest.mark.parametrize("partition", ["iid", "dirichlet"])
+@pytest.mark.parametrize("partition", ["iid", "dirichlet", "quantity"])
 def test_which_images_of_a_class_a_site_gets_is_drawn(partition: str) -> None:
     parts = partition_sites(dataset([0] * 100, [0] * 100, 1), federation(2, partition, 1e6), 1)
     # two halves of one class; as blocks, one site would hold 0..49

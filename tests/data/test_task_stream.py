@@ -38,6 +38,22 @@ def test_a_shuffled_order_is_the_one_of_the_literature() -> None:
     assert stream.classes(0) == (68, 56, 78, 8, 23, 84, 90, 65, 74, 76)
 
 
+def test_an_explicit_order_is_the_order_of_arrival() -> None:
+    settings = TaskSettings(sizes=(1, 3), class_order=(3, 1, 0, 2))
+    assert build_task_stream(settings, 4, 7).tasks == ((3,), (1, 0, 2))
+
+
+def test_classes_that_an_explicit_order_leaves_out_take_no_part() -> None:
+    assert build_task_stream(TaskSettings(sizes=2, class_order=(8, 5, 2)), 9, 0).tasks == ((8, 5), (2,))
+
+
+def test_an_explicit_order_has_classes_for_every_task_and_only_those_that_are_there() -> None:
+    with pytest.raises(ConfigError, match=r"names class 4, and the data set has 4 classes\. Accepted: .* from 0 to 3"):
+        build_task_stream(TaskSettings(sizes=2, class_order=(0, 4)), 4, 0)
+    with pytest.raises(ConfigError, match=r"2 \+ 2 = 4 classes, and tasks\.class_order names 3.*at most 3"):
+        build_task_stream(TaskSettings(sizes=(2, 2), class_order=(0, 1, 2)), 9, 0)
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"), [((2, 3), r"2 \+ 3 = 5 classes.*has 4"), (5, "one task of 5 classes.*has 4")]
 )

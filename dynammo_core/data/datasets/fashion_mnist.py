@@ -5,18 +5,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
-import os
-import socket
 import struct
-import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dynammo_core.data.downloads import download_into
 from dynammo_core.data.folders import data_root, missing
 from dynammo_core.data.samples import Dataset, Split
 from dynammo_core.data.sources import ArraySource
@@ -25,7 +22,6 @@ from dynammo_core.settings import DataSettings
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-TIMEOUT_SECONDS = 20.0
 
 # name -> (shape, SHA-256 of the unpacked file). Unpacked, because Debian packs the same data anew; the hashes belong to
 # the publisher's archives, whose MD5 sums torchvision carries.
@@ -89,18 +85,11 @@ def _find(folder: Path) -> dict[str, Path] | None:
 
 
 def _download(root: Path) -> dict[str, Path]:
-    """torchvision's download, into a folder of its own first: a cut-off one or two at a time leave no half file."""
     from torchvision.datasets import FashionMNIST  # three seconds to import, and rarely needed
 
+    files = {f"{name}.gz": f"FashionMNIST/raw/{name}.gz" for name in FILES}
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary, _socket_timeout(TIMEOUT_SECONDS):
-            FashionMNIST(temporary, download=True)
-            for name in FILES:
-                file = Path(temporary) / "FashionMNIST" / "raw" / f"{name}.gz"
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-                file.replace(root / file.name)
+        download_into(root, files, lambda folder: FashionMNIST(folder, download=True))
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
@@ -112,17 +101,6 @@ def _download(root: Path) -> dict[str, Path]:
             "to their folder",
         ) from error
     return {name: root / f"{name}.gz" for name in FILES}
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """torchvision passes no timeout: behind a firewall that drops packets the download would hang for minutes."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _split(images: NDArray[np.uint8], labels: NDArray[np.uint8], name: str) -> Split:

@@ -35,8 +35,7 @@ def load_class_folders(
         DataError: as `load_image_folder`.
     """
     root = require_folder(settings, layout)
-    parts = _parts(root, layout)
-    folders = [(split, folder) for split, part in parts for folder in _subfolders(part)]
+    folders = class_folders(root, layout)
     names = class_names or tuple(sorted({folder.name for _, folder in folders}))
     if not names:
         raise DataError(f"{root} holds no class folders", accepted=layout)
@@ -45,11 +44,20 @@ def load_class_folders(
     records = [
         ImageRecord(path, folder.name, path.relative_to(root).as_posix(), split=split)
         for split, folder in folders
-        for path in _images(folder)
+        for path in image_files(folder)
     ]
     if not records:
         raise DataError(f"{root} holds no images", accepted=f"{layout}, with files named {', '.join(EXTENSIONS)}")
     return assemble(records, names, str(root), absent=absent)
+
+
+def class_folders(root: Path, layout: str) -> list[tuple[Literal["train", "test"] | None, Path]]:
+    """Each class folder under a root and the split it belongs to, or none where the root is not split.
+
+    Raises:
+        DataError: train/ without test/, or test/ without train/.
+    """
+    return [(split, folder) for split, part in _parts(root, layout) for folder in subfolders(part)]
 
 
 def _parts(root: Path, layout: str) -> list[tuple[Literal["train", "test"] | None, Path]]:
@@ -62,10 +70,12 @@ def _parts(root: Path, layout: str) -> list[tuple[Literal["train", "test"] | Non
     return [(None, root)]
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted by name; hidden ones are passed over."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _images(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
+    """The image files in a folder and its subfolders, sorted; hidden ones are passed over."""
     files = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
     return sorted(path for path in files if not path.name.startswith(".") and path.is_file())

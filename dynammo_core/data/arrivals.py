@@ -1,0 +1,80 @@
+"""When each class reaches each site: with the task that brings it into the world, or some tasks later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynammo_core.data.site_partition import SitePartition
+from dynammo_core.data.task_stream import TaskStream
+from dynammo_core.seeding import derive_seed
+from dynammo_core.settings import FederationSettings
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """The stream as each site meets it.
+
+    Attributes:
+        stream: the task in which each class first exists anywhere: models grow, and tests ask for it, from then on.
+        delays: tasks by which a class is late, by (site, class); those not named are on time.
+    """
+
+    stream: TaskStream
+    delays: Mapping[tuple[int, int], int]
+
+    def new(self, site: int, task: int) -> tuple[int, ...]:
+        """The classes whose training images become available at a site with a task."""
+        return tuple(label for label in self.stream.seen(task) if self.task_of(site, label) == task)
+
+    def seen(self, site: int, task: int) -> tuple[int, ...]:
+        """The classes whose training images have become available at a site with tasks 0..task."""
+        return tuple(label for label in self.stream.seen(task) if self.task_of(site, label) <= task)
+
+    def task_of(self, site: int, label: int) -> int:
+        """The task with which a class reaches a site.
+
+        Raises:
+            ConfigError: it arrives with none.
+        """
+        return self.stream.task_of(label) + self.delays.get((site, label), 0)
+
+
+def build_arrivals(
+    stream: TaskStream, labels: NDArray[np.int64], partition: SitePartition, settings: FederationSettings, seed: int
+) -> Arrivals:
+    """Draw how late each class reaches each site that holds training images of it.
+
+    A delay is uniform in 0..`max_delay`, or in 0 to what tasks are left. One site has the class on time: the one that
+    holds a training image drawn at random, as a new disease shows where its patients are.
+
+    Args:
+        stream: the tasks.
+        labels: [N] classes of the training images.
+        partition: the training images of each site.
+        settings: whether arrival is asynchronous, and the longest delay.
+        seed: of the experiment.
+    """
+    if settings.arrival == "synchronous":
+        return Arrivals(stream, MappingProxyType({}))
+    owner = np.empty(len(labels), dtype=np.int64)
+    for site, held in enumerate(partition.train):
+        owner[held] = site
+    delays: dict[tuple[int, int], int] = {}
+    for task in range(len(stream)):
+        for label in stream.classes(task):
+            owners = owner[labels == label]
+            if not len(owners):
+                continue
+            rng = np.random.default_rng(derive_seed(seed, "arrival", label))
+            punctual = int(rng.choice(owners))
+            longest = min(settings.max_delay, len(stream) - 1 - task)
+            holders = np.unique(owners)
+            drawn = rng.integers(0, longest, len(holders), endpoint=True)
+            late = zip(holders.tolist(), drawn.tolist(), strict=True)
+            delays |= {(site, label): delay for site, delay in late if delay and site != punctual}
+    return Arrivals(stream, MappingProxyType(delays))

@@ -1,0 +1,67 @@
+"""Fed-ISIC2019 (FLamby, arXiv 2210.04620): ISIC 2019 as it came about, in six centres; 23,247 images, eight classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from dynammo_core.data.datasets.isic2019 import CLASSES, IMAGES, SOURCE, Row, read_table
+from dynammo_core.data.folders import missing, require_folder
+from dynammo_core.data.records import ImageRecord, assemble
+from dynammo_core.data.samples import Dataset
+from dynammo_core.errors import DataError
+from dynammo_core.settings import DataSettings
+
+CENTRES = ("BCN", "HAM_vidir_molemax", "HAM_vidir_modern", "HAM_rosendahl", "MSK", "HAM_vienna_dias")
+"""The centres 0..5 by the names that FLamby gives them."""
+
+SPLIT = "train_test_split"
+PREPROCESSED = f"{IMAGES}_preprocessed"
+SPLIT_SOURCE = (
+    "https://github.com/owkin/FLamby/blob/main/flamby/datasets/fed_isic2019/dataset_creation_scripts/train_test_split"
+)
+LAYOUT = (
+    f"ROOT/{SPLIT}, FLamby's table, from {SPLIT_SOURCE}, and ROOT/{PREPROCESSED}/<image>.jpg, as FLamby's "
+    f"resize_images.py makes it, or ROOT/{IMAGES}/<image>.jpg, from {SOURCE}"
+)
+COLUMNS = ("target", "center", "fold2")
+
+
+def load_fed_isic2019(settings: DataSettings) -> Dataset:
+    """FLamby's training and test images of six centres, for `federation.partition: natural` with six sites.
+
+    Relies on these columns of its table: image; target, the index of a class in ISIC 2019's order; center, 0..5; fold2,
+    such as `train_0` or `test_3`, by which FLamby deals images to its centres. Images are taken from its preprocessed
+    folder (shorter side 224, colour constancy) where there is one, else as ISIC published them.
+
+    Raises:
+        DataError: the table or the images are missing, a column or a value is not FLamby's, or what `assemble` refuses.
+    """
+    root = require_folder(settings, LAYOUT)
+    file = root / SPLIT
+    if not file.is_file():
+        raise missing(settings, file, "FLamby's table", LAYOUT)
+    images = root / PREPROCESSED if (root / PREPROCESSED).is_dir() else root / IMAGES
+    if not images.is_dir():
+        raise missing(settings, images, "a folder of images", LAYOUT)
+    records = [_record(images, row) for row in read_table(file, COLUMNS).values()]
+    return assemble(records, CLASSES, str(root), absent=False)
+
+
+def _record(images: Path, row: Row) -> ImageRecord:
+    name, target, centre = (row.values[column] for column in ("image", "target", "center"))
+    label, site = _numbered(CLASSES).get(target), _numbered(CENTRES).get(centre)
+    splits: dict[str, Literal["train", "test"]] = {f"train_{centre}": "train", f"test_{centre}": "test"}
+    split = splits.get(row.values["fold2"])
+    if label is None or site is None or split is None:
+        raise DataError(
+            f"{row.place} has {', '.join(f'{column} {row.values[column]!r}' for column in COLUMNS)}",
+            accepted=f"target 0..{len(CLASSES) - 1}, center 0..{len(CENTRES) - 1}, and fold2 train_ or test_ with the "
+            "number of the center",
+            remedy=f"Take the table as it was published, from {SPLIT_SOURCE}",
+        )
+    return ImageRecord(images / f"{name}.jpg", label, name, row.place, split, site)
+
+
+def _numbered(names: tuple[str, ...]) -> dict[str, str]:
+    return {str(i): name for i, name in enumerate(names)}

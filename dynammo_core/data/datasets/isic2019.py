@@ -1,0 +1,111 @@
+"""ISIC 2019's training set as its publisher lays it out: a folder of JPEG images and tables that say what they show."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dynammo_core.data.folders import missing
+from dynammo_core.data.records import ImageRecord
+from dynammo_core.errors import DataError
+from dynammo_core.settings import DataSettings
+
+CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
+"""Melanoma, melanocytic nevus, basal cell carcinoma, actinic keratosis, benign keratosis, dermatofibroma, vascular
+lesion, squamous cell carcinoma: in the order of the published columns, in which FLamby numbers them too."""
+
+IMAGES = "ISIC_2019_Training_Input"
+GROUND_TRUTH = "ISIC_2019_Training_GroundTruth.csv"
+METADATA = "ISIC_2019_Training_Metadata.csv"
+SOURCE = "https://challenge.isic-archive.com/data/#2019"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a table says of one image, and `place` ("row 7 of table.csv") for messages; the header is row 1."""
+
+    place: str
+    values: Mapping[str, str]
+
+
+def read_table(file: Path, columns: Sequence[str]) -> dict[str, Row]:
+    """The rows of a CSV file, in their order, by the image's name in its column `image`; other columns are passed over.
+
+    Raises:
+        DataError: the file is no table, lacks one of `columns` or a value, or names an image twice.
+    """
+    needed = ("image", *columns)
+    rows: dict[str, Row] = {}
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as text:
+            reader = csv.DictReader(text, strict=True)
+            _check_header(file, list(reader.fieldnames or ()), needed)
+            for number, row in enumerate(reader, start=2):
+                place = f"row {number} of {file}"
+                if None in row or None in row.values():
+                    raise DataError(f"{place} has not as many values as the header")
+                if earlier := rows.get(row["image"]):
+                    raise DataError(
+                        f"{place} names the image {row['image']} again, after {earlier.place}",
+                        remedy="Keep one of the two rows",
+                    )
+                rows[row["image"]] = Row(place, {name: row[name] for name in needed})
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{file} cannot be read: {error}", accepted=f"UTF-8 CSV with the columns {', '.join(needed)}"
+        ) from error
+    return rows
+
+
+def read_ground_truth(settings: DataSettings, root: Path, layout: str) -> list[ImageRecord]:
+    """Every image of ROOT/ISIC_2019_Training_GroundTruth.csv with its class, sorted by name, as yet without a split.
+
+    Raises:
+        DataError: the folder of images or the table is missing (`layout` says what should be there), or a row names
+            no class or several.
+    """
+    file, images = root / GROUND_TRUTH, root / IMAGES
+    if not file.is_file():
+        raise missing(settings, file, "the table of diagnoses", layout)
+    if not images.is_dir():
+        raise missing(settings, images, "the folder of images", layout)
+    rows = read_table(file, CLASSES)
+    return [ImageRecord(images / f"{name}.jpg", _diagnosis(row), name, row.place) for name, row in sorted(rows.items())]
+
+
+def read_lesions(root: Path) -> dict[str, str]:
+    """The lesion that each image shows, from ROOT/ISIC_2019_Training_Metadata.csv; images of unknown ones are left out.
+
+    Without the file no lesion is known.
+
+    Raises:
+        DataError: the file is damaged or lacks the columns image and lesion_id.
+    """
+    file = root / METADATA
+    rows = read_table(file, ("lesion_id",)) if file.is_file() else {}
+    return {image: lesion for image, row in rows.items() if (lesion := row.values["lesion_id"])}
+
+
+def _check_header(file: Path, found: Sequence[str], needed: Sequence[str]) -> None:
+    if lacking := [name for name in needed if name not in found]:
+        raise DataError(
+            f"{file} has no column {', '.join(map(repr, lacking))}; it has {', '.join(found) or 'none at all'}",
+            accepted=f"the columns {', '.join(needed)} and any others, separated by commas",
+            remedy="Take the file as it was published",
+        )
+
+
+def _diagnosis(row: Row) -> str:
+    try:
+        shares = [float(row.values[name]) for name in CLASSES]
+    except ValueError:
+        shares = []
+    if sorted(shares) != [*[0.0] * (len(CLASSES) - 1), 1.0]:
+        raise DataError(
+            f"{row.place} gives the image {row.values['image']} none of the eight classes, or not one alone",
+            accepted=f"1.0 in one of the columns {', '.join(CLASSES)}, 0.0 in the others",
+            remedy="Correct the row, or take it out",
+        )
+    return CLASSES[shares.index(1.0)]
