@@ -53,6 +53,11 @@ class Config(Section, Generic[M]):
         """SHA-256 of the canonical JSON, as 64 hexadecimal digits."""
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
 
+    @property
+    def run_name(self) -> str:
+        """Name of the run directory: the experiment's own, and the first eight digits of the content hash."""
+        return f"{self.name}-{self.content_hash[:8]}"
+
     def to_yaml(self) -> str:
         """The resolved configuration, every default filled in, in the order of its sections."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,7 +1,8 @@
-"""What a prediction costs as tasks come in: MACs, parameters and latency, of one pass and of T passes."""
+"""What a prediction costs as tasks come in: MACs, parameters and latency of each method's deployed model."""
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 
@@ -9,67 +10,82 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynammo_core.models.adapters import AdapterSet
+from dynammo_core.data.task_stream import TaskStream
+from dynammo_core.errors import ConfigError, unknown_name
+from dynammo_core.methods import METHODS
+from dynammo_core.methods.base import Method
 from dynammo_core.models.backbones import Backbone, build_backbone
-from dynammo_core.models.heads import OTHERS, LinearHead
+from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 from dynammo_core.seeding import seeded_initialisation
-from dynammo_core.settings import BackboneSettings
+from dynammo_core.settings import BackboneSettings, MethodSettings
 
-ALPHA = 0.02
-"""Start value of the adapters' scale (DynaMMo, arXiv 2404.14099); what a pass costs does not depend on it."""
+COMPARED = ("dynammo", "acl", "dynamic_er", "fine_tune")
+"""The ways to grow: not at all, by adapters and passes, by whole networks, and the bare network with one classifier."""
 
 
-class MergedModel(nn.Module):
-    """What is deployed after T tasks: one backbone, one merged adapter set, T small heads, one pass."""
+class Deployed(nn.Module):
+    """A model as it is deployed: from images to answers, by the method's own prediction."""
 
-    def __init__(self, backbone: Backbone, tasks: int, classes_per_task: int) -> None:
+    def __init__(self, method: Method, model: IncrementalModel) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.adapters = AdapterSet(backbone.channels, ALPHA)
-        self.heads = _heads(backbone, tasks, classes_per_task)
+        self.method = method
+        self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of all heads, Tensor[B, T, classes + 1]."""
-        features = self.backbone(images, self.adapters)
-        return torch.stack([head(features) for head in self.heads], dim=1)
+        """Labels Tensor[B] of normalised images Tensor[B, 3, S, S]."""
+        return self.method.predict(self.model, self.model.extractor(images)).labels
+
+    def parameter_count(self) -> int:
+        """Parameters that prediction needs, without batch-norm statistics."""
+        changing = set(travelling_names(self.model))
+        kept = set(matching(changing, self.method.deployed))
+        parameters = self.model.named_parameters()
+        return sum(parameter.numel() for name, parameter in parameters if name not in changing or name in kept)
 
 
-class TPassModel(nn.Module):
-    """The unmerged model of ACL (arXiv 2304.09042): an adapter set for each task, and so a pass for each task.
+def deployed_after(tasks: int, method: MethodSettings, backbone: Backbone, classes_per_task: int) -> Deployed:
+    """The model of a method after `tasks` tasks of `classes_per_task` classes each; nothing of it is trained."""
+    stream = TaskStream(
+        tuple(tuple(range(task * classes_per_task, (task + 1) * classes_per_task)) for task in range(tasks))
+    )
+    grown = METHODS[method.name](method, stream)
+    own = copy.deepcopy(backbone)
+    model = IncrementalModel(own.freeze() if grown.freezes_backbone else own)
+    for task in range(tasks):
+        grown.grow(model, task)
+    return Deployed(grown, model.eval())
 
-    The passes share what lies before the first adapter.
+
+def method_settings(names: Sequence[str], given: MethodSettings) -> list[MethodSettings]:
+    """Settings of each named method: what `given` says where it has the same parameter, else the method's defaults.
+
+    Raises:
+        ConfigError: no such method.
     """
-
-    def __init__(self, backbone: Backbone, tasks: int, classes_per_task: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.adapter_sets = nn.ModuleList(AdapterSet(backbone.channels, ALPHA) for _ in range(tasks))
-        self.heads = _heads(backbone, tasks, classes_per_task)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of all heads, each on the features of its own task's pass, Tensor[B, T, classes + 1]."""
-        maps = self.backbone.prefix(images)
-        features = [self.backbone.from_prefix(maps, own.children()) for own in self.adapter_sets]
-        return torch.stack([head(own) for own, head in zip(features, self.heads, strict=True)], dim=1)
+    for name in names:
+        if name not in METHODS:
+            raise ConfigError(unknown_name("method", name, METHODS), accepted=", ".join(METHODS))
+    shared = given.model_dump()
+    return [
+        params.model_validate({key: shared[key] for key in params.model_fields if key in shared} | {"name": name})
+        for name, params in ((name, METHODS[name].Params) for name in names)
+    ]
 
 
+@torch.no_grad()
 def multiply_accumulates(module: nn.Module, image_size: int) -> int:
     """MACs of one image Tensor[1, 3, S, S], as half of the FLOPs that PyTorch's own counter sees."""
     module.eval()
     device = next(module.parameters()).device
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    with counter:
         module(torch.zeros(1, 3, image_size, image_size, device=device))
     return counter.get_total_flops() // 2
 
 
-def parameter_count(module: nn.Module) -> int:
-    """Parameters, without batch-norm statistics."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def cost_table(
     settings: BackboneSettings,
+    methods: Sequence[MethodSettings],
     *,
     seed: int,
     image_size: int,
@@ -77,29 +93,56 @@ def cost_table(
     tasks: Sequence[int],
     repeats: int = 30,
 ) -> list[dict[str, object]]:
-    """Rows {model, tasks, macs, parameters, latency_ms}: `merged`, `t_pass` and the bare `backbone` for each T.
+    """Rows {method, tasks, macs, parameters, latency_ms}, for each T and each method.
 
     Latency is the best of `repeats` single images, taken in turns over all rows, so that a disturbance of the machine
     meets all of them alike.
     """
     backbone = build_backbone(settings, seed)
-    rows: list[tuple[str, int, nn.Module]] = []
-    for count in tasks:
-        with seeded_initialisation(seed, "cost", count):
-            rows.append(("merged", count, MergedModel(backbone, count, classes_per_task)))
-            rows.append(("t_pass", count, TPassModel(backbone, count, classes_per_task)))
-            rows.append(("backbone", count, backbone))
-    latencies = _latencies([module for _, _, module in rows], image_size, repeats)
-    return [
-        {
-            "model": name,
-            "tasks": count,
-            "macs": multiply_accumulates(module, image_size),
-            "parameters": parameter_count(module),
-            "latency_ms": round(latency * 1000, 3),
+    with seeded_initialisation(seed, "cost"):
+        models = {
+            (method.name, count): deployed_after(count, method, backbone, classes_per_task)
+            for count in tasks
+            for method in methods
         }
-        for (name, count, module), latency in zip(rows, latencies, strict=True)
+    latencies = _latencies(list(models.values()), image_size, repeats)
+    return [
+        {**_row(name, count, model, image_size), "latency_ms": round(latency * 1000, 3)}
+        for ((name, count), model), latency in zip(models.items(), latencies, strict=True)
     ]
+
+
+def macs_table(
+    *,
+    backbones: Sequence[str] = ("resnet18", "mobilenet_v2", "efficientnet_b0"),
+    methods: Sequence[MethodSettings],
+    tasks: Sequence[int] = (1, 5, 10),
+    image_size: int = 224,
+    classes_per_task: int = 10,
+) -> list[dict[str, object]]:
+    """Rows {backbone, method, tasks, macs, parameters}; shapes alone are computed, no pixel and no weight is."""
+    rows = []
+    for name in backbones:
+        with torch.device("meta"):
+            backbone = build_backbone(BackboneSettings(name=name, weights="random"), 0)
+            rows += [
+                {
+                    "backbone": name,
+                    **_row(method.name, count, deployed_after(count, method, backbone, classes_per_task), image_size),
+                }
+                for method in methods
+                for count in tasks
+            ]
+    return rows
+
+
+def _row(name: str, tasks: int, model: Deployed, image_size: int) -> dict[str, object]:
+    return {
+        "method": name,
+        "tasks": tasks,
+        "macs": multiply_accumulates(model, image_size),
+        "parameters": model.parameter_count(),
+    }
 
 
 @torch.no_grad()
@@ -109,15 +152,9 @@ def _latencies(modules: Sequence[nn.Module], image_size: int, repeats: int) -> l
     best = [float("inf")] * len(modules)
     for repeat in range(repeats + 3):
         for index, module in enumerate(modules):
-            module.eval()
             started = time.perf_counter()
             module(image)
             elapsed = time.perf_counter() - started
             if repeat >= 3:
                 best[index] = min(best[index], elapsed)
     return best
-
-
-def _heads(backbone: Backbone, tasks: int, classes: int) -> nn.ModuleList:
-    rows = [(*range(task * classes, (task + 1) * classes), OTHERS) for task in range(tasks)]
-    return nn.ModuleList(LinearHead(backbone.feature_dim, own) for own in rows)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dynammo_core.config import Config, resolve
+from dynammo_core.data.arrivals import Arrivals, build_arrivals
 from dynammo_core.data.feature_cache import FeatureCache
 from dynammo_core.data.loading import open_dataset
 from dynammo_core.data.samples import Dataset
@@ -53,6 +54,12 @@ class Experiment:
     def partition(self) -> SitePartition:
         """Which images each simulated site holds."""
         return partition_sites(self.dataset, self.config.federation, self.config.seed)
+
+    @cached_property
+    def arrivals(self) -> Arrivals:
+        """With which task each class reaches each simulated site."""
+        config = self.config
+        return build_arrivals(self.stream, self.dataset.train.labels, self.partition, config.federation, config.seed)
 
     @cached_property
     def method(self) -> Method:
@@ -111,6 +118,7 @@ class Experiment:
         """Set PyTorch's threads and determinism for this process, so that results repeat bit for bit."""
         torch.set_num_threads(self.config.compute.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # debugging aid, slow
         torch.backends.cudnn.benchmark = False
 
     def check(self) -> None:
@@ -125,7 +133,20 @@ class Experiment:
             if not any((labels == label).any() for label in self.stream.classes(task)):
                 raise RunError(f"task {task + 1} (classes {', '.join(names)}) has no images at any site")
         _ = self.partition, self.device, self.steps
-        self.build_model(0)
+        self._try_image(self.build_model(0).eval())
+
+    @torch.no_grad()
+    def _try_image(self, model: IncrementalModel) -> None:
+        """Refuse images too small for the network before the first site meets one."""
+        size = self.config.data.image_size
+        try:
+            model.extractor(torch.zeros(1, 3, size, size))
+        except RuntimeError as error:
+            raise ConfigError(
+                f"data.image_size: images of {size} pixels do not pass through {self.config.backbone.name} "
+                f"({str(error).splitlines()[0]})",
+                remedy="Raise data.image_size, or set method.padding: 1 where the method has adapters",
+            ) from error
 
 
 @lru_cache(maxsize=4)

@@ -107,6 +107,11 @@ def mean_class_recall(confusion: Counts, tasks: Tasks) -> float:
     return float(mean_class_recall_after_tasks(confusion, tasks)[-1])
 
 
+def average_mean_class_recall(confusion: Counts, tasks: Tasks) -> float:
+    """Mean over t of m[t], as the average incremental accuracy is the mean of a[t] (the average of DynaMMo's SKIN8)."""
+    return _mean(mean_class_recall_after_tasks(confusion, tasks))
+
+
 def site_accuracies(confusion: Counts, tasks: Tasks) -> Percent:
     """Accuracy of the shared model on each site's own test images, after the last finished task.
 

@@ -50,6 +50,12 @@ class Drawing:
         self.figure, self.axes = figure, axes
         self.svg = ""
 
+    def png(self) -> bytes:
+        """The finished figure in pixels, 200 an inch, for where vector graphics do not serve."""
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=200)
+        return buffer.getvalue()
+
 
 @contextmanager
 def drawing(name: str, label: str, width: float, height: float) -> Iterator[Drawing]:
@@ -105,10 +111,17 @@ def accuracy_heatmap(matrix: Values, label: str) -> str:
 
 def confusion_heatmap(counts: NDArray[np.int64], names: Sequence[str], sizes: Sequence[int], label: str) -> str:
     """What each class was taken for, [C, C] counts as shares of their row; `sizes` counts the classes of each task."""
+    return confusion_drawing("confusion", counts, names, sizes, label).svg
+
+
+def confusion_drawing(
+    name: str, counts: NDArray[np.int64], names: Sequence[str], sizes: Sequence[int], label: str
+) -> Drawing:
+    """As `confusion_heatmap`, under a name of its own, for pages and folders that hold several."""
     total = counts.sum(axis=1, keepdims=True)
     share = np.divide(100 * counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
     side = max(0.42 * len(names) + 1.4, 4.2) if len(names) <= MOST_NUMBERED else 6.0
-    with drawing("confusion", label, side, side) as drawn:
+    with drawing(name, label, side, side) as drawn:
         axes = drawn.axes
         if len(names) <= MOST_NUMBERED:
             short = [name if len(name) <= 18 else name[:17] + "…" for name in names]
@@ -125,7 +138,7 @@ def confusion_heatmap(counts: NDArray[np.int64], names: Sequence[str], sizes: Se
         for edge in np.cumsum(sizes)[:-1] - 0.5:
             axes.axhline(edge, color=MUTED, linewidth=0.8)
             axes.axvline(edge, color=MUTED, linewidth=0.8)
-    return drawn.svg
+    return drawn
 
 
 def site_bars(names: Sequence[str], accuracies: Values, together: float, worst: int, label: str) -> str:

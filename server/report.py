@@ -38,6 +38,18 @@ def write_report(run_directory: Path) -> Path:
         CheckpointError: the page cannot be written; an older one stays as it is.
     """
     run = RunFiles.read(run_directory)
+    try:
+        page = page_environment().from_string(TEMPLATE).render(_contents(run))
+    except (jinja2.UndefinedError, KeyError, IndexError, TypeError, ValueError) as error:
+        what = f"The files of the run in {run_directory} do not fit together ({type(error).__name__}: {error})"
+        raise RunError(what, remedy="Make the page with the version of this project that made the run") from error
+    path = run_directory / "report.html"
+    write_atomically(path, page.encode())
+    return path
+
+
+def page_environment() -> jinja2.Environment:
+    """Jinja as all pages use it: text is escaped, an unknown name is an error, numbers have filters."""
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -45,14 +57,7 @@ def write_report(run_directory: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters.update(number=_number, millions=_millions, size=filesize.decimal, duration=_duration)
-    try:
-        page = environment.from_string(TEMPLATE).render(_contents(run))
-    except (jinja2.UndefinedError, KeyError, IndexError, TypeError, ValueError) as error:
-        what = f"The files of the run in {run_directory} do not fit together ({type(error).__name__}: {error})"
-        raise RunError(what, remedy="Make the page with the version of this project that made the run") from error
-    path = run_directory / "report.html"
-    write_atomically(path, page.encode())
-    return path
+    return environment
 
 
 def _contents(run: RunFiles) -> Json:

@@ -1,38 +1,6 @@
 """The page of a run, as a Jinja template: a Python file, because Flower bundles no HTML."""
 
-TEMPLATE = r"""{% macro figure(svg, caption) %}
-<figure>
-  <div class="plot">{{ svg | safe }}</div>
-  <figcaption>{{ caption }}</figcaption>
-</figure>
-{% endmacro %}
-{% macro fact(title, value, note="") %}
-<div><dt>{{ title }}</dt><dd>{{ value }}{% if note %}<small>{{ note }}</small>{% endif %}</dd></div>
-{% endmacro %}
-{% set headlines = [
-  ("last_accuracy", "Accuracy at the end" if finished else "Accuracy so far", "%",
-   "Of 100 test images of all classes learnt, so many are recognised, with no hint at which task they belong to."),
-  ("average_incremental_accuracy", "Average accuracy", "%",
-   "After each task the model is tested on every class it has met so far; this is the mean of those tests."),
-  ("forgetting", "Forgetting", "points",
-   "How far the earlier classes have fallen from their best result; at 0, nothing was forgotten."),
-  ("worst_site_accuracy", "Worst site", "%",
-   "The accuracy on the images of the one site that the shared model serves least well."),
-  ("mean_class_recall", "Mean class recall", "%",
-   "The accuracy if every class counts the same, so that a rare disease weighs as much as a common one."),
-  ("backward_transfer", "Backward transfer", "points",
-   "What learning later classes did to the earlier ones: below 0 they lost, above 0 they gained."),
-] %}
-{% set class_count = run.tasks | sum(start=[]) | length %}
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>{{ name }} · run report</title>
-<style>
-:root { color-scheme: light; --ink: #1c2733; --muted: #5a6773; --rule: #d5dbe1; --blue: #1f6394; --red: #b3402a; --wash: #f5f7f9; }
+STYLE = r""":root { color-scheme: light; --ink: #1c2733; --muted: #5a6773; --rule: #d5dbe1; --blue: #1f6394; --red: #b3402a; --wash: #f5f7f9; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2rem 1.25rem 3rem; max-width: 66rem; background: #fff; color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -95,7 +63,45 @@ footer { margin-top: 2.5rem; padding-top: .9rem; border-top: 1px solid var(--rul
   .pair { grid-template-columns: 1fr 1fr; }
   .settings { columns: 2; }
 }
-</style>
+"""
+"""What pages look like on a screen and on paper; light, so that they print as they look."""
+
+TEMPLATE = (
+    r"""{% macro figure(svg, caption) %}
+<figure>
+  <div class="plot">{{ svg | safe }}</div>
+  <figcaption>{{ caption }}</figcaption>
+</figure>
+{% endmacro %}
+{% macro fact(title, value, note="") %}
+<div><dt>{{ title }}</dt><dd>{{ value }}{% if note %}<small>{{ note }}</small>{% endif %}</dd></div>
+{% endmacro %}
+{% set headlines = [
+  ("last_accuracy", "Accuracy at the end" if finished else "Accuracy so far", "%",
+   "Of 100 test images of all classes learnt, so many are recognised, with no hint at which task they belong to."),
+  ("average_incremental_accuracy", "Average accuracy", "%",
+   "After each task the model is tested on every class it has met so far; this is the mean of those tests."),
+  ("forgetting", "Forgetting", "points",
+   "How far the earlier classes have fallen from their best result; at 0, nothing was forgotten."),
+  ("worst_site_accuracy", "Worst site", "%",
+   "The accuracy on the images of the one site that the shared model serves least well."),
+  ("mean_class_recall", "Mean class recall", "%",
+   "The accuracy if every class counts the same, so that a rare disease weighs as much as a common one."),
+  ("backward_transfer", "Backward transfer", "points",
+   "What learning later classes did to the earlier ones: below 0 they lost, above 0 they gained."),
+] %}
+{% set class_count = run.tasks | sum(start=[]) | length %}
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<title>{{ name }} · run report</title>
+<style>
+"""
+    + STYLE
+    + r"""</style>
 </head>
 <body>
 <header>
@@ -247,3 +253,4 @@ footer { margin-top: 2.5rem; padding-top: .9rem; border-top: 1px solid var(--rul
 </body>
 </html>
 """
+)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from importlib.metadata import version
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import save
-from torch import Tensor, nn
 
 from dynammo_core import __version__, metrics
-from dynammo_core.cost import multiply_accumulates, parameter_count
+from dynammo_core.cost import Deployed, multiply_accumulates
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.models.backbones import BACKBONES, weights_sha256
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
@@ -48,7 +46,7 @@ def write_results(
 def summarise(experiment: Experiment, model: IncrementalModel, progress: Progress, status: str) -> dict[str, object]:
     """The summary of a run. Accuracies are in percent, bytes are those of tensors, seconds those of finished steps."""
     config, confusion, tasks = experiment.config, _confusion(experiment, progress), experiment.stream.tasks
-    deployed = _Deployed(model, _deployed_heads(experiment, model))
+    deployed = Deployed(experiment.method, model)
     return {
         "name": config.name,
         "method": config.method.name,
@@ -62,11 +60,15 @@ def summarise(experiment: Experiment, model: IncrementalModel, progress: Progres
         "forgetting": _number(metrics.forgetting(confusion, tasks)),
         "backward_transfer": _number(metrics.backward_transfer(confusion, tasks)),
         "mean_class_recall": _number(metrics.mean_class_recall(confusion, tasks)),
+        "average_mean_class_recall": _number(metrics.average_mean_class_recall(confusion, tasks)),
         "worst_site_accuracy": _number(metrics.worst_site_accuracy(confusion, tasks)),
         "accuracy_after_tasks": [_number(value) for value in metrics.accuracy_after_tasks(confusion, tasks)],
+        "mean_class_recall_after_tasks": [
+            _number(value) for value in metrics.mean_class_recall_after_tasks(confusion, tasks)
+        ],
         "site_accuracies": [_number(value) for value in metrics.site_accuracies(confusion, tasks)],
         "macs_per_image": multiply_accumulates(deployed, config.data.image_size),
-        "deployed_parameters": parameter_count(deployed),
+        "deployed_parameters": deployed.parameter_count(),
         "trainable_parameters": _trainable_parameters(experiment, model, len(progress.confusion) - 1),
         "bytes_up": progress.bytes_up,
         "bytes_down": progress.bytes_down,
@@ -85,7 +87,11 @@ def write_model(directory: RunDirectory, experiment: Experiment, model: Incremen
     kept = changing & set(matching(changing, experiment.method.deployed))
     # The frozen backbone never travels, but what is deployed must stand alone.
     names = [name for name in state if name not in changing or name in kept]
-    directory.write("model.safetensors", save({name: state[name].cpu().contiguous() for name in names}))
+    # Parts of a model may share a tensor (a backbone of many passes): it is written once, under its first name.
+    first = {state[name].data_ptr(): name for name in reversed(names)}
+    directory.write(
+        "model.safetensors", save({name: state[name].cpu().contiguous() for name in sorted(first.values())})
+    )
     config, class_names = experiment.config, experiment.dataset.class_names
     directory.write_json(
         "model.json",
@@ -107,19 +113,6 @@ def write_model(directory: RunDirectory, experiment: Experiment, model: Incremen
             },
         },
     )
-
-
-class _Deployed(nn.Module):
-    """The part of a model that answers: its extractor and the heads that prediction reads."""
-
-    def __init__(self, model: IncrementalModel, heads: Iterable[str]) -> None:
-        super().__init__()
-        self.extractor = model.extractor
-        self.heads = nn.ModuleDict({name: model.heads[name] for name in heads})
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        features = self.extractor(images)
-        return [head(features) for head in self.heads.values()]
 
 
 def _deployed_heads(experiment: Experiment, model: IncrementalModel) -> list[str]:

@@ -32,12 +32,9 @@ class RunDirectory:
     @staticmethod
     def create(runs: Path, config: Config[Any], listeners: Iterable[Listener] = ()) -> RunDirectory:
         """A fresh `<runs>/<name>-<hash>/`; one in which an earlier run took place is moved aside, never deleted."""
-        path = runs / f"{config.name}-{config.content_hash[:8]}"
+        path = runs / config.run_name
         if (path / EVENTS).exists():
-            number = 1
-            while (aside := path.with_name(f"{path.name}.{number}")).exists():
-                number += 1
-            path.rename(aside)
+            move_aside(path)
         directory = RunDirectory(path, listeners)
         directory.write("config.yaml", config.to_yaml())
         return directory
@@ -82,3 +79,11 @@ class RunDirectory:
             ) from error
         for listener in self._listeners:
             listener(record)
+
+
+def move_aside(path: Path) -> None:
+    """Rename a run directory to the first of `<path>.1`, `<path>.2`, ... that is free."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    path.rename(aside)

@@ -73,7 +73,8 @@ class TaskLoop:
         self._require_quorum(step, answers)
         self._take_in(step, answers.reports)
         if step.is_last_round:
-            self.experiment.method.finish_stage(self.model, self.archive, step.task, step.stage)
+            with seeded_initialisation(self.experiment.config.seed, "finish", step.task, step.stage.name):
+                self.experiment.method.finish_stage(self.model, self.archive, step.task, step.stage)
         self._count(step, sent, answers, time.monotonic() - started)
 
     def _ask(self, step: Step, sent: Mapping[str, Tensor]) -> Answers:

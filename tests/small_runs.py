@@ -20,6 +20,7 @@ from client.app import app
 from dynammo_core.config import Config, Scalar, resolve
 from dynammo_core.experiment import Experiment, code_hash, experiment_from_json
 from dynammo_core.methods import METHODS
+from dynammo_core.methods.task_heads import TaskHeadsMethod
 from dynammo_core.models.incremental_model import matching, travelling_names
 from dynammo_core.plan import Step
 from dynammo_core.protocol import Instruction
@@ -41,7 +42,6 @@ SETTINGS: Mapping[str, Any] = {
     "compute": {"device": "cpu"},
 }
 ADAPTED = {
-    "name": "dynammo",
     "alpha": 0.5,
     "adapt": {"rounds": 1, "epochs": 2, "learning_rate": 0.02},
     "balance": {"rounds": 2, "epochs": 2, "optimizer": "adam", "learning_rate": 0.02, "weight_decay": 0.0},
@@ -51,7 +51,8 @@ TRAINED = {"train": {"rounds": 2, "epochs": 2, "learning_rate": 0.05}}
 
 def small_settings(method: str = "dynammo") -> dict[str, Any]:
     """Plain data, as a YAML file would hold them."""
-    section = ADAPTED if method == "dynammo" else {"name": method, **TRAINED}
+    section = ADAPTED if issubclass(METHODS[method], TaskHeadsMethod) else TRAINED
+    section = {**section, "name": method}
     return deepcopy({**SETTINGS, "method": section})
 
 

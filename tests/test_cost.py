@@ -1,13 +1,25 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import nn
 
-from dynammo_core.cost import MergedModel, TPassModel, cost_table, multiply_accumulates, parameter_count
-from dynammo_core.models.backbones import Backbone, build_backbone
-from dynammo_core.models.heads import OTHERS
-from dynammo_core.settings import BackboneSettings
+from dynammo_core.cost import (
+    COMPARED,
+    Deployed,
+    cost_table,
+    deployed_after,
+    macs_table,
+    method_settings,
+    multiply_accumulates,
+)
+from dynammo_core.errors import ConfigError
+from dynammo_core.methods import METHODS
+from dynammo_core.methods.dynammo import DynaMMoSettings
+from dynammo_core.models.backbones import Backbone
+from dynammo_core.settings import BackboneSettings, MethodSettings
 
 SIDE = 8
 # Multiply-accumulates by hand, on maps of 8 x 8 = 64 pixels: a convolution makes in * out * (kernel area) of them a
@@ -20,6 +32,7 @@ HEAD = 5 * 4  # three classes and "others"
 BACKBONE_WEIGHTS = 3 * 2 * 9 + 2 * 4 + 4 * 5
 ADAPTER_WEIGHTS = 2 * 9 * (2 * 2 + 4 * 4) + 2 * 2 * (2 + 4) + 2
 HEAD_WEIGHTS = 5 * 4 + 4
+SMALL = BackboneSettings(name="small_cnn", weights="random")
 
 
 def tiny() -> Backbone:
@@ -28,61 +41,90 @@ def tiny() -> Backbone:
     return Backbone(nn.Conv2d(3, 2, 3, padding=1, bias=False), stages, channels=(2, 4), feature_dim=5)
 
 
+def defaults(names: Sequence[str]) -> list[MethodSettings]:
+    return [METHODS[name].Params(name=name) for name in names]
+
+
+def deployed(name: str, tasks: int) -> Deployed:
+    return deployed_after(tasks, defaults([name])[0], tiny(), 3)
+
+
 @pytest.mark.parametrize("tasks", [1, 2, 7])
 def test_costs_by_hand(tasks: int) -> None:
-    merged, t_pass = MergedModel(tiny(), tasks, 3), TPassModel(tiny(), tasks, 3)
-    assert multiply_accumulates(tiny(), SIDE) == PREFIX + STAGES
-    assert multiply_accumulates(merged, SIDE) == PREFIX + STAGES + ADAPTERS + tasks * HEAD
-    assert multiply_accumulates(t_pass, SIDE) == PREFIX + tasks * (STAGES + ADAPTERS + HEAD)
-    assert parameter_count(tiny()) == BACKBONE_WEIGHTS
-    assert parameter_count(merged) == BACKBONE_WEIGHTS + ADAPTER_WEIGHTS + tasks * HEAD_WEIGHTS
-    assert parameter_count(t_pass) == BACKBONE_WEIGHTS + tasks * (ADAPTER_WEIGHTS + HEAD_WEIGHTS)
+    costs = {
+        # one pass, whatever the tasks
+        "dynammo": (
+            PREFIX + STAGES + ADAPTERS + tasks * HEAD,
+            BACKBONE_WEIGHTS + ADAPTER_WEIGHTS + tasks * HEAD_WEIGHTS,
+        ),
+        # a pass for each task behind one prefix
+        "acl": (
+            PREFIX + tasks * (STAGES + ADAPTERS + HEAD),
+            BACKBONE_WEIGHTS + tasks * (ADAPTER_WEIGHTS + HEAD_WEIGHTS),
+        ),
+        # a network for each task, and one classifier of 3 T rows on 5 T features
+        "dynamic_er": (
+            tasks * (PREFIX + STAGES) + 3 * tasks * 5 * tasks,
+            tasks * BACKBONE_WEIGHTS + 3 * tasks * (5 * tasks + 1),
+        ),
+        # the bare network and a classifier of 3 T rows on 5 features
+        "fine_tune": (PREFIX + STAGES + 3 * tasks * 5, BACKBONE_WEIGHTS + 3 * tasks * (5 + 1)),
+    }
+    assert set(costs) == set(COMPARED)
+    for name, (macs, parameters) in costs.items():
+        model = deployed(name, tasks)
+        assert multiply_accumulates(model, SIDE) == macs, name
+        assert model.parameter_count() == parameters, name
 
 
-def test_deployed_resnet18_costs_the_same_after_ten_tasks_as_after_one() -> None:
-    backbone = build_backbone(BackboneSettings(name="resnet18", weights="random"), 0)
-    one, ten = (multiply_accumulates(MergedModel(backbone, tasks, 10).to("meta"), 224) for tasks in (1, 10))
-    assert ten - one == 9 * 512 * 11  # nine heads of 512 features and 11 rows
-    assert ten / one < 1.001
-    # One pass: 1.81 G of the backbone and 0.92 G of the adapters (models/test_adapters.py and test_backbones.py).
-    assert one / 1e9 == pytest.approx(1.81 + 0.92, abs=0.02)
-    t_one, t_ten = (multiply_accumulates(TPassModel(backbone, tasks, 10).to("meta"), 224) for tasks in (1, 10))
-    prefix = multiply_accumulates(backbone.prefix, 224)
-    assert t_one == one
-    assert t_ten == prefix + 10 * (t_one - prefix)
-    assert t_ten / ten > 9
+def test_what_a_model_costs_is_what_answers() -> None:
+    model = deployed("dynammo", 2)
+    labels = model(torch.randn(4, 3, SIDE, SIDE))
+    assert labels.shape == (4,)
+    assert set(labels.tolist()) <= set(range(6))
 
 
-@torch.no_grad()
-def test_passes_with_equal_adapters_say_what_one_pass_says() -> None:
-    backbone = build_backbone(BackboneSettings(name="small_cnn", weights="random"), 0)
-    merged, t_pass = MergedModel(backbone, 3, 2).eval(), TPassModel(backbone, 3, 2).eval()
-    for own in t_pass.adapter_sets:
-        own.load_state_dict(merged.adapters.state_dict())
-    t_pass.heads.load_state_dict(merged.heads.state_dict())
-    images = torch.randn(2, 3, 16, 16)
-    logits = merged(images)
-    assert logits.shape == (2, 3, 3)
-    torch.testing.assert_close(t_pass(images), logits)
-    torch.testing.assert_close(logits[:, 1], merged.heads[1](backbone(images, merged.adapters)))
-    nn.init.constant_(t_pass.adapter_sets[2][0].alpha, 5.0)
-    assert [torch.allclose(t_pass(images)[:, task], logits[:, task]) for task in range(3)] == [True, True, False]
+def test_resnet18_at_224_pixels_costs_what_the_papers_say() -> None:
+    # DynaMMo: 2.61 GMAC in one pass with unpadded adapters. ACL: a pass a task behind the shared first convolution and
+    # pooling, 25.1 GMAC for ten. DER without pruning: ten whole networks of 1.81 GMAC.
+    methods = method_settings(COMPARED, DynaMMoSettings(name="dynammo", padding=0))
+    rows = macs_table(backbones=("resnet18",), methods=methods, tasks=(1, 10))
+    macs = {(row["method"], row["tasks"]): float(str(row["macs"])) / 1e9 for row in rows}
+    assert len(rows) == 2 * len(COMPARED)
+    assert macs["dynammo", 1] == pytest.approx(2.61, abs=0.01)
+    assert macs["dynammo", 10] / macs["dynammo", 1] == pytest.approx(1, abs=1e-3)
+    assert macs["acl", 1] == macs["dynammo", 1]
+    assert macs["acl", 10] == pytest.approx(25.1, abs=0.05)
+    assert macs["dynamic_er", 10] == pytest.approx(10 * 1.814, abs=0.01)
+    assert macs["fine_tune", 10] == pytest.approx(1.814, abs=0.001)
+    assert all(row["backbone"] == "resnet18" for row in rows)
 
 
-def test_heads_stand_for_their_tasks_classes() -> None:
-    assert [head.rows for head in MergedModel(tiny(), 2, 3).heads] == [(0, 1, 2, OTHERS), (3, 4, 5, OTHERS)]
+def test_padded_adapters_cost_more() -> None:
+    (padded,) = method_settings(["dynammo"], DynaMMoSettings(name="dynammo"))
+    rows = macs_table(backbones=("resnet18",), methods=[padded], tasks=(1,))
+    # 0.92 G of the adapters (models/test_adapters.py) on 1.81 G of the backbone (models/test_backbones.py)
+    assert float(str(rows[0]["macs"])) / 1e9 == pytest.approx(2.74, abs=0.01)
 
 
-def test_a_table_has_a_row_for_each_model_and_number_of_tasks() -> None:
-    settings = BackboneSettings(name="small_cnn", weights="random")
-    rows = cost_table(settings, seed=0, image_size=32, classes_per_task=2, tasks=(1, 4), repeats=2)
-    assert [(row["model"], row["tasks"]) for row in rows] == [
-        (model, tasks) for tasks in (1, 4) for model in ("merged", "t_pass", "backbone")
-    ]
-    backbone = build_backbone(settings, 0)
-    expected = {"merged": MergedModel(backbone, 4, 2), "t_pass": TPassModel(backbone, 4, 2), "backbone": backbone}
-    for row in rows[3:]:
-        module = expected[str(row["model"])]
-        assert (row["macs"], row["parameters"]) == (multiply_accumulates(module, 32), parameter_count(module))
+def test_other_methods_take_over_the_parameters_they_share() -> None:
+    given = DynaMMoSettings(name="dynammo", padding=0, alpha=0.3, merge="last")
+    dynammo, acl, replay = method_settings(["dynammo", "acl", "replay"], given)
+    assert dynammo == given
+    assert (acl.name, acl.model_dump()["padding"], acl.model_dump()["alpha"]) == ("acl", 0, 0.3)
+    assert replay == METHODS["replay"].Params(name="replay")
+
+
+def test_an_unknown_method_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"'dynamo' \(did you mean 'dynammo'\?\)"):
+        method_settings(["dynamo"], DynaMMoSettings(name="dynammo"))
+
+
+def test_a_table_has_a_row_for_each_method_and_number_of_tasks() -> None:
+    methods = defaults(["acl", "dynammo"])
+    rows = cost_table(SMALL, methods, seed=0, image_size=32, classes_per_task=2, tasks=(1, 4), repeats=2)
+    assert [(row["method"], row["tasks"]) for row in rows] == [("acl", 1), ("dynammo", 1), ("acl", 4), ("dynammo", 4)]
+    assert rows[0]["macs"] == rows[1]["macs"]
+    assert float(str(rows[2]["macs"])) > 2 * float(str(rows[3]["macs"]))
     assert all(isinstance(row["latency_ms"], float) and 0 < row["latency_ms"] < 1000 for row in rows)
-    assert all(row.keys() == {"model", "tasks", "macs", "parameters", "latency_ms"} for row in rows)
+    assert all(row.keys() == {"method", "tasks", "macs", "parameters", "latency_ms"} for row in rows)

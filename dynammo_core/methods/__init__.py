@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from dynammo_core.methods.acl import ACL
 from dynammo_core.methods.base import Method
+from dynammo_core.methods.dark_er import DarkER
+from dynammo_core.methods.dynamic_er import DynamicER
 from dynammo_core.methods.dynammo import DynaMMo
 from dynammo_core.methods.fine_tune import FineTune
+from dynammo_core.methods.icarl import ICaRL
 from dynammo_core.methods.joint import Joint
+from dynammo_core.methods.lucir import LUCIR
+from dynammo_core.methods.podnet import PODNet
 from dynammo_core.methods.replay import Replay
+from dynammo_core.methods.wa import WA
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType(
-    {method.name: method for method in (DynaMMo, FineTune, Replay, Joint)}
+    {
+        method.name: method
+        for method in (DynaMMo, FineTune, Replay, Joint, ICaRL, WA, LUCIR, PODNet, DarkER, DynamicER, ACL)
+    }
 )

@@ -102,7 +102,12 @@ class Method(ABC):
         """The training stages, then the memory takes in the task, then every site evaluates."""
         remember = Stage("remember", Action.REMEMBER, down=self.deployed, inputs="features")
         evaluate = Stage("evaluate", Action.EVALUATE, down=self.deployed, inputs="features")
-        return (*self.stages(task), *((remember,) if self.uses_memory else ()), evaluate)
+        memory = (remember, *self.after_memory(task)) if self.uses_memory else ()
+        return (*self.stages(task), *memory, evaluate)
+
+    def after_memory(self, task: int) -> Sequence[Stage]:
+        """The stages that need the exemplars of the task's own classes."""
+        return ()
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         """Give the model the structure it has in `task`, starting from that of the task before; server and sites."""
@@ -128,9 +133,14 @@ class Method(ABC):
         """At the server, after the last round of a stage: merge across tasks, solve in closed form, keep a teacher."""
         return
 
+    @property
+    def answering_head(self) -> str:
+        """Name of the head that answers by default."""
+        return CLASSES
+
     def predict(self, model: IncrementalModel, features: Tensor) -> Prediction:
-        """Answers from features Tensor[B, D]: by default the most probable row of the head named `classes`."""
-        head = model.head(CLASSES)
+        """Answers from features Tensor[B, D]: by default the most probable row of the answering head."""
+        head = model.head(self.answering_head)
         probability, row = head(features).softmax(dim=1).max(dim=1)
         return Prediction(torch.tensor(head.rows, device=row.device)[row], probability, known=probability)
 

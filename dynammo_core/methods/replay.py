@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from dynammo_core.data.samples import Samples
-from dynammo_core.methods.base import Rehearsal
-from dynammo_core.methods.single_head import SingleHeadMethod
-from dynammo_core.plan import Stage
+from dynammo_core.methods.single_head import RehearsalMethod
 
 
-class Replay(SingleHeadMethod):
-    """Adds the site's exemplars to each task's images."""
+class Replay(RehearsalMethod):
+    """Cross-entropy over each task's images and the site's exemplars."""
 
     name = "replay"
     paper_url = "https://arxiv.org/abs/1902.10486"
-
-    def training_set(self, stage: Stage, rehearsal: Rehearsal) -> Samples:
-        return Samples.concatenate([rehearsal.new, rehearsal.memory])

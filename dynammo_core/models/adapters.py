@@ -13,22 +13,23 @@ class Adapter(nn.Module):
     """x + alpha * f(x), where f is a 3x3 convolution, BN, ReLU, a transposed 3x3 convolution, BN, ReLU.
 
     Source: the adapter of DynaMMo (arXiv 2404.14099), taken from ACL (arXiv 2304.09042). Deviations: padding 1 in both
-    convolutions where the paper has none, because unpadded ones need maps of at least 3x3 pixels, which the last stage
-    of a small image has not; and no convolution biases, because the batch norm behind cancels them.
+    convolutions by default where the paper has none, because unpadded ones need maps of at least 3x3 pixels, which the
+    last stage of a small image has not; and no convolution biases, because the batch norm behind cancels them.
 
     Args:
         channels: width C of the maps Tensor[B, C, H, W].
         alpha: start value of the learnable scale; 0.02 in the paper.
+        padding: of both convolutions, 0 (the paper) or 1; the maps keep their size either way.
     """
 
-    def __init__(self, channels: int, alpha: float) -> None:
+    def __init__(self, channels: int, alpha: float, padding: int = 1) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.tensor(float(alpha)))
         self.residual = nn.Sequential(
-            nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False),
+            nn.Conv2d(channels, channels, kernel_size=3, padding=padding, bias=False),
             BatchNorm(channels),
             nn.ReLU(inplace=True),
-            nn.ConvTranspose2d(channels, channels, kernel_size=3, padding=1, bias=False),
+            nn.ConvTranspose2d(channels, channels, kernel_size=3, padding=padding, bias=False),
             BatchNorm(channels),
             nn.ReLU(inplace=True),
         )
@@ -45,10 +46,11 @@ class AdapterSet(nn.ModuleList):
     Args:
         channels: width of the maps at each insertion point (`Backbone.channels`).
         alpha: start value of every adapter's scale.
+        padding: of every adapter's convolutions.
     """
 
-    def __init__(self, channels: Sequence[int], alpha: float) -> None:
-        super().__init__(Adapter(width, alpha) for width in channels)
+    def __init__(self, channels: Sequence[int], alpha: float, padding: int = 1) -> None:
+        super().__init__(Adapter(width, alpha, padding) for width in channels)
 
 
 class BatchNorm(nn.BatchNorm2d):

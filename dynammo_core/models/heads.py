@@ -1,24 +1,29 @@
-"""Linear classifiers whose rows know which class they stand for."""
+"""Classifiers whose rows know which class they stand for."""
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 OTHERS = -1
 """The row of a head that stands for every class the head does not name."""
 
 
-class LinearHead(nn.Linear):
-    """A linear layer from features [B, D] to one logit a row.
+class Head(nn.Module):
+    """Turns features Tensor[B, D] into one logit for each of R rows, Tensor[B, R].
 
     Attributes:
         rows: global class index of each row, `OTHERS` for the row of all other classes.
+        row_tensors: names of the parameters and buffers whose first dimension runs over the rows.
+        weight: Tensor[R * K, D], K vectors a row.
     """
 
-    def __init__(self, feature_dim: int, rows: tuple[int, ...]) -> None:
-        super().__init__(feature_dim, len(rows))
-        self.rows = rows
+    rows: tuple[int, ...]
+    row_tensors: tuple[str, ...] = ("weight",)
+    weight: Tensor
 
     def targets(self, labels: Tensor) -> Tensor:
         """Row of each global label, Tensor[B] int64; labels without a row of their own go to `OTHERS`.
@@ -35,20 +40,99 @@ class LinearHead(nn.Linear):
             raise ValueError(f"label {int(labels[~named][0])} has no row in a head of the classes {self.rows}")
         return rows
 
-    def extended(self, classes: tuple[int, ...]) -> LinearHead:
-        """A head with rows for `classes` beneath this one's rows, whose values it keeps."""
-        head = LinearHead(self.in_features, self.rows + classes)
+    def extended(self, classes: tuple[int, ...], features: int = 0) -> Self:
+        """A new head with rows for `classes` beneath this one's, and columns for `features` more features behind.
+
+        What this head has learnt stands where it stood; all that is added is drawn as a new head's.
+        """
+        head = self._like(self.weight.shape[1] + features, self.rows + classes)
         with torch.no_grad():
-            head.weight[: len(self.rows)] = self.weight
-            head.bias[: len(self.rows)] = self.bias
+            for name, tensor in self.state_dict().items():
+                head.get_parameter(name)[tuple(slice(size) for size in tensor.shape)] = tensor
         return head
+
+    def _like(self, feature_dim: int, rows: tuple[int, ...]) -> Self:
+        """A new head of the same kind."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be extended")
+
+
+class LinearHead(nn.Linear, Head):
+    """A linear layer: one weight vector and one bias a row."""
+
+    row_tensors = ("weight", "bias")
+
+    def __init__(self, feature_dim: int, rows: tuple[int, ...]) -> None:
+        super().__init__(feature_dim, len(rows))
+        self.rows = rows
+
+    def _like(self, feature_dim: int, rows: tuple[int, ...]) -> Self:
+        return type(self)(feature_dim, rows)
+
+
+class CosineHead(Head):
+    """Cosine similarity to K proxies a class, times a learnable scale.
+
+    K = 1 is LUCIR's head (Hou et al., CVPR 2019, equation 4), K > 1 PODNet's local similarity classifier
+    (arXiv 2004.13513, equations 7 and 8): a class's similarity is the mean over its proxies, weighted by the softmax
+    of their similarities.
+
+    Args:
+        feature_dim: D.
+        rows: classes.
+        proxies: K.
+        scale: start value of the learnable scale.
+    """
+
+    def __init__(self, feature_dim: int, rows: tuple[int, ...], *, proxies: int = 1, scale: float = 1.0) -> None:
+        super().__init__()
+        self.rows = rows
+        self.proxies = proxies
+        self.weight = nn.Parameter(torch.empty(len(rows) * proxies, feature_dim))
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+        nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
+
+    def similarities(self, features: Tensor) -> Tensor:
+        """Cosines in [-1, 1], Tensor[B, R]."""
+        cosines = F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
+        if self.proxies == 1:
+            return cosines
+        by_class = cosines.view(len(features), len(self.rows), self.proxies)
+        return (by_class.softmax(dim=2) * by_class).sum(dim=2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Scaled similarities, Tensor[B, R]."""
+        return self.scale * self.similarities(features)
+
+    def _like(self, feature_dim: int, rows: tuple[int, ...]) -> Self:
+        return type(self)(feature_dim, rows, proxies=self.proxies)
+
+
+class NearestMeanHead(Head):
+    """Minus the squared distance to each class's mean of unit features (iCaRL, arXiv 1611.07725, equation 2).
+
+    Means are computed, never trained: `weight` is a buffer, Tensor[R, D], of means that need not have unit length.
+    """
+
+    def __init__(self, feature_dim: int, rows: tuple[int, ...]) -> None:
+        super().__init__()
+        self.rows = rows
+        self.register_buffer("weight", torch.zeros(len(rows), feature_dim))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits Tensor[B, R]; features and means are brought to unit length."""
+        return -torch.cdist(F.normalize(features, dim=1), F.normalize(self.weight, dim=1)).square()
 
 
 def head_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Class of each row, for every tensor of `model` that belongs to a head, by its name in the state dict."""
     return {
-        f"{name}.{tensor}": module.rows
-        for name, module in model.named_modules()
-        if isinstance(module, LinearHead)
-        for tensor in ("weight", "bias")
+        f"{name}.{tensor}": tuple(row for row in head.rows for _ in range(_vectors(head, tensor)))
+        for name, head in model.named_modules()
+        if isinstance(head, Head)
+        for tensor in head.row_tensors
     }
+
+
+def _vectors(head: Head, tensor: str) -> int:
+    """Entries of a row-wise tensor that belong to one row."""
+    return int(head.state_dict()[tensor].shape[0]) // len(head.rows)

@@ -1,44 +1,102 @@
-"""The network that learns task after task: one feature extractor and the heads grown so far."""
+"""The network that learns task after task: a feature extractor and the heads grown so far."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.backbones import Backbone
-from dynammo_core.models.heads import LinearHead
+from dynammo_core.models.heads import Head
 
 Level = Literal["images", "prefix", "features"]
 """How far an input has come: normalised images, the maps before the first adapter, or the features for the heads."""
 
 
-class AdaptedBackbone(nn.Module):
+class Extractor(nn.Module, ABC):
+    """From normalised images Tensor[B, 3, S, S] to features Tensor[B, D], in levels.
+
+    Attributes:
+        feature_dim: width D of the features.
+    """
+
+    feature_dim: int
+
+    def embed(self, inputs: Tensor, *, start: Level, end: Level = "features") -> Tensor:
+        """Carry `inputs` from one level of the network to a later one."""
+        if start == end:
+            return inputs
+        maps = self._prefix(inputs) if start == "images" else inputs
+        return maps if end == "prefix" else self._from_prefix(maps)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features Tensor[B, D] of normalised images Tensor[B, 3, S, S]."""
+        return self.embed(images, start="images")
+
+    @abstractmethod
+    def _prefix(self, images: Tensor) -> Tensor:
+        """What every pass shares: the maps before the first adapter."""
+
+    @abstractmethod
+    def _from_prefix(self, maps: Tensor) -> Tensor:
+        """Features Tensor[B, D] from the output of `_prefix`."""
+
+
+class AdaptedBackbone(Extractor):
     """A backbone with at most one adapter before each stage: one pass, whatever the number of tasks."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
         self.adapters: AdapterSet | None = None
+        self.feature_dim = backbone.feature_dim
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Features Tensor[B, D] of normalised images Tensor[B, 3, S, S]."""
-        features: Tensor = self.backbone(images, self.adapters)
-        return features
+    def _prefix(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.backbone.prefix(images)
+        return maps
 
-    def embed(self, inputs: Tensor, *, start: Level, end: Level = "features") -> Tensor:
-        """Carry `inputs` from one level of the network to a later one."""
-        if start == end:
-            return inputs
-        if end == "prefix":
-            maps: Tensor = self.backbone.prefix(inputs)
-            return maps
-        if start == "prefix":
-            return self.backbone.from_prefix(inputs, self.adapters)
-        return self.forward(inputs)
+    def _from_prefix(self, maps: Tensor) -> Tensor:
+        return self.backbone.from_prefix(maps, self.adapters)
+
+
+class ParallelBackbones(Extractor):
+    """Several extractors side by side, their features in a row: one pass for each part.
+
+    Args:
+        parts: either all of them on one shared backbone, whose prefix then runs once, or each with a network of its
+            own, and then the prefix is the image itself.
+    """
+
+    def __init__(self, parts: Sequence[AdaptedBackbone]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.feature_dim = sum(part.feature_dim for part in parts)
+
+    @property
+    def all_parts(self) -> list[AdaptedBackbone]:
+        """The parts, oldest first."""
+        return [part for part in self.parts if isinstance(part, AdaptedBackbone)]
+
+    @property
+    def newest(self) -> AdaptedBackbone:
+        """The part that was added last."""
+        return self.all_parts[-1]
+
+    @property
+    def _shared(self) -> bool:
+        return all(part.backbone is self.newest.backbone for part in self.all_parts)
+
+    def _prefix(self, images: Tensor) -> Tensor:
+        return self.newest.embed(images, start="images", end="prefix") if self._shared else images
+
+    def _from_prefix(self, maps: Tensor) -> Tensor:
+        start: Level = "prefix" if self._shared else "images"
+        return torch.cat([part.embed(maps, start=start) for part in self.all_parts], dim=1)
 
 
 class IncrementalModel(nn.Module):
@@ -46,29 +104,31 @@ class IncrementalModel(nn.Module):
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        self.extractor = AdaptedBackbone(backbone)
+        self.extractor: Extractor = AdaptedBackbone(backbone)
         self.heads = nn.ModuleDict()
 
     @property
     def feature_dim(self) -> int:
         """Width D of the features."""
-        return self.extractor.backbone.feature_dim
+        return self.extractor.feature_dim
 
-    def head(self, name: str) -> LinearHead:
+    def head(self, name: str) -> Head:
         """The head of that name.
 
         Raises:
             KeyError: the method has not grown it yet.
         """
         head = self.heads[name]
-        assert isinstance(head, LinearHead)
+        assert isinstance(head, Head)
         return head
 
 
 def travelling_names(model: nn.Module) -> list[str]:
     """Names in the state dict of all that may change in a run: everything but frozen backbones."""
     frozen = tuple(
-        f"{name}." for name, module in model.named_modules() if isinstance(module, Backbone) and module.frozen
+        f"{name}."
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, Backbone) and module.frozen
     )
     return [name for name in model.state_dict() if not name.startswith(frozen) and "num_batches_tracked" not in name]
 

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from dynammo_core.aggregation.class_aware import SUM_PREFIX, Update, class_aware_mean
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.data.transforms import to_input
 from dynammo_core.evaluation import embed_samples
 from dynammo_core.methods import METHODS
-from dynammo_core.methods.base import LossContext, Method, Rehearsal
-from dynammo_core.methods.dynammo import AUXILIARY
+from dynammo_core.methods.base import CLASSES, TEACHER_PREFIX, LossContext, Method, Rehearsal
+from dynammo_core.methods.task_heads import AUXILIARY
 from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.backbones import build_backbone
-from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.plan import Stage
+from dynammo_core.models.heads import Head, head_rows
+from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
+from dynammo_core.plan import Action, Stage
 from dynammo_core.protocol import names_up
 from dynammo_core.seeding import seeded_generator, seeded_initialisation
 from dynammo_core.settings import BackboneSettings, MemorySettings
 from dynammo_core.training import fit, shuffled, train_only
 
 STREAM = TaskStream(((0, 1), (2, 3), (4, 5), (6, 7)))
+CLASS_COUNT = 8
 CPU = torch.device("cpu")
 
 
@@ -70,24 +73,42 @@ class Bench:
         return next(stage for stage in self.method.all_stages(task) if stage.name == name)
 
     def finish(self, name: str, task: int) -> None:
-        self.method.finish_stage(self.model, self.archive, task, self.stage(name, task))
+        with seeded_initialisation("finish", task, name):
+            self.method.finish_stage(self.model, self.archive, task, self.stage(name, task))
 
     def inputs(self, stage: Stage, images: Samples) -> Tensor:
         if stage.inputs == "images":
             return to_input(images.images, "half", CPU)
         return embed_samples(self.model, images, "half", CPU, stage.inputs)
 
+    @property
+    def head(self) -> Head:
+        """The one classifier of a method that has one."""
+        return self.model.head(CLASSES)
+
+    def teacher(self, stage: Stage, task: int) -> IncrementalModel | None:
+        """The previous task's model, as a site makes it of what the stage brings; None if it brings none."""
+        sent = [name for name in matching(self.archive, stage.down) if name.startswith(TEACHER_PREFIX)]
+        if not sent:
+            return None
+        teacher = new_model(type(self.method))
+        for earlier in range(task):
+            self.method.grow(teacher, earlier)
+        assert sent == matching((TEACHER_PREFIX + name for name in travelling_names(teacher)), stage.down)
+        teacher.load_state_dict({n.removeprefix(TEACHER_PREFIX): self.archive[n] for n in sent}, strict=False)
+        return teacher.requires_grad_(False).eval()
+
     def loss(self, stage: Stage, task: int, images: Samples) -> Tensor:
         """The loss of all images in one batch, as a site has it."""
-        inputs = self.inputs(stage, images)
+        inputs, teacher = self.inputs(stage, images), self.teacher(stage, task)
         train_only(self.model, set(names_up(self.model, stage)))
-        return self.method.loss(self.model, inputs, images.labels, LossContext(task, stage))
+        return self.method.loss(self.model, inputs, images.labels, LossContext(task, stage, teacher))
 
-    def fit(self, stage: Stage, task: int, images: Samples, teacher: IncrementalModel | None = None) -> list[float]:
+    def fit(self, stage: Stage, task: int, images: Samples) -> list[float]:
         """All rounds of a stage at one site; the loss of each."""
         how = stage.optimisation
         assert how is not None
-        inputs = self.inputs(stage, images)
+        inputs, teacher = self.inputs(stage, images), self.teacher(stage, task)
         parameters = train_only(self.model, set(names_up(self.model, stage)))
 
         def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -100,34 +121,50 @@ class Bench:
         return [fit(parameters, loss, batches, how, round_=round_) for round_ in range(stage.rounds)]
 
     @torch.no_grad()
+    def summarise(self, stage: Stage, sites: Sequence[Samples]) -> dict[str, Tensor]:
+        """What the server makes of the sites' answers to a stage; sums go to the archive, the rest to the model."""
+        updates = []
+        for images in sites:
+            halves = [images.subset(range(start, len(images), 2)) for start in range(2)]
+            batches = [(self.inputs(stage, half), half.labels) for half in halves if len(half)]
+            sums = self.method.summarise(self.model.eval(), batches, stage)
+            updates.append(Update(sums, images.class_counts(CLASS_COUNT)))
+        merged = class_aware_mean(updates, head_rows(self.model), self.model.state_dict())
+        self.archive |= {name: tensor for name, tensor in merged.items() if name.startswith(SUM_PREFIX)}
+        self.model.load_state_dict(merged, strict=False)
+        return merged
+
+    @torch.no_grad()
     def accuracy(self, images: Samples) -> float:
         features = embed_samples(self.model, images, "half", CPU)
         return (self.method.predict(self.model, features).labels == images.labels).double().mean().item()
 
 
+def new_model(kind: type[Method]) -> IncrementalModel:
+    """The network of a method before the first task."""
+    backbone = build_backbone(BackboneSettings(name="small_cnn", weights="random"), seed=0)
+    return IncrementalModel(backbone.freeze() if kind.freezes_backbone else backbone)
+
+
 def bench(method: str | type[Method], **params: object) -> Bench:
     """A method of the table, or one that is not in it, before the first task."""
     kind = METHODS[method] if isinstance(method, str) else method
-    backbone = build_backbone(BackboneSettings(name="small_cnn", weights="random"), seed=0)
-    if kind.freezes_backbone:
-        backbone.freeze()
-    return Bench(kind(kind.Params(name=kind.name, **params), STREAM), IncrementalModel(backbone))
+    return Bench(kind(kind.Params(name=kind.name, **params), STREAM), new_model(kind))
 
 
-def learn(made: Bench, tasks: int) -> None:
+def learn(made: Bench, tasks: int, first: int = 0) -> None:
     """All stages of the first tasks at one site, as the server and the site go through them."""
-    for task in range(tasks):
+    for task in range(first, tasks):
         made.begin(task)
-        for stage in made.method.stages(task):
-            images = made.method.training_set(stage, rehearsal(task))
-            if stage.optimisation:
-                made.fit(stage, task, images)
-            else:
-                batch = (made.inputs(stage, images), images.labels)
-                with torch.no_grad():
-                    sums = made.method.summarise(made.model.eval(), [batch], stage)
-                made.model.load_state_dict(sums, strict=False)
-            made.method.finish_stage(made.model, made.archive, task, stage)
+        held = rehearsal(task)
+        for stage in made.method.all_stages(task):
+            if stage.action is Action.REMEMBER:
+                held = replace(held, memory=toy_images(STREAM.seen(task), each=3))
+            elif stage.action is Action.FIT:
+                made.fit(stage, task, made.method.training_set(stage, held))
+            elif stage.action is Action.SUMMARISE:
+                made.summarise(stage, [made.method.training_set(stage, held)])
+            made.finish(stage.name, task)
 
 
 def state(made: Bench) -> dict[str, Tensor]:

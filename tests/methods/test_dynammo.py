@@ -6,18 +6,11 @@ from math import log
 import pytest
 import torch
 from method_bench import STREAM, Bench, adapters, bench, grown, learn, rehearsal, toy_images
+from plain_networks import says
 
 from dynammo_core.methods.base import LossContext
-from dynammo_core.methods.dynammo import AUXILIARY
+from dynammo_core.methods.task_heads import AUXILIARY
 from dynammo_core.models.incremental_model import matching, travelling_names
-
-
-def set_head(made: Bench, name: str, probabilities: list[float]) -> None:
-    """Whatever the features, the head answers these probabilities."""
-    head = made.model.head(name)
-    with torch.no_grad():
-        head.weight.zero_()
-        head.bias.copy_(torch.tensor(probabilities).log())
 
 
 def loss_on_features(made: Bench, stage: str, task: int, labels: list[int]) -> float:
@@ -32,7 +25,7 @@ def test_stage_1_is_the_auxiliary_heads_cross_entropy_by_hand() -> None:
     # The head has the rows 2, 3, others and says 1/2, 1/4, 1/4: label 2 costs ln 2, label 3 ln 4, an exemplar (label 0,
     # so "others") ln 4: the mean is 5/3 ln 2. The task heads say something else and do not count.
     made = grown()
-    set_head(made, AUXILIARY, [1 / 2, 1 / 4, 1 / 4])
+    says(made.model.head(AUXILIARY), [1 / 2, 1 / 4, 1 / 4])
     assert loss_on_features(made, "adapt", 1, [2, 3, 0]) == pytest.approx(5 / 3 * log(2))
 
 
@@ -40,8 +33,8 @@ def test_stage_2_sums_the_cross_entropies_of_all_task_heads_by_hand() -> None:
     # Head 0 (rows 0, 1, others) says 1/2, 1/4, 1/4, head 1 (rows 2, 3, others) 1/5, 3/5, 1/5. For the labels 0 and 3:
     # head 0 costs ln 2 and, as others, ln 4; head 1 costs, as others, ln 5, and ln 5/3. Each the mean of two, summed.
     made = grown()
-    set_head(made, "task0", [1 / 2, 1 / 4, 1 / 4])
-    set_head(made, "task1", [1 / 5, 3 / 5, 1 / 5])
+    says(made.model.head("task0"), [1 / 2, 1 / 4, 1 / 4])
+    says(made.model.head("task1"), [1 / 5, 3 / 5, 1 / 5])
     expected = (log(2) + log(4)) / 2 + (log(5) + log(5 / 3)) / 2
     assert loss_on_features(made, "balance", 1, [0, 3]) == pytest.approx(expected)
 
@@ -75,7 +68,7 @@ def test_the_lowest_others_names_the_task_and_its_best_class_is_the_answer() -> 
             head = made.model.head(f"task{task}")
             head.bias.zero_()
             head.weight.copy_(torch.eye(64)[3 * task : 3 * task + 3])
-    set_head(made, AUXILIARY, [0.999, 0.0005, 0.0005])  # takes no part in predictions
+    says(made.model.head(AUXILIARY), [0.999, 0.0005, 0.0005])  # takes no part in predictions
     features = torch.cat([answers.log(), torch.zeros(4, 58)], dim=1)
     prediction = made.method.predict(made.model, features)
     assert prediction.labels.tolist() == [0, 3, 1, 1]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.transforms import to_input
 from dynammo_core.merging.operators import merge_mean
-from dynammo_core.methods.dynammo import AUXILIARY
+from dynammo_core.methods.task_heads import AUXILIARY
 from dynammo_core.models.heads import OTHERS
 
 FIRST_STATISTICS = ("0.residual.1.running_mean", "0.residual.1.running_var")

@@ -12,9 +12,9 @@ from dynammo_core.models.adapters import Adapter, AdapterSet
 RESNET18 = (64, 64, 128, 256)
 
 
-def seeded_adapter(channels: int, alpha: float) -> Adapter:
+def seeded_adapter(channels: int, alpha: float, padding: int = 1) -> Adapter:
     torch.manual_seed(0)
-    return Adapter(channels, alpha)
+    return Adapter(channels, alpha, padding)
 
 
 def maps(*shape: int) -> Tensor:
@@ -26,18 +26,20 @@ def test_alpha_zero_is_the_identity() -> None:
     assert torch.equal(seeded_adapter(8, alpha=0.0)(x), x)
 
 
-def test_output_is_input_plus_alpha_times_two_convolutions_written_out() -> None:
-    adapter, x = seeded_adapter(6, alpha=0.3), maps(3, 6, 7, 5)
+@pytest.mark.parametrize("padding", [0, 1])
+def test_output_is_input_plus_alpha_times_two_convolutions_written_out(padding: int) -> None:
+    adapter, x = seeded_adapter(6, 0.3, padding), maps(3, 6, 7, 5)
     first, second = adapter.residual[0].weight, adapter.residual[3].weight
 
     def normalised(y: Tensor) -> Tensor:  # batch norm in training mode with its initial scale 1 and shift 0
         mean, variance = y.mean((0, 2, 3), keepdim=True), y.var((0, 2, 3), correction=0, keepdim=True)
         return (y - mean) / (variance + 1e-5).sqrt()
 
-    hidden = normalised(nn.functional.conv2d(x, first, padding=1)).relu()
-    # A transposed convolution of stride 1 is the convolution with the flipped kernel and swapped channels.
+    hidden = normalised(nn.functional.conv2d(x, first, padding=padding)).relu()
+    # A transposed convolution of stride 1 is the convolution with the flipped kernel and swapped channels, and what the
+    # one does not pad the other does: 3 - 1 - padding pixels on each side.
     flipped = second.flip(2, 3).transpose(0, 1)
-    expected = x + 0.3 * normalised(nn.functional.conv2d(hidden, flipped, padding=1)).relu()
+    expected = x + 0.3 * normalised(nn.functional.conv2d(hidden, flipped, padding=2 - padding)).relu()
     torch.testing.assert_close(adapter(x), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -99,11 +101,25 @@ def test_resnet18_set_has_the_size_the_method_states() -> None:
     assert sum(p.numel() for p in AdapterSet(RESNET18, alpha=0.02).parameters()) == 1_624_068
 
 
-def test_resnet18_set_costs_what_its_convolutions_cost() -> None:
-    # 2 convolutions * 9 * c^2 * side^2, and c * side is 3584, 3584, 3584, 3584 at 224 pixels (sides 56, 56, 28, 14):
-    # 4 * 18 * 3584^2 = 924,844,032 MACs; one MAC is two FLOPs. Unpadded, as in the paper, it would be 0.80 G.
-    adapters = AdapterSet(RESNET18, alpha=0.02).eval().to("meta")
+@pytest.mark.parametrize(("padding", "macs"), [(1, 924_844_032), (0, 799_211_520)])
+def test_resnet18_set_costs_what_its_convolutions_cost(padding: int, macs: int) -> None:
+    # Padded, at 224 pixels: 2 convolutions * 9 * c^2 * side^2, and c * side is 3584 at each of the sides 56, 56, 28 and
+    # 14: 4 * 18 * 3584^2 = 924,844,032 MACs; one MAC is two FLOPs. Unpadded, as in the paper, a convolution makes, and
+    # its transposed one takes, side - 2 pixels: 18 * (2 * (64 * 54)^2 + (128 * 26)^2 + (256 * 12)^2) = 18 * 44,400,640.
+    adapters = AdapterSet(RESNET18, 0.02, padding).eval().to("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         for adapter, channels, side in zip(adapters, RESNET18, (56, 56, 28, 14), strict=True):
-            adapter(torch.empty(1, channels, side, side, device="meta"))
-    assert counter.get_total_flops() == 2 * 924_844_032
+            maps = torch.empty(1, channels, side, side, device="meta")
+            assert adapter(maps).shape == maps.shape
+    assert counter.get_total_flops() == 2 * macs
+
+
+def test_padding_changes_no_tensor_that_travels() -> None:
+    padded, unpadded = (AdapterSet(RESNET18, 0.02, padding).state_dict() for padding in (1, 0))
+    assert {name: t.shape for name, t in padded.items()} == {name: t.shape for name, t in unpadded.items()}
+
+
+def test_without_padding_maps_need_three_pixels_a_side() -> None:
+    assert seeded_adapter(4, 0.02, padding=0)(maps(2, 4, 3, 3)).shape == (2, 4, 3, 3)
+    with pytest.raises(RuntimeError, match=r"[Kk]ernel size"):
+        seeded_adapter(4, 0.02, padding=0)(maps(2, 4, 2, 2))

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dynammo_core.models.heads import OTHERS, LinearHead, head_rows
+from dynammo_core.models.heads import OTHERS, CosineHead, LinearHead, NearestMeanHead, head_rows
 
 
 def labels(*values: int) -> Tensor:
@@ -62,3 +64,90 @@ def test_rows_of_every_tensor_of_every_head_by_name() -> None:
     model = nn.ModuleDict({"heads": nn.ModuleDict({"a": LinearHead(2, (1, OTHERS))}), "other": nn.Linear(2, 2)})
     assert head_rows(model) == {"heads.a.weight": (1, OTHERS), "heads.a.bias": (1, OTHERS)}
     assert head_rows(model).keys() <= model.state_dict().keys()
+
+
+# Wider features
+
+
+@given(old=st.integers(1, 4), new=st.integers(0, 3), width=st.integers(1, 5), added=st.integers(0, 4))
+def test_added_feature_columns_stand_behind_what_was_learnt(old: int, new: int, width: int, added: int) -> None:
+    head = LinearHead(width, tuple(range(old)))
+    grown = head.extended(tuple(range(old, old + new)), added)
+    assert grown.weight.shape == (old + new, width + added)
+    assert torch.equal(grown.weight[:old, :width], head.weight)
+    assert torch.equal(grown.bias[:old], head.bias)
+    # A bound of 1 / sqrt(D) for every entry of a new linear layer of D features.
+    assert grown.weight[:, width:].abs().amax().item() <= (width + added) ** -0.5 if added else True
+    assert grown.weight[:, width:].count_nonzero() == (old + new) * added
+
+
+# Cosines
+
+
+def cosine(vectors: list[list[float]], *, proxies: int = 1, scale: float = 1.0) -> CosineHead:
+    head = CosineHead(len(vectors[0]), tuple(range(len(vectors) // proxies)), proxies=proxies, scale=scale)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor(vectors))
+    return head
+
+
+def test_one_proxy_a_class_is_the_scaled_cosine_by_hand() -> None:
+    # (3, 4) against (2, 0), (0, 7), (-4, 3): 3/5, 4/5 and (-12 + 12) / 25 = 0, each times 10.
+    head = cosine([[2, 0], [0, 7], [-4, 3]], scale=10.0)
+    torch.testing.assert_close(head(torch.tensor([[3.0, 4.0]])), torch.tensor([[6.0, 8.0, 0.0]]))
+    torch.testing.assert_close(head.similarities(torch.tensor([[30.0, 40.0]])), torch.tensor([[0.6, 0.8, 0.0]]))
+
+
+def test_several_proxies_are_weighted_by_their_own_softmax_by_hand() -> None:
+    # The feature (1, 0). Class 0 has the cosines 1 and -1: weights e and 1/e over their sum, so tanh(1). Class 1 has 0
+    # and 0.6: weights 1 and e^0.6. A weight shared by the rows of both classes would say something else.
+    head = cosine([[1, 0], [-1, 0], [0, 2], [3, 4]], proxies=2, scale=2.0)
+    logits = head(torch.tensor([[5.0, 0.0]]))[0].tolist()
+    assert logits == pytest.approx([2 * math.tanh(1), 2 * 0.6 * math.exp(0.6) / (1 + math.exp(0.6))])
+
+
+@pytest.mark.parametrize("proxies", [1, 3])
+def test_an_extended_cosine_head_keeps_old_rows_and_scale(proxies: int) -> None:
+    head = CosineHead(4, (7, 3), proxies=proxies, scale=5.0)
+    with torch.no_grad():
+        head.scale.fill_(12.5)  # as learnt
+    grown, features = head.extended((5,)), torch.randn(6, 4)
+    assert grown.rows == (7, 3, 5)
+    assert grown.weight.shape == (3 * proxies, 4)
+    assert torch.equal(grown.weight[: 2 * proxies], head.weight)
+    assert grown.scale.item() == 12.5
+    torch.testing.assert_close(grown(features)[:, :2], head(features))
+    assert grown.weight.unique(dim=0).shape == (3 * proxies, 4)
+    assert all(parameter.requires_grad and parameter.is_leaf for parameter in grown.parameters())
+
+
+def test_the_scale_is_learnt() -> None:
+    head = cosine([[1, 0], [0, 1]], scale=3.0)
+    head(torch.tensor([[3.0, 4.0]])).sum().backward()
+    assert head.scale.grad is not None
+    assert head.scale.grad.item() == pytest.approx(0.6 + 0.8)
+
+
+# Class means
+
+
+def test_the_nearest_mean_by_hand() -> None:
+    # Squared distances of unit vectors are 2 - 2 cos: of (3, 4) to (1, 0), (0, 1), (-4, 3): 0.8, 0.4 and 2.
+    head = NearestMeanHead(2, (4, 8, 9))
+    head.weight.copy_(torch.tensor([[0.5, 0], [0, 3], [-4, 3]]))
+    torch.testing.assert_close(head(torch.tensor([[6.0, 8.0]])), torch.tensor([[-0.8, -0.4, -2.0]]))
+
+
+def test_means_are_not_trained_but_belong_to_the_state() -> None:
+    head = NearestMeanHead(2, (4, 8))
+    assert not list(head.parameters())
+    assert list(head.state_dict()) == ["weight"]
+    with pytest.raises(NotImplementedError, match="NearestMeanHead cannot be extended"):
+        head.extended((9,))
+
+
+def test_rows_of_proxies_and_of_means() -> None:
+    model = nn.ModuleDict({"a": CosineHead(2, (5, 3), proxies=3), "b": NearestMeanHead(2, (7, 3, 5))})
+    assert head_rows(model) == {"a.weight": (5, 5, 5, 3, 3, 3), "b.weight": (7, 3, 5)}
+    for name, rows in head_rows(model).items():
+        assert len(rows) == len(model.state_dict()[name])  # the scale of the cosines has no rows

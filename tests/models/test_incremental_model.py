@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,7 +9,14 @@ from torch import Tensor, nn
 from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.backbones import build_backbone
 from dynammo_core.models.heads import LinearHead
-from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, Level, matching, travelling_names
+from dynammo_core.models.incremental_model import (
+    AdaptedBackbone,
+    IncrementalModel,
+    Level,
+    ParallelBackbones,
+    matching,
+    travelling_names,
+)
 from dynammo_core.seeding import seeded_initialisation
 from dynammo_core.settings import BackboneSettings
 
@@ -96,3 +105,95 @@ def test_a_head_that_has_not_grown_is_missed_by_name() -> None:
     assert model().head("a").rows == (3, 4)
     with pytest.raises(KeyError, match="task7"):
         model().head("task7")
+
+
+# Several passes side by side
+
+
+def sharing(count: int) -> ParallelBackbones:
+    """Parts with adapters of their own on one frozen backbone."""
+    backbone = extractor(alpha=None).backbone
+    parts = []
+    for seed in range(count):
+        part = AdaptedBackbone(backbone)
+        with seeded_initialisation(seed):
+            part.adapters = AdapterSet(backbone.channels, 0.5)
+        parts.append(part)
+    return ParallelBackbones(parts).eval()
+
+
+def networks(count: int) -> ParallelBackbones:
+    """Parts with a network of their own."""
+    backbones = [
+        build_backbone(BackboneSettings(name="small_cnn", weights="random"), seed=seed) for seed in range(count)
+    ]
+    return ParallelBackbones([AdaptedBackbone(backbone) for backbone in backbones]).eval()
+
+
+def runs(module: nn.Module) -> list[int]:
+    """The batch sizes that a module has seen, from now on."""
+    seen: list[int] = []
+    module.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    return seen
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [sharing, networks])
+@pytest.mark.parametrize("count", [1, 3])
+def test_features_of_all_parts_stand_in_a_row(make: Callable[[int], ParallelBackbones], count: int) -> None:
+    parallel = make(count)
+    assert parallel.feature_dim == 64 * count
+    features = torch.cat([part(images()) for part in parallel.all_parts], dim=1)
+    assert torch.equal(parallel(images()), features)
+    assert len(features.view(3, count, 64).unique(dim=1)[0]) == count  # no two parts say the same
+    for start in LEVELS:
+        inputs = parallel.embed(images(), start="images", end=start)
+        assert torch.equal(parallel.embed(inputs, start=start), features)
+    assert parallel.newest is parallel.all_parts[-1]
+
+
+@torch.no_grad()
+def test_the_shared_prefix_runs_once_and_each_stage_once_for_each_part() -> None:
+    parallel = sharing(3)
+    prefix, stage = runs(parallel.newest.backbone.prefix), runs(parallel.newest.backbone.stages[0])
+    parallel(images())
+    assert (prefix, stage) == ([3], [3, 3, 3])
+    maps = parallel.embed(images(), start="images", end="prefix")
+    assert maps.shape == (3, 8, 8, 8)
+    parallel.embed(maps, start="prefix")
+    assert prefix == [3, 3]  # from the prefix on, it does not run again
+
+
+@torch.no_grad()
+def test_networks_of_their_own_share_nothing_and_start_from_the_image() -> None:
+    parallel = networks(2)
+    prefixes = [runs(part.backbone.prefix) for part in parallel.all_parts]
+    assert torch.equal(parallel.embed(images(), start="images", end="prefix"), images())
+    parallel(images())
+    assert prefixes == [[3], [3]]
+
+
+def test_a_shared_frozen_backbone_travels_under_none_of_its_names() -> None:
+    made = model()
+    made.extractor = sharing(2)
+    names = travelling_names(made)
+    assert [name for name in made.state_dict() if "parts.1.backbone" in name]  # the state dict holds it twice
+    adapters = [
+        f"extractor.parts.{part}.adapters.{name}"
+        for part in range(2)
+        for name in AdapterSet((8, 16, 32), 0.5).state_dict()
+    ]
+    assert names == [*adapters, "heads.a.weight", "heads.a.bias"]
+
+
+def test_trainable_networks_travel_each_under_its_own_name() -> None:
+    made = model(frozen=False)
+    made.extractor = networks(2)
+    names = travelling_names(made)
+    one = [name for name in networks(1).state_dict() if "num_batches_tracked" not in name]
+    assert names == [
+        *(f"extractor.{name}" for name in one),
+        *(f"extractor.{name.replace('parts.0.', 'parts.1.')}" for name in one),
+        "heads.a.weight",
+        "heads.a.bias",
+    ]

@@ -1,0 +1,119 @@
+"""What DynaMMo and ACL share: adapters on a frozen backbone, and one head a task with a row for all other classes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dynammo_core.data.samples import Samples
+from dynammo_core.methods.base import LossContext, Method, Prediction, Rehearsal
+from dynammo_core.models.adapters import AdapterSet
+from dynammo_core.models.heads import OTHERS, Head, LinearHead
+from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel
+from dynammo_core.plan import Stage
+from dynammo_core.settings import MethodSettings, Optimisation
+
+AUXILIARY = "auxiliary"
+TASK_HEADS = "heads.task*"
+
+
+class TaskHeadsSettings(MethodSettings):
+    """Adapters, and the two training stages: adapter tuning and the balanced fine-tuning of the heads."""
+
+    alpha: float = Field(default=0.02, gt=0, description="weight of an adapter at the start; learnt from there on")
+    padding: Literal[0, 1] = Field(
+        default=1, description="of the adapters' convolutions; 0: the paper, needs maps of 3x3 pixels at every stage"
+    )
+    adapt: Optimisation = Optimisation(epochs=10, learning_rate=0.02)
+    balance: Optimisation = Optimisation(epochs=50, optimizer="adam", learning_rate=1e-3, weight_decay=0.0)
+
+
+class TaskHeadsMethod(Method):
+    """Tunes the adapters of a task with an auxiliary head, then all task heads on the balanced set.
+
+    Source: DynaMMo (arXiv 2404.14099, section 3) and ACL (arXiv 2304.09042, section 2). Deviation: the first task's
+    head starts anew, since the auxiliary head it would copy has never seen "others".
+    """
+
+    params: TaskHeadsSettings
+    freezes_backbone = True
+
+    def grow_heads(self, model: IncrementalModel, task: int, width: int, *, tunes: bool = True) -> None:
+        """The heads of a task on features of `width`: its own one, and a new auxiliary one if it `tunes` adapters."""
+        rows = (*self.stream.classes(task), OTHERS)
+        if tunes:
+            model.heads[AUXILIARY] = LinearHead(width, rows)
+        model.heads[head_name(task)] = LinearHead(width, rows)
+
+    def tuned(self, model: IncrementalModel) -> AdaptedBackbone:
+        """The extractor whose adapters the stage `adapt` tunes."""
+        assert isinstance(model.extractor, AdaptedBackbone)
+        return model.extractor
+
+    def view(self, features: Tensor, task: int, tasks: int) -> Tensor:
+        """What the head of `task` sees of the features Tensor[B, D], of `tasks` tasks in all: everything."""
+        return features
+
+    def new_adapters(self, extractor: AdaptedBackbone) -> AdapterSet:
+        """A fresh adapter set that fits an extractor."""
+        return AdapterSet(extractor.backbone.channels, self.params.alpha, self.params.padding)
+
+    def training_set(self, stage: Stage, rehearsal: Rehearsal) -> Samples:
+        if stage.name != "adapt":
+            return rehearsal.balanced()
+        own = torch.isin(rehearsal.new.labels, torch.tensor(self.stream.classes(rehearsal.task)))
+        return Samples.concatenate([rehearsal.new, rehearsal.memory]) if bool(own.any()) else Samples.empty()
+
+    def loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
+        """Stage 1: cross-entropy of the auxiliary head; stage 2: the sum of all task heads' cross-entropies."""
+        if context.stage.name == "adapt":
+            features = self.tuned(model).embed(inputs, start=context.stage.inputs)
+            auxiliary = model.head(AUXILIARY)
+            return nn.functional.cross_entropy(auxiliary(features), auxiliary.targets(labels))
+        features = model.extractor.embed(inputs, start=context.stage.inputs)
+        heads = task_heads(model)
+        losses = [
+            nn.functional.cross_entropy(head(self.view(features, task, len(heads))), head.targets(labels))
+            for task, head in enumerate(heads)
+        ]
+        return torch.stack(losses).sum()
+
+    def predict(self, model: IncrementalModel, features: Tensor) -> Prediction:
+        """The head with the lowest probability of "others" names the task, its best class is the answer.
+
+        One minus that probability says how known the image is: low for diseases that were never learnt.
+        """
+        heads = task_heads(model)
+        probabilities = [head(self.view(features, task, len(heads))).softmax(dim=1) for task, head in enumerate(heads)]
+        others = torch.stack([p[:, h.rows.index(OTHERS)] for p, h in zip(probabilities, heads, strict=True)], dim=1)
+        lowest, chosen = others.min(dim=1, keepdim=True)
+        answers = [_best_class(p, h) for p, h in zip(probabilities, heads, strict=True)]
+        probability = torch.stack([best for best, _ in answers], dim=1).gather(1, chosen).squeeze(1)
+        labels = torch.stack([label for _, label in answers], dim=1).gather(1, chosen).squeeze(1)
+        return Prediction(labels, probability, known=1 - lowest.squeeze(1))
+
+
+def head_name(task: int) -> str:
+    """Name of the head of a task."""
+    return f"task{task}"
+
+
+def task_heads(model: IncrementalModel) -> list[Head]:
+    """The heads of all tasks so far, in their order."""
+    return [model.head(name) for name in model.heads if name != AUXILIARY]
+
+
+def start_head_from_auxiliary(model: IncrementalModel, task: int) -> None:
+    """Give a task's head what the auxiliary head has learnt, but for the first task's, which has no "others" yet."""
+    if task:
+        model.head(head_name(task)).load_state_dict(model.head(AUXILIARY).state_dict())
+
+
+def _best_class(probabilities: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """Probability and global label of the best named class of one head, each Tensor[B]."""
+    named = [index for index, row in enumerate(head.rows) if row != OTHERS]
+    best, position = probabilities[:, named].max(dim=1)
+    return best, torch.tensor([head.rows[index] for index in named], device=position.device)[position]
