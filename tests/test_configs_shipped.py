@@ -28,7 +28,7 @@ def named(path: Path) -> str:
 
 def test_what_the_readme_and_scripts_name_is_there() -> None:
     assert {"digits.yaml", "fashion_mnist.yaml"} <= {named(path) for path in EXPERIMENTS}
-    assert {named(path).split("/")[0] for path in COMPARISONS} == {"compare"}
+    assert {named(path).split("/")[0] for path in COMPARISONS} == {"compare", "paper"}
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=named)
@@ -54,5 +54,5 @@ def test_an_experiment_makes_a_plan(path: Path) -> None:
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=named)
 def test_each_row_of_a_comparison_is_an_experiment_of_its_own(path: Path) -> None:
-    cells = load_comparison(path)
+    cells = load_comparison(path).cells
     assert len({cell.config.content_hash for cell in cells}) == len(cells) > 1

@@ -43,7 +43,7 @@ from simulations.compare import is_comparison, load_comparison
 from simulations.local_grid import LocalGrid
 
 RESEARCHER, SITE, OPERATOR = "docs/researcher.md", "docs/site-engineer.md", "docs/operator.md"
-TO_BE_MADE = {"dynammo_core/methods/distil.py", "dynammo_core/data/datasets/medmnist.py"}
+TO_BE_MADE = {"dynammo_core/methods/distil.py", "dynammo_core/data/datasets/arrays.py"}
 """Files that the reader is told to make."""
 COMMANDS = typer.main.get_command(app)
 every_page = pytest.mark.parametrize("page", PAGES)
@@ -126,24 +126,35 @@ def test_the_tables_of_methods_data_sets_and_backbones_are_whole() -> None:
 
 
 def test_every_configuration_key_is_documented_with_its_default() -> None:
-    defaults = _defaults()
-    general, adapters, stages = tables(section(RESEARCHER, "Keys"))
-    documented = {code(row[0])[0]: row[1].strip("`") for row in (*general, *adapters)}
-    for key, *cells, _ in stages:
-        for stage, cell in zip(("adapt", "balance", "train"), cells, strict=True):
-            documented[f"method.{stage}.{code(key)[0]}"] = cell.strip("`")
-    assert sorted(documented) == leaf_keys()
-    for key, cell in documented.items():
-        assert (cell if cell == "required" else yaml.safe_load(cell)) == defaults[key], key
-
-
-def _defaults() -> dict[str, Any]:
-    """The value of each leaf in a configuration that gives nothing but what it must."""
-    required = {"name": "x", "data": {"dataset": "digits"}}
-    leaves: dict[str, Any] = {}
+    general, parameters, stages = tables(section(RESEARCHER, "Keys"))
+    shared = {code(row[0])[0]: row[1].strip("`") for row in general}
+    own = {(method, code(key)[0]): cell.strip("`") for key, methods, cell, _ in parameters for method in code(methods)}
+    by_stage = {
+        column: {code(key)[0]: cells[index].strip("`") for key, *cells, _ in stages}
+        for index, column in enumerate(["adapt", "balance", "train", "podnet: balance", "dynamic_er: balance"])
+    }
     for method in METHODS:
-        resolved = resolve({**required, "method": {"name": method}}, "test", {})
-        leaves |= dict(_leaves(resolved.model_dump(mode="json"), ""))
+        documented = {**shared, **{key: cell for (name, key), cell in own.items() if name == method}}
+        defaults = _defaults(method)
+        for stage in {key.split(".")[1] for key in defaults if key.startswith("method.") and key.count(".") == 2}:
+            cells = by_stage.get(f"{method}: {stage}", by_stage[stage])
+            documented |= {f"method.{stage}.{key}": cell for key, cell in cells.items()}
+        assert sorted(documented) == sorted(defaults), method
+        for key, cell in documented.items():
+            assert (cell if cell == "required" else yaml.safe_load(cell)) == defaults[key], (method, key)
+
+
+def test_sections_of_a_configuration_that_are_shown_are_valid() -> None:
+    shown = [yaml.safe_load(block) for block in blocks(RESEARCHER, "yaml")]
+    assert {"path16", "medmnist"} <= {sections.get("data", {}).get("dataset") for sections in shown}
+    for name, values in (item for sections in shown if "rows" not in sections for item in sections.items()):
+        config_module.Config.model_fields[name].annotation.model_validate(values)
+
+
+def _defaults(method: str) -> dict[str, Any]:
+    """The value of each leaf in a configuration that gives nothing but what it must."""
+    resolved = resolve({"name": "x", "data": {"dataset": "digits"}, "method": {"name": method}}, "test", {})
+    leaves = dict(_leaves(resolved.model_dump(mode="json"), ""))
     return leaves | dict.fromkeys(("name", "data.dataset", "method.name"), "required")
 
 
@@ -244,19 +255,19 @@ def test_the_example_of_a_method_learns(
 
 
 def test_the_example_of_a_data_set_loads(tmp_path: Path, load_example: Callable[[str], ModuleType]) -> None:
-    load = load_example("def load_medmnist").load_medmnist
+    load = load_example("def load_arrays").load_arrays
     arrays = {}
     for part, count in (("train", 3), ("test", 2)):
         arrays[f"{part}_images"] = np.full((count, 28, 28, 3), 7, dtype=np.uint8)
-        arrays[f"{part}_labels"] = np.arange(count, dtype=np.uint8)[:, None]
-    np.savez(tmp_path / "pathmnist.npz", **arrays)
-    dataset = load(DataSettings(dataset="medmnist", root=str(tmp_path / "pathmnist.npz")))
+        arrays[f"{part}_labels"] = np.arange(count, dtype=np.uint8)
+    np.savez(tmp_path / "own.npz", **arrays)
+    dataset = load(DataSettings(dataset="arrays", root=str(tmp_path / "own.npz")))
     assert dataset.class_names == ("class 0", "class 1", "class 2")
     assert load_samples(dataset.train, [2], 14).images.shape == (1, 3, 14, 14)
     (tmp_path / "other.npz").write_text("no arrays")
     for bad in ("none.npz", "other.npz"):
         with pytest.raises(DataError):
-            load(DataSettings(dataset="medmnist", root=str(tmp_path / bad)))
+            load(DataSettings(dataset="arrays", root=str(tmp_path / bad)))
 
 
 def test_the_example_of_a_backbone_fits_its_network(monkeypatch: pytest.MonkeyPatch) -> None:
