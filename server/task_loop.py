@@ -118,7 +118,8 @@ class TaskLoop:
         if not updates:
             raise RunError(
                 f"task {step.task + 1}, stage {step.stage.name}: every site abstained: none has images of its classes",
-                remedy="Give at least one site images of these classes, or leave the task out",
+                remedy="Give at least one site images of these classes (or, for a stage that needs exemplars, raise "
+                "memory.exemplars), or leave the task out",
             )
         merged = class_aware_mean(updates, head_rows(self.model), self.model.state_dict())
         self.archive.update({name: tensor for name, tensor in merged.items() if name.startswith(SUM_PREFIX)})

@@ -35,7 +35,11 @@ class CosineMethod(DistillingMethod):
         return (*((imprint,) if task else ()), *super().stages(task))
 
     def training_set(self, stage: Stage, rehearsal: Rehearsal) -> Samples:
-        return rehearsal.new if stage.name == IMPRINT else super().training_set(stage, rehearsal)
+        if stage.name != IMPRINT:
+            return super().training_set(stage, rehearsal)
+        # A class that reaches this site late has a vector, which the other sites have trained.
+        own = torch.isin(rehearsal.new.labels, torch.tensor(self.stream.classes(rehearsal.task)))
+        return rehearsal.new.subset(own.nonzero().squeeze(1))
 
     def summarise(self, model: IncrementalModel, batches: Iterable[Batch], stage: Stage) -> dict[str, Tensor]:
         if stage.name != IMPRINT:

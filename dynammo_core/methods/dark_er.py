@@ -34,7 +34,10 @@ class DarkER(DistillingMethod):
     params: DarkERSettings
 
     def loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
-        """Equation 6: cross-entropy of new images + alpha |z - z_old|^2 + beta cross-entropy of exemplars."""
+        """Equation 6: cross-entropy of new images + alpha |z - z_old|^2 + beta cross-entropy of exemplars.
+
+        The distance is a mean over the classes that the teacher knows.
+        """
         head = model.head(CLASSES)
         logits = head(model.extractor(inputs))
         losses = F.cross_entropy(logits, head.targets(labels), reduction="none")

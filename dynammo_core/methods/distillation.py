@@ -7,12 +7,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dynammo_core.methods.base import CLASSES, TEACHER_PREFIX, Archive
-from dynammo_core.methods.single_head import RehearsalMethod
-from dynammo_core.models.incremental_model import IncrementalModel, travelling_names
+from dynammo_core.methods.single_head import TRAINED, RehearsalMethod
+from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 
 
 class DistillingMethod(RehearsalMethod):
-    """Rehearsal beside a teacher: the whole model as the task before left it, which goes to the sites with `train`."""
+    """Rehearsal beside a teacher: the model as the task before left it, which goes to the sites with `train`."""
+
+    taught = tuple(f"{TEACHER_PREFIX}{pattern}" for pattern in TRAINED)
 
     def begin_task(self, model: IncrementalModel, archive: Archive, task: int) -> None:
         if task:
@@ -25,7 +27,8 @@ def keep_teacher(model: IncrementalModel, archive: Archive) -> None:
     for name in [name for name in archive if name.startswith(TEACHER_PREFIX)]:
         del archive[name]
     state = model.state_dict()
-    archive.update({f"{TEACHER_PREFIX}{name}": state[name].clone() for name in travelling_names(model)})
+    names = matching(travelling_names(model), TRAINED)
+    archive.update({f"{TEACHER_PREFIX}{name}": state[name].clone() for name in names})
 
 
 @torch.no_grad()

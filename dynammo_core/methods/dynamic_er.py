@@ -41,9 +41,10 @@ class DynamicER(RehearsalMethod):
     deployed = ("extractor.*", f"heads.{CLASSES}.*", "heads.means.*")
 
     def stages(self, task: int) -> Sequence[Stage]:
-        newest = (f"extractor.parts.{task}.*", f"heads.{CLASSES}.*", f"heads.{AUXILIARY}.*")
-        train = Stage("train", Action.FIT, ("*",), newest, self.params.train)
         head = f"heads.{CLASSES}.*"
+        auxiliary = (f"heads.{AUXILIARY}.*",) if task else ()
+        newest = (f"extractor.parts.{task}.*", head, *auxiliary)
+        train = Stage("train", Action.FIT, ("extractor.*", head, *auxiliary), newest, self.params.train)
         balance = Stage("balance", Action.FIT, ("extractor.*", head), (head,), self.params.balance, inputs="features")
         return (train, balance) if task else (train,)
 
@@ -65,15 +66,18 @@ class DynamicER(RehearsalMethod):
     def loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
         """Stage 1, equation 8: cross-entropy + lambda_a auxiliary; stage 2: cross-entropy of softened logits.
 
-        The auxiliary classifier sees the newest network alone and tells the new classes and all others apart.
+        The auxiliary classifier sees the newest network alone and tells the new classes and all others apart; in the
+        first task, which has no others, it stays out.
         """
         head = model.head(CLASSES)
         features = model.extractor.embed(inputs, start=context.stage.inputs)
         if context.stage.name == "balance":
             return F.cross_entropy(head(features) / self.params.temperature, head.targets(labels))
+        classification = F.cross_entropy(head(features), head.targets(labels))
+        if not context.task:
+            return classification
         auxiliary = model.head(AUXILIARY)
         own = features[:, -_newest(model).feature_dim :]
-        classification = F.cross_entropy(head(features), head.targets(labels))
         return classification + self.params.auxiliary * F.cross_entropy(auxiliary(own), auxiliary.targets(labels))
 
     def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:

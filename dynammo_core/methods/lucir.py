@@ -27,10 +27,11 @@ class LUCIRSettings(RehearsalSettings):
 
 
 class LUCIR(CosineMethod):
-    """Rebalances old and new classes by geometry.
+    """Rebalances old and new classes by geometry; the vectors of old classes stand still (section 3.3).
 
     Deviations: the backbone keeps its last ReLU; the scale starts at 10, not at 1, for shorter schedules; the
-    less-forget weight grows with the square root of old classes over new ones, as in the authors' release.
+    less-forget weight grows with the square root of old classes over new ones, as in the authors' release for two
+    tasks; the margin ranking is a mean over its K terms, as there, not a sum.
     """
 
     name = "lucir"
@@ -45,14 +46,14 @@ class LUCIR(CosineMethod):
         """Equation 9: cross-entropy + lambda less-forget (equation 6) + margin ranking of exemplars (equation 8)."""
         head = cosine_head(model)
         features = model.extractor(inputs)
-        cosines = head.similarities(features)
+        old = len(self.stream.seen(context.task - 1)) if context.task else 0
+        cosines = head.similarities(features, fixed=old)
         targets = head.targets(labels)
         classification = F.cross_entropy(head.scale * cosines, targets)
         if context.teacher is None:
             return classification
         with torch.no_grad():
             taught = context.teacher.extractor(inputs)
-        old = len(self.stream.seen(context.task - 1))
         weight = self.params.less_forget * math.sqrt(old / (len(head.rows) - old))
         return classification + weight * cosine_distance(features, taught) + self._ranking(cosines, targets, old)
 

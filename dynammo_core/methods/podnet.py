@@ -35,6 +35,8 @@ class PODNetSettings(RehearsalSettings):
 class PODNet(CosineMethod):
     """Holds every stage's maps near the old ones, pooled along rows and columns, and balances the classifier.
 
+    The proxies of old classes stand still but in the balanced stage, as in the authors' release.
+
     Deviations: a class's proxies start around its imprinted mean, because the paper's k-means would need the features
     of all sites in one place; the scale starts at 10, not at 1, for shorter schedules; features are compared by cosine,
     as in the authors' release, which is half the squared distance of unit vectors.
@@ -66,7 +68,8 @@ class PODNet(CosineMethod):
             return self._classification(head, model.extractor.embed(inputs, start=context.stage.inputs), labels)
         maps = _stage_maps(model, inputs)
         features = maps[-1].mean(dim=(2, 3))
-        classification = self._classification(head, features, labels)
+        old = len(self.stream.seen(context.task - 1)) if context.task else 0
+        classification = self._classification(head, features, labels, fixed=old)
         if context.teacher is None:
             return classification
         with torch.no_grad():
@@ -76,9 +79,9 @@ class PODNet(CosineMethod):
         flat = cosine_distance(features, taught[-1].mean(dim=(2, 3)))
         return classification + growth * (self.params.spatial * spatial + self.params.flat * flat)
 
-    def _classification(self, head: CosineHead, features: Tensor, labels: Tensor) -> Tensor:
+    def _classification(self, head: CosineHead, features: Tensor, labels: Tensor, fixed: int = 0) -> Tensor:
         """Equation 10: max(0, -log(exp(eta (y_own - delta)) / sum over other classes of exp(eta y_i)))."""
-        logits = head(features)
+        logits = head.scale * head.similarities(features, fixed)
         own = F.one_hot(head.targets(labels), len(head.rows)).bool()
         others = logits.masked_fill(own, -math.inf).logsumexp(dim=1)
         excess: Tensor = (others - logits[own] + head.scale * self.params.margin).clamp_min(0)

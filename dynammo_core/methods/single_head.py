@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,6 +18,8 @@ from dynammo_core.settings import MethodSettings, Optimisation
 
 MEANS = "means"
 """Name of the head, and of the stage, of class means."""
+TRAINED = ("extractor.*", f"heads.{CLASSES}.*")
+"""The whole network and its classifier."""
 
 
 class SingleHeadSettings(MethodSettings):
@@ -27,14 +29,20 @@ class SingleHeadSettings(MethodSettings):
 
 
 class SingleHeadMethod(Method):
-    """Trains the whole network with the cross-entropy of a classifier that gains a row for each new class."""
+    """Trains the whole network with the cross-entropy of a classifier that gains a row for each new class.
+
+    Attributes:
+        taught: patterns of the tensors that a site needs in the stage `train` beside the network, but for the first task.
+    """
+
+    taught: ClassVar[tuple[str, ...]] = ()
 
     Params = SingleHeadSettings
     params: SingleHeadSettings
 
     def stages(self, task: int) -> Sequence[Stage]:
-        trained = ("extractor.*", f"heads.{CLASSES}.*")
-        return (Stage("train", Action.FIT, down=("*",), up=trained, optimisation=self.params.train),)
+        down = (*TRAINED, *(self.taught if task else ()))
+        return (Stage("train", Action.FIT, down=down, up=TRAINED, optimisation=self.params.train),)
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         new = self.stream.classes(task)

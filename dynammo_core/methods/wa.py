@@ -23,7 +23,8 @@ class WASettings(RehearsalSettings):
 class WA(DistillingMethod):
     """Cross-entropy and distillation, weighted by the share of old classes; weights are aligned after each task.
 
-    Alignment happens once, at the server, after the last round. Biases stay as they are, as in the paper.
+    Alignment happens once, at the server, after the last round. Biases stay as they are, as in the paper. Deviation:
+    weights may be negative, where the paper clips them at zero after each step.
     """
 
     name = "wa"

@@ -91,9 +91,11 @@ class CosineHead(Head):
         self.scale = nn.Parameter(torch.tensor(float(scale)))
         nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
 
-    def similarities(self, features: Tensor) -> Tensor:
-        """Cosines in [-1, 1], Tensor[B, R]."""
-        cosines = F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
+    def similarities(self, features: Tensor, fixed: int = 0) -> Tensor:
+        """Cosines in [-1, 1], Tensor[B, R]; the vectors of the first `fixed` rows learn nothing from them."""
+        still, moving = self.weight.tensor_split([fixed * self.proxies])
+        vectors = torch.cat([still.detach(), moving])
+        cosines = F.linear(F.normalize(features, dim=1), F.normalize(vectors, dim=1))
         if self.proxies == 1:
             return cosines
         by_class = cosines.view(len(features), len(self.rows), self.proxies)
@@ -119,8 +121,12 @@ class NearestMeanHead(Head):
         self.register_buffer("weight", torch.zeros(len(rows), feature_dim))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits Tensor[B, R]; features and means are brought to unit length."""
-        return -torch.cdist(F.normalize(features, dim=1), F.normalize(self.weight, dim=1)).square()
+        """Logits Tensor[B, R]; features and means are brought to unit length.
+
+        A class that nobody holds an exemplar of, its mean all zeros, is as far away as unit vectors can be.
+        """
+        distances = torch.cdist(F.normalize(features, dim=1), F.normalize(self.weight, dim=1)).square()
+        return -distances.masked_fill(~self.weight.any(dim=1), 4.0)
 
 
 def head_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:
