@@ -32,7 +32,7 @@ class SingleHeadMethod(Method):
     """Trains the whole network with the cross-entropy of a classifier that gains a row for each new class.
 
     Attributes:
-        taught: patterns of the tensors that a site needs in the stage `train` beside the network, but for the first task.
+        taught: patterns of the tensors that a site needs beside the network to train in any task but the first.
     """
 
     taught: ClassVar[tuple[str, ...]] = ()
