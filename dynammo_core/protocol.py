@@ -10,7 +10,6 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from dynammo_core.aggregation.class_aware import SUM_PREFIX
 from dynammo_core.errors import ProtocolError, unknown_name
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 from dynammo_core.plan import Action, Stage
@@ -102,11 +101,10 @@ def check_report(report: Report, stage: Stage, model: IncrementalModel, classes:
         ProtocolError: a tensor or number that is undeclared, missing, of another shape or type, or not finite.
     """
     state = model.state_dict()
-    sums = {name for name in report.weights if name.startswith(SUM_PREFIX) and matching([name], stage.up)}
     declared = {name: state[name] for name in names_up(model, stage)} if not report.abstained else {}
-    _same_names("tensor", set(report.weights) - sums, set(declared))
+    _same_names("tensor", set(report.weights), set(declared))
     for name, tensor in report.weights.items():
-        if name in declared and (tensor.shape != declared[name].shape or tensor.dtype != declared[name].dtype):
+        if tensor.shape != declared[name].shape or tensor.dtype != declared[name].dtype:
             raise ProtocolError(
                 f"tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)} in the stage {stage.name!r}",
                 accepted=f"{declared[name].dtype} {tuple(declared[name].shape)}",

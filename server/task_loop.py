@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from dynammo_core.aggregation.class_aware import SUM_PREFIX, Update, class_aware_mean
+from dynammo_core.aggregation.class_aware import Update, class_aware_mean
 from dynammo_core.errors import RunError
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.models.backbones import weights_sha256
-from dynammo_core.models.heads import head_rows
+from dynammo_core.models.heads import head_rows, summed_names
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 from dynammo_core.plan import Action, Step
 from dynammo_core.protocol import Instruction, Report, check_report, tensor_bytes
@@ -121,10 +121,9 @@ class TaskLoop:
                 remedy="Give at least one site images of these classes (or, for a stage that needs exemplars, raise "
                 "memory.exemplars), or leave the task out",
             )
-        merged = class_aware_mean(updates, head_rows(self.model), self.model.state_dict())
-        self.archive.update({name: tensor for name, tensor in merged.items() if name.startswith(SUM_PREFIX)})
-        own = {name: tensor for name, tensor in merged.items() if not name.startswith(SUM_PREFIX)}
-        self.model.load_state_dict(own, strict=False)
+        model = self.model
+        merged = class_aware_mean(updates, head_rows(model), model.state_dict(), summed_names(model))
+        model.load_state_dict(merged, strict=False)
 
     def _count(self, step: Step, sent: Mapping[str, Tensor], answers: Answers, seconds: float) -> None:
         """Log the step, after a task write its results, and save the checkpoint.

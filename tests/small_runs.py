@@ -20,7 +20,6 @@ from client.app import app
 from dynammo_core.config import Config, Scalar, resolve
 from dynammo_core.experiment import Experiment, code_hash, experiment_from_json
 from dynammo_core.methods import METHODS
-from dynammo_core.methods.task_heads import TaskHeadsMethod
 from dynammo_core.models.incremental_model import matching, travelling_names
 from dynammo_core.plan import Step
 from dynammo_core.protocol import Instruction
@@ -51,8 +50,8 @@ TRAINED = {"train": {"rounds": 2, "epochs": 2, "learning_rate": 0.05}}
 
 def small_settings(method: str = "dynammo") -> dict[str, Any]:
     """Plain data, as a YAML file would hold them."""
-    section = ADAPTED if issubclass(METHODS[method], TaskHeadsMethod) else TRAINED
-    section = {**section, "name": method}
+    stages = {**ADAPTED, **TRAINED}
+    section = {key: stages[key] for key in METHODS[method].Params.model_fields if key in stages} | {"name": method}
     return deepcopy({**SETTINGS, "method": section})
 
 

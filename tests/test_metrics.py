@@ -63,6 +63,7 @@ def test_recall_and_sites_by_hand() -> None:
     # Recalls: (80 + 60) / 2; (90 + 70 + 40) / 3; (40 + 60 + 80 + 100) / 4.
     assert metrics.mean_class_recall_after_tasks(table(), TASKS) == pytest.approx([70, 200 / 3, 70])
     assert metrics.mean_class_recall(table(), TASKS) == pytest.approx(70)
+    assert metrics.average_mean_class_recall(table(), TASKS) == pytest.approx((70 + 200 / 3 + 70) / 3)
     # Site 0: (4 + 5 + 4 + 15) / 36; site 1: 1/4.
     assert metrics.site_accuracies(table(), TASKS) == pytest.approx([100 * 28 / 36, 25])
     assert metrics.worst_site_accuracy(table(), TASKS) == pytest.approx(25)

@@ -96,7 +96,8 @@ def test_a_report_that_does_not_abstain_is_whole(action: Action) -> None:
 
 @every_action
 @pytest.mark.parametrize(
-    "name", ["images", "extractor.backbone.prefix.block0.0.weight", "heads.task7.weight", "sums.gram", "teacher.x"]
+    "name",
+    ["images", "extractor.backbone.prefix.block0.0.weight", "heads.task7.weight", "sums.gram", "teacher.x"],
 )
 def test_an_undeclared_tensor_is_refused_by_name(action: Action, name: str) -> None:
     report = right(action)

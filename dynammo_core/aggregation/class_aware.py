@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +10,6 @@ from torch import Tensor
 
 from dynammo_core.aggregation.batch_norm import is_batch_norm_statistic, pool_batch_norm
 from dynammo_core.models.heads import OTHERS
-
-SUM_PREFIX = "sums."
-"""Tensors of this prefix are statistics to be added up, such as class sums or Gram matrices."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,10 @@ def row_weights(rows: Sequence[int], class_counts: Sequence[int]) -> list[int]:
 
 
 def class_aware_mean(
-    updates: Sequence[Update], rows: Mapping[str, tuple[int, ...]], current: Mapping[str, Tensor]
+    updates: Sequence[Update],
+    rows: Mapping[str, tuple[int, ...]],
+    current: Mapping[str, Tensor],
+    summed: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """One set of tensors from all sites' updates, in float64, independent of the order in which sites answered.
 
@@ -52,6 +52,7 @@ def class_aware_mean(
         updates: at least one, sorted by site, each with at least one sample and the same names.
         rows: class of each row, for the tensors that belong to heads.
         current: the server's own tensors: a row of which no site holds a sample stays as it is.
+        summed: names of statistics, such as Gram matrices, that are added up and not averaged.
     """
     first = updates[0].weights
     shares = torch.tensor([update.samples for update in updates], dtype=torch.float64)
@@ -60,7 +61,7 @@ def class_aware_mean(
         if is_batch_norm_statistic(name):
             continue
         stacked = torch.stack([update.weights[name].double() for update in updates])
-        if name.startswith(SUM_PREFIX):
+        if name in summed:
             merged[name] = stacked.sum(dim=0).to(first[name].dtype)
         elif name in rows:
             counts = [row_weights(rows[name], update.class_counts) for update in updates]

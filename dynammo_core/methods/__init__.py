@@ -16,11 +16,17 @@ from dynammo_core.methods.joint import Joint
 from dynammo_core.methods.lucir import LUCIR
 from dynammo_core.methods.podnet import PODNet
 from dynammo_core.methods.replay import Replay
+from dynammo_core.methods.ridge import Ridge
+from dynammo_core.methods.streaming_ridge import StreamingRidge
 from dynammo_core.methods.wa import WA
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType(
     {
         method.name: method
-        for method in (DynaMMo, FineTune, Replay, Joint, ICaRL, WA, LUCIR, PODNet, DarkER, DynamicER, ACL)
+        for method in (
+            *(DynaMMo, FineTune, Replay, Joint),
+            *(ICaRL, WA, LUCIR, PODNet, DarkER, DynamicER, ACL),
+            *(Ridge, StreamingRidge),
+        )
     }
 )

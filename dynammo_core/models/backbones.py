@@ -58,6 +58,14 @@ class Backbone(nn.Module):
             maps = stage(adapter(maps))
         return maps.mean(dim=(2, 3))
 
+    def stage_inputs(self, maps: Tensor, adapters: Iterable[nn.Module] | None = None) -> tuple[list[Tensor], Tensor]:
+        """The maps Tensor[B, C_i, H_i, W_i] that enter each stage, adapted, and the features Tensor[B, D]."""
+        inputs = []
+        for adapter, stage in self._pairs(adapters):
+            inputs.append(adapter(maps))
+            maps = stage(inputs[-1])
+        return inputs, maps.mean(dim=(2, 3))
+
     def stage_outputs(self, images: Tensor, adapters: Iterable[nn.Module] | None = None) -> list[Tensor]:
         """Maps Tensor[B, C_i, H_i, W_i] after each stage; the features are the last one's average over H and W."""
         outputs = [self.prefix(images)]

@@ -18,11 +18,13 @@ class Head(nn.Module):
     Attributes:
         rows: global class index of each row, `OTHERS` for the row of all other classes.
         row_tensors: names of the parameters and buffers whose first dimension runs over the rows.
+        summed_tensors: names of the buffers that the server adds up over sites, and never averages.
         weight: Tensor[R * K, D], K vectors a row.
     """
 
     rows: tuple[int, ...]
     row_tensors: tuple[str, ...] = ("weight",)
+    summed_tensors: tuple[str, ...] = ()
     weight: Tensor
 
     def targets(self, labels: Tensor) -> Tensor:
@@ -136,6 +138,16 @@ def head_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:
         for name, head in model.named_modules()
         if isinstance(head, Head)
         for tensor in head.row_tensors
+    }
+
+
+def summed_names(model: nn.Module) -> set[str]:
+    """Names in the state dict of all that is added up over sites."""
+    return {
+        f"{name}.{tensor}"
+        for name, head in model.named_modules()
+        if isinstance(head, Head)
+        for tensor in head.summed_tensors
     }
 
 

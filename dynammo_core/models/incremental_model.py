@@ -64,6 +64,18 @@ class AdaptedBackbone(Extractor):
         return self.backbone.from_prefix(maps, self.adapters)
 
 
+class MultiScaleBackbone(AdaptedBackbone):
+    """The pooled inputs of every stage before the features: what is coarse beside what is fine, in the same pass."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(backbone)
+        self.feature_dim = sum(backbone.channels) + backbone.feature_dim
+
+    def _from_prefix(self, maps: Tensor) -> Tensor:
+        inputs, features = self.backbone.stage_inputs(maps, self.adapters)
+        return torch.cat([*(own.mean(dim=(2, 3)) for own in inputs), features], dim=1)
+
+
 class ParallelBackbones(Extractor):
     """Several extractors side by side, their features in a row: one pass for each part.
 

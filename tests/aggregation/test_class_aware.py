@@ -24,7 +24,7 @@ counts_of_sites = st.lists(counts_of_a_site, min_size=1, max_size=5)
 def tensors(seed: int) -> dict[str, Tensor]:
     """One of every kind of tensor that travels."""
     rng = np.random.default_rng(seed)
-    shapes = {"head.weight": (3, 2), "head.bias": (3,), "conv.weight": (2, 1, 3, 3), "alpha": (), "sums.gram": (2, 2)}
+    shapes = {"head.weight": (3, 2), "head.bias": (3,), "conv.weight": (2, 1, 3, 3), "alpha": (), "head.gram": (2, 2)}
     made = {name: torch.tensor(rng.normal(size=shape), dtype=torch.float32) for name, shape in shapes.items()}
     made["bn.running_mean"] = torch.tensor(rng.normal(size=2), dtype=torch.float32)
     made["bn.running_var"] = torch.tensor(rng.uniform(0.1, 2, 2), dtype=torch.float32)
@@ -36,7 +36,7 @@ def updates_of(counts: Sequence[Sequence[int]], seed: int = 0) -> list[Update]:
 
 
 def merge(updates: Sequence[Update], current: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    return class_aware_mean(updates, HEAD, current or tensors(99))
+    return class_aware_mean(updates, HEAD, current or tensors(99), {"head.gram"})
 
 
 def total(updates: Sequence[Update]) -> list[int]:
@@ -88,8 +88,8 @@ def test_a_row_whose_class_nobody_holds_stays_the_servers() -> None:
 
 def test_sums_are_added_not_averaged() -> None:
     sites = updates_of([[1, 0, 0, 0], [100, 0, 0, 0], [7, 7, 7, 7]])
-    expected = sum(update.weights["sums.gram"].double() for update in sites)
-    assert torch.equal(merge(sites)["sums.gram"], expected.float())
+    expected = sum(update.weights["head.gram"].double() for update in sites)
+    assert torch.equal(merge(sites)["head.gram"], expected.float())
 
 
 def test_batch_norm_statistics_are_pooled_by_samples() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from dynammo_core.aggregation.class_aware import SUM_PREFIX, Update, class_aware_mean
+from dynammo_core.aggregation.class_aware import Update, class_aware_mean
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.data.transforms import to_input
@@ -18,7 +18,7 @@ from dynammo_core.methods.base import CLASSES, TEACHER_PREFIX, LossContext, Meth
 from dynammo_core.methods.task_heads import AUXILIARY
 from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.backbones import build_backbone
-from dynammo_core.models.heads import Head, head_rows
+from dynammo_core.models.heads import Head, head_rows, summed_names
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 from dynammo_core.plan import Action, Stage
 from dynammo_core.protocol import names_up
@@ -122,15 +122,15 @@ class Bench:
 
     @torch.no_grad()
     def summarise(self, stage: Stage, sites: Sequence[Samples]) -> dict[str, Tensor]:
-        """What the server makes of the sites' answers to a stage; sums go to the archive, the rest to the model."""
+        """What the server makes of the sites' answers to a stage."""
         updates = []
         for images in sites:
             halves = [images.subset(range(start, len(images), 2)) for start in range(2)]
             batches = [(self.inputs(stage, half), half.labels) for half in halves if len(half)]
             sums = self.method.summarise(self.model.eval(), batches, stage)
             updates.append(Update(sums, images.class_counts(CLASS_COUNT)))
-        merged = class_aware_mean(updates, head_rows(self.model), self.model.state_dict())
-        self.archive |= {name: tensor for name, tensor in merged.items() if name.startswith(SUM_PREFIX)}
+        rows, summed = head_rows(self.model), summed_names(self.model)
+        merged = class_aware_mean(updates, rows, self.model.state_dict(), summed)
         self.model.load_state_dict(merged, strict=False)
         return merged
 

@@ -20,7 +20,8 @@ from dynammo_core.config import resolve
 from dynammo_core.data.samples import Samples
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import CLASSES, TEACHER_PREFIX, Archive, Batch, LossContext, Method, Rehearsal
-from dynammo_core.models.heads import LinearHead
+from dynammo_core.methods.single_head import mean_unit_features
+from dynammo_core.models.heads import LinearHead, NearestMeanHead
 from dynammo_core.models.incremental_model import IncrementalModel, travelling_names
 from dynammo_core.plan import Action, Stage, plan_steps
 from dynammo_core.settings import MethodSettings, Optimisation
@@ -68,7 +69,7 @@ class Distil(Method):
 
 
 class NearestMean(Method):
-    """A frozen network; each class is the mean of its features, from sums that sites add up. No gradient anywhere."""
+    """A frozen network; each class is the mean of its unit features. No gradient anywhere, no exemplar."""
 
     name = "nearest_mean"
     paper_url = "https://arxiv.org/abs/1611.07725"
@@ -78,27 +79,18 @@ class NearestMean(Method):
     deployed = ("heads.*",)
 
     def stages(self, task: int) -> Sequence[Stage]:
-        return (Stage("sums", Action.SUMMARISE, down=(), up=("sums.*",), inputs="features"),)
+        return (Stage("means", Action.SUMMARISE, ("heads.*",), (f"heads.{CLASSES}.weight",), inputs="features"),)
 
     def grow(self, model: IncrementalModel, task: int) -> None:
-        model.heads[CLASSES] = LinearHead(model.feature_dim, self.stream.seen(task))
+        grown = NearestMeanHead(model.feature_dim, self.stream.seen(task))
+        if task:
+            grown.weight[: len(self.stream.seen(task - 1))] = model.head(CLASSES).weight
+        model.heads[CLASSES] = grown
 
     def summarise(self, model: IncrementalModel, batches: Iterable[Batch], stage: Stage) -> dict[str, Tensor]:
-        rows = model.head(CLASSES).rows
-        sums, counts = torch.zeros(len(rows), model.feature_dim), torch.zeros(len(rows))
-        for features, labels in batches:
-            which = F.one_hot(model.head(CLASSES).targets(labels), len(rows)).float()
-            sums, counts = sums + which.T @ features, counts + which.sum(dim=0)
-        return {"sums.features": sums, "sums.counts": counts}
-
-    def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:
-        if stage.name != "sums":
-            return
-        old = len(self.stream.seen(task - 1)) if task else 0
-        new = archive["sums.features"][old:] / archive["sums.counts"][old:, None]
-        archive["means"] = torch.cat([archive["means"], new]) if task else new
-        bias = -archive["means"].square().sum(dim=1) / 2
-        model.head(CLASSES).load_state_dict({"weight": archive["means"], "bias": bias})
+        head = model.head(CLASSES)
+        means = mean_unit_features(batches, head)
+        return {f"heads.{CLASSES}.weight": torch.where(means.isnan(), head.weight, means)}
 
 
 WHOLE: dict[type[Method], type[MethodSettings]] = {Distil: DistilSettings, NearestMean: MethodSettings}
@@ -141,7 +133,7 @@ def test_a_line_in_the_table_is_all_that_a_run_needs(tmp_path: Path) -> None:
 def test_so_has_a_method_without_gradients(tmp_path: Path) -> None:
     path = run_listed({"name": "nearest_mean"}, tmp_path)
     assert Outcome.of(path).summary["last_accuracy"] > 50
-    assert [event["stage"] for event in events(path, "step_finished")] == ["sums", "evaluate"] * 2
+    assert [event["stage"] for event in events(path, "step_finished")] == ["means", "evaluate"] * 2
 
 
 # On the bench
@@ -179,12 +171,12 @@ def test_a_method_with_a_teacher_plans_trains_and_distils() -> None:
 
 
 def nearest_mean(sites: Sequence[Sequence[Samples]]) -> Bench:
-    """Two tasks, the server adding up what the sites send."""
+    """Two tasks, the server averaging what the sites send."""
     made = bench(NearestMean)
     for task in range(2):
         made.begin(task)
-        made.summarise(made.stage("sums", task), [held[task] for held in sites])
-        made.finish("sums", task)
+        made.summarise(made.stage("means", task), [held[task] for held in sites])
+        made.finish("means", task)
     return made
 
 

@@ -1,0 +1,124 @@
+"""Ridge regression from sums alone: the classifier that pooling all data would give, whoever holds them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dynammo_core.models.heads import Head
+
+CANDIDATES = torch.logspace(-6, 3, 37, dtype=torch.float64)
+"""Regularisers that are tried, as multiples of the number of samples."""
+
+
+class RidgeHead(Head):
+    """A linear classifier in closed form, and the sums that it is solved from.
+
+    With features x augmented by a 1, one-hot labels y and weights w of samples, the sums are
+
+    - `gram`: sum of w x x^T over samples, its upper triangle in a row, Tensor[P], P = (D + 1)(D + 2) / 2, float64;
+    - `products`: sum of w y x^T, Tensor[R, D + 1], float64; the last column is the (weighted) number of samples.
+
+    Both are plain sums over samples: what sites send adds up, and what a record or a site brought can be subtracted.
+
+    Attributes:
+        sample_weight: w of each row's class, Tensor[R].
+    """
+
+    row_tensors = ("weight", "bias", "sample_weight")
+    summed_tensors = ("gram", "products", "counts")
+
+    def __init__(self, feature_dim: int, rows: tuple[int, ...]) -> None:
+        super().__init__()
+        self.rows = rows
+        size = feature_dim + 1
+        self.register_buffer("weight", torch.zeros(len(rows), feature_dim))
+        self.register_buffer("bias", torch.zeros(len(rows)))
+        self.register_buffer("sample_weight", torch.ones(len(rows), dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(len(rows), dtype=torch.float64))
+        self.register_buffer("gram", torch.zeros(size * (size + 1) // 2, dtype=torch.float64))
+        self.register_buffer("products", torch.zeros(len(rows), size, dtype=torch.float64))
+        self.bias: Tensor
+        self.sample_weight: Tensor
+        self.counts: Tensor
+        self.gram: Tensor
+        self.products: Tensor
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Regressed one-hot labels, Tensor[B, R]."""
+        return torch.nn.functional.linear(features, self.weight, self.bias)
+
+    @torch.no_grad()
+    def add(self, features: Tensor, labels: Tensor, sign: int = 1) -> None:
+        """Take a batch, Tensor[B, D] with global labels Tensor[B], into the sums; `sign` -1 takes it out again."""
+        rows = self.targets(labels)
+        augmented = torch.cat([features.double(), features.new_ones(len(features), 1).double()], dim=1)
+        weighted = sign * self.sample_weight[rows].unsqueeze(1) * augmented
+        self.gram += pack(augmented.T @ weighted)
+        self.products.index_add_(0, rows, weighted)
+        self.counts.index_add_(0, rows, torch.full_like(labels, sign, dtype=torch.float64))
+
+    @torch.no_grad()
+    def solve(self, regulariser: float | None = None) -> float:
+        """Set weight and bias to the ridge solution on standardised features; the bias is not penalised.
+
+        Args:
+            regulariser: times the number of samples; by default the candidate with the least generalised
+                cross-validation error (Golub, Heath and Wahba, 1979), which needs nothing but the sums.
+
+        Returns:
+            The regulariser used.
+        """
+        gram, products = unpack(self.gram, self.weight.shape[1] + 1), self.products
+        samples = gram[-1, -1]
+        mean, means = gram[:-1, -1] / samples, products[:, -1] / samples
+        covariance = gram[:-1, :-1] / samples - torch.outer(mean, mean)
+        scale = covariance.diagonal().clamp_min(0).sqrt()
+        scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.inf)  # a constant feature says nothing
+        correlation = covariance / torch.outer(scale, scale)
+        cross = (products[:, :-1] / samples - torch.outer(means, mean)) / scale  # [R, D]
+        values, vectors = torch.linalg.eigh(correlation)
+        values, projected = values.clamp_min(0), cross @ vectors
+        if regulariser is None:
+            variance = (means - means.square()).sum()  # of one-hot labels
+            regulariser = self._least_error(values, projected, variance, self._effective_samples())
+        weight = (projected / (values + regulariser)) @ vectors.T / scale
+        self.weight.copy_(weight)
+        self.bias.copy_(means - weight @ mean)
+        return regulariser
+
+    def _effective_samples(self) -> float:
+        """(sum of weights)^2 / sum of squared weights (Kish, 1965): few heavy samples say less than many light ones."""
+        weights = self.sample_weight
+        return float((self.counts * weights).sum().square() / (self.counts * weights.square()).sum())
+
+    @staticmethod
+    def _least_error(values: Tensor, projected: Tensor, variance: Tensor, samples: float) -> float:
+        """The candidate of least (residual sum of squares) / (1 - degrees of freedom / samples)^2.
+
+        The residual is that of least squares plus what shrinking adds: two sums of positive terms, where the textbook
+        form is a small difference of large numbers.
+        """
+        candidates = CANDIDATES.to(values.device).unsqueeze(1)
+        spanned = values > 1e-10 * values.max()
+        explained = projected.square().sum(dim=0)[spanned] / values[spanned]
+        shrinkage = candidates / (values[spanned] + candidates)  # [candidates, directions]
+        residual = (variance - explained.sum()).clamp_min(0) + (explained * shrinkage.square()).sum(dim=1)
+        left = 1 - (1 + (1 - shrinkage).sum(dim=1)) / samples
+        error = torch.where(left > 0, residual / left.square(), torch.inf)
+        return float(CANDIDATES[int(error.argmin())])
+
+
+def pack(matrix: Tensor) -> Tensor:
+    """The upper triangle of a symmetric matrix Tensor[N, N] in a row: half of it is all that need travel."""
+    row, column = torch.triu_indices(*matrix.shape)
+    return matrix[row, column]
+
+
+def unpack(triangle: Tensor, size: int) -> Tensor:
+    """The symmetric matrix Tensor[N, N] that `pack` took apart."""
+    row, column = torch.triu_indices(size, size)
+    matrix = triangle.new_zeros(size, size)
+    matrix[row, column] = triangle
+    matrix[column, row] = triangle
+    return matrix

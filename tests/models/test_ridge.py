@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from dynammo_core.models.heads import head_rows, summed_names
+from dynammo_core.models.ridge import CANDIDATES, RidgeHead, pack, unpack
+
+ROWS = (4, 7, 2)
+DIM = 6
+
+
+def data(seed: int, samples: int = 60) -> tuple[Tensor, Tensor]:
+    """Features of very different scales whose classes lie apart, and their labels."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(len(ROWS), (samples,), generator=generator)
+    rows[:3] = torch.arange(3)
+    centres = torch.randn(len(ROWS), DIM, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(samples, DIM, generator=generator)
+    return (centres[rows] + noise) * torch.logspace(-2, 2, DIM) + 5, torch.tensor(ROWS)[rows]
+
+
+def solved(parts: list[tuple[Tensor, Tensor]], regulariser: float | None = 0.1) -> RidgeHead:
+    """One head for each part, as sites have them, their sums added up."""
+    total = RidgeHead(DIM, ROWS)
+    for features, labels in parts:
+        site = RidgeHead(DIM, ROWS)
+        site.add(features, labels)
+        for name in RidgeHead.summed_tensors:
+            total.get_buffer(name).add_(site.get_buffer(name))
+    total.solve(regulariser)
+    return total
+
+
+@pytest.mark.parametrize("regulariser", [0.01, 1.0])
+def test_the_solution_is_that_of_scikit_learn(regulariser: float) -> None:
+    features, labels = data(1)
+    scaled = StandardScaler().fit_transform(features.double().numpy())
+    one_hot = (labels.unsqueeze(1) == torch.tensor(ROWS)).double().numpy()
+    # scikit-learn minimises |y - Xw|^2 + a |w|^2; ours has the mean of the squares, so a = n * regulariser.
+    expected = Ridge(alpha=len(labels) * regulariser).fit(scaled, one_hot).predict(scaled)
+    given_ = solved([(features, labels)], regulariser)(features)
+    torch.testing.assert_close(given_.double(), torch.tensor(expected), atol=2e-4, rtol=0)
+
+
+@given(cuts=st.lists(st.integers(1, 59), max_size=4, unique=True).map(sorted))
+def test_sites_give_what_pooling_gives_whatever_the_split(cuts: list[int]) -> None:
+    features, labels = data(2)
+    edges = [0, *cuts, len(labels)]
+    parts = [(features[a:b], labels[a:b]) for a, b in pairwise(edges)]
+    pooled, split = solved([(features, labels)]), solved(parts)
+    torch.testing.assert_close(split.gram, pooled.gram, atol=0, rtol=1e-12)
+    torch.testing.assert_close(split.weight.double(), pooled.weight.double(), atol=1e-6, rtol=1e-5)
+
+
+def test_a_record_is_taken_out_exactly() -> None:
+    features, labels = data(3)
+    head, without = RidgeHead(DIM, ROWS), RidgeHead(DIM, ROWS)
+    head.add(features, labels)
+    head.add(features[:1], labels[:1], sign=-1)
+    without.add(features[1:], labels[1:])
+    for name in RidgeHead.summed_tensors:
+        torch.testing.assert_close(head.get_buffer(name), without.get_buffer(name), atol=1e-9, rtol=1e-12)
+    assert head.counts.sum() == len(labels) - 1
+
+
+def test_weights_balance_classes() -> None:
+    """A class counted twice as heavily is a class with every image twice."""
+    features, labels = data(4)
+    weighted = RidgeHead(DIM, ROWS)
+    weighted.sample_weight[1] = 2
+    weighted.add(features, labels)
+    weighted.solve(0.1)
+    double = labels == ROWS[1]
+    twice = solved([(features, labels), (features[double], labels[double])])
+    torch.testing.assert_close(weighted.weight, twice.weight)
+    torch.testing.assert_close(weighted.bias, twice.bias)
+
+
+def test_the_regulariser_is_the_one_of_least_generalised_cross_validation_error() -> None:
+    features, labels = data(5, samples=40)
+    chosen = solved([(features, labels)], None)
+    regulariser = chosen.solve(None)
+    scaled = torch.tensor(StandardScaler().fit_transform(features.double().numpy()))
+    one_hot = (labels.unsqueeze(1) == torch.tensor(ROWS)).double()
+    errors = []
+    for candidate in CANDIDATES:
+        # The hat matrix, written out: the bias, and X (X^T X + n r)^-1 X^T on centred features.
+        gram = scaled.T @ scaled + len(labels) * candidate * torch.eye(DIM)
+        hat = torch.full((40, 40), 1 / 40, dtype=torch.float64) + scaled @ torch.linalg.solve(gram, scaled.T)
+        residual = one_hot - hat @ one_hot
+        errors.append(float(residual.square().sum() / (1 - hat.trace() / len(labels)) ** 2))
+    assert regulariser == pytest.approx(float(CANDIDATES[errors.index(min(errors))]))
+    assert float(CANDIDATES[0]) < regulariser < float(CANDIDATES[-1])
+
+
+def test_heavy_samples_count_for_fewer() -> None:
+    head = RidgeHead(DIM, ROWS)
+    head.counts.copy_(torch.tensor([10.0, 10.0, 10.0]))
+    assert head._effective_samples() == pytest.approx(30)
+    head.sample_weight.copy_(torch.tensor([3.0, 1.0, 1.0]))
+    assert head._effective_samples() == pytest.approx(50**2 / 110)  # (30 + 10 + 10)^2 / (90 + 10 + 10)
+
+
+def test_a_constant_feature_says_nothing_and_breaks_nothing() -> None:
+    features, labels = data(6)
+    features[:, 2] = 3.0
+    head = solved([(features, labels)], None)
+    assert head.weight.isfinite().all()
+    assert torch.equal(head.weight[:, 2], torch.zeros(len(ROWS)))
+
+
+def test_half_of_a_symmetric_matrix_travels() -> None:
+    matrix = torch.randn(5, 5)
+    matrix = matrix + matrix.T
+    assert pack(matrix).shape == (15,)
+    assert torch.equal(unpack(pack(matrix), 5), matrix)
+
+
+def test_what_is_summed_and_what_belongs_to_rows() -> None:
+    model = torch.nn.ModuleDict({"classes": RidgeHead(DIM, ROWS)})
+    assert summed_names(model) == {"classes.gram", "classes.products", "classes.counts"}
+    assert head_rows(model) == dict.fromkeys(("classes.weight", "classes.bias", "classes.sample_weight"), ROWS)
