@@ -59,7 +59,7 @@ def run(
             with ProgressView() as view:
                 directory = ENGINES[engine](experiment, runs, resume, view.update)
         except KeyboardInterrupt:
-            where = directory or runs / f"{experiment.name}-{experiment.content_hash[:8]}"
+            where = directory or runs / experiment.run_name
             again = shlex.join(["dynammo-sim", "run", str(config), "--engine", engine, "--resume", str(where)])
             again += "".join(f" --set {shlex.quote(pair)}" for pair in set_ or [])
             console.print(f"\nStopped. Go on with: {again}", markup=False, soft_wrap=True)
@@ -70,27 +70,44 @@ def run(
 
 @app.command()
 def compare(
-    file: Annotated[Path, typer.Argument(metavar="COMPARISON", help="A file of configs/compare/.", show_default=False)],
-    runs: Annotated[Path, typer.Option(help="Folder for run directories.")] = Path("runs/compare"),
-    workers: Annotated[int | None, typer.Option(help="Runs at a time.", show_default="cores")] = None,
-    no_run: Annotated[bool, typer.Option("--no-run", help="Only print what is finished so far.")] = False,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="COMPARISON...", help="Files of configs/compare/.", show_default=False)
+    ],
+    runs: Annotated[Path, typer.Option(help="Folder for run directories and pages.")] = Path("runs/compare"),
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time.", show_default="GPUs or cores")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Run over the machines of this Ray cluster.", show_default=False),
+    ] = None,
+    no_run: Annotated[bool, typer.Option("--no-run", help="Only show what is finished so far.")] = False,
 ) -> None:
-    """Run what is missing of a comparison and print mean and standard deviation over seeds; safe to stop and go on."""
+    """Run what is missing of comparisons and write a page about each; safe to stop and go on."""
     with readable_errors():
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from simulations.compare import load_comparison, missing_cells
+        from simulations.compare_command import run_under_display
+        from simulations.comparison_page import write_page
+        from simulations.comparison_table import table
 
-        from simulations.compare import load_comparison, run_missing, table, write_table
-
-        cells = load_comparison(file)
-        if not no_run:
-            columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            with Progress(*columns, console=console) as progress:
-                bar = progress.add_task("", total=len(cells))
-                run_missing(cells, runs, workers, lambda done: progress.update(bar, completed=done))
-        output = runs / f"{file.stem}.csv"
-        write_table(cells, runs, output)
-        console.print(table(cells, runs))
-        console.print(f"Every run: {escape(str(output))}", soft_wrap=True)
+        comparisons = {file.stem: load_comparison(file) for file in files}
+        if len(comparisons) < len(files):
+            raise ConfigError("two comparisons have the same file name", accepted="files of different names")
+        every = [cell for comparison in comparisons.values() for cell in comparison.cells]
+        failed = 0 if no_run else run_under_display(every, runs, console, workers=workers, ray=ray)
+        for title, comparison in comparisons.items():
+            groups = comparison.groups(runs)
+            words = ["dynammo-sim", "compare", str(comparison.file)]
+            page = write_page(
+                runs / title,
+                title=title,
+                command=shlex.join(words if runs == Path("runs/compare") else [*words, "--runs", str(runs)]),
+                groups=groups,
+                metric=comparison.metric,
+                missing=[cell.label for cell in missing_cells(comparison.cells, runs).values()],
+            )
+            console.print(table(groups, comparison.metric, title))
+            console.print(f"Page: {page}", soft_wrap=True, markup=False, highlight=False)
+        if failed:
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -114,22 +131,24 @@ def validate(
 def cost(
     config: Annotated[Path, typer.Option(help="The experiment's YAML file.", show_default=False)],
     tasks: Annotated[str, typer.Option(help="Numbers of tasks T, separated by commas.")] = "1,5,10",
+    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "dynammo,acl,dynamic_er,fine_tune",
     as_json: Annotated[bool, typer.Option("--json", help="Print rows as JSON instead of a table.")] = False,
     set_: Overrides = None,
 ) -> None:
-    """MACs, parameters and latency by the number of tasks, for one merged pass, T passes, and the bare backbone."""
+    """MACs, parameters and latency of one prediction, by method and number of tasks."""
     with readable_errors():
-        from dynammo_core.cost import cost_table
+        from dynammo_core.cost import cost_table, method_settings
         from dynammo_core.experiment import Experiment
 
-        experiment = Experiment(load_config(config, parse_overrides(set_ or [])))
-        experiment.use_torch()
-        settings = experiment.config
+        settings = load_config(config, parse_overrides(set_ or []))
+        Experiment(settings).use_torch()
+        sizes = settings.tasks.sizes
         rows = cost_table(
             settings.backbone,
+            method_settings(methods.split(","), settings.method),
             seed=settings.seed,
             image_size=settings.data.image_size,
-            classes_per_task=len(experiment.stream.classes(0)),
+            classes_per_task=sizes if isinstance(sizes, int) else sizes[0],
             tasks=_numbers(tasks),
         )
         if as_json:
@@ -141,13 +160,35 @@ def cost(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Run directories.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where the page about several runs goes.", show_default="runs/comparison"),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="Of that page: accuracy or mean_class_recall.")] = "accuracy",
 ) -> None:
-    """Write report.html anew from the files of each run directory."""
+    """Write report.html of a run anew, or one page that compares several runs, from nothing but their files."""
     with readable_errors():
-        from server.report import write_report
+        if len(runs) == 1 and output is None:
+            from server.report import write_report
 
-        for directory in runs:
-            console.print(str(write_report(directory)), soft_wrap=True, markup=False)
+            console.print(str(write_report(runs[0])), soft_wrap=True, markup=False)
+            return
+        from simulations.compare import METRICS
+        from simulations.comparison_page import write_page
+        from simulations.comparison_table import table
+        from simulations.run_groups import groups_of
+
+        if metric not in METRICS:
+            raise ConfigError(unknown_name("metric", metric, METRICS), accepted=", ".join(METRICS))
+        folder = output or Path("runs/comparison")
+        groups, unfinished = groups_of(runs)
+        options = ["--output", str(folder), "--metric", metric]
+        command = shlex.join(["dynammo-sim", "report", *map(str, runs), *options])
+        page = write_page(
+            folder, title=folder.name, command=command, groups=groups, metric=METRICS[metric], missing=unfinished
+        )
+        console.print(table(groups, METRICS[metric], folder.name))
+        console.print(f"Page: {page}", soft_wrap=True, markup=False, highlight=False)
 
 
 @contextmanager
@@ -180,7 +221,7 @@ def _checked(file: Path, overrides: dict[str, Scalar]) -> str:
     from simulations.compare import is_comparison, load_comparison
 
     if is_comparison(file):
-        return f"{len(load_comparison(file))} runs"
+        return f"{len(load_comparison(file).cells)} runs"
     return load_config(file, overrides).content_hash[:8]
 
 

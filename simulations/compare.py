@@ -1,64 +1,150 @@
-"""Comparisons as data: rows of overrides and seeds over one base experiment; only the runs that are missing are run."""
+"""Comparisons as data: rows, settings and seeds over one base experiment; only the runs that are missing are run."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
-from rich.box import SIMPLE
-from rich.table import Table
 
-from dynammo_core.config import Config, Scalar, load_config, resolve
+from dynammo_core.config import Config, Scalar, load_config
 from dynammo_core.errors import ConfigError
 from dynammo_core.experiment import code_hash
-from dynammo_core.files import write_atomically
-from dynammo_core.settings import Section
-from simulations.engines import run_local
+from dynammo_core.settings import MethodSettings, Section
 
-METRICS = ("average_incremental_accuracy", "last_accuracy", "forgetting")
-"""Keys of the summary that a comparison shows, in the order of its columns; the CSV has more."""
+Json = dict[str, Any]
+OnEvent = Callable[[str, Mapping[str, Any]], None]
+"""Told the name of a run and an event of it."""
 
 
-class Comparison(Section):
-    """A file of `configs/compare/`: what to compare, under which seeds."""
+@dataclass(frozen=True)
+class Metric:
+    """A measure by which rows are compared, and the keys under which a summary holds it."""
+
+    words: str
+    average: str
+    last: str
+    after_tasks: str
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        "accuracy": Metric("accuracy", "average_incremental_accuracy", "last_accuracy", "accuracy_after_tasks"),
+        "mean_class_recall": Metric(
+            "mean class recall", "average_mean_class_recall", "mean_class_recall", "mean_class_recall_after_tasks"
+        ),
+    }
+)
+
+
+class ComparisonFile(Section):
+    """A file of `configs/compare/`: what to compare, under which settings and seeds."""
 
     base: str = Field(description="the experiment that all rows share; relative to this file")
+    metric: Literal["accuracy", "mean_class_recall"] = Field(default="accuracy", description="of average and last")
     seeds: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1)
     overrides: dict[str, Scalar] = Field(default={}, description="overrides of every row")
+    settings: dict[str, dict[str, Scalar]] = Field(
+        default={"": {}}, min_length=1, description="overrides of each setting, by its name; every row meets each"
+    )
     rows: dict[str, dict[str, Scalar]] = Field(min_length=1, description="overrides of each row, by its name")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a comparison."""
+    """One run of a comparison; the setting is empty where the file names none."""
 
+    setting: str
     row: str
     seed: int
     config: Config[Any]
 
+    @property
+    def label(self) -> str:
+        """What people call this run."""
+        return " · ".join(part for part in (self.setting, self.row, f"seed {self.seed}") if part)
+
     def directory(self, runs: Path) -> Path:
         """Where the run leaves its results."""
-        return runs / f"{self.config.name}-{self.config.content_hash[:8]}"
+        return runs / self.config.run_name
 
-    def summary(self, runs: Path) -> dict[str, Any] | None:
+    def summary(self, runs: Path) -> Json | None:
         """The summary of the finished run by this very code, or none."""
-        file = self.directory(runs) / "summary.json"
-        if not file.exists():
+        try:
+            summary: Json = json.loads((self.directory(runs) / "summary.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
             return None
-        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        same = summary["status"] == "completed" and summary["config_hash"] == self.config.content_hash
-        return summary if same and summary["code_hash"] == code_hash() else None
+        wanted = {"status": "completed", "config_hash": self.config.content_hash, "code_hash": code_hash()}
+        return summary if wanted.items() <= summary.items() else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison file, read: its cells setting by setting, seed by seed, row by row."""
+
+    file: Path
+    metric: Metric
+    cells: tuple[Cell, ...]
+
+    def groups(self, runs: Path) -> list[Group]:
+        """The finished runs of every row under every setting, in the file's order."""
+        cells: dict[tuple[str, str], list[Cell]] = {}
+        for cell in self.cells:
+            cells.setdefault((cell.setting, cell.row), []).append(cell)
+        return [
+            Group(
+                setting,
+                row,
+                own[0].config.method,
+                tuple(
+                    Result(cell.seed, cell.directory(runs), summary)
+                    for cell in own
+                    if (summary := cell.summary(runs)) is not None
+                ),
+            )
+            for (setting, row), own in cells.items()
+        ]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: what its summary says, and where its other files lie."""
+
+    seed: int
+    directory: Path
+    summary: Json
+
+
+@dataclass(frozen=True)
+class Group:
+    """The finished runs of one row under one setting, one a seed."""
+
+    setting: str
+    row: str
+    method: MethodSettings
+    results: tuple[Result, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, and at which node; `error` is the text of what stopped it, empty where it completed."""
+
+    run_name: str
+    node: str
+    error: str
+
+
+Pool = Callable[[Sequence[Config[Any]], Path, OnEvent], Generator[Outcome, None, None]]
+"""Runs all the experiments, leaves their run directories in the folder, and yields each outcome as it is known.
+
+Closing the generator, or an exception that passes through it, stops every run in hand.
+"""
 
 
 def is_comparison(path: Path) -> bool:
@@ -70,99 +156,60 @@ def is_comparison(path: Path) -> bool:
     return isinstance(data, dict) and "rows" in data
 
 
-def load_comparison(path: Path) -> list[Cell]:
-    """Every run that a comparison file asks for, seed by seed, each configuration validated.
+def load_comparison(path: Path) -> Comparison:
+    """Every run that a comparison file asks for, each configuration validated.
+
+    A row's overrides win over its setting's, and those over the common ones.
 
     Raises:
-        ConfigError: the file or one of its rows is wrong.
+        ConfigError: the file or one of its rows is wrong, or two rows of a setting are the same experiment.
     """
     try:
-        comparison = Comparison.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"the comparison {path} cannot be read: {error}") from error
+        read = ComparisonFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"the comparison {path} cannot be read: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"])
-        raise ConfigError(f"{path}, {place}: {problem['msg']}", accepted=", ".join(Comparison.model_fields)) from error
-    base = path.parent / comparison.base
-    return [
-        Cell(row, seed, load_config(base, {**comparison.overrides, **overrides, "seed": seed}))
-        for seed in comparison.seeds
-        for row, overrides in comparison.rows.items()
-    ]
+        accepted = ", ".join(ComparisonFile.model_fields)
+        raise ConfigError(f"{path}, {place}: {problem['msg']}", accepted=accepted) from error
+    cells: dict[str, Cell] = {}
+    for setting, shared in read.settings.items():
+        for seed in read.seeds:
+            for row, own in read.rows.items():
+                overrides = {**read.overrides, **shared, **own, "seed": seed}
+                cell = Cell(setting, row, seed, load_config(path.parent / read.base, overrides))
+                if (same := cells.setdefault(cell.config.content_hash, cell)) is not cell:
+                    what = f"{path}: {cell.label!r} is the same experiment as {same.label!r}"
+                    raise ConfigError(what, remedy="Leave one of them out, or give it other overrides")
+    return Comparison(path, METRICS[read.metric], tuple(cells.values()))
 
 
-def run_missing(cells: Sequence[Cell], runs: Path, workers: int | None, on_finished: Callable[[int], None]) -> None:
-    """Run the cells that have no finished run yet, in parallel over cores; stopping loses only the runs in hand.
+def missing_cells(cells: Sequence[Cell], runs: Path) -> dict[str, Cell]:
+    """The cells that have no finished run yet, by the name of the run; comparisons may share a run."""
+    return {cell.config.run_name: cell for cell in cells if cell.summary(runs) is None}
+
+
+def run_missing(
+    missing: Mapping[str, Cell], runs: Path, pool: Pool, on_event: OnEvent, on_outcome: Callable[[Outcome], None]
+) -> list[Outcome]:
+    """Run cells; stopping at any time loses only what the runs in hand did since their last checkpoint.
 
     Args:
-        cells: all runs of a comparison.
-        runs: folder of their run directories.
-        workers: runs at a time; by default as many as the cores carry.
-        on_finished: told how many cells are finished, whenever that changes.
+        missing: the cells, by the name of their run.
+        runs: folder of the run directories.
+        pool: where they run.
+        on_event: told every event of every run.
+        on_outcome: told how each run ended, when it ends.
+
+    Returns:
+        The outcomes of those that failed; a failure does not keep the others from running.
     """
-    missing = [cell for cell in cells if cell.summary(runs) is None]
-    done = len(cells) - len(missing)
-    on_finished(done)
-    if not missing:
-        return
-    threads = max(cell.config.compute.threads for cell in missing)
-    with ProcessPoolExecutor(workers or max(1, (os.cpu_count() or 1) // threads), get_context("spawn")) as pool:
-        running: set[Future[None]] = {pool.submit(_run_cell, cell.config.canonical_json(), runs) for cell in missing}
-        try:
-            while running:
-                finished, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    future.result()
-                    done += 1
-                    on_finished(done)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _run_cell(config_json: str, runs: Path) -> None:
-    config = resolve(json.loads(config_json), "the comparison", {})
-    run_local(config, runs, None, lambda event: None)
-
-
-def table(cells: Sequence[Cell], runs: Path) -> Table:
-    """Mean and standard deviation over the finished seeds of each row, and its paired difference Δ from the first."""
-    headings = ("row", "seeds", "average", "last", "forgetting", "Δ average", "Δ last")
-    result = Table(*headings, box=SIMPLE, padding=(0, 1, 0, 0))
-    rows = list(_rows(cells, runs))
-    first_name, first = rows[0]
-    for name, by_seed in rows:
-        values = [_mean_and_deviation([own[metric] for own in by_seed.values()]) for metric in METRICS]
-        pairs = [
-            _mean_and_deviation([own[metric] - first[seed][metric] for seed, own in by_seed.items() if seed in first])
-            for metric in METRICS[:2]
-        ]
-        result.add_row(name, str(len(by_seed)), *values, *(pairs if name != first_name else ("", "")))
-    return result
-
-
-def write_table(cells: Sequence[Cell], runs: Path, file: Path) -> None:
-    """The figures of every finished run as CSV."""
-    columns = ("row", "seed", *METRICS, "worst_site_accuracy", "seconds", "config_hash", "code_hash")
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for name, by_seed in _rows(cells, runs):
-        writer.writerows({"row": name, **summary} for summary in by_seed.values())
-    write_atomically(file, buffer.getvalue().encode())
-
-
-def _rows(cells: Sequence[Cell], runs: Path) -> Iterator[tuple[str, dict[int, dict[str, Any]]]]:
-    """The summaries of each row's finished runs, by seed."""
-    for name in dict.fromkeys(cell.row for cell in cells):
-        summaries = {cell.seed: cell.summary(runs) for cell in cells if cell.row == name}
-        yield name, {seed: summary for seed, summary in summaries.items() if summary is not None}
-
-
-def _mean_and_deviation(values: Sequence[float]) -> str:
-    """`84.6 ± 0.4`, with the sample standard deviation; a dash where there is nothing yet."""
-    if not values:
-        return "-"
-    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{mean(values):.1f}{spread}"
+    failed = []
+    if missing:
+        with closing(pool([cell.config for cell in missing.values()], runs, on_event)) as outcomes:
+            for outcome in outcomes:
+                on_outcome(outcome)
+                if outcome.error:
+                    failed.append(outcome)
+    return failed

@@ -1,0 +1,137 @@
+"""The page of a comparison, as a Jinja template in the style of the page of a run."""
+
+from server.report_template import STYLE
+
+OWN_STYLE = """.made { color: var(--muted); font-size: .8rem; overflow-wrap: anywhere; margin: .35rem 0 1rem; }
+.made code { font-size: .95em; }
+.few { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 29rem), 1fr)); gap: 1rem 2rem; align-items: start; }
+@media print { .few { grid-template-columns: 1fr 1fr; } }
+"""
+TEMPLATE = (
+    r"""{% macro figure(name, caption) %}
+<figure>
+  <div class="plot">{{ svg[name] | safe }}</div>
+  <figcaption>{{ caption }} <span>(plots/{{ name }}.svg, .png)</span></figcaption>
+</figure>
+{% endmacro %}
+{% macro made(rows, file) %}
+<p class="made">Made by <code>{{ command }}</code>{% if file %}; numbers in tables/{{ file }}{% endif %}. Configuration{{ "s" if rows | length > 1 }}, by seed:
+{% for row, runs in rows %}{{ row ~ ": " if rows | length > 1 }}{% for seed, hash in runs %}{{ seed }} → {{ hash }}{{ ", " if not loop.last }}{% endfor %}{{ "; " if not loop.last else "." }}
+{% endfor %}</p>
+{% endmacro %}
+{% macro heading(setting) %}{% if setting.name %}<h3>{{ setting.name }}</h3>{% endif %}{% endmacro %}
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<title>{{ title }} · comparison</title>
+<style>
+"""
+    + STYLE
+    + OWN_STYLE
+    + r"""</style>
+</head>
+<body>
+<header>
+  <p class="kicker">Federated class-incremental learning · comparison</p>
+  <h1>{{ title }} {% if missing %}<span class="status open">{{ missing | length }} {{ "run" if missing | length == 1 else "runs" }} missing</span>{% else %}<span class="status">complete</span>{% endif %}</h1>
+  <p>{{ finished }} finished runs. The measure is the {{ metric.words }}, in percent, on the test images of all classes met so far, with no hint at the task.</p>
+</header>
+<main>
+{% if missing %}
+<div class="banner" role="status">
+  <p><strong>Not all runs have finished.</strong> The page shows those that have. Missing: {{ missing[:12] | join("; ") }}{% if missing | length > 12 %}; and {{ missing | length - 12 }} more{% endif %}.</p>
+</div>
+{% endif %}
+
+<h2>Average and last</h2>
+<p>Average: mean over tasks of the {{ metric.words }} after each task. Last: after the last task. Forgetting is that of the accuracy, in points. Mean ± sample standard deviation over the seeds; Δ is the difference from the first row, paired by seed.</p>
+{% for setting in settings %}
+{{ heading(setting) }}
+<div class="scroll"><table>
+  <thead><tr><th>Method</th><th class="n">seeds</th><th class="n">average, %</th><th class="n">last, %</th><th class="n">forgetting</th><th class="n">Δ average</th><th class="n">Δ last</th></tr></thead>
+  <tbody>
+  {% for line in setting.lines %}
+  <tr><th scope="row">{{ line.row }}</th><td class="n">{{ line.seeds | length }}</td>{% for value in line.spreads.values() %}<td class="n">{{ value | spread }}</td>{% endfor %}</tr>
+  {% endfor %}
+  </tbody>
+</table></div>
+{{ made(setting.made, "table.csv, tables/runs.csv") }}
+{% endfor %}
+
+{% if finished %}
+<h2>After each task</h2>
+<p>One line a method: the mean over its seeds, in a band of one standard deviation.</p>
+{% for setting in settings if setting.made %}
+{{ heading(setting) }}
+{{ figure(setting.curve, metric.words | capitalize ~ " over all classes learnt so far. More classes make a harder test, so a gentle fall is expected.") }}
+{{ made(setting.made, "curves.csv") }}
+{% endfor %}
+
+<h2>What is mistaken for what</h2>
+<p>After the last task, over all sites, first seed of each method. A row holds the test images of one true class, in percent of that row; lines separate the tasks.</p>
+{% for setting in settings if setting.made %}
+{{ heading(setting) }}
+<div class="few">
+{% for confusion in setting.confusions %}
+<div>
+<h3>{{ confusion.row }}</h3>
+{{ figure(confusion.name, "Seed " ~ confusion.seed ~ ".") }}
+{{ made(confusion.made, "confusion.csv") }}
+</div>
+{% endfor %}
+</div>
+{% endfor %}
+{% endif %}
+
+<h2>What a prediction costs</h2>
+<p>Billions of multiply-accumulates (GMAC; published “GFLOPS” count one of them as one operation) and millions of parameters of the deployed model after T tasks of ten classes, one image of {{ cost_image_size }} × {{ cost_image_size }} pixels.</p>
+{% for backbone, rows in cost.items() %}
+<h3>{{ backbone }}</h3>
+<div class="scroll"><table>
+  <thead><tr><th>Method</th>{% for tasks in cost_tasks %}<th class="n">GMAC, T = {{ tasks }}</th>{% endfor %}{% for tasks in cost_tasks %}<th class="n">parameters, T = {{ tasks }}</th>{% endfor %}</tr></thead>
+  <tbody>
+  {% for row, own in rows.items() %}
+  <tr><th scope="row">{{ row }}</th>{% for cell in own %}<td class="n">{{ cell.macs | gigamacs }}</td>{% endfor %}{% for cell in own %}<td class="n">{{ cell.parameters | millions }}</td>{% endfor %}</tr>
+  {% endfor %}
+  </tbody>
+</table></div>
+{% endfor %}
+<p class="made">Made by <code>{{ command }}</code>; numbers in tables/cost.csv. Counted by torch.utils.flop_counter on untrained networks, so no seed and no run stands behind it: the method’s settings and code {{ code[:12] }} do.</p>
+
+{% if finished %}
+<h2>What went over the network</h2>
+<p>Bytes of tensors, over all rounds, means over the seeds. Up: sent to the server; down: sent to the sites. Images never travel.</p>
+{% for setting in settings if setting.traffic %}
+{{ heading(setting) }}
+<div class="scroll"><table>
+  <thead><tr><th>Method</th><th class="n">sites</th><th class="n">up, in all</th><th class="n">down, in all</th><th class="n">up, a task</th><th class="n">down, a task</th><th class="n">up, a site</th><th class="n">down, a site</th></tr></thead>
+  <tbody>
+  {% for row in setting.traffic %}
+  <tr><th scope="row">{{ row.row }}</th><td class="n">{{ row.sites }}</td>{% for total in (row.up, row.down, row.up / row.tasks, row.down / row.tasks, row.up / row.sites, row.down / row.sites) %}<td class="n">{{ total | round | int | size }}</td>{% endfor %}</tr>
+  {% endfor %}
+  </tbody>
+</table></div>
+<div class="scroll"><table>
+  <caption>In each task: up / down</caption>
+  <thead><tr><th>Method</th>{% for task in range(1, setting.traffic | map(attribute="tasks") | max + 1) %}<th class="n">task {{ task }}</th>{% endfor %}</tr></thead>
+  <tbody>
+  {% for row in setting.traffic %}
+  <tr><th scope="row">{{ row.row }}</th>{% for up, down in row.by_task %}<td class="n">{{ up | size }} / {{ down | size }}</td>{% endfor %}</tr>
+  {% endfor %}
+  </tbody>
+</table></div>
+{{ made(setting.made, "bytes.csv, by task and site") }}
+{% endfor %}
+{% endif %}
+</main>
+<footer>
+  Runs by code {{ codes | join(", ") or "–" }}; page by code {{ code[:12] }}. Full hashes are in tables/runs.csv.
+  Average accuracy: Rebuffi et al. 2017. Mean class recall: Brodersen et al. 2010. Forgetting: Chaudhry et al. 2018. Colours: Okabe and Ito 2008.
+</footer>
+</body>
+</html>
+"""
+)
