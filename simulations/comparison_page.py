@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -172,8 +173,13 @@ def _cost(groups: Sequence[Group]) -> list[Json]:
 
 @cache
 def _cost_of(backbone: str, method: str, settings: str) -> list[Json]:
-    """Counted once for all pages of a process; seconds, where a method keeps a network for each task."""
-    given = METHODS[method].Params.model_validate_json(settings)
+    """Counted once for all pages of a process; seconds, where a method keeps a network for each task.
+
+    Adapters are counted unpadded, as the papers have them, whatever the runs did on small images.
+    """
+    params = METHODS[method].Params
+    unpadded = {"padding": 0} if "padding" in params.model_fields else {}
+    given = params.model_validate(json.loads(settings) | unpadded)
     return macs_table(backbones=[backbone], methods=[given], tasks=COST_TASKS, image_size=COST_IMAGE_SIZE)
 
 

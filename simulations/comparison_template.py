@@ -87,7 +87,7 @@ TEMPLATE = (
 {% endif %}
 
 <h2>What a prediction costs</h2>
-<p>Billions of multiply-accumulates (GMAC; published “GFLOPS” count one of them as one operation) and millions of parameters of the deployed model after T tasks of ten classes, one image of {{ cost_image_size }} × {{ cost_image_size }} pixels.</p>
+<p>Billions of multiply-accumulates (GMAC; published “GFLOPS” count one of them as one operation) and millions of parameters of the deployed model after T tasks of ten classes, one image of {{ cost_image_size }} × {{ cost_image_size }} pixels, adapters without padding as in the papers.</p>
 {% for backbone, rows in cost.items() %}
 <h3>{{ backbone }}</h3>
 <div class="scroll"><table>

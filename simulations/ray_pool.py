@@ -12,6 +12,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 import warnings
 import zipfile
 from collections.abc import Generator, Iterator, Sequence
@@ -34,6 +35,7 @@ from simulations.process_pool import Event, tells_progress
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 10.0
+UNWIND_SECONDS = 3.0
 CONNECT_SECONDS = 10.0
 RETRIES = 2
 """Times that a run is begun anew, at whatever node, after its node was lost."""
@@ -86,6 +88,7 @@ def on_ray(
                 ray.cancel(task)  # as Ctrl-C there, so that nodes remove their temporary folders
             if running:
                 ray.wait(list(running), num_returns=len(running), timeout=STOP_SECONDS)
+                time.sleep(UNWIND_SECONDS)  # Ray answers for a cancelled task before its process has cleaned up
 
 
 def unpack(archive: bytes, directory: Path) -> None:

@@ -84,7 +84,7 @@ def test_unknown_key(config: Path) -> None:
         ("federation.sites", "[1", "is not valid YAML"),
         ("backbone.name", "smal_cnn", "unknown backbone 'smal_cnn' (did you mean 'small_cnn'?). Accepted: resnet18, "),
         ("method.name", "fine_tuned", "unknown method 'fine_tuned' (did you mean 'fine_tune'?). Accepted: dynammo, "),
-        ("data.dataset", "digit", "unknown data set 'digit' (did you mean 'digits'?). Accepted: digits, "),
+        ("data.dataset", "digit", "unknown data set 'digit' (did you mean 'digits'?). Accepted: cifar100, "),
         ("memory.selection", "hurding", "memory.selection: Input should be 'herding', 'random' or 'closest_to_mean'"),
         ("compute.device", "gpu", "compute.device: 'gpu' cannot be used here"),
         ("tasks.sizes", "[6, 6]", "tasks.sizes needs 6 + 6 = 12 classes, and the data set has 10"),
