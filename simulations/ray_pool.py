@@ -84,7 +84,7 @@ def on_ray(
         except RayError as error:
             raise RunError(f"the Ray cluster at {address} failed: {_first_line(error)}") from error
         finally:
-            for task in running:
+            for task in reversed(running):  # those that wait first, or they would start where one is stopped
                 ray.cancel(task)  # as Ctrl-C there, so that nodes remove their temporary folders
             if running:
                 ray.wait(list(running), num_returns=len(running), timeout=STOP_SECONDS)
