@@ -98,6 +98,10 @@ class Method(ABC):
         """The training stages of a task, in order."""
         raise NotImplementedError(f"{type(self).__name__} must say which stages a task has")
 
+    def arrives_with(self, task: int, labels: Tensor) -> Tensor:
+        """Which labels are of the task's own classes, Tensor[B] bool; a site may meet a class in a later task."""
+        return torch.isin(labels, torch.tensor(self.stream.classes(task), device=labels.device))
+
     def all_stages(self, task: int) -> Sequence[Stage]:
         """The training stages, then the memory takes in the task, then every site evaluates."""
         remember = Stage("remember", Action.REMEMBER, down=self.deployed, inputs="features")

@@ -38,7 +38,7 @@ class CosineMethod(DistillingMethod):
         if stage.name != IMPRINT:
             return super().training_set(stage, rehearsal)
         # A class that reaches this site late has a vector, which the other sites have trained.
-        own = torch.isin(rehearsal.new.labels, torch.tensor(self.stream.classes(rehearsal.task)))
+        own = self.arrives_with(rehearsal.task, rehearsal.new.labels)
         return rehearsal.new.subset(own.nonzero().squeeze(1))
 
     def summarise(self, model: IncrementalModel, batches: Iterable[Batch], stage: Stage) -> dict[str, Tensor]:

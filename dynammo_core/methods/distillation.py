@@ -24,8 +24,6 @@ class DistillingMethod(RehearsalMethod):
 
 def keep_teacher(model: IncrementalModel, archive: Archive) -> None:
     """Put a copy of the model into the archive as the next task's teacher, in place of the one before."""
-    for name in [name for name in archive if name.startswith(TEACHER_PREFIX)]:
-        del archive[name]
     state = model.state_dict()
     names = matching(travelling_names(model), TRAINED)
     archive.update({f"{TEACHER_PREFIX}{name}": state[name].clone() for name in names})

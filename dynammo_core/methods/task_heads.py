@@ -64,7 +64,7 @@ class TaskHeadsMethod(Method):
     def training_set(self, stage: Stage, rehearsal: Rehearsal) -> Samples:
         if stage.name != "adapt":
             return rehearsal.balanced()
-        own = torch.isin(rehearsal.new.labels, torch.tensor(self.stream.classes(rehearsal.task)))
+        own = self.arrives_with(rehearsal.task, rehearsal.new.labels)
         return Samples.concatenate([rehearsal.new, rehearsal.memory]) if bool(own.any()) else Samples.empty()
 
     def loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
