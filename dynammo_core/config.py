@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, Field
 
-from dynammo_core.errors import ConfigError, nearest_match, unknown_name
+from dynammo_core.errors import ConfigError, unknown_name
 from dynammo_core.methods import METHODS
 from dynammo_core.settings import (
     BackboneSettings,
@@ -24,6 +23,7 @@ from dynammo_core.settings import (
     Section,
     TaskSettings,
 )
+from dynammo_core.yaml_files import read_yaml, validate
 
 M = TypeVar("M", bound=MethodSettings)
 Scalar = str | int | float | bool
@@ -74,20 +74,7 @@ def load_config(path: Path, overrides: Mapping[str, Scalar] | None = None) -> Co
     Raises:
         ConfigError: no such file, no YAML, or a key or value that is not accepted; it names file, key and remedy.
     """
-    if not path.is_file():
-        here = sorted(str(file) for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise ConfigError(
-            f"no configuration file {str(path)!r}{nearest_match(str(path), here)}",
-            accepted=", ".join(here) or "a YAML file",
-        )
-    try:
-        text = path.read_text(encoding="utf-8")
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", remedy="Permit reading it") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date such as 2024-13-45
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    data, tree = read_yaml(path)
     given = dict(overrides or {})
     for key in map(".".join, PATH_KEYS):
         if isinstance(value := given.get(key), str) and value not in ("", "null"):
@@ -110,12 +97,7 @@ def resolve(data: Any, source: str, overrides: Mapping[str, Scalar], tree: yaml.
         raise ConfigError(
             f"{source}, method.name: {unknown_name('method', name, METHODS)}", accepted=", ".join(METHODS)
         )
-    model = _config_of(METHODS[name].Params)
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        problems = [_explain(problem, model, source, tree, overrides) for problem in error.errors()]
-        raise ConfigError("; ".join(problems)) from error
+    return validate(_config_of(METHODS[name].Params), data, source, tree, overrides)
 
 
 def leaf_keys() -> list[str]:
@@ -167,45 +149,3 @@ def _set_leaf(data: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(data, dict):
             raise ConfigError(f"the override {key!r} goes through {section!r}, which is a value and not a section")
     data[leaf] = value
-
-
-def _explain(
-    problem: ErrorDetails, model: type[BaseModel], source: str, tree: yaml.Node | None, overridden: Collection[str]
-) -> str:
-    """`FILE line 3, data.datset: unknown key (did you mean 'dataset'?); accepted: ...`."""
-    path = [str(part) for part in problem["loc"]]
-    names = _accepted_names(model, path[:-1])
-    steps = []
-    for part in path:
-        steps.append(part)
-        if part not in _accepted_names(model, steps[:-1]):
-            break
-    line = None if ".".join(steps) in overridden else _line(tree, steps)
-    place = f"{source}{f' line {line}' if line else ''}, {'.'.join(steps)}"
-    if problem["type"] == "extra_forbidden":
-        return f"{place}: unknown key{nearest_match(path[-1], names)}; accepted: {', '.join(names)}"
-    if problem["type"] == "missing":
-        return f"{place}: this key is required"
-    return f"{place}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}"
-
-
-def _accepted_names(model: type[BaseModel], path: list[str]) -> list[str]:
-    for part in path:
-        field = model.model_fields.get(part)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return []
-        model = field.annotation
-    return list(model.model_fields)
-
-
-def _line(tree: yaml.Node | None, path: list[str]) -> int | None:
-    """Line, from 1, of the key at `path`; none where an override or a default put it there."""
-    line = None
-    for part in path:
-        if not isinstance(tree, yaml.MappingNode):
-            return None
-        match = [(key, value) for key, value in tree.value if key.value == part]
-        if not match:
-            return None
-        line, tree = match[0][0].start_mark.line + 1, match[0][1]
-    return line

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -16,14 +14,9 @@ from rich.table import Table
 
 from dynammo_core.config import Scalar, load_config
 from dynammo_core.errors import ConfigError, DynammoError, unknown_name
+from dynammo_core.terminal import command_line, readable_errors
 
-app = typer.Typer(
-    help="Run, check and measure federated class-incremental experiments.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-)
+app = command_line("Run, check and measure federated class-incremental experiments.")
 console = Console()
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.", show_default=False)]
 Overrides = Annotated[
@@ -189,16 +182,6 @@ def report(
         )
         console.print(table(groups, METRICS[metric], folder.name))
         console.print(f"Page: {page}", soft_wrap=True, markup=False, highlight=False)
-
-
-@contextmanager
-def readable_errors() -> Iterator[None]:
-    """Print a deliberate error as one paragraph and exit with 1; anything else is a defect and keeps its traceback."""
-    try:
-        yield
-    except DynammoError as error:
-        Console(stderr=True).print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from None
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Scalar]:

@@ -1,0 +1,80 @@
+"""What a hospital configures for itself: `site.yaml`, which no server can see or change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from dynammo_core.settings import Section
+from dynammo_core.yaml_files import read_yaml, validate
+
+SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
+
+
+class SiteData(Section):
+    """Where this site's images are."""
+
+    dataset: str = Field(default="manifest", description="how they are laid out: manifest, image_folder, or another")
+    root: str = Field(description="the manifest, or the folder of the images")
+
+
+class SiteMemory(Section):
+    """The replay memory on this site's disk."""
+
+    folder: Path = Field(default=Path("memory"), description="where exemplars are kept")
+    key: str | None = Field(
+        default=None, description="encrypts them: file:PATH or env:NAME of 32 bytes in base64; without it, plain files"
+    )
+    expiry_days: int | None = Field(default=None, ge=1, description="exemplars older than this are dropped")
+
+
+class SiteSettings(Section):
+    """One site: its name, its server, its images and its memory. Relative paths start beside `site.yaml`."""
+
+    site: str = Field(pattern=SITE_NAME, description="the name under which the operator registers this site")
+    superlink: str = Field(pattern=r"^[^\s/:]+:\d+$", description="host:port of the consortium's SuperLink")
+    ca_certificate: Path = Field(default=Path("ca.pem"), description="the certificate authority of the consortium")
+    private_key: Path = Field(default=Path("site.key"), description="proves to the SuperLink who we are; never sent")
+    data: SiteData
+    memory: SiteMemory = SiteMemory()
+    weights: str | None = Field(default=None, description="file of the backbone's weights; default: as the experiment")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N of this machine")
+    state: Path = Field(default=Path("state"), description="folder for Flower's own files")
+    log: Path = Field(default=Path("site.log"), description="what the site did, and why a step failed")
+
+    @model_validator(mode="after")
+    def _no_shared_folder(self) -> Self:
+        if self.state == self.memory.folder:
+            raise ValueError(f"state and memory.folder are both {str(self.state)!r}; Flower's files need their own")
+        return self
+
+
+def load_site(path: Path) -> SiteSettings:
+    """Read a `site.yaml`; every path in the result is absolute.
+
+    Raises:
+        ConfigError: no such file, no YAML, or a key or value that is not accepted; it names file, line and key.
+    """
+    data, tree = read_yaml(path)
+    settings = validate(SiteSettings, data, str(path), tree)
+    base = path.absolute().parent
+
+    def place(value: Path | str) -> Path:
+        return base / Path(value).expanduser()
+
+    key = settings.memory.key
+    if key is not None and key.startswith("file:"):
+        key = f"file:{place(key.removeprefix('file:'))}"
+    return settings.model_copy(
+        update={
+            "ca_certificate": place(settings.ca_certificate),
+            "private_key": place(settings.private_key),
+            "data": settings.data.model_copy(update={"root": str(place(settings.data.root))}),
+            "memory": settings.memory.model_copy(update={"folder": place(settings.memory.folder), "key": key}),
+            "weights": settings.weights and str(place(settings.weights)),
+            "state": place(settings.state),
+            "log": place(settings.log),
+        }
+    )
