@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.local_steps import answer
-from client.site import Site
+from client.site import announcement, open_site
 from dynammo_core.errors import DynammoError, ProtocolError
-from dynammo_core.experiment import code_hash, experiment_from_json
+from dynammo_core.experiment import code_hash
 from dynammo_core.protocol import Instruction, Report
 
 app = ClientApp()
@@ -48,9 +47,8 @@ def reply(message: Message, context: Context) -> Message:
             f"the server runs the code {instruction.code_hash[:12]}, this site runs {code_hash()[:12]}",
             remedy="Install the same version on both sides; in a simulation, stop the other copy's local SuperLink",
         )
-    experiment = experiment_from_json(instruction.experiment)
-    site = Site(experiment, instruction.site, Path(instruction.workspace))
-    return Message(_encode(answer(instruction, experiment, site)), reply_to=message)
+    site = open_site(instruction, context.node_config)
+    return Message(_encode(answer(instruction, site)), reply_to=message)
 
 
 @app.train("fit")
@@ -81,6 +79,15 @@ def evaluate(message: Message, context: Context) -> Message:
     return reply(message, context)
 
 
+@app.query("announce")
+@sanitised
+def announce(message: Message, context: Context) -> Message:
+    """Say which classes the site can bring, and about how many images of each."""
+    bands = dict(announcement(context.node_config).bands)
+    names = ConfigRecord({"classes": list(bands), "bands": list(bands.values())})
+    return Message(RecordDict({"announcement": names}), reply_to=message)
+
+
 def _decode(message: Message) -> Instruction:
     try:
         fields = message.content.config_records["instruction"]
@@ -91,6 +98,7 @@ def _decode(message: Message) -> Instruction:
         return Instruction(
             experiment=str(fields["experiment"]),
             code_hash=str(fields["code_hash"]),
+            run=str(fields["run"]),
             step=int(fields["step"]),  # type: ignore[arg-type]
             site=int(fields["site"]),  # type: ignore[arg-type]
             workspace=str(fields["workspace"]),

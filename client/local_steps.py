@@ -34,11 +34,15 @@ FEWEST_SAMPLES = 2
 class LocalStep:
     """An instruction, unpacked: the step, the site that does it, and the models with the weights received."""
 
-    experiment: Experiment
     step: Step
     site: Site
     model: IncrementalModel
     teacher: IncrementalModel | None
+
+    @property
+    def experiment(self) -> Experiment:
+        """As the site sees it: with its own data and device."""
+        return self.site.experiment
 
     @property
     def seed(self) -> int:
@@ -63,7 +67,7 @@ class LocalStep:
         return [name for name in names if end == "features" or ".adapters." not in name]
 
 
-def answer(instruction: Instruction, experiment: Experiment, site: Site) -> Report:
+def answer(instruction: Instruction, site: Site) -> Report:
     """Do the step that is asked for, and check the answer against the protocol before it may leave.
 
     Raises:
@@ -71,12 +75,12 @@ def answer(instruction: Instruction, experiment: Experiment, site: Site) -> Repo
         DynammoError: the site's images or memory cannot serve.
     """
     started = time.monotonic()
-    experiment.use_torch()
-    local = _unpack(instruction, experiment, site)
+    site.experiment.use_torch()
+    local = _unpack(instruction, site)
     report = ACTIONS[local.step.stage.action](local)
     if report.numbers:
         report = replace(report, numbers={**report.numbers, "seconds": time.monotonic() - started})
-    check_report(report, local.step.stage, local.model, experiment.classes)
+    check_report(report, local.step.stage, local.model, site.experiment.classes)
     return report
 
 
@@ -189,7 +193,8 @@ def _start_level(wanted: Level, augmentation: str) -> Level:
     return "images" if wanted == "prefix" and augmentation != "none" else wanted
 
 
-def _unpack(instruction: Instruction, experiment: Experiment, site: Site) -> LocalStep:
+def _unpack(instruction: Instruction, site: Site) -> LocalStep:
+    experiment = site.experiment
     if not 0 <= instruction.step < len(experiment.steps):
         raise ProtocolError(f"step {instruction.step} is not in a plan of {len(experiment.steps)} steps")
     step = experiment.steps[instruction.step]
@@ -203,7 +208,7 @@ def _unpack(instruction: Instruction, experiment: Experiment, site: Site) -> Loc
         declared = matching((f"{TEACHER_PREFIX}{name}" for name in travelling_names(teacher)), step.stage.down)
         _load(teacher, taught, [name.removeprefix(TEACHER_PREFIX) for name in declared])
         teacher.requires_grad_(False).eval().to(experiment.device)
-    return LocalStep(experiment, step, site, model.to(experiment.device), teacher)
+    return LocalStep(step, site, model.to(experiment.device), teacher)
 
 
 def _load(model: IncrementalModel, weights: Mapping[str, Tensor], expected: list[str]) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from dynammo_core.settings import Section
+from dynammo_core.errors import ConfigError
+from dynammo_core.settings import SITE_NAME, Section
 from dynammo_core.yaml_files import read_yaml, validate
-
-SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 
 
 class SiteData(Section):
@@ -44,18 +42,13 @@ class SiteSettings(Section):
     state: Path = Field(default=Path("state"), description="folder for Flower's own files")
     log: Path = Field(default=Path("site.log"), description="what the site did, and why a step failed")
 
-    @model_validator(mode="after")
-    def _no_shared_folder(self) -> Self:
-        if self.state == self.memory.folder:
-            raise ValueError(f"state and memory.folder are both {str(self.state)!r}; Flower's files need their own")
-        return self
-
 
 def load_site(path: Path) -> SiteSettings:
     """Read a `site.yaml`; every path in the result is absolute.
 
     Raises:
-        ConfigError: no such file, no YAML, or a key or value that is not accepted; it names file, line and key.
+        ConfigError: no such file, no YAML, or a key or value that is not accepted; it names file, line and key. Or two
+            things shall lie in one folder.
     """
     data, tree = read_yaml(path)
     settings = validate(SiteSettings, data, str(path), tree)
@@ -64,6 +57,10 @@ def load_site(path: Path) -> SiteSettings:
     def place(value: Path | str) -> Path:
         return base / Path(value).expanduser()
 
+    if place(settings.state) == place(settings.memory.folder):
+        raise ConfigError(
+            f"{path}: state and memory.folder are both {place(settings.state)}", remedy="Flower's files need their own"
+        )
     key = settings.memory.key
     if key is not None and key.startswith("file:"):
         key = f"file:{place(key.removeprefix('file:'))}"

@@ -6,10 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from dynammo_core.errors import ConfigError, unknown_name
 from dynammo_core.methods import METHODS
@@ -43,6 +43,12 @@ class Config(Section, Generic[M]):
     method: M
     memory: MemorySettings = MemorySettings()
     compute: ComputeSettings = ComputeSettings()
+
+    @model_validator(mode="after")
+    def _registry_of_the_named(self) -> Self:
+        if self.federation.site_names and self.data.classes is None:
+            raise ValueError("federation.site_names needs data.classes: the server itself holds no images to name")
+        return self
 
     def canonical_json(self) -> str:
         """The resolved configuration as JSON with sorted keys: the same content, the same text."""

@@ -7,6 +7,7 @@ import hashlib
 import json
 from functools import cached_property, lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ import torch
 from dynammo_core.config import Config, resolve
 from dynammo_core.data.arrivals import Arrivals, build_arrivals
 from dynammo_core.data.feature_cache import FeatureCache
-from dynammo_core.data.loading import open_dataset
+from dynammo_core.data.loading import open_dataset, open_own
 from dynammo_core.data.samples import Dataset
 from dynammo_core.data.site_partition import SitePartition, partition_sites
 from dynammo_core.data.task_stream import TaskStream, build_task_stream
-from dynammo_core.errors import ConfigError, RunError
+from dynammo_core.devices import find_device
+from dynammo_core.errors import ConfigError, RunError, unknown_name
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
 from dynammo_core.models.backbones import Backbone, build_backbone
@@ -37,13 +39,19 @@ class Experiment:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """All images, by index."""
-        return open_dataset(self.config.data, self.config.seed)
+        """All images, by index; among named sites those of this site."""
+        opened = open_own if self.config.federation.site_names else open_dataset
+        return opened(self.config.data, self.config.seed)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The registry of classes: the configuration's, else the data set's own."""
+        return self.config.data.classes or self.dataset.class_names
 
     @property
     def classes(self) -> int:
-        """Number C of classes of the data set."""
-        return len(self.dataset.class_names)
+        """Number C of classes."""
+        return len(self.class_names)
 
     @cached_property
     def stream(self) -> TaskStream:
@@ -57,8 +65,10 @@ class Experiment:
 
     @cached_property
     def arrivals(self) -> Arrivals:
-        """With which task each class reaches each simulated site."""
+        """With which task each class reaches each site; where sites have names, classes come when they come."""
         config = self.config
+        if config.federation.site_names:
+            return Arrivals(self.stream, MappingProxyType({}))
         return build_arrivals(self.stream, self.dataset.train.labels, self.partition, config.federation, config.seed)
 
     @cached_property
@@ -78,16 +88,7 @@ class Experiment:
         Raises:
             ConfigError: the device asked for is not on this machine.
         """
-        name = self.config.compute.device
-        try:
-            device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(
-                f"compute.device: {name!r} cannot be used here ({str(error).splitlines()[0]})",
-                accepted="auto, cpu, cuda or cuda:N of a GPU that `nvidia-smi` lists",
-            ) from error
-        return device
+        return find_device(self.config.compute.device, "compute.device")
 
     @cached_property
     def _backbone(self) -> Backbone:
@@ -127,13 +128,25 @@ class Experiment:
         Raises:
             DynammoError: of the part that cannot be built.
         """
+        if self.config.federation.site_names is None:
+            self._check_data()
+        names = {step.stage.name for step in self.steps}
+        for stage in self.config.federation.stages or ():
+            if stage not in names:
+                raise ConfigError(
+                    f"federation.stages: {unknown_name('stage', stage, names)}", accepted=", ".join(sorted(names))
+                )
+        _ = self.device
+        self._try_image(self.build_model(0).eval())
+
+    def _check_data(self) -> None:
+        """What a simulation can know before it starts, and a server without images cannot."""
         labels = self.dataset.train.labels
         for task in range(len(self.stream)):
-            names = [self.dataset.class_names[label] for label in self.stream.classes(task)]
+            names = [self.class_names[label] for label in self.stream.classes(task)]
             if not any((labels == label).any() for label in self.stream.classes(task)):
                 raise RunError(f"task {task + 1} (classes {', '.join(names)}) has no images at any site")
-        _ = self.partition, self.device, self.steps
-        self._try_image(self.build_model(0).eval())
+        _ = self.partition
 
     @torch.no_grad()
     def _try_image(self, model: IncrementalModel) -> None:

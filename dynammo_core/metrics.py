@@ -88,6 +88,17 @@ def backward_transfer(confusion: Counts, tasks: Tasks) -> float:
     return _mean(matrix[-1, :-1] - np.diag(matrix)[:-1])
 
 
+def class_recalls(confusion: Counts, tasks: Tasks) -> Percent:
+    """Recall of each class after the last finished task, pooled over sites; nan for a class without test images.
+
+    Returns:
+        float64 [C].
+    """
+    _check(confusion, tasks)
+    correct, total = _per_class(confusion[-1:])
+    return _percent(correct.sum(axis=(0, 1)), total.sum(axis=(0, 1)))
+
+
 def mean_class_recall_after_tasks(confusion: Counts, tasks: Tasks) -> Percent:
     """Mean over the classes seen so far of each class's recall, after each task, pooled over sites.
 

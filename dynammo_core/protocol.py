@@ -37,6 +37,7 @@ class Instruction:
     Attributes:
         experiment: the resolved configuration as canonical JSON.
         code_hash: of the code the server runs; a site with other code refuses.
+        run: unique name of the run; a site keeps one memory for each.
         step: index of the step in the experiment's plan.
         site: index of the site that is asked.
         workspace: folder for the site's private state; used by simulated sites only, a deployed site has its own.
@@ -45,6 +46,7 @@ class Instruction:
 
     experiment: str
     code_hash: str
+    run: str
     step: int
     site: int
     workspace: str

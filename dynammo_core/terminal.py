@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from dynammo_core.errors import DynammoError
+from dynammo_core.config import Scalar
+from dynammo_core.errors import ConfigError, DynammoError
 
 
 def command_line(words: str) -> typer.Typer:
@@ -31,3 +32,18 @@ def readable_errors() -> Iterator[None]:
     except DynammoError as error:
         Console(stderr=True).print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from None
+
+
+def parse_overrides(pairs: list[str]) -> dict[str, Scalar]:
+    """`key.path=value` texts as a mapping.
+
+    Raises:
+        ConfigError: a text without "=".
+    """
+    overrides: dict[str, Scalar] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {pair!r} has no value", accepted="KEY=VALUE, such as federation.sites=10")
+        overrides[key] = value
+    return overrides

@@ -64,7 +64,8 @@ def _explain(
         steps.append(part)
         if part not in _accepted_names(model, steps[:-1]):
             break
-    line = None if ".".join(steps) in overridden else _line(tree, steps)
+    keys = {".".join(steps[:end]) for end in range(1, len(steps) + 1)}
+    line = _line(tree, steps) if keys.isdisjoint(overridden) else None
     place = f"{source}{f' line {line}' if line else ''}, {'.'.join(steps)}"
     if problem["type"] == "extra_forbidden":
         return f"{place}: unknown key{nearest_match(path[-1], names)}; accepted: {', '.join(names)}"
@@ -83,11 +84,11 @@ def _accepted_names(model: type[BaseModel], path: list[str]) -> list[str]:
 
 
 def _line(tree: yaml.Node | None, path: list[str]) -> int | None:
-    """Line, from 1, of the key at `path`; none where an override or a default put it there."""
+    """Line, from 1, of the key at `path`, or of the list it is in; none where an override or a default put it there."""
     line = None
     for part in path:
         if not isinstance(tree, yaml.MappingNode):
-            return None
+            return line
         match = [(key, value) for key, value in tree.value if key.value == part]
         if not match:
             return None

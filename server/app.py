@@ -24,11 +24,21 @@ def main(grid: Grid, context: Context) -> None:
     from server.run import run_and_report
 
     values = context.run_config
+    if announce := str(values.get("announce", "")):
+        from server.announce import ask_all
+
+        ask_all(grid, Path(announce))
+        return
     overrides: dict[str, Scalar] = {key: values[key] for key in leaf_keys() if values.get(key, "") != ""}
     config = load_config(APP_ROOT / str(values["config"]), overrides)
     # A SuperLink runs this in a folder of its own; `.venv/bin/flwr` says where the user's checkout is.
     base = Path(os.environ.get("DYNAMMO_CHECKOUT", Path.cwd()))
     resume = str(values.get("resume", ""))
+    if evaluate := str(values.get("evaluate", "")):
+        from server.evaluate import evaluate_run
+
+        evaluate_run(grid, config, Path(resume), Path(evaluate))
+        return
     with ProgressView() as view:
         directory = run_and_report(
             grid,

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from dynammo_core.errors import CheckpointError
 from dynammo_core.files import write_atomically
+from server.lineage import forbidden_changes
 
 
 @dataclass
@@ -26,6 +29,7 @@ class Progress:
         bytes_down: bytes of tensors that the server has sent.
         seconds: time spent on finished steps.
         confusion: [task][site][C * C] test counts after each finished task.
+        run: unique name of the run, by which sites know its memory; a run keeps it when it goes on.
     """
 
     next_step: int = 0
@@ -33,6 +37,17 @@ class Progress:
     bytes_down: int = 0
     seconds: float = 0.0
     confusion: list[list[list[int]]] = field(default_factory=list)
+    run: str = ""
+
+    def grow(self, sites: int, classes: int) -> None:
+        """Make room for sites and classes that joined: they have no counts in earlier tasks."""
+        for by_site in self.confusion:
+            by_site += [[] for _ in range(sites - len(by_site))]
+            for site, counts in enumerate(by_site):
+                before = math.isqrt(len(counts))
+                rows = np.zeros((classes, classes), dtype=np.int64)
+                rows[:before, :before] = np.array(counts, dtype=np.int64).reshape(before, before)
+                by_site[site] = rows.flatten().tolist()
 
 
 @dataclass(frozen=True)
@@ -92,9 +107,7 @@ class CheckpointStore:
         return progress, _part(tensors, "model/"), _part(tensors, "archive/")
 
     def _check(self, found: Identity) -> None:
-        differences = []
-        if found.config != self._identity.config:
-            differences += _differing_keys(json.loads(found.config), json.loads(self._identity.config))
+        differences = forbidden_changes(found.config, self._identity.config)
         if found.code_hash != self._identity.code_hash:
             differences.append(f"the code (then {found.code_hash[:12]}, now {self._identity.code_hash[:12]})")
         if found.backbone_sha256 != self._identity.backbone_sha256:
@@ -118,15 +131,3 @@ def _digest(notes: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _differing_keys(then: object, now: object, path: str = "") -> list[str]:
-    """`federation.sites (then 5, now 10)` for every leaf that differs."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        keys = sorted({*then, *now})
-        return [
-            line
-            for key in keys
-            for line in _differing_keys(then.get(key), now.get(key), f"{path}.{key}" if path else str(key))
-        ]
-    return [] if then == now else [f"{path} (then {then!r}, now {now!r})"]

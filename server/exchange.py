@@ -11,9 +11,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from dynammo_core.errors import ProtocolError, RunError
+from dynammo_core.errors import ProtocolError
 from dynammo_core.plan import Action
 from dynammo_core.protocol import Instruction, Report
+from dynammo_core.settings import FederationSettings
+from server.roster import POLL_SECONDS, Roster
 
 MESSAGE_TYPES: Mapping[Action, str] = {
     Action.FIT: "train.fit",
@@ -21,7 +23,6 @@ MESSAGE_TYPES: Mapping[Action, str] = {
     Action.REMEMBER: "train.remember",
     Action.EVALUATE: "evaluate",
 }
-POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -42,24 +43,11 @@ class Answers:
 
 
 class Exchange:
-    """Sends instructions to sites. In a simulation any node can play any site, so nodes may be fewer than sites."""
+    """Sends instructions to sites, each to the node that is that site."""
 
-    def __init__(self, grid: Grid, *, deadline: float) -> None:
+    def __init__(self, grid: Grid, federation: FederationSettings) -> None:
         self._grid = grid
-        self._deadline = deadline
-
-    def wait_for_nodes(self, timeout: float = 120.0) -> list[int]:
-        """The nodes that are connected, sorted, as soon as there is one.
-
-        Raises:
-            RunError: none came in time.
-        """
-        limit = time.monotonic() + timeout
-        while not (nodes := sorted(self._grid.get_node_ids())):
-            if time.monotonic() > limit:
-                raise RunError(f"no site connected within {timeout:.0f} s", remedy="Start the sites, then run again")
-            time.sleep(POLL_SECONDS)
-        return nodes
+        self._roster = Roster(grid, federation)
 
     def ask(
         self,
@@ -67,6 +55,9 @@ class Exchange:
         instructions: Sequence[Instruction],
         *,
         group: str,
+        needed: int,
+        deadline: float,
+        on_waiting: Callable[[list[int]], None],
         on_answers: Callable[[int], None],
         check: Callable[[Report], None],
     ) -> Answers:
@@ -76,27 +67,31 @@ class Exchange:
             action: what the sites are to do.
             instructions: one a site.
             group: name of the step, for Flower's own logs.
+            needed: sites without which there is no point in asking.
+            deadline: seconds that the slowest site has.
+            on_waiting: told which sites are not connected and waited for, whenever that changes.
             on_answers: told how many have answered, whenever that changes.
             check: refuses a report by raising ProtocolError; the site then counts as failed.
         """
-        nodes = self.wait_for_nodes()
+        asked = [instruction.site for instruction in instructions]
+        nodes = self._roster.nodes(asked, needed=needed, deadline=deadline, on_waiting=on_waiting)
         weights = _shared_records(instructions)
+        sent = [instruction for instruction in instructions if instruction.site in nodes]
         messages = [
             Message(
                 _encode(instruction, weights[id(instruction.weights)]),
-                nodes[instruction.site % len(nodes)],
+                nodes[instruction.site],
                 MESSAGE_TYPES[action],
-                ttl=self._deadline,
+                ttl=deadline,
                 group_id=group,
             )
-            for instruction in instructions
+            for instruction in sent
         ]
-        asked = [instruction.site for instruction in instructions]
         # Flower returns nothing at all when a message is too large, and no id for one that it could not deliver.
-        pushed = list(self._grid.push_messages(messages)) or [""] * len(messages)
-        sites = {message_id: site for message_id, site in zip(pushed, asked, strict=True) if message_id}
+        pushed = (list(self._grid.push_messages(messages)) if messages else []) or [""] * len(messages)
+        sites = {message_id: one.site for message_id, one in zip(pushed, sent, strict=True) if message_id}
         replies: dict[int, Message] = {}
-        limit = time.monotonic() + self._deadline
+        limit = time.monotonic() + deadline
         while len(replies) < len(sites) and time.monotonic() < limit:
             waiting = [message_id for message_id, site in sites.items() if site not in replies]
             arrived = list(self._grid.pull_messages(waiting))
@@ -106,7 +101,9 @@ class Exchange:
                 on_answers(len(replies))
             elif len(replies) < len(sites):
                 time.sleep(POLL_SECONDS)
-        return _sort(sorted(asked), set(sites.values()), replies, check)
+        answers = _sort(sorted(nodes), set(sites.values()), replies, check)
+        answers.failures.extend(Failure(site, 0, "NotConnected") for site in sorted(set(asked) - set(nodes)))
+        return answers
 
 
 def _sort(
@@ -120,7 +117,7 @@ def _sort(
         elif reply is None:
             answers.failures.append(Failure(site, 0, "NoAnswerBeforeDeadline"))
         elif reply.has_error():
-            answers.failures.append(Failure(site, reply.error.code, _error_class(reply.error.reason)))
+            answers.failures.append(Failure(site, reply.error.code, error_class(reply.error.reason)))
         else:
             try:
                 report = _decode(reply)
@@ -131,7 +128,7 @@ def _sort(
     return answers
 
 
-def _error_class(reason: str | None) -> str:
+def error_class(reason: str | None) -> str:
     """The class of an error that a site reports; any text beside it is dropped, as it may come from the site's disk."""
     word = (reason or "").split("(")[0].split(":")[0].strip()
     return word if word.isidentifier() else "Error"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from statistics import fmean
 from types import TracebackType
@@ -35,6 +35,7 @@ class RunState:
         self.step: Event = {}  # the step in hand, or the last one
         self.finished = 0  # steps
         self.answered = self.asked = 0  # sites, in the step in hand
+        self.waiting: Sequence[int] = ()  # sites that are not connected, while that is the last that was heard
         self.accuracies: dict[int, float | None] = {}  # over all classes so far, by task
         self.abstained = ""  # who last abstained, and from what
         self.failures: list[str] = []
@@ -43,25 +44,48 @@ class RunState:
 
     def update(self, event: Event) -> None:
         """Take note of an event; kinds that say nothing of progress are passed over."""
+        self.waiting = ()
         match event["event"]:
             case "run_started":
                 self.start, self.finished, self.ending = event, event["resumed_at"], ""
             case "step_started":
                 self.step, self.answered, self.asked = event, 0, 0
+            case "waiting":
+                self.waiting = event["sites"]
             case "answers":
                 self.answered, self.asked = event["answered"], event["asked"]
+            case "asking_again":
+                where = _where(self.start["plan"][event["step"]])
+                self.failures += [f"{words} in {where}, asked again" for words in self.failed(event["failures"])]
             case "step_finished":
                 self.finished = event["step"] + 1
                 self._seconds[event["stage"]].append(event["seconds"])
                 if sites := _abstaining(event):
-                    self.abstained = f"{_sites(sites)} from {_where(event)}"
-                self.failures += [f"{_failure(failure)} in {_where(event)}" for failure in event["failures"]]
+                    self.abstained = f"{self.labels(sites)} from {_where(event)}"
+                self.failures += [f"{words} in {_where(event)}" for words in self.failed(event["failures"])]
             case "task_evaluated":
                 self.accuracies[event["task"]] = event["accuracy"]
             case "run_finished":
                 self.ending = str(event["summary"]["status"])
             case "run_failed":
                 self.ending = f"failed: {event['message']}"
+
+    def label(self, site: int) -> str:
+        """What people call a site."""
+        names = self.start.get("site_names", ())
+        return str(names[site]) if site < len(names) else f"site {site}"
+
+    def labels(self, sites: Sequence[int]) -> str:
+        """`hospital-a, hospital-b and 3 more`; sites without names by their numbers."""
+        shown = sites[:MOST_NAMED]
+        words = [self.label(site) for site in shown]
+        if len(shown) > 1 and words == [f"site {site}" for site in shown]:
+            words = ["sites " + str(shown[0]), *map(str, shown[1:])]
+        return ", ".join(words) + (f" and {len(sites) - MOST_NAMED} more" if len(sites) > MOST_NAMED else "")
+
+    def failed(self, failures: Iterable[Event]) -> list[str]:
+        """`hospital-a (TimeoutError, code 5)` for each."""
+        return [f"{self.label(one['site'])} ({one['error']}, code {one['code']})" for one in failures]
 
     def seconds_left(self, now: float) -> float | None:
         """Estimate: the mean of the finished steps of its stage, for each step to come; None before the first step.
@@ -126,11 +150,13 @@ class ProgressView:
 
     def _panel(self) -> RenderableType:
         with self._lock:
-            return _panel(self._state, self._clock())
+            return progress_panel(self._state, self._clock())
 
 
-def _panel(state: RunState, now: float) -> Panel:
+def progress_panel(state: RunState, now: float, ending: str | None = None) -> Panel:
+    """Where a run stands; `now` in unix seconds, `ending` as the log tells it unless somebody knows better."""
     tasks, step = state.start["tasks"], state.step
+    ending = state.ending if ending is None else ending
     total = len(state.start["plan"])
     rows = Table.grid(padding=(0, 2), expand=True)
     rows.add_column(style="dim", no_wrap=True)
@@ -138,18 +164,21 @@ def _panel(state: RunState, now: float) -> Panel:
     if step:
         rows.add_row("Task", Text(f"{step['task'] + 1}/{len(tasks)}  {', '.join(tasks[step['task']])}"))
         rows.add_row("Stage", Text(f"{step['stage']}, round {step['round'] + 1}/{step['rounds']}"))
-    rows.add_row("Sites", _bar(state.answered, state.asked, f"{state.answered}/{state.asked} answered"))
+    if state.waiting and not ending:
+        rows.add_row("Sites", Text(f"waiting for {state.labels(state.waiting)}", style="yellow"))
+    else:
+        rows.add_row("Sites", _bar(state.answered, state.asked, f"{state.answered}/{state.asked} answered"))
     rows.add_row("Steps", _bar(state.finished, total, f"{state.finished}/{total}"))
-    left = state.seconds_left(now)
-    elapsed = f"{_duration(now - state.start['time'])} gone" if state.start["time"] else ""
-    rows.add_row("Time", elapsed + (f", about {_duration(left)} left" if left else ""))
+    left = None if ending else state.seconds_left(now)
+    elapsed = f"{duration(now - state.start['time'])} gone" if state.start["time"] else ""
+    rows.add_row("Time", elapsed + (f", about {duration(left)} left" if left else ""))
     rows.add_row("Accuracy", _accuracies(state.accuracies))
     rows.add_row("Abstained", Text(state.abstained or "-"))
     failed = f"{len(state.failures)}, last: {state.failures[-1]}" if state.failures else "-"
     rows.add_row("Failures", Text(failed, style="red" if state.failures else ""))
-    if state.ending:
-        rows.add_row("Ended", Text(state.ending, style="bold"))
-    border = "red" if state.ending.startswith("failed") else "green" if state.ending else "blue"
+    if ending:
+        rows.add_row("Ended", Text(ending, style="bold"))
+    border = "blue" if not ending else "green" if ending == "completed" else "red"
     words = [str(state.start[key]) for key in ("name", "method") if key in state.start]
     return Panel(rows, title=Text(" - ".join(words), style="bold"), border_style=border)
 
@@ -181,7 +210,7 @@ def final_table(summary: Event) -> Table:
     table.add_row("parameters", f"{deployed:,.2f} million in use, {trainable:,.2f} million trained")
     up, down = (filesize.decimal(summary[key]) for key in ("bytes_up", "bytes_down"))
     table.add_row("sent", f"{up} to the server, {down} to the sites")
-    table.add_row("took", f"{_duration(summary['seconds'])} in {summary['rounds']} rounds")
+    table.add_row("took", f"{duration(summary['seconds'])} in {summary['rounds']} rounds")
     table.add_row("status", Text(str(summary["status"])))
     return table
 
@@ -203,15 +232,19 @@ def _line(event: Event, state: RunState) -> str:
                 filesize.decimal(event["bytes_up"] + event["bytes_down"]),
             ]
             left = state.seconds_left(event["time"])
-            line = ", ".join(parts) + (f", {_duration(left)} left" if left else "")
-            line += f"; abstained: {_sites(abstained)}" if (abstained := _abstaining(event)) else ""
-            return line + ("; failed: " + ", ".join(map(_failure, event["failures"])) if event["failures"] else "")
+            line = ", ".join(parts) + (f", {duration(left)} left" if left else "")
+            line += f"; abstained: {state.labels(abstained)}" if (abstained := _abstaining(event)) else ""
+            return line + (f"; failed: {', '.join(state.failed(event['failures']))}" if event["failures"] else "")
+        case "waiting":
+            return f"waiting for {state.labels(event['sites'])}"
+        case "asking_again":
+            return f"asking again: {', '.join(state.failed(event['failures']))}"
         case "task_evaluated":
             known = [value for value in event["site_accuracies"] if value is not None]
             spread = f" (sites: {min(known):.1f} to {max(known):.1f} %)" if known else ""
-            return f"task {event['task'] + 1}/{len(tasks)} learnt, accuracy {_percent(event['accuracy'])}{spread}"
+            return f"task {event['task'] + 1}/{len(tasks)} learnt, accuracy {percent(event['accuracy'])}{spread}"
         case "run_finished":
-            return f"run {state.ending}, accuracy {_percent(event['summary']['last_accuracy'])} at the end"
+            return f"run {state.ending}, accuracy {percent(event['summary']['last_accuracy'])} at the end"
         case "run_failed":
             return f"run {state.ending}"
     return ""
@@ -229,31 +262,24 @@ def _where(step: Event) -> str:
     return f"task {step['task'] + 1} {step['stage']} {step['round'] + 1}/{step['rounds']}"
 
 
-def _abstaining(step: Event) -> list[Any]:
+def _abstaining(step: Event) -> list[int]:
     return [site["site"] for site in step["sites"] if site["abstained"]]
-
-
-def _failure(failure: Event) -> str:
-    return f"site {failure['site']} ({failure['error']}, code {failure['code']})"
-
-
-def _sites(sites: list[Any]) -> str:
-    more = f" and {len(sites) - MOST_NAMED} more" if len(sites) > MOST_NAMED else ""
-    return ("site " if len(sites) == 1 else "sites ") + ", ".join(map(str, sites[:MOST_NAMED])) + more
 
 
 def _accuracies(by_task: Mapping[int, float | None]) -> str:
     latest = sorted(by_task)[-MOST_NAMED:]
     if not latest:
         return "-"
-    values = ", ".join(_percent(by_task[task]).removesuffix(" %") for task in latest)
+    values = ", ".join(percent(by_task[task]).removesuffix(" %") for task in latest)
     tasks = f"tasks {latest[0] + 1}-{latest[-1] + 1}" if len(latest) > 1 else f"task {latest[0] + 1}"
     return f"{values} % after {tasks}"
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """`83.1 %`, or a hyphen."""
     return "-" if value is None else f"{value:.1f} %"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`0:01:23`."""
     return str(timedelta(seconds=max(round(seconds), 0)))

@@ -12,8 +12,9 @@ from safetensors.torch import save
 from dynammo_core import __version__, metrics
 from dynammo_core.cost import Deployed, multiply_accumulates
 from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.model_files import FACTS, WEIGHTS, deployed_names, tensors_sha256
 from dynammo_core.models.backbones import BACKBONES, weights_sha256
-from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
+from dynammo_core.models.incremental_model import IncrementalModel, matching
 from dynammo_core.plan import Action
 from dynammo_core.protocol import names_up
 from server.checkpoint import Progress
@@ -27,7 +28,7 @@ def write_results(
 ) -> dict[str, object]:
     """Write `accuracy_matrix.csv`, `confusion_matrix.csv` and `summary.json`; returns the summary."""
     confusion, tasks = _confusion(experiment, progress), experiment.stream.tasks
-    names = experiment.dataset.class_names
+    names = experiment.class_names
     directory.write_csv(
         "accuracy_matrix.csv",
         ["site", "after_task", "task", "class", "correct", "total"],
@@ -55,18 +56,18 @@ def summarise(experiment: Experiment, model: IncrementalModel, progress: Progres
         "seed": config.seed,
         "tasks": len(tasks),
         "sites": config.federation.sites,
-        "average_incremental_accuracy": _number(metrics.average_incremental_accuracy(confusion, tasks)),
-        "last_accuracy": _number(metrics.last_accuracy(confusion, tasks)),
-        "forgetting": _number(metrics.forgetting(confusion, tasks)),
-        "backward_transfer": _number(metrics.backward_transfer(confusion, tasks)),
-        "mean_class_recall": _number(metrics.mean_class_recall(confusion, tasks)),
-        "average_mean_class_recall": _number(metrics.average_mean_class_recall(confusion, tasks)),
-        "worst_site_accuracy": _number(metrics.worst_site_accuracy(confusion, tasks)),
-        "accuracy_after_tasks": [_number(value) for value in metrics.accuracy_after_tasks(confusion, tasks)],
+        "average_incremental_accuracy": number(metrics.average_incremental_accuracy(confusion, tasks)),
+        "last_accuracy": number(metrics.last_accuracy(confusion, tasks)),
+        "forgetting": number(metrics.forgetting(confusion, tasks)),
+        "backward_transfer": number(metrics.backward_transfer(confusion, tasks)),
+        "mean_class_recall": number(metrics.mean_class_recall(confusion, tasks)),
+        "average_mean_class_recall": number(metrics.average_mean_class_recall(confusion, tasks)),
+        "worst_site_accuracy": number(metrics.worst_site_accuracy(confusion, tasks)),
+        "accuracy_after_tasks": [number(value) for value in metrics.accuracy_after_tasks(confusion, tasks)],
         "mean_class_recall_after_tasks": [
-            _number(value) for value in metrics.mean_class_recall_after_tasks(confusion, tasks)
+            number(value) for value in metrics.mean_class_recall_after_tasks(confusion, tasks)
         ],
-        "site_accuracies": [_number(value) for value in metrics.site_accuracies(confusion, tasks)],
+        "site_accuracies": [number(value) for value in metrics.site_accuracies(confusion, tasks)],
         "macs_per_image": multiply_accumulates(deployed, config.data.image_size),
         "deployed_parameters": deployed.parameter_count(),
         "trainable_parameters": _trainable_parameters(experiment, model, len(progress.confusion) - 1),
@@ -83,18 +84,13 @@ def summarise(experiment: Experiment, model: IncrementalModel, progress: Progres
 def write_model(directory: RunDirectory, experiment: Experiment, model: IncrementalModel, task: int) -> None:
     """Write `model.safetensors`, whole and ready to predict, and `model.json`, which says what it is."""
     state = model.state_dict()
-    changing = set(travelling_names(model))
-    kept = changing & set(matching(changing, experiment.method.deployed))
-    # The frozen backbone never travels, but what is deployed must stand alone.
-    names = [name for name in state if name not in changing or name in kept]
     # Parts of a model may share a tensor (a backbone of many passes): it is written once, under its first name.
-    first = {state[name].data_ptr(): name for name in reversed(names)}
-    directory.write(
-        "model.safetensors", save({name: state[name].cpu().contiguous() for name in sorted(first.values())})
-    )
-    config, class_names = experiment.config, experiment.dataset.class_names
+    first = {state[name].data_ptr(): name for name in reversed(deployed_names(experiment.method, model))}
+    tensors = {name: state[name].cpu().contiguous() for name in sorted(first.values())}
+    directory.write(WEIGHTS, save(tensors))
+    config, class_names = experiment.config, experiment.class_names
     directory.write_json(
-        "model.json",
+        FACTS,
         {
             "class_names": list(class_names),
             "tasks": [[class_names[label] for label in own] for own in experiment.stream.tasks[: task + 1]],
@@ -110,6 +106,7 @@ def write_model(directory: RunDirectory, experiment: Experiment, model: Incremen
                 "code_hash": code_hash(),
                 "backbone_sha256": weights_sha256(config.backbone),
                 "after_task": task + 1,
+                "tensors_sha256": tensors_sha256(tensors),
             },
         },
     )
@@ -132,6 +129,6 @@ def _confusion(experiment: Experiment, progress: Progress) -> NDArray[np.int64]:
     return np.array(progress.confusion, dtype=np.int64).reshape(len(progress.confusion), sites, classes, classes)
 
 
-def _number(value: float) -> float | None:
+def number(value: float) -> float | None:
     """Rounded for people and for JSON, which has no nan."""
     return None if math.isnan(value) else round(float(value), 4)

@@ -49,7 +49,7 @@ def run_experiment(
             accepted="a directory that an earlier run made, such as runs/NAME-HASH",
         )
     directory = RunDirectory(resume, listeners) if resume else RunDirectory.create(runs, config, listeners)
-    exchange = Exchange(grid, deadline=config.federation.deadline_seconds)
+    exchange = Exchange(grid, config.federation)
     try:
         loop = TaskLoop(experiment, exchange, directory)
         if resume:

@@ -17,7 +17,8 @@ from dynammo_core.errors import CheckpointError
 from dynammo_core.files import write_atomically
 
 EVENTS = "events.jsonl"
-Listener = Callable[[dict[str, Any]], None]
+Event = dict[str, Any]
+Listener = Callable[[Event], None]
 
 
 class RunDirectory:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from dynammo_core.aggregation.class_aware import Update, class_aware_mean
+from dynammo_core.aggregation import AGGREGATORS
+from dynammo_core.aggregation.class_aware import Update
 from dynammo_core.errors import RunError
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.models.backbones import weights_sha256
@@ -34,18 +36,49 @@ class TaskLoop:
         self.checkpoints = CheckpointStore(directory.checkpoints, identity)
         self.model: IncrementalModel = experiment.new_model()
         self.archive: dict[str, Tensor] = {}
-        self.progress = Progress()
+        federation = experiment.config.federation
+        self._aggregate = AGGREGATORS[federation.aggregator](federation.liars, federation.mixing)
+        self.progress = Progress(run=f"{experiment.config.name}-{secrets.token_hex(8)}")
 
     def resume(self) -> None:
-        """Take up the run where its last checkpoint stands.
+        """Take up the run where its last checkpoint stands, with what its configuration may have gained since.
+
+        Raises:
+            CheckpointError: no checkpoint, a corrupt one, or one of another experiment.
+        """
+        self.load()
+        self.directory.write("config.yaml", self.experiment.config.to_yaml())
+
+    def load(self) -> None:
+        """Read the last checkpoint and change nothing.
 
         Raises:
             CheckpointError: no checkpoint, a corrupt one, or one of another experiment.
         """
         self.progress, weights, self.archive = self.checkpoints.load()
+        self.progress.grow(self.experiment.config.federation.sites, self.experiment.classes)
         last_done = self.experiment.steps[self.progress.next_step - 1]
         self.model = self.experiment.build_model(last_done.task)
         self.model.load_state_dict(weights, strict=False)
+
+    def evaluate(self) -> tuple[int, Answers]:
+        """Test the model after the last finished task at every site; returns that task and the answers.
+
+        Raises:
+            RunError: no task is finished, or no site answers.
+        """
+        done = self.experiment.steps[: self.progress.next_step]
+        tests = [step for step in done if step.stage.action is Action.EVALUATE]
+        if not tests or tests[-1] is not done[-1]:
+            raise RunError(
+                f"the run stands in task {done[-1].task + 1}, and its model is half learnt",
+                remedy="Evaluate after a task is finished, or look at the report for the last one",
+            )
+        self.experiment.use_torch()
+        answers = self._ask_once(tests[-1], self._tensors(tests[-1].stage.down), self._taking_part(tests[-1]), 1, 0)
+        if not answers.reports:
+            raise RunError("no site answered", remedy="`dynammo-server sites list` shows who is connected")
+        return tests[-1].task, answers
 
     def run(self) -> dict[str, object]:
         """Do every step that is left; returns the summary.
@@ -78,27 +111,65 @@ class TaskLoop:
         self._count(step, sent, answers, time.monotonic() - started)
 
     def _ask(self, step: Step, sent: Mapping[str, Tensor]) -> Answers:
+        """Ask every site that takes part in the stage, and those that fail again, as often as is set."""
+        federation = self.experiment.config.federation
+        sites = self._taking_part(step)
+        needed = self._needed(step)
+        answers = Answers()
+        for attempt in range(federation.attempts):
+            done = len(answers.reports)
+            left = [site for site in sites if site not in answers.reports]
+            one = self._ask_once(step, sent, left, needed - done, done)
+            answers = Answers(dict(sorted({**answers.reports, **one.reports}.items())), one.failures)
+            if not answers.failures:
+                break
+            if attempt + 1 < federation.attempts:
+                self.directory.log("asking_again", step=step.index, failures=[vars(f) for f in answers.failures])
+        return answers
+
+    def _ask_once(
+        self, step: Step, sent: Mapping[str, Tensor], sites: Sequence[int], needed: int, done: int
+    ) -> Answers:
         config = self.experiment.config
-        text, sites = config.canonical_json(), config.federation.sites
-        workspace = str(self.directory.sites.resolve())
-        instructions = [Instruction(text, code_hash(), step.index, site, workspace, sent) for site in range(sites)]
+        text, workspace, run = config.canonical_json(), str(self.directory.sites.resolve()), self.progress.run
+        instructions = [Instruction(text, code_hash(), run, step.index, site, workspace, sent) for site in sites]
+        _, deadline = config.federation.rules(step.stage.name)
         return self.exchange.ask(
             step.stage.action,
             instructions,
             group=f"task{step.task + 1}/{step.stage.name}/{step.round + 1}",
-            on_answers=lambda answered: self.directory.log("answers", step=step.index, answered=answered, asked=sites),
+            needed=needed,
+            deadline=deadline,
+            on_waiting=lambda waiting: self.directory.log("waiting", step=step.index, sites=waiting),
+            on_answers=lambda answered: self.directory.log(
+                "answers", step=step.index, answered=done + answered, asked=done + len(sites)
+            ),
             check=lambda report: check_report(report, step.stage, self.model, self.experiment.classes),
         )
 
-    def _require_quorum(self, step: Step, answers: Answers) -> None:
-        asked = len(answers.reports) + len(answers.failures)
+    def _taking_part(self, step: Step) -> list[int]:
+        """The sites that a step asks: all, but for those that only evaluate."""
+        federation = self.experiment.config.federation
+        if step.stage.action is Action.EVALUATE:
+            return list(range(federation.sites))
+        names = federation.site_names or ()
+        idle = {names.index(name) for name in federation.evaluate_only}
+        return [site for site in range(federation.sites) if site not in idle]
+
+    def _needed(self, step: Step) -> int:
+        """Sites whose answers make a quorum."""
+        quorum, _ = self.experiment.config.federation.rules(step.stage.name)
         # Rounded first, so that 0.07 * 100 = 7.000000000000001 needs 7 sites and not 8.
-        needed = max(1, math.ceil(round(self.experiment.config.federation.quorum * asked, 6)))
+        return max(1, math.ceil(round(quorum * len(self._taking_part(step)), 6)))
+
+    def _require_quorum(self, step: Step, answers: Answers) -> None:
+        needed = self._needed(step)
         if len(answers.reports) < needed:
-            failed = ", ".join(f"site {f.site} ({f.error}, code {f.code})" for f in answers.failures)
+            label = self.experiment.config.federation.site_label
+            failed = ", ".join(f"{label(f.site)} ({f.error}, code {f.code})" for f in answers.failures)
             raise RunError(
                 f"task {step.task + 1}, stage {step.stage.name}, round {step.round + 1}: {len(answers.reports)} of "
-                f"{asked} sites answered, {needed} are needed; failed: {failed}",
+                f"{len(self._taking_part(step))} sites answered, {needed} are needed; failed: {failed}",
                 remedy="Look at the log of each failed site for the reason, then go on with --resume",
             )
 
@@ -122,7 +193,7 @@ class TaskLoop:
                 "memory.exemplars), or leave the task out",
             )
         model = self.model
-        merged = class_aware_mean(updates, head_rows(model), model.state_dict(), summed_names(model))
+        merged = self._aggregate(updates, head_rows(model), model.state_dict(), summed_names(model))
         model.load_state_dict(merged, strict=False)
 
     def _count(self, step: Step, sent: Mapping[str, Tensor], answers: Answers, seconds: float) -> None:
@@ -172,7 +243,7 @@ class TaskLoop:
 
     def _announce(self) -> None:
         experiment, config = self.experiment, self.experiment.config
-        names = experiment.dataset.class_names
+        names = experiment.class_names
         self.directory.log(
             "run_started",
             name=config.name,
@@ -181,6 +252,8 @@ class TaskLoop:
             config_hash=config.content_hash,
             code_hash=code_hash(),
             sites=config.federation.sites,
+            site_names=[config.federation.site_label(site) for site in range(config.federation.sites)],
+            run=self.progress.run,
             tasks=[[names[label] for label in task] for task in experiment.stream.tasks],
             plan=[step.as_fields() for step in experiment.steps],
             resumed_at=self.progress.next_step,

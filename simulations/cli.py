@@ -14,7 +14,8 @@ from rich.table import Table
 
 from dynammo_core.config import Scalar, load_config
 from dynammo_core.errors import ConfigError, DynammoError, unknown_name
-from dynammo_core.terminal import command_line, readable_errors
+from dynammo_core.terminal import command_line, parse_overrides, readable_errors
+from simulations.deploy_command import deploy
 
 app = command_line("Run, check and measure federated class-incremental experiments.")
 console = Console()
@@ -104,6 +105,34 @@ def compare(
 
 
 @app.command()
+def robustness(
+    config: ConfigFile,
+    liars: Annotated[int, typer.Option(min=1, help="Sites that lie, and that the aggregators have to withstand.")] = 1,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="[bold]sign_flip[/]: updates reversed. [bold]scale[/]: ten times as long. [bold]silence[/]: none. "
+            "Repeatable.",
+            show_default="sign_flip, scale",
+        ),
+    ] = None,
+    aggregator: Annotated[
+        list[str] | None, typer.Option(help="An aggregator beside the mean. Repeatable.", show_default="all")
+    ] = None,
+    set_: Overrides = None,
+    runs: Annotated[Path, typer.Option(help="Folder for run directories and the table.")] = Path("runs/robustness"),
+) -> None:
+    """Let sites lie and see which aggregators withstand it; what has finished is not run again."""
+    with readable_errors():
+        from simulations.robustness_command import measure
+
+        measure(config, parse_overrides(set_ or []), console, liars, attack, aggregator, runs)
+
+
+app.command()(deploy)
+
+
+@app.command()
 def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="YAML files to check.", show_default=False)],
     set_: Overrides = None,
@@ -182,21 +211,6 @@ def report(
         )
         console.print(table(groups, METRICS[metric], folder.name))
         console.print(f"Page: {page}", soft_wrap=True, markup=False, highlight=False)
-
-
-def parse_overrides(pairs: list[str]) -> dict[str, Scalar]:
-    """`key.path=value` texts as a mapping.
-
-    Raises:
-        ConfigError: a text without "=".
-    """
-    overrides: dict[str, Scalar] = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {pair!r} has no value", accepted="KEY=VALUE, such as federation.sites=10")
-        overrides[key] = value
-    return overrides
 
 
 def _checked(file: Path, overrides: dict[str, Scalar]) -> str:

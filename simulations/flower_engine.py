@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -27,6 +25,7 @@ from typing import IO
 import tomli_w
 
 from dynammo_core.errors import RunError
+from server.flower_app import flower_environment, flower_program, staged_app
 
 START_SECONDS = 60.0
 POLL_SECONDS = 0.2
@@ -34,13 +33,8 @@ PORT_ATTEMPTS = 3
 # Unix sockets have paths of at most 107 bytes, of which `_home` adds 17 and Ray 68.
 LONGEST_TEMPORARY_FOLDER = 22
 ENVIRONMENT: Mapping[str, str] = {
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # or each run downloads all dependencies anew
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # or Ray hides the GPUs from sites that reserve none
-    "PYTHONUNBUFFERED": "1",  # or `flwr run` holds its output back
 }
 # Flower's processes outlive each other and whoever started them. This one waits until its input closes, which happens
 # however its parent ends, then kills the process groups that were written there and removes the folder.
@@ -97,7 +91,7 @@ def run_flower(
                 on_output(line)
 
         (home / "run_config.toml").write_text(tomli_w.dumps(dict(run_config)), encoding="utf-8")
-        command = ["flwr", "run", str(_staged(app_dir, home / "app")), "local", "--stream"]
+        command = ["flwr", "run", str(staged_app(app_dir, home / "app")), "local", "--stream"]
         command += ["--federation-config", _resources(nodes), "--run-config", str(home / "run_config.toml")]
         try:
             services = _start_superlink(home, start)
@@ -136,7 +130,7 @@ def _home() -> Iterator[tuple[Path, Start]]:
 
     def start(command: list[str], stdout: IO[str] | int, stderr: int) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [*_program(command[0]), *command[1:]],
+            [*flower_program(command[0]), *command[1:]],
             # Ray's workers look for code here before anywhere else, so it is empty.
             cwd=home / "cwd",
             env=environment,
@@ -159,37 +153,10 @@ def _home() -> Iterator[tuple[Path, Start]]:
             process.wait()
 
 
-def _program(name: str) -> list[str]:
-    """A command of this environment; Flower's own `flwr`, not the one that serves the checkout (`flower_command`)."""
-    if name == "flwr":
-        return [sys.executable, "-m", "flwr.cli.app"]
-    return [str(Path(sys.executable).with_name(name))]
-
-
 def _environment(home: Path) -> dict[str, str]:
-    """The user's environment, without settings of other Flower or Ray installations."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("FLWR_", "RAY_"))}
-    environment.update(ENVIRONMENT)
-    environment["FLWR_HOME"] = environment["RAY_TMPDIR"] = str(home)
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
-    for name in ("NO_PROXY", "no_proxy"):
-        environment[name] = ",".join(filter(None, [environment.get(name), "127.0.0.1,localhost"]))
-    return environment
-
-
-def _staged(app_dir: Path, target: Path) -> Path:
-    """A copy of the files that the app bundles: `flwr run` looks at all it finds, environments and data included."""
-    pyproject = app_dir / "pyproject.toml"
-    try:
-        app = tomllib.loads(pyproject.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
-        files = {pyproject, *(path for pattern in app["fab-include"] for path in app_dir.glob(pattern))}
-        for file in files:
-            copy = target / file.relative_to(app_dir)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
-    except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
-        raise RunError(f"{pyproject} describes no Flower app with a `fab-include`: {error!r}") from error
-    return target
+    """Flower's, and Ray without settings of other installations."""
+    environment = {name: value for name, value in flower_environment(home).items() if not name.startswith("RAY_")}
+    return {**environment, **ENVIRONMENT, "RAY_TMPDIR": str(home)}
 
 
 def _start_superlink(home: Path, start: Start) -> list[subprocess.Popen[str]]:

@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from client.app import app
+from client.site import Site, simulated_site
 from dynammo_core.config import Config, Scalar, resolve
 from dynammo_core.experiment import Experiment, code_hash, experiment_from_json
 from dynammo_core.methods import METHODS
@@ -29,6 +30,7 @@ from simulations.local_grid import LocalGrid
 
 ALL_METHODS = sorted(METHODS)
 SITES = 3
+RUN = "small-0123456789abcdef"
 # Two tasks of two classes, 20 training and 10 test images each; of these three sites one holds nothing of task 1.
 SETTINGS: Mapping[str, Any] = {
     "name": "small",
@@ -135,12 +137,23 @@ def step_of(experiment: Experiment, task: int, stage: str, round_: int = 0) -> S
     return next(s for s in experiment.steps if (s.task, s.stage.name, s.round) == (task, stage, round_))
 
 
+def small_site(experiment: Experiment, index: int, workspace: Path, run: str = RUN) -> Site:
+    """The site that `instruction` speaks to."""
+    return simulated_site(experiment, index, workspace, run)
+
+
+def run_id(run: Path) -> str:
+    """The unique name of a run, as its log tells it."""
+    first = (run / "events.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    return str(json.loads(first)["run"])
+
+
 def instruction(experiment: Experiment, step: Step, site: int, workspace: Path) -> Instruction:
     """What the server would send, with weights that nobody has trained yet."""
     model = experiment.build_model(step.task)
     state = model.state_dict()
     weights = {name: state[name].clone() for name in matching(travelling_names(model), step.stage.down)}
-    return Instruction(experiment.config.canonical_json(), code_hash(), step.index, site, str(workspace), weights)
+    return Instruction(experiment.config.canonical_json(), code_hash(), RUN, step.index, site, str(workspace), weights)
 
 
 def write_hospitals(folder: Path, holdings: Mapping[str, Mapping[str, int]]) -> Path:

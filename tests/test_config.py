@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from small_runs import ALL_METHODS, small_config, small_settings
 
-from dynammo_core.config import Config, leaf_keys, load_config, resolve
+from dynammo_core.config import Config, Scalar, leaf_keys, load_config, resolve
 from dynammo_core.errors import ConfigError
 
 YAML = """\
@@ -244,6 +244,10 @@ def another(value: Any, key: str) -> Any:
         "federation.partition": "iid",
         "federation.arrival": "asynchronous",
         "federation.quorum": 0.5,
+        "federation.aggregator": "median",
+        "federation.site_names": ["a", "b", "c"],
+        "federation.evaluate_only": ["b"],
+        "federation.stages": {"adapt": {"quorum": 0.5}},
         "memory.selection": "random",
         "backbone.sha256": "0" * 64,
         "method.merge": "last",
@@ -275,7 +279,7 @@ LEAVES = [
 @given(st.sampled_from(LEAVES), st.sampled_from(LEAVES))
 def test_any_changed_leaf_changes_the_hash(one: tuple[str, str], other: tuple[str, str]) -> None:
     """Change two leaves: each changes the hash, and in different ways."""
-    hashes = {small_config(one[0]).content_hash, small_config(other[0]).content_hash}
+    hashes = {prepared(one[0], one[1]).content_hash, prepared(other[0], other[1]).content_hash}
     before = len(hashes)
     for method, key in {one, other}:
         hashes.add(changed(method, key).content_hash)
@@ -284,11 +288,22 @@ def test_any_changed_leaf_changes_the_hash(one: tuple[str, str], other: tuple[st
 
 @pytest.mark.parametrize(("method", "key"), LEAVES)
 def test_each_leaf_is_in_the_hash(method: str, key: str) -> None:
-    assert changed(method, key).content_hash != small_config(method).content_hash
+    assert changed(method, key).content_hash != prepared(method, key).content_hash
+
+
+NEEDS: dict[str, dict[str, Scalar]] = {
+    "federation.site_names": {"data.classes": "[a, b, c, d]"},
+    "federation.evaluate_only": {"data.classes": "[a, b, c, d]", "federation.site_names": "[a, b, c]"},
+}
+
+
+def prepared(method: str, key: str) -> Config[Any]:
+    """A configuration in which the leaf alone may change."""
+    return small_config(method, NEEDS.get(key))
 
 
 def changed(method: str, key: str) -> Config[Any]:
-    settings = small_config(method).model_dump(mode="json")
+    settings = prepared(method, key).model_dump(mode="json")
     *sections, leaf = key.split(".")
     place = settings
     for section in sections:
@@ -310,12 +325,15 @@ def test_leaf_keys_are_all_leaves_of_all_methods() -> None:
     assert {"seed", "federation.sites", "method.name", "method.adapt.epochs", "method.train.rounds"} <= everything
 
 
+JOBS = ("runs", "resume", "announce", "evaluate")
+
+
 def test_flower_is_told_of_each_leaf_and_of_nothing_else() -> None:
     """Flower refuses run-config keys that pyproject.toml does not name; an empty value leaves the YAML file's."""
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
     declared = dict(leaves(project["tool"]["flwr"]["app"]["config"]))
-    assert sorted(declared) == sorted([*leaf_keys(), "config", "runs", "resume"])
-    assert {declared[key] for key in (*leaf_keys(), "runs", "resume")} == {""}
+    assert sorted(declared) == sorted([*leaf_keys(), "config", *JOBS])
+    assert {declared[key] for key in (*leaf_keys(), *JOBS)} == {""}
     assert (Path(__file__).parent.parent / declared["config"]).is_file()
 
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.common.serde import message_to_proto
-from small_runs import ALL_METHODS, SITES, Finished, FinishedRun
+from small_runs import ALL_METHODS, SITES, Finished, FinishedRun, small_site
 from torch import Tensor
 
-from client.site import Site
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.transforms import to_input
 from dynammo_core.experiment import Experiment
@@ -30,7 +29,7 @@ def asked(run: FinishedRun, message: Message) -> tuple[int, Step]:
 
 def held(experiment: Experiment, site: int) -> Samples:
     """Every image of a site, of training and test."""
-    own = Site(experiment, site, Path("no memory is read"))
+    own = small_site(experiment, site, Path("no memory is read"))
     everything = tuple(range(experiment.classes))
     return Samples.concatenate([own.train_images(everything), own.test_images(everything)])
 

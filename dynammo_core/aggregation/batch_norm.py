@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-_MEAN, _VARIANCE = ".running_mean", ".running_var"
+MEAN, VARIANCE = ".running_mean", ".running_var"
 
 
 def is_batch_norm_statistic(name: str) -> bool:
     """Whether a tensor of that name is a running mean or variance."""
-    return name.endswith((_MEAN, _VARIANCE))
+    return name.endswith((MEAN, VARIANCE))
 
 
 def pool_batch_norm(updates: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
@@ -30,13 +30,13 @@ def pool_batch_norm(updates: Sequence[Mapping[str, Tensor]], weights: Sequence[f
     share = torch.tensor(weights, dtype=torch.float64) / sum(weights)
     pooled: dict[str, Tensor] = {}
     for name in updates[0]:
-        if not name.endswith(_MEAN):
+        if not name.endswith(MEAN):
             continue
-        stem = name.removesuffix(_MEAN)
+        stem = name.removesuffix(MEAN)
         means = torch.stack([update[name].double() for update in updates])
-        variances = torch.stack([update[stem + _VARIANCE].double() for update in updates])
+        variances = torch.stack([update[stem + VARIANCE].double() for update in updates])
         mean = torch.einsum("k,kc->c", share, means)
         variance = torch.einsum("k,kc->c", share, variances + (means - mean).square())
         pooled[name] = mean.to(updates[0][name].dtype)
-        pooled[stem + _VARIANCE] = variance.to(updates[0][name].dtype)
+        pooled[stem + VARIANCE] = variance.to(updates[0][name].dtype)
     return pooled

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynammo_core.data.datasets import DATASETS
+from dynammo_core.data.datasets import DATASETS, LABELS
 from dynammo_core.data.samples import Dataset, ImageSource, Samples, Split
 from dynammo_core.data.sources import ArraySource, resolve_selection, select
 from dynammo_core.errors import ConfigError, DataError, unknown_name
@@ -58,6 +58,18 @@ def open_dataset(settings: DataSettings, seed: int) -> Dataset:
         train=_subsample(dataset.train, settings.train_per_class, seed, "train"),
         test=_subsample(dataset.test, settings.test_per_class, seed, "test"),
     )
+
+
+def open_own(settings: DataSettings, seed: int) -> Dataset:
+    """As `open_dataset`, for a site: it may lack any class of the registry, and hold others, which are numbered last.
+
+    Without a registry its classes are those that its own labels name.
+    """
+    if settings.dataset in LABELS:
+        known = settings.classes or ()
+        found = LABELS[settings.dataset](settings)
+        settings = settings.model_copy(update={"classes": (*known, *(name for name in found if name not in known))})
+    return open_dataset(settings, seed)
 
 
 def load_samples(split: Split, indices: Sequence[int] | NDArray[np.int64], image_size: int) -> Samples:

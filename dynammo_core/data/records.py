@@ -61,7 +61,7 @@ def assemble(records: Sequence[ImageRecord], class_names: tuple[str, ...], where
         records: the images; they keep their order within each split.
         class_names: the registry.
         where: folder or file of the data, for messages.
-        absent: whether a class may have no image at all (a site need not hold every class of the registry).
+        absent: whether a class may lack images, for training, for testing or both: a site need not hold every class.
 
     Raises:
         DataError: a label not in the registry, an empty class, a missing file, or an image in train and test.
@@ -110,7 +110,7 @@ def seeded_split(labels: NDArray[np.int64], keys: Sequence[str]) -> NDArray[np.b
 def refuse_empty_classes(
     labels: NDArray[np.int64], test: NDArray[np.bool_], class_names: tuple[str, ...], where: str, *, absent: bool
 ) -> None:
-    """Refuse a class without training or without test images; `absent` allows one that has neither.
+    """Refuse a class without training or without test images, unless classes may be `absent`.
 
     Raises:
         DataError: naming the class and its counts.
@@ -118,7 +118,7 @@ def refuse_empty_classes(
     train_counts = np.bincount(labels[~test], minlength=len(class_names)).tolist()
     test_counts = np.bincount(labels[test], minlength=len(class_names)).tolist()
     for name, train_count, test_count in zip(class_names, train_counts, test_counts, strict=True):
-        if (train_count and test_count) or (absent and not train_count and not test_count):
+        if absent or (train_count and test_count):
             continue
         raise DataError(
             f"the class {name!r} has {train_count} training and {test_count} test images in {where}",

@@ -1,17 +1,21 @@
-"""How many exemplars a class may have, how a memory takes in a task, and the class-balanced set made of both."""
+"""How many exemplars a class may have, how a memory takes in a task and drops what is old, and the balanced set."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
 
 import torch
 from torch import Tensor
 
 from dynammo_core.data.samples import Samples
 from dynammo_core.memory.selection import SELECTIONS
-from dynammo_core.memory.store import ReplayMemory
+from dynammo_core.memory.store import ReplayMemory, Taken
 from dynammo_core.seeding import derive_seed
 from dynammo_core.settings import MemorySettings
+
+SIMULATED_DAY = date(2000, 1, 1)
+"""The day on which all simulations take their exemplars in: what they store depends on no clock."""
 
 
 def exemplars_per_class(settings: MemorySettings, *, sites: int, classes: int, image_bytes: int) -> int:
@@ -44,21 +48,32 @@ def remember(
     sites: int,
     features: Callable[[Samples], Tensor],
     seed: int,
+    today: date = SIMULATED_DAY,
+    class_names: tuple[str, ...] = (),
 ) -> ReplayMemory:
     """The memory after `task`: old classes cut to their new share by rank, new classes selected by features.
 
-    A pure function of its arguments, so that doing it twice gives the same memory.
+    A pure function of its arguments, so that doing it twice gives the same memory. `today` is the day that the new
+    exemplars are taken in; `class_names`, of all classes by index, replace those that the memory has, if there are any.
     """
     held = classes_of(memory.samples) + classes_of(new)
     image_bytes = max((part.images[0].numel() for part in (memory.samples, new) if len(part)), default=0)
     share = exemplars_per_class(settings, sites=sites, classes=len(set(held)), image_bytes=image_bytes)
-    parts = [_head(memory.samples.of_class(label), share) for label in classes_of(memory.samples)]
+    parts = [_best(memory, label, share) for label in classes_of(memory.samples)]
     select = SELECTIONS[settings.selection]
     for label in classes_of(new):
         candidates = new.of_class(label)
         generator = torch.Generator().manual_seed(derive_seed(seed, label))
-        parts.append(candidates.subset(select(features(candidates), share, generator)))
-    return ReplayMemory(task, Samples.concatenate(parts))
+        chosen = candidates.subset(select(features(candidates), share, generator))
+        parts.append(ReplayMemory(task, chosen, (Taken(task, today),) * len(chosen)))
+    samples = Samples.concatenate([part.samples for part in parts])
+    taken = tuple(time for part in parts for time in part.taken)
+    return ReplayMemory(task, samples, taken, class_names or memory.class_names)
+
+
+def drop_expired(memory: ReplayMemory, today: date, days: int) -> ReplayMemory:
+    """The memory without the exemplars that were taken in more than `days` days before `today`."""
+    return memory.subset([i for i, time in enumerate(memory.taken) if (today - time.day).days <= days])
 
 
 def balanced_set(memory: Samples, new: Samples, *, settings: MemorySettings, sites: int, seed: int) -> Samples:
@@ -78,5 +93,5 @@ def balanced_set(memory: Samples, new: Samples, *, settings: MemorySettings, sit
     return Samples.concatenate(parts)
 
 
-def _head(samples: Samples, count: int) -> Samples:
-    return samples.subset(range(min(count, len(samples))))
+def _best(memory: ReplayMemory, label: int, count: int) -> ReplayMemory:
+    return memory.subset(torch.nonzero(memory.samples.labels == label).flatten()[:count])

@@ -13,6 +13,7 @@ from torch import Tensor
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.memory.rehearsal import balanced_set
+from dynammo_core.models.heads import Head
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Stage
 from dynammo_core.seeding import derive_seed
@@ -142,10 +143,18 @@ class Method(ABC):
         """Name of the head that answers by default."""
         return CLASSES
 
+    def answering_heads(self, model: IncrementalModel) -> list[Head]:
+        """The heads that answer, which together have a row for each class: by default one."""
+        return [model.head(self.answering_head)]
+
+    def probabilities(self, model: IncrementalModel, features: Tensor) -> list[Tensor]:
+        """What each answering head makes of features Tensor[B, D]: the probabilities Tensor[B, R] of its rows."""
+        return [head(features).softmax(dim=1) for head in self.answering_heads(model)]
+
     def predict(self, model: IncrementalModel, features: Tensor) -> Prediction:
         """Answers from features Tensor[B, D]: by default the most probable row of the answering head."""
-        head = model.head(self.answering_head)
-        probability, row = head(features).softmax(dim=1).max(dim=1)
+        (head,), (probabilities,) = self.answering_heads(model), self.probabilities(model, features)
+        probability, row = probabilities.max(dim=1)
         return Prediction(torch.tensor(head.rows, device=row.device)[row], probability, known=probability)
 
 

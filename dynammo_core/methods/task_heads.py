@@ -81,13 +81,19 @@ class TaskHeadsMethod(Method):
         ]
         return torch.stack(losses).sum()
 
+    def answering_heads(self, model: IncrementalModel) -> list[Head]:
+        return task_heads(model)
+
+    def probabilities(self, model: IncrementalModel, features: Tensor) -> list[Tensor]:
+        heads = task_heads(model)
+        return [head(self.view(features, task, len(heads))).softmax(dim=1) for task, head in enumerate(heads)]
+
     def predict(self, model: IncrementalModel, features: Tensor) -> Prediction:
         """The head with the lowest probability of "others" names the task, its best class is the answer.
 
         One minus that probability says how known the image is: low for diseases that were never learnt.
         """
-        heads = task_heads(model)
-        probabilities = [head(self.view(features, task, len(heads))).softmax(dim=1) for task, head in enumerate(heads)]
+        heads, probabilities = task_heads(model), self.probabilities(model, features)
         others = torch.stack([p[:, h.rows.index(OTHERS)] for p, h in zip(probabilities, heads, strict=True)], dim=1)
         lowest, chosen = others.min(dim=1, keepdim=True)
         answers = [_best_class(p, h) for p, h in zip(probabilities, heads, strict=True)]

@@ -100,7 +100,7 @@ class CosineHead(Head):
         cosines = F.linear(F.normalize(features, dim=1), F.normalize(vectors, dim=1))
         if self.proxies == 1:
             return cosines
-        by_class = cosines.view(len(features), len(self.rows), self.proxies)
+        by_class = torch.unflatten(cosines, 1, (len(self.rows), self.proxies))
         return (by_class.softmax(dim=2) * by_class).sum(dim=2)
 
     def forward(self, features: Tensor) -> Tensor:

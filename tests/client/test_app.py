@@ -10,11 +10,10 @@ from typing import Any, NoReturn
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from small_runs import instruction, small_config, step_of
+from small_runs import instruction, small_config, small_site, step_of
 
 from client.app import UNEXPECTED, app
 from client.local_steps import answer
-from client.site import Site
 from dynammo_core.errors import CheckpointError, ConfigError, DataError, MemoryStoreError, ProtocolError
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action
@@ -54,7 +53,7 @@ def adapting(workspace: Path, **changed: Any) -> RecordDict:
 def test_the_reply_carries_the_report_and_nothing_else(tmp_path: Path, name: str) -> None:
     step = step_of(EXPERIMENT, 0, name)
     sent = instruction(EXPERIMENT, step, 0, tmp_path / "one")
-    report = answer(sent, EXPERIMENT, Site(EXPERIMENT, 0, tmp_path / "two"))
+    report = answer(sent, small_site(EXPERIMENT, 0, tmp_path / "two"))
     reply = call(records(sent), MESSAGE_TYPES[step.stage.action])
     content = reply.content
     assert set(content) == {"weights", "numbers", "report"}

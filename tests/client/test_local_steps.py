@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import SITES, hospital_config, instruction, small_config, step_of, write_hospitals
+from small_runs import SITES, hospital_config, instruction, small_config, small_site, step_of, write_hospitals
 from torch import Tensor
 
 from client.local_steps import answer
-from client.site import Site
 from dynammo_core.errors import MemoryStoreError, ProtocolError
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action, Step
@@ -23,11 +22,11 @@ EMPTY_SITE = 1
 
 
 def ask(experiment: Experiment, step: Step, site: int, workspace: Path) -> Report:
-    return answer(instruction(experiment, step, site, workspace), experiment, Site(experiment, site, workspace))
+    return answer(instruction(experiment, step, site, workspace), small_site(experiment, site, workspace))
 
 
 def ask_changed(sent: Instruction, weights: dict[str, Tensor], workspace: Path) -> Report:
-    return answer(replace(sent, weights=weights), EXPERIMENT, Site(EXPERIMENT, sent.site, workspace))
+    return answer(replace(sent, weights=weights), small_site(EXPERIMENT, sent.site, workspace))
 
 
 def memory_file(workspace: Path, site: int) -> Path:
@@ -83,7 +82,7 @@ def test_training_trains(tmp_path: Path) -> None:
     report = ask(EXPERIMENT, step, 0, tmp_path)
     changed = {name for name, tensor in report.weights.items() if not torch.equal(tensor, sent.weights[name])}
     assert changed == set(report.weights) == set(sent.weights)
-    assert report.class_counts == Site(EXPERIMENT, 0, tmp_path).train_images((0, 1)).class_counts(10)
+    assert report.class_counts == small_site(EXPERIMENT, 0, tmp_path).train_images((0, 1)).class_counts(10)
 
 
 # --- memory
@@ -98,7 +97,7 @@ def test_remembering_twice_is_remembering_once(tmp_path: Path) -> None:
     assert same(first, second)
     assert first.numbers["memory_bytes"] == len(content)
     assert sum(first.class_counts) == 7  # 24 exemplars / 3 sites / 2 classes = 4 a class, and it has 3 of one
-    held = Site(EXPERIMENT, 0, tmp_path).memory.load()
+    held = small_site(EXPERIMENT, 0, tmp_path).memory.load()
     assert (held.task, held.samples.class_counts(10)) == (0, first.class_counts)
 
 
@@ -113,19 +112,18 @@ def test_a_memory_that_is_ahead_is_refused_and_left_alone(tmp_path: Path) -> Non
 def test_a_site_that_missed_a_task_goes_on_with_the_next(tmp_path: Path) -> None:
     """It was not reached when the first task was remembered: it has exemplars of the second alone."""
     report = ask(EXPERIMENT, step_of(EXPERIMENT, 1, "remember"), 0, tmp_path)
-    held = Site(EXPERIMENT, 0, tmp_path).memory.load()
+    held = small_site(EXPERIMENT, 0, tmp_path).memory.load()
     assert held.task == 1
     assert held.samples.class_counts(10) == report.class_counts
     assert report.class_counts[:2] == [0, 0]
     assert sum(report.class_counts[2:4]) > 0
 
 
-def test_the_memory_of_another_experiment_or_site_is_refused(tmp_path: Path) -> None:
+def test_the_memory_of_another_run_or_site_is_refused(tmp_path: Path) -> None:
     step = step_of(EXPERIMENT, 0, "remember")
     ask(EXPERIMENT, step, 0, tmp_path)
-    other = Experiment(small_config(overrides={"seed": 2}))
     with pytest.raises(MemoryStoreError, match="belongs to"):
-        ask(other, step_of(other, 0, "adapt"), 0, tmp_path)
+        answer(instruction(EXPERIMENT, step, 0, tmp_path), small_site(EXPERIMENT, 0, tmp_path, run="another-run"))
     memory_file(tmp_path, 2).parent.mkdir()
     memory_file(tmp_path, 0).rename(memory_file(tmp_path, 2))
     with pytest.raises(MemoryStoreError, match="belongs to"):
@@ -210,4 +208,4 @@ def test_an_instruction_with_a_tensor_of_another_shape_is_refused(tmp_path: Path
 def test_a_step_outside_the_plan_is_refused(tmp_path: Path, index: int) -> None:
     sent = replace(instruction(EXPERIMENT, EXPERIMENT.steps[0], 0, tmp_path), step=index)
     with pytest.raises(ProtocolError, match=f"step {index} is not in a plan of {len(EXPERIMENT.steps)} steps"):
-        answer(sent, EXPERIMENT, Site(EXPERIMENT, 0, tmp_path))
+        answer(sent, small_site(EXPERIMENT, 0, tmp_path))

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import instruction, run_small, small_config
+from small_runs import instruction, run_id, run_small, small_config, small_site
 
 from client.local_steps import answer
-from client.site import Site
 from dynammo_core.config import Config
 from dynammo_core.experiment import Experiment
 from dynammo_core.protocol import Report
@@ -37,7 +36,7 @@ def answers(method: str, workspace: Path) -> dict[tuple[int, str, int], Report]:
     experiment = Experiment(late_config(method))
     return {
         (step.task, step.stage.name, index): answer(
-            instruction(experiment, step, index, workspace), experiment, Site(experiment, index, workspace)
+            instruction(experiment, step, index, workspace), small_site(experiment, index, workspace)
         )
         for step in experiment.steps
         if step.round == 0
@@ -64,7 +63,7 @@ def test_a_late_class_is_trained_whole_when_it_comes_and_rehearsed_from_then_on(
     for (task, stage, index), report in reports.items():
         if stage in ("train", "remember"):
             assert held(report) == SEEN[index][task], (task, stage, index)
-    own = Site(experiment, 1, tmp_path).train_images((0,))
+    own = small_site(experiment, 1, tmp_path).train_images((0,))
     assert reports[1, "train", 1].class_counts[0] == len(own) > 2
     # 24 exemplars / 3 sites / 2 classes held = 4, then / 4 classes held = 2
     assert reports[1, "remember", 1].class_counts[:2] == [min(4, len(own)), 4]
@@ -107,7 +106,7 @@ def test_an_asynchronous_run_goes_through(tmp_path: Path, method: str) -> None:
     assert (summary["status"], summary["tasks"]) == ("completed", 3)
     assert summary["last_accuracy"] > 25  # of four classes, by chance
     for index in range(3):
-        site = Site(Experiment(config), index, run / "sites")
+        site = small_site(Experiment(config), index, run / "sites", run=run_id(run))
         memory = site.memory.load()
         assert memory.task == 2
         assert memory.samples.class_counts(4) == [min(2, len(site.train_images((label,)))) for label in range(4)]

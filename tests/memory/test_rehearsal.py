@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from datetime import date
 
 import pytest
 import torch
@@ -10,9 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dynammo_core.data.samples import Samples
-from dynammo_core.memory.rehearsal import balanced_set, classes_of, exemplars_per_class, remember
+from dynammo_core.memory.rehearsal import (
+    SIMULATED_DAY,
+    balanced_set,
+    classes_of,
+    drop_expired,
+    exemplars_per_class,
+    remember,
+)
 from dynammo_core.memory.selection import SELECTIONS
-from dynammo_core.memory.store import ReplayMemory
+from dynammo_core.memory.store import ReplayMemory, Taken
 from dynammo_core.seeding import derive_seed, seeded_generator
 from dynammo_core.settings import MemorySettings
 
@@ -38,8 +46,12 @@ def settings(exemplars: int, **others: object) -> MemorySettings:
     return MemorySettings(exemplars=exemplars, **others)  # type: ignore[arg-type]
 
 
-def taken_in(memory: ReplayMemory, new: Samples, share_of: MemorySettings, *, sites: int = 1) -> ReplayMemory:
-    return remember(memory, new, task=memory.task + 1, settings=share_of, sites=sites, features=pixels, seed=9)
+def taken_in(
+    memory: ReplayMemory, new: Samples, share_of: MemorySettings, *, sites: int = 1, today: date = SIMULATED_DAY
+) -> ReplayMemory:
+    return remember(
+        memory, new, task=memory.task + 1, settings=share_of, sites=sites, features=pixels, seed=9, today=today
+    )
 
 
 def same(a: Samples, b: Samples) -> bool:
@@ -120,6 +132,54 @@ def test_remembering_is_pure(selection: str) -> None:
     assert same(twice[0].samples, twice[1].samples)
     assert same(first.samples, untouched[0])
     assert same(new, untouched[1])
+
+
+MONDAY, FRIDAY = date(2026, 3, 2), date(2026, 3, 6)
+
+
+def two_days() -> ReplayMemory:
+    """Two classes on Monday, one on Friday; 12 exemplars: 6 for each of 2 classes, then 4 of 3."""
+    first = taken_in(BEFORE, images_of({0: 9, 1: 9}), settings(12), today=MONDAY)
+    assert first.taken == (Taken(0, MONDAY),) * 12
+    return taken_in(first, images_of({2: 9}, seed=1), settings(12), today=FRIDAY)
+
+
+def test_each_exemplar_keeps_the_task_and_the_day_that_it_was_taken_in() -> None:
+    memory = two_days()
+    assert memory.taken == (Taken(0, MONDAY),) * 8 + (Taken(1, FRIDAY),) * 4
+    assert memory.samples.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+@pytest.mark.parametrize(
+    ("today", "days", "left"),
+    [
+        (date(2026, 3, 6), 4, [0, 1, 2]),  # Monday was 4 days ago: not more
+        (date(2026, 3, 7), 4, [2]),
+        (date(2026, 3, 10), 4, [2]),
+        (date(2026, 3, 11), 4, []),
+        (date(2026, 3, 1), 1, [0, 1, 2]),  # a clock that was set back makes nothing older
+    ],
+)
+def test_exemplars_expire_by_the_day(today: date, days: int, left: list[int]) -> None:
+    memory = two_days()
+    kept = drop_expired(memory, today, days)
+    assert classes_of(kept.samples) == left
+    assert kept.task == memory.task == 1
+    for label in left:
+        assert same(kept.samples.of_class(label), memory.samples.of_class(label))
+    assert kept.taken == tuple(time for time in memory.taken if (time == Taken(1, FRIDAY)) or 0 in left) * bool(left)
+
+
+def test_a_memory_keeps_its_class_names_until_it_gets_others() -> None:
+    shares = settings(12)
+
+    def named(memory: ReplayMemory, task: int, *names: str) -> ReplayMemory:
+        new = images_of({task: 9}, seed=task)
+        return remember(memory, new, task=task, settings=shares, sites=1, features=pixels, seed=9, class_names=names)
+
+    first = named(BEFORE, 0, "melanoma", "naevus")
+    assert first.class_names == named(first, 1).class_names == ("melanoma", "naevus")
+    assert named(first, 1, "melanoma", "naevus", "wart").class_names == ("melanoma", "naevus", "wart")
 
 
 def test_a_site_without_the_tasks_classes_keeps_its_memory() -> None:

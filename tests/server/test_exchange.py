@@ -13,15 +13,17 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp.grid.grid import NodeInfo
 from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import SITES, instruction, small_config, step_of
 
 from client.app import app
-from dynammo_core.errors import ProtocolError, RunError
+from dynammo_core.errors import ProtocolError
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action
 from dynammo_core.protocol import Report, check_report
+from dynammo_core.settings import FederationSettings
 from server.exchange import Answers, Exchange, Failure
 from simulations.local_grid import LocalGrid
 
@@ -73,11 +75,26 @@ def check(report: Report) -> None:
     check_report(report, STEP.stage, MODEL, EXPERIMENT.classes)
 
 
-def ask(grid: LocalGrid, workspace: Path, *, deadline: float = 60, heard: list[int] | None = None) -> Answers:
-    return Exchange(grid, deadline=deadline).ask(
+OPTIONS: dict[str, Any] = {"group": "", "needed": 1, "deadline": 60.0, "on_waiting": lambda _: None}
+NAMED = FederationSettings(site_names=("a", "b", "c"), patience_seconds=0.2)
+
+
+def ask(
+    grid: LocalGrid,
+    workspace: Path,
+    *,
+    deadline: float = 60,
+    heard: list[int] | None = None,
+    waited: list[list[int]] | None = None,
+    federation: FederationSettings = EXPERIMENT.config.federation,
+) -> Answers:
+    return Exchange(grid, federation).ask(
         Action.FIT,
         [instruction(EXPERIMENT, STEP, site, workspace) for site in range(SITES)],
         group="task1/adapt/1",
+        needed=1,
+        deadline=deadline,
+        on_waiting=(waited if waited is not None else []).append,
         on_answers=(heard if heard is not None else []).append,
         check=check,
     )
@@ -248,10 +265,10 @@ def test_garbage_is_a_failure_of_its_site(plain: Answers, tmp_path: Path, kind: 
 def test_any_bytes_are_a_failure_of_their_site(data: bytes, with_header: bool) -> None:
     """Without the other two sites, for speed; half of the time with the header that makes numpy read on."""
     garbage = content(raw(npy(np.zeros(3))[:10] + data if with_header else data))
-    answers = Exchange(grid_of(lambda message, _: Message(garbage, reply_to=message)), deadline=60).ask(
+    answers = Exchange(grid_of(lambda message, _: Message(garbage, reply_to=message)), FederationSettings()).ask(
         Action.FIT,
         [replace(SENT, weights={})],
-        group="",
+        **OPTIONS,
         on_answers=lambda _: None,
         check=check,
     )
@@ -262,15 +279,17 @@ def test_any_bytes_are_a_failure_of_their_site(data: bytes, with_header: bool) -
 # --- nodes
 
 
-def test_it_waits_for_the_first_node_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    grid = grid_of(app, 2)
-    nodes = grid.get_node_ids()
-    calls: list[list[int]] = [[], [], nodes[::-1]]
-    monkeypatch.setattr(grid, "get_node_ids", lambda: calls.pop(0))
-    assert Exchange(grid, deadline=1).wait_for_nodes(timeout=5) == sorted(nodes)
-    monkeypatch.setattr(grid, "get_node_ids", list)
-    with pytest.raises(RunError, match=r"no site connected within 0 s\. Start the sites"):
-        Exchange(grid, deadline=1).wait_for_nodes(timeout=0.2)
+def test_a_site_that_is_not_connected_is_a_failure_and_the_others_go_on(plain: Answers, tmp_path: Path) -> None:
+    """Named sites, of which one is away: only those that are there are asked."""
+    grid = grid_of(app)
+    node, other, _ = grid.get_node_ids()
+    online = [NodeInfo(node_id=node, name="a"), NodeInfo(node_id=other, name="b")]
+    grid.get_nodes = lambda: online  # type: ignore[method-assign]
+    waited: list[list[int]] = []
+    answers = ask(grid, tmp_path, federation=NAMED, waited=waited)
+    assert answers.failures == [Failure(2, 0, "NotConnected")]
+    assert waited == [[2]]
+    assert list(answers.reports) == [0, 1]
 
 
 def test_weights_that_all_sites_share_are_serialised_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,6 +303,7 @@ def test_weights_that_all_sites_share_are_serialised_once(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.Tensor, "numpy", counted)
     silent = grid_of(lambda message, _: Message(Error(100, "DynammoError"), reply_to=message))
     same = [replace(SENT, site=site) for site in range(50)]
-    answers = Exchange(silent, deadline=60).ask(Action.FIT, same, group="", on_answers=lambda _: None, check=check)
+    exchange = Exchange(silent, FederationSettings())
+    answers = exchange.ask(Action.FIT, same, **OPTIONS, on_answers=lambda _: None, check=check)
     assert len(answers.failures) == 50
     assert len(serialised) == len(SENT.weights)

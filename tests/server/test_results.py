@@ -19,6 +19,7 @@ from dynammo_core import __version__
 from dynammo_core.data.loading import load_samples
 from dynammo_core.data.transforms import to_input
 from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.model_files import tensors_sha256
 from dynammo_core.models.backbones import Backbone
 from dynammo_core.models.incremental_model import matching
 from server.checkpoint import Progress
@@ -178,6 +179,7 @@ def test_the_model_says_what_it_is(finished: Finished, method: str) -> None:
         "code_hash": code_hash(),
         "backbone_sha256": "random",
         "after_task": 2,
+        "tensors_sha256": tensors_sha256(load_file(run.path / "model.safetensors")),
     }
     task_heads, seen = {"task0": [0, 1, -1], "task1": [2, 3, -1]}, [0, 1, 2, 3]
     others: dict[str, dict[str, list[int]]] = {"dynammo": task_heads, "acl": task_heads}

@@ -8,8 +8,8 @@ from dynammo_core.data.datasets.cifar100 import load_cifar100
 from dynammo_core.data.datasets.digits import load_digits
 from dynammo_core.data.datasets.fashion_mnist import load_fashion_mnist
 from dynammo_core.data.datasets.fed_isic2019 import load_fed_isic2019
-from dynammo_core.data.datasets.image_folder import load_image_folder
-from dynammo_core.data.datasets.manifest import load_manifest
+from dynammo_core.data.datasets.image_folder import image_folder_labels, load_image_folder
+from dynammo_core.data.datasets.manifest import load_manifest, manifest_labels
 from dynammo_core.data.datasets.medical_mnist import load_medical_mnist
 from dynammo_core.data.datasets.medmnist import load_medmnist
 from dynammo_core.data.datasets.path16 import load_path16
@@ -29,3 +29,9 @@ DATASETS: Mapping[str, Callable[[DataSettings], Dataset]] = {
     "path16": load_path16,
     "skin8": load_skin8,
 }
+
+LABELS: Mapping[str, Callable[[DataSettings], tuple[str, ...]]] = {
+    "image_folder": image_folder_labels,
+    "manifest": manifest_labels,
+}
+"""The labels found, sorted, in data sets whose classes are not fixed."""

@@ -24,6 +24,16 @@ def load_image_folder(settings: DataSettings) -> Dataset:
     return load_class_folders(settings, settings.classes, LAYOUT, absent=settings.classes is not None)
 
 
+def image_folder_labels(settings: DataSettings) -> tuple[str, ...]:
+    """The names of the class folders, sorted.
+
+    Raises:
+        DataError: as `load_image_folder`.
+    """
+    folders = class_folders(require_folder(settings, LAYOUT), LAYOUT)
+    return tuple(sorted({folder.name for _, folder in folders}))
+
+
 def load_class_folders(
     settings: DataSettings, class_names: tuple[str, ...] | None, layout: str, *, absent: bool
 ) -> Dataset:

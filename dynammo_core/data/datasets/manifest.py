@@ -32,8 +32,27 @@ def load_manifest(settings: DataSettings) -> Dataset:
         DataError: no manifest, unknown or missing columns, a row with a wrong or repeated value, or what `assemble`
             refuses; the message names the row.
     """
-    file = data_root(settings)
-    file = file / FILE_NAME if file.is_dir() else file
+    file = _file(settings)
+    records = _records(settings, file)
+    names = settings.classes or tuple(sorted({record.label for record in records}))
+    return assemble(records, names, str(file), absent=settings.classes is not None)
+
+
+def manifest_labels(settings: DataSettings) -> tuple[str, ...]:
+    """The labels that the manifest names, sorted.
+
+    Raises:
+        DataError: as `load_manifest`.
+    """
+    return tuple(sorted({record.label for record in _records(settings, _file(settings))}))
+
+
+def _file(settings: DataSettings) -> Path:
+    root = data_root(settings)
+    return root / FILE_NAME if root.is_dir() else root
+
+
+def _records(settings: DataSettings, file: Path) -> list[ImageRecord]:
     if not file.is_file() or file.suffix.lower() in ARCHIVES:
         raise missing(settings, file, "a manifest", f"a CSV file, or a folder with {FILE_NAME}, with {COLUMNS}")
     rows = _rows(file)
@@ -51,8 +70,7 @@ def load_manifest(settings: DataSettings) -> Dataset:
                 remedy="Keep one of the two rows",
             )
         records.append(record)
-    names = settings.classes or tuple(sorted({record.label for record in records}))
-    return assemble(records, names, str(file), absent=settings.classes is not None)
+    return records
 
 
 def _rows(file: Path) -> list[Row]:

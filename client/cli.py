@@ -1,0 +1,19 @@
+"""`dynammo-site`: the command line of a site's engineer."""
+
+from __future__ import annotations
+
+from client.doctor import doctor
+from client.init_command import init
+from client.memory_command import memory
+from client.predict_command import predict
+from client.start_command import start
+from dynammo_core.terminal import command_line
+
+app = command_line(
+    "Run a hospital's site of a federation: set it up, check it, start it, look into its memory, predict."
+)
+app.command()(init)
+app.command()(doctor)
+app.command()(start)
+app.add_typer(memory, name="memory")
+app.command()(predict)

@@ -1,0 +1,190 @@
+"""`dynammo-site predict`: a deployed model's answers about a hospital's own images, on this machine alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from dynammo_core.errors import DataError
+from dynammo_core.files import write_atomically
+from dynammo_core.terminal import readable_errors
+
+if TYPE_CHECKING:
+    from dynammo_core.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the model says about one image file, or why it can say nothing.
+
+    Attributes:
+        file: the image.
+        ranked: the answer, then the other classes by falling probability: names and probabilities. Where the heads of
+            several tasks contradict each other, the answer need not be the most probable one.
+        open_set_score: near 1 for a class that was learnt, near 0 for an image like nothing learnt.
+        error: why the file cannot be read; empty where there is an answer.
+    """
+
+    file: Path
+    ranked: tuple[tuple[str, float], ...] = ()
+    open_set_score: float = 0.0
+    error: str = ""
+
+
+def predict(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="A run directory, its model.safetensors, or an exported one.", show_default=False
+        ),
+    ],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE...", help="Image files, and folders to search for them.", show_default=False),
+    ],
+    top: Annotated[int, typer.Option(min=1, metavar="K", help="Classes to name for each image.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images at a time.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write the answers to a file too.", show_default=False)
+    ] = None,
+) -> None:
+    """Class, probability and open-set score of images; exit code 1 when one of them cannot be read.
+
+    The open-set score is near 1 for a disease that the model has learnt, and near 0 for an image like nothing it has
+    learnt: the class is then no answer. Probabilities are not calibrated.
+    """
+    with readable_errors():
+        from dynammo_core.predictor import Predictor
+
+        predictor = Predictor.load(model, device)
+        files = find_images(images)
+        batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+        errors = Console(stderr=True)
+        shown = track(batches, "Asking the model", console=errors, transient=True, disable=not errors.is_terminal)
+        findings = [finding for batch in shown for finding in ask(predictor, batch)]
+        if csv_file is not None:
+            write_atomically(csv_file, as_csv(findings, top).encode(errors="surrogateescape"))
+        if as_json:
+            typer.echo(json.dumps(as_plain_data(predictor, findings, top), indent=2))
+        else:
+            Console().print(as_table(findings, top))
+        unreadable = [finding for finding in findings if finding.error]
+        for finding in unreadable:
+            text = f"[bold red]unreadable[/] {escape(_printable(finding.error))}"
+            errors.print(text, soft_wrap=True, highlight=False)
+        if unreadable:
+            raise typer.Exit(1)
+
+
+def find_images(places: Sequence[Path]) -> list[Path]:
+    """The files among `places`, and the image files in the folders among them, each once, in that order.
+
+    Raises:
+        DataError: a folder holds no image.
+    """
+    from dynammo_core.data.datasets.image_folder import EXTENSIONS, image_files
+
+    found: dict[Path, None] = {}
+    for place in places:
+        files = image_files(place) if place.is_dir() else [place]
+        if not files:
+            raise DataError(f"the folder {place} holds no images", accepted=f"files named {', '.join(EXTENSIONS)}")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def ask(predictor: Predictor, files: Sequence[Path]) -> list[Finding]:
+    """What the model says about each of some files, in their order; those that can be read are one batch."""
+    import torch
+
+    pixels: dict[Path, torch.Tensor] = {}
+    findings: dict[Path, Finding] = {}
+    for file in files:
+        try:
+            pixels[file] = predictor.read([file])
+        except DataError as error:
+            findings[file] = Finding(file, error=str(error))
+    if pixels:
+        answers = predictor.predict(torch.cat(list(pixels.values())), batch_size=len(pixels))
+        rows = (answers.labels.tolist(), answers.probabilities.tolist(), answers.open_set_scores.tolist())
+        for file, label, probabilities, score in zip(pixels, *rows, strict=True):
+            order = sorted(range(len(probabilities)), key=lambda index: (index != label, -probabilities[index]))
+            findings[file] = Finding(file, tuple((predictor.classes[i], probabilities[i]) for i in order), score)
+    return [findings[file] for file in files]
+
+
+def as_plain_data(predictor: Predictor, findings: Sequence[Finding], top: int) -> dict[str, Any]:
+    """The findings and the model that made them, for JSON."""
+    facts = predictor.facts
+    return {
+        "model": {
+            "method": facts.method["name"],
+            "classes": list(predictor.classes),
+            "lineage": facts.lineage.model_dump(),
+        },
+        "images": [
+            {
+                "file": str(finding.file),
+                "class": finding.ranked[0][0],
+                "probability": finding.ranked[0][1],
+                "open_set_score": finding.open_set_score,
+                "top": [{"class": name, "probability": value} for name, value in finding.ranked[:top]],
+            }
+            for finding in findings
+            if not finding.error
+        ],
+        "unreadable": [{"file": str(finding.file), "error": finding.error} for finding in findings if finding.error],
+    }
+
+
+def as_csv(findings: Sequence[Finding], top: int) -> str:
+    """A row for every file, in their order; one that cannot be read has an error and nothing else."""
+    shown = min(top, max((len(finding.ranked) for finding in findings), default=1)) or 1
+    more = [f"{column}_{place}" for place in range(2, shown + 1) for column in ("class", "probability")]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["file", "class", "probability", "open_set_score", *more, "error"])
+    for finding in findings:
+        if finding.error:
+            writer.writerow([finding.file, *[""] * (3 + len(more)), finding.error])
+            continue
+        (name, probability), *others = finding.ranked[:shown]
+        cells = [cell for pair in others for cell in pair]
+        writer.writerow([finding.file, name, probability, finding.open_set_score, *cells, ""])
+    return buffer.getvalue()
+
+
+def as_table(findings: Sequence[Finding], top: int) -> Table:
+    """The answers for people; files that cannot be read are left out, since they are named elsewhere."""
+    table = Table()
+    table.add_column("file", overflow="fold")
+    table.add_column("class", overflow="fold")
+    table.add_column("probability", justify="right")
+    table.add_column("open-set score", justify="right")
+    if top > 1:
+        table.add_column("then", overflow="fold")
+    for finding in findings:
+        if not finding.error:
+            (name, probability), *others = finding.ranked[:top]
+            then = [", ".join(f"{other} {value:.3f}" for other, value in others)] if top > 1 else []
+            cells = [str(finding.file), name, f"{probability:.3f}", f"{finding.open_set_score:.3f}", *then]
+            table.add_row(*(escape(_printable(cell)) for cell in cells))
+    return table
+
+
+def _printable(text: str) -> str:
+    """Without the bytes of a file name that are no text."""
+    return text.encode(errors="replace").decode()

@@ -1,0 +1,60 @@
+"""Child processes that end with whoever started them, grandchildren included, however it ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+# Some programs outlive whoever started them. This one waits until its input closes, which happens however its parent
+# ends, then kills the process group that was written there.
+WATCHDOG = """
+import os, signal, sys
+for group in sys.stdin.read().split():
+    try:
+        os.killpg(int(group), signal.SIGKILL)
+    except OSError:
+        pass
+"""
+
+
+@contextmanager
+def process_group(
+    command: list[str], *, cwd: Path, environment: Mapping[str, str], output: IO[str] | int = subprocess.PIPE
+) -> Iterator[subprocess.Popen[str]]:
+    """A process in a group of its own, and the end of that whole group, even if this process is killed meanwhile.
+
+    Args:
+        command: the program and its arguments.
+        cwd: its working directory.
+        environment: its environment.
+        output: receives what it prints, errors included; by default a pipe to be read.
+    """
+    watchdog = subprocess.Popen(
+        [sys.executable, "-I", "-c", WATCHDOG], stdin=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert watchdog.stdin is not None
+    child = None
+    try:
+        child = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+            umask=0o077,
+        )
+        print(child.pid, file=watchdog.stdin, flush=True)
+        yield child
+    finally:
+        watchdog.stdin.close()
+        watchdog.wait()
+        if child is not None:
+            child.wait()

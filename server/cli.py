@@ -1,0 +1,224 @@
+"""`dynammo-server`: the operator's command line."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dynammo_core.terminal import command_line, parse_overrides, readable_errors
+from server.export_command import export
+
+if TYPE_CHECKING:
+    from server.sites import SiteRegister
+
+app = command_line("Run the server of a consortium of hospitals: certificates, sites, runs and models.")
+sites_app = command_line("Register, list and remove the sites of the consortium.")
+app.add_typer(sites_app, name="sites")
+console = Console()
+
+Folder = Annotated[
+    Path,
+    typer.Option("--folder", envvar="DYNAMMO_CONSORTIUM", help="The consortium's folder, made by `init`."),
+]
+HERE = Path("consortium")
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a leaf, such as --set federation.attempts=3. Repeatable."
+    ),
+]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run.", show_default=False)]
+Detach = Annotated[bool, typer.Option("--detach", help="Return when the run is submitted; `status` shows it.")]
+
+
+@app.command()
+def init(
+    host: Annotated[
+        list[str], typer.Option("--host", help="Name or address by which sites reach this server. Repeatable.")
+    ],
+    folder: Folder = HERE,
+    port: Annotated[int, typer.Option(help="Port of all of Flower's interfaces.")] = 9092,
+    listen: Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1: this machine alone.")] = "0.0.0.0",
+) -> None:
+    """Make a consortium: certificate authority, server certificate and a commented server.yaml."""
+    with readable_errors():
+        from server.certificates import fingerprint
+        from server.consortium import make_consortium
+
+        settings = make_consortium(folder, host, port=port, listen=listen)
+        _say(f"Made {settings.folder}. Next:")
+        _say(f"  1. Start it: dynammo-server start --folder {shlex.quote(str(folder))}")
+        _say(f"  2. Send {settings.ca_certificate} to each site; its SHA-256 fingerprint, to compare by telephone:")
+        _say(f"     {fingerprint(settings.ca_certificate)}")
+        _say("  3. Register each site's key: dynammo-server sites add NAME site.key.pub")
+        _say(f"  4. Keep a copy of {settings.ca_key} off this machine.")
+
+
+@app.command()
+def renew(folder: Folder = HERE) -> None:
+    """Make a new server certificate under the same authority; start the server again to use it."""
+    with readable_errors():
+        from server.certificates import expires
+        from server.consortium import renew as renew_certificate
+        from server.settings import load_server
+
+        settings = load_server(folder)
+        renew_certificate(settings)
+        _say(f"{settings.certificate} holds until {expires(settings.certificate):%Y-%m-%d}. Start the server again.")
+
+
+@app.command()
+def start(folder: Folder = HERE) -> None:
+    """Run the SuperLink in the foreground: TLS, registered keys only; Ctrl-C or SIGTERM ends it."""
+    with readable_errors():
+        from server.settings import load_server
+        from server.superlink import become_superlink
+
+        become_superlink(load_server(folder))
+
+
+@sites_app.command("add")
+def add_site(
+    name: Annotated[str, typer.Argument(help="The name in the site's site.yaml.", show_default=False)],
+    public_key: Annotated[Path, typer.Argument(metavar="KEY.pub", help="The key it sent.", show_default=False)],
+    folder: Folder = HERE,
+) -> None:
+    """Let the holder of a key connect, under a name."""
+    with _register(folder) as register:
+        site = register.add(name, public_key)
+        _say(f"Registered {name}: {site.fingerprint}. Compare this with the site by telephone.")
+
+
+@sites_app.command("remove")
+def remove_site(
+    name: Annotated[str, typer.Argument(help="A registered name.", show_default=False)], folder: Folder = HERE
+) -> None:
+    """Let a site connect no more."""
+    with _register(folder) as register:
+        register.remove(name)
+        _say(f"Removed {name}; its key is refused from now on.")
+
+
+@sites_app.command("list")
+def list_sites(folder: Folder = HERE) -> None:
+    """The registered sites, and which of them are connected."""
+    with _register(folder) as register:
+        table = Table("site", "status", "since", "registered", "key")
+        for name, (site, status, since) in register.with_status().items():
+            table.add_row(name, status, since, site.added, site.fingerprint)
+        console.print(table)
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.", show_default=False)],
+    set_: Overrides = None,
+    detach: Detach = False,
+    folder: Folder = HERE,
+) -> None:
+    """Run an experiment among the registered sites that it names, and follow it."""
+    with readable_errors():
+        from dynammo_core.config import load_config
+        from server.follow import launch_and_follow
+        from server.settings import load_server
+
+        experiment = load_config(config, parse_overrides(set_ or []))
+        launch_and_follow(load_server(folder), experiment, resume=None, detach=detach, console=console)
+
+
+@app.command()
+def resume(run_dir: RunDir, set_: Overrides = None, detach: Detach = False, folder: Folder = HERE) -> None:
+    """Go on with a run where it was cut off; --set may change quorum, deadlines and who only evaluates."""
+    with readable_errors():
+        from dynammo_core.config import load_config
+        from server.follow import launch_and_follow
+        from server.settings import load_server
+
+        experiment = load_config(run_dir / "config.yaml", parse_overrides(set_ or []))
+        launch_and_follow(load_server(folder), experiment, resume=run_dir.absolute(), detach=detach, console=console)
+
+
+@app.command()
+def classes(run_dir: Annotated[Path | None, typer.Argument(metavar="RUN_DIR")] = None, folder: Folder = HERE) -> None:
+    """Ask the connected sites which classes they can bring, and show which of them a run has not learnt."""
+    with readable_errors():
+        from dynammo_core.config import load_config
+        from server.jobs import announcements
+        from server.settings import load_server
+        from server.tables import classes_table
+
+        registry = load_config(run_dir / "config.yaml").data.classes or () if run_dir else ()
+        console.print(classes_table(announcements(load_server(folder)), registry))
+
+
+@app.command()
+def extend(
+    run_dir: RunDir,
+    new: Annotated[list[str], typer.Option("--class", help="A new class, by the name the sites use. Repeatable.")],
+    distinct: Annotated[
+        bool, typer.Option("--distinct", help="Names that look alike mean different diseases: a person has checked.")
+    ] = False,
+    site: Annotated[list[str] | None, typer.Option(help="A site that joins. Repeatable.")] = None,
+    detach: Detach = False,
+    folder: Folder = HERE,
+) -> None:
+    """Go on with a finished run by one task more, which brings new classes; what was learnt stays."""
+    with readable_errors():
+        from dynammo_core.class_registry import with_new_task
+        from dynammo_core.config import load_config
+        from server.follow import launch_and_follow
+        from server.lineage import with_sites
+        from server.settings import load_server
+
+        experiment = with_new_task(load_config(run_dir / "config.yaml"), new, distinct=distinct)
+        experiment = with_sites(experiment, site or [])
+        launch_and_follow(load_server(folder), experiment, resume=run_dir.absolute(), detach=detach, console=console)
+
+
+@app.command()
+def evaluate(run_dir: RunDir, folder: Folder = HERE) -> None:
+    """Test a run's latest model at every connected site, without training; kept in RUN_DIR/evaluations."""
+    with readable_errors():
+        from server.jobs import evaluation
+        from server.settings import load_server
+        from server.tables import evaluation_tables
+
+        for table in evaluation_tables(evaluation(load_server(folder), run_dir)):
+            console.print(table)
+
+
+app.command()(export)
+
+
+@app.command()
+def stop(run_dir: RunDir, folder: Folder = HERE) -> None:
+    """End a run; `resume` goes on with it."""
+    with readable_errors():
+        from server.control import Control
+        from server.launch import flower_run
+        from server.settings import load_server
+
+        Control(load_server(folder)).stop(flower_run(run_dir))
+        _say(f"Stopped. Go on with: dynammo-server resume {run_dir}")
+
+
+@contextmanager
+def _register(folder: Path) -> Iterator[SiteRegister]:
+    with readable_errors():
+        from server.control import Control
+        from server.settings import load_server
+        from server.sites import SiteRegister
+
+        settings = load_server(folder)
+        yield SiteRegister(settings, Control(settings))
+
+
+def _say(text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,107 @@
+"""What an operator does with a running SuperLink, by Flower's own command line: register sites, submit, stop."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from dynammo_core.config import Scalar
+from dynammo_core.errors import RunError
+from server.flower_app import flower_environment, flower_program
+from server.settings import ServerSettings
+
+CONNECTION = "consortium"
+SECONDS = 120.0
+
+
+class Control:
+    """One SuperLink, seen from its own machine."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+
+    def register(self, name: str, public_key: Path) -> int:
+        """Let the holder of a key connect, under a name; returns its node id."""
+        words = ("supernode", "register", str(public_key.absolute()), CONNECTION, "--name", name)
+        return int(self._call(*words)["node-id"])
+
+    def unregister(self, node: int) -> None:
+        """Let a node connect no more."""
+        self._call("supernode", "unregister", str(node), CONNECTION)
+
+    def nodes(self) -> dict[int, dict[str, Any]]:
+        """Registered nodes by id: `status` (registered, online, offline) and the times of its changes."""
+        nodes = self._call("supernode", "list", CONNECTION)["nodes"]
+        return {int(node["node-id"]): node for node in nodes if not node["deleted-at"].strip("N/A")}
+
+    def submit(self, app: Path, run_config: Mapping[str, Scalar]) -> int:
+        """Start a run of a Flower app; returns its id."""
+        file = self._home() / "run_config.toml"
+        file.write_text(tomli_w.dumps(dict(run_config)), encoding="utf-8")
+        return int(self._call("run", str(app), CONNECTION, "--run-config", str(file))["run-id"])
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Runs, the latest first: `run-id`, `status` (such as `running`, `finished:completed`), `status-details`."""
+        return list(self._call("list", CONNECTION)["runs"])
+
+    def stop(self, run: int) -> None:
+        """End a run."""
+        self._call("stop", str(run), CONNECTION)
+
+    def log_of(self, run: int) -> str:
+        """What a run printed so far."""
+        command = [*flower_program("flwr"), "log", str(run), CONNECTION, "--show"]
+        return self._run(command).stdout
+
+    def _call(self, *words: str) -> dict[str, Any]:
+        """A `flwr` command's answer.
+
+        Raises:
+            RunError: no SuperLink answers, or it refuses.
+        """
+        done = self._run([*flower_program("flwr"), *words, "--format", "json"])
+        start = done.stdout.find("{")
+        try:
+            answer, _ = json.JSONDecoder().raw_decode(done.stdout[start:])
+        except ValueError:
+            answer = {}
+        if done.returncode or not answer.get("success"):
+            reason = " ".join(str(answer.get("error-message") or done.stderr or done.stdout or "no answer").split())
+            if "SuperLink is unavailable" in reason:
+                raise RunError(
+                    f"no SuperLink answers at {self._settings.address}",
+                    remedy="Is it running? `dynammo-server start` starts it",
+                )
+            raise RunError(
+                f"`flwr {' '.join(words[:2])}` failed at the SuperLink {self._settings.address}: {reason[-600:]}"
+            )
+        return dict(answer)
+
+    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        home = self._home()
+        try:
+            return subprocess.run(
+                command,
+                env=flower_environment(home),
+                cwd=home,
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RunError(f"the SuperLink {self._settings.address} did not answer in {SECONDS:.0f} s") from error
+
+    def _home(self) -> Path:
+        home = self._settings.flower_home
+        home.mkdir(parents=True, exist_ok=True)
+        connection = {"address": self._settings.address, "root-certificates": str(self._settings.ca_certificate)}
+        text = tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: connection}})
+        (home / "config.toml").write_text(text, encoding="utf-8")
+        return home

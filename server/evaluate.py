@@ -1,0 +1,52 @@
+"""Testing the model of a run at every site, at any time, without training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from dynammo_core import metrics
+from dynammo_core.config import Config
+from dynammo_core.experiment import Experiment
+from dynammo_core.files import write_atomically
+from server.exchange import Exchange
+from server.results import number
+from server.run_directory import RunDirectory
+from server.task_loop import TaskLoop
+
+
+def evaluate_run(grid: Grid, config: Config[Any], run: Path, output: Path) -> None:
+    """Ask the sites for the counts of the run's latest model and write the metrics as JSON; the run stays as it is.
+
+    Raises:
+        CheckpointError: the run has no checkpoint, or one of another experiment.
+        RunError: no task is finished, or no site answers.
+    """
+    experiment = Experiment(config)
+    loop = TaskLoop(experiment, Exchange(grid, config.federation), RunDirectory(run))
+    loop.load()
+    task, answers = loop.evaluate()
+    seen, names = experiment.stream.seen(task), experiment.class_names
+    label = config.federation.site_label
+    sites = list(answers.reports)
+    counts = np.array([report.numbers["confusion"] for report in answers.reports.values()], dtype=np.int64)
+    confusion = counts.reshape(1, len(sites), experiment.classes, experiment.classes)
+    images, accuracies = confusion.sum(axis=(0, 2, 3)), metrics.site_accuracies(confusion, [seen])
+    recalls = metrics.class_recalls(confusion, [seen])
+    result = {
+        "after_task": task + 1,
+        "accuracy": number(metrics.last_accuracy(confusion, [seen])),
+        "mean_class_recall": number(metrics.mean_class_recall(confusion, [seen])),
+        "worst_site_accuracy": number(metrics.worst_site_accuracy(confusion, [seen])),
+        "sites": {
+            label(site): {"images": int(images[at]), "accuracy": number(accuracies[at])}
+            for at, site in enumerate(sites)
+        },
+        "recall": {names[index]: number(recalls[index]) for index in seen},
+        "failures": {label(failure.site): f"{failure.error}, code {failure.code}" for failure in answers.failures},
+    }
+    write_atomically(output, json.dumps(result, indent=2).encode() + b"\n")

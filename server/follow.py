@@ -1,0 +1,44 @@
+"""Starting a run among sites from a terminal, and watching it there: Ctrl-C stops watching, not the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from dynammo_core.config import Config
+from server.event_tail import EventTail
+from server.launch import follow, launch
+from server.progress import ProgressView, final_table
+from server.run_directory import EVENTS
+from server.settings import ServerSettings
+
+
+def launch_and_follow(
+    settings: ServerSettings, config: Config[Any], *, resume: Path | None, detach: bool, console: Console
+) -> None:
+    """Submit an experiment and show its progress, then its results.
+
+    Raises:
+        DynammoError: it cannot start, or it fails.
+    """
+    before = EventTail(resume / EVENTS, from_end=True) if resume else None
+    directory = launch(settings, config, resume=resume)
+    console.print(f"Run directory: {directory}", soft_wrap=True, markup=False)
+    if detach:
+        return
+    try:
+        with ProgressView() as view:
+            follow(settings, directory, before or EventTail(directory / EVENTS, from_end=False), view.update)
+    except KeyboardInterrupt:
+        console.print(
+            f"\nThe run goes on. Watch it with: dynammo-server status; end it with: dynammo-server stop {directory}",
+            soft_wrap=True,
+            markup=False,
+        )
+        raise typer.Exit(130) from None
+    console.print(final_table(json.loads((directory / "summary.json").read_text(encoding="utf-8"))))
+    console.print(f"Report: {directory / 'report.html'}", soft_wrap=True, markup=False)

@@ -1,0 +1,58 @@
+"""Small questions to the sites that need no training: each is a short Flower app run that leaves one JSON file."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from dynammo_core.config import load_config
+from dynammo_core.errors import RunError
+from server.control import Control
+from server.launch import status_of, submit
+from server.settings import ServerSettings
+
+SECONDS = 300.0
+
+
+def announcements(settings: ServerSettings) -> dict[str, dict[str, Any]]:
+    """What every connected site can bring: {site: {"classes": {name: band}} or {"error": class}}.
+
+    Raises:
+        RunError: the SuperLink does not answer, or the job fails.
+    """
+    return _ask(settings, settings.folder / "announcements.json", {"announce": ""})
+
+
+def evaluation(settings: ServerSettings, run: Path) -> dict[str, Any]:
+    """Metrics of a run's latest model at every site that is connected now; they are kept in `<run>/evaluations/`.
+
+    Raises:
+        ConfigError: the run's configuration cannot be read.
+        RunError: the SuperLink does not answer, or the job fails.
+    """
+    config = run / "config.yaml"
+    load_config(config)
+    output = run / "evaluations" / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.json"
+    return _ask(settings, output, {"evaluate": "", "config": str(config.absolute()), "resume": str(run.absolute())})
+
+
+def _ask(settings: ServerSettings, output: Path, values: dict[str, str]) -> dict[str, Any]:
+    """Submit a job whose first value is the file to write, and wait for it."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.unlink(missing_ok=True)
+    first = next(iter(values))
+    control = Control(settings)
+    run = submit(settings, control, {**values, first: str(output)})
+    limit = time.monotonic() + SECONDS
+    status = ""
+    while time.monotonic() < limit and not output.exists():
+        status, details = status_of(control, run)
+        if status.startswith("finished") and not output.exists():
+            last = [line for line in control.log_of(run).splitlines() if "Error" in line][-1:]
+            raise RunError(f"the job ended as {status} ({' '.join([details, *last]).strip()})")
+        time.sleep(1)
+    if not output.exists():
+        raise RunError(f"the job gave no answer within {SECONDS:.0f} s (it is {status})")
+    return dict(json.loads(output.read_text(encoding="utf-8")))

@@ -1,0 +1,71 @@
+"""Which changes of its configuration a run may take in when it goes on: new classes, new sites, and how rounds wait."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from dynammo_core.config import Config, resolve
+from dynammo_core.data.task_stream import build_task_stream
+
+OPERATION = tuple(
+    f"federation.{key}"
+    for key in ("quorum", "deadline_seconds", "stages", "attempts", "patience_seconds", "evaluate_only")
+)
+"""What the operator may change at any time: it decides who is heard in a round, not what is learnt from whom."""
+
+GROWTH = ("data.classes", "tasks.sizes", "tasks.class_order", "federation.site_names", "federation.sites")
+"""What may grow at its end: old classes, tasks and sites keep their numbers."""
+
+
+def forbidden_changes(then: str, now: str) -> list[str]:
+    """`method.alpha (then 0.5, now 0.7)` for each change, between two canonical texts, that a run cannot take."""
+    changes = _differences(json.loads(then), json.loads(now))
+    allowed: tuple[str, ...] = OPERATION
+    if set(changes) & set(GROWTH) and _grows(resolve(json.loads(then), then, {}), resolve(json.loads(now), now, {})):
+        allowed += GROWTH
+    return [
+        f"{key} (then {old!r}, now {new!r})"
+        for key, (old, new) in changes.items()
+        if not any(key == name or key.startswith(f"{name}.") for name in allowed)
+    ]
+
+
+def with_sites(config: Config[Any], names: Sequence[str]) -> Config[Any]:
+    """The experiment with sites that join; those that were there keep their numbers.
+
+    Raises:
+        ConfigError: one of them takes part already.
+    """
+    if not names:
+        return config
+    data = config.model_dump(mode="json")
+    data["federation"]["site_names"] = [*(config.federation.site_names or ()), *names]
+    data["federation"]["sites"] += len(names)
+    return resolve(data, "the extended experiment", {})
+
+
+def _grows(then: Config[Any], now: Config[Any]) -> bool:
+    """Whether classes, tasks and sites of the one begin with those of the other, in the same order."""
+    if then.data.classes is None or now.data.classes is None:
+        return False
+    before, after = (build_task_stream(c.tasks, len(c.data.classes or ()), c.seed).tasks for c in (then, now))
+    pairs = (
+        (then.data.classes, now.data.classes),
+        (before, after),
+        # Simulated sites share out one data set anew when their number changes.
+        (then.federation.site_names or (then.federation.sites,), now.federation.site_names or (now.federation.sites,)),
+    )
+    return all(new[: len(old)] == old for old, new in pairs)
+
+
+def _differences(then: object, now: object, path: str = "") -> dict[str, tuple[object, object]]:
+    """The two values of every leaf that differs, by its dotted key."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        return {
+            key: pair
+            for name in sorted({*then, *now})
+            for key, pair in _differences(then.get(name), now.get(name), f"{path}.{name}" if path else name).items()
+        }
+    return {} if then == now else {path: (then, now)}

@@ -1,0 +1,180 @@
+"""The pages of `dynammo-server status`, as Jinja templates: a Python file, because Flower bundles no HTML."""
+
+from server.report_template import STYLE
+
+SCRIPT = """
+setInterval(async () => {
+  const lost = document.getElementById("lost");
+  try {
+    const answer = await fetch(location.href, { signal: AbortSignal.timeout(20000) });
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    document.querySelector("main").replaceWith(page.querySelector("main") ?? "");
+    lost.hidden = true;
+  } catch {
+    lost.hidden = false;
+  }
+}, 3000);
+"""
+"""Replaces what the page says by what it would say now; where nobody answers, it says that the page is old."""
+
+BASE = (
+    """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<noscript><meta http-equiv="refresh" content="3"></noscript>
+<title>{{ title }} · dynammo-server status</title>
+<style>
+"""
+    + STYLE
+    + """.status.bad { background: #f9e4df; color: var(--red); }
+.status.good { background: #e2f1e5; color: #1d5a2c; }
+progress { display: block; width: 100%; height: .6rem; accent-color: var(--blue); }
+td .status { padding: .2rem .5rem; }
+td small { display: block; color: var(--muted); overflow-wrap: anywhere; }
+.late { color: #8a4510; }
+a { color: var(--blue); }
+</style>
+</head>
+<body>
+<div id="lost" class="banner" role="alert" hidden>
+  <p><strong>This page is out of date:</strong> the command that serves it does not answer.</p>
+</div>
+<main>
+<header>
+  <p class="kicker">{% block kicker %}Federated class-incremental learning · status{% endblock %}</p>
+  <h1>{{ title }}{% block badge %}{% endblock %}</h1>
+  {% block intro %}{% endblock %}
+</header>
+{% if silence %}
+<div class="banner"><p>Shown is what the files say: {{ silence }}</p></div>
+{% endif %}
+{% block content %}{% endblock %}
+<footer>As of {{ now | clock("%Y-%m-%d %H:%M:%S") }}. The page refreshes itself every three seconds;
+  <a href="/status.json">status.json</a> holds the same for programs.</footer>
+</main>
+<script>"""
+    + SCRIPT
+    + """</script>
+</body>
+</html>
+"""
+)
+
+PARTS = """{% macro badge(state) %}
+{% set kinds = {"running": "", "completed": "good", "failed": "bad", "dead": "bad", "unreadable": "bad"} %}
+<span class="status {{ kinds.get(state, "open") }}">{{ state }}</span>
+{%- endmacro %}
+{% macro fact(title, value, note="") %}
+<div><dt>{{ title }}</dt><dd>{{ value }}{% if note %}<small>{{ note }}</small>{% endif %}</dd></div>
+{% endmacro %}
+"""
+
+RUNS = """{% extends "base" %}
+{% from "parts" import badge %}
+{% block content %}
+{% if runs %}
+<div class="scroll"><table>
+  <thead><tr><th>Run</th><th>State</th><th>Task</th><th class="n">Accuracy, %</th><th>Started</th>
+    <th>Last event</th></tr></thead>
+  <tbody>
+  {% for run in runs %}
+  <tr>
+    <th scope="row"><a href="/run/{{ run.directory.name | urlencode }}">{{ run.directory.name }}</a></th>
+    <td>{{ badge(run.state) }}{% if run.note %}<small>{{ run.note }}</small>{% endif %}</td>
+    <td>{{ run.task }}</td>
+    <td class="n">{{ run.accuracy | number }}</td>
+    <td>{{ run.started | clock }}</td>
+    <td>{{ run.heard | ago(now) }}</td>
+  </tr>
+  {% endfor %}
+  </tbody>
+</table></div>
+{% else %}
+<p>There are no runs yet.</p>
+{% endif %}
+{% endblock %}
+"""
+
+RUN = """{% extends "base" %}
+{% from "parts" import badge, fact %}
+{% set progress = run.progress %}
+{% set step, start = progress.step, progress.start %}
+{% set steps = start.plan | length %}
+{% block kicker %}<a href="/">All runs</a>{% endblock %}
+{% block badge %} {{ badge(run.state) }}{% endblock %}
+{% block intro %}
+{% if start.get("method") %}
+<p>The method <strong>{{ start.method }}</strong> on <strong>{{ start.dataset }}</strong>.</p>
+{% endif %}
+{% endblock %}
+{% block content %}
+{% if run.note %}<div class="banner"><p>The run is {{ run.state }}: {{ run.note }}</p></div>{% endif %}
+{% if progress.waiting and run.goes_on %}
+<div class="banner" role="status"><p>Waiting for {{ progress.labels(progress.waiting) }}.</p></div>
+{% endif %}
+<dl class="facts">
+  {{ fact("Task", run.task, start.tasks[step.task] | join(", ") if step else "") }}
+  {{ fact("Stage", step.stage, "round " ~ (step.round + 1) ~ " of " ~ step.rounds) if step else fact("Stage", "–") }}
+  {{ fact("Sites answered", progress.answered ~ " of " ~ progress.asked, "in this round") }}
+  {{ fact("Accuracy", "–" if run.accuracy is none else (run.accuracy | number) ~ " %", "after the last task") }}
+  {{ fact("Started", run.started | clock) }}
+  {{ fact("Last event", run.heard | ago(now)) }}
+  {% if left %}{{ fact("Time left", "about " ~ (left | duration)) }}{% endif %}
+</dl>
+<p>{{ progress.finished }} of {{ steps }} steps are done.
+  <progress value="{{ progress.finished }}" max="{{ steps or 1 }}" aria-label="Steps done"></progress></p>
+{% if run.sites %}
+<h2>Sites</h2>
+<div class="scroll"><table>
+  <thead><tr><th>Site</th><th>State</th><th>Last answer</th><th class="n">Took, s</th><th class="n">Images a second</th>
+    <th class="n">Accuracy, %</th><th class="n">Abstained</th><th class="n">Failures</th>
+    <th>Last failure</th></tr></thead>
+  <tbody>
+  {% for site in run.sites %}
+  <tr>
+    <th scope="row">{{ site.name }}</th>
+    <td class="{{ {"failed": "bad", "waited for": "late"}.get(site.state, "") }}">{{ site.state }}</td>
+    <td>{{ site.answered | ago(now) }}</td>
+    <td class="n">{{ site.seconds | number }}</td>
+    <td class="n">{{ site.speed | number }}</td>
+    <td class="n">{{ site.accuracy | number }}</td>
+    <td class="n">{{ site.abstained }}</td>
+    <td class="n">{{ site.failures }}</td>
+    <td class="bad">{{ site.error }}</td>
+  </tr>
+  {% endfor %}
+  </tbody>
+</table></div>
+{% endif %}
+{% if progress.accuracies %}
+<h2>Accuracy after each task</h2>
+<div class="scroll"><table>
+  <thead><tr><th>Task</th><th>Classes</th><th class="n">Accuracy on all classes so far, %</th></tr></thead>
+  <tbody>
+  {% for task, accuracy in progress.accuracies | dictsort %}
+  <tr><th scope="row">{{ task + 1 }}</th><td>{{ start.tasks[task] | join(", ") }}</td>
+    <td class="n">{{ accuracy | number }}</td></tr>
+  {% endfor %}
+  </tbody>
+</table></div>
+{% endif %}
+{% if progress.failures %}
+<h2>Failures</h2>
+<p>{{ progress.failures | length }} in all; the latest first.</p>
+<ul>
+  {% for words in progress.failures[:-21:-1] %}
+  <li>{{ words }}</li>
+  {% endfor %}
+</ul>
+{% endif %}
+{% endblock %}
+"""
+
+NOTHING = """{% extends "base" %}
+{% block content %}<p>There is nothing of that name here. <a href="/">All runs</a></p>{% endblock %}
+"""
+
+TEMPLATES = {"base": BASE, "parts": PARTS, "runs": RUNS, "run": RUN, "nothing": NOTHING}
+"""By name; each page takes `title`, `now` and `silence`, and `runs`, or `run` and `left`, its seconds left."""

@@ -1,0 +1,41 @@
+"""Starting the consortium's SuperLink: TLS, only registered keys, a database that survives, and the gate before it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import UTC, datetime
+
+from dynammo_core.errors import ConfigError
+from server.certificates import expires
+from server.flower_app import flower_environment
+from server.gate import OPERATORS
+from server.settings import ServerSettings
+
+
+def become_superlink(settings: ServerSettings) -> None:
+    """Replace this process by the SuperLink; a service manager sees one process, and its signals end it cleanly.
+
+    Raises:
+        ConfigError: certificates are missing or have expired.
+    """
+    for file in (settings.ca_certificate, settings.certificate, settings.key):
+        if not file.is_file():
+            raise ConfigError(f"there is no {file}", remedy="`dynammo-server init` makes a consortium's folder")
+    if (end := expires(settings.certificate)) <= datetime.now(UTC):
+        raise ConfigError(
+            f"the server's certificate expired on {end:%Y-%m-%d}", remedy="`dynammo-server renew` makes a new one"
+        )
+    home = settings.flower_home
+    home.mkdir(parents=True, exist_ok=True)
+    os.chdir(home)  # Flower's processes look for code in their working directory before anywhere else
+    # Flower's own processes on this machine are served as operators are.
+    operators = dict.fromkeys([*settings.operators, settings.own_address])
+    environment = flower_environment(home) | {OPERATORS: ",".join(operators)}
+    command = [sys.executable, "-m", "server.gate", "--host", settings.listen, "--port", str(settings.port)]
+    command += ["--ssl-ca-certfile", str(settings.ca_certificate), "--ssl-certfile", str(settings.certificate)]
+    command += ["--ssl-keyfile", str(settings.key), "--enable-supernode-auth"]
+    command += ["--database", str(settings.database), "--log-file", str(settings.log)]
+    command += ["--log-rotation-interval-hours", "24", "--log-rotation-backup-count", "30"]
+    command += ["--disable-runtime-dependency-installation"]
+    os.execve(command[0], command, environment)

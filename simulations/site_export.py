@@ -1,0 +1,45 @@
+"""Each simulated site's share as the files that a real site would have: images and a manifest, to rehearse with."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from dynammo_core.data.samples import Split
+from dynammo_core.experiment import Experiment
+from dynammo_core.files import write_atomically
+
+COLUMNS = ("path", "label", "split", "record_id")
+
+
+def export_sites(experiment: Experiment, folders: Sequence[Path]) -> Iterator[Path]:
+    """Write each site's images, without loss, and `manifest.csv` into its folder; yields each folder that is done.
+
+    Rows stand in the order of the partition, so that a site that reads the manifest sees the same images in the same
+    order as the simulated one.
+    """
+    dataset, partition = experiment.dataset, experiment.partition
+    for site, folder in enumerate(folders):
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for part, held in (("train", partition.train[site]), ("test", partition.test[site])):
+            split: Split = getattr(dataset, part)
+            for index in held.tolist():
+                path = f"{part}/{index:06d}.png"
+                image = io.BytesIO()
+                Image.fromarray(split.source.read(index)).save(image, "png")
+                write_image(folder / path, image.getvalue())
+                writer.writerow([path, dataset.class_names[split.labels[index]], part, split.record_ids[index]])
+        write_atomically(folder / "manifest.csv", buffer.getvalue().encode())
+        yield folder
+
+
+def write_image(path: Path, content: bytes) -> None:
+    """Write one image; the manifest that names it comes last, so nothing needs to be atomic before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)

@@ -1,0 +1,64 @@
+"""Hospitals without a SuperLink: each has its `site.yaml` and its images, and all are answered in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from flwr.app import Context, Message
+from flwr.serverapp.grid.grid import NodeInfo
+from small_runs import small_settings, write_hospitals
+
+from client.app import app
+from dynammo_core.config import Config, resolve
+from simulations.local_grid import LocalGrid
+
+
+class Hospitals(LocalGrid):
+    """A grid of deployed sites, by name; those named in `away` are not connected."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        super().__init__(self._at_home, nodes=len(files), run_config={})  # type: ignore[arg-type]
+        self.names = dict(zip(self.get_node_ids(), files, strict=True))
+        self.files = dict(files)
+        self.away: set[str] = set()
+
+    def get_nodes(self) -> list[NodeInfo]:
+        return [NodeInfo(node_id=node, name=name) for node, name in self.names.items() if name not in self.away]
+
+    def _at_home(self, message: Message, context: Context) -> Message:
+        context.node_config = {"site-config": str(self.files[self.names[context.node_id]])}
+        return app(message, context)
+
+
+def make_hospital(folder: Path, name: str, data: Path, **changes: Any) -> Path:
+    """The `site.yaml` of a site that reads the manifest or folder `data`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    site = {"site": name, "superlink": "localhost:9092", "data": {"root": str(data)}, "device": "cpu"} | changes
+    (folder / "site.yaml").write_text(yaml.safe_dump(site))
+    return folder / "site.yaml"
+
+
+def make_hospitals(folder: Path, holdings: Mapping[str, Mapping[str, int]]) -> Hospitals:
+    """Sites with real digits: training images by name and class, and one test image of each of these classes."""
+    return Hospitals(
+        {name: make_hospital(folder / name, name, with_images(folder, name, held)) for name, held in holdings.items()}
+    )
+
+
+def with_images(folder: Path, name: str, held: Mapping[str, int]) -> Path:
+    """The images of one site, which come in place of those that it had."""
+    return write_hospitals(folder / name / "images", {name: held})
+
+
+def deployed(names: list[str], classes: list[str], method: str = "replay", **sections: Mapping[str, Any]) -> Config[Any]:
+    """The small experiment among these sites, two classes a task."""
+    settings = small_settings(method)
+    settings["data"] = {"dataset": "manifest", "classes": classes, "image_size": 16}
+    settings["federation"] = {"site_names": names, "patience_seconds": 0.2, "deadline_seconds": 60}
+    settings["tasks"] = {"sizes": 2}
+    for section, values in sections.items():
+        settings[section] |= values
+    return resolve(settings, "deployed.yaml", {})
