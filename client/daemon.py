@@ -6,10 +6,8 @@ import fcntl
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import TextIOWrapper
@@ -22,16 +20,6 @@ from dynammo_core.errors import ConfigError, RunError
 LOG_BYTES, LOG_FILES = 10_000_000, 5
 POLL_SECONDS = 0.2
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# Flower's processes can outlive whoever started them. This one waits until its input closes, which happens however its
-# parent ends, then kills the process group that was written there.
-WATCHDOG = """
-import os, signal, sys
-for group in sys.stdin.read().split():
-    try:
-        os.killpg(int(group), signal.SIGKILL)
-    except OSError:
-        pass
-"""
 
 
 @dataclass
@@ -48,36 +36,6 @@ class Backoff:
         wait = self.first if lived >= self.steady or not self._next else self._next
         self._next = min(2 * wait, self.longest)
         return wait
-
-
-@contextmanager
-def process_group(command: list[str], *, cwd: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """A process in a group of its own, and the end of that whole group, even if this process is killed meanwhile."""
-    watchdog = subprocess.Popen(
-        [sys.executable, "-I", "-c", WATCHDOG], stdin=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert watchdog.stdin is not None
-    child = None
-    try:
-        child = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-            umask=0o077,
-        )
-        print(child.pid, file=watchdog.stdin, flush=True)
-        yield child
-    finally:
-        watchdog.stdin.close()
-        watchdog.wait()
-        if child is not None:
-            child.wait()
 
 
 @contextmanager

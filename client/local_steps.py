@@ -126,24 +126,27 @@ def summarise_step(local: LocalStep) -> Report:
 def remember_step(local: LocalStep) -> Report:
     """Take the task into the site's memory, exactly once however often it is asked."""
     task, config = local.step.task, local.experiment.config
-    memory = local.site.memory.load()
-    if memory.task > task:
-        raise MemoryStoreError(
-            f"the replay memory stands after task {memory.task + 1}, but task {task + 1} is to be remembered",
-            remedy="Resume the run that this memory belongs to, or give the new run a memory folder of its own",
-        )
-    if memory.task < task:
-        memory = remember(
-            memory,
-            local.site.new_images(task),
-            task=task,
-            settings=config.memory,
-            sites=config.federation.sites,
-            features=lambda samples: local.embed(samples, "features").cpu(),
-            seed=local.seed,
-        )
-        local.site.memory.save(memory)
-    size = local.site.memory.path.stat().st_size
+    with local.site.store.locked():
+        memory = local.site.memory()
+        if memory.task > task:
+            raise MemoryStoreError(
+                f"the replay memory stands after task {memory.task + 1}, but task {task + 1} is to be remembered",
+                remedy="Resume the run that this memory belongs to, or give the new run a memory folder of its own",
+            )
+        if memory.task < task:
+            memory = remember(
+                memory,
+                local.site.new_images(task),
+                task=task,
+                settings=config.memory,
+                sites=config.federation.sites,
+                features=lambda samples: local.embed(samples, "features").cpu(),
+                seed=local.seed,
+                today=local.site.today,
+                class_names=local.experiment.class_names,
+            )
+            local.site.store.save(memory)
+    size = local.site.store.path.stat().st_size
     return Report(False, {}, {"class_counts": _counts(local, memory.samples), "memory_bytes": float(size)})
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,39 +22,57 @@ from dynammo_core.data.loading import load_samples, open_own
 from dynammo_core.data.samples import Samples, Split
 from dynammo_core.errors import ConfigError, ProtocolError
 from dynammo_core.experiment import Experiment, experiment_from_json
-from dynammo_core.memory.store import MemoryStore
+from dynammo_core.memory.encryption import load_key
+from dynammo_core.memory.rehearsal import SIMULATED_DAY, drop_expired
+from dynammo_core.memory.store import MemoryStore, ReplayMemory
+from dynammo_core.memory.withdrawal import WithdrawalLedger
 from dynammo_core.methods.base import Rehearsal
 from dynammo_core.protocol import Instruction
 from dynammo_core.seeding import derive_seed
 from dynammo_core.settings import DataSettings
 
+Held = TypeVar("Held", Samples, ReplayMemory)
 RUN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
 
 
+@dataclass(frozen=True)
 class Site:
     """What a step may use of a site.
 
     Attributes:
         experiment: with the site's own data, weights and device in it.
         index: its number among the sites of the experiment.
-        memory: its exemplars.
+        store: where its exemplars lie.
         share: the number of its part of a simulation's data set; None where all images are its own.
+        today: the day that exemplars are taken in.
+        ledger: the records that it may use no more.
+        expiry_days: age in days beyond which exemplars are dropped.
     """
 
-    def __init__(self, experiment: Experiment, index: int, memory: MemoryStore, *, share: int | None) -> None:
-        self.experiment = experiment
-        self.index = index
-        self.memory = memory
-        self.share = share
+    experiment: Experiment
+    index: int
+    store: MemoryStore
+    share: int | None = None
+    today: date = SIMULATED_DAY
+    ledger: WithdrawalLedger | None = None
+    expiry_days: int | None = None
+
+    def memory(self) -> ReplayMemory:
+        """The exemplars that may still be used: without those that expired or whose consent was withdrawn."""
+        memory = self.store.load()
+        if self.expiry_days is not None:
+            memory = drop_expired(memory, self.today, self.expiry_days)
+        return self._allowed(memory)
 
     def rehearsal(self, task: int) -> Rehearsal:
         """All that this site may train on in a task."""
         config = self.experiment.config
+        arrivals = self._arrivals(task)
         return Rehearsal(
             task=task,
-            new=self.new_images(task),
-            seen=self.train_images(self._arrivals(task).seen(self.index, task)),
-            memory=self.memory.load().samples,
+            new=self.train_images(arrivals.new(self.index, task)),
+            seen=self.train_images(arrivals.seen(self.index, task)),
+            memory=self.memory().samples,
             settings=config.memory,
             sites=config.federation.sites,
             seed=derive_seed(config.seed, "site", self.index),
@@ -61,17 +82,32 @@ class Site:
         """The site's training images of the classes that reach it with a task."""
         return self.train_images(self._arrivals(task).new(self.index, task))
 
-    def train_images(self, classes: tuple[int, ...]) -> Samples:
-        """The site's training images of these classes."""
-        return _load(self.experiment, "train", classes, self.share)
-
     def test_images(self, classes: tuple[int, ...]) -> Samples:
         """The site's test images of these classes."""
-        return _load(self.experiment, "test", classes, self.share)
+        return self._allowed(_load(self.experiment, "test", classes, self.share))
+
+    def train_images(self, classes: tuple[int, ...]) -> Samples:
+        """The site's training images of these classes."""
+        return self._allowed(_load(self.experiment, "train", classes, self.share))
+
+    def _allowed(self, held: Held) -> Held:
+        return held if self.ledger is None else self.ledger.allowed(held)
 
     def _arrivals(self, task: int) -> Arrivals:
-        """When classes reach this site, as known in a task."""
-        return self.experiment.arrivals
+        """When classes reach this site, as known in a task.
+
+        A simulation knows it beforehand. A hospital lives it: a class whose images it has not taken into its memory yet
+        is new to it, be it that the images came late or that the site was away when the others learnt the class. With
+        no memory to tell, classes come with their tasks.
+        """
+        if self.share is not None:
+            return self.experiment.arrivals
+        stream = self.experiment.stream
+        if not self.experiment.method.uses_memory:
+            return Arrivals(stream, {})
+        arrived = self.store.load().arrived
+        delays = {(self.index, label): arrived.get(label, task) - stream.task_of(label) for label in stream.seen(task)}
+        return Arrivals(stream, delays)
 
 
 def simulated_site(experiment: Experiment, index: int, workspace: Path, run: str) -> Site:
@@ -85,6 +121,7 @@ def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, ru
 
     Raises:
         ProtocolError: the instruction is for another site, or names a run in a way that is no name.
+        ConfigError: the key of its memory cannot be read.
     """
     names = experiment.config.federation.site_names or ()
     if not 0 <= index < len(names) or names[index] != settings.site:
@@ -94,7 +131,16 @@ def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, ru
         )
     if not re.fullmatch(RUN, run):
         raise ProtocolError(f"{run!r} names no run", accepted=RUN)
-    return Site(experiment, index, MemoryStore(settings.memory.folder / run, run=run, site=settings.site), share=None)
+    own = settings.memory
+    key = load_key(own.key) if own.key else None
+    return Site(
+        experiment,
+        index,
+        MemoryStore(own.folder / run, run=run, site=settings.site, key=key),
+        today=datetime.now(UTC).date(),
+        ledger=WithdrawalLedger(own.folder),
+        expiry_days=own.expiry_days,
+    )
 
 
 def open_site(instruction: Instruction, node_config: Mapping[str, object]) -> Site:

@@ -16,14 +16,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from client.connection import refusal
-from client.daemon import Backoff, Stop, log_file, only_one, process_group, stop_signals
+from client.daemon import Backoff, Stop, log_file, only_one, stop_signals
 from client.settings import SiteSettings
 from dynammo_core.errors import ConfigError
+from dynammo_core.processes import process_group
 
 ENVIRONMENT: Mapping[str, str] = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # or a run could install packages at this site
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
     "PYTHONUNBUFFERED": "1",
 }
 STOP_SECONDS = 15.0

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from dynammo_core.config import Scalar
 from dynammo_core.errors import ConfigError, DynammoError
+
+if TYPE_CHECKING:
+    from dynammo_core.config import Scalar
 
 
 def command_line(words: str) -> typer.Typer:

@@ -13,23 +13,23 @@ from numpy.typing import NDArray
 from simulations.local_grid import LocalGrid
 
 Tensors = dict[str, NDArray[np.float32]]
-Attack = Callable[[Message, RecordDict], RecordDict]
-"""From the server's message and a site's true answer, which holds tensors, to what the site answers instead."""
+Attack = Callable[[RecordDict, RecordDict], RecordDict]
+"""From what the server sent and a site's true answer, which holds tensors, to what the site answers instead."""
 
 TIMES = 10
 
 
-def sign_flip(message: Message, answer: RecordDict) -> RecordDict:
+def sign_flip(sent: RecordDict, answer: RecordDict) -> RecordDict:
     """The update the other way round."""
-    return _with_updates(message, answer, lambda update: -update)
+    return _with_updates(sent, answer, lambda update: -update)
 
 
-def scale(message: Message, answer: RecordDict) -> RecordDict:
+def scale(sent: RecordDict, answer: RecordDict) -> RecordDict:
     """Ten times the update."""
-    return _with_updates(message, answer, lambda update: TIMES * update)
+    return _with_updates(sent, answer, lambda update: TIMES * update)
 
 
-def silence(message: Message, answer: RecordDict) -> RecordDict:
+def silence(sent: RecordDict, answer: RecordDict) -> RecordDict:
     """No update at all, as of a site without images: what is lost by the mere absence of the site's knowledge."""
     return RecordDict(
         {"weights": ArrayRecord({}), "numbers": MetricRecord({}), "report": ConfigRecord({"abstained": True})}
@@ -51,21 +51,21 @@ class LyingGrid(LocalGrid):
         reply = super()._answer(message)
         lies = message.metadata.dst_node_id in self._liars and not reply.has_error()
         if lies and reply.content.array_records["weights"]:
-            reply.content = self._attack(message, reply.content)
+            reply.content = self._attack(message.content, reply.content)
         return reply
 
 
 def _with_updates(
-    message: Message, answer: RecordDict, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    sent: RecordDict, answer: RecordDict, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]
 ) -> RecordDict:
     """The answer with other updates; of what was not sent down, the whole tensor is the update.
 
     Variances stay at least 0: a negative one gives the lie away.
     """
-    sent = _tensors(message.content)
+    earlier = _tensors(sent)
     lie: Tensors = {}
     for name, true in _tensors(answer).items():
-        before = sent.get(name, np.zeros_like(true))
+        before = earlier.get(name, np.zeros_like(true))
         told = before + change(true - before)
         lie[name] = np.asarray(told.clip(min=0) if name.endswith("running_var") else told, dtype=true.dtype)
     arrays = {name: Array(tensor) for name, tensor in lie.items()}

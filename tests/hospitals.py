@@ -33,10 +33,10 @@ class Hospitals(LocalGrid):
         return app(message, context)
 
 
-def make_hospital(folder: Path, name: str, data: Path, **changes: Any) -> Path:
-    """The `site.yaml` of a site that reads the manifest or folder `data`."""
+def make_hospital(folder: Path, name: str, root: Path, **changes: Any) -> Path:
+    """The `site.yaml` of a site that reads the manifest or folder `root`."""
     folder.mkdir(parents=True, exist_ok=True)
-    site = {"site": name, "superlink": "localhost:9092", "data": {"root": str(data)}, "device": "cpu"} | changes
+    site = {"site": name, "superlink": "localhost:9092", "data": {"root": str(root)}, "device": "cpu"} | changes
     (folder / "site.yaml").write_text(yaml.safe_dump(site))
     return folder / "site.yaml"
 
@@ -53,12 +53,17 @@ def with_images(folder: Path, name: str, held: Mapping[str, int]) -> Path:
     return write_hospitals(folder / name / "images", {name: held})
 
 
-def deployed(names: list[str], classes: list[str], method: str = "replay", **sections: Mapping[str, Any]) -> Config[Any]:
+def deployed(
+    names: list[str],
+    classes: list[str],
+    method: str = "replay",
+    sections: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Config[Any]:
     """The small experiment among these sites, two classes a task."""
     settings = small_settings(method)
     settings["data"] = {"dataset": "manifest", "classes": classes, "image_size": 16}
     settings["federation"] = {"site_names": names, "patience_seconds": 0.2, "deadline_seconds": 60}
     settings["tasks"] = {"sizes": 2}
-    for section, values in sections.items():
+    for section, values in (sections or {}).items():
         settings[section] |= values
     return resolve(settings, "deployed.yaml", {})

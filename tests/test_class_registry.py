@@ -79,7 +79,7 @@ def test_names_that_are_none_or_a_text_are_refused() -> None:
 
 
 def test_a_flood_of_names_is_refused() -> None:
-    with pytest.raises(ProtocolError, match="an announcement of 1001 classes. Accepted: at most 1000"):
+    with pytest.raises(ProtocolError, match=r"an announcement of 1001 classes. Accepted: at most 1000"):
         Announcement({str(i): 1 for i in range(MOST_NAMES + 1)})
 
 

@@ -185,7 +185,7 @@ def test_every_event_and_its_fields_are_documented(finished: Finished) -> None:
     text = section(OPERATOR, "Reading events.jsonl")
     rows = {code(kind)[0]: code(cell) for kind, cell in tables(text)[0]}
     logged = events(finished("dynammo").path)
-    assert set(rows) == {event["event"] for event in logged} | {"run_failed"}
+    assert set(rows) == {event["event"] for event in logged} | {"run_failed", "waiting", "asking_again"}
     rows["step_finished"] += rows["step_started"]
     for event in logged:
         assert set(event) - {"event", "time"} <= set(rows[event["event"]]), event["event"]

@@ -71,7 +71,9 @@ def test_what_holds_no_keys(tmp_path: Path, text: str) -> None:
     assert "holds no mapping of keys to values. Accepted: title, inner" in refused(tmp_path, text)
 
 
-@pytest.mark.parametrize("text", ["a: [", "a: b: c", "\tx", b"\xff\xfe\xff", "a: 2024-13-45", "!!python/object:os.x {}"])
+@pytest.mark.parametrize(
+    "text", ["a: [", "a: b: c", "\tx", b"\xff\xfe\xff", "a: 2024-13-45", "!!python/object:os.x {}"]
+)
 def test_what_is_no_yaml(tmp_path: Path, text: str | bytes) -> None:
     assert "is not valid YAML" in refused(tmp_path, text)
 

@@ -68,7 +68,8 @@ def remember(
         parts.append(ReplayMemory(task, chosen, (Taken(task, today),) * len(chosen)))
     samples = Samples.concatenate([part.samples for part in parts])
     taken = tuple(time for part in parts for time in part.taken)
-    return ReplayMemory(task, samples, taken, class_names or memory.class_names)
+    arrived = {**memory.arrived, **dict.fromkeys(classes_of(new), task)}
+    return ReplayMemory(task, samples, taken, class_names or memory.class_names, arrived)
 
 
 def drop_expired(memory: ReplayMemory, today: date, days: int) -> ReplayMemory:

@@ -6,9 +6,9 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,12 +41,14 @@ class ReplayMemory:
         samples: N exemplars.
         taken: N times when they were taken in.
         class_names: of all classes by index, for those who look at the memory; may be empty.
+        arrived: the task with which each class came to the site, by class.
     """
 
     task: int
     samples: Samples
     taken: tuple[Taken, ...] = ()
     class_names: tuple[str, ...] = ()
+    arrived: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.samples) != len(self.taken):
@@ -61,7 +63,7 @@ class ReplayMemory:
         """The memory with nothing but the exemplars at `indices`, in that order."""
         index = torch.as_tensor(indices, dtype=torch.int64)
         taken = tuple(self.taken[i] for i in index.tolist())
-        return ReplayMemory(self.task, self.samples.subset(index), taken, self.class_names)
+        return replace(self, samples=self.samples.subset(index), taken=taken)
 
 
 class MemoryStore:
@@ -141,6 +143,7 @@ def _pack(memory: ReplayMemory) -> bytes:
         "record_ids": memory.record_ids,
         "taken": [(task, day.isoformat()) for task, day in memory.taken],
         "class_names": memory.class_names,
+        "arrived": sorted(memory.arrived.items()),
     }
     tensors = {"images": memory.samples.images.contiguous(), "labels": memory.samples.labels}
     content: bytes = save(tensors, metadata={"notes": json.dumps(notes)})  # one entry: safetensors shuffles several
@@ -161,6 +164,7 @@ def _unpack(content: bytearray) -> ReplayMemory:
         Samples(images, labels, tuple(map(str, notes["record_ids"]))),
         tuple(Taken(int(task), date.fromisoformat(day)) for task, day in notes["taken"]),
         tuple(map(str, notes["class_names"])),
+        {int(label): int(task) for label, task in notes["arrived"]},
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -124,7 +125,9 @@ def running_superlink(folder: Path) -> Iterator[SuperLink]:
         assert process.poll() is None, (folder / "superlink.log").read_text()
         yield link
     finally:
-        process.kill()  # its other processes notice, and it takes leave of nobody
+        for pid in processes_of(home):  # its ServerApps too, which would take leave of each other for ten seconds
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.wait()
         wait_until(lambda: not processes_of(home), seconds=30)
 

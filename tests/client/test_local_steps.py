@@ -97,7 +97,7 @@ def test_remembering_twice_is_remembering_once(tmp_path: Path) -> None:
     assert same(first, second)
     assert first.numbers["memory_bytes"] == len(content)
     assert sum(first.class_counts) == 7  # 24 exemplars / 3 sites / 2 classes = 4 a class, and it has 3 of one
-    held = small_site(EXPERIMENT, 0, tmp_path).memory.load()
+    held = small_site(EXPERIMENT, 0, tmp_path).memory()
     assert (held.task, held.samples.class_counts(10)) == (0, first.class_counts)
 
 
@@ -112,7 +112,7 @@ def test_a_memory_that_is_ahead_is_refused_and_left_alone(tmp_path: Path) -> Non
 def test_a_site_that_missed_a_task_goes_on_with_the_next(tmp_path: Path) -> None:
     """It was not reached when the first task was remembered: it has exemplars of the second alone."""
     report = ask(EXPERIMENT, step_of(EXPERIMENT, 1, "remember"), 0, tmp_path)
-    held = small_site(EXPERIMENT, 0, tmp_path).memory.load()
+    held = small_site(EXPERIMENT, 0, tmp_path).memory()
     assert held.task == 1
     assert held.samples.class_counts(10) == report.class_counts
     assert report.class_counts[:2] == [0, 0]

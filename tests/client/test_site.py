@@ -107,6 +107,6 @@ def test_an_asynchronous_run_goes_through(tmp_path: Path, method: str) -> None:
     assert summary["last_accuracy"] > 25  # of four classes, by chance
     for index in range(3):
         site = small_site(Experiment(config), index, run / "sites", run=run_id(run))
-        memory = site.memory.load()
+        memory = site.memory()
         assert memory.task == 2
         assert memory.samples.class_counts(4) == [min(2, len(site.train_images((label,)))) for label in range(4)]

@@ -17,7 +17,7 @@ from client.settings import load_site
 from client.start_command import start
 
 ROOT = Path(__file__).parents[2]
-UNITS = ROOT / "deploy" / "site"
+UNITS = ROOT / "docs" / "site"
 SETTINGS = "/etc/dynammo/site.yaml"
 PROGRAM = "/opt/dynammo/bin/dynammo-site"
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")

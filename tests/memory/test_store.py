@@ -340,7 +340,7 @@ def test_a_folder_in_its_place_is_refused(tmp_path: Path) -> None:
         store(tmp_path).load()
 
 
-NOTES = {"task": 1, "record_ids": ["a"], "taken": [[0, "2026-01-01"]], "class_names": []}
+NOTES = {"task": 1, "record_ids": ["a"], "taken": [[0, "2026-01-01"]], "class_names": [], "arrived": [[0, 0]]}
 TENSORS = {"images": torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "labels": torch.zeros(1, dtype=torch.int64)}
 
 

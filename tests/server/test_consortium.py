@@ -116,7 +116,7 @@ def test_mistakes_in_server_yaml_are_named(tmp_path: Path, old: str, new: str, w
 
 
 def test_no_consortium_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no consortium in .*dynammo-server init.*--folder"):
+    with pytest.raises(ConfigError, match=r"there is no consortium in .*dynammo-server init.*--folder"):
         load_server(tmp_path)
 
 

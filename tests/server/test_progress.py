@@ -47,7 +47,7 @@ SUMMARY = {
 Event = dict[str, Any]
 
 
-def started(at: int = 0) -> Event:
+def started(at: int = 0, names: tuple[str, ...] = ()) -> Event:
     return {
         "event": "run_started",
         "time": 1000.0,
@@ -58,6 +58,7 @@ def started(at: int = 0) -> Event:
         "tasks": TASKS,
         "plan": PLAN,
         "resumed_at": at,
+        **({"site_names": names} if names else {}),
     }
 
 
@@ -140,6 +141,51 @@ def test_log_has_a_line_for_each_finished_step() -> None:
         "[2/6] task 1 adapt 2/2, 2/3 sites, 14.0 s, 3.5 MB, 0:00:48 left; failed: site 0 (MemoryStoreError, code 106)",
         "[3/6] task 1 evaluate 1/1, 3/3 sites, 2.0 s, 3.5 MB, 0:00:26 left",
         "task 1/2 learnt, accuracy 70.1 % (sites: 50.0 to 90.0 %)",
+    ]
+
+
+HOSPITALS = ("hospital-a", "hospital-b", "hospital-c")
+ASKED_AGAIN = {"site": 1, "code": 5, "error": "TimeoutError"}
+
+
+def test_log_calls_sites_by_their_names() -> None:
+    lines = log_of(
+        [
+            started(names=HOSPITALS),
+            {"event": "waiting", "time": 1000.0, "step": 0, "sites": [1, 2]},
+            {"event": "waiting", "time": 1001.0, "step": 0, "sites": [1]},
+            {"event": "asking_again", "time": 1002.0, "step": 0, "failures": [ASKED_AGAIN]},
+            end(0, 1010.0, 10.0, abstained=(1, 2), failed=(0,)),
+        ]
+    )
+    assert lines[1:4] == [
+        "waiting for hospital-b, hospital-c",
+        "waiting for hospital-b",
+        "asking again: hospital-b (TimeoutError, code 5)",
+    ]
+    assert lines[4].endswith("abstained: hospital-b, hospital-c; failed: hospital-a (MemoryStoreError, code 106)")
+    simulated = log_of([started(names=("site 0", "site 1", "site 2")), end(0, 1010.0, 10.0, abstained=(0, 2))])
+    assert simulated[1].endswith("abstained: sites 0, 2")
+
+
+def test_panel_says_who_is_waited_for_as_long_as_nothing_else_is_heard() -> None:
+    waiting = {"event": "waiting", "time": 1001.0, "step": 0, "sites": [1]}
+    events = [started(names=HOSPITALS), begin(0, 1000.0), waiting]
+    assert "Sites      waiting for hospital-b " in panel_of(events, 1002.0)
+    answers = {"event": "answers", "time": 1003.0, "step": 0, "answered": 1, "asked": 3}
+    panel = panel_of([*events, answers], 1004.0)
+    assert "1/3 answered" in panel
+    assert "waiting" not in panel
+    died = panel_of([*events, {"event": "run_failed", "time": 1005.0, "message": "no quorum"}], 1006.0)
+    assert "waiting" not in died
+
+
+def test_site_that_was_asked_again_is_among_the_failures() -> None:
+    again = {"event": "asking_again", "time": 1002.0, "step": 1, "failures": [ASKED_AGAIN]}
+    state = state_after([started(names=HOSPITALS), begin(1, 1000.0), again, end(1, 1010.0, 10.0, failed=(0,))])
+    assert state.failures == [
+        "hospital-b (TimeoutError, code 5) in task 1 adapt 2/2, asked again",
+        "hospital-a (MemoryStoreError, code 106) in task 1 adapt 2/2",
     ]
 
 
