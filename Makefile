@@ -7,10 +7,10 @@ PYTHON ?= python3
 STAMP := $(VENV)/installed.$(shell printf '%s' '$(ROOT)' | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format stop clean
+.PHONY: help install demo deploy-demo test lint format stop clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s%s\n", $$1, $$2 }' '$(ROOT)/Makefile'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' '$(ROOT)/Makefile'
 
 install: $(STAMP) ## Make .venv and install everything into it (about 6 GB, a few minutes)
 
@@ -27,6 +27,9 @@ $(STAMP): $(ROOT)/pyproject.toml
 
 demo: install ## Five sites learn ten digits in five tasks, by `flwr run`; leaves runs/digits-*/report.html
 	@'$(BIN)/dynammo-sim' run '$(ROOT)/configs/digits.yaml' --engine flower --runs '$(ROOT)/runs'
+
+deploy-demo: install ## Three hospitals on this machine: TLS, registered keys, equal to the simulation; takes minutes
+	@'$(BIN)/dynammo-sim' deploy '$(ROOT)/configs/deployed_digits.yaml'
 
 test: install ## Run all tests
 	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -n auto

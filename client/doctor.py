@@ -33,7 +33,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without the names of images.")] = False,
 ) -> None:
     """Check all that a site needs: software, GPU, disks, keys, TLS, clock, authentication, data; exit code 1 if not."""
-    console, findings = Console(highlight=False), []
+    console, findings = Console(highlight=False, emoji=False), []  # a fingerprint may hold ":cd:"
     with _progress(hidden=as_json) as advance:
         for finding in examine(site_yaml, experiment, advance):
             findings.append(finding)

@@ -55,7 +55,7 @@ state: {state}
 # What the site did, and why a step failed; it may name images, so it stays here.
 log: site.log
 """
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False)
 
 
 def init(

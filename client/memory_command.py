@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dynammo_core.memory.store import MemoryStore, ReplayMemory
 
 memory = command_line("Look into this site's replay memory, and take records out of it.")
-console = Console()
+console = Console(emoji=False)
 SiteYaml = Annotated[Path, typer.Argument(metavar="SITE.YAML", help="The site's settings.")]
 HERE = Path("site.yaml")
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dynammo_core.terminal import readable_errors
 
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False)
 
 
 def start(

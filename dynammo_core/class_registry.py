@@ -32,7 +32,8 @@ class Announcement:
 
     def __post_init__(self) -> None:
         for name, band in self.bands.items():
-            if not name or len(name) > LONGEST_NAME or band not in BANDS:
+            # What cannot be printed could command the operator's terminal.
+            if not name or len(name) > LONGEST_NAME or not name.isprintable() or band not in BANDS:
                 raise ProtocolError(f"the announcement of {name[:LONGEST_NAME]!r} with {band}", accepted=str(BANDS))
         if len(self.bands) > MOST_NAMES:
             raise ProtocolError(f"an announcement of {len(self.bands)} classes", accepted=f"at most {MOST_NAMES}")

@@ -33,7 +33,9 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
     except DynammoError as error:
-        Console(stderr=True).print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        Console(stderr=True, emoji=False).print(
+            f"[bold red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False
+        )
         raise typer.Exit(1) from None
 
 

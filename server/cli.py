@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 app = command_line("Run the server of a consortium of hospitals: certificates, sites, runs and models.")
 sites_app = command_line("Register, list and remove the sites of the consortium.")
 app.add_typer(sites_app, name="sites")
-console = Console()
+console = Console(emoji=False)  # a fingerprint may hold ":cd:", which is the name of one
 
 Folder = Annotated[
     Path,
@@ -195,6 +195,20 @@ def evaluate(run_dir: RunDir, folder: Folder = HERE) -> None:
 
 
 app.command()(export)
+
+
+@app.command()
+def rollback(
+    run_dir: RunDir,
+    task: Annotated[int, typer.Option(min=1, help="The model after this task, counted from 1.", show_default=False)],
+) -> None:
+    """Put the model after an earlier task in the place of the latest, for `export` and `predict`."""
+    with readable_errors():
+        from server.results import roll_back
+        from server.run_directory import RunDirectory
+
+        roll_back(RunDirectory(run_dir), task - 1)
+        _say(f"{run_dir}/model.safetensors is the model after task {task}.")
 
 
 @app.command()

@@ -19,6 +19,13 @@ from server.run_directory import RunDirectory
 from server.task_loop import TaskLoop
 
 
+class _OnlyRead(RunDirectory):
+    """The directory of a run that may go on meanwhile: its log is not ours to write."""
+
+    def log(self, event: str, **fields: object) -> None:
+        """Leave the log as it is."""
+
+
 def evaluate_run(grid: Grid, config: Config[Any], run: Path, output: Path) -> None:
     """Ask the sites for the counts of the run's latest model and write the metrics as JSON; the run stays as it is.
 
@@ -27,13 +34,14 @@ def evaluate_run(grid: Grid, config: Config[Any], run: Path, output: Path) -> No
         RunError: no task is finished, or no site answers.
     """
     experiment = Experiment(config)
-    loop = TaskLoop(experiment, Exchange(grid, config.federation), RunDirectory(run))
+    loop = TaskLoop(experiment, Exchange(grid, config.federation), _OnlyRead(run))
     loop.load()
     task, answers = loop.evaluate()
     seen, names = experiment.stream.seen(task), experiment.class_names
     label = config.federation.site_label
-    sites = list(answers.reports)
-    counts = np.array([report.numbers["confusion"] for report in answers.reports.values()], dtype=np.int64)
+    told = {site: report.numbers["confusion"] for site, report in answers.reports.items() if not report.abstained}
+    sites = list(told)
+    counts = np.array(list(told.values()), dtype=np.int64)
     confusion = counts.reshape(1, len(sites), experiment.classes, experiment.classes)
     images, accuracies = confusion.sum(axis=(0, 2, 3)), metrics.site_accuracies(confusion, [seen])
     recalls = metrics.class_recalls(confusion, [seen])

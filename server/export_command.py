@@ -52,7 +52,7 @@ def export(
         describe("")  # a run that cannot be described leaves no model without a card
         exported = export_model(files, format_name, output)
         write_atomically(card, describe(exported.sha256).encode())
-        Console().print(
+        Console(emoji=False).print(
             f"Model: {output} ({format_name}, {output.stat().st_size / 1e6:.1f} MB)\n"
             f"SHA-256: {exported.sha256}\n"
             f"Largest difference from PyTorch on random images: {exported.difference:.2g} ({TOLERANCE:g} is accepted)\n"

@@ -54,5 +54,6 @@ def _ask(settings: ServerSettings, output: Path, values: dict[str, str]) -> dict
             raise RunError(f"the job ended as {status} ({' '.join([details, *last]).strip()})")
         time.sleep(1)
     if not output.exists():
+        control.stop(run)
         raise RunError(f"the job gave no answer within {SECONDS:.0f} s (it is {status})")
     return dict(json.loads(output.read_text(encoding="utf-8")))

@@ -92,7 +92,7 @@ def flower_run(directory: Path) -> int:
     """
     try:
         return int(json.loads((directory / FLOWER_RUN).read_text(encoding="utf-8"))["run-id"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{directory} is not the directory of a run among sites ({error})", accepted="runs/NAME-HASH"
         ) from error

@@ -11,6 +11,7 @@ from safetensors.torch import save
 
 from dynammo_core import __version__, metrics
 from dynammo_core.cost import Deployed, multiply_accumulates
+from dynammo_core.errors import ConfigError
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.model_files import FACTS, WEIGHTS, deployed_names, tensors_sha256
 from dynammo_core.models.backbones import BACKBONES, weights_sha256
@@ -82,34 +83,56 @@ def summarise(experiment: Experiment, model: IncrementalModel, progress: Progres
 
 
 def write_model(directory: RunDirectory, experiment: Experiment, model: IncrementalModel, task: int) -> None:
-    """Write `model.safetensors`, whole and ready to predict, and `model.json`, which says what it is."""
+    """Write `model.safetensors`, whole and ready to predict, and `model.json`, which says what it is.
+
+    Both also stay in `models/task-NN`, so that a run can go back to the model after an earlier task.
+    """
     state = model.state_dict()
     # Parts of a model may share a tensor (a backbone of many passes): it is written once, under its first name.
     first = {state[name].data_ptr(): name for name in reversed(deployed_names(experiment.method, model))}
     tensors = {name: state[name].cpu().contiguous() for name in sorted(first.values())}
-    directory.write(WEIGHTS, save(tensors))
     config, class_names = experiment.config, experiment.class_names
-    directory.write_json(
-        FACTS,
-        {
-            "class_names": list(class_names),
-            "tasks": [[class_names[label] for label in own] for own in experiment.stream.tasks[: task + 1]],
-            "backbone": config.backbone.name,
-            "insertion_points": list(BACKBONES[config.backbone.name].insertion_points),
-            "method": config.method.model_dump(mode="json"),
-            "image_size": config.data.image_size,
-            "normalisation": config.data.normalisation,
-            "heads": {name: list(model.head(name).rows) for name in _deployed_heads(experiment, model)},
-            "versions": {"dynammo": __version__} | {package: version(package) for package in RECORDED_VERSIONS},
-            "lineage": {
-                "config_hash": config.content_hash,
-                "code_hash": code_hash(),
-                "backbone_sha256": weights_sha256(config.backbone),
-                "after_task": task + 1,
-                "tensors_sha256": tensors_sha256(tensors),
-            },
+    facts = {
+        "class_names": list(class_names),
+        "tasks": [[class_names[label] for label in own] for own in experiment.stream.tasks[: task + 1]],
+        "backbone": config.backbone.name,
+        "insertion_points": list(BACKBONES[config.backbone.name].insertion_points),
+        "method": config.method.model_dump(mode="json"),
+        "image_size": config.data.image_size,
+        "normalisation": config.data.normalisation,
+        "heads": {name: list(model.head(name).rows) for name in _deployed_heads(experiment, model)},
+        "versions": {"dynammo": __version__} | {package: version(package) for package in RECORDED_VERSIONS},
+        "lineage": {
+            "config_hash": config.content_hash,
+            "code_hash": code_hash(),
+            "backbone_sha256": weights_sha256(config.backbone),
+            "after_task": task + 1,
+            "tensors_sha256": tensors_sha256(tensors),
         },
-    )
+    }
+    for folder in (model_folder(task), ""):
+        directory.write(f"{folder}{WEIGHTS}", save(tensors))
+        directory.write_json(f"{folder}{FACTS}", facts)
+
+
+def model_folder(task: int) -> str:
+    """Where in a run directory the model after a task stays."""
+    return f"models/task-{task + 1:02d}/"
+
+
+def roll_back(directory: RunDirectory, task: int) -> None:
+    """Put the model after an earlier task, counted from 0, in the place of the latest; the run itself stays as it is.
+
+    Raises:
+        ConfigError: the run has no model after that task.
+    """
+    kept = directory.path / model_folder(task)
+    if not (kept / WEIGHTS).is_file():
+        there = sorted(path.name for path in (directory.path / "models").glob("task-*"))
+        raise ConfigError(f"there is no model after task {task + 1} in {directory.path}", accepted=", ".join(there))
+    for name in (WEIGHTS, FACTS):
+        directory.write(name, (kept / name).read_bytes())
+    directory.log("rolled_back", task=task)
 
 
 def _deployed_heads(experiment: Experiment, model: IncrementalModel) -> list[str]:

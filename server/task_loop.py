@@ -75,7 +75,7 @@ class TaskLoop:
                 remedy="Evaluate after a task is finished, or look at the report for the last one",
             )
         self.experiment.use_torch()
-        answers = self._ask_once(tests[-1], self._tensors(tests[-1].stage.down), self._taking_part(tests[-1]), 1, 0)
+        answers = self._ask_once(tests[-1], self._tensors(tests[-1].stage.down), self._taking_part(tests[-1]), 0, 0)
         if not answers.reports:
             raise RunError("no site answered", remedy="`dynammo-server sites list` shows who is connected")
         return tests[-1].task, answers

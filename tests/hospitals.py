@@ -13,6 +13,8 @@ from small_runs import small_settings, write_hospitals
 
 from client.app import app
 from dynammo_core.config import Config, resolve
+from dynammo_core.data.loading import open_dataset
+from dynammo_core.experiment import experiment_from_json
 from simulations.local_grid import LocalGrid
 
 
@@ -49,7 +51,9 @@ def make_hospitals(folder: Path, holdings: Mapping[str, Mapping[str, int]]) -> H
 
 
 def with_images(folder: Path, name: str, held: Mapping[str, int]) -> Path:
-    """The images of one site, which come in place of those that it had."""
+    """The images of one site, which come in place of those that it had; nothing is kept of these in this process."""
+    experiment_from_json.cache_clear()
+    open_dataset.cache_clear()
     return write_hospitals(folder / name / "images", {name: held})
 
 

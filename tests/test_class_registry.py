@@ -70,9 +70,14 @@ def test_an_exact_count_is_no_band(count: int) -> None:
         Announcement({"nevus": 10, "melanoma": count})
 
 
-def test_names_that_are_none_or_a_text_are_refused() -> None:
-    with pytest.raises(ProtocolError):
-        Announcement({"": 1})
+@pytest.mark.parametrize("name", ["", "\x1b]0;pwned\x07", "a\nb", "a\rb", "\u202ereversed"])
+def test_names_that_are_none_or_command_a_terminal_are_refused(name: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        Announcement({name: 1})
+    assert str(caught.value).isprintable()
+
+
+def test_a_text_is_no_name() -> None:
     with pytest.raises(ProtocolError) as caught:
         Announcement({"n" * 10_000: 1})
     assert len(str(caught.value)) < 2 * LONGEST_NAME  # a forged one does not fill the log

@@ -118,6 +118,16 @@ def test_batch_norm_by_hand() -> None:
     assert merged == {MEAN: torch.tensor([2.0]), VARIANCE: torch.tensor([5.0])}
 
 
+def test_a_negative_variance_counts_as_zero() -> None:
+    # All means are 0, so the variances are -9 (that is 0), 1 and 2, the median 1; trimmed to one, the same. Clipped to
+    # the median length of -3, -2 and -1 from the server's 3: (1 + 1 + 2) / 3.
+    sites = [Update({MEAN: torch.zeros(1), VARIANCE: torch.tensor([own])}, [10]) for own in (-9.0, 1.0, 2.0)]
+    current = {MEAN: torch.zeros(1), VARIANCE: torch.tensor([3.0])}
+    for name, expected in (("median", 1.0), ("trimmed_mean", 1.0), ("norm_clipping", 4 / 3), ("multi_krum", 1.5)):
+        merged = AGGREGATORS[name](1, False)(sites, {}, current, ())
+        torch.testing.assert_close(merged[VARIANCE], torch.tensor([expected]))
+
+
 def test_with_equal_sites_the_statistics_are_those_of_the_mean() -> None:
     # Two sites on either side of the mean see the same variance about it: pooling and the median agree.
     sites = [Update({MEAN: torch.tensor([mean]), VARIANCE: torch.ones(1)}, [10]) for mean in (0.0, 2.0)]

@@ -174,8 +174,8 @@ def test_folders_of_images_serve_as_well(tmp_path: Path) -> None:
     (root / "train" / "new" / "two.png").write_bytes(b"not read by anyone")
     data = {"dataset": "image_folder", "root": str(root)}
     site_yaml = make_hospital(tmp_path / "alpha", "alpha", root, data=data)
-    assert images(opened(file, asked())) == HELD
-    assert announcement({"site-config": str(file)}).bands == {"0": 1, "1": 1, "3": 1, "new": 1}
+    assert images(opened(site_yaml, asked())) == HELD
+    assert announcement({"site-config": str(site_yaml)}).bands == {"0": 1, "1": 1, "3": 1, "new": 1}
 
 
 def test_no_images_at_all_are_an_error_of_the_site(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from status_runs import (
     START,
     TASKS,
     Event,
+    abstained,
     completed,
     done,
     failed,
@@ -48,6 +49,8 @@ def test_failed_site_keeps_its_last_answer_and_is_no_longer_waited_for_once_othe
     assert (at_failure.state, at_failure.answered, at_failure.seconds) == ("failed", START + 10, 5.0)
     later = {"event": "answers", "time": START + 40, "step": 3, "answered": 1, "asked": 3}
     assert RunStatus(RUN, [*first_task(), later]).sites[1].state == "asked"
+    idle = RunStatus(RUN, [*first_task(), done(3, START + 40, [abstained(0)])]).sites[0]
+    assert (idle.state, idle.answered, idle.seconds, idle.abstained) == ("abstained", START + 40, 1.5, 1)
     partly = RunStatus(RUN, [*first_task()[:-1], waiting(3, START + 32, 1, 2), waiting(3, START + 33, 2)])
     assert [site.state for site in partly.sites] == ["answered", "asked", "waited for"]
 
@@ -138,6 +141,13 @@ def test_ended_run_waits_for_nobody_and_has_no_time_left() -> None:
     assert (fields["waiting_for"], fields["seconds_left"]) == ([], None)
     assert run.moment(START + 5000) == START + 32  # its clock stands
     assert RunStatus(RUN, first_task()).moment(START + 5000) == START + 5000
+
+
+def test_accuracy_is_that_after_the_last_task() -> None:
+    second = {"event": "task_evaluated", "time": START + 80, "task": 1, "accuracy": 60.0, "site_accuracies": [50.0]}
+    run = RunStatus(RUN, [*first_task(), second])
+    assert (run.accuracy, run.as_fields(START)["accuracy_after_tasks"]) == (60.0, [71.25, 60.0])
+    assert [site.accuracy for site in run.sites] == [50.0, 52.5, None]
 
 
 def test_path_in_a_command_is_quoted() -> None:

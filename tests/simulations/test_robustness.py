@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import Result
+from rich.console import Console
 from small_runs import small_settings
 from typer.testing import CliRunner
 
 from simulations.cli import app
+from simulations.robustness import Row, missing, plan, printed, rows
 
 ROW_KEYS = {"aggregator", "attack", "average", "last", "error"}
 # Enough images that the network learns its four classes even without the fifth site's.
@@ -84,6 +87,18 @@ def test_what_has_finished_is_not_run_again(folder: Path, report: dict[str, Any]
     result = command(folder, "--attack", "scale", "--aggregator", "median")
     assert list(logs()) == before
     assert "median" in result.output
+
+
+def test_a_run_that_breaks_down_has_no_figures_but_a_reason(folder: Path) -> None:
+    """A run that stopped left no summary: as one with a seed that nobody has run."""
+    overrides = {**OVERRIDES, "seed": 2}
+    cells = plan(folder / "small.yaml", overrides, aggregators=[], attacks=["scale"], liars=1)
+    assert set(missing(cells, folder / "runs")) == {"clean · mean · seed 2", "scale · mean · seed 2"}
+    table = rows(cells, folder / "runs", {"scale · mean · seed 2": "no site answered"})
+    assert table[1] == Row("mean", "scale", None, None, None, None, None, None, "no site answered")
+    buffer = io.StringIO()
+    Console(width=100, file=buffer).print(printed(table, "small"))
+    assert "broke down" in buffer.getvalue()
 
 
 @pytest.mark.parametrize(
