@@ -15,7 +15,9 @@ from rich.table import Table
 from dynammo_core.config import Scalar, load_config
 from dynammo_core.errors import ConfigError, DynammoError, unknown_name
 from dynammo_core.terminal import command_line, parse_overrides, readable_errors
+from simulations.benchmarks import bench
 from simulations.deploy_command import deploy
+from simulations.faults_command import faults
 
 app = command_line("Run, check and measure federated class-incremental experiments.")
 console = Console()
@@ -130,6 +132,8 @@ def robustness(
 
 
 app.command()(deploy)
+app.command()(faults)
+app.add_typer(bench, name="bench")
 
 
 @app.command()

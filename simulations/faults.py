@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -12,7 +13,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from client.settings import load_site
 from dynammo_core.errors import DynammoError
+from dynammo_core.memory.encryption import load_key
+from dynammo_core.memory.store import MemoryStore
 from server.event_tail import EventTail
 from server.launch import follow, launch
 from server.run_directory import EVENTS, Event
@@ -92,14 +96,16 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
 )
 
 
-def run_with_fault(deployment: Deployment, config: Any, name: str, stage: str, listener: Callable[[Event], None]) -> Path:
+def run_with_fault(
+    deployment: Deployment, config: Any, name: str, stage: str, listener: Callable[[Event], None]
+) -> Path:
     """Run an experiment, let one fault strike in the first round of a stage of the last task, and see it through.
 
     Raises:
         DynammoError: the run did not survive.
     """
     fault, site = FAULTS[name], deployment.names[-1]
-    last = len(config.tasks.sizes) - 1
+    last = len(deployment.experiment.stream) - 1
     run = launch(deployment.server, config)
     tail = EventTail(run / EVENTS, from_end=False)
     struck = False
@@ -121,6 +127,18 @@ def run_with_fault(deployment: Deployment, config: Any, name: str, stage: str, l
         launch(deployment.server, config, resume=run)
         follow(deployment.server, run, tail, hear)
     return run
+
+
+def exemplars(deployment: Deployment, run: Path) -> dict[str, tuple[int, list[str]]]:
+    """What each site keeps after a run: the task that its memory stands after, and its record ids."""
+    name = json.loads((run / EVENTS).read_text(encoding="utf-8").splitlines()[0])["run"]
+    kept = {}
+    for site in deployment.names:
+        settings = load_site(deployment.site_yaml(site))
+        key = load_key(settings.memory.key) if settings.memory.key else None
+        memory = MemoryStore(settings.memory.folder / name, run=name, site=site, key=key).load()
+        kept[site] = (memory.task, list(memory.record_ids))
+    return kept
 
 
 def process_tree(process: int) -> Iterator[int]:

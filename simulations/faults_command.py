@@ -1,0 +1,107 @@
+"""`dynammo-sim faults`: a deployment on this machine, one fault after another, and a table of what came of each."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dynammo_core.config import load_config
+from dynammo_core.errors import ConfigError, DynammoError, RunError, unknown_name
+from dynammo_core.terminal import parse_overrides, readable_errors
+
+console = Console()
+STAGES = ("adapt", "balance", "remember", "evaluate")
+POINTS = 1.0
+"""The most that a fault may change the last accuracy, in percentage points, where a quorum lived."""
+
+
+def faults(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.", show_default=False)],
+    fault: Annotated[list[str] | None, typer.Option(help="One of the faults. Repeatable.", show_default="all")] = None,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The stage of the last task in which it strikes. Repeatable.", show_default=", ".join(STAGES)
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf. Repeatable.")
+    ] = None,
+) -> None:
+    """Do to a real deployment on this machine what happens to hospitals, and see that nothing is lost.
+
+    Compares each run with an undisturbed one: last accuracy, and every exemplar at every site. Takes minutes a fault.
+    """
+    with readable_errors(), tempfile.TemporaryDirectory(prefix="dynammo-faults-") as folder:
+        from simulations.faults import FAULTS
+
+        chosen = fault or list(FAULTS)
+        for name in chosen:
+            if name not in FAULTS:
+                raise ConfigError(unknown_name("fault", name, FAULTS), accepted=", ".join(FAULTS))
+        experiment_config = load_config(config, parse_overrides(set_ or []))
+        table = Table("fault", "stage", "outcome", "last", "exemplars", "seconds")
+        failed = 0
+        for row in _rows(experiment_config, chosen, stage or list(STAGES), Path(folder)):
+            table.add_row(*row[1:])
+            failed += not row[0]
+            console.print("; ".join(row[1:]), markup=False, highlight=False)
+        console.print(table)
+        if failed:
+            raise RunError(f"{failed} of the faults lost something")
+
+
+def _rows(
+    config: Any, names: list[str], stages: list[str], folder: Path
+) -> Iterator[tuple[bool, str, str, str, str, str, str]]:
+    """Whether all is well, and the cells of the table, for each fault in each stage."""
+    from dynammo_core.experiment import Experiment
+    from server.event_tail import EventTail
+    from server.launch import follow, launch
+    from server.run_directory import EVENTS
+    from simulations.deployment import deployed_config, deployment
+    from simulations.faults import exemplars, run_with_fault
+
+    experiment = Experiment(config)
+    sites = [f"hospital-{chr(ord('a') + site)}" for site in range(config.federation.sites)]
+    with deployment(folder, experiment, sites) as consortium:
+        for _ in consortium.prepare_sites():
+            pass
+        consortium.start_server()
+        consortium.register_sites()
+        for site in sites:
+            consortium.start_site(site)
+        settings = deployed_config(experiment, sites)
+        started = time.monotonic()
+        calm = launch(consortium.server, settings)
+        follow(consortium.server, calm, EventTail(calm / EVENTS, from_end=False), lambda event: None)
+        expected, kept = _last(calm), exemplars(consortium, calm)
+        yield True, "none", "-", "completed", f"{expected:.1f}", str(_count(kept)), f"{time.monotonic() - started:.0f}"
+        for name in names:
+            for stage in stages:
+                started = time.monotonic()
+                try:
+                    run = run_with_fault(consortium, settings, name, stage, lambda event: None)
+                except DynammoError as error:
+                    yield False, name, stage, str(error), "-", "-", f"{time.monotonic() - started:.0f}"
+                    continue
+                last, left = _last(run), exemplars(consortium, run)
+                well = abs(last - expected) <= POINTS and left == kept
+                words = str(_count(left)) if left == kept else f"{_count(left)}, not the same"
+                yield well, name, stage, "completed", f"{last:.1f}", words, f"{time.monotonic() - started:.0f}"
+
+
+def _last(run: Path) -> float:
+    return float(json.loads((run / "summary.json").read_text(encoding="utf-8"))["last_accuracy"])
+
+
+def _count(kept: dict[str, tuple[int, list[str]]]) -> int:
+    return sum(len(records) for _, records in kept.values())
