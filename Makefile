@@ -6,8 +6,14 @@ PYTHON ?= python3
 # Holds the path it was made for: a copied or moved checkout gets an environment of its own.
 STAMP := $(VENV)/installed.$(shell printf '%s' '$(ROOT)' | cksum | cut -d' ' -f1)
 
+# A small network on all 60,000 images of Fashion-MNIST: what is measured is the federation.
+MANY_SITES := --set backbone.name=small_cnn --set backbone.weights=random --set data.image_size=16 \
+	--set data.train_per_class=null --set federation.partition=iid --set tasks.sizes='[2, 2]' \
+	--set memory.exemplars=10000 --set method.adapt.rounds=1 --set method.adapt.epochs=1 \
+	--set method.balance.rounds=1 --set method.balance.epochs=1
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo deploy-demo test lint format stop clean
+.PHONY: help install demo deploy-demo soak test lint format stop clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' '$(ROOT)/Makefile'
@@ -30,6 +36,12 @@ demo: install ## Five sites learn ten digits in five tasks, by `flwr run`; leave
 
 deploy-demo: install ## Three hospitals on this machine: TLS, registered keys, equal to the simulation; takes minutes
 	@'$(BIN)/dynammo-sim' deploy '$(ROOT)/configs/deployed_digits.yaml'
+
+soak: install ## Faults done to a real deployment, lying sites, 100 and 1,000 simulated sites: about an hour
+	@'$(BIN)/dynammo-sim' faults '$(ROOT)/configs/deployed_digits.yaml' --set federation.attempts=2 --set tasks.sizes='[2, 2]'
+	@'$(BIN)/dynammo-sim' robustness '$(ROOT)/configs/digits.yaml' --runs '$(ROOT)/runs/robustness'
+	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 100 --engine flower $(MANY_SITES)
+	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 1000 --engine local $(MANY_SITES)
 
 test: install ## Run all tests
 	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -n auto

@@ -80,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
     """Answers GET alone; every other method is unknown here."""
 
     server: StatusServer
-    server_version, sys_version = "dynammo", ""
+    server_version, sys_version = "dynammo-status", ""
     timeout = CLIENT_SECONDS
 
     def do_GET(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import tempfile
@@ -14,7 +15,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dynammo_core.terminal import command_line, readable_errors
+from dynammo_core.errors import ConfigError, unknown_name
+from dynammo_core.terminal import command_line, parse_overrides, readable_errors
 
 bench = command_line("Measure the speed of parts of the machinery.")
 console = Console()
@@ -37,6 +39,38 @@ def memory(
         bare = seconds["safetensors, unchecked"] / seconds["encrypted"]
         console.print(f"encrypted / plain: {ratio:.2f} (wanted: {WANTED}); / unchecked: {bare:.2f}", highlight=False)
         raise typer.Exit(0 if ratio >= WANTED else 1)
+
+
+@bench.command()
+def sites(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.", show_default=False)],
+    count: Annotated[int, typer.Option(min=1, help="Simulated sites.")] = 100,
+    engine: Annotated[str, typer.Option(help="local or flower.")] = "flower",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf. Repeatable.")
+    ] = None,
+) -> None:
+    """How much memory a federation of many simulated sites takes at its peak, and how long a round."""
+    with readable_errors():
+        from dynammo_core.config import load_config
+        from server.progress import ProgressView
+        from simulations.engines import ENGINES
+        from simulations.memory_watch import peak_memory
+
+        if engine not in ENGINES:
+            raise ConfigError(unknown_name("engine", engine, ENGINES), accepted=", ".join(ENGINES))
+        overrides = {**parse_overrides(set_ or []), "federation.sites": count}
+        settings = load_config(config, overrides)
+        with tempfile.TemporaryDirectory(prefix="dynammo-sites-") as folder:
+            with peak_memory() as peak, ProgressView() as view:
+                run = ENGINES[engine](settings, Path(folder), None, view.update)
+            summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        console.print(
+            f"{count} sites, engine {engine}: {summary['rounds']} rounds, "
+            f"{summary['seconds'] / summary['rounds']:.2f} s a round, {peak.bytes / 1e9:.2f} GB at the peak, last accuracy {summary['last_accuracy']:.1f} %",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def memory_reading(folder: Path, megabytes: int, repeats: int) -> Mapping[str, float]:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from client.settings import load_site
 from dynammo_core.errors import DynammoError
 from dynammo_core.memory.encryption import load_key
 from dynammo_core.memory.store import MemoryStore
+from dynammo_core.processes import process_tree
 from server.event_tail import EventTail
 from server.launch import follow, launch
 from server.run_directory import EVENTS, Event
@@ -139,15 +140,3 @@ def exemplars(deployment: Deployment, run: Path) -> dict[str, tuple[int, list[st
         memory = MemoryStore(settings.memory.folder / name, run=name, site=site, key=key).load()
         kept[site] = (memory.task, list(memory.record_ids))
     return kept
-
-
-def process_tree(process: int) -> Iterator[int]:
-    """A process and all that descend from it."""
-    parents = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
-    found = [process]
-    for parent in found:
-        found += [child for child, of in parents.items() if of == parent]
-    yield from found

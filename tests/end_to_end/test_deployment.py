@@ -12,10 +12,11 @@ from small_runs import small_config
 
 from client.site import simulated_site
 from dynammo_core.experiment import Experiment
+from dynammo_core.processes import process_tree
 from server.jobs import announcements, evaluation
 from simulations.deployment import Deployment, deployed_config, deployment
 from simulations.engines import run_local
-from simulations.faults import exemplars, process_tree, run_with_fault
+from simulations.faults import exemplars, run_with_fault
 
 NAMES = ("north", "east", "south")
 EQUAL = ("accuracy_after_tasks", "site_accuracies", "last_accuracy", "forgetting", "bytes_up", "rounds", "status")

@@ -49,14 +49,14 @@ def text_of(view: object, width: int = 80) -> str:
 
 def test_table_of_all_runs(folder: Path) -> None:
     write_run(folder / "runs" / "skin-1", completed())
-    write_run(folder / "runs" / "skin-[2]", failed())
+    write_run(folder / "runs" / "skin-[red]", failed())
     done = invoke(folder)
     assert done.exit_code == 0
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["run", "state", "task", "accuracy", "started", "last", "event"]
     assert lines[1].split()[:5] == ["skin-1", "completed", "2/2", "71.2", "%"]
-    assert lines[2].split()[:5] == ["skin-[2]", "failed", "2/2", "71.2", "%"]
-    assert lines[3] == "skin-[2] is failed: task 2: no <quorum>"
+    assert lines[2].split()[:5] == ["skin-[red]", "failed", "2/2", "71.2", "%"]
+    assert lines[3] == "skin-[red] is failed: task 2: no <quorum>"
     assert len(lines) == 4  # nobody asks the SuperLink about runs that have ended
 
 
@@ -111,7 +111,9 @@ def test_tables_fit_their_terminal(width: int) -> None:
     log[0]["site_names"] = ["a" * 63, *SITES[1:]]
     run = RunStatus(Path("/runs") / ("skin" * 20), log)
     for view in (run_view(run, START + 62), runs_table(Overview([run]), START + 62)):
-        assert max(len(line) for line in text_of(view, width).splitlines()) <= width
+        text = text_of(view, width)
+        assert max(len(line) for line in text.splitlines()) <= width
+        assert width < 80 or "…" not in text.split("╯")[-1]  # a long name is folded, not cut
 
 
 def test_json(folder: Path, finished: Finished) -> None:

@@ -264,6 +264,21 @@ def test_browser_says_when_nobody_answers_any_more(tmp_path: Path) -> None:
     assert "hidden" not in lost
 
 
+def test_defect_is_told_and_a_lost_connection_is_not(capfd: pytest.CaptureFixture[str]) -> None:
+    errors: list[Exception] = [BrokenPipeError("gone"), RuntimeError("a defect")]
+
+    def directories() -> list[Path]:
+        raise errors.pop(0)
+
+    with serving(directories) as port:
+        for _ in range(2):
+            with pytest.raises(http.client.RemoteDisconnected):
+                get(port, "/")
+    told = capfd.readouterr().err
+    assert "RuntimeError: a defect" in told
+    assert "gone" not in told
+
+
 def chromium(url: str, folder: Path) -> str:
     """The page as headless Chromium has it after eight seconds of its own, hurried, time."""
     if CHROMIUM is None:
