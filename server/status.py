@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from dynammo_core.errors import RunError
-from server.progress import Event, RunState
+from server.progress import Event, RunState, duration
 from server.run_directory import EVENTS
 from server.run_files import RunFiles
 
@@ -229,3 +229,9 @@ class RunStatus:
     def _fail(self, event: Event) -> None:
         for failure in event["failures"]:
             self.sites[failure["site"]].fail(failure)
+
+
+def age(moment: float, now: float) -> str:
+    """How long ago something was: `0:01:23`, or from two days on `5 days`; both in unix seconds."""
+    days = int((now - moment) // 86_400)
+    return f"{days} days" if days > 1 else duration(now - moment)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from dynammo_core.errors import ConfigError
 from dynammo_core.terminal import readable_errors
-from server.progress import duration, percent, progress_panel
+from server.progress import percent, progress_panel
 
 if TYPE_CHECKING:
     from server.lookout import Lookout, Overview
@@ -89,10 +89,12 @@ def watch(lookout: Lookout, console: Console) -> None:
 
 def runs_table(overview: Overview, now: float) -> Table:
     """A row a run; `now` in unix seconds."""
+    from server.status import age
+
     table = _table("run", "state", "task", "accuracy", "started", "last event")
     for run in overview.runs:
         started = "-" if run.started is None else f"{datetime.fromtimestamp(run.started):%Y-%m-%d %H:%M}"
-        heard = "-" if run.heard is None else f"{duration(now - run.heard)} ago"
+        heard = "-" if run.heard is None else f"{age(run.heard, now)} ago"
         state = Text(run.state, STYLES.get(run.state, ""))
         table.add_row(Text(run.directory.name), state, run.task, percent(run.accuracy), started, heard)
     return table
@@ -100,12 +102,14 @@ def runs_table(overview: Overview, now: float) -> Table:
 
 def run_view(run: RunStatus, now: float) -> RenderableType:
     """The progress of a run, and a row a site; `now` in unix seconds."""
+    from server.status import age
+
     table = _table("site", "state", "answered\nago", "took", "images\na second", "accuracy", "abs-\ntained", "failed")
     for site in run.sites:
         table.add_row(
             Text(site.name),
             Text(site.state, STYLES.get(site.state, "")),
-            "-" if site.answered is None else duration(now - site.answered),
+            "-" if site.answered is None else age(site.answered, now),
             "-" if site.seconds is None else f"{site.seconds:.1f} s",
             "-" if site.speed is None else f"{site.speed:.1f}",
             percent(site.accuracy),

@@ -19,8 +19,8 @@ import jinja2
 
 from dynammo_core.errors import ConfigError
 from server.lookout import Lookout
-from server.progress import duration
 from server.report import page_environment
+from server.status import age
 from server.status_template import SCRIPT, TEMPLATES
 
 ADDRESS = "127.0.0.1"
@@ -136,7 +136,7 @@ def _render(name: str, **contents: object) -> str:
 
 
 def _ago(moment: float | None, now: float) -> str:
-    return "–" if moment is None else f"{duration(now - moment)} ago"
+    return "–" if moment is None else f"{age(moment, now)} ago"
 
 
 def _clock(moment: float | None, pattern: str = "%Y-%m-%d %H:%M") -> str:

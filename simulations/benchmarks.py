@@ -65,9 +65,10 @@ def sites(
             with peak_memory() as peak, ProgressView() as view:
                 run = ENGINES[engine](settings, Path(folder), None, view.update)
             summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        seconds, gigabytes = summary["seconds"] / summary["rounds"], peak.bytes / 1e9
         console.print(
-            f"{count} sites, engine {engine}: {summary['rounds']} rounds, "
-            f"{summary['seconds'] / summary['rounds']:.2f} s a round, {peak.bytes / 1e9:.2f} GB at the peak, last accuracy {summary['last_accuracy']:.1f} %",
+            f"{count} sites, engine {engine}: {summary['rounds']} rounds, {seconds:.2f} s a round, "
+            f"{gigabytes:.2f} GB at the peak, last accuracy {summary['last_accuracy']:.1f} %",
             highlight=False,
             soft_wrap=True,
         )

@@ -25,7 +25,7 @@ from status_runs import (
 )
 
 from dynammo_core.errors import RunError
-from server.status import RunStatus
+from server.status import RunStatus, age
 
 RUN = Path("/consortium/runs/skin-1")
 
@@ -205,3 +205,10 @@ def test_log_cut_off_in_a_line_tells_what_it_can(tmp_path: Path) -> None:
 def test_log_of_another_program_is_refused(tmp_path: Path, event: Event) -> None:
     with pytest.raises(RunError, match=r"events\.jsonl does not tell a run"):
         RunStatus.read(write_run(tmp_path, [event]))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(-1, "0:00:00"), (83, "0:01:23"), (172_799, "1 day, 23:59:59"), (172_800, "2 days")]
+)
+def test_age(seconds: float, words: str) -> None:
+    assert age(START, START + seconds) == words
