@@ -14,6 +14,7 @@ from rich.table import Table
 
 from dynammo_core.terminal import command_line, parse_overrides, readable_errors
 from server.export_command import export
+from server.status_command import status
 
 if TYPE_CHECKING:
     from server.sites import SiteRegister
@@ -194,6 +195,7 @@ def evaluate(run_dir: RunDir, folder: Folder = HERE) -> None:
             console.print(table)
 
 
+app.command()(status)
 app.command()(export)
 
 

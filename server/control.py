@@ -12,6 +12,7 @@ import tomli_w
 
 from dynammo_core.config import Scalar
 from dynammo_core.errors import RunError
+from dynammo_core.files import write_atomically
 from server.flower_app import flower_environment, flower_program
 from server.settings import ServerSettings
 
@@ -42,7 +43,7 @@ class Control:
     def submit(self, app: Path, run_config: Mapping[str, Scalar]) -> int:
         """Start a run of a Flower app; returns its id."""
         file = self._home() / "run_config.toml"
-        file.write_text(tomli_w.dumps(dict(run_config)), encoding="utf-8")
+        write_atomically(file, tomli_w.dumps(dict(run_config)).encode())
         return int(self._call("run", str(app), CONNECTION, "--run-config", str(file))["run-id"])
 
     def runs(self) -> list[dict[str, Any]]:
@@ -103,5 +104,5 @@ class Control:
         home.mkdir(parents=True, exist_ok=True)
         connection = {"address": self._settings.address, "root-certificates": str(self._settings.ca_certificate)}
         text = tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: connection}})
-        (home / "config.toml").write_text(text, encoding="utf-8")
+        write_atomically(home / "config.toml", text.encode())  # another command may be reading it
         return home

@@ -28,11 +28,15 @@ class EventTail:
 
 
 def _whole_lines(file: TextIO) -> Iterator[dict[str, Any]]:
-    """The events of all complete lines; a line still being written is left for the next time."""
+    """The events of all complete lines; one still being written is left for next time, one that a crash cut is lost."""
     while True:
         start = file.tell()
         line = file.readline()
         if not line.endswith("\n"):
             file.seek(start)
             return
-        yield json.loads(line)
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        yield event
