@@ -24,6 +24,9 @@ MESSAGE_TYPES: Mapping[Action, str] = {
     Action.EVALUATE: "evaluate",
 }
 
+LONGEST_POLL_SECONDS = 2.0
+"""A simulated round takes tenths of a second, one between hospitals minutes, and each question costs the SuperLink."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -91,7 +94,7 @@ class Exchange:
         pushed = (list(self._grid.push_messages(messages)) if messages else []) or [""] * len(messages)
         sites = {message_id: one.site for message_id, one in zip(pushed, sent, strict=True) if message_id}
         replies: dict[int, Message] = {}
-        limit = time.monotonic() + deadline
+        limit, pause = time.monotonic() + deadline, POLL_SECONDS
         while len(replies) < len(sites) and time.monotonic() < limit:
             waiting = [message_id for message_id, site in sites.items() if site not in replies]
             arrived = list(self._grid.pull_messages(waiting))
@@ -99,8 +102,10 @@ class Exchange:
                 replies[sites[reply.metadata.reply_to_message_id]] = reply
             if arrived:
                 on_answers(len(replies))
+                pause = POLL_SECONDS
             elif len(replies) < len(sites):
-                time.sleep(POLL_SECONDS)
+                time.sleep(pause)
+                pause = min(1.2 * pause, LONGEST_POLL_SECONDS)
         answers = _sort(sorted(nodes), set(sites.values()), replies, check)
         answers.failures.extend(Failure(site, 0, "NotConnected") for site in sorted(set(asked) - set(nodes)))
         return answers
