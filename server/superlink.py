@@ -32,6 +32,7 @@ def become_superlink(settings: ServerSettings) -> None:
     # Flower's own processes on this machine are served as operators are.
     operators = dict.fromkeys([*settings.operators, settings.own_address])
     environment = flower_environment(home) | {OPERATORS: ",".join(operators)}
+    environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "1.0"  # for months, not for one run
     command = [sys.executable, "-m", "server.gate", "--host", settings.listen, "--port", str(settings.port)]
     command += ["--ssl-ca-certfile", str(settings.ca_certificate), "--ssl-certfile", str(settings.certificate)]
     command += ["--ssl-keyfile", str(settings.key), "--enable-supernode-auth"]
