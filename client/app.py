@@ -10,6 +10,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.audit import audit_log
 from client.local_steps import answer
 from client.site import announcement, open_site
 from dynammo_core.errors import DynammoError, ProtocolError
@@ -29,14 +30,29 @@ def sanitised(handler: Handler) -> Handler:
     def wrapped(message: Message, context: Context) -> Message:
         try:
             return handler(message, context)
-        except DynammoError as error:
-            logger.error("step refused: %s", error)
-            return Message(Error(error.code, type(error).__name__), reply_to=message)
         except Exception as error:
-            logger.exception("step failed")
-            return Message(Error(UNEXPECTED, type(error).__name__), reply_to=message)
+            return _refusal(message, context, error)
 
     return wrapped
+
+
+def _refusal(message: Message, context: Context, error: Exception) -> Message:
+    code = _logged(error)
+    try:
+        if log := audit_log(context.node_config):
+            log.refused(message.metadata.message_type, code, error)
+    except Exception as unrecorded:
+        error, code = unrecorded, _logged(unrecorded)
+    return Message(Error(code, type(error).__name__), reply_to=message)
+
+
+def _logged(error: Exception) -> int:
+    """The code of an error, once it stands in the site's own log; what is not deliberate with its traceback."""
+    if isinstance(error, DynammoError):
+        logger.error("step refused: %s", error)
+        return error.code
+    logger.error("step failed", exc_info=error)
+    return UNEXPECTED
 
 
 def reply(message: Message, context: Context) -> Message:
@@ -47,8 +63,13 @@ def reply(message: Message, context: Context) -> Message:
             f"the server runs the code {instruction.code_hash[:12]}, this site runs {code_hash()[:12]}",
             remedy="Install the same version on both sides; in a simulation, stop the other copy's local SuperLink",
         )
-    site = open_site(instruction, context.node_config)
-    return Message(_encode(answer(instruction, site)), reply_to=message)
+    site, log = open_site(instruction, context.node_config), audit_log(context.node_config)
+    if log:
+        log.check_writable()
+    report = answer(instruction, site)
+    if log:
+        log.answered(instruction, site.experiment.steps[instruction.step], report, site.experiment.class_names)
+    return Message(_encode(report), reply_to=message)
 
 
 @app.train("fit")
@@ -83,7 +104,10 @@ def evaluate(message: Message, context: Context) -> Message:
 @sanitised
 def announce(message: Message, context: Context) -> Message:
     """Say which classes the site can bring, and about how many images of each."""
-    bands = dict(announcement(context.node_config).bands)
+    announced = announcement(context.node_config)
+    if log := audit_log(context.node_config):
+        log.announced(announced)
+    bands = dict(announced.bands)
     names = ConfigRecord({"classes": list(bands), "bands": list(bands.values())})
     return Message(RecordDict({"announcement": names}), reply_to=message)
 

@@ -11,7 +11,7 @@ import numpy as np
 from client.findings import Finding
 from client.settings import SiteSettings
 from dynammo_core.config import Config
-from dynammo_core.data.loading import open_dataset
+from dynammo_core.data.loading import open_own
 from dynammo_core.data.samples import Dataset, Split
 from dynammo_core.errors import DataError
 from dynammo_core.settings import DataSettings
@@ -36,7 +36,7 @@ def data(settings: SiteSettings, config: Config[Any] | None, advance: Advance) -
         ConfigError: no such data set, or its classes are not the experiment's.
         DataError: the data set cannot be opened.
     """
-    dataset = open_dataset(_own(settings, config), 0)
+    dataset = open_own(_own(settings, config), 0)
     yield _counted(dataset, settings)
     total = len(dataset.train.labels) + len(dataset.test.labels)
     unreadable = list(_unreadable(dataset, lambda done: advance(done, total)))

@@ -54,6 +54,8 @@ device: auto
 state: {state}
 # What the site did, and why a step failed; it may name images, so it stays here.
 log: site.log
+# What left this site, a line for each answer: `dynammo-site audit`. Never edit or rotate it, its lines are chained.
+audit: audit.jsonl
 """
 console = Console(highlight=False, emoji=False)
 

@@ -80,7 +80,8 @@ def answer(instruction: Instruction, site: Site) -> Report:
     report = ACTIONS[local.step.stage.action](local)
     if report.numbers:
         report = replace(report, numbers={**report.numbers, "seconds": time.monotonic() - started})
-    check_report(report, local.step.stage, local.model, site.experiment.classes)
+    experiment = site.experiment
+    check_report(report, local.step.stage, local.model, experiment.classes, experiment.stream.seen(local.step.task))
     return report
 
 

@@ -123,6 +123,7 @@ def purge(
 
     Name records, or a class, a day or both: then the records go of which an exemplar fits all that is named.
     """
+    from client.audit import AuditLog
     from dynammo_core.memory.withdrawal import WithdrawalLedger
 
     with readable_errors():
@@ -142,10 +143,13 @@ def purge(
             typer.confirm(f"Remove them for good, and never choose these {len(ids)} records again?", abort=True)
         ledger = WithdrawalLedger(site.memory.folder)
         reason = "record" if record_id else " and ".join(["class"] * bool(class_) + ["date"] * bool(before))
+        audit = AuditLog(site.audit)
         with _open_log(site.log) as log:
+            audit.check_writable()
             # First the ledger: whatever stops the rest, nobody uses the records again, and a second purge removes them.
             ledger.withdraw(sorted(ids), f"purge by {reason}", date.today())
             removed = sum(ledger.purge(item.store) for item in stored)
+            audit.purged(len(ids), removed, reason)
             words = f"purge by {reason}: {removed} exemplars of {len(ids)} records removed"
             time = datetime.now().astimezone().isoformat(timespec="seconds")
             hashes = " ".join(digest[:12] for digest in ledger.hashes(sorted(ids)))

@@ -41,6 +41,7 @@ class SiteSettings(Section):
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N of this machine")
     state: Path = Field(default=Path("state"), description="folder for Flower's own files")
     log: Path = Field(default=Path("site.log"), description="what the site did, and why a step failed")
+    audit: Path = Field(default=Path("audit.jsonl"), description="the audit log: what left the site, line by line")
 
 
 def load_site(path: Path) -> SiteSettings:
@@ -48,7 +49,7 @@ def load_site(path: Path) -> SiteSettings:
 
     Raises:
         ConfigError: no such file, no YAML, or a key or value that is not accepted; it names file, line and key. Or two
-            things shall lie in one folder.
+            things shall lie in one place.
     """
     data, tree = read_yaml(path)
     settings = validate(SiteSettings, data, str(path), tree)
@@ -60,6 +61,10 @@ def load_site(path: Path) -> SiteSettings:
     if place(settings.state) == place(settings.memory.folder):
         raise ConfigError(
             f"{path}: state and memory.folder are both {place(settings.state)}", remedy="Flower's files need their own"
+        )
+    if place(settings.audit) == place(settings.log):
+        raise ConfigError(
+            f"{path}: log and audit are both {place(settings.log)}", remedy="Each line of the audit log seals the last"
         )
     key = settings.memory.key
     if key is not None and key.startswith("file:"):
@@ -73,5 +78,6 @@ def load_site(path: Path) -> SiteSettings:
             "weights": settings.weights and str(place(settings.weights)),
             "state": place(settings.state),
             "log": place(settings.log),
+            "audit": place(settings.audit),
         }
     )

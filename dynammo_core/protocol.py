@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -28,6 +28,10 @@ NUMBERS: Mapping[Action, frozenset[str]] = MappingProxyType(
 """The numbers a site returns, by action. `class_counts` [C]: samples used of each class; `loss`: mean of the last
 epoch; `memory_bytes`: size of its memory; `confusion` [C * C]: its test images by true and predicted class, row by row;
 `seconds`: time the site took."""
+
+
+MOST = 10**12
+"""More images than any site has: a larger count is no count."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,9 @@ def names_up(model: IncrementalModel, stage: Stage) -> list[str]:
     return matching(travelling_names(model), stage.up)
 
 
-def check_report(report: Report, stage: Stage, model: IncrementalModel, classes: int) -> None:
+def check_report(
+    report: Report, stage: Stage, model: IncrementalModel, classes: int, seen: Collection[int] | None = None
+) -> None:
     """Refuse a report that holds anything but what the stage declares; by the site before sending, and at the door.
 
     Args:
@@ -98,6 +104,7 @@ def check_report(report: Report, stage: Stage, model: IncrementalModel, classes:
         stage: the stage it answers.
         model: a model with the structure of the stage's task.
         classes: number C of classes of the experiment.
+        seen: the classes learnt so far, all C by default: a test speaks of no other.
 
     Raises:
         ProtocolError: a tensor or number that is undeclared, missing, of another shape or type, or not finite.
@@ -119,13 +126,18 @@ def check_report(report: Report, stage: Stage, model: IncrementalModel, classes:
     lengths = {"class_counts": classes, "confusion": classes * classes}
     for name, value in report.numbers.items():
         if name in lengths:
-            fits = isinstance(value, list) and len(value) == lengths[name] and all(count >= 0 for count in value)
-            if not fits:
+            fits = isinstance(value, list) and len(value) == lengths[name]
+            if not fits or not all(0 <= count <= MOST for count in value):  # type: ignore[union-attr]
                 raise ProtocolError(f"number {name!r} is not a list of {lengths[name]} counts")
         elif isinstance(value, list):
             raise ProtocolError(f"number {name!r} is a list", accepted="one number")
         elif not math.isfinite(value):
             raise ProtocolError(f"number {name!r} is {value}", accepted="a finite number")
+    if "confusion" in report.numbers and seen is not None:
+        known = {true * classes + predicted for true in seen for predicted in range(classes)}
+        counts: list[int] = report.numbers["confusion"]  # type: ignore[assignment]
+        if any(count for cell, count in enumerate(counts) if cell not in known):
+            raise ProtocolError("number 'confusion' counts images of classes that are not learnt yet")
     if report.weights and not any(report.class_counts):
         raise ProtocolError("the tensors come from no sample", accepted="an answer that abstains, without tensors")
 

@@ -144,7 +144,13 @@ class TaskLoop:
             on_answers=lambda answered: self.directory.log(
                 "answers", step=step.index, answered=done + answered, asked=done + len(sites)
             ),
-            check=lambda report: check_report(report, step.stage, self.model, self.experiment.classes),
+            check=lambda report: check_report(
+                report,
+                step.stage,
+                self.model,
+                self.experiment.classes,
+                self.experiment.stream.seen(step.task),
+            ),
         )
 
     def _taking_part(self, step: Step) -> list[int]:

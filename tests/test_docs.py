@@ -166,7 +166,9 @@ def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
 def test_every_file_and_key_of_a_run_directory_is_documented(tmp_path: Path) -> None:
     grid = LocalGrid(client_app, nodes=SITES, run_config={})
     run = run_and_report(grid, small_config(), runs=tmp_path, resume=None).path
-    files = {re.sub(r"-\d+", _as_letters, path.relative_to(run).as_posix()) for path in run.rglob("*") if path.is_file()}
+    files = {
+        re.sub(r"-\d+", _as_letters, path.relative_to(run).as_posix()) for path in run.rglob("*") if path.is_file()
+    }
     directory = section(RESEARCHER, "The run directory")
     listed = tables(directory)[0]
     assert {name for row in listed for name in code(row[0])} == files | {"flower.log"}

@@ -222,3 +222,15 @@ def test_bytes_are_those_of_the_tensors() -> None:
     weights = {"a": torch.zeros(3, 4), "b": torch.zeros(5, dtype=torch.float64)}
     assert tensor_bytes(weights) == Report(False, weights).bytes == 3 * 4 * 4 + 5 * 8
     assert Report(abstained=True).bytes == 0
+
+
+def test_counts_of_classes_not_learnt_yet_or_beyond_all_images_are_refused() -> None:
+    stage = stage_of(Action.EVALUATE)
+    counts, cells = [0] * CLASSES, [0] * CLASSES**2
+    cells[0] = 3
+    numbers = {"class_counts": counts, "confusion": cells, "seconds": 1.0}
+    check_report(Report(False, {}, numbers), stage, model(), CLASSES, seen=[0])
+    with pytest.raises(ProtocolError, match="not learnt yet"):
+        check_report(Report(False, {}, numbers), stage, model(), CLASSES, seen=[1])
+    with pytest.raises(ProtocolError, match="'confusion' is not a list of"):
+        check_report(Report(False, {}, {**numbers, "confusion": [10**13, *cells[1:]]}), stage, model(), CLASSES)

@@ -8,7 +8,6 @@ file and guesses an id can still test that guess, since ids are short; so the fi
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from datetime import date
@@ -18,6 +17,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dynammo_core.chained_log import chain_line, read_chain
 from dynammo_core.data.samples import Samples, Split
 from dynammo_core.data.sources import select
 from dynammo_core.errors import MemoryStoreError
@@ -31,8 +31,8 @@ T = TypeVar("T", Samples, ReplayMemory)
 class WithdrawalLedger:
     """The ledger in a site's memory folder, for all its runs.
 
-    JSON lines: the salt, then one line for each record. Each line ends in a hash over itself and the line before, so
-    that a lost or changed line is found: it would bring a record back. Only lost lines at the end are not.
+    A chained log: the salt, then one line for each record, so that a lost or changed line is found: it would bring a
+    record back. Only lost lines at the end are not.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,7 +49,7 @@ class WithdrawalLedger:
             new = [digest for digest in dict.fromkeys(map(ledger.hash, ids)) if digest not in ledger.held]
             lines = [ledger.last]
             for digest in new:
-                lines.append(_line({"record": digest, "reason": reason, "day": today.isoformat()}, lines[-1]))
+                lines.append(chain_line({"record": digest, "reason": reason, "day": today.isoformat()}, lines[-1]))
             if new:
                 write_atomically(self.path, ledger.content + b"".join(lines[1:]), mode=0o600)
         return len(new)
@@ -95,11 +95,11 @@ class WithdrawalLedger:
         """As it lies on the disk; before the first withdrawal, a new salt and nothing else."""
         if not self.path.exists():
             salt = os.urandom(16).hex()
-            first = _line({"salt": salt}, b"")
+            first = chain_line({"salt": salt}, b"")
             return _Ledger(first, first, salt, frozenset())
         try:
             return _parse(self.path.read_bytes())
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise MemoryStoreError(
                 f"the ledger of withdrawn records {self.path} cannot be read ({type(error).__name__}: {error})",
                 remedy="Restore it from a backup: without it, this site would choose withdrawn records again",
@@ -117,19 +117,9 @@ class _Ledger(NamedTuple):
 
 
 def _parse(content: bytes) -> _Ledger:
-    entries, before = [], b""
-    for number, line in enumerate(content.splitlines(keepends=True), start=1):
-        fields = json.loads(line)
-        del fields["link"]
-        if _line(fields, before) != line:
-            raise ValueError(f"line {number} is not as it was written")
-        entries.append(fields)
-        before = line
-    if not entries:
-        raise ValueError("it is empty")
-    return _Ledger(content, before, str(entries[0]["salt"]), frozenset(str(entry["record"]) for entry in entries[1:]))
-
-
-def _line(fields: dict[str, str], before: bytes) -> bytes:
-    link = hashlib.sha256(before + json.dumps(fields).encode()).hexdigest()
-    return json.dumps({**fields, "link": link}).encode() + b"\n"
+    chain = read_chain(content)
+    if not chain.entries or chain.cut_off or chain.open_end:
+        raise ValueError("it is empty, or its end is cut off")
+    first, *others = (entry.fields for entry in chain.entries)
+    last = content[content.rfind(b"\n", 0, -1) + 1 :]
+    return _Ledger(content, last, str(first["salt"]), frozenset(str(fields["record"]) for fields in others))

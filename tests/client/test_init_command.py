@@ -91,7 +91,7 @@ def test_every_key_of_the_settings_is_written_with_its_default_and_a_comment(tmp
     least = SiteSettings.model_validate({"site": "a", "superlink": "a:1", "data": {"root": "/a"}})
     assert settings.data.dataset == least.data.dataset
     assert settings.device == least.device
-    for name in ("ca_certificate", "private_key", "state", "log"):
+    for name in ("ca_certificate", "private_key", "state", "log", "audit"):
         assert getattr(settings, name) == tmp_path / getattr(least, name)
     assert settings.memory.folder == tmp_path / least.memory.folder
     lines = text.splitlines()

@@ -61,7 +61,7 @@ def test_the_service_may_write_where_its_settings_say_and_nowhere_else() -> None
     service, settings = unit()["Service"], load_site(UNITS / "site.yaml")
     writable = [Path(path) for path in service["ReadWritePaths"].split()]
     assert all(len(path.parts) == 4 for path in writable)  # /var/lib/dynammo, not /var
-    for path in (settings.memory.folder, settings.state, settings.log):
+    for path in (settings.memory.folder, settings.state, settings.log, settings.audit):
         assert any(path.is_relative_to(folder) for folder in writable)
     for path in (settings.private_key, settings.ca_certificate, Path(settings.data.root)):
         assert not any(path.is_relative_to(folder) for folder in writable)

@@ -1,0 +1,137 @@
+"""The audit log: what left this site, what its memory took in and gave up, line by line; nothing leaves unrecorded."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from client.settings import load_site
+from dynammo_core.chained_log import Chain, append, read_chain
+from dynammo_core.class_registry import Announcement
+from dynammo_core.errors import CheckpointError
+from dynammo_core.plan import Action, Step
+from dynammo_core.protocol import Instruction, Report, tensor_bytes
+
+TEXT = 2000
+"""Characters of an error's text that are kept: a server that sends nonsense shall not fill the disk with it."""
+
+
+class AuditLog:
+    """An append-only file of JSON lines, mode 0600, each chained to the line before; it never leaves the site.
+
+    A line is written before what it tells of is sent. So a line may stand for an answer that a crash kept back, but no
+    answer leaves without its line; and an answer that is asked for twice has two.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def check_writable(self) -> None:
+        """Find out before the work whether it could be recorded.
+
+        Raises:
+            CheckpointError: the log cannot be opened for writing.
+        """
+        self._append()
+
+    def answered(self, instruction: Instruction, step: Step, report: Report, class_names: tuple[str, ...]) -> None:
+        """An answer that is about to leave, and for `remember` what the memory holds now.
+
+        Args:
+            instruction: what was asked; of its experiment the hash is kept.
+            step: the step it names.
+            report: the checked answer.
+            class_names: of the experiment, in the order of `class_counts`.
+
+        Raises:
+            CheckpointError: the log cannot be written; so do all other methods.
+        """
+        run, counts = {"run": instruction.run}, report.numbers.get("class_counts")
+        entries: list[dict[str, Any]] = []
+        if step.stage.action is Action.REMEMBER and isinstance(counts, list):
+            held = {name: count for name, count in zip(class_names, counts, strict=True) if count}
+            entries.append({"event": "memory", **run, "task": step.task, "exemplars": held})
+        place = {"task": step.task, "stage": step.stage.name, "round": step.round, "action": step.stage.action.value}
+        left = {
+            "abstained": report.abstained,
+            "bytes": report.bytes,
+            "norm": norm(report.weights),
+            "tensors": _groups(report.weights),
+            "numbers": sorted(report.numbers),
+            "class_counts": counts,
+        }
+        experiment = hashlib.sha256(instruction.experiment.encode("utf-8", "surrogatepass")).hexdigest()
+        hashes = {"experiment": experiment, "code": instruction.code_hash}
+        self._append(*entries, {"event": "answered", **run, **hashes, **place, **left})
+
+    def refused(self, asked: str, code: int, error: Exception) -> None:
+        """A step that failed: its code and class leave, its text is kept here; `asked` is the message's type."""
+        text = str(error)[:TEXT]
+        self._append({"event": "refused", "asked": asked, "code": code, "class": type(error).__name__, "text": text})
+
+    def announced(self, announcement: Announcement) -> None:
+        """Names of classes and bands of their numbers, about to leave."""
+        self._append({"event": "announced", "classes": dict(announcement.bands)})
+
+    def purged(self, records: int, exemplars: int, selection: str) -> None:
+        """So many records (as many hashes in the ledger) were withdrawn, by `selection`: record, class or date."""
+        self._append({"event": "purged", "records": records, "exemplars": exemplars, "selection": selection})
+
+    def read(self) -> Chain:
+        """All lines, checked.
+
+        Raises:
+            CheckpointError: there is no log, or a line of it is not as it was written.
+        """
+        try:
+            return read_chain(self.path.read_bytes())
+        except OSError as error:
+            raise CheckpointError(
+                f"the audit log {self.path} cannot be read: {error.strerror}",
+                remedy="A site writes it with its first answer; if it has answered, somebody took the log away",
+            ) from error
+        except ValueError as error:
+            raise CheckpointError(
+                f"the audit log {self.path} was changed: {error}",
+                remedy="It, or lines before it, were edited, removed or moved; compare it with a copy or a backup",
+            ) from error
+
+    def _append(self, *entries: Mapping[str, Any]) -> None:
+        time = datetime.now().astimezone().isoformat(timespec="seconds")
+        try:
+            append(self.path, [{"time": time, **entry} for entry in entries])
+        except OSError as error:
+            raise CheckpointError(
+                f"the audit log {self.path} cannot be written: {error.strerror}",
+                remedy="Free disk space or permit writing there: nothing leaves this site unrecorded",
+            ) from error
+
+
+def audit_log(node_config: Mapping[str, object]) -> AuditLog | None:
+    """The log of this hospital; a simulated site has none.
+
+    Raises:
+        ConfigError: the `site.yaml` is wrong.
+    """
+    file = node_config.get("site-config")
+    return None if file is None else AuditLog(load_site(Path(str(file))).audit)
+
+
+def norm(weights: Mapping[str, Tensor]) -> float:
+    """L2 norm of all tensors together, added up in float64."""
+    return math.sqrt(sum(float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2 for t in weights.values()))
+
+
+def _groups(weights: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Number, bytes and norm of the tensors by the first two parts of their names, such as heads.task1."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in weights.items():
+        groups.setdefault(".".join(name.split(".")[:2]), {})[name] = tensor
+    return {group: {"count": len(own), "bytes": tensor_bytes(own), "norm": norm(own)} for group, own in groups.items()}
