@@ -103,10 +103,19 @@ def test_rows_by_hand() -> None:
 
 
 def test_norms_are_of_updates_not_of_weights() -> None:
-    # The server has 1000; the updates are 1, 2 and 500, of which the last is clipped to 2: 1000 + 5 / 3.
-    sites = [Update({"w": torch.tensor([1000.0 + step])}, [10]) for step in (1, 2, 500)]
+    # The server has 1000; the updates are 1, 2 and -500, of which the last is clipped to -2: 1000 + 1 / 3.
+    sites = [Update({"w": torch.tensor([1000.0 + step])}, [10]) for step in (1, 2, -500)]
     merged = AGGREGATORS["norm_clipping"](1, False)(sites, {}, {"w": torch.tensor([1000.0])}, ())
-    torch.testing.assert_close(merged, {"w": torch.tensor([1000 + 5 / 3])})
+    torch.testing.assert_close(merged, {"w": torch.tensor([1000 + 1 / 3])})
+
+
+def test_weights_and_bias_of_a_row_are_judged_together() -> None:
+    # By weights the second site has the lowest score, see test_krum.py; by biases alone it would be one of the 0.1.
+    points = ((0, 0.0), (1, 0.5), (2.5, 0.1), (4.5, 0.1), (100, 0.1))
+    sites = [Update({"h.weight": torch.tensor([[w]]).float(), "h.bias": torch.tensor([b])}, [9]) for w, b in points]
+    current = {"h.weight": torch.zeros(1, 1), "h.bias": torch.zeros(1)}
+    merged = AGGREGATORS["krum"](1, False)(sites, {"h.weight": (0,), "h.bias": (0,)}, current, ())
+    assert merged == {"h.weight": torch.tensor([[1.0]]), "h.bias": torch.tensor([0.5])}
 
 
 def test_batch_norm_by_hand() -> None:
@@ -118,14 +127,21 @@ def test_batch_norm_by_hand() -> None:
     assert merged == {MEAN: torch.tensor([2.0]), VARIANCE: torch.tensor([5.0])}
 
 
+def clipped_variance(server: float, mean: float, *variances: float) -> float:
+    """What becomes of the variances of sites with one mean, where the server's mean is 0."""
+    sites = [Update({MEAN: torch.tensor([mean]), VARIANCE: torch.tensor([own])}, [10]) for own in variances]
+    current = {MEAN: torch.zeros(1), VARIANCE: torch.tensor([server])}
+    return float(AGGREGATORS["norm_clipping"](1, False)(sites, {}, current, ())[VARIANCE])
+
+
 def test_a_negative_variance_counts_as_zero() -> None:
-    # All means are 0, so the variances are -9 (that is 0), 1 and 2, the median 1; trimmed to one, the same. Clipped to
-    # the median length of -3, -2 and -1 from the server's 3: (1 + 1 + 2) / 3.
-    sites = [Update({MEAN: torch.zeros(1), VARIANCE: torch.tensor([own])}, [10]) for own in (-9.0, 1.0, 2.0)]
-    current = {MEAN: torch.zeros(1), VARIANCE: torch.tensor([3.0])}
-    for name, expected in (("median", 1.0), ("trimmed_mean", 1.0), ("norm_clipping", 4 / 3), ("multi_krum", 1.5)):
-        merged = AGGREGATORS[name](1, False)(sites, {}, current, ())
-        torch.testing.assert_close(merged[VARIANCE], torch.tensor([expected]))
+    # Updates of the server's 3: to 0, 9 and 10, that is -3, 6 and 7, the last clipped to 6.
+    assert clipped_variance(3.0, 0.0, -1.0, 9.0, 10.0) == pytest.approx(3 + (-3 + 6 + 6) / 3)
+
+
+def test_the_servers_variance_too_is_about_the_merged_mean() -> None:
+    # The mean is now 2, about which the server's variance is 1 + 4. Updates: -4, -2 and 7, the last clipped to 4.
+    assert clipped_variance(1.0, 2.0, 1.0, 3.0, 12.0) == pytest.approx(5 + (-4 - 2 + 4) / 3)
 
 
 def test_with_equal_sites_the_statistics_are_those_of_the_mean() -> None:

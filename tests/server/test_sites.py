@@ -68,7 +68,7 @@ def test_the_private_key_is_not_taken(written: SiteRegister, other_key: Path, tm
     assert "the private site.key never leaves a site" in message
 
 
-def rsa_like() -> bytes:
+def edwards() -> bytes:
     key = ed25519.Ed25519PrivateKey.generate().public_key()
     return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
 
@@ -78,7 +78,11 @@ def pem() -> bytes:
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"hello", b"ssh-rsa AAAA", b"\xff\xfe", pem(), rsa_like()])
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b"hello", b"ssh-rsa AAAA", b"\xff\xfe", pem(), edwards()],
+    ids=["no file", "empty", "text", "cut off", "bytes", "PEM", "another curve"],
+)
 def test_what_is_no_key_of_a_site(written: SiteRegister, tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "sent.pub").write_bytes(content)
