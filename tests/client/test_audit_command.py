@@ -11,6 +11,7 @@ from click.testing import Result
 from small_runs import instruction, small_config, step_of
 from typer.testing import CliRunner
 
+from client import audit_command
 from client.audit import AuditLog
 from client.cli import app
 from dynammo_core.class_registry import Announcement
@@ -48,7 +49,8 @@ def log(site: Path) -> AuditLog:
 
 
 def call(site: Path, *words: str) -> Result:
-    result = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["audit", *words, str(site / "site.yaml")])
+    audit_command.console.width = 160  # a console takes its width from where it was made, which another test may be
+    result = CliRunner().invoke(app, ["audit", *words, str(site / "site.yaml")])
     assert isinstance(result.exception, SystemExit | None), result.exception
     return result
 
