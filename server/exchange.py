@@ -24,6 +24,7 @@ MESSAGE_TYPES: Mapping[Action, str] = {
     Action.EVALUATE: "evaluate",
 }
 
+LOOK_SECONDS = 5.0
 LONGEST_POLL_SECONDS = 2.0
 """A simulated round takes tenths of a second, one between hospitals minutes, and each question costs the SuperLink."""
 
@@ -94,9 +95,10 @@ class Exchange:
         pushed = (list(self._grid.push_messages(messages)) if messages else []) or [""] * len(messages)
         sites = {message_id: one.site for message_id, one in zip(pushed, sent, strict=True) if message_id}
         replies: dict[int, Message] = {}
-        limit, pause = time.monotonic() + deadline, POLL_SECONDS
-        while len(replies) < len(sites) and time.monotonic() < limit:
-            waiting = [message_id for message_id, site in sites.items() if site not in replies]
+        started, restarted = self._roster.activations(asked), set[int]()
+        limit, pause, looked = time.monotonic() + deadline, POLL_SECONDS, time.monotonic()
+        while len(replies) + len(restarted) < len(sites) and time.monotonic() < limit:
+            waiting = [message_id for message_id, site in sites.items() if site not in {*replies, *restarted}]
             arrived = list(self._grid.pull_messages(waiting))
             for reply in arrived:
                 replies[sites[reply.metadata.reply_to_message_id]] = reply
@@ -106,13 +108,22 @@ class Exchange:
             elif len(replies) < len(sites):
                 time.sleep(pause)
                 pause = min(1.2 * pause, LONGEST_POLL_SECONDS)
-        answers = _sort(sorted(nodes), set(sites.values()), replies, check)
+                if time.monotonic() - looked > LOOK_SECONDS:
+                    # Flower tells of a site that is gone, but not of one that was back before anyone looked.
+                    now, looked = self._roster.activations(asked), time.monotonic()
+                    again = {site for site in started if now.get(site, started[site]) != started[site]}
+                    restarted = again & set(sites.values()) - set(replies)
+        answers = _sort(sorted(nodes), set(sites.values()), replies, restarted, check)
         answers.failures.extend(Failure(site, 0, "NotConnected") for site in sorted(set(asked) - set(nodes)))
         return answers
 
 
 def _sort(
-    sites: Sequence[int], reached: Set[int], replies: Mapping[int, Message], check: Callable[[Report], None]
+    sites: Sequence[int],
+    reached: Set[int],
+    replies: Mapping[int, Message],
+    restarted: Set[int],
+    check: Callable[[Report], None],
 ) -> Answers:
     answers = Answers()
     for site in sites:
@@ -120,7 +131,8 @@ def _sort(
         if site not in reached:
             answers.failures.append(Failure(site, 0, "NotDelivered"))
         elif reply is None:
-            answers.failures.append(Failure(site, 0, "NoAnswerBeforeDeadline"))
+            why = "Restarted" if site in restarted else "NoAnswerBeforeDeadline"
+            answers.failures.append(Failure(site, 0, why))
         elif reply.has_error():
             answers.failures.append(Failure(site, reply.error.code, error_class(reply.error.reason)))
         else:

@@ -47,6 +47,13 @@ class Roster:
         self._given_up |= missing
         return found
 
+    def activations(self, sites: Sequence[int]) -> dict[int, str]:
+        """When each connected site of a name last started; one that started anew has lost what it was asked before."""
+        if self._names is None:
+            return {}
+        starts = {node.name: str(node.last_activated_at) for node in self._grid.get_nodes()}
+        return {site: starts[self._names[site]] for site in sites if self._names[site] in starts}
+
     def _connected(self, sites: Sequence[int]) -> dict[int, int]:
         if self._names is None:
             # In a simulation any node can play any site, so nodes may be fewer than sites.
