@@ -82,12 +82,13 @@ def gpu(settings: SiteSettings) -> Iterator[Finding]:
 
 
 def disks(settings: SiteSettings, config: Config[Any] | None) -> Iterator[Finding]:
-    """Room and the right to write, for the memory, for Flower's files and for the log."""
+    """Room and the right to write, for the memory, for Flower's files and for the logs."""
     quota = int(config.memory.quota_megabytes * MEGABYTE) if config else 0
     for name, folder, needed in (
         ("memory.folder", settings.memory.folder, quota),
         ("state", settings.state, 0),
         ("log", settings.log.parent, 0),
+        ("audit", settings.audit.parent, 0),
     ):
         there = next(path for path in (folder, *folder.parents) if path.is_dir())
         free = shutil.disk_usage(there).free
@@ -105,12 +106,12 @@ def disks(settings: SiteSettings, config: Config[Any] | None) -> Iterator[Findin
 
 
 def secrets(settings: SiteSettings) -> Iterator[Finding]:
-    """That nobody else on this machine can read the keys, the memory and the log, and that the keys are keys."""
+    """That nobody else on this machine can read the keys, the memory and the logs, and that the keys are keys."""
     from client.node_key import fingerprint, load_private_key
     from dynammo_core.memory.encryption import load_key
 
     private: list[tuple[str, Path]] = [("private_key", settings.private_key), ("log", settings.log)]
-    private += [("memory.folder", settings.memory.folder), ("state", settings.state)]
+    private += [("audit", settings.audit), ("memory.folder", settings.memory.folder), ("state", settings.state)]
     if settings.memory.key is not None and settings.memory.key.startswith("file:"):
         private.append(("memory.key", Path(settings.memory.key.removeprefix("file:"))))
     for name, path in private:

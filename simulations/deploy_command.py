@@ -50,10 +50,11 @@ def deploy(
     with readable_errors(), _folder(folder) as place:
         from dynammo_core.experiment import Experiment
         from server.progress import final_table
+        from simulations.deployment import hospital_names
 
         experiment = Experiment(load_config(config, parse_overrides(set_ or [])))
         experiment.check()
-        names = [f"hospital-{chr(ord('a') + site)}" for site in range(experiment.config.federation.sites)]
+        names = hospital_names(experiment.config.federation.sites)
         run = _run_deployed(experiment, names, place)
         deployed = _summary(run)
         console.print(final_table(deployed))

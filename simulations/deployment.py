@@ -13,9 +13,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from client.init_command import write_site
@@ -43,6 +44,11 @@ def deployed_config(experiment: Experiment, names: Sequence[str]) -> Config[Any]
     return resolve(data, "the rehearsal", {})
 
 
+def hospital_names(count: int) -> list[str]:
+    """hospital-a to hospital-z, and numbers behind them."""
+    return [f"hospital-{ascii_lowercase[site] if site < 26 else site + 1}" for site in range(count)]
+
+
 class Deployment:
     """Makes the consortium's folder and each site's; starts and ends their processes."""
 
@@ -51,6 +57,7 @@ class Deployment:
         self.experiment = experiment
         self.names = tuple(names)
         self._running: dict[str, tuple[ExitStack, subprocess.Popen[str]]] = {}
+        self._printed: dict[str, int] = {}
         self.server: ServerSettings = make_consortium(
             folder / "consortium", ["localhost"], port=_free_port(), listen="127.0.0.1"
         )
@@ -100,9 +107,14 @@ class Deployment:
         for name in self.names:
             register.add(name, self.site_folder(name) / "site.key.pub")
 
-    def start_site(self, name: str) -> None:
-        """Start a site; it connects when it can."""
-        self._start(name, ["dynammo-site", "start", str(self.site_yaml(name))])
+    def start_site(self, name: str, environment: Mapping[str, str] | None = None) -> None:
+        """Start a site, with more in its `environment` if given; it connects when it can."""
+        self._start(name, ["dynammo-site", "start", str(self.site_yaml(name))], environment)
+
+    def said(self, name: str) -> str:
+        """What `server` or a site has printed since it was started last."""
+        printed = (self.folder / f"{name}.out").read_bytes()[self._printed[name] :]
+        return printed.decode(errors="replace")
 
     def process(self, name: str) -> subprocess.Popen[str]:
         """The process of `server` or of a site."""
@@ -125,12 +137,14 @@ class Deployment:
                     self.process(name).wait(10)
                 self.end(name)
 
-    def _start(self, name: str, words: list[str]) -> None:
+    def _start(self, name: str, words: list[str], environment: Mapping[str, str] | None = None) -> None:
         stack = ExitStack()
         program = str(Path(sys.executable).with_name(words[0]))
         output = stack.enter_context((self.folder / f"{name}.out").open("a", encoding="utf-8"))
         command = [program, *words[1:]]
-        process = stack.enter_context(process_group(command, cwd=self.folder, environment=os.environ, output=output))
+        self._printed[name] = output.tell()
+        full = {**os.environ, **(environment or {})}
+        process = stack.enter_context(process_group(command, cwd=self.folder, environment=full, output=output))
         self._running[name] = (stack, process)
 
 

@@ -67,11 +67,11 @@ def _rows(
     from server.event_tail import EventTail
     from server.launch import follow, launch
     from server.run_directory import EVENTS
-    from simulations.deployment import deployed_config, deployment
+    from simulations.deployment import deployed_config, deployment, hospital_names
     from simulations.faults import exemplars, run_with_fault
 
     experiment = Experiment(config)
-    sites = [f"hospital-{chr(ord('a') + site)}" for site in range(config.federation.sites)]
+    sites = hospital_names(config.federation.sites)
     with deployment(folder, experiment, sites) as consortium:
         for _ in consortium.prepare_sites():
             pass

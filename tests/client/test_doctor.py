@@ -295,6 +295,8 @@ def test_what_others_may_read_is_wrong(tmp_path: Path) -> None:
     (site / "memory").mkdir(mode=0o755)
     (site / "memory").chmod(0o750)
     (site / "site.key").chmod(0o644)
+    (site / "audit.jsonl").touch(mode=0o644)
+    (site / "audit.jsonl").chmod(0o644)
     found = checked(file)["secrets"]
     wrong = {each.what: each.remedy for each in found if each.state == "wrong"}
     assert wrong[f"others may read or change private_key, {site / 'site.key'} (mode 644)"] == (
@@ -303,9 +305,11 @@ def test_what_others_may_read_is_wrong(tmp_path: Path) -> None:
     assert wrong[f"others may read or change memory.folder, {site / 'memory'} (mode 750)"] == (
         f"Run `chmod 700 {site / 'memory'}`"
     )
+    assert f"others may read or change audit, {site / 'audit.jsonl'} (mode 644)" in wrong
     assert any("memory.key" in what and "cannot be read" in what for what in wrong)
     (site / "memory").chmod(0o700)
     (site / "site.key").chmod(0o600)
+    (site / "audit.jsonl").chmod(0o600)
     (site / "memory.key").write_text("A" * 43 + "=\n")  # 32 zero bytes
     (site / "memory.key").chmod(0o600)
     assert {each.state for each in checked(file)["secrets"]} == {"ok"}
