@@ -292,6 +292,26 @@ def test_a_site_that_is_not_connected_is_a_failure_and_the_others_go_on(plain: A
     assert list(answers.reports) == [0, 1]
 
 
+def test_a_site_that_starts_anew_in_a_round_is_not_waited_for(
+    plain: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first start had the message and lost it; its second one will never answer."""
+    monkeypatch.setattr("server.exchange.LOOK_SECONDS", 0.1)
+    grid = grid_of(app, kind=Deaf)
+    starts = iter(["2026-01-01 10:00:00", "2026-01-01 10:00:00"])  # when it is found, and when it is asked
+
+    def nodes() -> list[NodeInfo]:
+        second = next(starts, "2026-01-01 10:07:30")
+        times = ("2026-01-01 09:00:00", second, "2026-01-01 09:00:00")
+        named = zip(grid.get_node_ids(), "abc", times, strict=True)
+        return [NodeInfo(node_id=node, name=name, last_activated_at=at) for node, name, at in named]
+
+    grid.get_nodes = nodes  # type: ignore[method-assign]
+    answers = ask(grid, tmp_path, federation=NAMED)
+    assert answers.failures == [Failure(1, 0, "Restarted")]
+    others_are_unharmed(answers, plain)
+
+
 def test_weights_that_all_sites_share_are_serialised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     serialised: list[int] = []
     original = torch.Tensor.numpy
