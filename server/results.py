@@ -75,7 +75,7 @@ def summarise(experiment: Experiment, model: IncrementalModel, progress: Progres
         "bytes_up": progress.bytes_up,
         "bytes_down": progress.bytes_down,
         "rounds": progress.next_step,
-        "seconds": round(progress.seconds, 1),
+        "seconds": round(progress.seconds, 3),
         "status": status,
         "config_hash": config.content_hash,
         "code_hash": code_hash(),
