@@ -25,7 +25,9 @@ from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
 from dynammo_core.model_files import ModelFacts, ModelFiles, deployed_names
 from dynammo_core.models.backbones import build_backbone
+from dynammo_core.models.folding import fold_batch_norm
 from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.seeding import seeded_generator
 from dynammo_core.settings import BackboneSettings
 
 BATCH = 64
@@ -115,6 +117,8 @@ class Predictor:
         where = find_device(device)
         method, model = _build(files)
         _fill(method, model, files)
+        size = files.facts.image_size
+        fold_batch_norm(model.extractor.eval(), torch.rand(2, 3, size, size, generator=seeded_generator("fold")))
         return cls(files.facts, DeployedModel(method, model, files.facts.normalisation), where)
 
     def read(self, paths: Sequence[Path]) -> Tensor:

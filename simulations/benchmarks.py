@@ -17,8 +17,10 @@ from rich.console import Console
 
 from dynammo_core.errors import ConfigError, unknown_name
 from dynammo_core.terminal import command_line, parse_overrides, readable_errors
+from simulations.inference_bench import inference
 
 bench = command_line("Measure the speed of parts of the machinery.")
+bench.command()(inference)
 console = Console()
 WANTED = 0.8
 """The least speed of reading through encryption, as a part of plain reading."""
