@@ -41,7 +41,8 @@ data:
 memory:
   # Where chosen images are kept for rehearsal; needs an account's own folder, mode 0700.
   folder: {memory}
-  # Encrypts them: file:PATH or env:NAME of 32 bytes in base64. Without this key nobody can read them: keep a copy safe.
+  # Encrypts them: file:PATH, env:NAME or keyring:SERVICE/ACCOUNT of 32 bytes in base64. Without this key nobody can
+  # read them: keep a copy safe.
   key: {memory_key}
   # Images kept for more than so many days are dropped; remove the # to use it.
   # expiry_days: 365

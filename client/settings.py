@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from dynammo_core.errors import ConfigError
+from dynammo_core.memory.encryption import KEY_PLACES
 from dynammo_core.settings import SITE_NAME, Section
 from dynammo_core.yaml_files import read_yaml, validate
 
@@ -23,7 +24,7 @@ class SiteMemory(Section):
 
     folder: Path = Field(default=Path("memory"), description="where exemplars are kept")
     key: str | None = Field(
-        default=None, description="encrypts them: file:PATH or env:NAME of 32 bytes in base64; without it, plain files"
+        default=None, description=f"encrypts them: {KEY_PLACES} of 32 bytes in base64; without it, plain files"
     )
     expiry_days: int | None = Field(default=None, ge=1, description="exemplars older than this are dropped")
 

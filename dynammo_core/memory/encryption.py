@@ -16,6 +16,7 @@ from dynammo_core.errors import ConfigError
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
+KEY_PLACES = "file:PATH, env:NAME or keyring:SERVICE/ACCOUNT"
 CHUNK = 2**20
 """Bytes worked on at a time: they stay in the processor's cache between the disk and their final place."""
 
@@ -61,10 +62,10 @@ def fingerprint(key: bytes) -> str:
 
 
 def load_key(spec: str) -> bytes:
-    """The 32 bytes that `file:PATH` or `env:NAME` holds in base64.
+    """The 32 bytes that `file:PATH`, `env:NAME` or, in the system's keyring, `keyring:SERVICE/ACCOUNT` holds in base64.
 
     Raises:
-        ConfigError: it is neither, nothing is there, others may read the file, or what it holds is no key.
+        ConfigError: it is none of these, nothing is there, others may read the file, or what it holds is no key.
     """
     kind, _, name = spec.partition(":")
     if kind == "file" and name:
@@ -77,7 +78,9 @@ def load_key(spec: str) -> bytes:
         if name not in os.environ:
             raise ConfigError(f"{where} is not set", accepted=f"{KEY_BYTES} random bytes in base64", remedy=remedy)
         return _decode(os.fsencode(os.environ[name]), where, remedy)
-    raise ConfigError("memory.key names no place where a key is", accepted="file:PATH or env:NAME")
+    if kind == "keyring" and all(service_and_account := name.partition("/")[::2]):
+        return _decode(_read_keyring(*service_and_account), f"the keyring's {name}", _how_to_keep(*service_and_account))
+    raise ConfigError("memory.key names no place where a key is", accepted=KEY_PLACES)
 
 
 def new_key_file(path: Path) -> None:
@@ -118,6 +121,28 @@ def _read_key_file(path: Path) -> bytes:
     return text
 
 
+def _read_keyring(service: str, account: str) -> bytes:
+    try:
+        import keyring
+        from keyring.errors import KeyringError
+    except ImportError as error:
+        raise ConfigError(
+            "memory.key names the keyring of the system, and the package keyring is not installed",
+            remedy="pip install 'dynammo[keyring]', or name another place",
+        ) from error
+    try:
+        secret = keyring.get_password(service, account)
+    except KeyringError as error:
+        raise ConfigError(
+            f"the keyring of the system cannot be read ({type(error).__name__})",
+            remedy="Unlock it for the account that runs the site, or keep the key in a file",
+        ) from error
+    if secret is None:
+        what = f"the keyring of the system has nothing for {account} under {service}"
+        raise ConfigError(what, remedy=_how_to_keep(service, account))
+    return secret.encode()
+
+
 def _decode(text: bytes, where: str, remedy: str) -> bytes:
     try:
         key = base64.b64decode(text.strip(), validate=True)
@@ -127,6 +152,10 @@ def _decode(text: bytes, where: str, remedy: str) -> bytes:
     if len(key) != KEY_BYTES:
         raise ConfigError(f"{where} holds {found}", accepted=f"{KEY_BYTES} random bytes in base64", remedy=remedy)
     return key
+
+
+def _how_to_keep(service: str, account: str) -> str:
+    return f"Give what `openssl rand -base64 32` prints to `keyring set {service} {account}`, and keep a copy of it"
 
 
 def _how_to_make(path: str) -> str:

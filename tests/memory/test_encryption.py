@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import errno
 import os
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+import keyring
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
+from keyring.backend import KeyringBackend
+from keyring.errors import KeyringLocked
 
 from dynammo_core.errors import ConfigError
 from dynammo_core.memory.encryption import CHUNK, Decryption, encrypt, fingerprint, load_key, new_key_file
@@ -156,7 +160,50 @@ def test_no_key_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("spec", ["", "memory.key", "file:", "env:", "keyring:x", base64.b64encode(KEY).decode()])
 def test_a_key_has_a_place(spec: str) -> None:
     said = refusal(spec)
-    assert said == "memory.key names no place where a key is. Accepted: file:PATH or env:NAME."
+    assert said == "memory.key names no place where a key is. Accepted: file:PATH, env:NAME or keyring:SERVICE/ACCOUNT."
+
+
+class OwnKeyring(KeyringBackend):
+    """A keyring in this process, by the interface that every system's keyring has."""
+
+    priority = 1  # type: ignore[assignment]
+    locked = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[tuple[str, str], str] = {}
+
+    def get_password(self, service: str, username: str) -> str | None:
+        if self.locked:
+            raise KeyringLocked("no")
+        return self.held.get((service, username))
+
+    def set_password(self, service: str, username: str, password: str) -> None:
+        self.held[service, username] = password
+
+    def delete_password(self, service: str, username: str) -> None:
+        del self.held[service, username]
+
+
+def test_a_key_from_the_keyring_of_the_system() -> None:
+    before, own = keyring.get_keyring(), OwnKeyring()
+    keyring.set_keyring(own)
+    try:
+        assert "has nothing for st-elsewhere under dynammo" in refusal("keyring:dynammo/st-elsewhere")
+        keyring.set_password("dynammo", "st-elsewhere", base64.b64encode(KEY).decode())
+        assert load_key("keyring:dynammo/st-elsewhere") == KEY
+        keyring.set_password("dynammo", "st-elsewhere", "short")
+        message = refusal("keyring:dynammo/st-elsewhere")
+        assert "the keyring's dynammo/st-elsewhere holds" in message and "short" not in message
+        own.locked = True
+        assert "cannot be read (KeyringLocked)" in refusal("keyring:dynammo/st-elsewhere")
+    finally:
+        keyring.set_keyring(before)
+
+
+def test_without_the_package_a_keyring_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "keyring", None)
+    assert "pip install 'dynammo[keyring]'" in refusal("keyring:dynammo/st-elsewhere")
 
 
 def test_a_fingerprint_tells_keys_apart_and_nothing_of_them() -> None:
