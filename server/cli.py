@@ -199,6 +199,26 @@ app.command()(status)
 app.command()(export)
 
 
+@app.command("data-flow")
+def show_data_flow(
+    source: Annotated[
+        Path, typer.Argument(metavar="CONFIG|RUN_DIR", help="An experiment or a run.", show_default=False)
+    ],
+    output: Annotated[Path | None, typer.Option(help="The file to write.", show_default="the terminal")] = None,
+) -> None:
+    """Write what leaves a site, when, why and to whom, as Markdown, from the plan and the protocol themselves."""
+    with readable_errors():
+        from dynammo_core.files import write_atomically
+        from server.data_flow import data_flow
+
+        text = data_flow(source)
+        if output is None:
+            typer.echo(text)
+        else:
+            write_atomically(output, text.encode())
+            _say(f"Data flow: {output}")
+
+
 @app.command()
 def rollback(
     run_dir: RunDir,

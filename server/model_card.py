@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from rich import filesize
 
 from dynammo_core.errors import RunError
 from dynammo_core.model_files import ModelFacts
+from server.markdown import markdown
 from server.run_files import Json, RunFiles
 
 TEMPLATE = """\
@@ -144,7 +144,7 @@ def model_card(run_directory: Path, facts: ModelFacts, *, file: str, format_name
         **{"file": file, "format": format_name, "sha256": sha256},
     }
     try:
-        return _environment().from_string(TEMPLATE).render(contents)
+        return markdown(percent=_percent).from_string(TEMPLATE).render(contents)
     except (jinja2.UndefinedError, TypeError) as error:
         raise RunError(
             f"The files of the run in {run_directory} do not fit together ({type(error).__name__}: {error})",
@@ -171,26 +171,6 @@ def _recall(name: str, counts: Mapping[tuple[str, str], int]) -> dict[str, Any]:
     recall = 100 * answers.pop(name, 0) / images if images else None
     mistake = max(answers, key=lambda other: (answers[other], other), default="")
     return {"recall": recall, "images": images, "mistake": mistake and f"{mistake} ({answers[mistake]})"}
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        autoescape=False,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(cell=_cell, percent=_percent, size=filesize.decimal)
-    return environment
-
-
-def _cell(text: str) -> str:
-    """Text in a table: a class's name is data, never Markdown or HTML."""
-    plain = " ".join(str(text).split())
-    for mark in "\\`*_[]<>|#":
-        plain = plain.replace(mark, f"\\{mark}")
-    return plain
 
 
 def _percent(value: float | None) -> str:

@@ -1,0 +1,170 @@
+"""The data-flow sheet: what leaves a site, when, why and to whom, from the plan and the protocol that enforce it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from rich import filesize
+from torch import Tensor
+
+from dynammo_core.config import Config, load_config
+from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
+from dynammo_core.plan import Action, Stage
+from dynammo_core.protocol import NUMBERS, names_up, tensor_bytes
+from server.markdown import markdown
+from server.run_files import RunFiles
+
+WHY: Mapping[Action, str] = MappingProxyType(
+    {
+        Action.FIT: "what the site has trained, to be averaged with that of the others",
+        Action.SUMMARISE: "statistics of the site's images, to be added up or pooled with those of the others",
+        Action.REMEMBER: "how many exemplars the site keeps; the exemplars stay",
+        Action.EVALUATE: "how well the model answers on the site's test images",
+    }
+)
+
+TEMPLATE = """\
+# Data flow: {{ name | cell }}
+
+Made from the plan of the experiment and from the protocol by which every message is checked: once at the site, before
+it leaves, and once at the server's door. What is not in the tables is refused at both.
+
+| | |
+|---|---|
+| Experiment | `{{ config_hash }}` |
+| Code | `{{ code }}` |
+| Method | `{{ method }}`, {{ tasks | length }} tasks |
+| From | {{ sites | map("cell") | join(", ") }} |
+| To | the operator's server, and nobody else; the sites never talk to each other |
+
+## What leaves each site
+
+| Task | Stage | Times | Why | Tensors (number, type, size) | Numbers |
+|---|---|---|---|---|---|
+{% for row in rows %}
+| {{ row.task }} | {{ row.stage }} | {{ row.rounds }} | {{ row.why }} | {{ row.up }} | {{ row.numbers }} |
+{% endfor %}
+
+{{ up | size }} of tensors in all at most, by each site. Beside this:
+
+- of a failure a number and the name of its class, never its text;
+- when the operator asks, the names of the classes that the site's labels name, each with a band of the number of its
+  images.
+
+The tasks: {% for names in tasks %}{{ loop.index }}. {{ names | map("cell") | join(", ") }}{{ "; " if not loop.last }}
+{%- endfor %}.
+
+## What comes to each site
+
+| Task | Stage | Times | Tensors (number, type, size) |
+|---|---|---|---|
+{% for row in rows %}
+| {{ row.task }} | {{ row.stage }} | {{ row.rounds }} | {{ row.down }} |
+{% endfor %}
+
+Beside this: the experiment's configuration, the hash of the code, the name of the run, and the number of the step.
+
+## What never leaves
+
+Images, exemplars, features of an image, predictions for an image, record ids, file names, paths, logs, the texts of
+errors. Sums and weights can betray something of what they were made of: see the security page.
+{% if left %}
+
+## What did leave in this run
+
+| Site | Answers | Without tensors | Failures | Tensors sent | Tensors received |
+|---|---|---|---|---|---|
+{% for row in left %}
+| {{ row.site | cell }} | {{ row.answers }} | {{ row.abstained }} | {{ row.failures }} | {{ row.up | size }} | {{
+  row.down | size }} |
+{% endfor %}
+{% endif %}
+"""
+
+
+def data_flow(source: Path) -> str:
+    """The sheet, as Markdown, of an experiment's YAML file, or of a run directory with what did leave in that run.
+
+    Raises:
+        ConfigError: the configuration cannot be read.
+        RunError: the run's files cannot be read.
+    """
+    run = RunFiles.read(source) if source.is_dir() else None
+    config: Config[Any] = load_config(source / "config.yaml" if run else source)
+    experiment = Experiment(config)
+    names = experiment.class_names
+    rows = [row for task in range(len(experiment.stream)) for row in _rows(experiment, task)]
+    contents = {
+        "name": config.name,
+        "config_hash": config.content_hash,
+        "code": run.started.get("code_hash", code_hash()) if run else code_hash(),
+        "method": config.method.name,
+        "sites": [config.federation.site_label(site) for site in range(config.federation.sites)],
+        "tasks": [[names[label] for label in task] for task in experiment.stream.tasks],
+        "rows": rows,
+        "up": sum(int(row["bytes"]) * int(row["rounds"]) for row in rows),
+        "left": _left(run) if run else [],
+    }
+    return markdown().from_string(TEMPLATE).render(contents)
+
+
+def _rows(experiment: Experiment, task: int) -> Iterable[dict[str, Any]]:
+    model = experiment.build_model(task)
+    for stage in experiment.method.all_stages(task):
+        up = _tensors(model, names_up(model, stage))
+        yield {
+            "task": task + 1,
+            "stage": stage.name,
+            "rounds": stage.rounds,
+            "why": WHY[stage.action],
+            "up": _groups(up),
+            "down": _groups(_down(model, stage)),
+            "numbers": ", ".join(f"`{name}`" for name in sorted(NUMBERS[stage.action])),
+            "bytes": tensor_bytes(up),
+        }
+
+
+def _down(model: IncrementalModel, stage: Stage) -> dict[str, Tensor]:
+    """Without what the archive may add: the tensors of an earlier model, which have the shapes of this one's."""
+    return _tensors(model, matching(travelling_names(model), stage.down))
+
+
+def _tensors(model: IncrementalModel, names: Iterable[str]) -> dict[str, Tensor]:
+    state = model.state_dict()
+    return {name: state[name] for name in names}
+
+
+def _groups(tensors: Mapping[str, Tensor]) -> str:
+    """`extractor.adapters` (40 float32, 1.2 MB), by the first two parts of the names."""
+    groups: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        key = (".".join(name.split(".")[:2]), str(tensor.dtype).removeprefix("torch."))
+        groups.setdefault(key, {})[name] = tensor
+    return (
+        "; ".join(
+            f"`{group}` ({len(own)} {kind}, {filesize.decimal(tensor_bytes(own))})"
+            for (group, kind), own in groups.items()
+        )
+        or "none"
+    )
+
+
+def _left(run: RunFiles) -> list[dict[str, Any]]:
+    """What each site sent and got, over the finished steps."""
+    names = run.started.get("site_names", [])
+    sums: dict[int, Counter[str]] = defaultdict(Counter)
+    for step in run.steps:
+        for answer in step["sites"]:
+            sums[answer["site"]].update(
+                answers=1, abstained=answer["abstained"], up=answer["bytes_up"], down=answer["bytes_down"]
+            )
+        for failure in step["failures"]:
+            sums[failure["site"]].update(failures=1)
+    keys = ("answers", "abstained", "failures", "up", "down")
+    labels = {site: names[site] if site < len(names) else f"site {site}" for site in sorted(sums)}
+    return [{"site": label, **{key: sums[site][key] for key in keys}} for site, label in labels.items()]
