@@ -38,7 +38,7 @@ def test_what_the_sheet_says_is_what_left(finished: Finished, method: str) -> No
     # A site that takes part in every stage sends all that the sheet allows, and not a byte more.
     sent: Counter[int] = Counter()
     received: Counter[int] = Counter()
-    abstained: Counter[int] = Counter({site: 0 for site in range(SITES)})
+    abstained: Counter[int] = Counter(dict.fromkeys(range(SITES), 0))
     for step in steps:
         for answer in step["sites"]:
             abstained[answer["site"]] += answer["abstained"]
@@ -48,8 +48,10 @@ def test_what_the_sheet_says_is_what_left(finished: Finished, method: str) -> No
     assert always
     assert f"\n{filesize.decimal(sent[always[0]])} of tensors in all at most, by each site." in sheet
     assert rows(sheet, "What did leave in this run") == [
-        [f"site {site}", str(len(steps)), str(abstained[site]), "0"]
-        + [filesize.decimal(sent[site]), filesize.decimal(received[site])]
+        [
+            *(f"site {site}", str(len(steps)), str(abstained[site]), "0"),
+            *(filesize.decimal(sent[site]), filesize.decimal(received[site])),
+        ]
         for site in range(SITES)
     ]
 
