@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from flwr.common.constant import ErrorCode
 from site_bench import SuperLink, free_port, make_site, processes_of, running_superlink, wait_until
 
 from client.connection import connection_findings
@@ -22,6 +23,7 @@ from client.settings import SiteSettings
 ROOT = Path(__file__).parents[2]
 START = "import typer; from client.start_command import start; typer.run(start)"
 SERVER = """
+import os
 from flwr.app import Message, RecordDict
 from flwr.serverapp import ServerApp
 app = ServerApp()
@@ -29,7 +31,11 @@ app = ServerApp()
 @app.main()
 def main(grid, context):
     message = Message(RecordDict(), dst_node_id=int(context.run_config["node"]), message_type="train")
-    grid.send_and_receive([message], timeout=120)
+    (reply,) = grid.send_and_receive([message], timeout=120)
+    if context.run_config["told"]:
+        with open(context.run_config["told"] + ".new", "w") as file:
+            file.write(str(reply.error.code))
+        os.rename(file.name, context.run_config["told"])
 """
 CLIENT = """
 import os, sys, time
@@ -51,10 +57,11 @@ version = "1.0.0"
 publisher = "test"
 fab-include = ["**/*.py"]
 [tool.flwr.app.components]
-serverapp = "server:app"
-clientapp = "client:app"
+serverapp = "sleeper_server:app"
+clientapp = "sleeper:app"
 [tool.flwr.app.config]
 node = ""
+told = ""
 """
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -62,9 +69,10 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 class Started:
     """A `dynammo-site start` of its own process, and the lines it has said so far."""
 
-    def __init__(self, site_yaml: Path, *options: str) -> None:
+    def __init__(self, site_yaml: Path, *options: str, installed: Path = ROOT) -> None:
         self.lines: list[str] = []
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "FLWR_HOME": "/nonexistent", "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "FLWR_HOME": "/nonexistent"}
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(installed)])
         self.process = subprocess.Popen(
             [sys.executable, "-c", START, str(site_yaml), *options],
             cwd=site_yaml.parent,
@@ -94,6 +102,15 @@ class Started:
 def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
     with running_superlink(tmp_path_factory.mktemp("superlink")) as link:
         yield link
+
+
+def app_of(folder: Path, **files: str) -> Path:
+    """A folder with an app for `flwr run`, each file's name without .py."""
+    folder.mkdir()
+    (folder / "pyproject.toml").write_text(PYPROJECT)
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text)
+    return folder
 
 
 def site_at(link: SuperLink, folder: Path) -> tuple[SiteSettings, Path]:
@@ -161,11 +178,8 @@ def test_a_supernode_that_dies_is_started_again(superlink: SuperLink, tmp_path: 
 def test_a_step_in_progress_does_not_outlive_a_start_that_is_killed(superlink: SuperLink, tmp_path: Path) -> None:
     settings, file = site_at(superlink, tmp_path)
     superlink.register(settings)
-    app = tmp_path / "app"
-    app.mkdir()
-    for name, text in {"server.py": SERVER, "client.py": CLIENT, "pyproject.toml": PYPROJECT}.items():
-        (app / name).write_text(text)
-    started = Started(file)
+    app = app_of(tmp_path / "app", sleeper_server=SERVER, sleeper=CLIENT)
+    started = Started(file, installed=app)
     try:
         node = started.said("connected as node")[0].split()[-1]
         superlink.flwr("run", str(app), "here", "--run-config", f"node='{node}'")
@@ -179,6 +193,27 @@ def test_a_step_in_progress_does_not_outlive_a_start_that_is_killed(superlink: S
         started.process.kill()
     started.ended()
     wait_until(lambda: not processes_of(settings.state), seconds=5)
+
+
+@pytest.mark.slow
+def test_code_that_comes_with_a_run_is_not_executed(superlink: SuperLink, tmp_path: Path) -> None:
+    """Neither under a name that is not installed, nor in the place of a module that is."""
+    settings, file = site_at(superlink, tmp_path)
+    superlink.register(settings)
+    executed, told = tmp_path / "executed", tmp_path / "told"
+    evil = f"open({str(executed)!r}, 'w').close()\n"
+    app = app_of(tmp_path / "app", sleeper_server=SERVER, sleeper=evil + CLIENT, logging=evil, torch=evil, flwr=evil)
+    started = Started(file)
+    try:
+        node = started.said("connected as node")[0].split()[-1]
+        superlink.flwr("run", str(app), "here", "--run-config", f"node='{node}' told='{told}'")
+        wait_until(told.exists, seconds=60)
+    finally:
+        started.process.send_signal(signal.SIGINT)
+    assert started.ended() == 0
+    assert list(settings.state.rglob("sleeper.py")), "Flower has unpacked it"
+    assert told.read_text() == str(ErrorCode.CLIENT_APP_RAISED_EXCEPTION)
+    assert not executed.exists()
 
 
 def test_once_ends_with_the_reason(superlink: SuperLink, tmp_path: Path) -> None:
