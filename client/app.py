@@ -10,6 +10,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.approvals import admit
 from client.audit import audit_log
 from client.local_steps import answer
 from client.site import announcement, open_site
@@ -63,6 +64,7 @@ def reply(message: Message, context: Context) -> Message:
             f"the server runs the code {instruction.code_hash[:12]}, this site runs {code_hash()[:12]}",
             remedy="Install the same version on both sides; in a simulation, stop the other copy's local SuperLink",
         )
+    admit(instruction, context.node_config)
     site, log = open_site(instruction, context.node_config), audit_log(context.node_config)
     if log:
         log.check_writable()

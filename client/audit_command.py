@@ -25,6 +25,7 @@ console = Console(emoji=False, highlight=False)
 SiteYaml = Annotated[Path, typer.Argument(metavar="SITE.YAML", help="The site's settings.")]
 HERE = Path("site.yaml")
 HASH = r"[0-9a-f]{16,64}"
+VERDICTS = ("approved", "rejected", "revoked")
 Fields = dict[str, Any]
 
 
@@ -74,6 +75,10 @@ def report(site_yaml: SiteYaml = HERE) -> None:
         _say_cut_off(chain)
         for run, answers in _grouped(_of(entries, "answered"), lambda entry: entry["run"]).items():
             console.print(_run_table(run, answers))
+        for verdict in VERDICTS:
+            for decided in _of(entries, verdict):
+                what = f"{decided['name']} ({decided['proposal'][:16]}), code {decided['code'][:12]}"
+                _say(f"{decided['time']} {verdict} by {decided['by']}: {what}")
         for announced in _of(entries, "announced"):
             bands = ", ".join(f"{name}: {band}+" for name, band in announced["classes"].items())
             _say(f"{announced['time']} announced classes and bands: {bands or 'none'}")
