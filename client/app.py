@@ -11,7 +11,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.approvals import admit
+from client.admission import admit
 from client.audit import audit_log
 from client.door import declared, encode, error_words, let_announcement_out, let_out
 from client.local_steps import answer

@@ -95,7 +95,7 @@ def _ask(site: SiteSettings, approvals: Approvals, waiting: Sequence[Proposal], 
 
 
 def _decide(site: SiteSettings, approvals: Approvals, proposal: Proposal, verdict: Verdict, person: str) -> None:
-    from client.approvals import approve_proposal
+    from client.admission import approve_proposal
     from client.audit import AuditLog
 
     if verdict == "approved":
@@ -119,7 +119,7 @@ def _found(known: Sequence[Proposal], hash_: str) -> Proposal:
 
 def _state(approvals: Approvals, proposal: Proposal) -> str:
     decision = approvals.state(proposal)
-    return f"{decision['verdict']} by {decision['by']}" if decision else "waiting"
+    return f"{decision['verdict']} by {decision.get('by')}" if decision else "waiting"
 
 
 def _say(words: str) -> None:

@@ -19,7 +19,8 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
-from client.approvals import Proposal, approve_proposal
+from client.admission import approve_proposal
+from client.approvals import Proposal
 from client.init_command import write_site
 from client.settings import load_site
 from dynammo_core.config import Config, resolve

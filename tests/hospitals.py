@@ -12,8 +12,9 @@ from flwr.app import Context, Message
 from flwr.serverapp.grid.grid import NodeInfo
 from small_runs import small_settings, write_hospitals
 
+from client.admission import approve_proposal
 from client.app import app
-from client.approvals import Approvals, Proposal, approve_proposal
+from client.approvals import Approvals, Proposal
 from client.settings import load_site
 from dynammo_core.config import Config, resolve
 from dynammo_core.data.loading import open_dataset

@@ -14,7 +14,8 @@ from hospitals import Hospitals, deployed, make_hospital, make_hospitals, with_i
 from small_runs import RUN, events, instruction, run_small, step_of
 
 from client import approvals as module
-from client.approvals import DECISIONS, MOST_WAITING, Approvals, Proposal, admit, approve_proposal
+from client.admission import admit, approve_proposal
+from client.approvals import DECISIONS, MOST_WAITING, Approvals, Proposal
 from client.audit import AuditLog
 from client.settings import SiteSettings, load_site
 from dynammo_core.class_registry import with_new_task

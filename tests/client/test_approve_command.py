@@ -14,7 +14,8 @@ from small_runs import instruction
 from typer.testing import CliRunner
 
 from client import approvals as module
-from client.approvals import DECISIONS, Approvals, Proposal, admit
+from client.admission import admit
+from client.approvals import DECISIONS, Approvals, Proposal
 from client.approve_command import approve
 from client.settings import load_site
 from dynammo_core.class_registry import with_new_task
