@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
+from types import MappingProxyType
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.admission import admit
 from client.audit import audit_log
+from client.door import declared, encode, error_words, let_announcement_out, let_out
 from client.local_steps import answer
 from client.site import announcement, open_site
 from dynammo_core.errors import DynammoError, ProtocolError
 from dynammo_core.experiment import code_hash
-from dynammo_core.protocol import Instruction, Report
+from dynammo_core.protocol import Instruction
 
 app = ClientApp()
 logger = logging.getLogger("dynammo.client")
-Handler = Callable[[Message, Context], Message]
-UNEXPECTED = 199
+NodeConfig = Mapping[str, object]
+Handler = Callable[[RecordDict, NodeConfig], RecordDict]
 
 
-def sanitised(handler: Handler) -> Handler:
-    """Let only an error's code and class leave the site: its text may hold paths and record ids."""
+def sanitised(handler: Handler) -> Callable[[Message, Context], Message]:
+    """Let only what the door let out leave, or an error's code and class: its text may hold paths and record ids.
+
+    A handler sees nothing of the message but its content, so that it cannot write into what travels beside it.
+    """
 
     @wraps(handler)
     def wrapped(message: Message, context: Context) -> Message:
         try:
-            return handler(message, context)
+            return Message(handler(message.content, MappingProxyType(context.node_config)), reply_to=message)
         except Exception as error:
             return _refusal(message, context, error)
 
@@ -37,87 +43,91 @@ def sanitised(handler: Handler) -> Handler:
 
 
 def _refusal(message: Message, context: Context, error: Exception) -> Message:
-    code = _logged(error)
+    _log(error)
     try:
         if log := audit_log(context.node_config):
-            log.refused(message.metadata.message_type, code, error)
+            log.refused(message.metadata.message_type, error_words(error)[0], error)
     except Exception as unrecorded:
-        error, code = unrecorded, _logged(unrecorded)
-    return Message(Error(code, type(error).__name__), reply_to=message)
+        error = unrecorded
+        _log(error)
+    return Message(Error(*error_words(error)), reply_to=message)
 
 
-def _logged(error: Exception) -> int:
-    """The code of an error, once it stands in the site's own log; what is not deliberate with its traceback."""
+def _log(error: Exception) -> None:
+    """Into the site's own log; what is not deliberate with its traceback."""
     if isinstance(error, DynammoError):
         logger.error("step refused: %s", error)
-        return error.code
-    logger.error("step failed", exc_info=error)
-    return UNEXPECTED
+    else:
+        logger.error("step failed", exc_info=error)
 
 
-def reply(message: Message, context: Context) -> Message:
+def reply(content: RecordDict, node_config: NodeConfig) -> RecordDict:
     """Answer one instruction."""
-    instruction = _decode(message)
+    instruction = _decode(content)
     if instruction.code_hash != code_hash():
         raise ProtocolError(
             f"the server runs the code {instruction.code_hash[:12]}, this site runs {code_hash()[:12]}",
             remedy="Install the same version on both sides; in a simulation, stop the other copy's local SuperLink",
         )
-    site, log = open_site(instruction, context.node_config), audit_log(context.node_config)
+    admit(instruction, node_config)
+    site, log = open_site(instruction, node_config), audit_log(node_config)
     if log:
         log.check_writable()
     report = answer(instruction, site)
+    step = site.experiment.steps[instruction.step]
+    form = declared(site, step)
+    leaving = let_out(encode(report, form), form)
     if log:
-        log.answered(instruction, site.experiment.steps[instruction.step], report, site.experiment.class_names)
-    return Message(_encode(report), reply_to=message)
+        log.answered(instruction, step, report, site.experiment.class_names)
+    return leaving
 
 
 @app.train("fit")
 @sanitised
-def fit(message: Message, context: Context) -> Message:
+def fit(content: RecordDict, node_config: NodeConfig) -> RecordDict:
     """Train on the site's images."""
-    return reply(message, context)
+    return reply(content, node_config)
 
 
 @app.train("summarise")
 @sanitised
-def summarise(message: Message, context: Context) -> Message:
+def summarise(content: RecordDict, node_config: NodeConfig) -> RecordDict:
     """Compute statistics of the site's images."""
-    return reply(message, context)
+    return reply(content, node_config)
 
 
 @app.train("remember")
 @sanitised
-def remember(message: Message, context: Context) -> Message:
+def remember(content: RecordDict, node_config: NodeConfig) -> RecordDict:
     """Choose exemplars into the site's memory."""
-    return reply(message, context)
+    return reply(content, node_config)
 
 
 @app.evaluate()
 @sanitised
-def evaluate(message: Message, context: Context) -> Message:
+def evaluate(content: RecordDict, node_config: NodeConfig) -> RecordDict:
     """Test the model on the site's images."""
-    return reply(message, context)
+    return reply(content, node_config)
 
 
 @app.query("announce")
 @sanitised
-def announce(message: Message, context: Context) -> Message:
+def announce(content: RecordDict, node_config: NodeConfig) -> RecordDict:
     """Say which classes the site can bring, and about how many images of each."""
-    announced = announcement(context.node_config)
-    if log := audit_log(context.node_config):
-        log.announced(announced)
+    announced = announcement(node_config)
     bands = dict(announced.bands)
-    names = ConfigRecord({"classes": list(bands), "bands": list(bands.values())})
-    return Message(RecordDict({"announcement": names}), reply_to=message)
+    leaving = RecordDict({"announcement": ConfigRecord({"classes": list(bands), "bands": list(bands.values())})})
+    let_announcement_out(leaving)
+    if log := audit_log(node_config):
+        log.announced(announced)
+    return leaving
 
 
-def _decode(message: Message) -> Instruction:
+def _decode(content: RecordDict) -> Instruction:
     try:
-        fields = message.content.config_records["instruction"]
+        fields = content.config_records["instruction"]
         weights = {
-            name: torch.from_numpy(array.numpy().copy())
-            for name, array in message.content.array_records["weights"].items()
+            name: torch.from_numpy(array.numpy().copy()) for name, array in content.array_records["weights"].items()
         }
         return Instruction(
             experiment=str(fields["experiment"]),
@@ -128,16 +138,5 @@ def _decode(message: Message) -> Instruction:
             workspace=str(fields["workspace"]),
             weights=weights,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # what a damaged or forged message makes a decoder raise has no common type
         raise ProtocolError(f"the message is no instruction ({type(error).__name__}: {error})") from error
-
-
-def _encode(report: Report) -> RecordDict:
-    arrays = {name: Array(tensor.contiguous().numpy()) for name, tensor in report.weights.items()}
-    return RecordDict(
-        {
-            "weights": ArrayRecord(arrays),
-            "numbers": MetricRecord(dict(report.numbers)),
-            "report": ConfigRecord({"abstained": report.abstained}),
-        }
-    )

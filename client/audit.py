@@ -84,6 +84,10 @@ class AuditLog:
         """So many records (as many hashes in the ledger) were withdrawn, by `selection`: record, class or date."""
         self._append({"event": "purged", "records": records, "exemplars": exemplars, "selection": selection})
 
+    def decided(self, decision: Mapping[str, Any]) -> None:
+        """A person approved or rejected an experiment here, or revoked an approval."""
+        self._append({"event": decision["verdict"], **{key: decision[key] for key in decision if key != "verdict"}})
+
     def read(self) -> Chain:
         """All lines, checked.
 

@@ -18,6 +18,7 @@ from dynammo_core.errors import CheckpointError, ConfigError
 from dynammo_core.terminal import command_line, readable_errors
 
 if TYPE_CHECKING:
+    from client.audit import AuditLog
     from dynammo_core.chained_log import Chain
 
 audit = command_line("What left this site: check the audit log, and read it on one page.")
@@ -25,6 +26,7 @@ console = Console(emoji=False, highlight=False)
 SiteYaml = Annotated[Path, typer.Argument(metavar="SITE.YAML", help="The site's settings.")]
 HERE = Path("site.yaml")
 HASH = r"[0-9a-f]{16,64}"
+VERDICTS = ("approved", "rejected", "revoked")
 Fields = dict[str, Any]
 
 
@@ -69,11 +71,23 @@ def report(site_yaml: SiteYaml = HERE) -> None:
         log = AuditLog(site.audit)
         chain = log.read()
         entries = [entry.fields for entry in chain.entries]
-        since = f", {entries[0]['time']} to {entries[-1]['time']}" if entries else ""
-        _say(f"What left {site.site}: {chain.lines} lines in {log.path}{since}")
+        _say(f"What left {site.site}: {chain.lines} lines in {log.path}{_since(entries)}")
         _say_cut_off(chain)
+        _report(entries, log)
+
+
+def _since(entries: list[Fields]) -> str:
+    return f", {entries[0].get('time')} to {entries[-1].get('time')}" if entries else ""
+
+
+def _report(entries: list[Fields], log: AuditLog) -> None:
+    try:
         for run, answers in _grouped(_of(entries, "answered"), lambda entry: entry["run"]).items():
             console.print(_run_table(run, answers))
+        for verdict in VERDICTS:
+            for decided in _of(entries, verdict):
+                what = f"{decided['name']} ({decided['proposal'][:16]}), code {decided['code'][:12]}"
+                _say(f"{decided['time']} {verdict} by {decided['by']}: {what}")
         for announced in _of(entries, "announced"):
             bands = ", ".join(f"{name}: {band}+" for name, band in announced["classes"].items())
             _say(f"{announced['time']} announced classes and bands: {bands or 'none'}")
@@ -86,6 +100,11 @@ def report(site_yaml: SiteYaml = HERE) -> None:
         refusals = Counter((entry["asked"], entry["code"], entry["class"]) for entry in _of(entries, "refused"))
         for (asked, code, name), count in refusals.items():
             _say(f"refused {count} times: {asked or 'a message'} with {code} {name}; the texts are in the log")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"the audit log {log.path} holds lines that no site writes ({type(error).__name__}: {error})",
+            remedy="Somebody wrote it anew, hashes and all, or a newer version of dynammo-site did",
+        ) from error
 
 
 def _run_table(run: str, answers: list[Fields]) -> Table:
@@ -111,7 +130,7 @@ def _run_table(run: str, answers: list[Fields]) -> Table:
 
 
 def _of(entries: Iterable[Fields], event: str) -> list[Fields]:
-    return [entry for entry in entries if entry["event"] == event]
+    return [entry for entry in entries if entry.get("event") == event]
 
 
 def _grouped(entries: Iterable[Fields], key: Callable[[Fields], Any]) -> dict[Any, list[Fields]]:

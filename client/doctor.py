@@ -81,6 +81,7 @@ def examine(site_yaml: Path, experiment: Path | None, advance: Advance) -> Itera
     yield from _guarded("GPU", doctor_checks.gpu, settings)
     yield from _guarded("disk", doctor_checks.disks, settings, config)
     yield from _guarded("secrets", doctor_checks.secrets, settings)
+    yield from _guarded("approval", doctor_checks.governance, settings, config)
     yield from _guarded("connection", connection_findings, settings)
     if config is not None:
         yield from _guarded("weights", doctor_checks.weights, settings, config)

@@ -112,6 +112,7 @@ def secrets(settings: SiteSettings) -> Iterator[Finding]:
 
     private: list[tuple[str, Path]] = [("private_key", settings.private_key), ("log", settings.log)]
     private += [("audit", settings.audit), ("memory.folder", settings.memory.folder), ("state", settings.state)]
+    private.append(("approvals", settings.approvals))
     if settings.memory.key is not None and settings.memory.key.startswith("file:"):
         private.append(("memory.key", Path(settings.memory.key.removeprefix("file:"))))
     for name, path in private:
@@ -130,6 +131,40 @@ def secrets(settings: SiteSettings) -> Iterator[Finding]:
         return
     load_key(settings.memory.key)
     yield Finding("secrets", "ok", f"memory.key {settings.memory.key} holds a key")
+
+
+def governance(settings: SiteSettings, config: Config[Any] | None) -> Iterator[Finding]:
+    """Who decides what runs here: a person's approvals, and the site's policy."""
+    from client.approvals import Approvals, Proposal
+    from client.audit import AuditLog
+    from client.policy import load_policy, violations
+
+    approvals = Approvals(settings.approvals)
+    if settings.approval == "off":
+        what = "approval is off: whatever the operator submits runs on this site's images"
+        yield Finding("approval", "warning", what, "Set approval: required")
+    elif contradictions := approvals.contradictions(AuditLog(settings.audit)):
+        remedy = "Decide anew: `dynammo-site approve`; if no crash is known, somebody cut one of them"
+        yield Finding("approval", "wrong", f"the audit log contradicts: {'; '.join(contradictions)}", remedy)
+    elif waiting := len(approvals.waiting()):
+        what = f"{waiting} experiments wait for an approval"
+        yield Finding("approval", "note", what, "Run `dynammo-site approve`")
+    else:
+        yield Finding("approval", "ok", f"required; {len(approvals.approved())} experiments are approved, none waits")
+    policy = load_policy(settings.policy)
+    if settings.policy is None:
+        what = f"there is none: all is allowed, with {policy.fewest_images} images of a class or more"
+        yield Finding("policy", "note", what)
+    elif wrong := violations(policy, config) if config else []:
+        yield Finding("policy", "wrong", f"{settings.policy} forbids the experiment: {'; '.join(wrong)}")
+    else:
+        limits = ", ".join(f"{key} {value}" for key, value in policy.model_dump(exclude_none=True).items())
+        yield Finding("policy", "ok", limits)
+    if config is not None and settings.approval == "required":
+        state = approvals.state(Proposal.of(config))
+        verdict = state["verdict"] if state else "not approved yet"
+        remedy = "" if verdict == "approved" else "Run `dynammo-site approve --config` with that file"
+        yield Finding("approval", "ok" if not remedy else "warning", f"{config.name} is {verdict}", remedy)
 
 
 def weights(settings: SiteSettings, config: Config[Any]) -> Iterator[Finding]:

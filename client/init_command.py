@@ -1,4 +1,4 @@
-"""`dynammo-site init`: a commented site.yaml, a key pair and a memory key; never in place of what is there."""
+"""`dynammo-site init`: a commented site.yaml and policy.yaml, a key pair, a memory key; never in place of others."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from client.policy import POLICY_TEMPLATE
 from client.settings import SiteSettings, load_site
 from dynammo_core.errors import ConfigError, unknown_name
 from dynammo_core.settings import SITE_NAME
 from dynammo_core.terminal import readable_errors
 
-PRIVATE_KEY, MEMORY_KEY = "site.key", "memory.key"
+PRIVATE_KEY, MEMORY_KEY, POLICY = "site.key", "memory.key", "policy.yaml"
 SUPERLINK = r"^[^\s/:]+:\d+$"
 CA, MEMORY, STATE = "ca.pem", "memory", "state"
 TEMPLATE = """\
@@ -57,6 +58,12 @@ state: {state}
 log: site.log
 # What left this site, a line for each answer: `dynammo-site audit`. Never edit or rotate it, its lines are chained.
 audit: audit.jsonl
+# Nothing runs on the images before a person here approved it: `dynammo-site approve`. Or off: whatever is asked runs.
+approval: required
+# A folder for what waits for an approval, and for what was decided.
+approvals: approvals
+# What this site takes part in at all.
+policy: {policy}
 """
 console = Console(highlight=False, emoji=False)
 
@@ -80,7 +87,7 @@ def init(
         settings, key_print = write_site(output, given if no_input else _asked(given))
         private = settings.private_key
         for line in (
-            f"Written: {output}, {private}, {private}.pub, {private.with_name(MEMORY_KEY)}",
+            f"Written: {output}, {settings.policy}, {private}, {private}.pub, {private.with_name(MEMORY_KEY)}",
             "",
             "Send to the operator:",
             f"  the file           {private}.pub",
@@ -90,7 +97,7 @@ def init(
             "",
             f"Keep a copy of {private.with_name(MEMORY_KEY)} in a safe place: without it the memory cannot be read.",
             *([] if settings.ca_certificate.exists() else [f"Put the operator's ca.pem at {settings.ca_certificate}."]),
-            f"Then: dynammo-site doctor {output}",
+            f"Say in {settings.policy} what this site takes part in. Then: dynammo-site doctor {output}",
         ):
             console.print(line, markup=False, soft_wrap=True)
 
@@ -127,6 +134,7 @@ def write_site(output: Path, given: Mapping[str, str | None]) -> tuple[SiteSetti
         write(key, lambda path: _write_new(path, private, 0o600))
         write(folder / f"{PRIVATE_KEY}.pub", lambda path: _write_new(path, public, 0o644))
         write(folder / MEMORY_KEY, new_key_file)
+        write(folder / POLICY, lambda path: _write_new(path, POLICY_TEMPLATE.encode(), 0o644))
         write(output, lambda path: _write_new(path, text.encode(), 0o644))
         settings = load_site(output)
         for private_folder in (settings.memory.folder, settings.state):
@@ -166,7 +174,7 @@ def _site_yaml(given: Mapping[str, str | None]) -> str:
     values |= {"data": str(Path(str(given["data"])).expanduser().absolute())}
     values |= {"dataset": str(given["dataset"]), "state": STATE}
     quoted = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
-    return TEMPLATE.format(private_key=PRIVATE_KEY, memory_key=f"file:{MEMORY_KEY}", **quoted)
+    return TEMPLATE.format(private_key=PRIVATE_KEY, memory_key=f"file:{MEMORY_KEY}", policy=POLICY, **quoted)
 
 
 def _asked(given: Mapping[str, str | None]) -> dict[str, str | None]:
@@ -225,7 +233,7 @@ CHECKS: Mapping[str, Callable[[str], object]] = {
 
 def _refuse_what_is_there(output: Path) -> None:
     folder = output.absolute().parent
-    names = (PRIVATE_KEY, f"{PRIVATE_KEY}.pub", MEMORY_KEY)
+    names = (PRIVATE_KEY, f"{PRIVATE_KEY}.pub", MEMORY_KEY, POLICY)
     there = [path for path in (output, *(folder / name for name in names)) if os.path.lexists(path)]
     if there:
         raise ConfigError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from dynammo_core.errors import ConfigError
 from dynammo_core.memory.encryption import KEY_PLACES
@@ -43,6 +44,17 @@ class SiteSettings(Section):
     state: Path = Field(default=Path("state"), description="folder for Flower's own files")
     log: Path = Field(default=Path("site.log"), description="what the site did, and why a step failed")
     audit: Path = Field(default=Path("audit.jsonl"), description="the audit log: what left the site, line by line")
+    approval: Literal["required", "off"] = Field(
+        default="required", description="whether a person must approve an experiment before it runs here"
+    )
+    approvals: Path = Field(default=Path("approvals"), description="folder of what waits, and of what was decided")
+    policy: Path | None = Field(default=None, description="what this site takes part in at all; default: anything")
+
+    @field_validator("approval", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        # YAML reads a plain `off` as false.
+        return "off" if value is False else value
 
 
 def load_site(path: Path) -> SiteSettings:
@@ -80,5 +92,7 @@ def load_site(path: Path) -> SiteSettings:
             "state": place(settings.state),
             "log": place(settings.log),
             "audit": place(settings.audit),
+            "approvals": place(settings.approvals),
+            "policy": settings.policy and place(settings.policy),
         }
     )

@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from client.policy import load_policy
 from client.settings import SiteSettings, load_site
 from dynammo_core.class_registry import Announcement, band
 from dynammo_core.config import WEIGHTS_BY_NAME
 from dynammo_core.data.arrivals import Arrivals
 from dynammo_core.data.loading import load_samples, open_own
 from dynammo_core.data.samples import Samples, Split
-from dynammo_core.errors import ConfigError, ProtocolError
+from dynammo_core.errors import ConfigError, PolicyError, ProtocolError
 from dynammo_core.experiment import Experiment, experiment_from_json
 from dynammo_core.memory.encryption import load_key
-from dynammo_core.memory.rehearsal import SIMULATED_DAY, drop_expired
+from dynammo_core.memory.rehearsal import SIMULATED_DAY, drop_expired, exemplars_per_class
 from dynammo_core.memory.store import MemoryStore, ReplayMemory
 from dynammo_core.memory.withdrawal import WithdrawalLedger
 from dynammo_core.methods.base import Rehearsal
@@ -47,6 +50,7 @@ class Site:
         today: the day that exemplars are taken in.
         ledger: the records that it may use no more.
         expiry_days: age in days beyond which exemplars are dropped.
+        fewest_images: a class of which it holds fewer training (test) images takes no part.
     """
 
     experiment: Experiment
@@ -56,13 +60,30 @@ class Site:
     today: date = SIMULATED_DAY
     ledger: WithdrawalLedger | None = None
     expiry_days: int | None = None
+    fewest_images: int = 1
 
     def memory(self) -> ReplayMemory:
-        """The exemplars that may still be used: without those that expired or whose consent was withdrawn."""
+        """The exemplars that may still be used: without those that expired or whose consent was withdrawn.
+
+        Nor those of a class of which that leaves too few.
+        """
         memory = self.store.load()
         if self.expiry_days is not None:
             memory = drop_expired(memory, self.today, self.expiry_days)
-        return self._allowed(memory)
+        memory = self._allowed(memory)
+        kept = _without_rare(memory.samples.labels, self.fewest_exemplars)
+        return memory if kept is None else memory.subset(kept)
+
+    @property
+    def fewest_exemplars(self) -> int:
+        """`fewest_images`, or the share that the experiment's memory leaves to a class, where that is smaller.
+
+        A share tells nothing of patients: it follows from the configuration.
+        """
+        config, pixels = self.experiment.config, self.experiment.config.data.image_size**2
+        classes, sites = self.experiment.classes, config.federation.sites
+        share = exemplars_per_class(config.memory, sites=sites, classes=classes, image_bytes=3 * pixels)
+        return min(self.fewest_images, share)
 
     def rehearsal(self, task: int) -> Rehearsal:
         """All that this site may train on in a task."""
@@ -84,14 +105,19 @@ class Site:
 
     def test_images(self, classes: tuple[int, ...]) -> Samples:
         """The site's test images of these classes."""
-        return self._allowed(_load(self.experiment, "test", classes, self.share))
+        return self._common(self._allowed(_load(self.experiment, "test", classes, self.share)))
 
     def train_images(self, classes: tuple[int, ...]) -> Samples:
         """The site's training images of these classes."""
-        return self._allowed(_load(self.experiment, "train", classes, self.share))
+        return self._common(self._allowed(_load(self.experiment, "train", classes, self.share)))
 
     def _allowed(self, held: Held) -> Held:
         return held if self.ledger is None else self.ledger.allowed(held)
+
+    def _common(self, samples: Samples) -> Samples:
+        """Without the classes of which there are too few."""
+        kept = _without_rare(samples.labels, self.fewest_images)
+        return samples if kept is None else samples.subset(kept)
 
     def _arrivals(self, task: int) -> Arrivals:
         """When classes reach this site, as known in a task.
@@ -121,7 +147,7 @@ def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, ru
 
     Raises:
         ProtocolError: the instruction is for another site, or names a run in a way that is no name.
-        ConfigError: the key of its memory cannot be read.
+        ConfigError: the key of its memory, or its policy, cannot be read.
     """
     names = experiment.config.federation.site_names or ()
     if not 0 <= index < len(names) or names[index] != settings.site:
@@ -140,6 +166,7 @@ def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, ru
         today=datetime.now(UTC).date(),
         ledger=WithdrawalLedger(own.folder),
         expiry_days=own.expiry_days,
+        fewest_images=load_policy(settings.policy).fewest_images,
     )
 
 
@@ -162,18 +189,27 @@ def open_site(instruction: Instruction, node_config: Mapping[str, object]) -> Si
 def announcement(node_config: Mapping[str, object]) -> Announcement:
     """The classes that this hospital's labels name, with a band of the number of their images.
 
+    A class of which it holds too few images is not named; too few training (test) images are not counted.
+
     Raises:
-        ConfigError: this is a simulated site, or its `site.yaml` is wrong.
+        ConfigError: this is a simulated site, or its `site.yaml` or `policy.yaml` is wrong.
+        PolicyError: its policy announces nothing.
         DataError: its images cannot be indexed.
     """
     file = node_config.get("site-config")
     if file is None:
         raise ConfigError("a simulated site has nothing to announce", remedy="Start it by `dynammo-site start`")
-    own = load_site(Path(str(file))).data
+    settings = load_site(Path(str(file)))
+    own, policy = settings.data, load_policy(settings.policy)
+    if not policy.announce:
+        raise PolicyError("the policy of this site announces no classes", remedy="Set `announce: true` in its policy")
     dataset = open_own(DataSettings(dataset=own.dataset, root=own.root), seed=0)
-    labels = np.concatenate([dataset.train.labels, dataset.test.labels])
-    counts = np.bincount(labels, minlength=len(dataset.class_names)).tolist()
-    named = zip(dataset.class_names, counts, strict=True)
+    counts = np.zeros(len(dataset.class_names), dtype=np.int64)
+    ledger = WithdrawalLedger(settings.memory.folder)
+    for split in (dataset.train, dataset.test):
+        held = np.bincount(ledger.allowed_split(split).labels, minlength=len(counts))
+        counts += np.where(held < policy.fewest_images, 0, held)
+    named = zip(dataset.class_names, counts.tolist(), strict=True)
     return Announcement({name: band(count) for name, count in named if count})
 
 
@@ -190,6 +226,12 @@ def _localised(experiment: str, settings: SiteSettings) -> str:
             remedy="Name this site's copy of it as `weights` in site.yaml",
         )
     return json.dumps(config, sort_keys=True)
+
+
+def _without_rare(labels: Tensor, fewest: int) -> list[int] | None:
+    """Places, in [N] labels, of the classes that have at least `fewest`; None where that is all."""
+    enough = torch.bincount(labels)[labels] >= fewest
+    return None if bool(enough.all()) else torch.nonzero(enough).flatten().tolist()
 
 
 @lru_cache(maxsize=64)

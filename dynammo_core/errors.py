@@ -66,6 +66,18 @@ class RunError(DynammoError):
     code = 107
 
 
+class NotApproved(DynammoError):  # noqa: N818  # the operator reads this name, and it is no defect
+    """An experiment, or a version of the code, that no person at the site has approved; or one that was revoked."""
+
+    code = 108
+
+
+class PolicyError(DynammoError):
+    """Something that the site's own policy forbids."""
+
+    code = 109
+
+
 def nearest_match(name: str, options: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the option closest to `name`, or an empty string when none is close."""
     close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)

@@ -20,7 +20,7 @@ from dynammo_core.data.samples import Dataset
 from dynammo_core.data.site_partition import SitePartition, partition_sites
 from dynammo_core.data.task_stream import TaskStream, build_task_stream
 from dynammo_core.devices import find_device
-from dynammo_core.errors import ConfigError, RunError, unknown_name
+from dynammo_core.errors import ConfigError, ProtocolError, RunError, unknown_name
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
 from dynammo_core.models.backbones import Backbone, build_backbone
@@ -164,8 +164,25 @@ class Experiment:
 
 @lru_cache(maxsize=4)
 def experiment_from_json(text: str) -> Experiment:
-    """The experiment of a canonical JSON configuration; a process that sees it again gets the same object."""
-    return Experiment(resolve(json.loads(text), "the server's configuration", {}))
+    """The experiment of a canonical JSON configuration; a process that sees it again gets the same object.
+
+    Raises:
+        ProtocolError: the text is no JSON; ConfigError: it is no configuration.
+    """
+    return Experiment(config_from_json(text))
+
+
+def config_from_json(text: str) -> Config[Any]:
+    """The configuration that a server sends as JSON.
+
+    Raises:
+        ProtocolError: the text is no JSON; ConfigError: it is no configuration.
+    """
+    try:
+        plain = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"the experiment is no JSON ({type(error).__name__}: {error})") from error
+    return resolve(plain, "the server's configuration", {})
 
 
 @lru_cache(maxsize=1)

@@ -79,7 +79,9 @@ def _run_deployed(experiment: Any, names: list[str], place: Path) -> Path:
             consortium.register_sites()
             for name in names:
                 consortium.start_site(name)
-            run = launch(consortium.server, deployed_config(experiment, names))
+            config = deployed_config(experiment, names)
+            consortium.approve(config)
+            run = launch(consortium.server, config)
         with ProgressView() as view:
             follow(consortium.server, run, EventTail(run / EVENTS, from_end=False), view.update)
     return run

@@ -19,10 +19,14 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
+from client.admission import approve_proposal
+from client.approvals import Proposal
 from client.init_command import write_site
+from client.settings import load_site
 from dynammo_core.config import Config, resolve
 from dynammo_core.errors import RunError
 from dynammo_core.experiment import Experiment
+from dynammo_core.files import write_atomically
 from dynammo_core.processes import process_group
 from server.consortium import make_consortium
 from server.control import Control
@@ -72,7 +76,10 @@ class Deployment:
                 "data": str(images / "manifest.csv"),
                 "ca": str(self.server.ca_certificate),
             }
-            write_site(self.site_yaml(name), given)
+            settings, _ = write_site(self.site_yaml(name), given)
+            # A simulated site trains on a single image of a class, and the results are to be equal.
+            assert settings.policy is not None
+            write_atomically(settings.policy, b"fewest_images: 1\n")
             yield name
 
     def site_folder(self, name: str) -> Path:
@@ -106,6 +113,11 @@ class Deployment:
         register = SiteRegister(self.server, Control(self.server))
         for name in self.names:
             register.add(name, self.site_folder(name) / "site.key.pub")
+
+    def approve(self, config: Config[Any]) -> None:
+        """What each site's engineer does with the experiment that the operator sent by mail."""
+        for name in self.names:
+            approve_proposal(load_site(self.site_yaml(name)), Proposal.of(config), by=f"engineer of {name}")
 
     def start_site(self, name: str, environment: Mapping[str, str] | None = None) -> None:
         """Start a site, with more in its `environment` if given; it connects when it can."""

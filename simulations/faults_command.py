@@ -80,6 +80,7 @@ def _rows(
         for site in sites:
             consortium.start_site(site)
         settings = deployed_config(experiment, sites)
+        consortium.approve(settings)
         started = time.monotonic()
         calm = launch(consortium.server, settings)
         follow(consortium.server, calm, EventTail(calm / EVENTS, from_end=False), lambda event: None)

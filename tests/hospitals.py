@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,24 @@ from flwr.app import Context, Message
 from flwr.serverapp.grid.grid import NodeInfo
 from small_runs import small_settings, write_hospitals
 
+from client.admission import approve_proposal
 from client.app import app
+from client.approvals import Approvals, Proposal
+from client.settings import load_site
 from dynammo_core.config import Config, resolve
 from dynammo_core.data.loading import open_dataset
-from dynammo_core.experiment import experiment_from_json
+from dynammo_core.errors import DynammoError
+from dynammo_core.experiment import config_from_json, experiment_from_json
 from simulations.local_grid import LocalGrid
 
 
 class Hospitals(LocalGrid):
-    """A grid of deployed sites, by name; those named in `away` are not connected."""
+    """A grid of deployed sites, by name; those named in `away` are not connected.
+
+    At each an engineer approves whatever is to come, unless they are `careful`.
+    """
+
+    careful = False
 
     def __init__(self, files: Mapping[str, Path]) -> None:
         super().__init__(self._at_home, nodes=len(files), run_config={})  # type: ignore[arg-type]
@@ -31,15 +41,28 @@ class Hospitals(LocalGrid):
         return [NodeInfo(node_id=node, name=name) for node, name in self.names.items() if name not in self.away]
 
     def _at_home(self, message: Message, context: Context) -> Message:
-        context.node_config = {"site-config": str(self.files[self.names[context.node_id]])}
+        site_yaml = self.files[self.names[context.node_id]]
+        context.node_config = {"site-config": str(site_yaml)}
+        if not self.careful:
+            self._approve(site_yaml, message)
         return app(message, context)
+
+    @staticmethod
+    def _approve(site_yaml: Path, message: Message) -> None:
+        """What is an experiment at all; the app says what is wrong with the rest."""
+        with suppress(DynammoError, KeyError):
+            text = str(message.content.config_records["instruction"]["experiment"])
+            settings, proposal = load_site(site_yaml), Proposal.of(config_from_json(text))
+            if Approvals(settings.approvals).state(proposal) is None:
+                approve_proposal(settings, proposal, by="engineer")
 
 
 def make_hospital(folder: Path, name: str, root: Path, **changes: Any) -> Path:
     """The `site.yaml` of a site that reads the manifest or folder `root`."""
     folder.mkdir(parents=True, exist_ok=True)
     site = {"site": name, "superlink": "localhost:9092", "data": {"root": str(root)}, "device": "cpu"} | changes
-    (folder / "site.yaml").write_text(yaml.safe_dump(site))
+    (folder / "policy.yaml").write_text("fewest_images: 1\n")
+    (folder / "site.yaml").write_text(yaml.safe_dump({"policy": "policy.yaml", **site}))
     return folder / "site.yaml"
 
 

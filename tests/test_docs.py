@@ -22,8 +22,8 @@ import yaml
 from pages import PAGES, ROOT, anchors, blocks, code, first_column, prose, section, shell, tables, text_of
 from small_runs import SITES, Finished, events, run_small, small_config, small_settings
 
-from client.app import UNEXPECTED
 from client.app import app as client_app
+from client.door import UNEXPECTED
 from dynammo_core import config as config_module
 from dynammo_core import experiment as experiment_module
 from dynammo_core.config import leaf_keys, load_config, resolve

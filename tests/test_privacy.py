@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.common.serde import message_to_proto
-from small_runs import ALL_METHODS, SITES, Finished, FinishedRun, small_site
+from hospitals import Hospitals, deployed, make_hospital, with_images
+from small_runs import ALL_METHODS, SITES, Finished, FinishedRun, run_small, small_site
 from torch import Tensor
 
 from dynammo_core.data.samples import Samples
@@ -35,13 +38,19 @@ def held(experiment: Experiment, site: int) -> Samples:
 
 
 def traces(images: Tensor) -> list[bytes]:
-    """What an image would look like in a message: its middle rows as pixels, as floats, as the network's input."""
+    """What an image would look like in a message: its middle rows as bytes, floats, the network's input, or a text.
+
+    The texts are those of the pixels, base64 wherever in its groups of three bytes the rows begin.
+    """
     strips = images[:, :1, 6:10].contiguous()
     assert all(len(strip.unique()) > 3 for strip in strips)  # too little to be there by chance
     found = []
     for strip, normalised in zip(strips, to_input(strips, "half", CPU)[:, 0], strict=True):
-        forms = (strip, strip.float(), strip.float() / 255, normalised)
+        forms = (strip, strip.float(), strip.float() / 255, normalised, strip.double() / 255)
         found += [form.contiguous().numpy().tobytes() for form in forms]
+        pixels = strip.numpy().tobytes()
+        found.append(pixels.hex().encode())
+        found += [base64.b64encode(pixels[start : start + 3 * (len(pixels) // 3 - 1)]) for start in range(3)]
     return found
 
 
@@ -54,10 +63,18 @@ def test_the_search_finds_an_image_in_whatever_form(finished: Finished) -> None:
     run = finished("fine_tune")
     images = held(run.experiment, 0).images[:1]
     message = run.handled[0][1]
-    for form in (images, images.float(), images.float() / 255, to_input(images, "half", CPU)):
+    for form in (images, images.float(), images.double() / 255, to_input(images, "half", CPU)):
         leak = RecordDict({"weights": ArrayRecord({"heads.classes.weight": Array(form.numpy())})})
         sent = payload(Message(leak, reply_to=message))
         assert any(trace in sent for trace in traces(images))
+    for before in (b"", b"a", b"bc"):
+        texts = [
+            (before + images.numpy().tobytes()).hex(),
+            base64.b64encode(before + images.numpy().tobytes()).decode(),
+        ]
+        for text in texts:
+            sent = payload(Message(RecordDict({"report": ConfigRecord({"note": text})}), reply_to=message))
+            assert any(trace in sent for trace in traces(images))
 
 
 @every_method
@@ -112,3 +129,90 @@ def test_numbers_that_leave_are_counts_loss_size_and_time(finished: Finished, me
                 assert len(value) == run.experiment.classes ** (2 if name == "confusion" else 1)
             else:
                 assert type(value) is float
+
+
+def accounted_for(reply: Message, message: Message, run: FinishedRun) -> bytes:
+    """The bytes of an answer that holds the values of `reply` under the names of the model and nothing else.
+
+    What travels beside it is made from the question anew; only when it was answered is taken from the answer.
+    """
+    _, step = asked(run, message)
+    names = names_up(run.experiment.build_model(step.task), step.stage)
+    told = reply.content
+    arrays, numbers = told.array_records["weights"], told.metric_records["numbers"]
+    abstained = told.config_records["report"]["abstained"] is True
+    content = RecordDict(
+        {
+            "weights": ArrayRecord({} if abstained else {name: Array(arrays[name].numpy().copy()) for name in names}),
+            "numbers": MetricRecord({name: numbers[name] for name in sorted(numbers)}),
+            "report": ConfigRecord({"abstained": abstained}),
+        }
+    )
+    twin = Message(content, reply_to=message)
+    for clock in ("_created_at", "_ttl"):
+        vars(twin.metadata)[clock] = vars(reply.metadata)[clock]
+    return payload(twin)
+
+
+@every_method
+def test_every_byte_that_leaves_is_accounted_for(finished: Finished, method: str) -> None:
+    run = finished(method)
+    for message, reply in run.handled:
+        assert payload(reply) == accounted_for(reply, message, run)
+        later = reply.metadata.created_at - message.metadata.created_at
+        assert 0 <= later < 600
+        assert reply.metadata.ttl == pytest.approx(message.metadata.ttl - later, abs=0.01)
+
+
+DISEASES = {"0": "xanthoma", "1": "lentigo", "2": "naevus", "3": "keratosis"}
+
+
+def named(images: Path) -> Path:
+    """A site's images under the names of diseases."""
+    with (images / "manifest.csv").open() as file:
+        rows = [{**row, "label": DISEASES[row["label"]]} for row in csv.DictReader(file)]
+    with (images / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return images
+
+
+@pytest.mark.parametrize("method", ["dynammo", "replay"])
+def test_of_a_real_site_no_name_place_or_record_leaves_but_announced_classes(tmp_path: Path, method: str) -> None:
+    """Answers, refusals and an announcement: all that two hospitals send in a run, of which one is changed midway."""
+    holdings = {"alpha": {"0": 8, "1": 8, "2": 2, "3": 8}, "beta": {"0": 8, "1": 8, "2": 8, "3": 8}}
+    files = {
+        name: make_hospital(tmp_path / name, name, named(with_images(tmp_path, name, held)))
+        for name, held in holdings.items()
+    }
+    (tmp_path / "alpha" / "policy.yaml").write_text("fewest_images: 5\n")
+    grid, sent = Hospitals(files), list[tuple[str, Message]]()
+    at_home = grid._app
+
+    def tapped(message: Message, context: Context) -> Message:
+        reply = at_home(message, context)
+        sent.append((message.metadata.message_type, reply))
+        assert not context.state  # nor is anything kept in what Flower keeps
+        return reply
+
+    grid._app = tapped  # type: ignore[assignment]
+    config = deployed(["alpha", "beta"], list(DISEASES.values()), method, {"federation": {"quorum": 0.5}})
+
+    def move_away(event: object) -> None:
+        """The images of one site are gone when the second task begins."""
+        if isinstance(event, dict) and (event["event"], event.get("task")) == ("step_started", 1):
+            (tmp_path / "beta" / "images" / "manifest.csv").unlink(missing_ok=True)
+
+    run_small(config, tmp_path / "runs", grid=grid, listeners=[move_away])
+    grid.send_and_receive([Message(RecordDict(), node, "query.announce", ttl=60.0) for node in grid.get_node_ids()])
+    forbidden = [str(tmp_path), ".png", "manifest", ".yaml", "safetensors", "Traceback", "alpha-", "beta-"]
+    for kind, reply in sent:
+        inside = payload(reply)
+        names = [name for name in DISEASES.values() if name.encode() in inside]
+        assert names == (
+            ["xanthoma", "lentigo", "keratosis"] if kind == "query.announce" and not reply.has_error() else []
+        )
+        assert not [word for word in forbidden if word.encode() in inside]
+    assert {reply.has_error() for _, reply in sent} == {True, False}
+    assert {kind for kind, _ in sent} >= {"train.fit", "train.remember", "evaluate", "query.announce"}

@@ -12,7 +12,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from small_runs import instruction, small_config, small_site, step_of
 
-from client.app import UNEXPECTED, app
+from client.app import app
+from client.door import UNEXPECTED
 from client.local_steps import answer
 from dynammo_core.errors import CheckpointError, ConfigError, DataError, MemoryStoreError, ProtocolError
 from dynammo_core.experiment import Experiment
@@ -98,7 +99,7 @@ def test_other_code_is_refused_before_anything_is_done(tmp_path: Path, caplog: p
         ({"weights": {"images": torch.zeros(2, 2)}}, ProtocolError, 105),
         ({"experiment": EXPERIMENT.config.canonical_json().replace("small_cnn", "smal_cnn")}, ConfigError, 101),
         ({"experiment": EXPERIMENT.config.canonical_json().replace("dynammo", "dynamo")}, ConfigError, 101),
-        ({"experiment": "{"}, ValueError, UNEXPECTED),
+        ({"experiment": "{"}, ProtocolError, 105),
     ],
 )
 def test_an_instruction_that_does_not_fit_is_refused(

@@ -23,7 +23,7 @@ from dynammo_core.memory.encryption import load_key
 app = typer.Typer()
 app.command()(init)
 GIVEN = {"site": "st-elsewhere", "superlink": "link.example.org:9092", "data": "/srv/images"}
-FILES = {"site.yaml", "site.key", "site.key.pub", "memory.key"}
+FILES = {"site.yaml", "policy.yaml", "site.key", "site.key.pub", "memory.key"}
 needs_ssh_keygen = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="no OpenSSH here")
 
 
@@ -53,6 +53,7 @@ def test_what_is_given_stands_in_the_settings_and_all_files_fit(tmp_path: Path) 
     modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
     assert modes == {
         **{"site.yaml": 0o644, "site.key": 0o600, "site.key.pub": 0o644, "memory.key": 0o600},
+        "policy.yaml": 0o644,
         "state": 0o700,
     }
     assert settings.memory.folder.stat().st_mode & 0o777 == 0o700
@@ -91,7 +92,7 @@ def test_every_key_of_the_settings_is_written_with_its_default_and_a_comment(tmp
     least = SiteSettings.model_validate({"site": "a", "superlink": "a:1", "data": {"root": "/a"}})
     assert settings.data.dataset == least.data.dataset
     assert settings.device == least.device
-    for name in ("ca_certificate", "private_key", "state", "log", "audit"):
+    for name in ("ca_certificate", "private_key", "state", "log", "audit", "approvals"):
         assert getattr(settings, name) == tmp_path / getattr(least, name)
     assert settings.memory.folder == tmp_path / least.memory.folder
     lines = text.splitlines()

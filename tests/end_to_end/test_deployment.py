@@ -39,6 +39,7 @@ def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 def run(consortium: Deployment) -> Path:
     """A run in which a site is killed, with all of its processes, while it learns the second task, and comes back."""
     config = deployed_config(consortium.experiment, NAMES)
+    consortium.approve(config)
     return run_with_fault(consortium, config, "site killed", "adapt", lambda event: None)
 
 
