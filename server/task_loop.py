@@ -40,22 +40,25 @@ class TaskLoop:
         self._aggregate = AGGREGATORS[federation.aggregator](federation.liars, federation.mixing)
         self.progress = Progress(run=f"{experiment.config.name}-{secrets.token_hex(8)}")
 
-    def resume(self) -> None:
+    def resume(self, *, accept_new_code: bool = False) -> None:
         """Take up the run where its last checkpoint stands, with what its configuration may have gained since.
 
         Raises:
-            CheckpointError: no checkpoint, a corrupt one, or one of another experiment.
+            CheckpointError: of `load`.
         """
-        self.load()
+        self.load(accept_new_code=accept_new_code)
+        for change in self.progress.code_changes[-1:]:
+            if change["now"] == code_hash() and change["step"] == self.progress.next_step:
+                self.directory.log("code_changed", **change)
         self.directory.write("config.yaml", self.experiment.config.to_yaml())
 
-    def load(self) -> None:
+    def load(self, *, accept_new_code: bool = False) -> None:
         """Read the last checkpoint and change nothing.
 
         Raises:
-            CheckpointError: no checkpoint, a corrupt one, or one of another experiment.
+            CheckpointError: no checkpoint, a corrupt one, or one of another experiment or, if not accepted, code.
         """
-        self.progress, weights, self.archive = self.checkpoints.load()
+        self.progress, weights, self.archive = self.checkpoints.load(accept_new_code=accept_new_code)
         self.progress.grow(self.experiment.config.federation.sites, self.experiment.classes)
         last_done = self.experiment.steps[self.progress.next_step - 1]
         self.model = self.experiment.build_model(last_done.task)

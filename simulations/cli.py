@@ -41,6 +41,9 @@ def run(
         Path | None,
         typer.Option(metavar="RUN_DIR", help="Go on with this run where it was cut off.", show_default=False),
     ] = None,
+    accept_new_code: Annotated[
+        bool, typer.Option("--accept-new-code", help="Resume even under another code; it is recorded in the run.")
+    ] = False,
 ) -> None:
     """Run an experiment and leave a run directory with metrics, model and report.html."""
     with readable_errors():
@@ -53,7 +56,7 @@ def run(
         directory = resume
         try:
             with ProgressView() as view:
-                directory = ENGINES[engine](experiment, runs, resume, view.update)
+                directory = ENGINES[engine](experiment, runs, resume, view.update, accept_new_code=accept_new_code)
         except KeyboardInterrupt:
             where = directory or runs / experiment.run_name
             again = shlex.join(["dynammo-sim", "run", str(config), "--engine", engine, "--resume", str(where)])

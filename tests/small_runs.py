@@ -66,12 +66,13 @@ def run_small(
     runs: Path,
     *,
     resume: Path | None = None,
+    accept_new_code: bool = False,
     grid: Grid | None = None,
     listeners: Iterable[Listener] = (),
 ) -> RunDirectory:
     """The whole road: server loop, messages, the real client app."""
     grid = grid or LocalGrid(app, nodes=config.federation.sites, run_config={})
-    return run_experiment(grid, config, runs=runs, resume=resume, listeners=listeners)
+    return run_experiment(grid, config, runs=runs, resume=resume, accept_new_code=accept_new_code, listeners=listeners)
 
 
 @dataclass
