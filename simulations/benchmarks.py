@@ -17,9 +17,11 @@ from rich.console import Console
 
 from dynammo_core.errors import ConfigError, unknown_name
 from dynammo_core.terminal import command_line, parse_overrides, readable_errors
+from simulations.bytes_bench import bytes_table
 from simulations.inference_bench import inference
 
-bench = command_line("Measure the speed of parts of the machinery.")
+bench = command_line("Measure the speed of parts of the machinery, and what travels.")
+bench.command("bytes")(bytes_table)
 bench.command()(inference)
 console = Console()
 WANTED = 0.8
