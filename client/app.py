@@ -15,6 +15,7 @@ from client.admission import admit
 from client.audit import audit_log
 from client.door import declared, encode, error_words, let_announcement_out, let_out
 from client.local_steps import answer
+from client.parcels import opened, packed
 from client.site import announcement, open_site
 from dynammo_core.errors import DynammoError, ProtocolError
 from dynammo_core.experiment import code_hash
@@ -63,7 +64,7 @@ def _log(error: Exception) -> None:
 
 def reply(content: RecordDict, node_config: NodeConfig) -> RecordDict:
     """Answer one instruction."""
-    instruction = _decode(content)
+    instruction, hashes = _decode(content)
     if instruction.code_hash != code_hash():
         raise ProtocolError(
             f"the server runs the code {instruction.code_hash[:12]}, this site runs {code_hash()[:12]}",
@@ -73,12 +74,14 @@ def reply(content: RecordDict, node_config: NodeConfig) -> RecordDict:
     site, log = open_site(instruction, node_config), audit_log(node_config)
     if log:
         log.check_writable()
-    report = answer(instruction, site)
+    whole = opened(instruction, hashes, site)
+    report = answer(whole, site)
     step = site.experiment.steps[instruction.step]
-    form = declared(site, step)
-    leaving = let_out(encode(report, form), form)
+    form, wire = declared(site, step), packed(report, whole, site)
+    leaving = let_out(encode(wire, form), form)
+    site.received.keep(hashes, instruction.weights)
     if log:
-        log.answered(instruction, step, report, site.experiment.class_names)
+        log.answered(instruction, step, report, site.experiment.class_names, wire.weights)
     return leaving
 
 
@@ -123,13 +126,15 @@ def announce(content: RecordDict, node_config: NodeConfig) -> RecordDict:
     return leaving
 
 
-def _decode(content: RecordDict) -> Instruction:
+def _decode(content: RecordDict) -> tuple[Instruction, dict[str, str]]:
+    """The instruction with the tensors that came, and the hashes of all that are meant, by name."""
     try:
         fields = content.config_records["instruction"]
         weights = {
             name: torch.from_numpy(array.numpy().copy()) for name, array in content.array_records["weights"].items()
         }
-        return Instruction(
+        hashes = {name: str(known) for name, known in content.config_records["tensors"].items()}
+        instruction = Instruction(
             experiment=str(fields["experiment"]),
             code_hash=str(fields["code_hash"]),
             run=str(fields["run"]),
@@ -138,5 +143,6 @@ def _decode(content: RecordDict) -> Instruction:
             workspace=str(fields["workspace"]),
             weights=weights,
         )
+        return instruction, hashes
     except Exception as error:  # what a damaged or forged message makes a decoder raise has no common type
         raise ProtocolError(f"the message is no instruction ({type(error).__name__}: {error})") from error

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from dynammo_core.aggregation import AGGREGATORS
 from dynammo_core.aggregation.class_aware import Update
+from dynammo_core.compression import CODECS, carried
 from dynammo_core.errors import RunError
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.models.backbones import weights_sha256
 from dynammo_core.models.heads import head_rows, summed_names
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 from dynammo_core.plan import Action, Step
-from dynammo_core.protocol import Instruction, Report, check_report, tensor_bytes
+from dynammo_core.protocol import Instruction, Report, opened_report
 from dynammo_core.seeding import seeded_initialisation
 from server.checkpoint import CheckpointStore, Identity, Progress
 from server.exchange import Answers, Exchange
@@ -37,6 +38,7 @@ class TaskLoop:
         self.model: IncrementalModel = experiment.new_model()
         self.archive: dict[str, Tensor] = {}
         federation = experiment.config.federation
+        self._codec = CODECS[federation.compression]
         self._aggregate = AGGREGATORS[federation.aggregator](federation.liars, federation.mixing)
         self.progress = Progress(run=f"{experiment.config.name}-{secrets.token_hex(8)}")
 
@@ -78,7 +80,8 @@ class TaskLoop:
                 remedy="Evaluate after a task is finished, or look at the report for the last one",
             )
         self.experiment.use_torch()
-        answers = self._ask_once(tests[-1], self._tensors(tests[-1].stage.down), self._taking_part(tests[-1]), 0, 0)
+        sent = carried(self._codec, self._tensors(tests[-1].stage.down))
+        answers = self._ask_once(tests[-1], sent, self._taking_part(tests[-1]), 0, 0)
         if not answers.reports:
             raise RunError("no site answered", remedy="`dynammo-server sites list` shows who is connected")
         return tests[-1].task, answers
@@ -104,14 +107,14 @@ class TaskLoop:
         if self._opens_task(step):
             with seeded_initialisation(self.experiment.config.seed, "grow", step.task):
                 self.experiment.method.begin_task(self.model, self.archive, step.task)
-        sent = self._tensors(step.stage.down)
+        sent = carried(self._codec, self._tensors(step.stage.down))
         answers = self._ask(step, sent)
         self._require_quorum(step, answers)
         self._take_in(step, answers.reports)
         if step.is_last_round:
             with seeded_initialisation(self.experiment.config.seed, "finish", step.task, step.stage.name):
                 self.experiment.method.finish_stage(self.model, self.archive, step.task, step.stage)
-        self._count(step, sent, answers, time.monotonic() - started)
+        self._count(step, answers, time.monotonic() - started)
 
     def _ask(self, step: Step, sent: Mapping[str, Tensor]) -> Answers:
         """Ask every site that takes part in the stage, and those that fail again, as often as is set."""
@@ -122,8 +125,7 @@ class TaskLoop:
         for attempt in range(federation.attempts):
             done = len(answers.reports)
             left = [site for site in sites if site not in answers.reports]
-            one = self._ask_once(step, sent, left, needed - done, done)
-            answers = Answers(dict(sorted({**answers.reports, **one.reports}.items())), one.failures)
+            answers = answers.then(self._ask_once(step, sent, left, needed - done, done))
             if not answers.failures:
                 break
             if attempt + 1 < federation.attempts:
@@ -147,12 +149,14 @@ class TaskLoop:
             on_answers=lambda answered: self.directory.log(
                 "answers", step=step.index, answered=done + answered, asked=done + len(sites)
             ),
-            check=lambda report: check_report(
+            check=lambda report: opened_report(
                 report,
                 step.stage,
                 self.model,
                 self.experiment.classes,
                 self.experiment.stream.seen(step.task),
+                codec=self._codec,
+                sent=sent,
             ),
         )
 
@@ -205,16 +209,14 @@ class TaskLoop:
         merged = self._aggregate(updates, head_rows(model), model.state_dict(), summed_names(model))
         model.load_state_dict(merged, strict=False)
 
-    def _count(self, step: Step, sent: Mapping[str, Tensor], answers: Answers, seconds: float) -> None:
+    def _count(self, step: Step, answers: Answers, seconds: float) -> None:
         """Log the step, after a task write its results, and save the checkpoint.
 
         The checkpoint comes last: a run that is cut off before it does the step again, and writes the results again.
         """
-        down = tensor_bytes(sent)
-        asked = len(answers.reports) + len(answers.failures)
-        up = sum(report.bytes for report in answers.reports.values())
+        down, up = answers.bytes_down.total(), answers.bytes_up.total()
         self.progress.next_step = step.index + 1
-        self.progress.bytes_down += down * asked
+        self.progress.bytes_down += down
         self.progress.bytes_up += up
         self.progress.seconds += seconds
         self.directory.log(
@@ -223,8 +225,9 @@ class TaskLoop:
             **step.as_fields(),
             seconds=round(seconds, 3),
             bytes_up=up,
-            bytes_down=down * asked,
-            sites=[_site_fields(site, report, down) for site, report in answers.reports.items()],
+            bytes_down=down,
+            bytes_held=answers.bytes_held.total(),
+            sites=[_site_fields(site, answers) for site in answers.reports],
             failures=[vars(failure) for failure in answers.failures],
         )
         if step.stage.action is Action.EVALUATE:
@@ -269,13 +272,14 @@ class TaskLoop:
         )
 
 
-def _site_fields(site: int, report: Report, down: int) -> dict[str, object]:
+def _site_fields(site: int, answers: Answers) -> dict[str, object]:
+    report = answers.reports[site]
     counts = report.numbers.get("class_counts", [])
     return {
         "site": site,
         "samples": sum(counts) if isinstance(counts, list) else 0,
         "abstained": report.abstained,
-        "bytes_up": report.bytes,
-        "bytes_down": down,
+        "bytes_up": answers.bytes_up[site],
+        "bytes_down": answers.bytes_down[site],
         "metrics": {name: value for name, value in report.numbers.items() if not isinstance(value, list)},
     }

@@ -245,6 +245,7 @@ def another(value: Any, key: str) -> Any:
         "federation.arrival": "asynchronous",
         "federation.quorum": 0.5,
         "federation.aggregator": "median",
+        "federation.compression": "int8",
         "federation.site_names": ["a", "b", "c"],
         "federation.evaluate_only": ["b"],
         "federation.stages": {"adapt": {"quorum": 0.5}},
