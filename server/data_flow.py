@@ -11,6 +11,7 @@ from typing import Any
 from rich import filesize
 from torch import Tensor
 
+from dynammo_core.compression import CODECS, pack
 from dynammo_core.config import Config, load_config
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
@@ -67,7 +68,8 @@ The tasks: {% for names in tasks %}{{ loop.index }}. {{ names | map("cell") | jo
 | {{ row.task }} | {{ row.stage }} | {{ row.rounds }} | {{ row.down }} |
 {% endfor %}
 
-Beside this: the experiment's configuration, the hash of the code, the name of the run, and the number of the step.
+Of these, those that the site does not hold since an earlier step. Beside this: the hash of each tensor, the
+experiment's configuration, the hash of the code, the name of the run, and the number of the step.
 
 ## What never leaves
 
@@ -114,16 +116,16 @@ def data_flow(source: Path) -> str:
 
 
 def _rows(experiment: Experiment, task: int) -> Iterable[dict[str, Any]]:
-    model = experiment.build_model(task)
+    model, codec = experiment.build_model(task), CODECS[experiment.config.federation.compression]
     for stage in experiment.method.all_stages(task):
-        up = _tensors(model, names_up(model, stage))
+        up = pack(codec, _tensors(model, names_up(model, stage)), {})
         yield {
             "task": task + 1,
             "stage": stage.name,
             "rounds": stage.rounds,
             "why": WHY[stage.action],
             "up": _groups(up),
-            "down": _groups(_down(model, stage)),
+            "down": _groups(pack(codec.downwards, _down(model, stage), {})),
             "numbers": ", ".join(f"`{name}`" for name in sorted(NUMBERS[stage.action])),
             "bytes": tensor_bytes(up),
         }

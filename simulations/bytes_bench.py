@@ -55,7 +55,7 @@ def bytes_table(
         overrides = parse_overrides(set_ or [])
         rows = list(measured(load_config(config, overrides)))
         whole, plain = rows[0].total, rows[1].accuracy
-        table = Table("a site", "up", "down", "times fewer", "last accuracy %", "points lost")
+        table = Table("what travels", "up", "down", "times fewer", "last accuracy %", "points lost")
         for row in rows:
             lost = "" if row.accuracy is None or plain is None else f"{plain - row.accuracy:+.2f}"
             accuracy = "computed" if row.accuracy is None else f"{row.accuracy:.2f}"
@@ -81,7 +81,7 @@ def measured(config: Config[Any]) -> Iterator[Traffic]:
     network = {name: tensor for name, tensor in state.items() if ".adapters." not in name}
     size = sum(tensor.numel() * tensor.element_size() for tensor in network.values() if tensor.is_floating_point())
     rounds = sum(step.stage.action is Action.FIT for step in experiment.steps)
-    yield Traffic("the whole network, float32", rounds * size, rounds * size, None)
+    yield Traffic("the whole network", rounds * size, rounds * size, None)
     data = config.model_dump(mode="json")
     for compression in CODECS:
         own = resolve(data, "the benchmark", {"federation.compression": compression})
@@ -93,7 +93,7 @@ def measured(config: Config[Any]) -> Iterator[Traffic]:
         sites, accuracy = config.federation.sites, float(summary["last_accuracy"])
         up, down, held = (sum(step[key] for step in steps) / sites for key in ("bytes_up", "bytes_down", "bytes_held"))
         if compression == "none":
-            yield Traffic(f"what {config.method.name} sends, each round", up, down + held, accuracy)
-            yield Traffic("and each tensor once", up, down, accuracy)
+            yield Traffic(f"what {config.method.name} sends", up, down + held, accuracy)
+            yield Traffic("once per change", up, down, accuracy)
         else:
-            yield Traffic(f"and {compression}", up, down, accuracy)
+            yield Traffic(compression, up, down, accuracy)
