@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -50,15 +51,12 @@ def audit_privacy(
             if name not in ATTACKS:
                 raise ConfigError(unknown_name("attack", name, ATTACKS), accepted=", ".join(ATTACKS))
         runs = [AuditedRun.open(path) for path in dict.fromkeys([run, *(compare or [])])]
+        attack = partial(audit, attacks=chosen, shadow_pairs=shadow_pairs, iterations=iterations, seed=seed)
+        audits = []
         try:
-            audits = []
             for one in runs:
                 with AttackView(console, one.path.name) as view:
-                    audits.append(
-                        audit(
-                            one, chosen, shadow_pairs=shadow_pairs, iterations=iterations, seed=seed, tell=view.update
-                        )
-                    )
+                    audits.append(attack(one, tell=view.update))
         except KeyboardInterrupt:
             console.print("\nStopped. Nothing was written.")
             raise typer.Exit(130) from None
@@ -67,13 +65,12 @@ def audit_privacy(
         words += ["--attacks", ",".join(chosen), "--shadow-pairs", str(shadow_pairs)]
         command = shlex.join([*words, "--iterations", str(iterations), "--seed", str(seed)])
         facts = {"command": command, "seed": seed, "shadow_pairs": shadow_pairs, "iterations": iterations}
+        content = {**facts, "runs": [audited.as_json() for audited in audits]}
         lines = rows(audits)
-        content = {**facts, "runs": [one.as_json() for one in audits]}
         write_atomically(run / "privacy_audit.json", (json.dumps(content, indent=2) + "\n").encode())
         write_atomically(run / "privacy_audit.html", page(audits, lines, command).encode())
         console.print(printed(audits, lines))
-        for one in audits:
-            for name, outcome in one.outcomes.items():
-                if outcome.skipped:
-                    console.print(f"{escape(one.run.path.name)}: no {name} attack, {outcome.skipped}", soft_wrap=True)
+        skipped = [(audited.run.path.name, *each) for audited in audits for each in audited.skipped.items()]
+        for where, name, why in skipped:
+            console.print(f"{escape(where)}: no {name} attack, {why}", soft_wrap=True, highlight=False)
         console.print(f"Page: {run / 'privacy_audit.html'}", soft_wrap=True, markup=False, highlight=False)

@@ -31,6 +31,11 @@ class Audit:
         """All figures, by what they measure."""
         return {one.key: one for outcome in self.outcomes.values() for one in outcome.findings}
 
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Why attacks did not apply, by their names."""
+        return {name: outcome.skipped for name, outcome in self.outcomes.items() if outcome.skipped}
+
     def as_json(self) -> dict[str, Any]:
         """The run, its figures, and the attacks that did not apply."""
         return {
@@ -39,7 +44,7 @@ class Audit:
             "method": self.run.experiment.config.method.name,
             "config_hash": self.run.config_hash,
             "findings": [asdict(one) for one in self.findings.values()],
-            "skipped": {name: outcome.skipped for name, outcome in self.outcomes.items() if outcome.skipped},
+            "skipped": self.skipped,
         }
 
 

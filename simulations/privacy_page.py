@@ -44,8 +44,8 @@ message.</p>
   {% endfor %}
   </tbody>
 </table></div>
-{% for audit in audits %}{% for name, outcome in audit.outcomes.items() if outcome.skipped %}
-<p>{{ audit.run.path.name }}: no {{ name }} attack, {{ outcome.skipped }}.</p>
+{% for audit in audits %}{% for name, why in audit.skipped.items() %}
+<p>{{ audit.run.path.name }}: no {{ name }} attack, {{ why }}.</p>
 {% endfor %}{% endfor %}
 
 <h2>What the figures mean</h2>

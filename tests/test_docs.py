@@ -171,7 +171,11 @@ def test_every_file_and_key_of_a_run_directory_is_documented(tmp_path: Path) -> 
     }
     directory = section(RESEARCHER, "The run directory")
     listed = tables(directory)[0]
-    assert {name for row in listed for name in code(row[0])} == files | {"flower.log"}
+    assert {name for row in listed for name in code(row[0])} == files | {
+        "flower.log",
+        "privacy_audit.json",
+        "privacy_audit.html",
+    }
     cells = {code(row[0])[0]: row[1] for row in listed}
     for name in ("accuracy_matrix.csv", "confusion_matrix.csv"):
         with (run / name).open() as table:

@@ -20,8 +20,8 @@ from simulations.attacks.shadows import shadow_models
 
 FALSE_POSITIVES = 0.01
 RESAMPLES = 500
-LEAST = 1e-15
-"""Probabilities closer than this to 0 and 1 are all alike."""
+LEAST = 1e-300
+"""Smaller probabilities are all alike."""
 
 
 @torch.no_grad()
@@ -30,23 +30,24 @@ def confidences(predictor: Predictor, samples: Samples) -> Values:
 
     The logit scaling of Carlini et al. (arXiv 2112.03570, equation 4), which makes confidences near Gaussian; it falls
     with the cross-entropy -log p, so that a threshold on the one is a threshold on the other. The heads compute in
-    double precision: in single precision the surest images would tie.
+    double precision, and 1 - p is summed up from what the head gives its other rows: the surest images would tie.
 
     Args:
         predictor: the model.
         samples: images of classes that it has learnt, labelled by the indices of the model's own registry.
     """
-    module, facts = predictor.module, predictor.facts
-    model = copy.deepcopy(module.model)
+    method, facts = predictor.module.method, predictor.facts
+    model = copy.deepcopy(predictor.module.model)
     features = embed_samples(model, samples, facts.normalisation, predictor.device)
     model.heads.double()
-    by_row = torch.cat(module.method.probabilities(model, features.double()), dim=1)
-    probabilities = by_row.index_select(1, module.columns).cpu()
-    learnt = [facts.class_names.index(name) for name in predictor.classes]
-    columns = torch.tensor([learnt.index(label) for label in samples.labels.tolist()])
-    true = probabilities.gather(1, columns.unsqueeze(1)).squeeze(1).clamp(LEAST, 1 - LEAST)
-    scaled: Values = (true.log() - (1 - true).log()).numpy()
-    return scaled
+    scaled = torch.full((len(samples),), torch.nan, dtype=torch.float64)
+    probabilities = method.probabilities(model, features.double())
+    for head, given in zip(method.answering_heads(model), probabilities, strict=True):
+        own = samples.labels.unsqueeze(1) == torch.tensor(head.rows)
+        true, rest = ((given.cpu() * part).sum(dim=1).clamp_min(LEAST) for part in (own, ~own))
+        scaled = torch.where(own.any(dim=1), true.log() - rest.log(), scaled)
+    values: Values = scaled.numpy()
+    return values
 
 
 def class_weights(labels: NDArray[np.int64], member: Flags) -> Values:

@@ -48,7 +48,8 @@ def reconstruct(distance: Callable[[Tensor], Tensor], start: Tensor, *, iteratio
         yield images, torch.empty(len(images))
 
     def objective(inputs: Tensor, _: Tensor) -> Tensor:
-        return distance(inputs) + SMOOTHNESS * total_variation(inputs) / inputs.numel()
+        roughness: Tensor = total_variation(inputs) / inputs.numel()
+        return distance(inputs) + SMOOTHNESS * roughness
 
     fit([images], objective, batches, descent, round_=0)
     return images.detach().clamp(0, 1)
