@@ -70,6 +70,9 @@ def audit_privacy(
         write_atomically(run / "privacy_audit.json", (json.dumps(content, indent=2) + "\n").encode())
         write_atomically(run / "privacy_audit.html", page(audits, lines, command).encode())
         console.print(printed(audits, lines))
+        for line in lines:
+            for note in line.notes:
+                console.print(f"{line.attack}, {line.target}: {note}", soft_wrap=True, markup=False, highlight=False)
         skipped = [(audited.run.path.name, *each) for audited in audits for each in audited.skipped.items()]
         for where, name, why in skipped:
             console.print(f"{escape(where)}: no {name} attack, {why}", soft_wrap=True, highlight=False)

@@ -17,7 +17,7 @@ from dynammo_core.training import fit
 from server.plots import STYLE
 from simulations.attacks.findings import Tell
 
-SMOOTHNESS = 0.1
+SMOOTHNESS = 1.0
 """Weight of the total variation of a pixel."""
 RATE = 0.02
 """Of the descent, at its start."""
@@ -97,5 +97,5 @@ def gallery(rows: Sequence[tuple[str, Tensor]]) -> bytes:
             for axes, image in zip(row, images, strict=False):
                 axes.imshow(image.expand(3, -1, -1).permute(1, 2, 0).numpy(), vmin=0, vmax=1, interpolation="nearest")
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
     return buffer.getvalue()
