@@ -18,14 +18,16 @@ from server.plots import STYLE
 from simulations.attacks.findings import Tell
 
 SMOOTHNESS = 1.0
-"""Weight of the total variation of a pixel."""
+"""On an update of two digits 1 came nearer to the truth than 0.1 (13.9 against 13.2 dB); more keeps to the start."""
 RATE = 0.02
 """Of the descent, at its start."""
 MOST_DECIBELS = 100.0
 """Of equal images, where the ratio is infinite."""
 
 
-def reconstruct(distance: Callable[[Tensor], Tensor], start: Tensor, *, iterations: int) -> Tensor:
+def reconstruct(
+    distance: Callable[[Tensor], Tensor], start: Tensor, *, iterations: int, smoothness: float = SMOOTHNESS
+) -> Tensor:
     """Images in [0, 1], Tensor[B, C, S, S], that are near to what was seen, and smooth.
 
     As Geiping et al. (arXiv 2003.14053, section 4): Adam on the distance plus total variation, pixels held in their
@@ -36,6 +38,7 @@ def reconstruct(distance: Callable[[Tensor], Tensor], start: Tensor, *, iteratio
         distance: scalar, of images.
         start: where the search begins.
         iterations: steps.
+        smoothness: weight of the total variation of a pixel.
     """
     images = nn.Parameter(start.clone())
     cuts = tuple(round(iterations * eighths / 8) for eighths in (3, 5, 7))
@@ -49,7 +52,7 @@ def reconstruct(distance: Callable[[Tensor], Tensor], start: Tensor, *, iteratio
 
     def objective(inputs: Tensor, _: Tensor) -> Tensor:
         roughness: Tensor = total_variation(inputs) / inputs.numel()
-        return distance(inputs) + SMOOTHNESS * roughness
+        return distance(inputs) + smoothness * roughness
 
     fit([images], objective, batches, descent, round_=0)
     return images.detach().clamp(0, 1)

@@ -41,7 +41,7 @@ def test_one_image_is_read_off_the_gradient_of_a_linear_layer(run: AuditedRun) -
 
     seen = [gradient.detach() for gradient in torch.autograd.grad(loss(truth), parameters)]
     start = torch.full_like(truth, 0.5)
-    found = reconstruct(gradient_distance(loss, parameters, seen), start, iterations=300)
+    found = reconstruct(gradient_distance(loss, parameters, seen), start, iterations=300, smoothness=0.01)
     assert decibels(start, truth) < 12
     assert decibels(found, truth) > 25
 
