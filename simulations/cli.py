@@ -15,6 +15,7 @@ from rich.table import Table
 from dynammo_core.config import Scalar, load_config
 from dynammo_core.errors import ConfigError, DynammoError, unknown_name
 from dynammo_core.terminal import command_line, parse_overrides, readable_errors
+from simulations.audit_privacy_command import audit_privacy
 from simulations.benchmarks import bench
 from simulations.deploy_command import deploy
 from simulations.faults_command import faults
@@ -134,6 +135,7 @@ def robustness(
         measure(config, parse_overrides(set_ or []), console, liars, attack, aggregator, runs)
 
 
+app.command("audit-privacy")(audit_privacy)
 app.command()(deploy)
 app.command()(faults)
 app.add_typer(bench, name="bench")

@@ -174,6 +174,8 @@ def test_every_file_and_key_of_a_run_directory_is_documented(tmp_path: Path) -> 
     assert {name for row in listed for name in code(row[0])} == files | {
         "flower.log",
         "sites/site-NNN/feedback.safetensors",
+        "privacy_audit.json",
+        "privacy_audit.html",
     }
     cells = {code(row[0])[0]: row[1] for row in listed}
     for name in ("accuracy_matrix.csv", "confusion_matrix.csv"):
