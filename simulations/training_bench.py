@@ -35,8 +35,8 @@ def training(
 ) -> None:
     """Speed of each training stage of the first task at one site: features kept, against a plain loop over the network.
 
-    The plain loop does the same epochs on the same images, and runs the whole network on each. Both take turns; read the
-    ratios. A site's step loads its weights and checks its answer; the plain loop does not.
+    The plain loop does the same epochs on the same images, and runs the whole network on each. Both take turns; read
+    the ratios. A site's step loads its weights and checks its answer; the plain loop does not.
     """
     with readable_errors():
         from dynammo_core.config import load_config
@@ -109,7 +109,7 @@ def _plain_loop(experiment: Experiment, step: Step, samples: Any) -> None:
     optimizer = torch.optim.SGD(parameters, lr=optimisation.learning_rate, momentum=optimisation.momentum)
     context = LossContext(step.task, replace(step.stage, inputs="images"))
     for _ in range(optimisation.epochs):
-        for index in torch.randperm(len(samples)).split(optimisation.batch_size):
+        for index in torch.split(torch.randperm(len(samples)), optimisation.batch_size):
             if len(index) > 1:
                 inputs = to_input(samples.images[index], experiment.config.data.normalisation, experiment.device)
                 labels = samples.labels[index].to(experiment.device)
