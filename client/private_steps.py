@@ -19,7 +19,7 @@ from dynammo_core.privacy.accounting import Charge
 from dynammo_core.privacy.gradients import PrivateGradients
 from dynammo_core.privacy.ledger import Ledger, LedgerFile
 from dynammo_core.privacy.noise import Noise, SeededNoise, SystemNoise, poisson_batches
-from dynammo_core.privacy.plan import CENSUS, census_charge, charge_of
+from dynammo_core.privacy.plan import CENSUS, census_charge, charge_of, classes_of_step
 from dynammo_core.privacy.rehearsal import (
     Chance,
     PrivateRehearsal,
@@ -44,6 +44,7 @@ class Permit:
     Attributes:
         samples: the training set.
         counts: noised number of its images by class, C of them.
+        classes: that it may hold.
         noise: for the answer.
         multiplier: of that noise.
         epsilon: that the site has spent, this answer included.
@@ -51,6 +52,7 @@ class Permit:
 
     samples: Samples
     counts: list[int]
+    classes: tuple[int, ...]
     noise: Noise
     multiplier: float
     epsilon: float
@@ -76,7 +78,8 @@ class Permit:
             spent = ledger.epsilon(settings.delta)
         samples = method.training_set(local.step.stage, rehearsal)
         counts = shadow.class_counts(local.experiment.classes)
-        return cls(samples, counts, _noise(local, "answer"), multiplier, spent)
+        classes = classes_of_step(local.step, method)
+        return cls(samples, counts, classes, _noise(local, "answer"), multiplier, spent)
 
     @property
     def numbers(self) -> dict[str, float | list[int]]:
@@ -127,7 +130,7 @@ def private_summarise_step(local: LocalStep) -> Report:
         drawn = permit.noise.normal(torch.Size(shape).numel()).view(shape)
         return permit.multiplier * sensitivity * drawn
 
-    counts = torch.tensor(permit.counts, dtype=torch.float64)
+    counts = {label: permit.counts[label] for label in permit.classes}
     found = batches(0) if len(permit.samples) else ()
     sums = method.summarise_privately(local.model, found, stage, counts, noise)
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in sums.items()}

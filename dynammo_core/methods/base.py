@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -159,7 +159,12 @@ class Method(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no stage that summarises")
 
     def summarise_privately(
-        self, model: IncrementalModel, batches: Iterable[Batch], stage: Stage, counts: Tensor, noise: SumNoise
+        self,
+        model: IncrementalModel,
+        batches: Iterable[Batch],
+        stage: Stage,
+        counts: Mapping[int, int],
+        noise: SumNoise,
     ) -> dict[str, Tensor]:
         """As `summarise`, but one image more or less is hidden by noise.
 
@@ -167,7 +172,7 @@ class Method(ABC):
             model: the network.
             batches: as for `summarise`.
             stage: of the plan.
-            counts: Tensor[C] float64, noised number of the training set's images of each class: not to be paid again.
+            counts: noised number of the training set's images, by each class that it may hold: not to be paid again.
             noise: draws noise for a sum, from its shape and the most (L2) that one image can change it by.
         """
         raise NotImplementedError(f"{type(self).__name__} has no stage that summarises privately")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -55,17 +56,21 @@ class ClosedFormMethod(Method):
         return GRAM in stage.up
 
     def summarise_privately(
-        self, model: IncrementalModel, batches: Iterable[Batch], stage: Stage, counts: Tensor, noise: SumNoise
+        self,
+        model: IncrementalModel,
+        batches: Iterable[Batch],
+        stage: Stage,
+        counts: Mapping[int, int],
+        noise: SumNoise,
     ) -> dict[str, Tensor]:
         head, bound = ridge_head(model), self.privacy.feature_norm
-        own = counts[list(head.rows)]
         if not self.needs_noise(stage):
-            head.counts.copy_(own)
+            head.counts.copy_(torch.tensor([counts.get(row, 0) for row in head.rows]))
         else:
             for features, labels in batches:
                 lengths = features.double().norm(dim=1, keepdim=True)
                 head.add(features.double() * (bound / lengths).clamp_max(1), labels)
-            head.blur(own, bound, noise)
+            head.blur(counts, bound, noise)
         return {name: tensor for name, tensor in model.state_dict().items() if name in stage.up}
 
     def solve(self, model: IncrementalModel) -> None:

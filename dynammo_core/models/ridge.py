@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class RidgeHead(Head):
         self.counts.index_add_(0, rows, torch.full_like(labels, sign, dtype=torch.float64))
 
     @torch.no_grad()
-    def blur(self, counts: Tensor, bound: float, noise: Callable[[tuple[int, ...], float], Tensor]) -> None:
+    def blur(self, counts: Mapping[int, int], bound: float, noise: Callable[[tuple[int, ...], float], Tensor]) -> None:
         """Make the sums such that one image more or less, its features no longer than `bound`, is hidden in them.
 
         With |x| <= B and weights of at most W, one image changes the triangle of w x x^T by w (sum over i <= j of
@@ -75,7 +75,8 @@ class RidgeHead(Head):
         the sums is made of `counts` and of noised rows, and costs nothing.
 
         Args:
-            counts: Tensor[R] float64, noised number of images of each row's class.
+            counts: noised number of images, by each class that may be among them; rows of other classes are zeros, and
+                get no noise.
             bound: B, which features were shortened to.
             noise: draws noise from the shape of a sum and the most that one image changes it by.
         """
@@ -83,10 +84,11 @@ class RidgeHead(Head):
         gram = unpack(self.gram, size + 1)
         triangle = pack(gram[:-1, :-1])
         triangle += noise(tuple(triangle.shape), math.sqrt(1 / GRAM_SHARE) * most * bound**2).to(triangle.device)
+        touched = [index for index, row in enumerate(self.rows) if row in counts]
         rows = self.products[:, :-1]
-        rows += noise(tuple(rows.shape), math.sqrt(1 / (1 - GRAM_SHARE)) * most * bound).to(rows.device)
-        weighted = self.sample_weight * counts.to(rows.device)
-        self.counts.copy_(counts)
+        rows[touched] += noise((len(touched), size), math.sqrt(1 / (1 - GRAM_SHARE)) * most * bound).to(rows.device)
+        self.counts.copy_(torch.tensor([counts.get(row, 0) for row in self.rows]))
+        weighted = self.sample_weight * self.counts
         self.products[:, -1] = weighted
         gram[:-1, :-1] = unpack(triangle, size)
         gram[:-1, -1] = gram[-1, :-1] = rows.sum(dim=0)

@@ -19,18 +19,22 @@ def charge_of(step: Step, method: Method, noise_multiplier: float) -> Charge | N
     """What a site's answer to a step costs beyond the census; None if nothing.
 
     Each step of DP-SGD is a Poisson-subsampled Gaussian mechanism, sums are a plain one. The classes are those of which
-    the method takes records into its training set, asked with a training set of blanks.
+    the method takes records into its training set.
     """
     settings, stage = method.privacy, step.stage
     if not method.needs_noise(stage):
         return None
-    labels = method.training_set(stage, _all_classes(method.stream, step.task)).labels
     rate, steps = 1.0, 1
     if stage.action is Action.FIT:
         assert stage.optimisation is not None
         rate, steps = settings.sampling_rate, stage.optimisation.epochs * steps_of_epoch(settings.sampling_rate)
-    classes = tuple(sorted(set(labels.tolist())))
-    return Charge(step.task, stage.name, step.round, noise_multiplier, rate, steps, classes)
+    return Charge(step.task, stage.name, step.round, noise_multiplier, rate, steps, classes_of_step(step, method))
+
+
+def classes_of_step(step: Step, method: Method) -> tuple[int, ...]:
+    """The classes that the training set of a step may hold, ascending: the method is asked with blank images of all."""
+    labels = method.training_set(step.stage, _all_classes(method.stream, step.task)).labels
+    return tuple(sorted(set(labels.tolist())))
 
 
 def census_charge(task: int, classes: tuple[int, ...], settings: PrivacySettings) -> Charge:

@@ -157,7 +157,7 @@ def test_noise_on_sums_hides_one_image() -> None:
     for kind in (torch.ones(1, 5), torch.eye(5)[:1], torch.randn(1, 5, generator=generator)):
         for label in range(3):
             image = torch.nn.functional.normalize(kind, dim=1) * BOUND
-            counts, deviations = torch.tensor([7.0, 7.0, 6.0], dtype=torch.float64), []
+            counts, deviations = {0: 7, 1: 7, 2: 6}, []
 
             def silent(shape: tuple[int, ...], sensitivity: float, found: list[float] = deviations) -> Tensor:
                 found.append(sensitivity)
@@ -194,8 +194,16 @@ def test_noised_sums_are_solved_soundly_and_without_noise_classify_as_well() -> 
     def draw(shape: tuple[int, ...], sensitivity: float) -> Tensor:
         return 5 * sensitivity * torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    noisy.blur(noisy.counts.clone(), 5.0, draw)
+    noisy.blur({0: 100, 1: 100, 2: 100}, 5.0, draw)
     covariance = unpack(noisy.gram, 6)[:-1, :-1]
     assert float(torch.linalg.eigvalsh(covariance).min()) < 0
     assert noisy.solve_noised() > 0
     assert bool(torch.isfinite(noisy.weight).all() and torch.isfinite(noisy.bias).all())
+
+
+def test_rows_of_classes_that_no_image_can_have_stay_without_noise() -> None:
+    head = sums_of(torch.ones(4, 5), torch.tensor([0, 0, 2, 2]))
+    head.blur({0: 3, 2: 1}, 3.0, lambda shape, sensitivity: torch.ones(shape, dtype=torch.float64))
+    assert head.products[1].tolist() == [0.0] * 6
+    assert head.products[:, :-1].sum(dim=1).tolist() == [(2 + 1) * 5, 0, (2 + 1) * 5]
+    assert head.counts.tolist() == head.products[:, -1].tolist() == [3, 0, 1]
