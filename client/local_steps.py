@@ -23,7 +23,7 @@ from dynammo_core.methods.base import TEACHER_PREFIX, Batch, LossContext
 from dynammo_core.models.incremental_model import IncrementalModel, Level, matching, travelling_names
 from dynammo_core.plan import Action, Step
 from dynammo_core.privacy.client_level import shortened_update
-from dynammo_core.protocol import NUMBERS, PRIVATE_NUMBERS, Instruction, Report, check_report, names_up
+from dynammo_core.protocol import Instruction, Report, check_report, names_up, numbers_of
 from dynammo_core.seeding import derive_seed, seeded_generator
 from dynammo_core.training import fit, shuffled, train_only
 
@@ -79,9 +79,9 @@ def answer(instruction: Instruction, site: Site) -> Report:
     site.experiment.use_torch()
     local = _unpack(instruction, site)
     action, experiment = local.step.stage.action, site.experiment
-    private = experiment.config.privacy.mechanism == "example"
+    private = experiment.protects_images
     report = (_private_actions() if private else ACTIONS)[action](local)
-    if report.numbers and "seconds" in (PRIVATE_NUMBERS if private else NUMBERS)[action]:
+    if report.numbers and "seconds" in numbers_of(action, private):
         report = replace(report, numbers={**report.numbers, "seconds": time.monotonic() - started})
     seen = experiment.stream.seen(local.step.task)
     check_report(report, local.step.stage, local.model, experiment.classes, seen, private=private)

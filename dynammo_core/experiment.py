@@ -83,6 +83,11 @@ class Experiment:
         """Every step of the run."""
         return plan_steps(self.method, len(self.stream))
 
+    @property
+    def protects_images(self) -> bool:
+        """Whether each training image is protected by noise at its site."""
+        return bool(self.config.privacy.mechanism == "example")
+
     @cached_property
     def noise_multiplier(self) -> float:
         """Of the run's private mechanisms: as configured, or the least that keeps the run within its budget.

@@ -42,6 +42,11 @@ noised numbers, `epsilon` is what the site has spent so far, and nothing that wa
 abstains says `epsilon` alone."""
 
 
+def numbers_of(action: Action, private: bool) -> frozenset[str]:
+    """Names of the numbers of an action, of training images that are protected one by one or not."""
+    return (PRIVATE_NUMBERS if private else NUMBERS)[action]
+
+
 MOST = 10**12
 """More images than any site has: a larger count is no count."""
 
@@ -141,7 +146,7 @@ def check_report(
             raise ProtocolError(f"tensor {name!r} holds values that are not finite floating-point numbers")
     if report.abstained and not report.numbers:
         return
-    numbers = {"epsilon"} if private and report.abstained else (PRIVATE_NUMBERS if private else NUMBERS)[stage.action]
+    numbers = {"epsilon"} if private and report.abstained else numbers_of(stage.action, private)
     _same_names("number", set(report.numbers), set(numbers))
     lengths = {"class_counts": classes, "confusion": classes * classes}
     for name, value in report.numbers.items():

@@ -147,7 +147,7 @@ class TaskLoop:
                 self.model,
                 self.experiment.classes,
                 self.experiment.stream.seen(step.task),
-                private=self.experiment.config.privacy.mechanism == "example",
+                private=self.experiment.protects_images,
             ),
         )
 
