@@ -75,6 +75,8 @@ class AuditLog:
             "numbers": sorted(report.numbers),
             "class_counts": counts,
         }
+        if "epsilon" in report.numbers:
+            left["epsilon"] = report.numbers["epsilon"]
         experiment = hashlib.sha256(instruction.experiment.encode("utf-8", "surrogatepass")).hexdigest()
         hashes = {"experiment": experiment, "code": instruction.code_hash}
         self._append(*entries, {"event": "answered", **run, **hashes, **place, **left})

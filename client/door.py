@@ -25,10 +25,13 @@ from dynammo_core.compression import CODECS, packed_form
 from dynammo_core.errors import DynammoError, ProtocolError
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action, Stage, Step
-from dynammo_core.protocol import NUMBERS, Report, names_up
+from dynammo_core.protocol import Report, names_up, numbers_of
 
 UNEXPECTED = 199
 """The code of an error that nobody raised on purpose."""
+
+NOISE_AT_MOST = 10
+"""Deviations by which noise raises a count: more than any normal number that will ever be drawn."""
 
 Form = tuple[str, tuple[int, ...]]
 """Type and shape of a tensor, in numpy's words."""
@@ -44,6 +47,8 @@ class Declared:
         classes: number C of classes.
         most: no more samples than the site can have.
         fewest: a count of a class is none, or at least this.
+        numbers: names of the numbers.
+        abstaining: names of those of a site that abstains, which may also have all or none.
     """
 
     action: Action
@@ -51,6 +56,8 @@ class Declared:
     classes: int
     most: int
     fewest: int = 1
+    numbers: frozenset[str] = frozenset()
+    abstaining: frozenset[str] = frozenset()
 
 
 def declared(site: Site, step: Step) -> Declared:
@@ -59,7 +66,12 @@ def declared(site: Site, step: Step) -> Declared:
     data = experiment.dataset
     most = len(data.test.labels) if tests else len(data.train.labels) + experiment.config.memory.exemplars
     fewest = site.fewest_images if tests else site.fewest_exemplars
-    return Declared(step.stage.action, _forms(experiment, step.task, step.stage), experiment.classes, most, fewest)
+    forms, action = _forms(experiment, step.task, step.stage), step.stage.action
+    if experiment.protects_images and not tests:  # counts are noised: they say nothing small, and may say too much
+        most += math.ceil(NOISE_AT_MOST * experiment.config.privacy.count_noise * experiment.classes)
+        spent = frozenset({"epsilon"})
+        return Declared(action, forms, experiment.classes, most, 1, numbers_of(action, True), spent)
+    return Declared(action, forms, experiment.classes, most, fewest, numbers_of(action, False))
 
 
 def encode(report: Report, step: Declared) -> RecordDict:
@@ -88,13 +100,16 @@ def let_out(content: RecordDict, step: Declared) -> RecordDict:
         _check_array(name, array, step.tensors[name])
     if abstained and not numbers:
         return content
-    _same_keys(numbers, sorted(NUMBERS[step.action]))
+    only_spent = abstained and set(numbers) == step.abstaining
+    _same_keys(numbers, sorted(step.abstaining if only_spent else step.numbers))
     lengths = {"class_counts": step.classes, "confusion": step.classes**2}
     for name in numbers:
         if name in lengths:
             _check_counts(name, numbers[name], lengths[name], step.most)
         elif not math.isfinite(_value(numbers, name, float)):
             raise ProtocolError(f"number {name!r} is not finite")
+    if only_spent:
+        return content
     counts = _value(numbers, "class_counts", list)
     if any(0 < count < step.fewest for count in counts):
         raise ProtocolError(f"number 'class_counts' counts fewer than {step.fewest} samples of a class")

@@ -22,7 +22,8 @@ from dynammo_core.memory.rehearsal import remember
 from dynammo_core.methods.base import TEACHER_PREFIX, Batch, LossContext
 from dynammo_core.models.incremental_model import IncrementalModel, Level, matching, travelling_names
 from dynammo_core.plan import Action, Step
-from dynammo_core.protocol import Instruction, Report, check_report, names_up
+from dynammo_core.privacy.client_level import shortened_update
+from dynammo_core.protocol import Instruction, Report, check_report, names_up, numbers_of
 from dynammo_core.seeding import derive_seed, seeded_generator
 from dynammo_core.training import fit, shuffled, train_only
 
@@ -77,11 +78,13 @@ def answer(instruction: Instruction, site: Site) -> Report:
     started = time.monotonic()
     site.experiment.use_torch()
     local = _unpack(instruction, site)
-    report = ACTIONS[local.step.stage.action](local)
-    if report.numbers:
+    action, experiment = local.step.stage.action, site.experiment
+    private = experiment.protects_images
+    report = (_private_actions() if private else ACTIONS)[action](local)
+    if report.numbers and "seconds" in numbers_of(action, private):
         report = replace(report, numbers={**report.numbers, "seconds": time.monotonic() - started})
-    experiment = site.experiment
-    check_report(report, local.step.stage, local.model, experiment.classes, experiment.stream.seen(local.step.task))
+    seen = experiment.stream.seen(local.step.task)
+    check_report(report, local.step.stage, local.model, experiment.classes, seen, private=private)
     return report
 
 
@@ -93,7 +96,8 @@ def fit_step(local: LocalStep) -> Report:
         return Report(abstained=True)
     assert stage.optimisation is not None
     names = names_up(local.model, stage)
-    batches = _EpochBatches(local, samples, _start_level(stage.inputs, config.data.augmentation))
+    batches = EpochBatches(local, samples, start_level(stage.inputs, config.data.augmentation))
+    received = take(local.model, names)
     parameters = train_only(local.model, set(names))
     context = LossContext(local.step.task, replace(stage, inputs=batches.level), local.teacher)
     loss = fit(
@@ -103,7 +107,10 @@ def fit_step(local: LocalStep) -> Report:
         stage.optimisation,
         round_=local.step.round,
     )
-    return Report(False, _take(local.model, names), {"class_counts": _counts(local, samples), "loss": loss})
+    trained = take(local.model, names)
+    if config.privacy.mechanism == "client":
+        trained = shortened_update(trained, received, config.privacy.clip)
+    return Report(False, trained, {"class_counts": _counts(local, samples), "loss": loss})
 
 
 @torch.no_grad()
@@ -113,7 +120,7 @@ def summarise_step(local: LocalStep) -> Report:
     samples = method.training_set(stage, local.site.rehearsal(local.step.task))
     if len(samples) < FEWEST_SAMPLES:
         return Report(abstained=True)
-    batches = _EpochBatches(local, samples, stage.inputs, batch_size=128)
+    batches = EpochBatches(local, samples, stage.inputs, batch_size=128)
     local.model.eval()
     sums = method.summarise(local.model, batches(0), stage)
     return Report(
@@ -171,28 +178,42 @@ ACTIONS: Mapping[Action, Callable[[LocalStep], Report]] = MappingProxyType(
 )
 
 
-class _EpochBatches:
+def _private_actions() -> Mapping[Action, Callable[[LocalStep], Report]]:
+    """What stands for `ACTIONS` where training images are protected one by one."""
+    from client.private_steps import private_fit_step, private_remember_step, private_summarise_step
+
+    private = {Action.FIT: private_fit_step, Action.SUMMARISE: private_summarise_step}
+    return {**ACTIONS, **private, Action.REMEMBER: private_remember_step}
+
+
+class EpochBatches:
     """Shuffled batches of a training set, epoch by epoch; what lies before the level is computed once."""
 
     def __init__(self, local: LocalStep, samples: Samples, level: Level, batch_size: int | None = None) -> None:
         self.level = level
         self._local = local
         self._labels = samples.labels.to(local.experiment.device)
-        self._inputs = samples.images if level == "images" else local.embed_once(samples, level)
+        self._inputs = samples.images if level == "images" or not len(samples) else local.embed_once(samples, level)
         optimisation = local.step.stage.optimisation
         self._batch_size = batch_size or (optimisation.batch_size if optimisation else 128)
 
-    def __call__(self, epoch: int) -> Iterator[Batch]:
-        data, device = self._local.experiment.config.data, self._local.experiment.device
+    def order(self, epoch: int) -> tuple[list[Tensor], torch.Generator]:
+        """The indices of each batch of an epoch, and the generator that augments them."""
         generator = seeded_generator(self._local.seed, "epoch", epoch)
-        for index in shuffled(len(self._labels), self._batch_size, generator):
+        return shuffled(len(self._labels), self._batch_size, generator), generator
+
+    def __call__(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch."""
+        data, device = self._local.experiment.config.data, self._local.experiment.device
+        batches, generator = self.order(epoch)
+        for index in batches:
             inputs = self._inputs[index]
-            if self.level == "images":
+            if self.level == "images" and len(index):
                 inputs = to_input(augment(inputs, data.augmentation, generator), data.normalisation, device)
             yield inputs, self._labels[index]
 
 
-def _start_level(wanted: Level, augmentation: str) -> Level:
+def start_level(wanted: Level, augmentation: str) -> Level:
     """Augmented images differ in every epoch, so nothing before the first trained layer can be kept."""
     return "images" if wanted == "prefix" and augmentation != "none" else wanted
 
@@ -225,7 +246,8 @@ def _load(model: IncrementalModel, weights: Mapping[str, Tensor], expected: list
         raise ProtocolError(f"the weights received do not fit the model ({' '.join(str(error).split())})") from error
 
 
-def _take(model: IncrementalModel, names: list[str]) -> dict[str, Tensor]:
+def take(model: IncrementalModel, names: list[str]) -> dict[str, Tensor]:
+    """Copies of the model's tensors of these names, for sending."""
     state = model.state_dict()
     return {name: state[name].detach().cpu().clone() for name in names}
 

@@ -74,7 +74,8 @@ class Site:
         if self.expiry_days is not None:
             memory = drop_expired(memory, self.today, self.expiry_days)
         memory = self._allowed(memory)
-        kept = _without_rare(memory.samples.labels, self.fewest_exemplars)
+        fewest = 1 if self.experiment.protects_images else self.fewest_exemplars
+        kept = _without_rare(memory.samples.labels, fewest)
         return memory if kept is None else memory.subset(kept)
 
     @property
@@ -112,7 +113,9 @@ class Site:
 
     def train_images(self, classes: tuple[int, ...]) -> Samples:
         """The site's training images of these classes."""
-        return self._common(self._allowed(_load(self.experiment, "train", classes, self.share)))
+        samples = self._allowed(_load(self.experiment, "train", classes, self.share))
+        # Under privacy counts are noised, and no image may decide whether others take part.
+        return samples if self.experiment.protects_images else self._common(samples)
 
     def _allowed(self, held: Held) -> Held:
         return held if self.ledger is None else self.ledger.allowed(held)
@@ -132,7 +135,8 @@ class Site:
         if self.share is not None:
             return self.experiment.arrivals
         stream = self.experiment.stream
-        if not self.experiment.method.uses_memory:
+        if not self.experiment.method.uses_memory or self.experiment.protects_images:
+            # Under privacy whether a class is new must not depend on whether there are images of it.
             return Arrivals(stream, {})
         arrived = self.store.load().arrived
         delays = {(self.index, label): arrived.get(label, task) - stream.task_of(label) for label in stream.seen(task)}

@@ -12,7 +12,7 @@ from client.approvals import Approvals, Proposal
 from client.policy import load_policy, promised_epsilon, training_rounds, violations
 from client.settings import SiteSettings
 from dynammo_core.experiment import Experiment, code_hash
-from dynammo_core.protocol import NUMBERS
+from dynammo_core.protocol import numbers_of
 
 
 def forbidden(site: SiteSettings, proposal: Proposal) -> list[str]:
@@ -59,7 +59,7 @@ def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict
                 "action": stage.action.value,
                 "rounds": stage.rounds,
                 "tensors": list(stage.up),
-                "numbers": sorted(NUMBERS[stage.action]),
+                "numbers": sorted(numbers_of(stage.action, experiment.protects_images)),
             }
             for stage in experiment.method.all_stages(last)
         ],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from dynammo_core.errors import ConfigError, unknown_name
 from dynammo_core.methods import METHODS
@@ -20,6 +20,7 @@ from dynammo_core.settings import (
     FederationSettings,
     MemorySettings,
     MethodSettings,
+    PrivacySettings,
     Section,
     TaskSettings,
 )
@@ -42,7 +43,28 @@ class Config(Section, Generic[M]):
     backbone: BackboneSettings = BackboneSettings()
     method: M
     memory: MemorySettings = MemorySettings()
+    privacy: PrivacySettings = PrivacySettings()
     compute: ComputeSettings = ComputeSettings()
+
+    @field_validator("privacy")
+    @classmethod
+    def _can_be_kept(cls, privacy: PrivacySettings, info: ValidationInfo) -> PrivacySettings:
+        mechanism, method, federation = privacy.mechanism, info.data.get("method"), info.data.get("federation")
+        if mechanism == "none" or method is None or federation is None:  # what is missing is refused already
+            return privacy
+        if obstacle := METHODS[method.name].obstacle_to_privacy(method, mechanism):
+            raise ValueError(f"{mechanism} does not go with method.name: {method.name}: {obstacle}")
+        if mechanism == "client" and federation.aggregator != "mean":
+            raise ValueError(
+                f"client does not go with federation.aggregator: {federation.aggregator}: the noise is made for a "
+                "mean, of which no site is a larger part than another"
+            )
+        if mechanism == "example" and federation.arrival != "synchronous":
+            raise ValueError(
+                f"example does not go with federation.arrival: {federation.arrival}: the task with which a class "
+                "arrives would tell who holds it"
+            )
+        return privacy
 
     @model_validator(mode="after")
     def _registry_of_the_named(self) -> Self:

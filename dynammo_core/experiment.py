@@ -26,6 +26,8 @@ from dynammo_core.methods.base import Method
 from dynammo_core.models.backbones import Backbone, build_backbone
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Step, plan_steps
+from dynammo_core.privacy.checks import check_samples_apart
+from dynammo_core.privacy.plan import noise_of_run
 from dynammo_core.seeding import seeded_initialisation
 
 FEATURE_CACHE_BYTES = 512 * 2**20
@@ -74,12 +76,26 @@ class Experiment:
     @cached_property
     def method(self) -> Method:
         """The continual-learning method."""
-        return METHODS[self.config.method.name](self.config.method, self.stream)
+        return METHODS[self.config.method.name](self.config.method, self.stream, self.config.privacy)
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
         """Every step of the run."""
         return plan_steps(self.method, len(self.stream))
+
+    @property
+    def protects_images(self) -> bool:
+        """Whether each training image is protected by noise at its site."""
+        return bool(self.config.privacy.mechanism == "example")
+
+    @cached_property
+    def noise_multiplier(self) -> float:
+        """Of the run's private mechanisms: as configured, or the least that keeps the run within its budget.
+
+        Raises:
+            ConfigError: no noise is enough for the budget.
+        """
+        return noise_of_run(self.method, self.steps)
 
     @cached_property
     def device(self) -> torch.device:
@@ -136,6 +152,9 @@ class Experiment:
                 raise ConfigError(
                     f"federation.stages: {unknown_name('stage', stage, names)}", accepted=", ".join(sorted(names))
                 )
+        if self.config.privacy.mechanism != "none":
+            _ = self.noise_multiplier
+            check_samples_apart(self.build_model(len(self.stream) - 1), self.steps)
         _ = self.device
         self._try_image(self.build_model(0).eval())
 

@@ -31,6 +31,23 @@ NUMBERS: Mapping[Action, frozenset[str]] = MappingProxyType(
 epoch; `memory_bytes`: size of its memory; `confusion` [C * C]: its test images by true and predicted class, row by row;
 `seconds`: time the site took."""
 
+PRIVATE_NUMBERS: Mapping[Action, frozenset[str]] = MappingProxyType(
+    {
+        Action.FIT: frozenset({"class_counts", "epsilon"}),
+        Action.SUMMARISE: frozenset({"class_counts", "epsilon"}),
+        Action.REMEMBER: frozenset({"class_counts", "epsilon"}),
+        Action.EVALUATE: NUMBERS[Action.EVALUATE],
+    }
+)
+"""The same under example-level differential privacy, which speaks of training images alone: `class_counts` are made of
+noised numbers, `epsilon` is what the site has spent so far, and nothing that was not noised goes with them. A site that
+abstains says `epsilon` alone."""
+
+
+def numbers_of(action: Action, private: bool) -> frozenset[str]:
+    """Names of the numbers of an action, of training images that are protected one by one or not."""
+    return (PRIVATE_NUMBERS if private else NUMBERS)[action]
+
 
 MOST = 10**12
 """More images than any site has: a larger count is no count."""
@@ -123,20 +140,29 @@ def opened_report(
     *,
     codec: Codec,
     sent: Mapping[str, Tensor],
+    private: bool = False,
 ) -> Report:
     """The report that a codec packed, checked in both forms; `sent` is what the site was sent in this step.
+
+    The other arguments are those of `check_report`.
 
     Raises:
         ProtocolError: of `check_packed` or `check_report`.
     """
     check_packed(report, stage, model, codec)
     report = replace(report, weights=unpack(codec, report.weights, sent))
-    check_report(report, stage, model, classes, seen)
+    check_report(report, stage, model, classes, seen, private=private)
     return report
 
 
 def check_report(
-    report: Report, stage: Stage, model: IncrementalModel, classes: int, seen: Collection[int] | None = None
+    report: Report,
+    stage: Stage,
+    model: IncrementalModel,
+    classes: int,
+    seen: Collection[int] | None = None,
+    *,
+    private: bool = False,
 ) -> None:
     """Refuse a report that holds anything but what the stage declares; by the site before sending, and at the door.
 
@@ -146,6 +172,7 @@ def check_report(
         model: a model with the structure of the stage's task.
         classes: number C of classes of the experiment.
         seen: the classes learnt so far, all C by default: a test speaks of no other.
+        private: whether training images are protected one by one, see `PRIVATE_NUMBERS`.
 
     Raises:
         ProtocolError: a tensor or number that is undeclared, missing, of another shape or type, or not finite.
@@ -163,7 +190,8 @@ def check_report(
             raise ProtocolError(f"tensor {name!r} holds values that are not finite floating-point numbers")
     if report.abstained and not report.numbers:
         return
-    _same_names("number", set(report.numbers), set(NUMBERS[stage.action]))
+    numbers = {"epsilon"} if private and report.abstained else numbers_of(stage.action, private)
+    _same_names("number", set(report.numbers), set(numbers))
     lengths = {"class_counts": classes, "confusion": classes * classes}
     for name, value in report.numbers.items():
         if name in lengths:

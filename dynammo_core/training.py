@@ -45,11 +45,20 @@ def fit(
     settings: Optimisation,
     *,
     round_: int,
+    gradients: Callable[[Tensor, Tensor], None] | None = None,
 ) -> float:
     """Minimise `loss(inputs, labels)` over `parameters` for the epochs of one round.
 
+    Args:
+        parameters: that may change.
+        loss: of a batch; a mean over its samples.
+        batches: of each epoch.
+        settings: how to descend.
+        round_: of the stage, for the schedule.
+        gradients: sets the parameters' gradients from a batch, in the place of a backward pass; the batch may be empty.
+
     Returns:
-        The mean loss of a sample in the last epoch.
+        The mean loss of a sample in the last epoch; nan where `gradients` are given, which tell no loss.
     """
     optimizer = _optimizer(parameters, settings)
     mean_loss = math.nan
@@ -59,12 +68,16 @@ def fit(
         total, seen = 0.0, 0
         for inputs, labels in batches(epoch):
             optimizer.zero_grad(set_to_none=True)
+            if gradients is not None:
+                gradients(inputs, labels)
+                optimizer.step()
+                continue
             value = loss(inputs, labels)
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += float(value.detach()) * len(labels)
             seen += len(labels)
-        mean_loss = total / seen
+        mean_loss = total / seen if gradients is None else math.nan
     return mean_loss
 
 

@@ -29,6 +29,7 @@ class Progress:
         bytes_down: bytes of tensors that the server has sent.
         seconds: time spent on finished steps.
         confusion: [task][site][C * C] test counts after each finished task.
+        epsilon: what each site says it has spent, where training images are protected one by one.
         run: unique name of the run, by which sites know its memory; a run keeps it when it goes on.
         code_changes: step, old and new hash of the code, wherever the run went on under another code.
     """
@@ -39,6 +40,7 @@ class Progress:
     seconds: float = 0.0
     confusion: list[list[list[int]]] = field(default_factory=list)
     run: str = ""
+    epsilon: dict[str, float] = field(default_factory=dict)
     code_changes: list[dict[str, int | str]] = field(default_factory=list)
 
     def grow(self, sites: int, classes: int) -> None:

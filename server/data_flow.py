@@ -16,7 +16,7 @@ from dynammo_core.config import Config, load_config
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 from dynammo_core.plan import Action, Stage
-from dynammo_core.protocol import NUMBERS, names_up, tensor_bytes
+from dynammo_core.protocol import names_up, numbers_of, tensor_bytes
 from server.markdown import markdown
 from server.run_files import RunFiles
 
@@ -126,7 +126,7 @@ def _rows(experiment: Experiment, task: int) -> Iterable[dict[str, Any]]:
             "why": WHY[stage.action],
             "up": _groups(up),
             "down": _groups(pack(codec.downwards, _down(model, stage), {})),
-            "numbers": ", ".join(f"`{name}`" for name in sorted(NUMBERS[stage.action])),
+            "numbers": ", ".join(f"`{name}`" for name in sorted(numbers_of(stage.action, experiment.protects_images))),
             "bytes": tensor_bytes(up),
         }
 

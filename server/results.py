@@ -17,6 +17,8 @@ from dynammo_core.model_files import FACTS, WEIGHTS, deployed_names, tensors_sha
 from dynammo_core.models.backbones import BACKBONES, weights_sha256
 from dynammo_core.models.incremental_model import IncrementalModel, matching
 from dynammo_core.plan import Action
+from dynammo_core.privacy.accounting import ACCOUNTANT, MECHANISMS, NEIGHBOURS, compose
+from dynammo_core.privacy.plan import client_charges
 from dynammo_core.protocol import names_up
 from server.checkpoint import Progress
 from server.run_directory import RunDirectory
@@ -76,10 +78,31 @@ def summarise(experiment: Experiment, model: IncrementalModel, progress: Progres
         "bytes_down": progress.bytes_down,
         "rounds": progress.next_step,
         "seconds": round(progress.seconds, 3),
+        "privacy": privacy_summary(experiment, progress),
         "status": status,
         "config_hash": config.content_hash,
         "code_hash": code_hash(),
     }
+
+
+def privacy_summary(experiment: Experiment, progress: Progress) -> dict[str, object] | None:
+    """What was promised to whom, and what has been spent of it; None without differential privacy."""
+    config, settings = experiment.config, experiment.config.privacy
+    if settings.mechanism == "none":
+        return None
+    facts: dict[str, object] = {
+        "mechanism": MECHANISMS[settings.mechanism],
+        "neighbours": NEIGHBOURS[settings.mechanism],
+        "accountant": ACCOUNTANT,
+        "delta": settings.delta,
+        "budget": settings.epsilon,
+        "noise_multiplier": experiment.noise_multiplier,
+    }
+    if settings.mechanism == "client":
+        done = client_charges(experiment.steps[: progress.next_step], experiment.noise_multiplier)
+        return {**facts, "epsilon": round(compose(done, settings.delta), 4)}
+    by_site = [progress.epsilon.get(str(site), 0.0) for site in range(config.federation.sites)]
+    return {**facts, "epsilon": number(max(by_site)), "epsilon_by_site": [number(spent) for spent in by_site]}
 
 
 def write_model(directory: RunDirectory, experiment: Experiment, model: IncrementalModel, task: int) -> None:

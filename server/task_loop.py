@@ -9,19 +9,18 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from dynammo_core.aggregation import AGGREGATORS
 from dynammo_core.aggregation.class_aware import Update
 from dynammo_core.compression import CODECS, carried
 from dynammo_core.errors import RunError
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.models.backbones import weights_sha256
-from dynammo_core.models.heads import head_rows, summed_names
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 from dynammo_core.plan import Action, Step
 from dynammo_core.protocol import Instruction, Report, opened_report
 from dynammo_core.seeding import seeded_initialisation
 from server.checkpoint import CheckpointStore, Identity, Progress
 from server.exchange import Answers, Exchange
+from server.merge import merge_updates
 from server.results import write_model, write_results
 from server.run_directory import RunDirectory
 
@@ -37,9 +36,7 @@ class TaskLoop:
         self.checkpoints = CheckpointStore(directory.checkpoints, identity)
         self.model: IncrementalModel = experiment.new_model()
         self.archive: dict[str, Tensor] = {}
-        federation = experiment.config.federation
-        self._codec = CODECS[federation.compression]
-        self._aggregate = AGGREGATORS[federation.aggregator](federation.liars, federation.mixing)
+        self._codec = CODECS[experiment.config.federation.compression]
         self.progress = Progress(run=f"{experiment.config.name}-{secrets.token_hex(8)}")
 
     def resume(self, *, accept_new_code: bool = False) -> None:
@@ -157,6 +154,7 @@ class TaskLoop:
                 self.experiment.stream.seen(step.task),
                 codec=self._codec,
                 sent=sent,
+                private=self.experiment.protects_images,
             ),
         )
 
@@ -188,6 +186,10 @@ class TaskLoop:
 
     def _take_in(self, step: Step, reports: Mapping[int, Report]) -> None:
         """Aggregate what the sites sent up into the model and the archive."""
+        spent = {
+            str(site): report.numbers["epsilon"] for site, report in reports.items() if "epsilon" in report.numbers
+        }
+        self.progress.epsilon |= spent  # type: ignore[arg-type]  # one number, says the protocol
         if step.stage.action is Action.EVALUATE:
             empty = [0] * self.experiment.classes**2
             counts = {site: report.numbers["confusion"] for site, report in reports.items() if not report.abstained}
@@ -201,13 +203,17 @@ class TaskLoop:
         ]
         if not updates:
             raise RunError(
-                f"task {step.task + 1}, stage {step.stage.name}: every site abstained: none has images of its classes",
+                f"task {step.task + 1}, stage {step.stage.name}: every site abstained: none has images of its classes"
+                f"{self._or_budget()}",
                 remedy="Give at least one site images of these classes (or, for a stage that needs exemplars, raise "
                 "memory.exemplars), or leave the task out",
             )
-        model = self.model
-        merged = self._aggregate(updates, head_rows(model), model.state_dict(), summed_names(model))
-        model.load_state_dict(merged, strict=False)
+        merged = merge_updates(self.experiment, self.model, step, updates, sites=len(self._taking_part(step)))
+        self.model.load_state_dict(merged, strict=False)
+
+    def _or_budget(self) -> str:
+        """What else may keep all sites from answering."""
+        return ", or none has privacy.epsilon left for it" if self.progress.epsilon else ""
 
     def _count(self, step: Step, answers: Answers, seconds: float) -> None:
         """Log the step, after a task write its results, and save the checkpoint.

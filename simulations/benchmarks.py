@@ -80,6 +80,25 @@ def sites(
         )
 
 
+@bench.command()
+def privacy(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A private experiment's file.", show_default=False)],
+    epsilon: Annotated[
+        list[float] | None, typer.Option(help="A budget. Repeatable.", show_default="8, 4, 2", min=0.01)
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf. Repeatable.")
+    ] = None,
+) -> None:
+    """What differential privacy costs in accuracy: the experiment without it, then with each budget."""
+    with readable_errors():
+        from simulations.privacy_table import privacy_rows, privacy_table
+
+        with tempfile.TemporaryDirectory(prefix="dynammo-privacy-") as folder:
+            rows = list(privacy_rows(config, epsilon or [8, 4, 2], parse_overrides(set_ or []), Path(folder)))
+        console.print(privacy_table(rows, " ".join([str(config), *(set_ or [])])))
+
+
 def memory_reading(folder: Path, megabytes: int, repeats: int) -> Mapping[str, float]:
     """Median seconds to read a memory of so many 10^6 bytes of colour images, 64 pixels wide, by kind of file.
 

@@ -17,6 +17,7 @@ from small_runs import ALL_METHODS, small_config, small_settings
 
 from dynammo_core.config import Config, Scalar, leaf_keys, load_config, resolve
 from dynammo_core.errors import ConfigError
+from dynammo_core.methods import METHODS
 
 YAML = """\
 name: clinic
@@ -251,6 +252,8 @@ def another(value: Any, key: str) -> Any:
         "federation.stages": {"adapt": {"quorum": 0.5}},
         "memory.selection": "random",
         "backbone.sha256": "0" * 64,
+        "method.norm": "group",
+        "privacy.mechanism": "example",
         "method.merge": "last",
         "method.padding": 0,
         "method.prediction": "classifier" if value == "nearest_mean" else "nearest_mean",
@@ -269,11 +272,13 @@ def another(value: Any, key: str) -> Any:
     return 3 if value is None else f"{value}2"
 
 
+OWN = {method: small_config(method).method for method in ALL_METHODS}
 LEAVES = [
     (method, key)
     for method in ALL_METHODS
     for key, _ in leaves(small_config(method).model_dump(mode="json"))
     if key != "method.name"
+    and not (key == "privacy.mechanism" and METHODS[method].obstacle_to_privacy(OWN[method], "example"))
 ]
 
 

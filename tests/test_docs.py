@@ -34,7 +34,7 @@ from dynammo_core.errors import DataError, DynammoError
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
 from dynammo_core.models import backbones
-from dynammo_core.protocol import NUMBERS, Instruction, Report
+from dynammo_core.protocol import NUMBERS, PRIVATE_NUMBERS, Instruction, Report
 from dynammo_core.settings import BackboneSettings, DataSettings
 from server.exchange import MESSAGE_TYPES
 from server.run import run_and_report
@@ -174,6 +174,7 @@ def test_every_file_and_key_of_a_run_directory_is_documented(tmp_path: Path) -> 
     assert {name for row in listed for name in code(row[0])} == files | {
         "flower.log",
         "sites/site-NNN/feedback.safetensors",
+        "sites/site-NNN/privacy.json",
         "privacy_audit.json",
         "privacy_audit.html",
     }
@@ -211,9 +212,10 @@ def test_what_travels_is_listed_exactly() -> None:
     handlers, instruction = (tables(section(SITE, name))[0] for name in ("What runs at a site", "What comes to a site"))
     assert {code(row[0])[0]: code(row[1])[0] for row in handlers} == dict(MESSAGE_TYPES)
     assert first_column(instruction) == [*(field.name for field in fields(Instruction)), "tensors"]
-    numbers, meanings, travelling = tables(section(SITE, "What leaves a site"))
-    assert {code(row[0])[0]: set(code(row[1])) for row in numbers} == dict(NUMBERS)
-    assert set(first_column(meanings)) == set().union(*NUMBERS.values())
+    numbers, private, meanings, travelling = tables(section(SITE, "What leaves a site"))
+    for table, declared in ((numbers, NUMBERS), (private, PRIVATE_NUMBERS)):
+        assert {code(row[0])[0]: set(code(row[1])) for row in table} == dict(declared)
+    assert set(first_column(meanings)) == set().union(*NUMBERS.values(), *PRIVATE_NUMBERS.values())
     answer = re.findall(r"^\d\. `(\w+)`", section(SITE, "What leaves a site"), re.MULTILINE)
     assert answer == ["abstained", "numbers", "weights"]
     assert set(answer) == {field.name for field in fields(Report)}

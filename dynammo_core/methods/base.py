@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from dynammo_core.models.heads import Head
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Stage
 from dynammo_core.seeding import derive_seed
-from dynammo_core.settings import MemorySettings, MethodSettings
+from dynammo_core.settings import MemorySettings, MethodSettings, PrivacySettings
 
 TEACHER_PREFIX = "teacher."
 """Tensors of the archive under this prefix make the model of the previous task, for methods that distil."""
@@ -28,6 +28,12 @@ Archive = MutableMapping[str, Tensor]
 
 Batch = tuple[Tensor, Tensor]
 """Inputs at the stage's level, Tensor[B, ...], and global labels, Tensor[B]."""
+
+
+NO_PRIVACY = PrivacySettings()
+
+SumNoise = Callable[[tuple[int, ...], float], Tensor]
+"""Noise for a sum, Tensor float64, from the sum's shape and its sensitivity."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,10 @@ class Rehearsal:
     settings: MemorySettings
     sites: int
     seed: int
+
+    def has_new(self, classes: Sequence[int]) -> bool:
+        """Whether there are new images of any of these classes."""
+        return bool(torch.isin(self.new.labels, torch.tensor(classes)).any())
 
     def balanced(self) -> Samples:
         """Exemplars and equally many samples of each new class."""
@@ -91,9 +101,23 @@ class Method(ABC):
     uses_memory: ClassVar[bool] = True
     deployed: ClassVar[tuple[str, ...]] = ("extractor.*", "heads.*")
 
-    def __init__(self, params: MethodSettings, stream: TaskStream) -> None:
+    def __init__(self, params: MethodSettings, stream: TaskStream, privacy: PrivacySettings = NO_PRIVACY) -> None:
         self.params = params
         self.stream = stream
+        self.privacy = privacy
+
+    @classmethod
+    def obstacle_to_privacy(cls, params: MethodSettings, mechanism: str) -> str:
+        """Why noise cannot protect anybody in this method, and the remedy; empty where it can.
+
+        It can where one image changes a training set by itself alone, a batch's loss is a mean of its samples' own,
+        and what is sent are gradients, or sums that `summarise_privately` noises.
+        """
+        return "what one image may change in what its sites send has no bound"
+
+    def needs_noise(self, stage: Stage) -> bool:
+        """Whether a site's answer in this stage says more of its images than their noised numbers do."""
+        return stage.action is Action.FIT
 
     def stages(self, task: int) -> Sequence[Stage]:
         """The training stages of a task, in order."""
@@ -133,6 +157,25 @@ class Method(ABC):
     def summarise(self, model: IncrementalModel, batches: Iterable[Batch], stage: Stage) -> dict[str, Tensor]:
         """The tensors that a site computes in a SUMMARISE stage, without gradients, from its training set."""
         raise NotImplementedError(f"{type(self).__name__} has no stage that summarises")
+
+    def summarise_privately(
+        self,
+        model: IncrementalModel,
+        batches: Iterable[Batch],
+        stage: Stage,
+        counts: Mapping[int, int],
+        noise: SumNoise,
+    ) -> dict[str, Tensor]:
+        """As `summarise`, but one image more or less is hidden by noise.
+
+        Args:
+            model: the network.
+            batches: as for `summarise`.
+            stage: of the plan.
+            counts: noised number of the training set's images, by each class that it may hold: not to be paid again.
+            noise: draws noise for a sum, from its shape and the most (L2) that one image can change it by.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no stage that summarises privately")
 
     def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:
         """At the server, after the last round of a stage: merge across tasks, solve in closed form, keep a teacher."""

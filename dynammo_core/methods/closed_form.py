@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
-from dynammo_core.methods.base import CLASSES, Batch, Method
+from dynammo_core.methods.base import CLASSES, Batch, Method, SumNoise
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, MultiScaleBackbone
 from dynammo_core.models.ridge import RidgeHead
 from dynammo_core.plan import Stage
 from dynammo_core.settings import MethodSettings
 
 HEAD = f"heads.{CLASSES}"
-SUMS = (f"{HEAD}.counts", f"{HEAD}.gram", f"{HEAD}.products")
+GRAM = f"{HEAD}.gram"
+SUMS = (f"{HEAD}.counts", GRAM, f"{HEAD}.products")
 
 
 class ClosedFormSettings(MethodSettings):
@@ -45,6 +47,37 @@ class ClosedFormMethod(Method):
         for features, labels in batches:
             head.add(features, labels)
         return {name: tensor for name, tensor in model.state_dict().items() if name in stage.up}
+
+    @classmethod
+    def obstacle_to_privacy(cls, params: MethodSettings, mechanism: str) -> str:
+        return "" if mechanism == "example" else "its sums over samples have no mean over sites; take example"
+
+    def needs_noise(self, stage: Stage) -> bool:
+        return GRAM in stage.up
+
+    def summarise_privately(
+        self,
+        model: IncrementalModel,
+        batches: Iterable[Batch],
+        stage: Stage,
+        counts: Mapping[int, int],
+        noise: SumNoise,
+    ) -> dict[str, Tensor]:
+        head, bound = ridge_head(model), self.privacy.feature_norm
+        if not self.needs_noise(stage):
+            head.counts.copy_(torch.tensor([counts.get(row, 0) for row in head.rows]))
+        else:
+            for features, labels in batches:
+                lengths = features.double().norm(dim=1, keepdim=True)
+                head.add(features.double() * (bound / lengths).clamp_max(1), labels)
+            head.blur(counts, bound, noise)
+        return {name: tensor for name, tensor in model.state_dict().items() if name in stage.up}
+
+    def solve(self, model: IncrementalModel) -> None:
+        """Solve from the sums, noised or not."""
+        head = ridge_head(model)
+        solve = head.solve if self.privacy.mechanism == "none" else head.solve_noised
+        solve(self.params.regulariser)
 
 
 def ridge_head(model: IncrementalModel) -> RidgeHead:

@@ -57,8 +57,14 @@ class DynaMMo(TaskHeadsMethod):
         )
         if not self.params.adapters:
             return (balance,)
-        # The mean of one set is that set: its own statistics stand.
-        return (adapt, recalibrate, balance) if task and self.params.recalibrate else (adapt, balance)
+        # The mean of one set is that set: its own statistics stand. Group norm has none.
+        recalibrated = task and self.params.recalibrate and self.params.norm == "batch"
+        return (adapt, recalibrate, balance) if recalibrated else (adapt, balance)
+
+    @classmethod
+    def tunes_adapters(cls, params: TaskHeadsSettings) -> bool:
+        assert isinstance(params, DynaMMoSettings)
+        return params.adapters
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         if self.params.adapters and task == 0:

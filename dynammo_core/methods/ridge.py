@@ -37,4 +37,4 @@ class Ridge(ClosedFormMethod):
             balanced = head.counts.sum() / (present.sum() * head.counts.clamp_min(1))
             head.sample_weight.copy_(balanced * present)
         elif stage.name == "sum":
-            head.solve(self.params.regulariser)
+            self.solve(model)

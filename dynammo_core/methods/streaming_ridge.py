@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dynammo_core.methods.base import Archive
-from dynammo_core.methods.closed_form import SUMS, ClosedFormMethod, ridge_head
+from dynammo_core.methods.closed_form import SUMS, ClosedFormMethod
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Stage
 
@@ -29,7 +29,6 @@ class StreamingRidge(ClosedFormMethod):
     def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:
         if stage.name != "sum":
             return
-        head = ridge_head(model)
         state = model.state_dict()
         for name in SUMS:
             new = state[name]
@@ -37,4 +36,4 @@ class StreamingRidge(ClosedFormMethod):
                 earlier = archive[name]
                 new[tuple(slice(size) for size in earlier.shape)] += earlier
             archive[name] = new.clone()
-        head.solve(self.params.regulariser)
+        self.solve(model)

@@ -27,6 +27,9 @@ class TaskHeadsSettings(MethodSettings):
     padding: Literal[0, 1] = Field(
         default=1, description="of the adapters' convolutions; 0: the paper, needs maps of 3x3 pixels at every stage"
     )
+    norm: Literal["batch", "group"] = Field(
+        default="batch", description="of the adapters; group: has no statistics over images, as privacy needs"
+    )
     adapt: Optimisation = Optimisation(epochs=10, learning_rate=0.02)
     balance: Optimisation = Optimisation(epochs=50, optimizer="adam", learning_rate=1e-3, weight_decay=0.0)
 
@@ -40,6 +43,21 @@ class TaskHeadsMethod(Method):
 
     params: TaskHeadsSettings
     freezes_backbone = True
+
+    @classmethod
+    def obstacle_to_privacy(cls, params: MethodSettings, mechanism: str) -> str:
+        assert isinstance(params, TaskHeadsSettings)
+        if params.norm == "group" or not cls.tunes_adapters(params):
+            return ""
+        return (
+            "batch norm mixes the images of a batch, and sends statistics of them that no gradient clipping bounds; "
+            "set method.norm: group"
+        )
+
+    @classmethod
+    def tunes_adapters(cls, params: TaskHeadsSettings) -> bool:
+        """Whether there are adapters at all."""
+        return True
 
     def grow_heads(self, model: IncrementalModel, task: int, width: int, *, tunes: bool = True) -> None:
         """The heads of a task on features of `width`: its own one, and a new auxiliary one if it `tunes` adapters."""
@@ -59,13 +77,14 @@ class TaskHeadsMethod(Method):
 
     def new_adapters(self, extractor: AdaptedBackbone) -> AdapterSet:
         """A fresh adapter set that fits an extractor."""
-        return AdapterSet(extractor.backbone.channels, self.params.alpha, self.params.padding)
+        params = self.params
+        return AdapterSet(extractor.backbone.channels, params.alpha, params.padding, norm=params.norm)
 
     def training_set(self, stage: Stage, rehearsal: Rehearsal) -> Samples:
         if stage.name != "adapt":
             return rehearsal.balanced()
-        own = self.arrives_with(rehearsal.task, rehearsal.new.labels)
-        return Samples.concatenate([rehearsal.new, rehearsal.memory]) if bool(own.any()) else Samples.empty()
+        own = rehearsal.has_new(self.stream.classes(rehearsal.task))
+        return Samples.concatenate([rehearsal.new, rehearsal.memory]) if own else Samples.empty()
 
     def loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
         """Stage 1: cross-entropy of the auxiliary head; stage 2: the sum of all task heads' cross-entropies."""

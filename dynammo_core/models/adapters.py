@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+GROUPS = 8
 
 
 class Adapter(nn.Module):
@@ -20,17 +23,18 @@ class Adapter(nn.Module):
         channels: width C of the maps Tensor[B, C, H, W].
         alpha: start value of the learnable scale; 0.02 in the paper.
         padding: of both convolutions, 0 (the paper) or 1; the maps keep their size either way.
+        norm: batch (the paper), or group: eight groups of channels (Wu and He, arXiv 1803.08494), each image by itself.
     """
 
-    def __init__(self, channels: int, alpha: float, padding: int = 1) -> None:
+    def __init__(self, channels: int, alpha: float, padding: int = 1, norm: str = "batch") -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.tensor(float(alpha)))
         self.residual = nn.Sequential(
             nn.Conv2d(channels, channels, kernel_size=3, padding=padding, bias=False),
-            BatchNorm(channels),
+            _norm(norm, channels),
             nn.ReLU(inplace=True),
             nn.ConvTranspose2d(channels, channels, kernel_size=3, padding=padding, bias=False),
-            BatchNorm(channels),
+            _norm(norm, channels),
             nn.ReLU(inplace=True),
         )
 
@@ -47,10 +51,11 @@ class AdapterSet(nn.ModuleList):
         channels: width of the maps at each insertion point (`Backbone.channels`).
         alpha: start value of every adapter's scale.
         padding: of every adapter's convolutions.
+        norm: of every adapter, batch or group.
     """
 
-    def __init__(self, channels: Sequence[int], alpha: float, padding: int = 1) -> None:
-        super().__init__(Adapter(width, alpha, padding) for width in channels)
+    def __init__(self, channels: Sequence[int], alpha: float, padding: int = 1, norm: str = "batch") -> None:
+        super().__init__(Adapter(width, alpha, padding, norm) for width in channels)
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -63,3 +68,7 @@ class BatchNorm(nn.BatchNorm2d):
     def _load_from_state_dict(self, *args: Any) -> None:
         # torch's own version adds the counter to any plain dict of tensors, and a strict load then refuses it.
         nn.Module._load_from_state_dict(self, *args)
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    return nn.GroupNorm(math.gcd(GROUPS, channels), channels) if kind == "group" else BatchNorm(channels)

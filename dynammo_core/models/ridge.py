@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
@@ -9,6 +12,9 @@ from dynammo_core.models.heads import Head
 
 CANDIDATES = torch.logspace(-6, 3, 37, dtype=torch.float64)
 """Regularisers that are tried, as multiples of the number of samples."""
+
+GRAM_SHARE = 0.1
+"""Of the privacy that sums cost, what the Gram matrix takes; the rows of classes take the rest."""
 
 
 class RidgeHead(Head):
@@ -57,6 +63,68 @@ class RidgeHead(Head):
         self.gram += pack(augmented.T @ weighted)
         self.products.index_add_(0, rows, weighted)
         self.counts.index_add_(0, rows, torch.full_like(labels, sign, dtype=torch.float64))
+
+    @torch.no_grad()
+    def blur(self, counts: Mapping[int, int], bound: float, noise: Callable[[tuple[int, ...], float], Tensor]) -> None:
+        """Make the sums such that one image more or less, its features no longer than `bound`, is hidden in them.
+
+        With |x| <= B and weights of at most W, one image changes the triangle of w x x^T by w (sum over i <= j of
+        x_i^2 x_j^2)^(1/2) = w ((|x|^4 + sum of x_i^4) / 2)^(1/2) <= W B^2, and its row, w x, by W B. The squares of the
+        changes over the deviations add up: the triangle gets noise for 10^(1/2) times that, the rows, which say more,
+        for (10 / 9)^(1/2) times, so that 1/10 + 9/10 make one Gaussian mechanism of the given multiplier. All else in
+        the sums is made of `counts` and of noised rows, and costs nothing.
+
+        Args:
+            counts: noised number of images, by each class that may be among them; rows of other classes are zeros, and
+                get no noise.
+            bound: B, which features were shortened to.
+            noise: draws noise from the shape of a sum and the most that one image changes it by.
+        """
+        size, most = self.weight.shape[1], float(self.sample_weight.max())
+        gram = unpack(self.gram, size + 1)
+        triangle = pack(gram[:-1, :-1])
+        triangle += noise(tuple(triangle.shape), math.sqrt(1 / GRAM_SHARE) * most * bound**2).to(triangle.device)
+        touched = [index for index, row in enumerate(self.rows) if row in counts]
+        rows = self.products[:, :-1]
+        rows[touched] += noise((len(touched), size), math.sqrt(1 / (1 - GRAM_SHARE)) * most * bound).to(rows.device)
+        self.counts.copy_(torch.tensor([counts.get(row, 0) for row in self.rows]))
+        weighted = self.sample_weight * self.counts
+        self.products[:, -1] = weighted
+        gram[:-1, :-1] = unpack(triangle, size)
+        gram[:-1, -1] = gram[-1, :-1] = rows.sum(dim=0)
+        gram[-1, -1] = weighted.sum()
+        self.gram.copy_(pack(gram))
+
+    @torch.no_grad()
+    def solve_noised(self, regulariser: float | None = None) -> float:
+        """As `solve`, from sums that `blur` noised: the shrunken linear discriminant, which noise hurts less.
+
+        A row's weight is A d of Mahalanobis length 1, (d^T A d)^(1/2), with d the class's mean minus the mean of all
+        classes' means, and A the inverse of the regularised covariance. Ridge regression points the same way, but where
+        much shrinks its answer is its bias, which knows nothing but noised numbers of images; and features cannot be
+        standardised, since noise would take for large what is small. A true covariance has no negative eigenvalue, and
+        noise moves eigenvalues down as far as up (Wigner): the lowest says how large the noise is. What is not above
+        that counts as 0, which makes the covariance positive semidefinite, and that is the regulariser by default.
+
+        Returns:
+            The regulariser used, in units of the covariance.
+        """
+        gram = unpack(self.gram, self.weight.shape[1] + 1)
+        samples = gram[-1, -1].clamp_min(1)
+        mean = gram[:-1, -1] / samples
+        values, vectors = torch.linalg.eigh(gram[:-1, :-1] / samples - torch.outer(mean, mean))
+        noise = max(float(-values.min()), 1e-6 * float(values.max()))
+        if regulariser is None:
+            regulariser = noise
+        class_means = self.products[:, :-1] / self.products[:, -1:].clamp_min(1)
+        centre = class_means.mean(dim=0)
+        projected = (class_means - centre) @ vectors
+        scaled = projected / (torch.where(values > noise, values, 0.0) + regulariser)
+        lengths = (scaled * projected).sum(dim=1, keepdim=True).sqrt()
+        weight = (scaled / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)) @ vectors.T
+        self.weight.copy_(weight)
+        self.bias.copy_(-weight @ centre)
+        return regulariser
 
     @torch.no_grad()
     def solve(self, regulariser: float | None = None) -> float:

@@ -19,8 +19,10 @@ from client.app import app
 from client.audit import TEXT, AuditLog, audit_log
 from client.door import UNEXPECTED
 from client.settings import load_site
+from dynammo_core.config import resolve
 from dynammo_core.errors import CheckpointError, ConfigError, ProtocolError
 from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.plan import Action
 from dynammo_core.protocol import Instruction
 from server.exchange import MESSAGE_TYPES
 from simulations.local_grid import LocalGrid
@@ -99,6 +101,19 @@ def test_a_site_that_abstains_says_so(tmp_path: Path) -> None:
     (line,) = told(file)
     assert (line["abstained"], line["bytes"], line["norm"], line["tensors"]) == (True, 0, 0.0, {})
     assert (line["numbers"], line["class_counts"]) == ([], None)
+
+
+def test_a_private_answer_says_what_was_spent(alpha: Path) -> None:
+    """The real site pays for the census and its answer; the noise is of the system, the numbers of the census."""
+    own = {**EXPERIMENT.config.model_dump(mode="json"), "method": {"name": "streaming_ridge"}}
+    private = Experiment(resolve({**own, "privacy": {"mechanism": "example"}}, "private", {}))
+    kind, step = MESSAGE_TYPES[Action.SUMMARISE], step_of(private, 0, "sum")
+    reply = ask(alpha, kind, instruction(private, step, 1, Path("/server")))
+    numbers = dict(reply.content.metric_records["numbers"])
+    assert set(numbers) == {"class_counts", "epsilon"}
+    (line,) = told(alpha)
+    assert line["epsilon"] == numbers["epsilon"]
+    assert 0 < line["epsilon"] <= 8
 
 
 def test_an_announcement_is_told_as_it_left(alpha: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -128,3 +129,81 @@ def test_what_is_summed_and_what_belongs_to_rows() -> None:
     model = torch.nn.ModuleDict({"classes": RidgeHead(DIM, ROWS)})
     assert summed_names(model) == {"classes.gram", "classes.products", "classes.counts"}
     assert head_rows(model) == dict.fromkeys(("classes.weight", "classes.bias", "classes.sample_weight"), ROWS)
+
+
+# --- with noise
+
+
+BOUND = 2.0
+
+
+def sums_of(features: Tensor, labels: Tensor, *, weights: Tensor | None = None) -> RidgeHead:
+    head = RidgeHead(features.shape[1], (0, 1, 2))
+    if weights is not None:
+        head.sample_weight.copy_(weights)
+    head.add(features, labels)
+    return head
+
+
+def test_noise_on_sums_hides_one_image() -> None:
+    """One image more, as long as may be: what it changes over the noise's deviation has a norm of 1 at most.
+
+    The noise of each part is recorded in units of the multiplier, by a source that draws none.
+    """
+    generator = torch.Generator().manual_seed(1)
+    features = torch.nn.functional.normalize(torch.randn(20, 5, generator=generator), dim=1) * BOUND
+    labels = torch.arange(20) % 3
+    weights = torch.tensor([0.5, 3.0, 1.0], dtype=torch.float64)
+    for kind in (torch.ones(1, 5), torch.eye(5)[:1], torch.randn(1, 5, generator=generator)):
+        for label in range(3):
+            image = torch.nn.functional.normalize(kind, dim=1) * BOUND
+            counts, deviations = {0: 7, 1: 7, 2: 6}, []
+
+            def silent(shape: tuple[int, ...], sensitivity: float, found: list[float] = deviations) -> Tensor:
+                found.append(sensitivity)
+                return torch.zeros(shape, dtype=torch.float64)
+
+            one = sums_of(features, labels, weights=weights)
+            more = sums_of(torch.cat([features, image]), torch.cat([labels, torch.tensor([label])]), weights=weights)
+            for head in (one, more):
+                head.blur(counts, BOUND, silent)
+            triangle, rows = deviations[:2]
+            size = 6
+            gram = pack((unpack(more.gram, size) - unpack(one.gram, size))[:-1, :-1]).norm() / triangle
+            products = (more.products - one.products)[:, :-1].norm() / rows
+            assert float(gram.square() + products.square()) <= 1 + 1e-9
+            assert torch.equal(more.counts, one.counts)  # the census's, whatever the images
+            assert torch.equal(more.products[:, -1], one.products[:, -1])
+            assert torch.equal(unpack(more.gram, size)[-1, :-1], more.products[:, :-1].sum(dim=0))
+    heavy = sums_of(features[:0], labels[:0], weights=weights)
+    heavy.blur(counts, BOUND, silent)
+    # The bound is reached by an image along an axis, of the heaviest class: 1/10 + 9/10 of what may be changed.
+    assert deviations[-2:] == pytest.approx([3 * BOUND**2 * math.sqrt(10), 3 * BOUND * math.sqrt(10 / 9)])
+
+
+def test_noised_sums_are_solved_soundly_and_without_noise_classify_as_well() -> None:
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.arange(300) % 3
+    features = torch.randn(300, 5, generator=generator) + 3 * torch.eye(5)[labels]
+    head = sums_of(features, labels)
+    head.solve_noised()
+    assert float((head(features).argmax(dim=1) == labels).double().mean()) > 0.9
+    # Noise so large that the covariance has negative eigenvalues: the answer stays finite.
+    noisy = sums_of(features, labels)
+
+    def draw(shape: tuple[int, ...], sensitivity: float) -> Tensor:
+        return 5 * sensitivity * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    noisy.blur({0: 100, 1: 100, 2: 100}, 5.0, draw)
+    covariance = unpack(noisy.gram, 6)[:-1, :-1]
+    assert float(torch.linalg.eigvalsh(covariance).min()) < 0
+    assert noisy.solve_noised() > 0
+    assert bool(torch.isfinite(noisy.weight).all() and torch.isfinite(noisy.bias).all())
+
+
+def test_rows_of_classes_that_no_image_can_have_stay_without_noise() -> None:
+    head = sums_of(torch.ones(4, 5), torch.tensor([0, 0, 2, 2]))
+    head.blur({0: 3, 2: 1}, 3.0, lambda shape, sensitivity: torch.ones(shape, dtype=torch.float64))
+    assert head.products[1].tolist() == [0.0] * 6
+    assert head.products[:, :-1].sum(dim=1).tolist() == [(2 + 1) * 5, 0, (2 + 1) * 5]
+    assert head.counts.tolist() == head.products[:, -1].tolist() == [3, 0, 1]

@@ -1,0 +1,42 @@
+"""Whether a network can be trained privately at all: no part of it may mix the images of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dynammo_core.errors import ConfigError
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.plan import Action, Step
+from dynammo_core.protocol import names_up
+
+
+def check_samples_apart(model: IncrementalModel, steps: Sequence[Step]) -> None:
+    """Refuse a network whose trained part opacus' validator objects to, as it does to batch norm.
+
+    The validator knows modules by their exact class; subclasses of batch norm are found here.
+
+    Raises:
+        ConfigError: it names the module and the reason.
+    """
+    from opacus.validators import ModuleValidator  # takes seconds: only where it is asked for
+
+    task = max(step.task for step in steps)
+    fits = [step.stage for step in steps if step.task == task and step.stage.action is Action.FIT]
+    trained = {name for stage in fits for name in names_up(model, stage)}
+    for prefix, module in model.named_modules():
+        own = [f"{prefix}.{name}" for name, _ in module.named_parameters(recurse=False)]
+        if not trained & set(own):
+            continue
+        was = module.training
+        found = [str(error) for error in ModuleValidator.validate(module.train())]
+        module.train(was)
+        if isinstance(module, _BatchNorm | nn.SyncBatchNorm):
+            found.append("batch norm mixes the images of a batch")
+        if found:
+            raise ConfigError(
+                f"privacy.mechanism: {prefix} ({type(module).__name__}) cannot be trained privately: {found[0]}",
+                remedy="Set method.norm: group where the method has adapters, or take another method",
+            )

@@ -1,0 +1,87 @@
+"""DP-SGD (Abadi et al., arXiv 1607.00133): each sample's gradient is shortened, and the sum of all is noised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from dynammo_core.privacy.noise import Noise
+
+HELD = 2**25
+"""Numbers in the gradients of samples that are held at a time: each sample has one for every trained number."""
+
+
+class PrivateGradients:
+    """Sets gradients to (sum of shortened gradients of samples + noise) / expected samples, instead of a backward pass.
+
+    One sample more or less changes the sum by `clip` at most, and the noise has the standard deviation
+    `noise_multiplier * clip` in each coordinate. An empty batch is noise alone. Gradients of samples come from
+    `torch.func`, which knows every module; those of opacus know neither a transposed convolution nor a bare scale.
+
+    Args:
+        model: whose parameters that require gradients are trained; no module of it may mix samples.
+        loss: of a batch, inputs Tensor[B, ...] and labels Tensor[B]; a mean over samples.
+        clip: L2 norm, over all trained tensors together, that a sample's gradient is shortened to.
+        noise_multiplier: 0 for none.
+        expected: samples that the sum is divided by. Not the size of the batch, which is a secret.
+        noise: its source.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        *,
+        clip: float,
+        noise_multiplier: float,
+        expected: float,
+        noise: Noise,
+    ) -> None:
+        self._clip, self._deviation, self._expected, self._noise = clip, noise_multiplier * clip, expected, noise
+        self._module = _Loss(model, loss)
+        self._trained = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
+        self._chunk = max(1, HELD // sum(p.numel() for p in self._trained.values()))
+
+    def __call__(self, inputs: Tensor, labels: Tensor) -> None:
+        """Set the gradient of every trained parameter from a batch."""
+        sums = self.clipped_sum(inputs, labels)
+        for name, parameter in self._trained.items():
+            noised = sums[name]
+            if self._deviation:
+                drawn = self._noise.normal(parameter.numel()).view(parameter.shape)
+                noised = noised + (self._deviation * drawn).to(noised)
+            parameter.grad = noised / self._expected
+
+    def clipped_sum(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The sum over a batch of the shortened gradients, by name; a gradient that is not finite counts as none."""
+        sums = {name: torch.zeros_like(parameter) for name, parameter in self._trained.items()}
+        values = {name: parameter.detach() for name, parameter in self._trained.items()}
+        for start in range(0, len(labels), self._chunk):
+            own, wanted = inputs[start : start + self._chunk], labels[start : start + self._chunk]
+            each: Mapping[str, Tensor] = vmap(grad(self._loss_of), in_dims=(None, 0, 0))(values, own, wanted)
+            norms = torch.stack([g.reshape(len(g), -1).norm(dim=1) for g in each.values()]).norm(dim=0)
+            factors = (self._clip / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1)
+            usable = torch.isfinite(norms)
+            for name, gradients in each.items():
+                sums[name] += torch.einsum("b,b...->...", factors[usable], gradients[usable])
+        return sums
+
+    def _loss_of(self, values: Mapping[str, Tensor], one: Tensor, label: Tensor) -> Tensor:
+        """Of a single sample, as a batch of one."""
+        value: Tensor = functional_call(self._module, dict(values), (one.unsqueeze(0), label.unsqueeze(0)))
+        return value
+
+
+class _Loss(nn.Module):
+    """A loss as a module, so that other values can stand for the parameters of the model that it reads."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        return self._loss(inputs, labels)

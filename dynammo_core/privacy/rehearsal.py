@@ -1,0 +1,117 @@
+"""Training sets under example-level privacy: whether a record is in one depends on that record and public things alone.
+
+Herding, a shuffle or a quota would let one record more replace many others, and noise for one would hide none of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+
+import torch
+from torch import Tensor
+
+from dynammo_core.data.samples import Samples
+from dynammo_core.memory.rehearsal import exemplars_per_class
+from dynammo_core.memory.store import ReplayMemory, Taken
+from dynammo_core.methods.base import Rehearsal
+from dynammo_core.settings import MemorySettings
+
+Chance = Callable[[Samples], Tensor]
+"""A number in [0, 1) for each sample, Tensor[N] float64: samples with low ones are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivateRehearsal(Rehearsal):
+    """As `Rehearsal`, but it asks the census, never the images, how many there are.
+
+    Attributes:
+        census: noised number of the site's training images, by class seen so far.
+        old: the classes of earlier tasks.
+        image_bytes: of one decoded image.
+        chance: decides which samples are kept where not all can be.
+    """
+
+    census: Mapping[int, int]
+    old: tuple[int, ...]
+    image_bytes: int
+    chance: Chance
+
+    def has_new(self, classes: Sequence[int]) -> bool:
+        """As the census says."""
+        return any(self.census.get(label, 0) > 0 for label in classes)
+
+    def balanced(self) -> Samples:
+        """Exemplars, and of each new class about as many samples as an old one has exemplars."""
+        if not self.old:
+            return self.new
+        share = public_share(self.settings, self.sites, len(self.old), self.image_bytes)
+        return Samples.concatenate([self.memory, kept(self.new, share, self.census, self.chance)])
+
+    def shadow(self) -> PrivateRehearsal:
+        """The same with blank images, as many of each class as the census says: what anybody may know of it."""
+        new = {label: count for label, count in self.census.items() if label not in self.old}
+        memory = blank({label: self.census[label] for label in self.old if label in self.census})
+        share = public_share(self.settings, self.sites, len(self.old), self.image_bytes)
+        held = kept(memory, share, self.census, evenly)
+        return replace(self, new=blank(new), seen=blank(self.census), memory=held, chance=evenly)
+
+
+def public_share(settings: MemorySettings, sites: int, classes: int, image_bytes: int) -> int:
+    """Exemplars that a class may be expected to have, where all `classes` share, held by the site or not."""
+    return exemplars_per_class(settings, sites=sites, classes=classes, image_bytes=image_bytes)
+
+
+def kept(samples: Samples, share: int, census: Mapping[int, int], chance: Chance) -> Samples:
+    """About `share` samples of each class: each is kept with probability share / (noised number of its class)."""
+    if not len(samples):
+        return samples
+    limits = [share / max(1, census.get(label, 0)) for label in samples.labels.tolist()]
+    return samples.subset(torch.nonzero(chance(samples) < torch.tensor(limits, dtype=torch.float64)).flatten())
+
+
+def hashed(seed: int) -> Chance:
+    """Each sample's chance is a hash of its record and the seed; a smaller share keeps a part of what a larger kept."""
+
+    def chance(samples: Samples) -> Tensor:
+        digests = (hashlib.sha256(f"{seed}/{record}".encode()).digest() for record in samples.record_ids)
+        return torch.tensor([int.from_bytes(d[:6], "big") / 2**48 for d in digests], dtype=torch.float64)
+
+    return chance
+
+
+def evenly(samples: Samples) -> Tensor:
+    """Evenly spread chances in each class, so that exactly as many are kept as are to be expected."""
+    chances = torch.zeros(len(samples), dtype=torch.float64)
+    for label in set(samples.labels.tolist()):
+        own = samples.labels == label
+        chances[own] = torch.arange(int(own.sum()), dtype=torch.float64) / own.sum()
+    return chances
+
+
+def blank(counts: Mapping[int, int]) -> Samples:
+    """Black images of one pixel, so many of each class."""
+    labels = torch.tensor([label for label, count in sorted(counts.items()) for _ in range(count)], dtype=torch.int64)
+    images = torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8)
+    return Samples(images, labels, ("",) * len(labels))
+
+
+def remember_by_record(
+    memory: ReplayMemory,
+    new: Samples,
+    *,
+    task: int,
+    share: int,
+    census: Mapping[int, int],
+    chance: Chance,
+    today: date,
+    class_names: tuple[str, ...],
+) -> ReplayMemory:
+    """The memory after `task`: of what it held and of the new images those that `kept` keeps, each on its own."""
+    held = dict(zip(memory.record_ids, memory.taken, strict=True))
+    samples = kept(Samples.concatenate([memory.samples, new]), share, census, chance)
+    taken = tuple(held.get(record, Taken(task, today)) for record in samples.record_ids)
+    arrived = {**memory.arrived, **{label: task for label in census if label not in memory.arrived}}
+    return ReplayMemory(task, samples, taken, class_names or memory.class_names, arrived)
