@@ -24,10 +24,13 @@ from dynammo_core.class_registry import Announcement
 from dynammo_core.errors import DynammoError, ProtocolError
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action, Stage, Step
-from dynammo_core.protocol import NUMBERS, Report, names_up
+from dynammo_core.protocol import NUMBERS, PHASE_UP, Phase, Report, names_up, phase_shape
+from dynammo_core.secure_aggregation.encoding import Encoding
 
 UNEXPECTED = 199
 """The code of an error that nobody raised on purpose."""
+
+SECONDS = frozenset({"seconds"})
 
 Form = tuple[str, tuple[int, ...]]
 """Type and shape of a tensor, in numpy's words."""
@@ -43,6 +46,7 @@ class Declared:
         classes: number C of classes.
         most: no more samples than the site can have.
         fewest: a count of a class is none, or at least this.
+        numbers: which numbers, where secure aggregation leaves others than the action has.
     """
 
     action: Action
@@ -50,15 +54,24 @@ class Declared:
     classes: int
     most: int
     fewest: int = 1
+    numbers: frozenset[str] | None = None
 
 
-def declared(site: Site, step: Step) -> Declared:
-    """What the protocol declares for a step at a site."""
+def declared(site: Site, step: Step, phase: Phase | None = None, peers: int = 0) -> Declared:
+    """What the protocol declares for a step at a site, or for an exchange of secure aggregation with so many sites."""
+    secure = site.experiment.config.federation.secure_aggregation
+    if phase is not None:
+        dtype, shape = phase_shape(phase, peers, _vector_length(site.experiment, step.task, step.stage))
+        form = {PHASE_UP[phase]: (str(dtype).removeprefix("torch."), shape)}
+        return Declared(step.stage.action, form, 0, 0, numbers=SECONDS if phase is Phase.MASKED else frozenset())
     experiment, tests = site.experiment, step.stage.action is Action.EVALUATE
     data = experiment.dataset
     most = len(data.test.labels) if tests else len(data.train.labels) + experiment.config.memory.exemplars
     fewest = site.fewest_images if tests else site.fewest_exemplars
-    return Declared(step.stage.action, _forms(experiment, step.task, step.stage), experiment.classes, most, fewest)
+    numbers = SECONDS if secure else None
+    return Declared(
+        step.stage.action, _forms(experiment, step.task, step.stage), experiment.classes, most, fewest, numbers
+    )
 
 
 def encode(report: Report, step: Declared) -> RecordDict:
@@ -85,15 +98,19 @@ def let_out(content: RecordDict, step: Declared) -> RecordDict:
     _same_keys(weights, [] if abstained else list(step.tensors))
     for name, array in weights.items():
         _check_array(name, array, step.tensors[name])
+    if abstained and step.numbers is not None:
+        raise ProtocolError("under secure aggregation nobody says that a site abstains")
     if abstained and not numbers:
         return content
-    _same_keys(numbers, sorted(NUMBERS[step.action]))
+    _same_keys(numbers, sorted(NUMBERS[step.action] if step.numbers is None else step.numbers))
     lengths = {"class_counts": step.classes, "confusion": step.classes**2}
     for name in numbers:
         if name in lengths:
             _check_counts(name, numbers[name], lengths[name], step.most)
         elif not math.isfinite(_value(numbers, name, float)):
             raise ProtocolError(f"number {name!r} is not finite")
+    if step.numbers is not None:
+        return content
     counts = _value(numbers, "class_counts", list)
     if any(0 < count < step.fewest for count in counts):
         raise ProtocolError(f"number 'class_counts' counts fewer than {step.fewest} samples of a class")
@@ -165,7 +182,7 @@ def _check_array(name: str, array: object, form: Form) -> None:
     values = _decoded(name, array.data)
     if (values.dtype.name, values.shape) != form:
         raise ProtocolError(f"tensor {name!r} holds {values.dtype} {values.shape}", accepted=str(form))
-    if values.dtype.kind != "f" or not np.isfinite(values).all():
+    if name not in PHASE_UP.values() and (values.dtype.kind != "f" or not np.isfinite(values).all()):
         raise ProtocolError(f"tensor {name!r} holds values that are not finite floating-point numbers")
     if Array(values).data != array.data:
         raise ProtocolError(f"tensor {name!r} holds bytes that its values do not account for")
@@ -186,6 +203,12 @@ def _check_counts(name: str, value: object, length: int, most: int) -> None:
         raise ProtocolError(f"number {name!r} is not a list of {length} counts")
     if any(count < 0 for count in value) or sum(value) > most:
         raise ProtocolError(f"number {name!r} counts more samples than there are", accepted=f"0 to {most}")
+
+
+@lru_cache(maxsize=64)
+def _vector_length(experiment: Experiment, task: int, stage: Stage) -> int:
+    """Of a stage's answers under masks."""
+    return len(Encoding(stage, experiment.build_model(task), experiment.classes, experiment.config.federation.sites))
 
 
 @lru_cache(maxsize=64)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dynammo_core.errors import ProtocolError
 from dynammo_core.plan import Action
-from dynammo_core.protocol import Instruction, Report
+from dynammo_core.protocol import Instruction, Phase, Report, tensor_bytes
+from dynammo_core.secure_aggregation.encoding import Total
 from dynammo_core.settings import FederationSettings
 from server.roster import POLL_SECONDS, Roster
 
@@ -23,6 +24,8 @@ MESSAGE_TYPES: Mapping[Action, str] = {
     Action.REMEMBER: "train.remember",
     Action.EVALUATE: "evaluate",
 }
+
+PHASE_TYPES: Mapping[Phase, str] = {phase: f"train.{phase.value}" for phase in Phase}
 
 LOOK_SECONDS = 5.0
 LONGEST_POLL_SECONDS = 2.0
@@ -40,10 +43,48 @@ class Failure:
 
 @dataclass(frozen=True)
 class Answers:
-    """Reports by site, ascending, and failures, whatever the order in which they came."""
+    """Reports by site, ascending, and failures, whatever the order in which they came.
+
+    Attributes:
+        reports: of secure aggregation, what each site sent in all exchanges.
+        failures: of sites without a report.
+        total: of secure aggregation, all that the server learns.
+        beyond: of secure aggregation, bytes that each site was sent beyond the stage's tensors; negative for one that
+            fell out before it was sent those.
+    """
 
     reports: dict[int, Report] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    total: Total | None = None
+    beyond: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> int:
+        """Number of sites."""
+        return len(self.reports) + len(self.failures)
+
+    def bytes_down(self, sent: Mapping[str, Tensor]) -> int:
+        """Bytes of tensors that went to all sites, where each was sent the same."""
+        return tensor_bytes(sent) * self.asked + sum(self.beyond.values())
+
+    def site_fields(self, sent: Mapping[str, Tensor]) -> list[dict[str, object]]:
+        """The reports for the event log; what a sum hides of a site is null."""
+        return [
+            {
+                "site": site,
+                "samples": _samples(report),
+                "abstained": report.abstained if self.total is None else None,
+                "bytes_up": report.bytes,
+                "bytes_down": tensor_bytes(sent) + self.beyond.get(site, 0),
+                "metrics": {name: value for name, value in report.numbers.items() if not isinstance(value, list)},
+            }
+            for site, report in self.reports.items()
+        ]
+
+
+def _samples(report: Report) -> int | None:
+    counts = report.numbers.get("class_counts")
+    return sum(counts) if isinstance(counts, list) else 0 if report.abstained else None
 
 
 class Exchange:
@@ -55,7 +96,7 @@ class Exchange:
 
     def ask(
         self,
-        action: Action,
+        action: Action | Phase,
         instructions: Sequence[Instruction],
         *,
         group: str,
@@ -68,7 +109,7 @@ class Exchange:
         """Send each instruction to its site and wait for all answers, or for the deadline.
 
         Args:
-            action: what the sites are to do.
+            action: what the sites are to do, or an exchange of secure aggregation.
             instructions: one a site.
             group: name of the step, for Flower's own logs.
             needed: sites without which there is no point in asking.
@@ -85,7 +126,7 @@ class Exchange:
             Message(
                 _encode(instruction, weights[id(instruction.weights)]),
                 nodes[instruction.site],
-                MESSAGE_TYPES[action],
+                PHASE_TYPES[action] if isinstance(action, Phase) else MESSAGE_TYPES[action],
                 ttl=deadline,
                 group_id=group,
             )
