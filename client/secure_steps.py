@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -63,10 +64,7 @@ def secure_answer(phase: Phase, instruction: Instruction, site: Site) -> Report:
             than the sum.
         DynammoError: the site's images, memory or ledger cannot serve.
     """
-    try:
-        report, length = _answer(phase, _unpack(phase, instruction, site))
-    except ValueError as error:
-        raise ProtocolError(f"the exchange {phase.value!r} cannot be answered: {error}") from error
+    report, length = _answer(phase, _unpack(phase, instruction, site))
     check_phase(report, phase, len(instruction.weights.get(SITES, ())), length)
     return report
 
@@ -78,7 +76,8 @@ def _answer(phase: Phase, exchange: _Exchange) -> tuple[Report, int]:
     if phase is Phase.KEYS:
         sent = _bytes(exchange.keys.public)
     elif phase is Phase.SHARES:
-        dealt = deal(exchange.own, exchange.keys, exchange.roster, exchange.threshold, exchange.context)
+        with _refusing(phase):
+            dealt = deal(exchange.own, exchange.keys, exchange.roster, exchange.threshold, exchange.context)
         sent = torch.stack([_bytes(dealt[site]) for site in exchange.roster])
     else:
         sent = _opened(exchange)
@@ -94,7 +93,8 @@ def _masked(exchange: _Exchange) -> tuple[Report, int]:
     step = experiment.steps[exchange.instruction.step]
     model = experiment.build_model(step.task)
     encoding = Encoding(step.stage, model, experiment.classes, experiment.config.federation.sites)
-    vector = masked(encoding.encode(report), exchange.own, exchange.keys, exchange.roster, exchange.context)
+    with _refusing(Phase.MASKED):
+        vector = masked(encoding.encode(report), exchange.own, exchange.keys, exchange.roster, exchange.context)
     exchange.ledger.mask(exchange.context, exchange.roster)
     numbers = {"seconds": time.monotonic() - started}
     return Report(False, {PHASE_UP[Phase.MASKED]: torch.from_numpy(vector.view("int64"))}, numbers), len(encoding)
@@ -110,7 +110,8 @@ def _opened(exchange: _Exchange) -> Tensor:
     exchange.ledger.open(exchange.context, roster, survivors)
     shares = []
     for (sender, public), sealed in zip(roster.items(), weights[SHARES], strict=True):
-        own, key = opened(exchange.own, exchange.keys, sender, public, sealed.numpy().tobytes(), exchange.context)
+        with _refusing(Phase.OPEN):
+            own, key = opened(exchange.own, exchange.keys, sender, public, sealed.numpy().tobytes(), exchange.context)
         shares.append(_bytes(own if sender in survivors else key))
     return torch.stack(shares)
 
@@ -162,6 +163,15 @@ def _sites(sent: Tensor, known: Collection[int], threshold: int) -> list[int]:
     if len(sites) < threshold:
         raise ProtocolError(f"{len(sites)} sites are too few", accepted=f"{threshold} or more")
     return sites
+
+
+@contextmanager
+def _refusing(phase: Phase) -> Iterator[None]:
+    """Keys and shares that are none came from the server."""
+    try:
+        yield
+    except ValueError as error:
+        raise ProtocolError(f"the exchange {phase.value!r} cannot be answered: {error}") from error
 
 
 def _bytes(content: bytes) -> Tensor:

@@ -197,6 +197,16 @@ def check_report(
         raise ProtocolError("the tensors come from no sample", accepted="an answer that abstains, without tensors")
 
 
+def phase_shape(phase: Phase, sites: int, length: int) -> tuple[torch.dtype, tuple[int, ...]]:
+    """Type and shape of what comes up in an exchange among n sites with vectors of N integers."""
+    return {
+        Phase.KEYS: (torch.uint8, (PUBLIC_BYTES,)),
+        Phase.SHARES: (torch.uint8, (sites, SEALED_BYTES)),
+        Phase.MASKED: (torch.int64, (length,)),
+        Phase.OPEN: (torch.uint8, (sites, SHARE_BYTES)),
+    }[phase]
+
+
 def check_phase(report: Report, phase: Phase, sites: int, length: int) -> None:
     """Refuse an answer of an exchange of secure aggregation that is not exactly as declared; at both ends.
 
@@ -209,17 +219,11 @@ def check_phase(report: Report, phase: Phase, sites: int, length: int) -> None:
     Raises:
         ProtocolError: it abstains, or a tensor or number is undeclared, missing, or of another shape or type.
     """
-    declared = {
-        Phase.KEYS: (torch.uint8, (PUBLIC_BYTES,)),
-        Phase.SHARES: (torch.uint8, (sites, SEALED_BYTES)),
-        Phase.MASKED: (torch.int64, (length,)),
-        Phase.OPEN: (torch.uint8, (sites, SHARE_BYTES)),
-    }
     if report.abstained:
         raise ProtocolError("a site that has nothing to say says so in its vector, as 0")
     _same_names("tensor", set(report.weights), {PHASE_UP[phase]})
     _same_names("number", set(report.numbers), {"seconds"} if phase is Phase.MASKED else set())
-    check_tensor(PHASE_UP[phase], report.weights[PHASE_UP[phase]], *declared[phase])
+    check_tensor(PHASE_UP[phase], report.weights[PHASE_UP[phase]], *phase_shape(phase, sites, length))
     if any(isinstance(value, list) or not math.isfinite(value) for value in report.numbers.values()):
         raise ProtocolError("number 'seconds' is not one finite number")
 
