@@ -68,10 +68,8 @@ def declared(site: Site, step: Step, phase: Phase | None = None, peers: int = 0)
     data = experiment.dataset
     most = len(data.test.labels) if tests else len(data.train.labels) + experiment.config.memory.exemplars
     fewest = site.fewest_images if tests else site.fewest_exemplars
-    numbers = SECONDS if secure else None
-    return Declared(
-        step.stage.action, _forms(experiment, step.task, step.stage), experiment.classes, most, fewest, numbers
-    )
+    forms, numbers = _forms(experiment, step.task, step.stage), SECONDS if secure else None
+    return Declared(step.stage.action, forms, experiment.classes, most, fewest, numbers)
 
 
 def encode(report: Report, step: Declared) -> RecordDict:

@@ -14,6 +14,7 @@ from small_runs import Outcome, instruction, run_small, small_config, small_site
 from torch import Tensor
 
 from client.audit import AuditLog
+from client.door import declared, encode, let_out
 from client.local_steps import answer
 from client.secure_ledger import LEDGER_FILE
 from client.secure_steps import secure_answer
@@ -142,6 +143,27 @@ def test_a_step_of_which_nothing_is_summed_has_no_exchanges(five: Consortium, tm
         secure_answer(Phase.KEYS, instruction(remembering, step, 0, tmp_path), small_site(remembering, 0, tmp_path))
     report = answer(instruction(remembering, step, 0, tmp_path), small_site(remembering, 0, tmp_path))
     assert set(report.numbers) == {"seconds"}  # how many exemplars of what is nobody's business
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_the_door_lets_nothing_out_beside_what_an_exchange_declares(five: Consortium, phase: Phase) -> None:
+    weights = {Phase.KEYS: START, Phase.OPEN: five.opening([0, 1, 2, 3])}.get(phase, five.roster)
+    five.ask(Phase.MASKED, 0, five.roster)
+    site, name = small_site(EXPERIMENT, 0, five.folder), PHASE_UP[phase]
+    report = secure_answer(phase, replace(five.sent(0), weights=weights), site)
+    form = declared(site, STEP, phase, len(weights.get(SITES, ())))
+    let_out(encode(report, form), form)
+    tensor = report.weights[name]
+    for changed in (
+        replace(report, numbers={**report.numbers, "class_counts": [1] * EXPERIMENT.classes}),
+        replace(report, numbers={**report.numbers, "loss": 0.5}),
+        replace(report, abstained=True),
+        replace(report, weights={name: torch.cat([tensor, tensor])}),
+        replace(report, weights={name: tensor.double()}),
+        replace(report, weights={}),
+    ):
+        with pytest.raises(ProtocolError):
+            let_out(encode(changed, form), form)
 
 
 def test_deployed_sites_take_part_and_record_what_left(tmp_path: Path) -> None:
