@@ -15,6 +15,7 @@ from client.admission import admit
 from client.audit import audit_log
 from client.door import declared, encode, error_words, let_announcement_out, let_out
 from client.local_steps import answer
+from client.parcels import opened, packed
 from client.secure_steps import secure_answer
 from client.site import announcement, open_site
 from dynammo_core.errors import DynammoError, ProtocolError
@@ -65,7 +66,7 @@ def _log(error: Exception) -> None:
 
 def reply(content: RecordDict, node_config: NodeConfig, phase: Phase | None = None) -> RecordDict:
     """Answer one instruction, or an exchange of secure aggregation."""
-    instruction = _decode(content)
+    instruction, hashes = _decode(content)
     if instruction.code_hash != code_hash():
         raise ProtocolError(
             f"the server runs the code {instruction.code_hash[:12]}, this site runs {code_hash()[:12]}",
@@ -75,14 +76,17 @@ def reply(content: RecordDict, node_config: NodeConfig, phase: Phase | None = No
     site, log = open_site(instruction, node_config), audit_log(node_config)
     if log:
         log.check_writable()
-    report = answer(instruction, site) if phase is None else secure_answer(phase, instruction, site)
+    whole = opened(instruction, hashes, site)
+    report = answer(whole, site) if phase is None else secure_answer(phase, whole, site)
     experiment, step = site.experiment, site.experiment.steps[instruction.step]
-    form = declared(site, step, phase, len(instruction.weights.get(SITES, ())))
-    leaving = let_out(encode(report, form), form)
+    form = declared(site, step, phase, len(whole.weights.get(SITES, ())))
+    wire = packed(report, whole, site) if phase is None else report
+    leaving = let_out(encode(wire, form), form)
+    site.received.keep(hashes, instruction.weights)
     if log:
         remembered = step.stage.action is Action.REMEMBER
         held = site.memory().samples.class_counts(experiment.classes) if remembered else None
-        log.answered(instruction, step, report, experiment.class_names, phase, held)
+        log.answered(instruction, step, report, experiment.class_names, wire.weights, phase, held)
     return leaving
 
 
@@ -155,13 +159,15 @@ def announce(content: RecordDict, node_config: NodeConfig) -> RecordDict:
     return leaving
 
 
-def _decode(content: RecordDict) -> Instruction:
+def _decode(content: RecordDict) -> tuple[Instruction, dict[str, str]]:
+    """The instruction with the tensors that came, and the hashes of all that are meant, by name."""
     try:
         fields = content.config_records["instruction"]
         weights = {
             name: torch.from_numpy(array.numpy().copy()) for name, array in content.array_records["weights"].items()
         }
-        return Instruction(
+        hashes = {name: str(known) for name, known in content.config_records["tensors"].items()}
+        instruction = Instruction(
             experiment=str(fields["experiment"]),
             code_hash=str(fields["code_hash"]),
             run=str(fields["run"]),
@@ -170,5 +176,6 @@ def _decode(content: RecordDict) -> Instruction:
             workspace=str(fields["workspace"]),
             weights=weights,
         )
+        return instruction, hashes
     except Exception as error:  # what a damaged or forged message makes a decoder raise has no common type
         raise ProtocolError(f"the message is no instruction ({type(error).__name__}: {error})") from error

@@ -47,6 +47,7 @@ class AuditLog:
         step: Step,
         report: Report,
         class_names: tuple[str, ...],
+        wire: Mapping[str, Tensor],
         phase: Phase | None = None,
         held: Sequence[int] | None = None,
     ) -> None:
@@ -57,6 +58,7 @@ class AuditLog:
             step: the step it names.
             report: the checked answer.
             class_names: of the experiment, in the order of `class_counts`.
+            wire: its tensors as they travel, whose bytes are recorded; norms are those of the report.
             phase: the exchange of secure aggregation that it answers, where it does.
             held: exemplars of each class after `remember`, where the report does not say them.
 
@@ -74,9 +76,9 @@ class AuditLog:
             place["exchange"] = phase.value
         left = {
             "abstained": report.abstained,
-            "bytes": report.bytes,
+            "bytes": tensor_bytes(wire),
             "norm": norm(report.weights),
-            "tensors": _groups(report.weights),
+            "tensors": _groups(report.weights, wire),
             "numbers": sorted(report.numbers),
             "class_counts": counts,
         }
@@ -146,9 +148,14 @@ def norm(weights: Mapping[str, Tensor]) -> float:
     return math.sqrt(sum(float(torch.linalg.vector_norm(t.double())) ** 2 for t in weights.values()))
 
 
-def _groups(weights: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+def _groups(weights: Mapping[str, Tensor], wire: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
     """Number, bytes and norm of the tensors by the first two parts of their names, such as heads.task1."""
-    groups: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in weights.items():
-        groups.setdefault(".".join(name.split(".")[:2]), {})[name] = tensor
-    return {group: {"count": len(own), "bytes": tensor_bytes(own), "norm": norm(own)} for group, own in groups.items()}
+    groups: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+    for place, tensors in enumerate((weights, wire)):
+        for name, tensor in tensors.items():
+            group = ".".join(name.partition(":")[0].split(".")[:2])
+            groups.setdefault(group, ({}, {}))[place][name] = tensor
+    return {
+        group: {"count": len(own), "bytes": tensor_bytes(sent), "norm": norm(own)}
+        for group, (own, sent) in groups.items()
+    }

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from client.site import Site
 from dynammo_core.class_registry import Announcement
+from dynammo_core.compression import CODECS, packed_form
 from dynammo_core.errors import DynammoError, ProtocolError
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action, Stage, Step
@@ -180,7 +181,11 @@ def _check_array(name: str, array: object, form: Form) -> None:
     values = _decoded(name, array.data)
     if (values.dtype.name, values.shape) != form:
         raise ProtocolError(f"tensor {name!r} holds {values.dtype} {values.shape}", accepted=str(form))
-    if name not in PHASE_UP.values() and (values.dtype.kind != "f" or not np.isfinite(values).all()):
+    if (
+        name not in PHASE_UP.values()
+        and values.dtype.name != "int8"
+        and (values.dtype.kind != "f" or not np.isfinite(values).all())
+    ):
         raise ProtocolError(f"tensor {name!r} holds values that are not finite floating-point numbers")
     if Array(values).data != array.data:
         raise ProtocolError(f"tensor {name!r} holds bytes that its values do not account for")
@@ -211,8 +216,10 @@ def _vector_length(experiment: Experiment, task: int, stage: Stage) -> int:
 
 @lru_cache(maxsize=64)
 def _forms(experiment: Experiment, task: int, stage: Stage) -> Mapping[str, Form]:
-    """Of the tensors that a stage sends up; kept, as a network is costly to build."""
+    """Of the tensors that a stage sends up, as its codec writes them; kept, as a network is costly to build."""
     model = experiment.build_model(task)
     state = model.state_dict()
-    arrays = {name: state[name].detach().cpu().numpy() for name in names_up(model, stage)}
-    return {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
+    form = packed_form(
+        CODECS[experiment.config.federation.compression], {name: state[name] for name in names_up(model, stage)}
+    )
+    return {name: (str(dtype).removeprefix("torch."), shape) for name, (dtype, shape) in form.items()}

@@ -33,6 +33,7 @@ from dynammo_core.methods.base import Rehearsal
 from dynammo_core.protocol import Instruction
 from dynammo_core.seeding import derive_seed
 from dynammo_core.settings import DataSettings
+from dynammo_core.tensor_store import TensorStore
 
 Held = TypeVar("Held", Samples, ReplayMemory)
 RUN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
@@ -46,6 +47,7 @@ class Site:
         experiment: with the site's own data, weights and device in it.
         index: its number among the sites of the experiment.
         store: where its exemplars lie.
+        received: the tensors that it was sent; in a simulation all sites share them, as they share the data set.
         share: the number of its part of a simulation's data set; None where all images are its own.
         today: the day that exemplars are taken in.
         ledger: the records that it may use no more.
@@ -56,6 +58,7 @@ class Site:
     experiment: Experiment
     index: int
     store: MemoryStore
+    received: TensorStore
     share: int | None = None
     today: date = SIMULATED_DAY
     ledger: WithdrawalLedger | None = None
@@ -139,7 +142,8 @@ class Site:
 def simulated_site(experiment: Experiment, index: int, workspace: Path, run: str) -> Site:
     """A share of the one data set of a simulation, and a folder in the run directory."""
     name = f"site-{index:03d}"
-    return Site(experiment, index, MemoryStore(workspace / name, run=run, site=name), share=index)
+    store = MemoryStore(workspace / name, run=run, site=name)
+    return Site(experiment, index, store, TensorStore(workspace), share=index)
 
 
 def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, run: str) -> Site:
@@ -163,6 +167,7 @@ def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, ru
         experiment,
         index,
         MemoryStore(own.folder / run, run=run, site=settings.site, key=key),
+        TensorStore(own.folder / run),
         today=datetime.now(UTC).date(),
         ledger=WithdrawalLedger(own.folder),
         expiry_days=own.expiry_days,

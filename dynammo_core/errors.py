@@ -78,6 +78,12 @@ class PolicyError(DynammoError):
     code = 109
 
 
+class MissingTensorsError(DynammoError):
+    """A site lacks tensors that the server took it to hold; it is asked again, with all of them."""
+
+    code = 110
+
+
 def nearest_match(name: str, options: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the option closest to `name`, or an empty string when none is close."""
     close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from dynammo_core.compression import packed_form, unpack
+from dynammo_core.compression.base import Codec
 from dynammo_core.errors import ProtocolError, unknown_name
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 from dynammo_core.plan import Action, Stage
@@ -140,6 +142,46 @@ def tensor_bytes(weights: Mapping[str, Tensor]) -> int:
 def names_up(model: IncrementalModel, stage: Stage) -> list[str]:
     """Names of the model's tensors that a site may return in a stage."""
     return matching(travelling_names(model), stage.up)
+
+
+def check_packed(report: Report, stage: Stage, model: IncrementalModel, codec: Codec) -> None:
+    """Refuse a report whose tensors do not have the very types and shapes in which the codec writes those declared.
+
+    Raises:
+        ProtocolError: a tensor that is undeclared, missing, or of another form.
+    """
+    state = model.state_dict()
+    form = packed_form(codec, {} if report.abstained else {name: state[name] for name in names_up(model, stage)})
+    _same_names("tensor", set(report.weights), set(form))
+    for name, tensor in report.weights.items():
+        dtype, shape = form[name]
+        if (tensor.dtype, tuple(tensor.shape)) != (dtype, shape):
+            raise ProtocolError(
+                f"tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)} on the wire, in the stage {stage.name!r}",
+                accepted=f"{dtype} {shape}",
+            )
+
+
+def opened_report(
+    report: Report,
+    stage: Stage,
+    model: IncrementalModel,
+    classes: int,
+    seen: Collection[int] | None = None,
+    *,
+    codec: Codec,
+    sent: Mapping[str, Tensor],
+    secure: bool = False,
+) -> Report:
+    """The report that a codec packed, checked in both forms; `sent` is what the site was sent in this step.
+
+    Raises:
+        ProtocolError: of `check_packed` or `check_report`.
+    """
+    check_packed(report, stage, model, codec)
+    report = replace(report, weights=unpack(codec, report.weights, sent))
+    check_report(report, stage, model, classes, seen, secure=secure)
+    return report
 
 
 def check_report(

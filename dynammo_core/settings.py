@@ -133,6 +133,11 @@ class FederationSettings(Section):
         gt=0,
         description="how long a round waits for a site that is not connected",
     )
+    compression: Literal["none", "float16", "int8"] = Field(
+        default="none",
+        description="how float32 travels; float16: both ways; int8: float16 to the sites and, of matrices, the "
+        "difference in int8 back",
+    )
     aggregator: Literal["mean", "median", "trimmed_mean", "krum", "multi_krum", "norm_clipping"] = Field(
         default="mean", description="a name of the table AGGREGATORS"
     )
@@ -146,11 +151,7 @@ class FederationSettings(Section):
     secure_aggregation: bool = Field(
         default=False, description="the server learns only the sum of the sites' answers; needs aggregator: mean"
     )
-    secure_threshold: int | None = Field(
-        default=None,
-        description="sites that must stay until the end of a step of secure aggregation, and that together could read "
-        "another's answer (default: more than two thirds)",
-    )
+    secure_threshold: int | None = Field(default=None, description="sites that must stay (default: over two thirds)")
 
     @model_validator(mode="before")
     @classmethod
@@ -175,8 +176,10 @@ class FederationSettings(Section):
     @field_validator("secure_aggregation")
     @classmethod
     def _only_sums(cls, secure: bool, info: ValidationInfo) -> bool:
-        if secure and (aggregator := info.data.get("aggregator", "mean")) != "mean":
-            raise ValueError(f"{aggregator} compares single updates, of which the server is to see none; take mean")
+        aggregator, compression = info.data.get("aggregator", "mean"), info.data.get("compression", "none")
+        if secure and (aggregator, compression) != ("mean", "none"):
+            what = f"{compression} packs" if aggregator == "mean" else f"{aggregator} compares"
+            raise ValueError(f"{what} single updates, of which the server is to see none; take mean and no compression")
         sites = info.data.get("sites", 3) - len(info.data.get("evaluate_only", ()))
         if secure and sites < 3:
             raise ValueError(f"a sum hides its terms among 3 sites or more, and {sites} take part in training")

@@ -45,6 +45,7 @@ def main(grid: Grid, context: Context) -> None:
             config,
             runs=base / str(values.get("runs") or "runs"),
             resume=base / resume if resume else None,
+            accept_new_code=str(values.get("accept-new-code", "")) == "yes",
             listeners=[view.update],
         )
     console = Console(width=100)

@@ -30,6 +30,7 @@ class Progress:
         seconds: time spent on finished steps.
         confusion: [task][site][C * C] test counts after each finished task.
         run: unique name of the run, by which sites know its memory; a run keeps it when it goes on.
+        code_changes: step, old and new hash of the code, wherever the run went on under another code.
     """
 
     next_step: int = 0
@@ -38,6 +39,7 @@ class Progress:
     seconds: float = 0.0
     confusion: list[list[list[int]]] = field(default_factory=list)
     run: str = ""
+    code_changes: list[dict[str, int | str]] = field(default_factory=list)
 
     def grow(self, sites: int, classes: int) -> None:
         """Make room for sites and classes that joined: they have no counts in earlier tasks."""
@@ -77,8 +79,11 @@ class CheckpointStore:
         notes = {"identity": json.dumps(vars(self._identity)), "progress": json.dumps(vars(progress))}
         write_atomically(self.path, save(tensors, metadata=notes | {"sha256": _digest(notes, tensors)}))
 
-    def load(self) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
+    def load(self, *, accept_new_code: bool = False) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
         """The progress, the model's tensors and the archive as last saved.
+
+        Args:
+            accept_new_code: go on where another code has made the checkpoint; the progress then says so.
 
         Raises:
             CheckpointError: none is there, it is corrupt, or it was made by another configuration or code.
@@ -103,20 +108,26 @@ class CheckpointStore:
                 f"the checkpoint {self.path} cannot be read ({type(error).__name__}: {error})",
                 remedy="Restore it from a backup, or start the run anew, without --resume",
             ) from error
-        self._check(identity)
+        self._check(identity, accept_new_code)
+        if identity.code_hash != self._identity.code_hash:
+            hashes = {"then": identity.code_hash, "now": self._identity.code_hash}
+            progress.code_changes.append({"step": progress.next_step, **hashes})
         return progress, _part(tensors, "model/"), _part(tensors, "archive/")
 
-    def _check(self, found: Identity) -> None:
+    def _check(self, found: Identity, accept_new_code: bool) -> None:
         differences = forbidden_changes(found.config, self._identity.config)
-        if found.code_hash != self._identity.code_hash:
-            differences.append(f"the code (then {found.code_hash[:12]}, now {self._identity.code_hash[:12]})")
         if found.backbone_sha256 != self._identity.backbone_sha256:
             differences.append("the backbone's weights")
+        remedy = "Go on with those, or start a run anew, without --resume"
+        if found.code_hash != self._identity.code_hash and not accept_new_code:
+            if not differences:
+                remedy = "Go on with the old code; or with the new one, once every site has it, by --accept-new-code"
+            differences.append(f"the code (then {found.code_hash[:12]}, now {self._identity.code_hash[:12]})")
         if differences:
             raise CheckpointError(
                 f"the checkpoint {self.path} was made by another experiment: {'; '.join(differences)}",
                 accepted="the configuration, code and weights that the run was started with",
-                remedy="Go on with those, or start a run anew, without --resume",
+                remedy=remedy,
             )
 
 

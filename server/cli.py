@@ -38,6 +38,11 @@ Overrides = Annotated[
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run.", show_default=False)]
 Detach = Annotated[bool, typer.Option("--detach", help="Return when the run is submitted; `status` shows it.")]
 
+NewCode = Annotated[
+    bool,
+    typer.Option("--accept-new-code", help="Go on under another code than the run was last under; recorded in it."),
+]
+
 
 @app.command()
 def init(
@@ -135,7 +140,13 @@ def run(
 
 
 @app.command()
-def resume(run_dir: RunDir, set_: Overrides = None, detach: Detach = False, folder: Folder = HERE) -> None:
+def resume(
+    run_dir: RunDir,
+    set_: Overrides = None,
+    accept_new_code: NewCode = False,
+    detach: Detach = False,
+    folder: Folder = HERE,
+) -> None:
     """Go on with a run where it was cut off; --set may change quorum, deadlines and who only evaluates."""
     with readable_errors():
         from dynammo_core.config import load_config
@@ -143,7 +154,14 @@ def resume(run_dir: RunDir, set_: Overrides = None, detach: Detach = False, fold
         from server.settings import load_server
 
         experiment = load_config(run_dir / "config.yaml", parse_overrides(set_ or []))
-        launch_and_follow(load_server(folder), experiment, resume=run_dir.absolute(), detach=detach, console=console)
+        launch_and_follow(
+            load_server(folder),
+            experiment,
+            resume=run_dir.absolute(),
+            accept_new_code=accept_new_code,
+            detach=detach,
+            console=console,
+        )
 
 
 @app.command()
@@ -167,6 +185,7 @@ def extend(
         bool, typer.Option("--distinct", help="Names that look alike mean different diseases: a person has checked.")
     ] = False,
     site: Annotated[list[str] | None, typer.Option(help="A site that joins. Repeatable.")] = None,
+    accept_new_code: NewCode = False,
     detach: Detach = False,
     folder: Folder = HERE,
 ) -> None:
@@ -180,7 +199,14 @@ def extend(
 
         experiment = with_new_task(load_config(run_dir / "config.yaml"), new, distinct=distinct)
         experiment = with_sites(experiment, site or [])
-        launch_and_follow(load_server(folder), experiment, resume=run_dir.absolute(), detach=detach, console=console)
+        launch_and_follow(
+            load_server(folder),
+            experiment,
+            resume=run_dir.absolute(),
+            accept_new_code=accept_new_code,
+            detach=detach,
+            console=console,
+        )
 
 
 @app.command()

@@ -12,6 +12,7 @@ import torch
 from rich import filesize
 from torch import Tensor
 
+from dynammo_core.compression import CODECS, pack
 from dynammo_core.config import Config, load_config
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
@@ -74,7 +75,8 @@ The tasks: {% for names in tasks %}{{ loop.index }}. {{ names | map("cell") | jo
 | {{ row.task }} | {{ row.stage }} | {{ row.rounds }} | {{ row.down }} |
 {% endfor %}
 
-Beside this: the experiment's configuration, the hash of the code, the name of the run, and the number of the step.
+Of these, those that the site does not hold since an earlier step. Beside this: the hash of each tensor, the
+experiment's configuration, the hash of the code, the name of the run, and the number of the step.
 {% if secure %}
 In the exchanges of secure aggregation, all sites' public keys and what they encrypted for this site.
 {% endif %}
@@ -125,18 +127,19 @@ def data_flow(source: Path) -> str:
 
 
 def _rows(experiment: Experiment, task: int) -> Iterable[dict[str, Any]]:
-    model = experiment.build_model(task)
+    model, codec = experiment.build_model(task), CODECS[experiment.config.federation.compression]
     secure = experiment.config.federation.secure_aggregation
     for stage in experiment.method.all_stages(task):
         hidden = secure and stage.action in SUMMED
-        up = _exchanges(experiment, model, stage) if hidden else _tensors(model, names_up(model, stage))
+        plain = _tensors(model, names_up(model, stage))
+        up = _exchanges(experiment, model, stage) if hidden else pack(codec, plain, {})
         yield {
             "task": task + 1,
             "stage": stage.name,
             "rounds": stage.rounds,
             "why": WHY[stage.action],
             "up": _groups(up),
-            "down": _groups(_down(model, stage)),
+            "down": _groups(pack(codec.downwards, _down(model, stage), {})),
             "numbers": ", ".join(f"`{name}`" for name in (["seconds"] if secure else sorted(NUMBERS[stage.action]))),
             "bytes": tensor_bytes(up),
         }

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from dynammo_core.errors import ProtocolError
+from dynammo_core.compression import CODECS
+from dynammo_core.errors import MissingTensorsError, ProtocolError
 from dynammo_core.plan import Action
-from dynammo_core.protocol import Instruction, Phase, Report, tensor_bytes
+from dynammo_core.protocol import Instruction, Phase, Report
 from dynammo_core.secure_aggregation.encoding import Total
 from dynammo_core.settings import FederationSettings
+from server.deliveries import Deliveries, Parcel
 from server.roster import POLL_SECONDS, Roster
 
 MESSAGE_TYPES: Mapping[Action, str] = {
@@ -43,43 +46,46 @@ class Failure:
 
 @dataclass(frozen=True)
 class Answers:
-    """Reports by site, ascending, and failures, whatever the order in which they came.
+    """Reports by site, ascending, and failures, whatever the order in which they came; and what that cost.
 
     Attributes:
-        reports: of secure aggregation, what each site sent in all exchanges.
-        failures: of sites without a report.
+        bytes_down: bytes of the tensors that went to each site.
+        bytes_held: of those that did not have to, as the site holds them.
+        bytes_up: of those that came from it.
         total: of secure aggregation, all that the server learns.
-        beyond: of secure aggregation, bytes that each site was sent beyond the stage's tensors; negative for one that
-            fell out before it was sent those.
     """
 
     reports: dict[int, Report] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    bytes_down: Counter[int] = field(default_factory=Counter)
+    bytes_held: Counter[int] = field(default_factory=Counter)
+    bytes_up: Counter[int] = field(default_factory=Counter)
     total: Total | None = None
-    beyond: Mapping[int, int] = field(default_factory=dict)
 
-    @property
-    def asked(self) -> int:
-        """Number of sites."""
-        return len(self.reports) + len(self.failures)
-
-    def bytes_down(self, sent: Mapping[str, Tensor]) -> int:
-        """Bytes of tensors that went to all sites, where each was sent the same."""
-        return tensor_bytes(sent) * self.asked + sum(self.beyond.values())
-
-    def site_fields(self, sent: Mapping[str, Tensor]) -> list[dict[str, object]]:
+    def site_fields(self) -> list[dict[str, object]]:
         """The reports for the event log; what a sum hides of a site is null."""
         return [
             {
                 "site": site,
                 "samples": _samples(report),
                 "abstained": report.abstained if self.total is None else None,
-                "bytes_up": report.bytes,
-                "bytes_down": tensor_bytes(sent) + self.beyond.get(site, 0),
+                "bytes_up": self.bytes_up[site],
+                "bytes_down": self.bytes_down[site],
                 "metrics": {name: value for name, value in report.numbers.items() if not isinstance(value, list)},
             }
             for site, report in self.reports.items()
         ]
+
+    def then(self, later: Answers) -> Answers:
+        """With the answers to a second question, to those that failed in this one."""
+        reports = dict(sorted({**self.reports, **later.reports}.items()))
+        return Answers(
+            reports,
+            later.failures,
+            self.bytes_down + later.bytes_down,
+            self.bytes_held + later.bytes_held,
+            self.bytes_up + later.bytes_up,
+        )
 
 
 def _samples(report: Report) -> int | None:
@@ -93,6 +99,8 @@ class Exchange:
     def __init__(self, grid: Grid, federation: FederationSettings) -> None:
         self._grid = grid
         self._roster = Roster(grid, federation)
+        self._codec = CODECS[federation.compression]
+        self._deliveries = Deliveries()
 
     def ask(
         self,
@@ -104,9 +112,12 @@ class Exchange:
         deadline: float,
         on_waiting: Callable[[list[int]], None],
         on_answers: Callable[[int], None],
-        check: Callable[[Report], None],
+        check: Callable[[Report], Report],
     ) -> Answers:
         """Send each instruction to its site and wait for all answers, or for the deadline.
+
+        Of the tensors only those travel that a site does not hold; one that holds less than was believed is asked
+        again, with all of them, as part of the same question.
 
         Args:
             action: what the sites are to do, or an exchange of secure aggregation.
@@ -116,33 +127,30 @@ class Exchange:
             deadline: seconds that the slowest site has.
             on_waiting: told which sites are not connected and waited for, whenever that changes.
             on_answers: told how many have answered, whenever that changes.
-            check: refuses a report by raising ProtocolError; the site then counts as failed.
+            check: opens a report as it travelled, or refuses it by raising ProtocolError; the site then counts as
+                failed.
         """
         asked = [instruction.site for instruction in instructions]
         nodes = self._roster.nodes(asked, needed=needed, deadline=deadline, on_waiting=on_waiting)
-        weights = _shared_records(instructions)
-        sent = [instruction for instruction in instructions if instruction.site in nodes]
-        messages = [
-            Message(
-                _encode(instruction, weights[id(instruction.weights)]),
-                nodes[instruction.site],
-                PHASE_TYPES[action] if isinstance(action, Phase) else MESSAGE_TYPES[action],
-                ttl=deadline,
-                group_id=group,
-            )
-            for instruction in sent
-        ]
-        # Flower returns nothing at all when a message is too large, and no id for one that it could not deliver.
-        pushed = (list(self._grid.push_messages(messages)) if messages else []) or [""] * len(messages)
-        sites = {message_id: one.site for message_id, one in zip(pushed, sent, strict=True) if message_id}
-        replies: dict[int, Message] = {}
+        kind = PHASE_TYPES[action] if isinstance(action, Phase) else MESSAGE_TYPES[action]
+        weights = {id(instruction.weights): instruction.weights for instruction in instructions}
+        question = _Question(
+            self._grid,
+            self._deliveries,
+            {key: Parcel.of(tensors, self._codec) for key, tensors in weights.items()},
+            lambda content, site, ttl: Message(content, nodes[site], kind, ttl=ttl, group_id=group),
+        )
+        question.send([instruction for instruction in instructions if instruction.site in nodes], deadline)
+        sites, replies = question.sites, dict[int, Message]()
         started, restarted = self._roster.activations(asked), set[int]()
         limit, pause, looked = time.monotonic() + deadline, POLL_SECONDS, time.monotonic()
         while len(replies) + len(restarted) < len(sites) and time.monotonic() < limit:
             waiting = [message_id for message_id, site in sites.items() if site not in {*replies, *restarted}]
             arrived = list(self._grid.pull_messages(waiting))
             for reply in arrived:
-                replies[sites[reply.metadata.reply_to_message_id]] = reply
+                site = sites[reply.metadata.reply_to_message_id]
+                if not question.sent_all(site, reply, limit - time.monotonic()):
+                    replies[site] = reply
             if arrived:
                 on_answers(len(replies))
                 pause = POLL_SECONDS
@@ -155,8 +163,75 @@ class Exchange:
                     again = {site for site in started if now.get(site, started[site]) != started[site]}
                     restarted = again & set(sites.values()) - set(replies)
         answers = _sort(sorted(nodes), set(sites.values()), replies, restarted, check)
+        answers.bytes_down.update(question.bytes_down)
+        answers.bytes_held.update(question.bytes_held)
+        question.settle(answers.reports)
         answers.failures.extend(Failure(site, 0, "NotConnected") for site in sorted(set(asked) - set(nodes)))
         return answers
+
+
+class _Question:
+    """One question on its way to the sites.
+
+    Attributes:
+        sites: which site each message went to, by the message's id.
+        bytes_down: bytes of the tensors that were sent, by site.
+        bytes_held: of those that were not.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        deliveries: Deliveries,
+        parcels: Mapping[int, Parcel],
+        message: Callable[[RecordDict, int, float], Message],
+    ) -> None:
+        self.sites: dict[str, int] = {}
+        self.bytes_down: Counter[int] = Counter()
+        self.bytes_held: Counter[int] = Counter()
+        self._grid = grid
+        self._deliveries = deliveries
+        self._parcels = parcels
+        self._message = message
+        self._instructions: dict[int, Instruction] = {}
+        self._in_part: set[int] = set()
+
+    def send(self, instructions: Sequence[Instruction], ttl: float) -> None:
+        """Ask each instruction's site, which has so many seconds; what it holds already is not sent."""
+        messages, names = [], []
+        for instruction in instructions:
+            site, parcel = instruction.site, self._parcels[id(instruction.weights)]
+            self._instructions[site] = instruction
+            names.append(self._deliveries.lacking(site, parcel))
+            fields = {name: value for name, value in vars(instruction).items() if name != "weights"}
+            content = RecordDict({**parcel.records(names[-1]), "instruction": ConfigRecord(fields)})
+            messages.append(self._message(content, site, ttl))
+        # Flower returns nothing at all when a message is too large, and no id for one that it could not deliver.
+        pushed = (list(self._grid.push_messages(messages)) if messages else []) or [""] * len(messages)
+        for message_id, instruction, sent in zip(pushed, instructions, names, strict=True):
+            if message_id:
+                site, parcel = instruction.site, self._parcels[id(instruction.weights)]
+                self.sites[message_id] = site
+                travelling = sum(parcel.sizes[name] for name in sent)
+                self.bytes_down[site] += travelling
+                self.bytes_held[site] = sum(parcel.sizes.values()) - travelling
+                if len(sent) < len(parcel.arrays):
+                    self._in_part.add(site)
+
+    def sent_all(self, site: int, reply: Message, ttl: float) -> bool:
+        """Whether a site said that it lacks tensors that it was not sent, and so was asked again with all of them."""
+        if not reply.has_error() or reply.error.code != MissingTensorsError.code or site not in self._in_part:
+            return False
+        del self.sites[reply.metadata.reply_to_message_id]
+        self._in_part.remove(site)
+        self._deliveries.forget(site)
+        self.send([self._instructions[site]], ttl)
+        return True
+
+    def settle(self, sites: Iterable[int]) -> None:
+        """These sites did what they were asked, and so hold what they were sent."""
+        for site in sites:
+            self._deliveries.arrived(site, self._parcels[id(self._instructions[site].weights)])
 
 
 def _sort(
@@ -164,7 +239,7 @@ def _sort(
     reached: Set[int],
     replies: Mapping[int, Message],
     restarted: Set[int],
-    check: Callable[[Report], None],
+    check: Callable[[Report], Report],
 ) -> Answers:
     answers = Answers()
     for site in sites:
@@ -179,8 +254,8 @@ def _sort(
         else:
             try:
                 report = _decode(reply)
-                check(report)
-                answers.reports[site] = report
+                answers.bytes_up[site] = report.bytes
+                answers.reports[site] = check(report)
             except ProtocolError as error:
                 answers.failures.append(Failure(site, error.code, type(error).__name__))
     return answers
@@ -190,19 +265,6 @@ def error_class(reason: str | None) -> str:
     """The class of an error that a site reports; any text beside it is dropped, as it may come from the site's disk."""
     word = (reason or "").split("(")[0].split(":")[0].strip()
     return word if word.isidentifier() else "Error"
-
-
-def _shared_records(instructions: Sequence[Instruction]) -> dict[int, dict[str, Array]]:
-    """Tensors serialised once, however many sites receive them."""
-    return {
-        key: {name: Array(tensor.detach().cpu().contiguous().numpy()) for name, tensor in weights.items()}
-        for key, weights in {id(instruction.weights): instruction.weights for instruction in instructions}.items()
-    }
-
-
-def _encode(instruction: Instruction, weights: dict[str, Array]) -> RecordDict:
-    fields = {name: value for name, value in vars(instruction).items() if name != "weights"}
-    return RecordDict({"weights": ArrayRecord(dict(weights)), "instruction": ConfigRecord(fields)})
 
 
 def _decode(reply: Message) -> Report:

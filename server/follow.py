@@ -18,7 +18,13 @@ from server.settings import ServerSettings
 
 
 def launch_and_follow(
-    settings: ServerSettings, config: Config[Any], *, resume: Path | None, detach: bool, console: Console
+    settings: ServerSettings,
+    config: Config[Any],
+    *,
+    resume: Path | None,
+    accept_new_code: bool = False,
+    detach: bool,
+    console: Console,
 ) -> None:
     """Submit an experiment and show its progress, then its results.
 
@@ -26,7 +32,7 @@ def launch_and_follow(
         DynammoError: it cannot start, or it fails.
     """
     before = EventTail(resume / EVENTS, from_end=True) if resume else None
-    directory = launch(settings, config, resume=resume)
+    directory = launch(settings, config, resume=resume, accept_new_code=accept_new_code)
     console.print(f"Run directory: {directory}", soft_wrap=True, markup=False)
     if detach:
         return

@@ -23,7 +23,9 @@ FLOWER_RUN = "flower_run.json"
 FOLLOW_SECONDS, ASK_SECONDS = 0.5, 10.0
 
 
-def launch(settings: ServerSettings, config: Config[Any], *, resume: Path | None = None) -> Path:
+def launch(
+    settings: ServerSettings, config: Config[Any], *, resume: Path | None = None, accept_new_code: bool = False
+) -> Path:
     """Submit an experiment, or the rest of one, to the SuperLink; returns the run directory.
 
     Raises:
@@ -43,6 +45,7 @@ def launch(settings: ServerSettings, config: Config[Any], *, resume: Path | None
         "config": str(submitted),
         "runs": str(settings.runs),
         "resume": str(resume) if resume else "",
+        "accept-new-code": "yes" if accept_new_code else "",
     }
     directory.write_json(FLOWER_RUN, {"run-id": submit(settings, control, run_config)})
     return directory.path

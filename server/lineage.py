@@ -8,6 +8,7 @@ from typing import Any
 
 from dynammo_core.config import Config, resolve
 from dynammo_core.data.task_stream import build_task_stream
+from dynammo_core.errors import ConfigError
 
 OPERATION = tuple(
     f"federation.{key}"
@@ -20,10 +21,17 @@ GROWTH = ("data.classes", "tasks.sizes", "tasks.class_order", "federation.site_n
 
 
 def forbidden_changes(then: str, now: str) -> list[str]:
-    """`method.alpha (then 0.5, now 0.7)` for each change, between two canonical texts, that a run cannot take."""
-    changes = _differences(json.loads(then), json.loads(now))
+    """`method.alpha (then 0.5, now 0.7)` for each change, between two canonical texts, that a run cannot take.
+
+    A key that the code did not know then has its default, with which everything is as it was without the key.
+    """
+    try:
+        before = resolve(json.loads(then), then, {})
+    except ConfigError:  # by a code that knew other keys: they are the difference
+        before = None
+    changes = _differences(before.model_dump(mode="json") if before else json.loads(then), json.loads(now))
     allowed: tuple[str, ...] = OPERATION
-    if set(changes) & set(GROWTH) and _grows(resolve(json.loads(then), then, {}), resolve(json.loads(now), now, {})):
+    if before and set(changes) & set(GROWTH) and _grows(before, resolve(json.loads(now), now, {})):
         allowed += GROWTH
     return [
         f"{key} (then {old!r}, now {new!r})"

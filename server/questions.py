@@ -8,16 +8,17 @@ from functools import partial
 
 from torch import Tensor
 
+from dynammo_core.compression import CODECS
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Step
-from dynammo_core.protocol import SUMMED, Instruction, Phase, Report, check_report
+from dynammo_core.protocol import SUMMED, Instruction, Phase, Report, opened_report
 from dynammo_core.secure_aggregation.encoding import Encoding
 from server.exchange import Answers, Exchange
 from server.run_directory import RunDirectory
 from server.secure_exchange import SecureExchange
 
-Check = Callable[[Report], None]
+Check = Callable[[Report], Report]
 
 
 class Questions:
@@ -44,7 +45,7 @@ class Questions:
         """
         sites = self.taking_part(step)
         if not self._federation.secure_aggregation or step.stage.action not in SUMMED:
-            return self._ask(step, run, partial(self._check, step, model), dict.fromkeys(sites, sent), needed)
+            return self._ask(step, run, partial(self._check, step, model, sent), dict.fromkeys(sites, sent), needed)
         exchange = SecureExchange(
             ask=lambda phase, check, tensors, enough: self._ask(step, run, check, tensors, enough, phase),
             encoding=self.encoding(step, model),
@@ -84,8 +85,7 @@ class Questions:
         for attempt in range(self._federation.attempts):
             done = len(answers.reports)
             left = {site: tensors for site, tensors in sent.items() if site not in answers.reports}
-            one = self._ask_once(step, run, check, left, needed - done, phase, done)
-            answers = Answers(dict(sorted({**answers.reports, **one.reports}.items())), one.failures)
+            answers = answers.then(self._ask_once(step, run, check, left, needed - done, phase, done))
             if not answers.failures:
                 break
             if attempt + 1 < self._federation.attempts:
@@ -117,6 +117,14 @@ class Questions:
             check=check,
         )
 
-    def _check(self, step: Step, model: IncrementalModel, report: Report) -> None:
-        classes, seen = self._experiment.classes, self._experiment.stream.seen(step.task)
-        check_report(report, step.stage, model, classes, seen, secure=self._federation.secure_aggregation)
+    def _check(self, step: Step, model: IncrementalModel, sent: Mapping[str, Tensor], report: Report) -> Report:
+        return opened_report(
+            report,
+            step.stage,
+            model,
+            self._experiment.classes,
+            self._experiment.stream.seen(step.task),
+            codec=CODECS[self._federation.compression],
+            sent=sent,
+            secure=self._federation.secure_aggregation,
+        )

@@ -18,16 +18,30 @@ from server.task_loop import TaskLoop
 
 
 def run_and_report(
-    grid: Grid, config: Config[Any], *, runs: Path, resume: Path | None, listeners: Iterable[Listener] = ()
+    grid: Grid,
+    config: Config[Any],
+    *,
+    runs: Path,
+    resume: Path | None,
+    accept_new_code: bool = False,
+    listeners: Iterable[Listener] = (),
 ) -> RunDirectory:
     """As `run_experiment`, and leave a page for people beside the files."""
-    directory = run_experiment(grid, config, runs=runs, resume=resume, listeners=listeners)
+    directory = run_experiment(
+        grid, config, runs=runs, resume=resume, accept_new_code=accept_new_code, listeners=listeners
+    )
     write_report(directory.path)
     return directory
 
 
 def run_experiment(
-    grid: Grid, config: Config[Any], *, runs: Path, resume: Path | None, listeners: Iterable[Listener] = ()
+    grid: Grid,
+    config: Config[Any],
+    *,
+    runs: Path,
+    resume: Path | None,
+    accept_new_code: bool = False,
+    listeners: Iterable[Listener] = (),
 ) -> RunDirectory:
     """Run an experiment, or go on with the one in the directory `resume`.
 
@@ -36,6 +50,7 @@ def run_experiment(
         config: the experiment.
         runs: folder in which a new run makes its directory.
         resume: directory of a run that was cut off; None starts anew.
+        accept_new_code: go on even where the run was last under another code.
         listeners: told every event.
 
     Raises:
@@ -53,7 +68,7 @@ def run_experiment(
     try:
         loop = TaskLoop(experiment, exchange, directory)
         if resume:
-            loop.resume()
+            loop.resume(accept_new_code=accept_new_code)
         loop.run()
     except DynammoError as error:
         directory.log("run_failed", message=str(error))

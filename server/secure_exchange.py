@@ -7,9 +7,8 @@ whose vector came the seed of its own mask, of each that dealt shares and then f
 from __future__ import annotations
 
 import secrets
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -29,7 +28,6 @@ from dynammo_core.protocol import (
     Phase,
     Report,
     check_phase,
-    tensor_bytes,
 )
 from dynammo_core.secure_aggregation.encoding import Encoding, Total
 from dynammo_core.secure_aggregation.masking import Context, unmasked
@@ -38,7 +36,7 @@ from server.exchange import Answers, Failure
 
 Tensors = Mapping[str, Tensor]
 Vectors = Mapping[int, NDArray[np.uint64]]
-Ask = Callable[[Phase, Callable[[Report], None], Mapping[int, Tensors], int], Answers]
+Ask = Callable[[Phase, Callable[[Report], Report], Mapping[int, Tensors], int], Answers]
 """Asks sites in an exchange: what refuses an answer, what goes to each site, and how many of them are needed."""
 
 
@@ -63,9 +61,8 @@ class SecureExchange:
     needed: int
     threshold: int
     label: Callable[[int], str]
-    _sent: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     _failures: dict[int, Failure] = field(default_factory=dict)
-    _down: Counter[int] = field(default_factory=Counter)  # bytes of tensors, by site
+    _told: Answers = field(default_factory=Answers)  # what all exchanges cost
 
     def sum_of(self, sites: Iterable[int], sent: Tensors) -> Answers:
         """The sum over those sites that hold out, which received `sent` for the step itself.
@@ -89,16 +86,20 @@ class SecureExchange:
         opened = self._exchange(Phase.OPEN, {site: ending | {SHARES: relayed[site]} for site in hidden}, len(dealt))
         public = {site: key.numpy().tobytes() for site, key in keys.items()}
         total = self._open({site: _vector(report) for site, report in hidden.items()}, opened, public, context)
-        reports = {site: Report(False, self._sent[site], report.numbers) for site, report in hidden.items()}
         failures = [failure for site, failure in sorted(self._failures.items()) if site not in hidden]
-        beyond = {site: down - tensor_bytes(sent) for site, down in self._down.items()}
-        return Answers(reports, failures, total, beyond)
+        return replace(self._told, reports=hidden, failures=failures, total=total)
 
     def _exchange(self, phase: Phase, sent: Mapping[int, Tensors], peers: int = 0) -> dict[int, Report]:
         """The answers of one exchange, by site, ascending; a site that falls out is not asked again."""
         needed = self.threshold if phase is Phase.OPEN else max(self.needed, self.threshold)
         length = len(self.encoding)
-        answers = self.ask(phase, lambda report: check_phase(report, phase, peers, length), sent, needed)
+
+        def check(report: Report) -> Report:
+            check_phase(report, phase, peers, length)
+            return report
+
+        answers = self.ask(phase, check, sent, needed)
+        self._told = self._told.then(answers)
         self._failures |= {failure.site: failure for failure in answers.failures}
         if len(answers.reports) < needed:
             failed = ", ".join(f"{self.label(f.site)} ({f.error}, code {f.code})" for f in self._failures.values())
@@ -108,9 +109,6 @@ class SecureExchange:
                 f"failed: {failed}",
                 remedy="Nothing of any site was learnt. Look at the log of each failed site, then go on with --resume",
             )
-        self._down.update({site: tensor_bytes(tensors) for site, tensors in sent.items()})
-        for site, report in answers.reports.items():
-            self._sent.setdefault(site, {}).update(report.weights)
         return answers.reports
 
     def _open(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dynammo_core.aggregation import AGGREGATORS
 from dynammo_core.aggregation.class_aware import Update
+from dynammo_core.compression import CODECS, carried
 from dynammo_core.errors import RunError
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.models.backbones import weights_sha256
@@ -36,25 +37,29 @@ class TaskLoop:
         self.model: IncrementalModel = experiment.new_model()
         self.archive: dict[str, Tensor] = {}
         federation = experiment.config.federation
+        self._codec = CODECS[federation.compression]
         self._aggregate = AGGREGATORS[federation.aggregator](federation.liars, federation.mixing)
         self.progress = Progress(run=f"{experiment.config.name}-{secrets.token_hex(8)}")
 
-    def resume(self) -> None:
+    def resume(self, *, accept_new_code: bool = False) -> None:
         """Take up the run where its last checkpoint stands, with what its configuration may have gained since.
 
         Raises:
-            CheckpointError: no checkpoint, a corrupt one, or one of another experiment.
+            CheckpointError: of `load`.
         """
-        self.load()
+        self.load(accept_new_code=accept_new_code)
+        for change in self.progress.code_changes[-1:]:
+            if change["now"] == code_hash() and change["step"] == self.progress.next_step:
+                self.directory.log("code_changed", **change)
         self.directory.write("config.yaml", self.experiment.config.to_yaml())
 
-    def load(self) -> None:
+    def load(self, *, accept_new_code: bool = False) -> None:
         """Read the last checkpoint and change nothing.
 
         Raises:
-            CheckpointError: no checkpoint, a corrupt one, or one of another experiment.
+            CheckpointError: no checkpoint, a corrupt one, or one of another experiment or, if not accepted, code.
         """
-        self.progress, weights, self.archive = self.checkpoints.load()
+        self.progress, weights, self.archive = self.checkpoints.load(accept_new_code=accept_new_code)
         self.progress.grow(self.experiment.config.federation.tested_apart, self.experiment.classes)
         last_done = self.experiment.steps[self.progress.next_step - 1]
         self.model = self.experiment.build_model(last_done.task)
@@ -74,7 +79,8 @@ class TaskLoop:
                 remedy="Evaluate after a task is finished, or look at the report for the last one",
             )
         self.experiment.use_torch()
-        answers = self._ask(tests[-1], self._tensors(tests[-1].stage.down), needed=0)
+        sent = carried(self._codec, self._tensors(tests[-1].stage.down))
+        answers = self._ask(tests[-1], sent, needed=0)
         if not answers.reports:
             raise RunError("no site answered", remedy="`dynammo-server sites list` shows who is connected")
         return tests[-1].task, answers
@@ -100,14 +106,14 @@ class TaskLoop:
         if self._opens_task(step):
             with seeded_initialisation(self.experiment.config.seed, "grow", step.task):
                 self.experiment.method.begin_task(self.model, self.archive, step.task)
-        sent = self._tensors(step.stage.down)
+        sent = carried(self._codec, self._tensors(step.stage.down))
         answers = self._ask(step, sent, self._questions.needed(step))
         self._require_quorum(step, answers)
         self._take_in(step, answers)
         if step.is_last_round:
             with seeded_initialisation(self.experiment.config.seed, "finish", step.task, step.stage.name):
                 self.experiment.method.finish_stage(self.model, self.archive, step.task, step.stage)
-        self._count(step, sent, answers, time.monotonic() - started)
+        self._count(step, answers, time.monotonic() - started)
 
     def _ask(self, step: Step, sent: Mapping[str, Tensor], needed: int) -> Answers:
         return self._questions.ask(step, sent, self.model, run=self.progress.run, needed=needed)
@@ -153,13 +159,12 @@ class TaskLoop:
             merged = self._aggregate(updates, head_rows(model), model.state_dict(), summed_names(model))
         model.load_state_dict(merged, strict=False)
 
-    def _count(self, step: Step, sent: Mapping[str, Tensor], answers: Answers, seconds: float) -> None:
+    def _count(self, step: Step, answers: Answers, seconds: float) -> None:
         """Log the step, after a task write its results, and save the checkpoint.
 
         The checkpoint comes last: a run that is cut off before it does the step again, and writes the results again.
         """
-        down = answers.bytes_down(sent)
-        up = sum(report.bytes for report in answers.reports.values())
+        down, up = answers.bytes_down.total(), answers.bytes_up.total()
         self.progress.next_step = step.index + 1
         self.progress.bytes_down += down
         self.progress.bytes_up += up
@@ -171,7 +176,8 @@ class TaskLoop:
             seconds=round(seconds, 3),
             bytes_up=up,
             bytes_down=down,
-            sites=answers.site_fields(sent),
+            bytes_held=answers.bytes_held.total(),
+            sites=answers.site_fields(),
             **({"total": answers.total.as_fields()} if answers.total else {}),
             failures=[vars(failure) for failure in answers.failures],
         )

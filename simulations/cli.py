@@ -15,6 +15,7 @@ from rich.table import Table
 from dynammo_core.config import Scalar, load_config
 from dynammo_core.errors import ConfigError, DynammoError, unknown_name
 from dynammo_core.terminal import command_line, parse_overrides, readable_errors
+from simulations.audit_privacy_command import audit_privacy
 from simulations.benchmarks import bench
 from simulations.deploy_command import deploy
 from simulations.faults_command import faults
@@ -41,6 +42,9 @@ def run(
         Path | None,
         typer.Option(metavar="RUN_DIR", help="Go on with this run where it was cut off.", show_default=False),
     ] = None,
+    accept_new_code: Annotated[
+        bool, typer.Option("--accept-new-code", help="Resume even under another code; it is recorded in the run.")
+    ] = False,
 ) -> None:
     """Run an experiment and leave a run directory with metrics, model and report.html."""
     with readable_errors():
@@ -53,7 +57,7 @@ def run(
         directory = resume
         try:
             with ProgressView() as view:
-                directory = ENGINES[engine](experiment, runs, resume, view.update)
+                directory = ENGINES[engine](experiment, runs, resume, view.update, accept_new_code=accept_new_code)
         except KeyboardInterrupt:
             where = directory or runs / experiment.run_name
             again = shlex.join(["dynammo-sim", "run", str(config), "--engine", engine, "--resume", str(where)])
@@ -131,6 +135,7 @@ def robustness(
         measure(config, parse_overrides(set_ or []), console, liars, attack, aggregator, runs)
 
 
+app.command("audit-privacy")(audit_privacy)
 app.command()(deploy)
 app.command()(faults)
 app.add_typer(bench, name="bench")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from client.app import app as client_app
 from dynammo_core.config import Config, Scalar
@@ -17,20 +17,41 @@ from server.run_directory import Listener, RunDirectory
 from simulations.flower_engine import run_flower
 from simulations.local_grid import LocalGrid
 
-Engine = Callable[[Config[Any], Path, Path | None, Listener], Path]
+
+class Engine(Protocol):
+    """A way to run an experiment."""
+
+    def __call__(
+        self,
+        config: Config[Any],
+        runs: Path,
+        resume: Path | None,
+        listener: Listener,
+        /,
+        *,
+        accept_new_code: bool = False,
+    ) -> Path:
+        """Run it, or go on with the run in the directory `resume`; returns the run directory."""
+        ...
 
 
-def run_local(config: Config[Any], runs: Path, resume: Path | None, listener: Listener) -> Path:
+def run_local(
+    config: Config[Any], runs: Path, resume: Path | None, listener: Listener, *, accept_new_code: bool = False
+) -> Path:
     """Run every site in this process, one after the other, without Ray or a SuperLink; returns the run directory.
 
     Raises:
         DynammoError: the run cannot go on.
     """
     grid = LocalGrid(client_app, nodes=config.federation.sites, run_config={})
-    return run_and_report(grid, config, runs=runs, resume=resume, listeners=[listener]).path
+    return run_and_report(
+        grid, config, runs=runs, resume=resume, accept_new_code=accept_new_code, listeners=[listener]
+    ).path
 
 
-def run_by_flower(config: Config[Any], runs: Path, resume: Path | None, listener: Listener) -> Path:
+def run_by_flower(
+    config: Config[Any], runs: Path, resume: Path | None, listener: Listener, *, accept_new_code: bool = False
+) -> Path:
     """Run by `flwr run` in Flower's simulation, following the event log for the display; returns the run directory.
 
     Raises:
@@ -43,6 +64,7 @@ def run_by_flower(config: Config[Any], runs: Path, resume: Path | None, listener
         "config": str((directory / "config.yaml").resolve()),
         "runs": str(directory.parent.resolve()),
         "resume": str(resume.resolve()) if resume else "",
+        "accept-new-code": "yes" if accept_new_code else "",
     }
     run_flower(
         APP_DIRECTORY,

@@ -46,13 +46,23 @@ class LyingGrid(LocalGrid):
         super().__init__(client_app, nodes, run_config={})
         self._liars = frozenset(sorted(self.get_node_ids())[:liars])
         self._attack = attack
+        self._sent: dict[str, tuple[str, Array]] = {}
 
     def _answer(self, message: Message) -> Message:
+        whole = self._completed(message.content)
         reply = super()._answer(message)
         lies = message.metadata.dst_node_id in self._liars and not reply.has_error()
         if lies and reply.content.array_records["weights"]:
-            reply.content = self._attack(message.content, reply.content)
+            reply.content = self._attack(whole, reply.content)
         return reply
+
+    def _completed(self, sent: RecordDict) -> RecordDict:
+        """An instruction with the tensors in it that did not have to travel, since they did before."""
+        hashes = {name: str(known) for name, known in sent.config_records["tensors"].items()}
+        self._sent |= {name: (hashes[name], array) for name, array in sent.array_records["weights"].items()}
+        held = dict(self._sent.values())
+        self._sent |= {name: (known, held[known]) for name, known in hashes.items()}
+        return RecordDict({"weights": ArrayRecord({name: held[known] for name, known in hashes.items()})})
 
 
 def _with_updates(

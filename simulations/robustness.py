@@ -71,6 +71,8 @@ def plan(
         read = load_config(config, own)
         if read.federation.sites <= liars:
             raise ConfigError(f"--liars {liars} leaves nobody honest among {read.federation.sites} sites")
+        if attacks and read.federation.compression != "none":
+            raise ConfigError("the attacks are on tensors as they are", remedy="Leave federation.compression at none")
         cells += [Cell(attack, aggregator, read.seed, read) for attack in (CLEAN, *attacks)]
     return cells
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Context, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -24,6 +24,7 @@ from dynammo_core.methods import METHODS
 from dynammo_core.models.incremental_model import matching, travelling_names
 from dynammo_core.plan import Step
 from dynammo_core.protocol import Instruction
+from dynammo_core.tensor_store import tensor_hash
 from server.run import run_experiment
 from server.run_directory import Listener, RunDirectory
 from simulations.local_grid import LocalGrid
@@ -66,12 +67,13 @@ def run_small(
     runs: Path,
     *,
     resume: Path | None = None,
+    accept_new_code: bool = False,
     grid: Grid | None = None,
     listeners: Iterable[Listener] = (),
 ) -> RunDirectory:
     """The whole road: server loop, messages, the real client app."""
     grid = grid or LocalGrid(app, nodes=config.federation.sites, run_config={})
-    return run_experiment(grid, config, runs=runs, resume=resume, listeners=listeners)
+    return run_experiment(grid, config, runs=runs, resume=resume, accept_new_code=accept_new_code, listeners=listeners)
 
 
 @dataclass
@@ -87,6 +89,7 @@ class Outcome:
     def of(directory: Path) -> Outcome:
         summary = json.loads((directory / "summary.json").read_text())
         del summary["seconds"]  # a clock's, not the experiment's
+        del summary["bytes_down"]  # a server that starts anew sends once more what the sites hold
         names = ("accuracy_matrix.csv", "confusion_matrix.csv", "model.safetensors")
         return Outcome(summary, *((directory / name).read_bytes() for name in names))
 
@@ -124,7 +127,7 @@ class FinishedRun:
 
     @property
     def summary(self) -> dict[str, Any]:
-        return self.outcome.summary
+        return dict(json.loads((self.path / "summary.json").read_text()))
 
 
 def record(method: str, runs: Path) -> FinishedRun:
@@ -154,6 +157,15 @@ def instruction(experiment: Experiment, step: Step, site: int, workspace: Path) 
     state = model.state_dict()
     weights = {name: state[name].clone() for name in matching(travelling_names(model), step.stage.down)}
     return Instruction(experiment.config.canonical_json(), code_hash(), RUN, step.index, site, str(workspace), weights)
+
+
+def records(sent: Instruction, *, travelling: Iterable[str] | None = None) -> RecordDict:
+    """An instruction in Flower's records; of its tensors those of these names travel, by default all."""
+    fields = {name: value for name, value in vars(sent).items() if name != "weights"}
+    names = sent.weights if travelling is None else travelling
+    weights = ArrayRecord({name: Array(sent.weights[name].numpy()) for name in names})
+    hashes = ConfigRecord({name: tensor_hash(tensor) for name, tensor in sent.weights.items()})
+    return RecordDict({"weights": weights, "tensors": hashes, "instruction": ConfigRecord(fields)})
 
 
 def write_hospitals(folder: Path, holdings: Mapping[str, Mapping[str, int]]) -> Path:

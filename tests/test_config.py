@@ -245,6 +245,7 @@ def another(value: Any, key: str) -> Any:
         "federation.arrival": "asynchronous",
         "federation.quorum": 0.5,
         "federation.aggregator": "median",
+        "federation.compression": "int8",
         "federation.site_names": ["a", "b", "c"],
         "federation.evaluate_only": ["b"],
         "federation.stages": {"adapt": {"quorum": 0.5}},
@@ -325,7 +326,7 @@ def test_leaf_keys_are_all_leaves_of_all_methods() -> None:
     assert {"seed", "federation.sites", "method.name", "method.adapt.epochs", "method.train.rounds"} <= everything
 
 
-JOBS = ("runs", "resume", "announce", "evaluate")
+JOBS = ("runs", "resume", "accept-new-code", "announce", "evaluate")
 
 
 def test_flower_is_told_of_each_leaf_and_of_nothing_else() -> None:
@@ -354,6 +355,7 @@ def test_each_leaf_key_can_be_overridden(key: str) -> None:
     [
         ({"federation.aggregator": "median"}, "median compares single updates, of which the server is to see none"),
         ({"federation.aggregator": "krum"}, "krum compares single updates"),
+        ({"federation.compression": "int8"}, "int8 packs single updates"),
         ({"federation.sites": 2}, "a sum hides its terms among 3 sites or more, and 2 take part in training"),
         ({"federation.secure_threshold": 2}, "2 must be more than half of all 5 sites"),
         ({"federation.secure_threshold": 6}, "at most the 5 that train"),

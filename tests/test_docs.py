@@ -171,7 +171,12 @@ def test_every_file_and_key_of_a_run_directory_is_documented(tmp_path: Path) -> 
     }
     directory = section(RESEARCHER, "The run directory")
     listed = tables(directory)[0]
-    assert {name for row in listed for name in code(row[0])} == files | {"flower.log"}
+    assert {name for row in listed for name in code(row[0])} == files | {
+        "flower.log",
+        "sites/site-NNN/feedback.safetensors",
+        "privacy_audit.json",
+        "privacy_audit.html",
+    }
     cells = {code(row[0])[0]: row[1] for row in listed}
     for name in ("accuracy_matrix.csv", "confusion_matrix.csv"):
         with (run / name).open() as table:
@@ -187,11 +192,14 @@ def _as_letters(number: re.Match[str]) -> str:
     return re.sub(r"\d", "N", number[0])
 
 
+RARE = {"run_failed", "waiting", "asking_again", "rolled_back", "code_changed"}
+
+
 def test_every_event_and_its_fields_are_documented(finished: Finished) -> None:
     text = section(OPERATOR, "Reading events.jsonl")
     rows = {code(kind)[0]: code(cell) for kind, cell in tables(text)[0]}
     logged = events(finished("dynammo").path)
-    assert set(rows) == {event["event"] for event in logged} | {"run_failed", "waiting", "asking_again", "rolled_back"}
+    assert set(rows) == {event["event"] for event in logged} | RARE
     rows["step_finished"] += rows["step_started"]
     for event in logged:
         assert set(event) - {"event", "time"} <= set(rows[event["event"]]), event["event"]
@@ -202,7 +210,7 @@ def test_every_event_and_its_fields_are_documented(finished: Finished) -> None:
 def test_what_travels_is_listed_exactly() -> None:
     handlers, instruction = (tables(section(SITE, name))[0] for name in ("What runs at a site", "What comes to a site"))
     assert {code(row[0])[0]: code(row[1])[0] for row in handlers} == dict(MESSAGE_TYPES)
-    assert first_column(instruction) == [field.name for field in fields(Instruction)]
+    assert first_column(instruction) == [*(field.name for field in fields(Instruction)), "tensors"]
     numbers, meanings, travelling = tables(section(SITE, "What leaves a site"))
     assert {code(row[0])[0]: set(code(row[1])) for row in numbers} == dict(NUMBERS)
     assert set(first_column(meanings)) == set().union(*NUMBERS.values())

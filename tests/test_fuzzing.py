@@ -17,7 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from hospitals import Hospitals, deployed, make_hospital, with_images
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_runs import RUN, instruction, small_config, step_of
+from small_runs import RUN, instruction, records, small_config, step_of
 from typer.testing import CliRunner
 
 from client.admission import admit, approve_proposal
@@ -69,9 +69,7 @@ class Bench:
 
 def valid(stage: str) -> RecordDict:
     sent = instruction(Experiment(CONFIG), step_of(Experiment(CONFIG), 0, stage), 1, Path("/server"))
-    fields = {name: value for name, value in vars(sent).items() if name != "weights"}
-    weights = ArrayRecord({name: Array(tensor.numpy()) for name, tensor in sent.weights.items()})
-    return RecordDict({"weights": weights, "instruction": ConfigRecord(fields)})
+    return records(sent)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +147,8 @@ def instructions(draw: st.DrawFn, contents: dict[str, RecordDict]) -> tuple[str,
     kind = draw(st.sampled_from([*MESSAGE_TYPES.values(), "query.announce"]))
     whole = contents[draw(st.sampled_from(sorted(contents)))]
     fields, weights = dict(whole.config_records["instruction"]), dict(whole.array_records["weights"])
-    content = RecordDict({"weights": ArrayRecord(weights), "instruction": ConfigRecord(fields)})
+    named = ConfigRecord(dict(whole.config_records["tensors"]))
+    content = RecordDict({"weights": ArrayRecord(weights), "tensors": named, "instruction": ConfigRecord(fields)})
     name = draw(st.sampled_from(sorted(fields)))
     match draw(st.sampled_from(["field", "experiment", "text", "tensor", "bytes", "record", "gone"])):
         case "field":

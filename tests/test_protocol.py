@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from small_runs import ALL_METHODS, small_config, step_of
 from torch import Tensor
 
+from dynammo_core.compression import CODECS, pack
 from dynammo_core.errors import ProtocolError
 from dynammo_core.experiment import Experiment
 from dynammo_core.models.incremental_model import IncrementalModel, travelling_names
@@ -28,6 +29,7 @@ from dynammo_core.protocol import (
     check_phase,
     check_report,
     names_up,
+    opened_report,
     tensor_bytes,
 )
 
@@ -301,3 +303,51 @@ def test_of_what_is_not_summed_only_the_seconds_leave() -> None:
         check_report(right(Action.REMEMBER), stage_of(Action.REMEMBER), model(), CLASSES, secure=True)
     assert set(SUMMED) == set(Action) - {Action.REMEMBER}
     assert all("seconds" not in names for names in SUMMED.values())
+
+
+# --- on the wire
+
+
+def opened(report: Report, codec: str) -> Report:
+    sent = {name: tensor + 1 for name, tensor in right(Action.FIT).weights.items()}
+    return opened_report(report, stage_of(Action.FIT), model(), CLASSES, codec=CODECS[codec], sent=sent)
+
+
+def on_the_wire(codec: str) -> Report:
+    report = right(Action.FIT)
+    sent = {name: tensor + 1 for name, tensor in report.weights.items()}
+    return replace(report, weights=pack(CODECS[codec], report.weights, sent))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_packed_report_is_opened(codec: str) -> None:
+    report = opened(on_the_wire(codec), codec)
+    for name, tensor in right(Action.FIT).weights.items():
+        assert torch.allclose(report.weights[name], tensor, atol=2e-2)
+        assert torch.equal(report.weights[name], tensor) or codec != "none"
+
+
+@pytest.mark.parametrize("packed", CODECS)
+@pytest.mark.parametrize("declared", CODECS)
+def test_no_other_form_than_the_declared_one_is_opened(packed: str, declared: str) -> None:
+    if packed == declared:
+        return
+    with pytest.raises(ProtocolError):
+        opened(on_the_wire(packed), declared)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda wire: {**wire, "heads.auxiliary.weight:scale": wire["heads.auxiliary.weight:scale"][:-1]},
+        lambda wire: {**wire, "heads.auxiliary.weight:scale": wire["heads.auxiliary.weight:scale"] * torch.nan},
+        lambda wire: {**wire, "heads.auxiliary.weight": wire["heads.auxiliary.weight"].to(torch.int16)},
+        lambda wire: {**wire, "heads.auxiliary.weight:other": wire["heads.auxiliary.weight"]},
+        lambda wire: {name: part for name, part in wire.items() if name != "heads.auxiliary.weight:scale"},
+    ],
+    ids=["rows", "nan", "int16", "undeclared", "missing"],
+)
+def test_integers_travel_in_the_declared_form_alone(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    report = on_the_wire("int8")
+    with pytest.raises(ProtocolError):
+        opened(replace(report, weights=change(dict(report.weights))), "int8")

@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from small_runs import instruction, small_config, small_site, step_of
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from small_runs import instruction, records, small_config, small_site, step_of
 
 from client.app import app
 from client.door import UNEXPECTED
@@ -18,18 +18,11 @@ from client.local_steps import answer
 from dynammo_core.errors import CheckpointError, ConfigError, DataError, MemoryStoreError, ProtocolError
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action
-from dynammo_core.protocol import Instruction
 from server.exchange import MESSAGE_TYPES
 from simulations.local_grid import LocalGrid
 
 EXPERIMENT = Experiment(small_config())
 SECRET = "patient-4711"
-
-
-def records(sent: Instruction) -> RecordDict:
-    fields = {name: value for name, value in vars(sent).items() if name != "weights"}
-    weights = ArrayRecord({name: Array(tensor.numpy()) for name, tensor in sent.weights.items()})
-    return RecordDict({"weights": weights, "instruction": ConfigRecord(fields)})
 
 
 def call(content: RecordDict, message_type: str = "train.fit") -> Message:
@@ -117,7 +110,9 @@ def test_weights_that_training_blows_up_do_not_leave(tmp_path: Path) -> None:
     refused(adapting(tmp_path, weights=infinite), ProtocolError, 105)
 
 
-@pytest.mark.parametrize("lacking", ["weights", "instruction", "experiment", "code_hash", "step", "site", "workspace"])
+@pytest.mark.parametrize(
+    "lacking", ["weights", "tensors", "instruction", "experiment", "code_hash", "step", "site", "workspace"]
+)
 def test_a_message_that_lacks_a_part_is_refused(tmp_path: Path, lacking: str) -> None:
     content = adapting(tmp_path)
     if lacking in content:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Message
 from hospitals import Hospitals, deployed, make_hospital, make_hospitals, with_images
-from small_runs import RUN, events, instruction, run_small, step_of
+from small_runs import RUN, events, instruction, records, run_small, step_of
 
 from client import approvals as module
 from client.admission import admit, approve_proposal
@@ -38,9 +38,7 @@ def ask(site_yaml: Path, config: Config[Any] = CONFIG, stage: str = "train", **c
     """What alpha answers to the first instruction of an experiment, where nobody approves by himself."""
     experiment = Experiment(config)
     sent = replace(instruction(experiment, step_of(experiment, 0, stage), 1, Path("/server")), **changes)
-    fields = {name: value for name, value in vars(sent).items() if name != "weights"}
-    weights = ArrayRecord({name: Array(tensor.numpy()) for name, tensor in sent.weights.items()})
-    content = RecordDict({"weights": weights, "instruction": ConfigRecord(fields)})
+    content = records(sent)
     grid = Hospitals({"alpha": site_yaml})
     grid.careful = True
     (reply,) = grid.send_and_receive([Message(content, grid.get_node_ids()[0], "train.fit", ttl=60.0)], timeout=60)

@@ -146,6 +146,7 @@ def test_what_the_policy_forbids_is_shown_and_cannot_be_approved(alpha: Path) ->
     (alpha.parent / "policy.yaml").write_text("most_tasks: 1\n")
     id_ = propose(alpha)
     result = called(alpha, answers="approve\n")
+    assert (result.exit_code, "later?" in result.output) == (0, False)  # nobody is asked
     assert f"FORBIDDEN by {alpha.parent / 'policy.yaml'}: 2 tasks are more than 1" in result.output
     assert waiting(alpha) == [id_]
     refused = called(alpha, "--yes", id_)

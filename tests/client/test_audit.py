@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 from hospitals import Hospitals, deployed, make_hospital, with_images
-from small_runs import RUN, instruction, step_of
+from small_runs import RUN, instruction, records, step_of
 
 from client.app import app
 from client.audit import TEXT, AuditLog, audit_log
@@ -42,11 +42,7 @@ def asked(stage: str, **changes: Any) -> tuple[str, Instruction]:
 
 def ask(site_yaml: Path, kind: str, sent: Instruction | None) -> Message:
     grid = Hospitals({"alpha": site_yaml})
-    content = RecordDict()
-    if sent:
-        fields = {name: value for name, value in vars(sent).items() if name != "weights"}
-        weights = ArrayRecord({name: Array(tensor.numpy()) for name, tensor in sent.weights.items()})
-        content = RecordDict({"weights": weights, "instruction": ConfigRecord(fields)})
+    content = records(sent) if sent else RecordDict()
     (reply,) = grid.send_and_receive([Message(content, grid.get_node_ids()[0], kind, ttl=60.0)], timeout=60)
     return reply
 

@@ -42,7 +42,7 @@ def log(site: Path) -> AuditLog:
         "remember": Report(False, {}, {**counts, "memory_bytes": 9.0}),
     }.items():
         step = step_of(EXPERIMENT, 0, stage)
-        log.answered(instruction(EXPERIMENT, step, 0, site), step, report, NAMES)
+        log.answered(instruction(EXPERIMENT, step, 0, site), step, report, NAMES, report.weights)
     log.refused("train.fit", 102, DataError("/images/patient-4711.png"))
     log.purged(2, 3, "record")
     return log

@@ -220,7 +220,8 @@ def test_it_remembers_in_its_own_folder_for_each_run(alpha: Path) -> None:
 
 def sent(instruction: Instruction) -> RecordDict:
     fields = {name: value for name, value in vars(instruction).items() if name != "weights"}
-    return RecordDict({"weights": ArrayRecord(), "instruction": ConfigRecord(fields)})
+    nothing = {"weights": ArrayRecord(), "tensors": ConfigRecord()}
+    return RecordDict({**nothing, "instruction": ConfigRecord(fields)})
 
 
 def reply_of(grid: LocalGrid, content: RecordDict, kind: str) -> Message:

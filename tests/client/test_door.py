@@ -17,7 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.common.serde import message_to_proto
 from hypothesis import given
 from hypothesis import strategies as st
-from small_runs import RUN, instruction, small_config, small_site, step_of
+from small_runs import RUN, instruction, records, small_config, small_site, step_of
 
 from client import app as client_app
 from client.door import UNEXPECTED, Declared, declared, encode, error_words, let_announcement_out, let_out
@@ -230,9 +230,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Callable[
     def call(stage: str, tamper: Callable[[RecordDict], Any]) -> Message:
         tampering.append(tamper)
         step, sent = asked(stage)
-        fields = {name: value for name, value in vars(sent).items() if name != "weights"}
-        weights = ArrayRecord({name: Array(tensor.numpy()) for name, tensor in sent.weights.items()})
-        content = RecordDict({"weights": weights, "instruction": ConfigRecord(fields)})
+        content = records(sent)
         kind = MESSAGE_TYPES[step.stage.action]
         (reply,) = grid.send_and_receive([Message(content, grid.get_node_ids()[0], kind, ttl=60.0, group_id="g")])
         return reply

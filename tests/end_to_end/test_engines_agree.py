@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,8 @@ def run_with(engine: str, folder: Path, *options: str) -> Path:
 def test_flower_and_the_local_engine_give_the_same_bits(tmp_path: Path) -> None:
     by_flower, local = run_with("flower", tmp_path), run_with("local", tmp_path)
     assert Outcome.of(by_flower) == Outcome.of(local)
+    sent = [json.loads((run / "summary.json").read_text())["bytes_down"] for run in (by_flower, local)]
+    assert sent[0] == sent[1]
     assert (by_flower / "checkpoints" / "latest.safetensors").exists()
 
 

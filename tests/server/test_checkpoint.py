@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -165,6 +166,26 @@ def test_changed_code_or_weights_are_refused(tmp_path: Path) -> None:
     message = refused(tmp_path, replace(IDENTITY, backbone_sha256="0" * 64))
     assert "the backbone's weights" in message
     assert "the code (" not in message
+
+
+def test_new_code_is_accepted_where_that_is_said_and_nothing_else_with_it(tmp_path: Path) -> None:
+    saved(tmp_path)
+    newer = replace(IDENTITY, code_hash="d" * 64)
+    progress, *_ = CheckpointStore(tmp_path, newer).load(accept_new_code=True)
+    assert progress.code_changes == [{"step": progress.next_step, "then": IDENTITY.code_hash, "now": "d" * 64}]
+    assert CheckpointStore(tmp_path, IDENTITY).load(accept_new_code=True)[0].code_changes == []
+    with pytest.raises(CheckpointError, match="the backbone's weights") as caught:
+        CheckpointStore(tmp_path, replace(newer, backbone_sha256="0" * 64)).load(accept_new_code=True)
+    assert "the code (" not in str(caught.value)
+
+
+def test_a_key_that_the_older_code_did_not_know_has_its_default(tmp_path: Path) -> None:
+    older = json.loads(IDENTITY.config)
+    del older["federation"]["compression"]
+    CheckpointStore(tmp_path, replace(IDENTITY, config=json.dumps(older))).save(Progress(), {}, {})
+    CheckpointStore(tmp_path, IDENTITY).load()
+    other = small_config(overrides={"federation.compression": "int8"}).canonical_json()
+    assert "federation.compression (then 'none', now 'int8')" in refused(tmp_path, replace(IDENTITY, config=other))
 
 
 def fail_to_sync(_: int) -> NoReturn:

@@ -252,7 +252,7 @@ def test_what_is_hidden_of_a_site_is_said_to_be(seen: SecureRun) -> None:
     assert [(site["accuracy"], site["images_per_second"]) for site in status["sites"]] == [(None, None)] * 3
     assert status["accuracy"] == summary["last_accuracy"]
     console = Console(width=100, file=StringIO())
-    console.print(final_table(summary | {"seconds": 1.0}))
+    console.print(final_table(summary | {"seconds": 1.0, "bytes_down": 1}))
     assert "hidden in the sum" in console.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from safetensors import safe_open
 from safetensors.torch import load_file
 from small_runs import (
     ALL_METHODS,
@@ -270,7 +272,31 @@ def test_another_config_is_refused_by_key_and_the_run_is_left_as_it_was(finished
 def test_other_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = stopped_run(tmp_path)
     monkeypatch.setattr("server.task_loop.code_hash", lambda: "e" * 64)
-    with pytest.raises(CheckpointError, match="now eeeeeeeeeeee"):
+    with pytest.raises(CheckpointError, match=r"now eeeeeeeeeeee.*--accept-new-code"):
+        run_small(small_config(), tmp_path, resume=directory)
+
+
+def test_accepted_the_new_code_goes_on_once_the_sites_have_it_too(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = stopped_run(tmp_path)
+    old, new = events(directory, "run_started")[0]["code_hash"], "e" * 64
+    monkeypatch.setattr("server.task_loop.code_hash", lambda: new)
+    with pytest.raises(RunError, match="ProtocolError"):  # the sites have the old one
+        run_small(small_config(), tmp_path, resume=directory, accept_new_code=True)
+    monkeypatch.setattr("client.app.code_hash", lambda: new)
+    with pytest.raises(Stopped):
+        run_small(small_config(), tmp_path, resume=directory, accept_new_code=True, listeners=[StopAt(4, 1)])
+    # From here on it is the run's own code: nothing has to be accepted again.
+    run_small(small_config(), tmp_path, resume=directory)
+    assert Outcome.of(directory).model == finished("dynammo").outcome.model
+    told = [(event["step"], event["then"], event["now"]) for event in events(directory, "code_changed")]
+    assert told == [(2, old, new)] * 2
+    with safe_open(directory / "checkpoints" / "latest.safetensors", framework="pt") as file:
+        changes = json.loads(file.metadata()["progress"])["code_changes"]
+    assert changes == [{"step": 2, "then": old, "now": new}]
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="then eeeeeeeeeeee"):
         run_small(small_config(), tmp_path, resume=directory)
 
 

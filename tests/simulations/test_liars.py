@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from dynammo_core.tensor_store import tensor_hash
 from simulations.liars import ATTACKS, LyingGrid
 
 app = ClientApp()
@@ -33,10 +35,18 @@ def remember(message: Message, context: Context) -> Message:
     return answer(message, {})
 
 
-def replies(attack: str, action: str = "fit", liars: int = 1) -> list[RecordDict]:
+def hashes(tensors: dict[str, list[float]]) -> ConfigRecord:
+    return ConfigRecord({name: tensor_hash(torch.tensor(values)) for name, values in tensors.items()})
+
+
+def replies(attack: str, action: str = "fit", liars: int = 1, again: bool = False) -> list[RecordDict]:
     grid = LyingGrid(app, 3, liars=liars, attack=ATTACKS[attack])
-    content = RecordDict({"weights": record(SENT)})
+    nothing_new = {} if again else SENT
+    first = RecordDict({"weights": record(SENT), "tensors": hashes(SENT)})
+    content = RecordDict({"weights": record(nothing_new), "tensors": hashes(SENT)})
     asked = [Message(content, node, f"train.{action}", group_id="g") for node in grid.get_node_ids()]
+    if again:
+        grid.send_and_receive([Message(first, grid.get_node_ids()[0], f"train.{action}", group_id="g")])
     arrived = {reply.metadata.src_node_id: reply.content for reply in grid.send_and_receive(asked)}
     return [arrived[node] for node in grid.get_node_ids()]
 
@@ -59,6 +69,11 @@ def test_lies_by_hand(attack: str, told: dict[str, list[float]]) -> None:
     assert liar.metric_records["numbers"] == MetricRecord({"loss": 0.5})
     assert {array.dtype for array in liar.array_records["weights"].values()} == {"float32"}
     assert [tensors(content) for content in honest] == [TRAINED, TRAINED]
+
+
+@pytest.mark.parametrize("attack", ["sign_flip", "scale"])
+def test_a_lie_does_not_depend_on_whether_the_weights_travelled_again(attack: str) -> None:
+    assert [tensors(content) for content in replies(attack, again=True)] == list(map(tensors, replies(attack)))
 
 
 def test_a_silent_site_abstains() -> None:

@@ -1,0 +1,99 @@
+"""`dynammo-sim bench bytes`: what travels in a whole run, by what is done to send less, and what that costs."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from dynammo_core.terminal import parse_overrides, readable_errors
+
+if TYPE_CHECKING:
+    from dynammo_core.config import Config
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of tensors that one site sends and is sent in a run, the mean over sites, and how well the run ended.
+
+    Attributes:
+        kind: what is done to send less.
+        accuracy: after the last task, in percent; None where nothing was run.
+    """
+
+    kind: str
+    up: float
+    down: float
+    accuracy: float | None
+
+    @property
+    def total(self) -> float:
+        """Both ways."""
+        return self.up + self.down
+
+
+def bytes_table(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.", show_default=False)],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf. Repeatable.")
+    ] = None,
+) -> None:
+    """How many bytes a site sends and is sent: the whole network, what the method sends, and with each compression."""
+    with readable_errors():
+        from dynammo_core.config import load_config
+
+        overrides = parse_overrides(set_ or [])
+        rows = list(measured(load_config(config, overrides)))
+        whole, plain = rows[0].total, rows[1].accuracy
+        table = Table("what travels", "up", "down", "times fewer", "last accuracy %", "points lost")
+        for row in rows:
+            lost = "" if row.accuracy is None or plain is None else f"{plain - row.accuracy:+.2f}"
+            accuracy = "computed" if row.accuracy is None else f"{row.accuracy:.2f}"
+            up, down = (decimal(round(way)) for way in (row.up, row.down))
+            table.add_row(row.kind, up, down, f"{whole / row.total:.1f}", accuracy, lost)
+        console.print(table)
+
+
+def measured(config: Config[Any]) -> Iterator[Traffic]:
+    """The rows of the table; each compression is a run in this process.
+
+    The first row is computed: FedAvg of the whole network in float32, both ways, in as many rounds as train anything.
+    """
+    from dynammo_core.compression import CODECS
+    from dynammo_core.config import resolve
+    from dynammo_core.experiment import Experiment
+    from dynammo_core.plan import Action
+    from server.progress import ProgressView
+    from simulations.engines import run_local
+
+    experiment = Experiment(config)
+    state = experiment.build_model(len(experiment.stream) - 1).state_dict()
+    network = {name: tensor for name, tensor in state.items() if ".adapters." not in name}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in network.values() if tensor.is_floating_point())
+    rounds = sum(step.stage.action is Action.FIT for step in experiment.steps)
+    yield Traffic("the whole network", rounds * size, rounds * size, None)
+    data = config.model_dump(mode="json")
+    for compression in CODECS:
+        own = resolve(data, "the benchmark", {"federation.compression": compression})
+        with tempfile.TemporaryDirectory(prefix="dynammo-bytes-") as folder, ProgressView() as view:
+            run = run_local(own, Path(folder), None, view.update)
+            lines = (run / "events.jsonl").read_text(encoding="utf-8").splitlines()
+            summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        steps = [event for event in map(json.loads, lines) if event["event"] == "step_finished"]
+        sites, accuracy = config.federation.sites, float(summary["last_accuracy"])
+        up, down, held = (sum(step[key] for step in steps) / sites for key in ("bytes_up", "bytes_down", "bytes_held"))
+        if compression == "none":
+            yield Traffic(f"what {config.method.name} sends", up, down + held, accuracy)
+            yield Traffic("once per change", up, down, accuracy)
+        else:
+            yield Traffic(compression, up, down, accuracy)

@@ -1,0 +1,93 @@
+"""Updates are inverted where they can be, and what is compared is what it is called."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_runs import Finished
+from torch import Tensor, nn
+
+from dynammo_core.data.samples import Samples
+from dynammo_core.plan import Action
+from simulations.attacks.audited_run import AuditedRun
+from simulations.attacks.findings import told_to_nobody
+from simulations.attacks.inversion import attack_messages, class_means, gradient_distance, message_distance
+from simulations.attacks.message import Message, ask_sites, easiest, first_step, one_label_each, tiny
+from simulations.attacks.reconstruction import MOST_DECIBELS, best_matches, decibels, reconstruct
+
+
+@pytest.fixture(scope="module")
+def run(finished: Finished) -> AuditedRun:
+    return AuditedRun.open(finished("dynammo").path)
+
+
+def message_of(run: AuditedRun) -> Message:
+    experiment = tiny(run.experiment)
+    step = first_step(experiment, lambda stage: stage.action is Action.FIT)
+    assert step is not None
+    (message,) = ask_sites(experiment, step)
+    return message
+
+
+def test_one_image_is_read_off_the_gradient_of_a_linear_layer(run: AuditedRun) -> None:
+    """A row of the gradient is the image times a number, the bias's that number: nothing hides the image."""
+    truth = run.records.samples.images[:1].float() / 255
+    torch.manual_seed(1)
+    layer = nn.Linear(truth.numel(), 4)
+    parameters = list(layer.parameters())
+
+    def loss(images: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(layer(images.flatten(1)), torch.tensor([2]))
+
+    seen = [gradient.detach() for gradient in torch.autograd.grad(loss(truth), parameters)]
+    start = torch.full_like(truth, 0.5)
+    found = reconstruct(gradient_distance(loss, parameters, seen), start, iterations=300, smoothness=0.01)
+    assert decibels(start, truth) < 12
+    assert decibels(found, truth) > 25
+
+
+def test_the_message_of_a_site_is_explained_by_its_images_and_no_others(run: AuditedRun) -> None:
+    """The distance is that of the real update: weight decay and rate are accounted for, or it would not vanish."""
+    message = message_of(run)
+    labels = one_label_each(message.report, 8)
+    assert sorted(message.images.labels.tolist()) == labels.tolist() == [0, 1]
+    truth = torch.cat([message.images.of_class(label).images for label in labels.tolist()]).float() / 255
+    distance = message_distance(message, labels)
+    assert float(distance(truth).detach()) == pytest.approx(0, abs=1e-4)
+    assert float(distance(class_means(run, labels)).detach()) > 0.1
+    assert float(distance(truth.flip(0)).detach()) > 0.1
+
+
+def test_the_run_itself_is_asked_for_the_message_with_the_fewest_images(run: AuditedRun) -> None:
+    step = first_step(run.experiment, lambda stage: stage.action is Action.FIT)
+    assert step is not None
+    messages = ask_sites(run.experiment, step)
+    sizes = [len(message.images) for message in messages]
+    assert len(easiest(messages).images) == min(sizes) < max(sizes)
+    assert [sum(message.report.class_counts) for message in messages] == sizes
+
+
+def test_findings_and_pictures_of_both_settings(run: AuditedRun) -> None:
+    outcome = attack_messages(run, iterations=8, tell=told_to_nobody)
+    assert [one.target for one in outcome.findings] == ["two images, one step", "as in the run"]
+    labels = torch.tensor([0, 1])
+    means = class_means(run, labels)
+    guess = sum(best_matches(means, labels, message_of(run).images)[0]) / 2
+    assert outcome.findings[0].guess == pytest.approx(guess)
+    assert all(picture.png.startswith(b"\x89PNG") for picture in outcome.pictures)
+
+
+def test_sums_are_no_update(finished: Finished) -> None:
+    run = AuditedRun.open(finished("streaming_ridge").path)
+    assert attack_messages(run, iterations=8, tell=told_to_nobody).skipped == "no site sends weights that it trained"
+
+
+def test_matches_are_the_nearest_of_the_same_class() -> None:
+    """Off by 0.1 everywhere: 10 log10(1 / 0.01) = 20 dB. The equal image of the other class does not count."""
+    images = torch.stack([torch.full((1, 8, 8), value) for value in (0, 51, 255)]).to(torch.uint8)
+    truths = Samples(images, torch.tensor([0, 0, 1]), ("a", "b", "c"))
+    ratios, nearest = best_matches(torch.full((1, 1, 8, 8), 0.1), torch.tensor([0]), truths)
+    assert ratios == pytest.approx([20], abs=1e-3)
+    ratios, nearest = best_matches(torch.ones(2, 1, 8, 8), torch.tensor([0, 1]), truths)
+    assert ratios == pytest.approx([10 * torch.log10(torch.tensor(1 / 0.64)).item(), MOST_DECIBELS], abs=1e-3)
+    assert nearest.mean(dim=(1, 2, 3)).tolist() == pytest.approx([0.2, 1])
