@@ -16,10 +16,12 @@ from client.audit import audit_log
 from client.door import declared, encode, error_words, let_announcement_out, let_out
 from client.local_steps import answer
 from client.parcels import opened, packed
+from client.secure_steps import secure_answer
 from client.site import announcement, open_site
 from dynammo_core.errors import DynammoError, ProtocolError
 from dynammo_core.experiment import code_hash
-from dynammo_core.protocol import Instruction
+from dynammo_core.plan import Action
+from dynammo_core.protocol import SITES, Instruction, Phase
 
 app = ClientApp()
 logger = logging.getLogger("dynammo.client")
@@ -62,8 +64,8 @@ def _log(error: Exception) -> None:
         logger.error("step failed", exc_info=error)
 
 
-def reply(content: RecordDict, node_config: NodeConfig) -> RecordDict:
-    """Answer one instruction."""
+def reply(content: RecordDict, node_config: NodeConfig, phase: Phase | None = None) -> RecordDict:
+    """Answer one instruction, or an exchange of secure aggregation."""
     instruction, hashes = _decode(content)
     if instruction.code_hash != code_hash():
         raise ProtocolError(
@@ -75,13 +77,16 @@ def reply(content: RecordDict, node_config: NodeConfig) -> RecordDict:
     if log:
         log.check_writable()
     whole = opened(instruction, hashes, site)
-    report = answer(whole, site)
-    step = site.experiment.steps[instruction.step]
-    form, wire = declared(site, step), packed(report, whole, site)
+    report = answer(whole, site) if phase is None else secure_answer(phase, whole, site)
+    experiment, step = site.experiment, site.experiment.steps[instruction.step]
+    form = declared(site, step, phase, len(whole.weights.get(SITES, ())))
+    wire = packed(report, whole, site) if phase is None else report
     leaving = let_out(encode(wire, form), form)
     site.received.keep(hashes, instruction.weights)
     if log:
-        log.answered(instruction, step, report, site.experiment.class_names, wire.weights)
+        remembered = step.stage.action is Action.REMEMBER
+        held = site.memory().samples.class_counts(experiment.classes) if remembered else None
+        log.answered(instruction, step, report, experiment.class_names, wire.weights, phase, held)
     return leaving
 
 
@@ -111,6 +116,34 @@ def remember(content: RecordDict, node_config: NodeConfig) -> RecordDict:
 def evaluate(content: RecordDict, node_config: NodeConfig) -> RecordDict:
     """Test the model on the site's images."""
     return reply(content, node_config)
+
+
+@app.train("keys")
+@sanitised
+def keys(content: RecordDict, node_config: NodeConfig) -> RecordDict:
+    """Offer public keys for a step of which the server learns only the sum."""
+    return reply(content, node_config, Phase.KEYS)
+
+
+@app.train("shares")
+@sanitised
+def shares(content: RecordDict, node_config: NodeConfig) -> RecordDict:
+    """Deal shares of this site's secrets to the other sites."""
+    return reply(content, node_config, Phase.SHARES)
+
+
+@app.train("masked")
+@sanitised
+def masked(content: RecordDict, node_config: NodeConfig) -> RecordDict:
+    """Do the step, and answer under masks."""
+    return reply(content, node_config, Phase.MASKED)
+
+
+@app.train("open")
+@sanitised
+def open_sum(content: RecordDict, node_config: NodeConfig) -> RecordDict:
+    """Open the shares that take the masks off the sum."""
+    return reply(content, node_config, Phase.OPEN)
 
 
 @app.query("announce")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from dynammo_core.chained_log import Chain, append, read_chain
 from dynammo_core.class_registry import Announcement
 from dynammo_core.errors import CheckpointError
 from dynammo_core.plan import Action, Step
-from dynammo_core.protocol import Instruction, Report, tensor_bytes
+from dynammo_core.protocol import Instruction, Phase, Report, tensor_bytes
 
 TEXT = 2000
 """Characters of an error's text that are kept: a server that sends nonsense shall not fill the disk with it."""
@@ -48,6 +48,8 @@ class AuditLog:
         report: Report,
         class_names: tuple[str, ...],
         wire: Mapping[str, Tensor],
+        phase: Phase | None = None,
+        held: Sequence[int] | None = None,
     ) -> None:
         """An answer that is about to leave, and for `remember` what the memory holds now.
 
@@ -57,16 +59,21 @@ class AuditLog:
             report: the checked answer.
             class_names: of the experiment, in the order of `class_counts`.
             wire: its tensors as they travel, whose bytes are recorded; norms are those of the report.
+            phase: the exchange of secure aggregation that it answers, where it does.
+            held: exemplars of each class after `remember`, where the report does not say them.
 
         Raises:
             CheckpointError: the log cannot be written; so do all other methods.
         """
         run, counts = {"run": instruction.run}, report.numbers.get("class_counts")
         entries: list[dict[str, Any]] = []
-        if step.stage.action is Action.REMEMBER and isinstance(counts, list):
-            held = {name: count for name, count in zip(class_names, counts, strict=True) if count}
-            entries.append({"event": "memory", **run, "task": step.task, "exemplars": held})
+        kept = counts if held is None else held
+        if step.stage.action is Action.REMEMBER and isinstance(kept, Sequence):
+            exemplars = {name: count for name, count in zip(class_names, kept, strict=True) if count}
+            entries.append({"event": "memory", **run, "task": step.task, "exemplars": exemplars})
         place = {"task": step.task, "stage": step.stage.name, "round": step.round, "action": step.stage.action.value}
+        if phase is not None:
+            place["exchange"] = phase.value
         left = {
             "abstained": report.abstained,
             "bytes": tensor_bytes(wire),
@@ -140,7 +147,7 @@ def audit_log(node_config: Mapping[str, object]) -> AuditLog | None:
 
 def norm(weights: Mapping[str, Tensor]) -> float:
     """L2 norm of all tensors together, added up in float64."""
-    return math.sqrt(sum(float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2 for t in weights.values()))
+    return math.sqrt(sum(float(torch.linalg.vector_norm(t.double())) ** 2 for t in weights.values()))
 
 
 def _groups(weights: Mapping[str, Tensor], wire: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:

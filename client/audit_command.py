@@ -113,7 +113,7 @@ def _run_table(run: str, answers: list[Fields]) -> Table:
     for column in ("task", "stage", "answers", "abstained", "tensors", "bytes", "norm", "samples", "numbers"):
         words = column in ("stage", "numbers")
         table.add_column(column, justify="left" if words else "right", overflow="fold")
-    for (task, stage), own in _grouped(answers, lambda entry: (entry["task"], entry["stage"])).items():
+    for (task, stage), own in _grouped(answers, _place).items():
         norms = [entry["norm"] for entry in own if entry["tensors"]]
         table.add_row(
             str(task + 1),
@@ -127,6 +127,11 @@ def _run_table(run: str, answers: list[Fields]) -> Table:
             escape(", ".join(sorted({name for entry in own for name in entry["numbers"]}))),
         )
     return table
+
+
+def _place(entry: Fields) -> tuple[int, str]:
+    """Task and stage, and of secure aggregation the exchange too."""
+    return entry["task"], " ".join(filter(None, (entry["stage"], entry.get("exchange"))))
 
 
 def _of(entries: Iterable[Fields], event: str) -> list[Fields]:

@@ -25,13 +25,15 @@ from dynammo_core.compression import CODECS, packed_form
 from dynammo_core.errors import DynammoError, ProtocolError
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action, Stage, Step
-from dynammo_core.protocol import Report, names_up, numbers_of
+from dynammo_core.protocol import PHASE_UP, Phase, Report, names_up, numbers_of, phase_shape
+from dynammo_core.secure_aggregation.encoding import Encoding
 
 UNEXPECTED = 199
 """The code of an error that nobody raised on purpose."""
 
 NOISE_AT_MOST = 10
 """Deviations by which noise raises a count: more than any normal number that will ever be drawn."""
+SECONDS = frozenset({"seconds"})
 
 Form = tuple[str, tuple[int, ...]]
 """Type and shape of a tensor, in numpy's words."""
@@ -49,6 +51,7 @@ class Declared:
         fewest: a count of a class is none, or at least this.
         numbers: names of the numbers.
         abstaining: names of those of a site that abstains, which may also have all or none.
+        hidden: secure aggregation hides whether the site abstains, and every count.
     """
 
     action: Action
@@ -58,15 +61,24 @@ class Declared:
     fewest: int = 1
     numbers: frozenset[str] = frozenset()
     abstaining: frozenset[str] = frozenset()
+    hidden: bool = False
 
 
-def declared(site: Site, step: Step) -> Declared:
-    """What the protocol declares for a step at a site."""
+def declared(site: Site, step: Step, phase: Phase | None = None, peers: int = 0) -> Declared:
+    """What the protocol declares for a step at a site, or for an exchange of secure aggregation with so many sites."""
+    secure = site.experiment.config.federation.secure_aggregation
+    if phase is not None:
+        dtype, shape = phase_shape(phase, peers, _vector_length(site.experiment, step.task, step.stage))
+        form = {PHASE_UP[phase]: (str(dtype).removeprefix("torch."), shape)}
+        numbers = SECONDS if phase is Phase.MASKED else frozenset()
+        return Declared(step.stage.action, form, 0, 0, numbers=numbers, hidden=True)
     experiment, tests = site.experiment, step.stage.action is Action.EVALUATE
     data = experiment.dataset
     most = len(data.test.labels) if tests else len(data.train.labels) + experiment.config.memory.exemplars
     fewest = site.fewest_images if tests else site.fewest_exemplars
     forms, action = _forms(experiment, step.task, step.stage), step.stage.action
+    if secure:
+        return Declared(action, forms, experiment.classes, most, fewest, SECONDS, hidden=True)
     if experiment.protects_images and not tests:  # counts are noised: they say nothing small, and may say too much
         most += math.ceil(NOISE_AT_MOST * experiment.config.privacy.count_noise * experiment.classes)
         spent = frozenset({"epsilon"})
@@ -98,6 +110,8 @@ def let_out(content: RecordDict, step: Declared) -> RecordDict:
     _same_keys(weights, [] if abstained else list(step.tensors))
     for name, array in weights.items():
         _check_array(name, array, step.tensors[name])
+    if abstained and step.hidden:
+        raise ProtocolError("under secure aggregation nobody says that a site abstains")
     if abstained and not numbers:
         return content
     only_spent = abstained and set(numbers) == step.abstaining
@@ -108,7 +122,7 @@ def let_out(content: RecordDict, step: Declared) -> RecordDict:
             _check_counts(name, numbers[name], lengths[name], step.most)
         elif not math.isfinite(_value(numbers, name, float)):
             raise ProtocolError(f"number {name!r} is not finite")
-    if only_spent:
+    if only_spent or step.hidden:
         return content
     counts = _value(numbers, "class_counts", list)
     if any(0 < count < step.fewest for count in counts):
@@ -181,7 +195,11 @@ def _check_array(name: str, array: object, form: Form) -> None:
     values = _decoded(name, array.data)
     if (values.dtype.name, values.shape) != form:
         raise ProtocolError(f"tensor {name!r} holds {values.dtype} {values.shape}", accepted=str(form))
-    if values.dtype.name != "int8" and (values.dtype.kind != "f" or not np.isfinite(values).all()):
+    if (
+        name not in PHASE_UP.values()
+        and values.dtype.name != "int8"
+        and (values.dtype.kind != "f" or not np.isfinite(values).all())
+    ):
         raise ProtocolError(f"tensor {name!r} holds values that are not finite floating-point numbers")
     if Array(values).data != array.data:
         raise ProtocolError(f"tensor {name!r} holds bytes that its values do not account for")
@@ -202,6 +220,12 @@ def _check_counts(name: str, value: object, length: int, most: int) -> None:
         raise ProtocolError(f"number {name!r} is not a list of {length} counts")
     if any(count < 0 for count in value) or sum(value) > most:
         raise ProtocolError(f"number {name!r} counts more samples than there are", accepted=f"0 to {most}")
+
+
+@lru_cache(maxsize=64)
+def _vector_length(experiment: Experiment, task: int, stage: Stage) -> int:
+    """Of a stage's answers under masks."""
+    return len(Encoding(stage, experiment.build_model(task), experiment.classes, experiment.config.federation.sites))
 
 
 @lru_cache(maxsize=64)

@@ -23,7 +23,7 @@ from dynammo_core.methods.base import TEACHER_PREFIX, Batch, LossContext
 from dynammo_core.models.incremental_model import IncrementalModel, Level, matching, travelling_names
 from dynammo_core.plan import Action, Step
 from dynammo_core.privacy.client_level import shortened_update
-from dynammo_core.protocol import Instruction, Report, check_report, names_up, numbers_of
+from dynammo_core.protocol import SUMMED, Instruction, Report, check_report, names_up, numbers_of
 from dynammo_core.seeding import derive_seed, seeded_generator
 from dynammo_core.training import fit, shuffled, train_only
 
@@ -69,6 +69,23 @@ class LocalStep:
 
 
 def answer(instruction: Instruction, site: Site) -> Report:
+    """Do the step that is asked for; what may leave of it as it is.
+
+    Raises:
+        ProtocolError: as `do_step`, or this answer may leave in a sum alone.
+        DynammoError: as `do_step`.
+    """
+    report = do_step(instruction, site)
+    experiment = site.experiment
+    if not experiment.config.federation.secure_aggregation:
+        return report
+    action = experiment.steps[instruction.step].stage.action
+    if action in SUMMED:
+        raise ProtocolError(f"under secure aggregation {action.value!r} is answered under masks alone")
+    return replace(report, numbers={"seconds": report.numbers["seconds"]})
+
+
+def do_step(instruction: Instruction, site: Site) -> Report:
     """Do the step that is asked for, and check the answer against the protocol before it may leave.
 
     Raises:

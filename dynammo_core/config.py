@@ -52,6 +52,11 @@ class Config(Section, Generic[M]):
         mechanism, method, federation = privacy.mechanism, info.data.get("method"), info.data.get("federation")
         if mechanism == "none" or method is None or federation is None:  # what is missing is refused already
             return privacy
+        if federation.secure_aggregation:
+            raise ValueError(
+                f"{mechanism} does not go with federation.secure_aggregation: what a site has spent, and its noised "
+                "counts, reach the server one by one"
+            )
         if obstacle := METHODS[method.name].obstacle_to_privacy(method, mechanism):
             raise ValueError(f"{mechanism} does not go with method.name: {method.name}: {obstacle}")
         if mechanism == "client" and federation.aggregator != "mean":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from types import MappingProxyType
 
 import torch
@@ -15,6 +16,9 @@ from dynammo_core.compression.base import Codec
 from dynammo_core.errors import ProtocolError, unknown_name
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 from dynammo_core.plan import Action, Stage
+from dynammo_core.secure_aggregation.masking import PUBLIC_BYTES
+from dynammo_core.secure_aggregation.shamir import SHARE_BYTES
+from dynammo_core.secure_aggregation.sharing import SEALED_BYTES
 
 Numbers = Mapping[str, float | list[int]]
 """Numbers by name: a float, or a list of counts."""
@@ -51,6 +55,50 @@ def numbers_of(action: Action, private: bool) -> frozenset[str]:
 
 MOST = 10**12
 """More images than any site has: a larger count is no count."""
+
+SUMMED: Mapping[Action, frozenset[str]] = MappingProxyType(
+    {action: NUMBERS[action] - {"seconds"} for action in (Action.FIT, Action.SUMMARISE, Action.EVALUATE)}
+)
+"""The actions whose answers are added up under masks by secure aggregation, and the numbers that leave in no other way.
+Then `remember` tells nothing but its seconds."""
+
+
+class Phase(StrEnum):
+    """The four exchanges of a step of which the server learns only the sum."""
+
+    KEYS = "keys"
+    SHARES = "shares"
+    MASKED = "masked"
+    OPEN = "open"
+
+
+ATTEMPT, SITES, KEYS, SHARES, SURVIVORS = (
+    f"secure.{name}" for name in ("attempt", "sites", "keys", "shares", "survivors")
+)
+ATTEMPT_BYTES = 16
+PHASE_DOWN: Mapping[Phase, frozenset[str]] = MappingProxyType(
+    {
+        Phase.KEYS: frozenset({ATTEMPT}),
+        Phase.SHARES: frozenset({ATTEMPT, SITES, KEYS}),
+        Phase.MASKED: frozenset({ATTEMPT, SITES, KEYS}),
+        Phase.OPEN: frozenset({ATTEMPT, SITES, KEYS, SHARES, SURVIVORS}),
+    }
+)
+"""What goes down in an exchange; in MASKED, the tensors of the stage too. `attempt` uint8 [16]: random bytes, by which
+sites tell attempts at a step apart; `sites` int64 [n], ascending, and `keys` uint8 [n, 64]: who takes part, and the
+public keys; `shares` uint8 [n, 82]: what each of them dealt to the receiver; `survivors` int64: those in the sum."""
+
+PHASE_UP: Mapping[Phase, str] = MappingProxyType(
+    {
+        Phase.KEYS: "secure.keys",
+        Phase.SHARES: "secure.shares",
+        Phase.MASKED: "secure.masked",
+        Phase.OPEN: "secure.opened",
+    }
+)
+"""The one tensor that comes up. `keys` uint8 [64]; `shares` uint8 [n, 82]: for each of the sites, encrypted for it;
+`masked` int64 [N]: the masked vector; `opened` uint8 [n, 33]: of each survivor the share of its own mask, of each other
+site that of its masking key."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +189,7 @@ def opened_report(
     codec: Codec,
     sent: Mapping[str, Tensor],
     private: bool = False,
+    secure: bool = False,
 ) -> Report:
     """The report that a codec packed, checked in both forms; `sent` is what the site was sent in this step.
 
@@ -151,7 +200,7 @@ def opened_report(
     """
     check_packed(report, stage, model, codec)
     report = replace(report, weights=unpack(codec, report.weights, sent))
-    check_report(report, stage, model, classes, seen, private=private)
+    check_report(report, stage, model, classes, seen, private=private, secure=secure)
     return report
 
 
@@ -163,6 +212,7 @@ def check_report(
     seen: Collection[int] | None = None,
     *,
     private: bool = False,
+    secure: bool = False,
 ) -> None:
     """Refuse a report that holds anything but what the stage declares; by the site before sending, and at the door.
 
@@ -173,6 +223,7 @@ def check_report(
         classes: number C of classes of the experiment.
         seen: the classes learnt so far, all C by default: a test speaks of no other.
         private: whether training images are protected one by one, see `PRIVATE_NUMBERS`.
+        secure: whether the report leaves under secure aggregation as it is, so without all that says how many.
 
     Raises:
         ProtocolError: a tensor or number that is undeclared, missing, of another shape or type, or not finite.
@@ -190,7 +241,12 @@ def check_report(
             raise ProtocolError(f"tensor {name!r} holds values that are not finite floating-point numbers")
     if report.abstained and not report.numbers:
         return
-    numbers = {"epsilon"} if private and report.abstained else numbers_of(stage.action, private)
+    if secure:
+        numbers = frozenset({"seconds"})
+    elif private and report.abstained:
+        numbers = frozenset({"epsilon"})
+    else:
+        numbers = numbers_of(stage.action, private)
     _same_names("number", set(report.numbers), set(numbers))
     lengths = {"class_counts": classes, "confusion": classes * classes}
     for name, value in report.numbers.items():
@@ -209,6 +265,47 @@ def check_report(
             raise ProtocolError("number 'confusion' counts images of classes that are not learnt yet")
     if report.weights and not any(report.class_counts):
         raise ProtocolError("the tensors come from no sample", accepted="an answer that abstains, without tensors")
+
+
+def phase_shape(phase: Phase, sites: int, length: int) -> tuple[torch.dtype, tuple[int, ...]]:
+    """Type and shape of what comes up in an exchange among n sites with vectors of N integers."""
+    return {
+        Phase.KEYS: (torch.uint8, (PUBLIC_BYTES,)),
+        Phase.SHARES: (torch.uint8, (sites, SEALED_BYTES)),
+        Phase.MASKED: (torch.int64, (length,)),
+        Phase.OPEN: (torch.uint8, (sites, SHARE_BYTES)),
+    }[phase]
+
+
+def check_phase(report: Report, phase: Phase, sites: int, length: int) -> None:
+    """Refuse an answer of an exchange of secure aggregation that is not exactly as declared; at both ends.
+
+    Args:
+        report: the answer.
+        phase: the exchange.
+        sites: number n of sites whose keys were sent.
+        length: number N of a vector's integers.
+
+    Raises:
+        ProtocolError: it abstains, or a tensor or number is undeclared, missing, or of another shape or type.
+    """
+    if report.abstained:
+        raise ProtocolError("a site that has nothing to say says so in its vector, as 0")
+    _same_names("tensor", set(report.weights), {PHASE_UP[phase]})
+    _same_names("number", set(report.numbers), {"seconds"} if phase is Phase.MASKED else set())
+    check_tensor(PHASE_UP[phase], report.weights[PHASE_UP[phase]], *phase_shape(phase, sites, length))
+    if any(isinstance(value, list) or not math.isfinite(value) for value in report.numbers.values()):
+        raise ProtocolError("number 'seconds' is not one finite number")
+
+
+def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Refuse a tensor of another type or shape.
+
+    Raises:
+        ProtocolError: it is.
+    """
+    if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+        raise ProtocolError(f"tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)}", accepted=f"{dtype} {shape}")
 
 
 def _same_names(kind: str, got: set[str], declared: set[str]) -> None:

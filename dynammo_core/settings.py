@@ -148,6 +148,11 @@ class FederationSettings(Section):
         "labels need",
     )
 
+    secure_aggregation: bool = Field(
+        default=False, description="the server learns only the sum of the sites' answers; needs aggregator: mean"
+    )
+    secure_threshold: int | None = Field(default=None, description="sites that must stay (default: over two thirds)")
+
     @model_validator(mode="before")
     @classmethod
     def _count_names(cls, given: Any) -> Any:
@@ -168,6 +173,30 @@ class FederationSettings(Section):
             )
         return liars
 
+    @field_validator("secure_aggregation")
+    @classmethod
+    def _only_sums(cls, secure: bool, info: ValidationInfo) -> bool:
+        aggregator, compression = info.data.get("aggregator", "mean"), info.data.get("compression", "none")
+        if secure and (aggregator, compression) != ("mean", "none"):
+            what = f"{compression} packs" if aggregator == "mean" else f"{aggregator} compares"
+            raise ValueError(f"{what} single updates, of which the server is to see none; take mean and no compression")
+        sites = info.data.get("sites", 3) - len(info.data.get("evaluate_only", ()))
+        if secure and sites < 3:
+            raise ValueError(f"a sum hides its terms among 3 sites or more, and {sites} take part in training")
+        return secure
+
+    @field_validator("secure_threshold")
+    @classmethod
+    def _majority(cls, threshold: int | None, info: ValidationInfo) -> int | None:
+        sites = info.data.get("sites", 1)
+        training = sites - len(info.data.get("evaluate_only", ()))
+        if threshold is not None and info.data.get("secure_aggregation") and not sites < 2 * threshold <= 2 * training:
+            raise ValueError(
+                f"{threshold} must be more than half of all {sites} sites, or two halves could be told different "
+                f"things, and at most the {training} that train"
+            )
+        return threshold
+
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
         names = self.site_names
@@ -187,6 +216,21 @@ class FederationSettings(Section):
         """Quorum and deadline in seconds of a stage."""
         own = (self.stages or {}).get(stage, RoundRules())
         return own.quorum or self.quorum, own.deadline_seconds or self.deadline_seconds
+
+    @property
+    def tested_apart(self) -> int:
+        """Number of sites whose tests the server can tell apart; 1 where it learns the sum alone."""
+        return 1 if self.secure_aggregation else self.sites
+
+    def taking_part(self, *, testing: bool) -> list[int]:
+        """The sites that a step asks: all, but for those that only evaluate unless it is a test."""
+        names = self.site_names or ()
+        idle = set() if testing else {names.index(name) for name in self.evaluate_only}
+        return [site for site in range(self.sites) if site not in idle]
+
+    def threshold(self, sites: int) -> int:
+        """Of so many sites that take part in a step of secure aggregation, those that must stay until its end."""
+        return self.secure_threshold or 2 * sites // 3 + 1
 
     def site_label(self, site: int) -> str:
         """What people call a site."""

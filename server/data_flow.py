@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from rich import filesize
 from torch import Tensor
 
@@ -16,7 +17,8 @@ from dynammo_core.config import Config, load_config
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 from dynammo_core.plan import Action, Stage
-from dynammo_core.protocol import names_up, numbers_of, tensor_bytes
+from dynammo_core.protocol import PHASE_UP, SUMMED, Phase, names_up, numbers_of, phase_shape, tensor_bytes
+from dynammo_core.secure_aggregation.encoding import Encoding
 from server.markdown import markdown
 from server.run_files import RunFiles
 
@@ -51,6 +53,11 @@ it leaves, and once at the server's door. What is not in the tables is refused a
 | {{ row.task }} | {{ row.stage }} | {{ row.rounds }} | {{ row.why }} | {{ row.up }} | {{ row.numbers }} |
 {% endfor %}
 
+{% if secure %}
+Under secure aggregation the tensors and the counts of a stage leave in `secure.masked` alone, under masks that vanish
+in the sum over sites: that sum is all that the server learns of them.
+
+{% endif %}
 {{ up | size }} of tensors in all at most, by each site. Beside this:
 
 - of a failure a number and the name of its class, never its text;
@@ -70,6 +77,9 @@ The tasks: {% for names in tasks %}{{ loop.index }}. {{ names | map("cell") | jo
 
 Of these, those that the site does not hold since an earlier step. Beside this: the hash of each tensor, the
 experiment's configuration, the hash of the code, the name of the run, and the number of the step.
+{% if secure %}
+In the exchanges of secure aggregation, all sites' public keys and what they encrypted for this site.
+{% endif %}
 
 ## What never leaves
 
@@ -109,6 +119,7 @@ def data_flow(source: Path) -> str:
         "sites": [config.federation.site_label(site) for site in range(config.federation.sites)],
         "tasks": [[names[label] for label in task] for task in experiment.stream.tasks],
         "rows": rows,
+        "secure": config.federation.secure_aggregation,
         "up": sum(int(row["bytes"]) * int(row["rounds"]) for row in rows),
         "left": _left(run) if run else [],
     }
@@ -117,8 +128,12 @@ def data_flow(source: Path) -> str:
 
 def _rows(experiment: Experiment, task: int) -> Iterable[dict[str, Any]]:
     model, codec = experiment.build_model(task), CODECS[experiment.config.federation.compression]
+    secure = experiment.config.federation.secure_aggregation
     for stage in experiment.method.all_stages(task):
-        up = pack(codec, _tensors(model, names_up(model, stage)), {})
+        hidden = secure and stage.action in SUMMED
+        plain = _tensors(model, names_up(model, stage))
+        up = _exchanges(experiment, model, stage) if hidden else pack(codec, plain, {})
+        numbers = {"seconds"} if secure else numbers_of(stage.action, experiment.protects_images)
         yield {
             "task": task + 1,
             "stage": stage.name,
@@ -126,9 +141,18 @@ def _rows(experiment: Experiment, task: int) -> Iterable[dict[str, Any]]:
             "why": WHY[stage.action],
             "up": _groups(up),
             "down": _groups(pack(codec.downwards, _down(model, stage), {})),
-            "numbers": ", ".join(f"`{name}`" for name in sorted(numbers_of(stage.action, experiment.protects_images))),
+            "numbers": ", ".join(f"`{name}`" for name in sorted(numbers)),
             "bytes": tensor_bytes(up),
         }
+
+
+def _exchanges(experiment: Experiment, model: IncrementalModel, stage: Stage) -> dict[str, Tensor]:
+    """What a site sends in the exchanges of secure aggregation when all sites take part."""
+    federation = experiment.config.federation
+    sites = len(federation.taking_part(testing=stage.action is Action.EVALUATE))
+    length = len(Encoding(stage, model, experiment.classes, federation.sites))
+    shapes = {PHASE_UP[phase]: phase_shape(phase, sites, length) for phase in Phase}
+    return {name: torch.empty(shape, dtype=dtype, device="meta") for name, (dtype, shape) in shapes.items()}
 
 
 def _down(model: IncrementalModel, stage: Stage) -> dict[str, Tensor]:
@@ -163,7 +187,7 @@ def _left(run: RunFiles) -> list[dict[str, Any]]:
     for step in run.steps:
         for answer in step["sites"]:
             sums[answer["site"]].update(
-                answers=1, abstained=answer["abstained"], up=answer["bytes_up"], down=answer["bytes_down"]
+                answers=1, abstained=bool(answer["abstained"]), up=answer["bytes_up"], down=answer["bytes_down"]
             )
         for failure in step["failures"]:
             sums[failure["site"]].update(failures=1)

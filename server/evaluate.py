@@ -39,17 +39,20 @@ def evaluate_run(grid: Grid, config: Config[Any], run: Path, output: Path) -> No
     task, answers = loop.evaluate()
     seen, names = experiment.stream.seen(task), experiment.class_names
     label = config.federation.site_label
-    told = {site: report.numbers["confusion"] for site, report in answers.reports.items() if not report.abstained}
+    if answers.total:
+        told, every = {}, [answers.total.counts["confusion"]]
+    else:
+        told = {site: report.numbers["confusion"] for site, report in answers.reports.items() if not report.abstained}
+        every = list(told.values())  # type: ignore[arg-type]
     sites = list(told)
-    counts = np.array(list(told.values()), dtype=np.int64)
-    confusion = counts.reshape(1, len(sites), experiment.classes, experiment.classes)
+    confusion = np.array(every, dtype=np.int64).reshape(1, -1, experiment.classes, experiment.classes)
     images, accuracies = confusion.sum(axis=(0, 2, 3)), metrics.site_accuracies(confusion, [seen])
     recalls = metrics.class_recalls(confusion, [seen])
     result = {
         "after_task": task + 1,
         "accuracy": number(metrics.last_accuracy(confusion, [seen])),
         "mean_class_recall": number(metrics.mean_class_recall(confusion, [seen])),
-        "worst_site_accuracy": number(metrics.worst_site_accuracy(confusion, [seen])),
+        "worst_site_accuracy": number(metrics.worst_site_accuracy(confusion, [seen])) if sites else None,
         "sites": {
             label(site): {"images": int(images[at]), "accuracy": number(accuracies[at])}
             for at, site in enumerate(sites)

@@ -15,7 +15,8 @@ from torch import Tensor
 from dynammo_core.compression import CODECS
 from dynammo_core.errors import MissingTensorsError, ProtocolError
 from dynammo_core.plan import Action
-from dynammo_core.protocol import Instruction, Report
+from dynammo_core.protocol import Instruction, Phase, Report
+from dynammo_core.secure_aggregation.encoding import Total
 from dynammo_core.settings import FederationSettings
 from server.deliveries import Deliveries, Parcel
 from server.roster import POLL_SECONDS, Roster
@@ -26,6 +27,8 @@ MESSAGE_TYPES: Mapping[Action, str] = {
     Action.REMEMBER: "train.remember",
     Action.EVALUATE: "evaluate",
 }
+
+PHASE_TYPES: Mapping[Phase, str] = {phase: f"train.{phase.value}" for phase in Phase}
 
 LOOK_SECONDS = 5.0
 LONGEST_POLL_SECONDS = 2.0
@@ -49,6 +52,7 @@ class Answers:
         bytes_down: bytes of the tensors that went to each site.
         bytes_held: of those that did not have to, as the site holds them.
         bytes_up: of those that came from it.
+        total: of secure aggregation, all that the server learns.
     """
 
     reports: dict[int, Report] = field(default_factory=dict)
@@ -56,6 +60,21 @@ class Answers:
     bytes_down: Counter[int] = field(default_factory=Counter)
     bytes_held: Counter[int] = field(default_factory=Counter)
     bytes_up: Counter[int] = field(default_factory=Counter)
+    total: Total | None = None
+
+    def site_fields(self) -> list[dict[str, object]]:
+        """The reports for the event log; what a sum hides of a site is null."""
+        return [
+            {
+                "site": site,
+                "samples": _samples(report),
+                "abstained": report.abstained if self.total is None else None,
+                "bytes_up": self.bytes_up[site],
+                "bytes_down": self.bytes_down[site],
+                "metrics": {name: value for name, value in report.numbers.items() if not isinstance(value, list)},
+            }
+            for site, report in self.reports.items()
+        ]
 
     def then(self, later: Answers) -> Answers:
         """With the answers to a second question, to those that failed in this one."""
@@ -69,6 +88,11 @@ class Answers:
         )
 
 
+def _samples(report: Report) -> int | None:
+    counts = report.numbers.get("class_counts")
+    return sum(counts) if isinstance(counts, list) else 0 if report.abstained else None
+
+
 class Exchange:
     """Sends instructions to sites, each to the node that is that site."""
 
@@ -80,7 +104,7 @@ class Exchange:
 
     def ask(
         self,
-        action: Action,
+        action: Action | Phase,
         instructions: Sequence[Instruction],
         *,
         group: str,
@@ -96,7 +120,7 @@ class Exchange:
         again, with all of them, as part of the same question.
 
         Args:
-            action: what the sites are to do.
+            action: what the sites are to do, or an exchange of secure aggregation.
             instructions: one a site.
             group: name of the step, for Flower's own logs.
             needed: sites without which there is no point in asking.
@@ -108,12 +132,13 @@ class Exchange:
         """
         asked = [instruction.site for instruction in instructions]
         nodes = self._roster.nodes(asked, needed=needed, deadline=deadline, on_waiting=on_waiting)
+        kind = PHASE_TYPES[action] if isinstance(action, Phase) else MESSAGE_TYPES[action]
         weights = {id(instruction.weights): instruction.weights for instruction in instructions}
         question = _Question(
             self._grid,
             self._deliveries,
             {key: Parcel.of(tensors, self._codec) for key, tensors in weights.items()},
-            lambda content, site, ttl: Message(content, nodes[site], MESSAGE_TYPES[action], ttl=ttl, group_id=group),
+            lambda content, site, ttl: Message(content, nodes[site], kind, ttl=ttl, group_id=group),
         )
         question.send([instruction for instruction in instructions if instruction.site in nodes], deadline)
         sites, replies = question.sites, dict[int, Message]()

@@ -56,7 +56,7 @@ On the sites' own test images, of all classes above, without being told the task
 | Accuracy | {{ summary.last_accuracy | percent }} |
 | Mean class recall | {{ summary.mean_class_recall | percent }} |
 | Worst site's accuracy | {{ summary.worst_site_accuracy | percent }} |
-| Accuracy at each site | {{ summary.site_accuracies | map("percent") | join(", ") }} |
+| Accuracy at each site | {{ summary.site_accuracies | map("percent") | join(", ") or "hidden in the sum" }} |
 | Accuracy after each task | {{ summary.accuracy_after_tasks | map("percent") | join(", ") }} |
 | Average incremental accuracy | {{ summary.average_incremental_accuracy | percent }} |
 | Forgetting, in points | {{ summary.forgetting | percent }} |

@@ -204,7 +204,8 @@ def final_table(summary: Event) -> Table:
     table.add_row("accuracy after each task", percents(summary["accuracy_after_tasks"]) + " %")
     sites = summary["site_accuracies"]
     if len(sites) <= 2 * MOST_NAMED:
-        table.add_row("accuracy at each site", percents(sites) + " %", end_section=True)
+        words = percents(sites) + " %" if sites else "hidden in the sum"
+        table.add_row("accuracy at each site", words, end_section=True)
     table.add_row("one prediction", f"{summary['macs_per_image'] / 1e6:,.1f} million multiply-accumulates")
     deployed, trainable = (summary[key] / 1e6 for key in ("deployed_parameters", "trainable_parameters"))
     table.add_row("parameters", f"{deployed:,.2f} million in use, {trainable:,.2f} million trained")

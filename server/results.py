@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 
 import numpy as np
@@ -35,12 +36,12 @@ def write_results(
     directory.write_csv(
         "accuracy_matrix.csv",
         ["site", "after_task", "task", "class", "correct", "total"],
-        metrics.accuracy_rows(confusion, tasks, names),
+        _by_site(experiment, metrics.accuracy_rows(confusion, tasks, names)),
     )
     directory.write_csv(
         "confusion_matrix.csv",
         ["site", "after_task", "true", "predicted", "count"],
-        metrics.confusion_rows(confusion, tasks, names),
+        _by_site(experiment, metrics.confusion_rows(confusion, tasks, names)),
     )
     summary = summarise(experiment, model, progress, status)
     directory.write_json("summary.json", summary)
@@ -51,6 +52,7 @@ def summarise(experiment: Experiment, model: IncrementalModel, progress: Progres
     """The summary of a run. Accuracies are in percent, bytes are those of tensors, seconds those of finished steps."""
     config, confusion, tasks = experiment.config, _confusion(experiment, progress), experiment.stream.tasks
     deployed = Deployed(experiment.method, model)
+    by_site = metrics.site_accuracies(confusion, tasks) if not config.federation.secure_aggregation else np.empty(0)
     return {
         "name": config.name,
         "method": config.method.name,
@@ -65,12 +67,12 @@ def summarise(experiment: Experiment, model: IncrementalModel, progress: Progres
         "backward_transfer": number(metrics.backward_transfer(confusion, tasks)),
         "mean_class_recall": number(metrics.mean_class_recall(confusion, tasks)),
         "average_mean_class_recall": number(metrics.average_mean_class_recall(confusion, tasks)),
-        "worst_site_accuracy": number(metrics.worst_site_accuracy(confusion, tasks)),
+        "worst_site_accuracy": number(np.fmin.reduce(by_site, initial=np.nan)),
         "accuracy_after_tasks": [number(value) for value in metrics.accuracy_after_tasks(confusion, tasks)],
         "mean_class_recall_after_tasks": [
             number(value) for value in metrics.mean_class_recall_after_tasks(confusion, tasks)
         ],
-        "site_accuracies": [number(value) for value in metrics.site_accuracies(confusion, tasks)],
+        "site_accuracies": [number(value) for value in by_site],
         "macs_per_image": multiply_accumulates(deployed, config.data.image_size),
         "deployed_parameters": deployed.parameter_count(),
         "trainable_parameters": _trainable_parameters(experiment, model, len(progress.confusion) - 1),
@@ -171,8 +173,14 @@ def _trainable_parameters(experiment: Experiment, model: IncrementalModel, task:
 
 
 def _confusion(experiment: Experiment, progress: Progress) -> NDArray[np.int64]:
-    classes, sites = experiment.classes, experiment.config.federation.sites
+    classes, sites = experiment.classes, experiment.config.federation.tested_apart
     return np.array(progress.confusion, dtype=np.int64).reshape(len(progress.confusion), sites, classes, classes)
+
+
+def _by_site(experiment: Experiment, rows: Iterable[dict[str, int | str]]) -> Iterator[dict[str, int | str]]:
+    """The rows of a table; where the server learns the sum alone, of all sites together."""
+    hidden = experiment.config.federation.secure_aggregation
+    return (row | {"site": "all"} if hidden else row for row in rows)
 
 
 def number(value: float) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,11 @@ from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.models.backbones import weights_sha256
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 from dynammo_core.plan import Action, Step
-from dynammo_core.protocol import Instruction, Report, opened_report
 from dynammo_core.seeding import seeded_initialisation
 from server.checkpoint import CheckpointStore, Identity, Progress
 from server.exchange import Answers, Exchange
 from server.merge import merge_updates
+from server.questions import Questions
 from server.results import write_model, write_results
 from server.run_directory import RunDirectory
 
@@ -30,7 +29,7 @@ class TaskLoop:
 
     def __init__(self, experiment: Experiment, exchange: Exchange, directory: RunDirectory) -> None:
         self.experiment = experiment
-        self.exchange = exchange
+        self._questions = Questions(experiment, exchange, directory)
         self.directory = directory
         identity = Identity(experiment.config.canonical_json(), code_hash(), weights_sha256(experiment.config.backbone))
         self.checkpoints = CheckpointStore(directory.checkpoints, identity)
@@ -58,7 +57,7 @@ class TaskLoop:
             CheckpointError: no checkpoint, a corrupt one, or one of another experiment or, if not accepted, code.
         """
         self.progress, weights, self.archive = self.checkpoints.load(accept_new_code=accept_new_code)
-        self.progress.grow(self.experiment.config.federation.sites, self.experiment.classes)
+        self.progress.grow(self.experiment.config.federation.tested_apart, self.experiment.classes)
         last_done = self.experiment.steps[self.progress.next_step - 1]
         self.model = self.experiment.build_model(last_done.task)
         self.model.load_state_dict(weights, strict=False)
@@ -78,7 +77,7 @@ class TaskLoop:
             )
         self.experiment.use_torch()
         sent = carried(self._codec, self._tensors(tests[-1].stage.down))
-        answers = self._ask_once(tests[-1], sent, self._taking_part(tests[-1]), 0, 0)
+        answers = self._ask(tests[-1], sent, needed=0)
         if not answers.reports:
             raise RunError("no site answered", remedy="`dynammo-server sites list` shows who is connected")
         return tests[-1].task, answers
@@ -105,110 +104,61 @@ class TaskLoop:
             with seeded_initialisation(self.experiment.config.seed, "grow", step.task):
                 self.experiment.method.begin_task(self.model, self.archive, step.task)
         sent = carried(self._codec, self._tensors(step.stage.down))
-        answers = self._ask(step, sent)
+        answers = self._ask(step, sent, self._questions.needed(step))
         self._require_quorum(step, answers)
-        self._take_in(step, answers.reports)
+        self._take_in(step, answers)
         if step.is_last_round:
             with seeded_initialisation(self.experiment.config.seed, "finish", step.task, step.stage.name):
                 self.experiment.method.finish_stage(self.model, self.archive, step.task, step.stage)
         self._count(step, answers, time.monotonic() - started)
 
-    def _ask(self, step: Step, sent: Mapping[str, Tensor]) -> Answers:
-        """Ask every site that takes part in the stage, and those that fail again, as often as is set."""
-        federation = self.experiment.config.federation
-        sites = self._taking_part(step)
-        needed = self._needed(step)
-        answers = Answers()
-        for attempt in range(federation.attempts):
-            done = len(answers.reports)
-            left = [site for site in sites if site not in answers.reports]
-            answers = answers.then(self._ask_once(step, sent, left, needed - done, done))
-            if not answers.failures:
-                break
-            if attempt + 1 < federation.attempts:
-                self.directory.log("asking_again", step=step.index, failures=[vars(f) for f in answers.failures])
-        return answers
-
-    def _ask_once(
-        self, step: Step, sent: Mapping[str, Tensor], sites: Sequence[int], needed: int, done: int
-    ) -> Answers:
-        config = self.experiment.config
-        text, workspace, run = config.canonical_json(), str(self.directory.sites.resolve()), self.progress.run
-        instructions = [Instruction(text, code_hash(), run, step.index, site, workspace, sent) for site in sites]
-        _, deadline = config.federation.rules(step.stage.name)
-        return self.exchange.ask(
-            step.stage.action,
-            instructions,
-            group=f"task{step.task + 1}/{step.stage.name}/{step.round + 1}",
-            needed=needed,
-            deadline=deadline,
-            on_waiting=lambda waiting: self.directory.log("waiting", step=step.index, sites=waiting),
-            on_answers=lambda answered: self.directory.log(
-                "answers", step=step.index, answered=done + answered, asked=done + len(sites)
-            ),
-            check=lambda report: opened_report(
-                report,
-                step.stage,
-                self.model,
-                self.experiment.classes,
-                self.experiment.stream.seen(step.task),
-                codec=self._codec,
-                sent=sent,
-                private=self.experiment.protects_images,
-            ),
-        )
-
-    def _taking_part(self, step: Step) -> list[int]:
-        """The sites that a step asks: all, but for those that only evaluate."""
-        federation = self.experiment.config.federation
-        if step.stage.action is Action.EVALUATE:
-            return list(range(federation.sites))
-        names = federation.site_names or ()
-        idle = {names.index(name) for name in federation.evaluate_only}
-        return [site for site in range(federation.sites) if site not in idle]
-
-    def _needed(self, step: Step) -> int:
-        """Sites whose answers make a quorum."""
-        quorum, _ = self.experiment.config.federation.rules(step.stage.name)
-        # Rounded first, so that 0.07 * 100 = 7.000000000000001 needs 7 sites and not 8.
-        return max(1, math.ceil(round(quorum * len(self._taking_part(step)), 6)))
+    def _ask(self, step: Step, sent: Mapping[str, Tensor], needed: int) -> Answers:
+        return self._questions.ask(step, sent, self.model, run=self.progress.run, needed=needed)
 
     def _require_quorum(self, step: Step, answers: Answers) -> None:
-        needed = self._needed(step)
+        needed = self._questions.needed(step)
         if len(answers.reports) < needed:
             label = self.experiment.config.federation.site_label
             failed = ", ".join(f"{label(f.site)} ({f.error}, code {f.code})" for f in answers.failures)
             raise RunError(
                 f"task {step.task + 1}, stage {step.stage.name}, round {step.round + 1}: {len(answers.reports)} of "
-                f"{len(self._taking_part(step))} sites answered, {needed} are needed; failed: {failed}",
+                f"{len(self._questions.taking_part(step))} sites answered, {needed} are needed; failed: {failed}",
                 remedy="Look at the log of each failed site for the reason, then go on with --resume",
             )
 
-    def _take_in(self, step: Step, reports: Mapping[int, Report]) -> None:
+    def _take_in(self, step: Step, answers: Answers) -> None:
         """Aggregate what the sites sent up into the model and the archive."""
+        reports, total = answers.reports, answers.total
         spent = {
             str(site): report.numbers["epsilon"] for site, report in reports.items() if "epsilon" in report.numbers
         }
         self.progress.epsilon |= spent  # type: ignore[arg-type]  # one number, says the protocol
         if step.stage.action is Action.EVALUATE:
             empty = [0] * self.experiment.classes**2
-            counts = {site: report.numbers["confusion"] for site, report in reports.items() if not report.abstained}
+            counts = {site: report.numbers.get("confusion", empty) for site, report in reports.items()}
             sites = range(self.experiment.config.federation.sites)
-            self.progress.confusion.append([list(counts.get(site, empty)) for site in sites])  # type: ignore[arg-type]
+            by_site = [list(counts.get(site, empty)) for site in sites]  # type: ignore[arg-type]
+            self.progress.confusion.append([total.counts["confusion"]] if total else by_site)
             return
         if not step.stage.up:
             return
         updates = [
-            Update(report.weights, report.class_counts) for _, report in sorted(reports.items()) if not report.abstained
+            Update(report.weights, report.class_counts)
+            for _, report in sorted(reports.items())
+            if not total and not report.abstained
         ]
-        if not updates:
+        if not (total.samples if total else updates):
             raise RunError(
                 f"task {step.task + 1}, stage {step.stage.name}: every site abstained: none has images of its classes"
                 f"{self._or_budget()}",
                 remedy="Give at least one site images of these classes (or, for a stage that needs exemplars, raise "
                 "memory.exemplars), or leave the task out",
             )
-        merged = merge_updates(self.experiment, self.model, step, updates, sites=len(self._taking_part(step)))
+        if total:
+            merged = self._questions.encoding(step, self.model).mean(total, self.model.state_dict())
+        else:
+            asked = len(self._questions.taking_part(step))
+            merged = merge_updates(self.experiment, self.model, step, updates, sites=asked)
         self.model.load_state_dict(merged, strict=False)
 
     def _or_budget(self) -> str:
@@ -233,7 +183,8 @@ class TaskLoop:
             bytes_up=up,
             bytes_down=down,
             bytes_held=answers.bytes_held.total(),
-            sites=[_site_fields(site, answers) for site in answers.reports],
+            sites=answers.site_fields(),
+            **({"total": answers.total.as_fields()} if answers.total else {}),
             failures=[vars(failure) for failure in answers.failures],
         )
         if step.stage.action is Action.EVALUATE:
@@ -276,16 +227,3 @@ class TaskLoop:
             plan=[step.as_fields() for step in experiment.steps],
             resumed_at=self.progress.next_step,
         )
-
-
-def _site_fields(site: int, answers: Answers) -> dict[str, object]:
-    report = answers.reports[site]
-    counts = report.numbers.get("class_counts", [])
-    return {
-        "site": site,
-        "samples": sum(counts) if isinstance(counts, list) else 0,
-        "abstained": report.abstained,
-        "bytes_up": answers.bytes_up[site],
-        "bytes_down": answers.bytes_down[site],
-        "metrics": {name: value for name, value in report.numbers.items() if not isinstance(value, list)},
-    }

@@ -99,6 +99,32 @@ def privacy(
         console.print(privacy_table(rows, " ".join([str(config), *(set_ or [])])))
 
 
+@bench.command()
+def secure(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.", show_default=False)],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf. Repeatable.")
+    ] = None,
+) -> None:
+    """What secure aggregation costs an experiment in bytes and seconds: it is run with and without."""
+    with readable_errors():
+        from dynammo_core.config import load_config
+        from simulations.secure_cost import secure_cost
+
+        experiment = load_config(config, parse_overrides(set_ or []))
+        with tempfile.TemporaryDirectory(prefix="dynammo-secure-") as folder:
+            cost = secure_cost(experiment, Path(folder))
+        console.print(
+            f"{cost.secure['sites']} sites, secure / plain: bytes {cost.bytes_ratio:.2f} "
+            f"(up {cost.ratio('bytes_up'):.2f}, down {cost.ratio('bytes_down'):.2f}), "
+            f"seconds {cost.ratio('seconds'):.2f} ({cost.secure['seconds']:.1f} / {cost.plain['seconds']:.1f}); "
+            f"last accuracy {cost.secure['last_accuracy']:.1f} / {cost.plain['last_accuracy']:.1f} %, "
+            f"accuracies differ by {cost.accuracy_difference:.2f} points at most",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
 def memory_reading(folder: Path, megabytes: int, repeats: int) -> Mapping[str, float]:
     """Median seconds to read a memory of so many 10^6 bytes of colour images, 64 pixels wide, by kind of file.
 

@@ -350,3 +350,42 @@ def test_each_leaf_key_can_be_overridden(key: str) -> None:
     value = dict(leaves(having))[key]
     text = json.dumps(value)  # JSON is YAML
     assert resolve(having, "override", {key: text}) == resolve(having, "as it is", {})
+
+
+# --- secure aggregation
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ({"federation.aggregator": "median"}, "median compares single updates, of which the server is to see none"),
+        ({"federation.aggregator": "krum"}, "krum compares single updates"),
+        ({"federation.compression": "int8"}, "int8 packs single updates"),
+        ({"federation.sites": 2}, "a sum hides its terms among 3 sites or more, and 2 take part in training"),
+        ({"federation.secure_threshold": 2}, "2 must be more than half of all 5 sites"),
+        ({"federation.secure_threshold": 6}, "at most the 5 that train"),
+        ({"federation.sites": 4, "federation.secure_threshold": 2}, "2 must be more than half of all 4 sites"),
+    ],
+)
+def test_what_secure_aggregation_excludes_is_refused_with_the_reason(
+    tmp_path: Path, overrides: dict[str, Any], reason: str
+) -> None:
+    secure = {"federation.secure_aggregation": True}
+    assert reason in refused(write(tmp_path, YAML), {**overrides, **secure})
+    load_config(write(tmp_path, YAML), {**overrides, "federation.secure_aggregation": False})
+
+
+def test_sites_that_only_evaluate_hide_nobody_who_trains() -> None:
+    names = {"data.classes": "[a, b]", "federation.site_names": "[a, b, c]", "federation.evaluate_only": "[c]"}
+    secure: dict[str, Scalar] = {**names, "federation.secure_aggregation": True}
+    settings = small_settings() | {"federation": {}}
+    with pytest.raises(ConfigError, match="and 2 take part in training"):
+        resolve(settings, "x", {**secure, "federation.sites": 3})
+
+
+@pytest.mark.parametrize(("sites", "threshold"), [(3, 3), (4, 3), (5, 4), (6, 5), (9, 7), (100, 67)])
+def test_by_default_more_than_two_thirds_must_stay(sites: int, threshold: int) -> None:
+    federation = small_config(overrides={"federation.sites": sites, "federation.secure_aggregation": True}).federation
+    assert federation.threshold(sites) == threshold
+    assert 3 * threshold > 2 * sites
+    assert small_config(overrides={"federation.secure_threshold": 3}).federation.threshold(5) == 3

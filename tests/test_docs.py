@@ -34,9 +34,9 @@ from dynammo_core.errors import DataError, DynammoError
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
 from dynammo_core.models import backbones
-from dynammo_core.protocol import NUMBERS, PRIVATE_NUMBERS, Instruction, Report
+from dynammo_core.protocol import NUMBERS, PHASE_DOWN, PHASE_UP, PRIVATE_NUMBERS, Instruction, Phase, Report
 from dynammo_core.settings import BackboneSettings, DataSettings
-from server.exchange import MESSAGE_TYPES
+from server.exchange import MESSAGE_TYPES, PHASE_TYPES
 from server.run import run_and_report
 from simulations.cli import app, parse_overrides
 from simulations.compare import is_comparison, load_comparison
@@ -220,6 +220,14 @@ def test_what_travels_is_listed_exactly() -> None:
     assert answer == ["abstained", "numbers", "weights"]
     assert set(answer) == {field.name for field in fields(Report)}
     assert [[tuple(code(cell)) for cell in row] for row in travelling] == list(_stages())
+
+
+def test_what_travels_under_secure_aggregation_is_listed_exactly() -> None:
+    (exchanges,) = tables(section(SITE, "Under secure aggregation"))
+    listed = {code(row[0])[0]: (set(code(row[1])), code(row[2])) for row in exchanges}
+    assert listed == {PHASE_TYPES[phase]: (PHASE_DOWN[phase], [PHASE_UP[phase]]) for phase in Phase}
+    (explained,) = tables(section(OPERATOR, "The server learns only the sum"))
+    assert first_column(explained) == [phase.value for phase in Phase]
 
 
 def _stages() -> Iterator[list[tuple[str, ...]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -19,7 +20,18 @@ from dynammo_core.errors import ProtocolError
 from dynammo_core.experiment import Experiment
 from dynammo_core.models.incremental_model import IncrementalModel, travelling_names
 from dynammo_core.plan import Action, Stage
-from dynammo_core.protocol import NUMBERS, Report, check_report, names_up, opened_report, tensor_bytes
+from dynammo_core.protocol import (
+    NUMBERS,
+    PHASE_UP,
+    SUMMED,
+    Phase,
+    Report,
+    check_phase,
+    check_report,
+    names_up,
+    opened_report,
+    tensor_bytes,
+)
 
 CLASSES = 10
 STAGES = {
@@ -235,6 +247,62 @@ def test_counts_of_classes_not_learnt_yet_or_beyond_all_images_are_refused() -> 
         check_report(Report(False, {}, numbers), stage, model(), CLASSES, seen=[1])
     with pytest.raises(ProtocolError, match="'confusion' is not a list of"):
         check_report(Report(False, {}, {**numbers, "confusion": [10**13, *cells[1:]]}), stage, model(), CLASSES)
+
+
+# --- the exchanges of secure aggregation
+
+SHAPES: dict[Phase, tuple[torch.dtype, tuple[int, ...]]] = {
+    # 2 keys of 32 bytes; 2 shares of 33 bytes and a tag of 16, for each of 4 sites; 7 numbers; a share for each site
+    Phase.KEYS: (torch.uint8, (64,)),
+    Phase.SHARES: (torch.uint8, (4, 82)),
+    Phase.MASKED: (torch.int64, (7,)),
+    Phase.OPEN: (torch.uint8, (4, 33)),
+}
+every_phase = pytest.mark.parametrize("phase", Phase)
+
+
+def right_phase(phase: Phase) -> Report:
+    dtype, shape = SHAPES[phase]
+    numbers: dict[str, float | list[int]] = {"seconds": 1.0} if phase is Phase.MASKED else {}
+    return Report(False, {PHASE_UP[phase]: torch.zeros(shape, dtype=dtype)}, numbers)
+
+
+def refused_phase(phase: Phase, report: Report) -> str:
+    with pytest.raises(ProtocolError) as caught:
+        check_phase(report, phase, 4, 7)
+    return str(caught.value)
+
+
+@every_phase
+def test_the_declared_answer_of_an_exchange_is_accepted_and_no_other(phase: Phase) -> None:
+    report, name = right_phase(phase), PHASE_UP[phase]
+    check_phase(report, phase, 4, 7)
+    tensor = report.weights[name]
+    for wrong in (tensor[1:], tensor[None], tensor.float(), tensor.to(torch.int32), tensor.new_empty(0)):
+        assert f"tensor {name!r}" in refused_phase(phase, replace(report, weights={name: wrong}))
+    assert "is missing" in refused_phase(phase, replace(report, weights={}))
+    for other in ("heads.task0.weight", *(set(PHASE_UP.values()) - {name})):
+        assert f"unknown tensor {other!r}" in refused_phase(
+            phase, replace(report, weights={**report.weights, other: torch.zeros(3)})
+        )
+    for number in ("class_counts", "loss", "confusion", "memory_bytes"):
+        assert "unknown number" in refused_phase(phase, with_numbers(report, **{number: 1.0}))
+    assert "says so in its vector" in refused_phase(phase, replace(report, abstained=True))
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, [1]])
+def test_the_seconds_of_a_masked_answer_are_one_number(seconds: Any) -> None:
+    assert "'seconds'" in refused_phase(Phase.MASKED, with_numbers(right_phase(Phase.MASKED), seconds=seconds))
+    assert "missing" in refused_phase(Phase.MASKED, replace(right_phase(Phase.MASKED), numbers={}))
+
+
+def test_of_what_is_not_summed_only_the_seconds_leave() -> None:
+    report = Report(False, {}, {"seconds": 1.0})
+    check_report(report, stage_of(Action.REMEMBER), model(), CLASSES, secure=True)
+    with pytest.raises(ProtocolError, match="unknown number"):
+        check_report(right(Action.REMEMBER), stage_of(Action.REMEMBER), model(), CLASSES, secure=True)
+    assert set(SUMMED) == set(Action) - {Action.REMEMBER}
+    assert all("seconds" not in names for names in SUMMED.values())
 
 
 # --- on the wire

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from rich import filesize
-from small_runs import SITES, Finished
+from small_runs import SITES, Finished, run_small, small_config
 from typer.testing import CliRunner
 
 from dynammo_core.protocol import NUMBERS
@@ -54,6 +54,22 @@ def test_what_the_sheet_says_is_what_left(finished: Finished, method: str) -> No
         ]
         for site in range(SITES)
     ]
+
+
+def test_under_secure_aggregation_the_sheet_tells_of_masked_vectors(tmp_path: Path) -> None:
+    run = run_small(small_config("ridge", {"federation.secure_aggregation": True}), tmp_path).path
+    sheet = data_flow(run)
+    steps = [
+        event for event in map(json.loads, (run / EVENTS).read_text().splitlines()) if event["event"] == "step_finished"
+    ]
+    told = rows(sheet, "What leaves each site")
+    assert all(row[5] == "`seconds`" for row in told)
+    assert all(("`secure.masked`" in row[4]) is (row[1] != "remember") for row in told)
+    assert "heads" not in "".join(row[4] for row in told)
+    sent = sum(step["sites"][0]["bytes_up"] for step in steps)
+    assert f"\n{filesize.decimal(sent)} of tensors in all at most, by each site." in sheet
+    assert "that sum is all that the server learns of them" in sheet
+    assert [row[2] for row in rows(sheet, "What did leave in this run")] == ["0"] * SITES
 
 
 def test_an_experiment_that_has_not_run_has_a_sheet_too(finished: Finished, tmp_path: Path) -> None:

@@ -1,0 +1,112 @@
+"""What a site remembers of secure aggregation: one secret for each run, and what it has told under it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from dynammo_core.errors import MemoryStoreError, ProtocolError
+from dynammo_core.files import write_atomically
+from dynammo_core.memory.store import locked_folder
+from dynammo_core.secure_aggregation.masking import KEY_BYTES, Context
+
+LEDGER_FILE = "secure.json"
+
+
+@dataclass
+class _Content:
+    """The file: the secret in hexadecimal, and by step what was told."""
+
+    secret: str
+    masked: dict[str, list[str]] = field(default_factory=dict)  # attempt, and hash of who took part in it
+    opened: dict[str, str] = field(default_factory=dict)  # hash of the survivors
+
+
+class SecureLedger:
+    """A file in a site's folder of a run, mode 0600, written before what it tells of leaves.
+
+    All keys and masks of the run come from its secret, so a step that is asked again is answered again, bit for bit,
+    and a thief of the file who has listened to the whole run could unmask this site's vectors: he has its images beside
+    it. Whoever deletes the file lets the next attempt at a step start afresh.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LEDGER_FILE
+
+    def secret(self) -> bytes:
+        """The site's secret of this run, drawn when it is first asked for.
+
+        Raises:
+            MemoryStoreError: the file is damaged; so do the other methods.
+            CheckpointError: it cannot be written; so do the other methods.
+        """
+        with self._changing() as content:
+            return bytes.fromhex(content.secret)
+
+    def mask(self, context: Context, roster: Mapping[int, bytes]) -> None:
+        """A masked vector is about to leave. It may leave again, but in one attempt under one set of masks alone: the
+        difference of two would tell masks.
+
+        Raises:
+            ProtocolError: in this attempt, one has left under other masks.
+        """
+        with self._changing() as content:
+            told = [context.attempt.hex(), _hash(roster)]
+            before = content.masked.setdefault(str(context.step), told)
+            if before[0] == told[0] and before != told:
+                raise ProtocolError(f"step {context.step}: another set of sites than before in one attempt")
+            content.masked[str(context.step)] = told
+
+    def open(self, context: Context, roster: Mapping[int, bytes], survivors: list[int]) -> None:
+        """Shares are about to leave: of the survivors' own masks, and of the other sites' masking keys.
+
+        In one attempt, both of one site would unmask its vector. In two attempts at a step, which bring the same
+        vectors, the sums over two sets of sites differ by the vectors of those that are in one set alone.
+
+        Raises:
+            ProtocolError: this site sent no vector in this attempt, or opened this step for other survivors.
+        """
+        with self._changing() as content:
+            step = str(context.step)
+            if content.masked.get(step) != [context.attempt.hex(), _hash(roster)]:
+                raise ProtocolError(f"step {step}: this site has sent no vector among these sites in this attempt")
+            if content.opened.setdefault(step, _hash(survivors)) != _hash(survivors):
+                raise ProtocolError(
+                    f"step {step} was opened for other sites before: the two sums would tell what one site sent",
+                    remedy="Repeat the step when the same sites take part",
+                )
+
+    @contextmanager
+    def _changing(self) -> Iterator[_Content]:
+        """The content, alone; what the block changes is written at its end, unless it raises."""
+        with locked_folder(self.path.parent):
+            content = self._read()
+            before = asdict(content) if content else None
+            content = content or _Content(os.urandom(KEY_BYTES).hex())
+            yield content
+            if asdict(content) != before:
+                write_atomically(self.path, json.dumps(asdict(content)).encode(), mode=0o600)
+
+    def _read(self) -> _Content | None:
+        try:
+            content = _Content(**json.loads(self.path.read_bytes()))
+            if len(bytes.fromhex(content.secret)) != KEY_BYTES:
+                raise ValueError("its secret is none")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise MemoryStoreError(
+                f"the ledger {self.path} cannot be read ({type(error).__name__}: {error})",
+                remedy="Restore it from a backup, or delete it: the next attempt at a step then starts afresh",
+            ) from error
+        return content
+
+
+def _hash(told: Mapping[int, bytes] | list[int]) -> str:
+    named = {str(site): key.hex() for site, key in told.items()} if isinstance(told, Mapping) else told
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,67 @@
+"""Shamir's secret sharing (1979): any t of n shares give a secret back, and fewer tell nothing of it.
+
+The secret is the value at 0 of a polynomial of degree t - 1 modulo a prime, a share its value at the holder's number
+plus one. What is random in it comes from outside, so that a site that is asked again deals the same shares again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+SECRET_BYTES = 32
+PRIME = 2**256 + 297
+"""The least prime above all secrets."""
+
+SHARE_BYTES = 33
+RANDOM_BYTES = 48
+"""For each coefficient: so many more bits than the prime has that none is likelier than another (by 2^-127)."""
+
+
+def split(secret: bytes, holders: Sequence[int], threshold: int, random: bytes) -> dict[int, bytes]:
+    """A share for each holder; any `threshold` of them are enough.
+
+    Args:
+        secret: 32 bytes.
+        holders: numbers from 0; a holder's share depends on its own number and not on who else there is.
+        threshold: t, at least 1.
+        random: 48 (t - 1) bytes that nobody else knows.
+
+    Raises:
+        ValueError: the secret or the randomness has another length.
+    """
+    if len(secret) != SECRET_BYTES or len(random) != RANDOM_BYTES * (threshold - 1):
+        raise ValueError(f"{len(secret)} and {len(random)} bytes make no polynomial of degree {threshold - 1}")
+    pieces = (random[start : start + RANDOM_BYTES] for start in range(0, len(random), RANDOM_BYTES))
+    coefficients = [int.from_bytes(secret, "big"), *(int.from_bytes(piece, "big") % PRIME for piece in pieces)]
+    return {holder: _value(coefficients, holder + 1).to_bytes(SHARE_BYTES, "big") for holder in holders}
+
+
+def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
+    """The secret of `threshold` shares, by holder: Lagrange's polynomial at 0.
+
+    Raises:
+        ValueError: there are fewer, or they are not of one secret.
+    """
+    if len(shares) < threshold:
+        raise ValueError(f"{len(shares)} shares do not give a secret of which {threshold} are needed")
+    chosen = sorted(shares)[:threshold]
+    secret = 0
+    for holder in chosen:
+        numerator, denominator = 1, 1
+        for other in chosen:
+            if other != holder:
+                numerator = numerator * (other + 1) % PRIME
+                denominator = denominator * (other - holder) % PRIME
+        secret += int.from_bytes(shares[holder], "big") * numerator * pow(denominator, -1, PRIME)
+    try:
+        return (secret % PRIME).to_bytes(SECRET_BYTES, "big")
+    except OverflowError as error:
+        raise ValueError("the shares are not of one secret") from error
+
+
+def _value(coefficients: Sequence[int], at: int) -> int:
+    """Of the polynomial, constant first (Horner)."""
+    value = 0
+    for coefficient in reversed(coefficients):
+        value = (value * at + coefficient) % PRIME
+    return value

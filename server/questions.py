@@ -1,0 +1,131 @@
+"""What a step asks of which sites, how often and how many answers are enough: for reports, or for a sum of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from torch import Tensor
+
+from dynammo_core.compression import CODECS
+from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.plan import Action, Step
+from dynammo_core.protocol import SUMMED, Instruction, Phase, Report, opened_report
+from dynammo_core.secure_aggregation.encoding import Encoding
+from server.exchange import Answers, Exchange
+from server.run_directory import RunDirectory
+from server.secure_exchange import SecureExchange
+
+Check = Callable[[Report], Report]
+
+
+class Questions:
+    """Asks the sites of a run."""
+
+    def __init__(self, experiment: Experiment, exchange: Exchange, directory: RunDirectory) -> None:
+        self._experiment = experiment
+        self._federation = experiment.config.federation
+        self._exchange = exchange
+        self._directory = directory
+
+    def ask(self, step: Step, sent: Mapping[str, Tensor], model: IncrementalModel, *, run: str, needed: int) -> Answers:
+        """Ask every site that takes part in a step.
+
+        Args:
+            step: the step.
+            sent: the tensors that go down.
+            model: with the structure of the step's task.
+            run: unique name of the run.
+            needed: sites without which there is no point in asking.
+
+        Raises:
+            RunError: under secure aggregation, too few sites hold out.
+        """
+        sites = self.taking_part(step)
+        if not self._federation.secure_aggregation or step.stage.action not in SUMMED:
+            return self._ask(step, run, partial(self._check, step, model, sent), dict.fromkeys(sites, sent), needed)
+        exchange = SecureExchange(
+            ask=lambda phase, check, tensors, enough: self._ask(step, run, check, tensors, enough, phase),
+            encoding=self.encoding(step, model),
+            run=run,
+            step=step.index,
+            needed=needed,
+            threshold=self._federation.threshold(len(sites)),
+            label=self._federation.site_label,
+        )
+        return exchange.sum_of(sites, sent)
+
+    def taking_part(self, step: Step) -> list[int]:
+        """The sites that a step asks."""
+        return self._federation.taking_part(testing=step.stage.action is Action.EVALUATE)
+
+    def needed(self, step: Step) -> int:
+        """Sites whose answers make a quorum."""
+        quorum, _ = self._federation.rules(step.stage.name)
+        # Rounded first, so that 0.07 * 100 = 7.000000000000001 needs 7 sites and not 8.
+        return max(1, math.ceil(round(quorum * len(self.taking_part(step)), 6)))
+
+    def encoding(self, step: Step, model: IncrementalModel) -> Encoding:
+        """How answers to a step are added up under secure aggregation."""
+        return Encoding(step.stage, model, self._experiment.classes, self._federation.sites)
+
+    def _ask(
+        self,
+        step: Step,
+        run: str,
+        check: Check,
+        sent: Mapping[int, Mapping[str, Tensor]],
+        needed: int,
+        phase: Phase | None = None,
+    ) -> Answers:
+        """Ask sites, and those that fail again, as often as is set."""
+        answers = Answers()
+        for attempt in range(self._federation.attempts):
+            done = len(answers.reports)
+            left = {site: tensors for site, tensors in sent.items() if site not in answers.reports}
+            answers = answers.then(self._ask_once(step, run, check, left, needed - done, phase, done))
+            if not answers.failures:
+                break
+            if attempt + 1 < self._federation.attempts:
+                self._directory.log("asking_again", step=step.index, failures=[vars(f) for f in answers.failures])
+        return answers
+
+    def _ask_once(
+        self,
+        step: Step,
+        run: str,
+        check: Check,
+        sent: Mapping[int, Mapping[str, Tensor]],
+        needed: int,
+        phase: Phase | None,
+        done: int,
+    ) -> Answers:
+        text, workspace = self._experiment.config.canonical_json(), str(self._directory.sites.resolve())
+        _, deadline = self._federation.rules(step.stage.name)
+        return self._exchange.ask(
+            phase or step.stage.action,
+            [Instruction(text, code_hash(), run, step.index, site, workspace, own) for site, own in sent.items()],
+            group=f"task{step.task + 1}/{step.stage.name}/{step.round + 1}",
+            needed=needed,
+            deadline=deadline,
+            on_waiting=lambda waiting: self._directory.log("waiting", step=step.index, sites=waiting),
+            on_answers=lambda answered: self._directory.log(
+                "answers", step=step.index, answered=done + answered, asked=done + len(sent)
+            ),
+            check=check,
+        )
+
+    def _check(self, step: Step, model: IncrementalModel, sent: Mapping[str, Tensor], report: Report) -> Report:
+        return opened_report(
+            report,
+            step.stage,
+            model,
+            self._experiment.classes,
+            self._experiment.stream.seen(step.task),
+            codec=CODECS[self._federation.compression],
+            sent=sent,
+            private=self._experiment.protects_images,
+            secure=self._federation.secure_aggregation,
+        )
