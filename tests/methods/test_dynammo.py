@@ -108,6 +108,7 @@ def test_what_travels_in_each_stage() -> None:
     [
         ({}, ["adapt", "balance"], ["adapt", "recalibrate", "balance"]),
         ({"recalibrate": False}, ["adapt", "balance"], ["adapt", "balance"]),
+        ({"norm": "group"}, ["adapt", "balance"], ["adapt", "balance"]),
         ({"adapters": False}, ["balance"], ["balance"]),
     ],
 )

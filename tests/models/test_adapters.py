@@ -123,3 +123,15 @@ def test_without_padding_maps_need_three_pixels_a_side() -> None:
     assert seeded_adapter(4, 0.02, padding=0)(maps(2, 4, 3, 3)).shape == (2, 4, 3, 3)
     with pytest.raises(RuntimeError, match=r"[Kk]ernel size"):
         seeded_adapter(4, 0.02, padding=0)(maps(2, 4, 2, 2))
+
+
+def test_group_norm_treats_each_image_by_itself_and_keeps_no_statistics() -> None:
+    """Eight groups, or fewer where the channels do not divide by eight."""
+    maps = torch.randn(3, 12, 5, 5, generator=torch.Generator().manual_seed(3))
+    adapter = Adapter(12, 0.5, norm="group").train()
+    together = adapter(maps)
+    alone = torch.cat([adapter(one) for one in maps.split(1)])
+    torch.testing.assert_close(together, alone)
+    assert not list(adapter.buffers())
+    assert [module.num_groups for module in adapter.modules() if isinstance(module, nn.GroupNorm)] == [4, 4]
+    assert not torch.allclose(Adapter(12, 0.5).train()(maps)[:1], Adapter(12, 0.5).train()(maps[:1]))
