@@ -23,7 +23,8 @@ from dynammo_core.methods.base import TEACHER_PREFIX, Batch, LossContext
 from dynammo_core.models.incremental_model import IncrementalModel, Level, matching, travelling_names
 from dynammo_core.plan import Action, Step
 from dynammo_core.privacy.client_level import shortened_update
-from dynammo_core.protocol import SUMMED, Instruction, Report, check_report, names_up, numbers_of
+from dynammo_core.protocol import SUMMED, Instruction, Report, names_up, numbers_of
+from dynammo_core.protocol_checks import check_report
 from dynammo_core.seeding import derive_seed, seeded_generator
 from dynammo_core.training import fit, shuffled, train_only
 

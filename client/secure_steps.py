@@ -28,9 +28,8 @@ from dynammo_core.protocol import (
     Instruction,
     Phase,
     Report,
-    check_phase,
-    check_tensor,
 )
+from dynammo_core.protocol_checks import check_phase, check_tensor
 from dynammo_core.secure_aggregation.encoding import Encoding
 from dynammo_core.secure_aggregation.masking import PUBLIC_BYTES, Context, SiteKeys, masked
 from dynammo_core.secure_aggregation.sharing import SEALED_BYTES, deal, opened

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_va
 
 from dynammo_core.errors import ConfigError, unknown_name
 from dynammo_core.methods import METHODS
+from dynammo_core.privacy.settings import PrivacySettings
 from dynammo_core.settings import (
     BackboneSettings,
     ComputeSettings,
@@ -20,7 +21,6 @@ from dynammo_core.settings import (
     FederationSettings,
     MemorySettings,
     MethodSettings,
-    PrivacySettings,
     Section,
     TaskSettings,
 )

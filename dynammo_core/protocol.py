@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from dynammo_core.compression import packed_form, unpack
-from dynammo_core.compression.base import Codec
-from dynammo_core.errors import ProtocolError, unknown_name
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 from dynammo_core.plan import Action, Stage
 from dynammo_core.secure_aggregation.masking import PUBLIC_BYTES
@@ -161,112 +157,6 @@ def names_up(model: IncrementalModel, stage: Stage) -> list[str]:
     return matching(travelling_names(model), stage.up)
 
 
-def check_packed(report: Report, stage: Stage, model: IncrementalModel, codec: Codec) -> None:
-    """Refuse a report whose tensors do not have the very types and shapes in which the codec writes those declared.
-
-    Raises:
-        ProtocolError: a tensor that is undeclared, missing, or of another form.
-    """
-    state = model.state_dict()
-    form = packed_form(codec, {} if report.abstained else {name: state[name] for name in names_up(model, stage)})
-    _same_names("tensor", set(report.weights), set(form))
-    for name, tensor in report.weights.items():
-        dtype, shape = form[name]
-        if (tensor.dtype, tuple(tensor.shape)) != (dtype, shape):
-            raise ProtocolError(
-                f"tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)} on the wire, in the stage {stage.name!r}",
-                accepted=f"{dtype} {shape}",
-            )
-
-
-def opened_report(
-    report: Report,
-    stage: Stage,
-    model: IncrementalModel,
-    classes: int,
-    seen: Collection[int] | None = None,
-    *,
-    codec: Codec,
-    sent: Mapping[str, Tensor],
-    private: bool = False,
-    secure: bool = False,
-) -> Report:
-    """The report that a codec packed, checked in both forms; `sent` is what the site was sent in this step.
-
-    The other arguments are those of `check_report`.
-
-    Raises:
-        ProtocolError: of `check_packed` or `check_report`.
-    """
-    check_packed(report, stage, model, codec)
-    report = replace(report, weights=unpack(codec, report.weights, sent))
-    check_report(report, stage, model, classes, seen, private=private, secure=secure)
-    return report
-
-
-def check_report(
-    report: Report,
-    stage: Stage,
-    model: IncrementalModel,
-    classes: int,
-    seen: Collection[int] | None = None,
-    *,
-    private: bool = False,
-    secure: bool = False,
-) -> None:
-    """Refuse a report that holds anything but what the stage declares; by the site before sending, and at the door.
-
-    Args:
-        report: the answer.
-        stage: the stage it answers.
-        model: a model with the structure of the stage's task.
-        classes: number C of classes of the experiment.
-        seen: the classes learnt so far, all C by default: a test speaks of no other.
-        private: whether training images are protected one by one, see `PRIVATE_NUMBERS`.
-        secure: whether the report leaves under secure aggregation as it is, so without all that says how many.
-
-    Raises:
-        ProtocolError: a tensor or number that is undeclared, missing, of another shape or type, or not finite.
-    """
-    state = model.state_dict()
-    declared = {name: state[name] for name in names_up(model, stage)} if not report.abstained else {}
-    _same_names("tensor", set(report.weights), set(declared))
-    for name, tensor in report.weights.items():
-        if tensor.shape != declared[name].shape or tensor.dtype != declared[name].dtype:
-            raise ProtocolError(
-                f"tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)} in the stage {stage.name!r}",
-                accepted=f"{declared[name].dtype} {tuple(declared[name].shape)}",
-            )
-        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-            raise ProtocolError(f"tensor {name!r} holds values that are not finite floating-point numbers")
-    if report.abstained and not report.numbers:
-        return
-    if secure:
-        numbers = frozenset({"seconds"})
-    elif private and report.abstained:
-        numbers = frozenset({"epsilon"})
-    else:
-        numbers = numbers_of(stage.action, private)
-    _same_names("number", set(report.numbers), set(numbers))
-    lengths = {"class_counts": classes, "confusion": classes * classes}
-    for name, value in report.numbers.items():
-        if name in lengths:
-            fits = isinstance(value, list) and len(value) == lengths[name]
-            if not fits or not all(0 <= count <= MOST for count in value):  # type: ignore[union-attr]
-                raise ProtocolError(f"number {name!r} is not a list of {lengths[name]} counts")
-        elif isinstance(value, list):
-            raise ProtocolError(f"number {name!r} is a list", accepted="one number")
-        elif not math.isfinite(value):
-            raise ProtocolError(f"number {name!r} is {value}", accepted="a finite number")
-    if "confusion" in report.numbers and seen is not None:
-        known = {true * classes + predicted for true in seen for predicted in range(classes)}
-        counts: list[int] = report.numbers["confusion"]  # type: ignore[assignment]
-        if any(count for cell, count in enumerate(counts) if cell not in known):
-            raise ProtocolError("number 'confusion' counts images of classes that are not learnt yet")
-    if report.weights and not any(report.class_counts):
-        raise ProtocolError("the tensors come from no sample", accepted="an answer that abstains, without tensors")
-
-
 def phase_shape(phase: Phase, sites: int, length: int) -> tuple[torch.dtype, tuple[int, ...]]:
     """Type and shape of what comes up in an exchange among n sites with vectors of N integers."""
     return {
@@ -275,41 +165,3 @@ def phase_shape(phase: Phase, sites: int, length: int) -> tuple[torch.dtype, tup
         Phase.MASKED: (torch.int64, (length,)),
         Phase.OPEN: (torch.uint8, (sites, SHARE_BYTES)),
     }[phase]
-
-
-def check_phase(report: Report, phase: Phase, sites: int, length: int) -> None:
-    """Refuse an answer of an exchange of secure aggregation that is not exactly as declared; at both ends.
-
-    Args:
-        report: the answer.
-        phase: the exchange.
-        sites: number n of sites whose keys were sent.
-        length: number N of a vector's integers.
-
-    Raises:
-        ProtocolError: it abstains, or a tensor or number is undeclared, missing, or of another shape or type.
-    """
-    if report.abstained:
-        raise ProtocolError("a site that has nothing to say says so in its vector, as 0")
-    _same_names("tensor", set(report.weights), {PHASE_UP[phase]})
-    _same_names("number", set(report.numbers), {"seconds"} if phase is Phase.MASKED else set())
-    check_tensor(PHASE_UP[phase], report.weights[PHASE_UP[phase]], *phase_shape(phase, sites, length))
-    if any(isinstance(value, list) or not math.isfinite(value) for value in report.numbers.values()):
-        raise ProtocolError("number 'seconds' is not one finite number")
-
-
-def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """Refuse a tensor of another type or shape.
-
-    Raises:
-        ProtocolError: it is.
-    """
-    if tensor.dtype != dtype or tuple(tensor.shape) != shape:
-        raise ProtocolError(f"tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)}", accepted=f"{dtype} {shape}")
-
-
-def _same_names(kind: str, got: set[str], declared: set[str]) -> None:
-    for name in sorted(got - declared):
-        raise ProtocolError(unknown_name(kind, name, declared), accepted=", ".join(sorted(declared)[:8]) or "none")
-    for name in sorted(declared - got):
-        raise ProtocolError(f"the {kind} {name!r} is missing")

@@ -12,7 +12,8 @@ from dynammo_core.compression import CODECS
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Step
-from dynammo_core.protocol import SUMMED, Instruction, Phase, Report, opened_report
+from dynammo_core.protocol import SUMMED, Instruction, Phase, Report
+from dynammo_core.protocol_checks import opened_report
 from dynammo_core.secure_aggregation.encoding import Encoding
 from server.exchange import Answers, Exchange
 from server.run_directory import RunDirectory

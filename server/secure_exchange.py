@@ -27,8 +27,8 @@ from dynammo_core.protocol import (
     SURVIVORS,
     Phase,
     Report,
-    check_phase,
 )
+from dynammo_core.protocol_checks import check_phase
 from dynammo_core.secure_aggregation.encoding import Encoding, Total
 from dynammo_core.secure_aggregation.masking import Context, unmasked
 from dynammo_core.secure_aggregation.shamir import combine

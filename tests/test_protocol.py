@@ -26,12 +26,10 @@ from dynammo_core.protocol import (
     SUMMED,
     Phase,
     Report,
-    check_phase,
-    check_report,
     names_up,
-    opened_report,
     tensor_bytes,
 )
+from dynammo_core.protocol_checks import check_phase, check_report, opened_report
 
 CLASSES = 10
 STAGES = {

@@ -16,8 +16,9 @@ from dynammo_core.memory.rehearsal import balanced_set
 from dynammo_core.models.heads import Head
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Stage
+from dynammo_core.privacy.settings import PrivacySettings
 from dynammo_core.seeding import derive_seed
-from dynammo_core.settings import MemorySettings, MethodSettings, PrivacySettings
+from dynammo_core.settings import MemorySettings, MethodSettings
 
 TEACHER_PREFIX = "teacher."
 """Tensors of the archive under this prefix make the model of the previous task, for methods that distil."""

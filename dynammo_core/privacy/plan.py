@@ -10,7 +10,8 @@ from dynammo_core.plan import Action, Step
 from dynammo_core.privacy.accounting import Charge, compose, least_noise, site_epsilon
 from dynammo_core.privacy.noise import steps_of_epoch
 from dynammo_core.privacy.rehearsal import PrivateRehearsal, blank, evenly
-from dynammo_core.settings import MemorySettings, PrivacySettings
+from dynammo_core.privacy.settings import PrivacySettings
+from dynammo_core.settings import MemorySettings
 
 CENSUS = "census"
 

@@ -16,7 +16,8 @@ from client.app import app
 from dynammo_core.compression import CODECS
 from dynammo_core.errors import MissingTensorsError
 from dynammo_core.experiment import Experiment
-from dynammo_core.protocol import opened_report, tensor_bytes
+from dynammo_core.protocol import tensor_bytes
+from dynammo_core.protocol_checks import opened_report
 from dynammo_core.tensor_store import FILE
 from server.deliveries import Deliveries, Parcel
 from server.exchange import Answers, Exchange, Failure

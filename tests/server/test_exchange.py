@@ -21,7 +21,8 @@ from client.app import app
 from dynammo_core.errors import ProtocolError
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action
-from dynammo_core.protocol import Report, check_report
+from dynammo_core.protocol import Report
+from dynammo_core.protocol_checks import check_report
 from dynammo_core.settings import FederationSettings
 from server.exchange import Answers, Exchange, Failure
 from simulations.local_grid import LocalGrid
