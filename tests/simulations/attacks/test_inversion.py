@@ -25,7 +25,7 @@ from simulations.attacks.inversion import (
     message_distance,
     seen_gradient,
 )
-from simulations.attacks.message import Message, ask_sites, easiest, first_step, one_label_each, tiny
+from simulations.attacks.message import Message, ask_sites, easiest, first_step, some_labels, tiny
 from simulations.attacks.reconstruction import MOST_DECIBELS, best_matches, decibels, reconstruct
 
 
@@ -62,7 +62,7 @@ def test_one_image_is_read_off_the_gradient_of_a_linear_layer(run: AuditedRun) -
 def test_the_message_of_a_site_is_explained_by_its_images_and_no_others(run: AuditedRun) -> None:
     """The distance is that of the real update of the real site."""
     message = message_of(run)
-    labels = one_label_each(message.report, 8)
+    labels = some_labels(message.images, 8)
     assert sorted(message.images.labels.tolist()) == labels.tolist() == [0, 1]
     truth = torch.cat([message.images.of_class(label).images for label in labels.tolist()]).float() / 255
     distance = message_distance(message, labels)
@@ -119,3 +119,31 @@ def test_matches_are_the_nearest_of_the_same_class() -> None:
     ratios, nearest = best_matches(torch.ones(2, 1, 8, 8), torch.tensor([0, 1]), truths)
     assert ratios == pytest.approx([10 * torch.log10(torch.tensor(1 / 0.64)).item(), MOST_DECIBELS], abs=1e-3)
     assert nearest.mean(dim=(1, 2, 3)).tolist() == pytest.approx([0.2, 1])
+
+
+def test_few_labels_stand_for_many() -> None:
+    """Of 6, 2 and 1 images, three: the first, the one in the middle and the last."""
+    labels = torch.tensor([2, 1, 1, 0, 0, 0, 0, 0, 0])
+    images = Samples(torch.zeros(9, 1, 8, 8, dtype=torch.uint8), labels, tuple("abcdefghi"))
+    assert some_labels(images, 3).tolist() == [0, 0, 2]
+    assert some_labels(images, 20).tolist() == sorted(labels.tolist())
+
+
+def test_noise_hides_the_gradient() -> None:
+    """With differential privacy the very images behind a message do not explain it."""
+    plain = {
+        "method.adapters": False,
+        "method.norm": "group",
+        "method.balance.optimizer": "sgd",
+        "method.balance.momentum": 0.0,
+        "method.balance.weight_decay": 0.0,
+    }
+    for private in (False, True):
+        mechanism = "example" if private else "none"
+        experiment = tiny(Experiment(small_config("dynammo", {**plain, "privacy.mechanism": mechanism})))
+        step = first_step(experiment, lambda stage: stage.action is Action.FIT)
+        assert step is not None
+        (message,) = ask_sites(experiment, step)
+        distance = message_distance(message, message.images.labels)
+        found = float(distance(message.images.images.float() / 255).detach())
+        assert found > 0.3 if private else found < 1e-4
