@@ -15,7 +15,7 @@ from dynammo_core.protocol import names_up
 from dynammo_core.training import learning_rate, train_only
 from simulations.attacks.audited_run import AuditedRun
 from simulations.attacks.findings import Finding, Outcome, Picture, Tell
-from simulations.attacks.message import Message, ask_sites, easiest, first_step, one_label_each, tiny
+from simulations.attacks.message import Message, ask_sites, easiest, first_step, some_labels, tiny
 from simulations.attacks.reconstruction import best_matches, counted, gallery, reconstruct
 
 MOST_IMAGES = 8
@@ -43,15 +43,15 @@ def attack_messages(run: AuditedRun, *, iterations: int, tell: Tell) -> Outcome:
         step = first_step(experiment, lambda stage: stage.action is Action.FIT)
         messages = ask_sites(experiment, step) if step else []
         if not messages:
-            return Outcome(skipped="no site sends weights that it trained")
+            continue
         message = easiest(messages)
-        labels = one_label_each(message.report, MOST_IMAGES)
+        labels = some_labels(message.images, MOST_IMAGES)
         distance = counted(message_distance(message, labels), f"inverting a message, {target}", iterations, tell)
         found = reconstruct(distance, class_means(run, labels), iterations=iterations)
         compared = compare_with_truth(found, labels, message, run, "update inversion", target)
         outcome.findings.extend(compared.findings)
         outcome.pictures.extend(compared.pictures)
-    return outcome
+    return outcome if outcome.findings else Outcome(skipped="no site sends weights that it trained")
 
 
 def seen_gradient(message: Message) -> list[Tensor]:
@@ -75,7 +75,8 @@ def seen_gradient(message: Message) -> list[Tensor]:
 def message_distance(message: Message, labels: Tensor) -> Callable[[Tensor], Tensor]:
     """How far the update that images [B, C, S, S] in [0, 1] would cause points from the one that was seen.
 
-    The attacker knows the network, what was sent, the loss and, from the class counts, the labels.
+    The attacker knows the network, what was sent, the loss and the labels: class counts tell them where nothing hides
+    those, and elsewhere he is granted them.
     """
     experiment, stage = message.experiment, message.step.stage
     model = message.model()

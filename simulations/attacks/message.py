@@ -95,9 +95,7 @@ def tiny(experiment: Experiment) -> Experiment:
     return experiment_from_json(type(config).model_validate(settings).canonical_json())
 
 
-def one_label_each(report: Report, most: int) -> Tensor:
-    """Labels of at most so many images, in the proportions of a report's class counts: the server knows them."""
-    counts = torch.tensor(report.class_counts)
-    labels = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    chosen = torch.linspace(0, len(labels) - 1, min(most, len(labels))).round().long()
-    return labels[chosen]
+def some_labels(images: Samples, most: int) -> Tensor:
+    """Labels, ascending, of at most so many images, in the proportions of the classes."""
+    labels = images.labels.sort().values
+    return labels[torch.linspace(0, len(labels) - 1, min(most, len(labels))).round().long()]

@@ -85,7 +85,7 @@ def read_rows(experiment: Experiment) -> list[RowMean]:
         model, products = message.model(), message.report.weights[PRODUCTS]
         features = _features(message, message.images)
         for row, label in enumerate(model.head(CLASSES).rows):
-            if message.report.class_counts[label]:
+            if bool((message.images.labels == label).any()):
                 read = products[row, :-1] / products[row, -1]
                 rows.append(RowMean(message, label, read, features[message.images.labels == label]))
     return rows

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from small_runs import Finished
+from small_runs import Finished, small_config
 from torch import Tensor, nn
 
 from dynammo_core.data.samples import Samples
+from dynammo_core.data.transforms import to_input
+from dynammo_core.experiment import Experiment
+from dynammo_core.methods.base import LossContext
 from dynammo_core.plan import Action
+from dynammo_core.protocol import names_up
+from dynammo_core.training import train_only
 from simulations.attacks.audited_run import AuditedRun
 from simulations.attacks.findings import told_to_nobody
-from simulations.attacks.inversion import attack_messages, class_means, gradient_distance, message_distance
-from simulations.attacks.message import Message, ask_sites, easiest, first_step, one_label_each, tiny
+from simulations.attacks.inversion import (
+    attack_messages,
+    class_means,
+    gradient_distance,
+    message_distance,
+    seen_gradient,
+)
+from simulations.attacks.message import Message, ask_sites, easiest, first_step, some_labels, tiny
 from simulations.attacks.reconstruction import MOST_DECIBELS, best_matches, decibels, reconstruct
 
 
@@ -47,15 +60,30 @@ def test_one_image_is_read_off_the_gradient_of_a_linear_layer(run: AuditedRun) -
 
 
 def test_the_message_of_a_site_is_explained_by_its_images_and_no_others(run: AuditedRun) -> None:
-    """The distance is that of the real update: weight decay and rate are accounted for, or it would not vanish."""
+    """The distance is that of the real update of the real site."""
     message = message_of(run)
-    labels = one_label_each(message.report, 8)
+    labels = some_labels(message.images, 8)
     assert sorted(message.images.labels.tolist()) == labels.tolist() == [0, 1]
     truth = torch.cat([message.images.of_class(label).images for label in labels.tolist()]).float() / 255
     distance = message_distance(message, labels)
     assert float(distance(truth).detach()) == pytest.approx(0, abs=1e-4)
     assert float(distance(class_means(run, labels)).detach()) > 0.1
     assert float(distance(truth.flip(0)).detach()) > 0.1
+
+
+def test_what_one_step_shows_is_the_gradient() -> None:
+    """Rate and weight decay are accounted for; the decay is so large that it would show."""
+    experiment = tiny(Experiment(small_config("dynammo", {"method.adapt.weight_decay": 0.5})))
+    step = first_step(experiment, lambda stage: stage.action is Action.FIT)
+    assert step is not None
+    (message,) = ask_sites(experiment, step)
+    model, data = message.model(), experiment.config.data
+    parameters = train_only(model, set(names_up(model, step.stage)))
+    inputs = to_input(message.images.images, data.normalisation, experiment.device)
+    context = LossContext(0, replace(step.stage, inputs="images"))
+    loss = experiment.method.loss(model, inputs, message.images.labels, context)
+    for seen, true in zip(seen_gradient(message), torch.autograd.grad(loss, parameters), strict=True):
+        torch.testing.assert_close(seen, true, rtol=1e-3, atol=1e-4)
 
 
 def test_the_run_itself_is_asked_for_the_message_with_the_fewest_images(run: AuditedRun) -> None:
@@ -91,3 +119,31 @@ def test_matches_are_the_nearest_of_the_same_class() -> None:
     ratios, nearest = best_matches(torch.ones(2, 1, 8, 8), torch.tensor([0, 1]), truths)
     assert ratios == pytest.approx([10 * torch.log10(torch.tensor(1 / 0.64)).item(), MOST_DECIBELS], abs=1e-3)
     assert nearest.mean(dim=(1, 2, 3)).tolist() == pytest.approx([0.2, 1])
+
+
+def test_few_labels_stand_for_many() -> None:
+    """Of 6, 2 and 1 images, three: the first, the one in the middle and the last."""
+    labels = torch.tensor([2, 1, 1, 0, 0, 0, 0, 0, 0])
+    images = Samples(torch.zeros(9, 1, 8, 8, dtype=torch.uint8), labels, tuple("abcdefghi"))
+    assert some_labels(images, 3).tolist() == [0, 0, 2]
+    assert some_labels(images, 20).tolist() == sorted(labels.tolist())
+
+
+def test_noise_hides_the_gradient() -> None:
+    """With differential privacy the very images behind a message do not explain it."""
+    plain = {
+        "method.adapters": False,
+        "method.norm": "group",
+        "method.balance.optimizer": "sgd",
+        "method.balance.momentum": 0.0,
+        "method.balance.weight_decay": 0.0,
+    }
+    for private in (False, True):
+        mechanism = "example" if private else "none"
+        experiment = tiny(Experiment(small_config("dynammo", {**plain, "privacy.mechanism": mechanism})))
+        step = first_step(experiment, lambda stage: stage.action is Action.FIT)
+        assert step is not None
+        (message,) = ask_sites(experiment, step)
+        distance = message_distance(message, message.images.labels)
+        found = float(distance(message.images.images.float() / 255).detach())
+        assert found > 0.3 if private else found < 1e-4

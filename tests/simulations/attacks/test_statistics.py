@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_runs import Finished
+from small_runs import Finished, small_config
 
 from dynammo_core.evaluation import embed_samples
+from dynammo_core.experiment import Experiment
 from simulations.attacks.audited_run import AuditedRun
 from simulations.attacks.findings import told_to_nobody
 from simulations.attacks.message import tiny
@@ -61,3 +62,10 @@ def test_the_image_itself_explains_the_feature(run: AuditedRun) -> None:
 def test_weights_are_no_sums(finished: Finished) -> None:
     run = AuditedRun.open(finished("dynammo").path)
     assert attack_statistics(run, iterations=8, tell=told_to_nobody).skipped == "no site sends sums of features"
+
+
+def test_noise_hides_the_feature() -> None:
+    """With differential privacy what is read off a row is further from the feature than any other image's."""
+    rows = read_rows(tiny(Experiment(small_config("streaming_ridge", {"privacy.mechanism": "example"}))))
+    assert len(rows) == 2
+    assert all(abs(row.cosine()) < 0.5 for row in rows)
