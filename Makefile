@@ -12,8 +12,12 @@ MANY_SITES := --set backbone.name=small_cnn --set backbone.weights=random --set 
 	--set memory.exemplars=10000 --set method.adapt.rounds=1 --set method.adapt.epochs=1 \
 	--set method.balance.rounds=1 --set method.balance.epochs=1
 
+# Of `make privacy`: other images, and the method that sends sums.
+FASHION := --set data.dataset=fashion_mnist --set data.image_size=64 --set data.train_per_class=200 --set data.test_per_class=100
+SUMS := --set method.name=streaming_ridge --set method.multi_scale=false --set privacy.feature_norm=65
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo deploy-demo soak test lint format stop clean
+.PHONY: help install demo deploy-demo secure-demo privacy bench soak test lint format stop clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' '$(ROOT)/Makefile'
@@ -36,6 +40,24 @@ demo: install ## Five sites learn ten digits in five tasks, by `flwr run`; leave
 
 deploy-demo: install ## Three hospitals on this machine: TLS, registered keys, equal to the simulation; takes minutes
 	@'$(BIN)/dynammo-sim' deploy '$(ROOT)/configs/deployed_digits.yaml'
+
+secure-demo: install ## The same with secure aggregation too: the server learns sums alone; takes half an hour
+	@'$(BIN)/dynammo-sim' deploy '$(ROOT)/configs/deployed_digits.yaml' --set federation.secure_aggregation=true
+
+privacy: install ## What leaks, without protection and with it, and what protection costs: takes an hour
+	@'$(BIN)/dynammo-sim' run '$(ROOT)/configs/private_digits.yaml' --set privacy.mechanism=none --runs '$(ROOT)/runs/privacy/plain'
+	@'$(BIN)/dynammo-sim' run '$(ROOT)/configs/private_digits.yaml' --runs '$(ROOT)/runs/privacy/private'
+	@'$(BIN)/dynammo-sim' audit-privacy "$$(ls -dt '$(ROOT)'/runs/privacy/plain/*/ | head -1)" \
+		--compare "$$(ls -dt '$(ROOT)'/runs/privacy/private/*/ | head -1)"
+	@for data in '' '$(FASHION)'; do for method in '' '$(SUMS)'; do \
+		'$(BIN)/dynammo-sim' bench privacy '$(ROOT)/configs/private_digits.yaml' $$data $$method || exit 1; done; done
+	@'$(BIN)/dynammo-sim' bench secure '$(ROOT)/configs/digits.yaml'
+
+bench: install ## Speed, as ratios within one run: answers, training, memory, bytes
+	@'$(BIN)/dynammo-sim' bench inference '$(ROOT)/configs/fashion_mnist.yaml'
+	@'$(BIN)/dynammo-sim' bench training '$(ROOT)/configs/digits.yaml'
+	@'$(BIN)/dynammo-sim' bench memory
+	@'$(BIN)/dynammo-sim' bench bytes '$(ROOT)/configs/digits.yaml'
 
 soak: install ## Faults done to a real deployment, lying sites, 100 and 1,000 simulated sites: about an hour
 	@'$(BIN)/dynammo-sim' faults '$(ROOT)/configs/deployed_digits.yaml' --set federation.attempts=2 --set tasks.sizes='[2, 2]'
