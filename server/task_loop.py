@@ -155,11 +155,14 @@ class TaskLoop:
                 "memory.exemplars), or leave the task out",
             )
         if total:
+            samples = total.class_counts
             merged = self._questions.encoding(step, self.model).mean(total, self.model.state_dict())
         else:
+            samples = [sum(of_class) for of_class in zip(*(update.class_counts for update in updates), strict=True)]
             asked = len(self._questions.taking_part(step))
             merged = merge_updates(self.experiment, self.model, step, updates, sites=asked)
         self.model.load_state_dict(merged, strict=False)
+        self.experiment.method.note_counts(self.archive, step.task, step.stage, samples)
 
     def _or_budget(self) -> str:
         """What else may keep all sites from answering."""

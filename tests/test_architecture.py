@@ -22,7 +22,10 @@ MAY_IMPORT = {
 FLOWER = ("flwr", "flwr_datasets")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
-SHARED_BY_METHODS = {"base", "single_head", "distillation", "cosine", "task_heads", "closed_form"}
+SHARED_BY_METHODS = {
+    *("base", "single_head", "distillation", "cosine", "closed_form", "adapted_closed_form"),
+    *("adapter_tuning", "merged_adapters", "task_heads"),
+}
 every_file = pytest.mark.parametrize("path", FILES, ids=NAMES)
 
 

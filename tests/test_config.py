@@ -256,6 +256,7 @@ def another(value: Any, key: str) -> Any:
         "privacy.mechanism": "example",
         "method.merge": "last",
         "method.padding": 0,
+        "method.pooling": "spread" if value == "mean" else "mean",
         "method.prediction": "classifier" if value == "nearest_mean" else "nearest_mean",
     }
     endings = {"optimizer": "sgd" if value == "adam" else "adam", "schedule": "cosine", "milestones": [3]}

@@ -1,34 +1,30 @@
-"""Merging adapter sets across tasks: many sets in, one set out, so that what is deployed never grows.
-
-A table of pure functions on state dicts; all sets have the same names and shapes.
-"""
+"""Merging adapter sets across tasks: many sets in, one set out, so that what is deployed never grows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 
-import torch
 from torch import Tensor
 
-from dynammo_core.aggregation.batch_norm import is_batch_norm_statistic, pool_batch_norm
+from dynammo_core.merging.averages import merge_last, merge_mean, merge_slerp, merge_weighted
+from dynammo_core.merging.task_sets import MergeOperator, TaskSets
+from dynammo_core.merging.task_vectors import TASK_VECTORS, merge_task_vectors
 
-State = Mapping[str, Tensor]
-MergeOperator = Callable[[Sequence[State]], dict[str, Tensor]]
-
-
-def merge_mean(sets: Sequence[State]) -> dict[str, Tensor]:
-    """The average of all tasks' sets (DynaMMo, arXiv 2404.14099, equation 3), batch-norm statistics pooled."""
-    merged = pool_batch_norm(sets, [1.0] * len(sets))
-    for name, first in sets[0].items():
-        if not is_batch_norm_statistic(name):
-            merged[name] = torch.stack([tensors[name].double() for tensors in sets]).mean(dim=0).to(first.dtype)
-    return merged
-
-
-def merge_last(sets: Sequence[State]) -> dict[str, Tensor]:
-    """The newest set alone: a control for the average, since each set inherits from the one before."""
-    return {name: tensor.clone() for name, tensor in sets[-1].items()}
+MERGE_OPERATORS: Mapping[str, MergeOperator] = MappingProxyType(
+    {
+        "mean": merge_mean,
+        "last": merge_last,
+        "weighted": merge_weighted,
+        "slerp": merge_slerp,
+        **{name: partial(merge_task_vectors, combine) for name, combine in TASK_VECTORS.items()},
+    }
+)
 
 
-MERGE_OPERATORS: Mapping[str, MergeOperator] = MappingProxyType({"mean": merge_mean, "last": merge_last})
+def merge(operator: str, given: TaskSets) -> dict[str, Tensor]:
+    """One set from the sets of all tasks, by the operator of that name; of one set, that set, whatever the operator."""
+    if len(given.sets) == 1:
+        return merge_last(given)
+    return MERGE_OPERATORS[operator](given)

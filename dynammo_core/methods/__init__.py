@@ -10,7 +10,9 @@ from dynammo_core.methods.base import Method
 from dynammo_core.methods.dark_er import DarkER
 from dynammo_core.methods.dynamic_er import DynamicER
 from dynammo_core.methods.dynammo import DynaMMo
+from dynammo_core.methods.dynammo_ridge import DynaMMoRidge
 from dynammo_core.methods.fine_tune import FineTune
+from dynammo_core.methods.first_session import FirstSession
 from dynammo_core.methods.icarl import ICaRL
 from dynammo_core.methods.joint import Joint
 from dynammo_core.methods.lucir import LUCIR
@@ -26,7 +28,7 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
         for method in (
             *(DynaMMo, FineTune, Replay, Joint),
             *(ICaRL, WA, LUCIR, PODNet, DarkER, DynamicER, ACL),
-            *(Ridge, StreamingRidge),
+            *(Ridge, StreamingRidge, DynaMMoRidge, FirstSession),
         )
     }
 )

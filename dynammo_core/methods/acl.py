@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from dynammo_core.methods.adapter_tuning import AUXILIARY
 from dynammo_core.methods.base import Archive
 from dynammo_core.methods.task_heads import (
-    AUXILIARY,
     TASK_HEADS,
     TaskHeadsMethod,
     TaskHeadsSettings,
@@ -60,10 +60,6 @@ class ACL(TaskHeadsMethod):
     def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:
         if stage.name == "adapt":
             start_head_from_auxiliary(model, task)
-
-    def tuned(self, model: IncrementalModel) -> AdaptedBackbone:
-        extractor = model.extractor
-        return extractor.newest if isinstance(extractor, ParallelBackbones) else super().tuned(model)
 
     def view(self, features: Tensor, task: int, tasks: int) -> Tensor:
         return features.chunk(tasks, dim=1)[task]

@@ -178,6 +178,10 @@ class Method(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no stage that summarises privately")
 
+    def note_counts(self, archive: Archive, task: int, stage: Stage, class_counts: Sequence[int]) -> None:
+        """At the server, after each round that brings tensors: how many samples of each class they speak for."""
+        return
+
     def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:
         """At the server, after the last round of a stage: merge across tasks, solve in closed form, keep a teacher."""
         return

@@ -1,21 +1,25 @@
-"""What the methods without gradients share: a frozen network, sums over samples, one solve at the server."""
+"""What the methods share whose classifier is solved in closed form: sums over samples, one solve at the server."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from dynammo_core.methods.base import CLASSES, Batch, Method, SumNoise
-from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, MultiScaleBackbone
+from dynammo_core.data.samples import Samples
+from dynammo_core.methods.base import CLASSES, Archive, Batch, Method, Rehearsal, SumNoise
+from dynammo_core.models.backbones import Backbone
+from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, MultiScaleBackbone, Pooling
 from dynammo_core.models.ridge import RidgeHead
-from dynammo_core.plan import Stage
+from dynammo_core.plan import Action, Stage
 from dynammo_core.settings import MethodSettings
 
 HEAD = f"heads.{CLASSES}"
 GRAM = f"{HEAD}.gram"
+ANSWERS = (f"{HEAD}.weight", f"{HEAD}.bias")
 SUMS = (f"{HEAD}.counts", GRAM, f"{HEAD}.products")
 
 
@@ -23,23 +27,41 @@ class ClosedFormSettings(MethodSettings):
     """The features, and how smooth the solution is."""
 
     multi_scale: bool = Field(default=True, description="the pooled inputs of every stage beside the last features")
+    pooling: Pooling = Field(
+        default="mean", description="of the stages' inputs; spread: each channel's standard deviation beside its mean"
+    )
     regulariser: float | None = Field(
         default=None, gt=0, description="of ridge regression; null: by generalised cross-validation of the sums"
     )
 
 
 class ClosedFormMethod(Method):
-    """Ridge regression on the features of the pretrained network, from sums that the sites add up."""
+    """Ridge regression on the features of the pretrained network, from sums that the sites add up.
+
+    Attributes:
+        features_need: patterns of the tensors that a site must be sent before it can compute features.
+    """
 
     Params = ClosedFormSettings
     params: ClosedFormSettings
     freezes_backbone = True
-    deployed = (f"{HEAD}.weight", f"{HEAD}.bias")
+    deployed: ClassVar[tuple[str, ...]] = ANSWERS
+    features_need: ClassVar[tuple[str, ...]] = ()
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         if self.params.multi_scale and task == 0:
             assert isinstance(model.extractor, AdaptedBackbone)
-            model.extractor = MultiScaleBackbone(model.extractor.backbone)
+            model.extractor = self.scales(model.extractor.backbone)
+        self.grow_classes(model, task)
+
+    def scales(self, backbone: Backbone) -> AdaptedBackbone:
+        """The extractor that the settings name, on a backbone, without adapters."""
+        return (
+            MultiScaleBackbone(backbone, self.params.pooling) if self.params.multi_scale else AdaptedBackbone(backbone)
+        )
+
+    def grow_classes(self, model: IncrementalModel, task: int) -> None:
+        """The classifier of all classes seen so far; its sums start from nothing."""
         model.heads[CLASSES] = RidgeHead(model.feature_dim, self.stream.seen(task))
 
     def summarise(self, model: IncrementalModel, batches: Iterable[Batch], stage: Stage) -> dict[str, Tensor]:
@@ -78,6 +100,53 @@ class ClosedFormMethod(Method):
         head = ridge_head(model)
         solve = head.solve if self.privacy.mechanism == "none" else head.solve_noised
         solve(self.params.regulariser)
+
+
+class BalancedClosedForm(ClosedFormMethod):
+    """Sums over exemplars and new images, in which each class weighs the same, however many there are of it.
+
+    Sites first count, then sum with weights n / (C n_c) that the server makes of the counts. The result is that of
+    pooling all sites' exemplars and new images, whatever the split.
+    """
+
+    def stages(self, task: int) -> Sequence[Stage]:
+        return (
+            Stage("count", Action.SUMMARISE, self.features_need, (f"{HEAD}.counts",), inputs="features"),
+            Stage("sum", Action.SUMMARISE, (*self.features_need, f"{HEAD}.sample_weight"), SUMS, inputs="features"),
+        )
+
+    def training_set(self, stage: Stage, rehearsal: Rehearsal) -> Samples:
+        return Samples.concatenate([rehearsal.new, rehearsal.memory])
+
+    def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:
+        if stage.name == "count":
+            head = ridge_head(model)
+            present = head.counts > 0
+            balanced = head.counts.sum() / (present.sum() * head.counts.clamp_min(1))
+            head.sample_weight.copy_(balanced * present)
+        elif stage.name == "sum":
+            self.solve(model)
+
+
+class StreamingClosedForm(ClosedFormMethod):
+    """Sums of every image, made once, by its site, in the task that it arrives with; the server keeps the totals."""
+
+    uses_memory = False
+
+    def stages(self, task: int) -> Sequence[Stage]:
+        return (Stage("sum", Action.SUMMARISE, self.features_need, SUMS, inputs="features"),)
+
+    def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:
+        if stage.name != "sum":
+            return
+        state = model.state_dict()
+        for name in SUMS:
+            new = state[name]
+            if name in archive:
+                earlier = archive[name]
+                new[tuple(slice(size) for size in earlier.shape)] += earlier
+            archive[name] = new.clone()
+        self.solve(model)
 
 
 def ridge_head(model: IncrementalModel) -> RidgeHead:

@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from dynammo_core.data.samples import Samples
-from dynammo_core.methods.base import LossContext, Method, Prediction, Rehearsal
-from dynammo_core.models.adapters import AdapterSet
+from dynammo_core.methods.adapter_tuning import AUXILIARY, AdapterMethod, AdapterSettings
+from dynammo_core.methods.base import LossContext, Prediction, Rehearsal
 from dynammo_core.models.heads import OTHERS, Head, LinearHead
-from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel
+from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Stage
 from dynammo_core.settings import MethodSettings, Optimisation
 
-AUXILIARY = "auxiliary"
 TASK_HEADS = "heads.task*"
 
 
-class TaskHeadsSettings(MethodSettings):
-    """Adapters, and the two training stages: adapter tuning and the balanced fine-tuning of the heads."""
+class TaskHeadsSettings(AdapterSettings):
+    """The two training stages: adapter tuning and the balanced fine-tuning of the heads."""
 
-    alpha: float = Field(default=0.02, gt=0, description="weight of an adapter at the start; learnt from there on")
-    padding: Literal[0, 1] = Field(
-        default=1, description="of the adapters' convolutions; 0: the paper, needs maps of 3x3 pixels at every stage"
-    )
-    norm: Literal["batch", "group"] = Field(
-        default="batch", description="of the adapters; group: has no statistics over images, as privacy needs"
-    )
-    adapt: Optimisation = Optimisation(epochs=10, learning_rate=0.02)
     balance: Optimisation = Optimisation(epochs=50, optimizer="adam", learning_rate=1e-3, weight_decay=0.0)
 
 
-class TaskHeadsMethod(Method):
+class TaskHeadsMethod(AdapterMethod):
     """Tunes the adapters of a task with an auxiliary head, then all task heads on the balanced set.
 
     Source: DynaMMo (arXiv 2404.14099, section 3) and ACL (arXiv 2304.09042, section 2). Deviation: the first task's
@@ -42,7 +30,6 @@ class TaskHeadsMethod(Method):
     """
 
     params: TaskHeadsSettings
-    freezes_backbone = True
 
     @classmethod
     def obstacle_to_privacy(cls, params: MethodSettings, mechanism: str) -> str:
@@ -61,37 +48,21 @@ class TaskHeadsMethod(Method):
 
     def grow_heads(self, model: IncrementalModel, task: int, width: int, *, tunes: bool = True) -> None:
         """The heads of a task on features of `width`: its own one, and a new auxiliary one if it `tunes` adapters."""
-        rows = (*self.stream.classes(task), OTHERS)
         if tunes:
-            model.heads[AUXILIARY] = LinearHead(width, rows)
-        model.heads[head_name(task)] = LinearHead(width, rows)
-
-    def tuned(self, model: IncrementalModel) -> AdaptedBackbone:
-        """The extractor whose adapters the stage `adapt` tunes."""
-        assert isinstance(model.extractor, AdaptedBackbone)
-        return model.extractor
+            self.grow_auxiliary(model, task, width)
+        model.heads[head_name(task)] = LinearHead(width, (*self.stream.classes(task), OTHERS))
 
     def view(self, features: Tensor, task: int, tasks: int) -> Tensor:
         """What the head of `task` sees of the features Tensor[B, D], of `tasks` tasks in all: everything."""
         return features
 
-    def new_adapters(self, extractor: AdaptedBackbone) -> AdapterSet:
-        """A fresh adapter set that fits an extractor."""
-        params = self.params
-        return AdapterSet(extractor.backbone.channels, params.alpha, params.padding, norm=params.norm)
-
     def training_set(self, stage: Stage, rehearsal: Rehearsal) -> Samples:
-        if stage.name != "adapt":
-            return rehearsal.balanced()
-        own = rehearsal.has_new(self.stream.classes(rehearsal.task))
-        return Samples.concatenate([rehearsal.new, rehearsal.memory]) if own else Samples.empty()
+        return self.adapting_set(rehearsal) if stage.name == "adapt" else rehearsal.balanced()
 
     def loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
         """Stage 1: cross-entropy of the auxiliary head; stage 2: the sum of all task heads' cross-entropies."""
         if context.stage.name == "adapt":
-            features = self.tuned(model).embed(inputs, start=context.stage.inputs)
-            auxiliary = model.head(AUXILIARY)
-            return nn.functional.cross_entropy(auxiliary(features), auxiliary.targets(labels))
+            return super().loss(model, inputs, labels, context)
         features = model.extractor.embed(inputs, start=context.stage.inputs)
         heads = task_heads(model)
         losses = [

@@ -56,6 +56,12 @@ class AdaptedBackbone(Extractor):
         self.adapters: AdapterSet | None = None
         self.feature_dim = backbone.feature_dim
 
+    def embed_last(self, inputs: Tensor, *, start: Level) -> Tensor:
+        """The backbone's own features Tensor[B, D], the last ones of all that `embed` would give."""
+        if start == "features":
+            return inputs[:, -self.backbone.feature_dim :]
+        return self.backbone.from_prefix(self._prefix(inputs) if start == "images" else inputs, self.adapters)
+
     def _prefix(self, images: Tensor) -> Tensor:
         maps: Tensor = self.backbone.prefix(images)
         return maps
@@ -64,16 +70,29 @@ class AdaptedBackbone(Extractor):
         return self.backbone.from_prefix(maps, self.adapters)
 
 
-class MultiScaleBackbone(AdaptedBackbone):
-    """The pooled inputs of every stage before the features: what is coarse beside what is fine, in the same pass."""
+Pooling = Literal["mean", "spread"]
+"""What is kept of a map: each channel's mean over the pixels, or its mean and its standard deviation."""
 
-    def __init__(self, backbone: Backbone) -> None:
+
+class MultiScaleBackbone(AdaptedBackbone):
+    """The pooled inputs of every stage before the features: what is coarse beside what is fine, in the same pass.
+
+    Args:
+        backbone: the network.
+        pooling: of the stages' inputs. The spread of a channel tells textures apart that have the same mean.
+    """
+
+    def __init__(self, backbone: Backbone, pooling: Pooling = "mean") -> None:
         super().__init__(backbone)
-        self.feature_dim = sum(backbone.channels) + backbone.feature_dim
+        self.pooling = pooling
+        self.feature_dim = (2 if pooling == "spread" else 1) * sum(backbone.channels) + backbone.feature_dim
 
     def _from_prefix(self, maps: Tensor) -> Tensor:
         inputs, features = self.backbone.stage_inputs(maps, self.adapters)
-        return torch.cat([*(own.mean(dim=(2, 3)) for own in inputs), features], dim=1)
+        pooled = [own.mean(dim=(2, 3)) for own in inputs]
+        if self.pooling == "spread":
+            pooled += [own.flatten(2).std(dim=2, correction=0) for own in inputs]
+        return torch.cat([*pooled, features], dim=1)
 
 
 class ParallelBackbones(Extractor):

@@ -14,8 +14,8 @@ from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.data.transforms import to_input
 from dynammo_core.evaluation import embed_samples
 from dynammo_core.methods import METHODS
+from dynammo_core.methods.adapter_tuning import AUXILIARY
 from dynammo_core.methods.base import CLASSES, TEACHER_PREFIX, LossContext, Method, Rehearsal
-from dynammo_core.methods.task_heads import AUXILIARY
 from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.backbones import build_backbone
 from dynammo_core.models.heads import Head, head_rows, summed_names

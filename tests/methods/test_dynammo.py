@@ -8,8 +8,8 @@ import torch
 from method_bench import STREAM, Bench, adapters, bench, grown, learn, rehearsal, toy_images
 from plain_networks import says
 
+from dynammo_core.methods.adapter_tuning import AUXILIARY
 from dynammo_core.methods.base import LossContext
-from dynammo_core.methods.task_heads import AUXILIARY
 from dynammo_core.models.incremental_model import matching, travelling_names
 
 

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.transforms import to_input
-from dynammo_core.merging.operators import merge_mean
-from dynammo_core.methods.task_heads import AUXILIARY
+from dynammo_core.merging.averages import merge_mean
+from dynammo_core.merging.task_sets import TaskSets
+from dynammo_core.methods.adapter_tuning import AUXILIARY
 from dynammo_core.models.heads import OTHERS
 
 FIRST_STATISTICS = ("0.residual.1.running_mean", "0.residual.1.running_var")
@@ -57,7 +58,7 @@ def test_the_merged_set_is_the_mean_of_all_sets() -> None:
     for task in range(4):
         made.begin(task)
         sets.append(finish_stage_1(made, task))
-        assert same(adapter_state(made), sets[0] if task == 0 else merge_mean(sets))
+        assert same(adapter_state(made), sets[0] if task == 0 else merge_mean(TaskSets(sets)))
 
 
 def test_merge_last_deploys_the_newest_set() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from dynammo_core.models.incremental_model import (
     AdaptedBackbone,
     IncrementalModel,
     Level,
+    MultiScaleBackbone,
     ParallelBackbones,
     matching,
     travelling_names,
@@ -197,3 +199,39 @@ def test_trainable_networks_travel_each_under_its_own_name() -> None:
         "heads.a.weight",
         "heads.a.bias",
     ]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("alpha", [0.5, None])
+def test_pooled_are_the_means_and_spreads_of_each_stages_inputs_before_the_features(alpha: float | None) -> None:
+    plain = extractor(alpha=alpha)
+    means, spread = (MultiScaleBackbone(plain.backbone, pooling).eval() for pooling in ("mean", "spread"))
+    for made in (means, spread):
+        made.adapters = plain.adapters
+    inputs, last = plain.backbone.stage_inputs(plain.backbone.prefix(images()), plain.adapters)
+    pixels = [maps.flatten(2).double().numpy() for maps in inputs]
+    mean, deviation = (
+        torch.tensor(np.concatenate([of(p, axis=2) for p in pixels], axis=1)) for of in (np.mean, np.std)
+    )
+    assert (means.feature_dim, spread.feature_dim) == (8 + 16 + 32 + 64, 2 * (8 + 16 + 32) + 64)
+    for made, expected in ((means, [mean, last]), (spread, [mean, deviation, last])):
+        torch.testing.assert_close(made(images()).double(), torch.cat([e.double() for e in expected], dim=1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("start", LEVELS)
+def test_the_last_features_are_the_backbones_own_from_every_level(start: Level) -> None:
+    plain = extractor()
+    for pooling in ("mean", "spread"):
+        made = MultiScaleBackbone(plain.backbone, pooling).eval()
+        made.adapters = plain.adapters
+        inputs = made.embed(images(), start="images", end=start)
+        torch.testing.assert_close(made.embed_last(inputs, start=start), plain(images()))
+
+
+def test_a_map_of_one_pixel_has_no_spread() -> None:
+    backbone = extractor(alpha=None).backbone
+    tiny = torch.randn(2, 3, 4, 4)  # the last stage of four that halve the side gets one pixel
+    spread = MultiScaleBackbone(backbone, "spread").eval()(tiny)[:, 56:112]
+    assert torch.equal(spread[:, 24:], torch.zeros(2, 32))
+    assert (spread[:, :8] > 0).any()

@@ -72,6 +72,39 @@ def test_a_record_is_taken_out_exactly() -> None:
     assert head.counts.sum() == len(labels) - 1
 
 
+def test_a_site_that_leaves_is_taken_out_exactly() -> None:
+    sites = [data(seed, samples=40) for seed in (11, 12, 13)]
+    head, without = RidgeHead(DIM, ROWS), RidgeHead(DIM, ROWS)
+    for features, labels in sites:
+        head.add(features, labels)
+    head.add(*sites[1], sign=-1)
+    for features, labels in (sites[0], sites[2]):
+        without.add(features, labels)
+    for solved_ in (head, without):
+        solved_.solve()
+    torch.testing.assert_close(head.weight, without.weight, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(head.bias, without.bias, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(head.weight, solved(sites, None).weight, rtol=1e-3)
+
+
+def test_both_solutions_are_the_same() -> None:
+    """By eigenvalues, where the regulariser is to be found, and by Cholesky's factor, where it is known."""
+    head = solved([data(7)], None)
+    found = head.weight.clone()
+    head.solve(head.solve())
+    torch.testing.assert_close(head.weight, found, atol=1e-7, rtol=1e-5)
+
+
+def test_a_singular_matrix_is_solved_with_jitter() -> None:
+    # Every feature twice: half of the eigenvalues are 0, and 1e-30 cannot lift them above what rounding leaves of them.
+    features, labels = data(8)
+    head = RidgeHead(2 * DIM, ROWS)
+    head.add(torch.cat([features, features], dim=1), labels)
+    head.solve(1e-30)
+    once = solved([(features, labels)], 1e-12)
+    torch.testing.assert_close(head(torch.cat([features, features], dim=1)), once(features), atol=1e-3, rtol=0)
+
+
 def test_weights_balance_classes() -> None:
     """A class counted twice as heavily is a class with every image twice."""
     features, labels = data(4)

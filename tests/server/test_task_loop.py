@@ -174,6 +174,18 @@ def test_the_order_of_answers_changes_nothing(finished: Finished, tmp_path: Path
     assert Outcome.of(run_small(small_config(method), tmp_path, grid=grid).path) == finished(method).outcome
 
 
+def test_a_method_hears_how_many_samples_each_round_speaks_for(tmp_path: Path) -> None:
+    run = run_small(small_config("dynammo", {"method.merge": "weighted"}), tmp_path)
+    adapted = [e for e in events(run.path, "step_finished") if e["stage"] == "adapt"]
+    kept = load_file(run.path / "checkpoints" / "latest.safetensors")
+    for task, event in enumerate(adapted):
+        # 20 images of each of two classes; those of a site that has a single one take no part.
+        weight = next(tensor for name, tensor in kept.items() if name.endswith(f"samples{task}")).item()
+        replayed = sum(site["samples"] for site in event["sites"] if not site["abstained"]) - weight
+        assert 38 <= weight <= 40
+        assert (replayed > 0) is (task > 0)
+
+
 def test_the_seed_changes_everything(finished: Finished, tmp_path: Path) -> None:
     other = Outcome.of(run_small(small_config(overrides={"seed": 2}), tmp_path).path)
     assert other.model != finished("dynammo").outcome.model

@@ -1,0 +1,49 @@
+"""Adapters tuned on the first task and then kept, and sums of everything ever seen on the features they give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from dynammo_core.data.samples import Samples
+from dynammo_core.methods.adapted_closed_form import AdaptedClosedForm, AdaptedClosedFormSettings
+from dynammo_core.methods.base import Rehearsal
+from dynammo_core.methods.closed_form import StreamingClosedForm
+from dynammo_core.models.incremental_model import IncrementalModel, Pooling
+from dynammo_core.plan import Stage
+
+
+class FirstSessionSettings(AdaptedClosedFormSettings):
+    """As measured best on validation images: both networks' features, with their spread."""
+
+    alpha: float = Field(default=0.5, gt=0, description="weight of an adapter at the start; learnt from there on")
+    pooling: Pooling = "spread"
+    frozen_beside: bool = True
+
+
+class FirstSession(AdaptedClosedForm, StreamingClosedForm):
+    """The network adapts to the first task's images; from then on its features are fixed, and their sums stay exact.
+
+    Given the adapters, the classifier is that of pooling all images of all sites and tasks, whatever the split and the
+    order. The bare network's features beside the adapted ones keep what a narrow first task would have spoilt. Source:
+    first session adaptation (Panos et al., arXiv 2303.13199), there with linear discriminant analysis. Its sums speak
+    of all past data, as those of `streaming_ridge` do.
+    """
+
+    name = "first_session"
+    paper_url = "https://arxiv.org/abs/2303.13199"
+    Params = FirstSessionSettings
+    params: FirstSessionSettings
+
+    def stages(self, task: int) -> Sequence[Stage]:
+        return super().stages(task) if task else (self.adapt_stage(), *super().stages(task))
+
+    def grow(self, model: IncrementalModel, task: int) -> None:
+        if task == 0:
+            self.grow_extractor(model)
+            self.grow_auxiliary(model, task, self.tuned(model).backbone.feature_dim)
+        self.grow_classes(model, task)
+
+    def training_set(self, stage: Stage, rehearsal: Rehearsal) -> Samples:
+        return self.adapting_set(rehearsal) if stage.name == "adapt" else rehearsal.new
