@@ -193,7 +193,7 @@ def _as_letters(number: re.Match[str]) -> str:
     return re.sub(r"\d", "N", number[0])
 
 
-RARE = {"run_failed", "waiting", "asking_again", "rolled_back", "code_changed"}
+RARE = {"run_failed", "waiting", "asking_again", "rolled_back", "code_changed", "forgotten"}
 
 
 def test_every_event_and_its_fields_are_documented(finished: Finished) -> None:
@@ -234,7 +234,9 @@ def _stages() -> Iterator[list[tuple[str, ...]]]:
     """A row for each stage of each method, in the order of a second task, which has all of them."""
     stream = TaskStream(((0, 1), (2, 3)))
     for name, method in METHODS.items():
-        for stage in method(method.Params(name=name), stream).all_stages(1):
+        made = method(method.Params(name=name), stream)
+        beside = made.forget(1)
+        for stage in (*made.all_stages(1), *([beside] if beside else [])):
             yield [(name,), (stage.name,), (stage.action.value,), stage.down, stage.up]
 
 

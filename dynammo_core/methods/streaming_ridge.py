@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dynammo_core.methods.base import Archive
-from dynammo_core.methods.closed_form import SUMS, ClosedFormMethod
+from dynammo_core.methods.closed_form import SUMS, ClosedFormMethod, ridge_head
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Stage
 
@@ -26,8 +26,11 @@ class StreamingRidge(ClosedFormMethod):
     def stages(self, task: int) -> Sequence[Stage]:
         return (Stage("sum", Action.SUMMARISE, (), SUMS, inputs="features"),)
 
+    def forget(self, task: int) -> Stage:
+        return Stage("forget", Action.FORGET, (), SUMS, inputs="features")
+
     def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:
-        if stage.name != "sum":
+        if not stage.up:
             return
         state = model.state_dict()
         for name in SUMS:
@@ -35,5 +38,7 @@ class StreamingRidge(ClosedFormMethod):
             if name in archive:
                 earlier = archive[name]
                 new[tuple(slice(size) for size in earlier.shape)] += earlier
-            archive[name] = new.clone()
+        if stage.action is Action.FORGET:
+            ridge_head(model).clear_absent()
+        archive.update({name: state[name].clone() for name in SUMS})
         self.solve(model)
