@@ -136,8 +136,11 @@ class StreamingClosedForm(ClosedFormMethod):
     def stages(self, task: int) -> Sequence[Stage]:
         return (Stage("sum", Action.SUMMARISE, self.features_need, SUMS, inputs="features"),)
 
+    def forget(self, task: int) -> Stage:
+        return Stage("forget", Action.FORGET, self.features_need, SUMS, inputs="features")
+
     def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:
-        if stage.name != "sum":
+        if GRAM not in stage.up:
             return
         state = model.state_dict()
         for name in SUMS:
@@ -145,7 +148,9 @@ class StreamingClosedForm(ClosedFormMethod):
             if name in archive:
                 earlier = archive[name]
                 new[tuple(slice(size) for size in earlier.shape)] += earlier
-            archive[name] = new.clone()
+        if stage.action is Action.FORGET:
+            ridge_head(model).clear_absent()
+        archive.update({name: state[name].clone() for name in SUMS})
         self.solve(model)
 
 
