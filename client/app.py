@@ -78,7 +78,7 @@ def reply(content: RecordDict, node_config: NodeConfig, phase: Phase | None = No
         log.check_writable()
     whole = opened(instruction, hashes, site)
     report = answer(whole, site) if phase is None else secure_answer(phase, whole, site)
-    experiment, step = site.experiment, site.experiment.steps[instruction.step]
+    experiment, step = site.experiment, site.experiment.step(instruction.step, instruction.correction)
     form = declared(site, step, phase, len(whole.weights.get(SITES, ())))
     wire = packed(report, whole, site) if phase is None else report
     leaving = let_out(encode(wire, form), form)
@@ -108,6 +108,13 @@ def summarise(content: RecordDict, node_config: NodeConfig) -> RecordDict:
 @sanitised
 def remember(content: RecordDict, node_config: NodeConfig) -> RecordDict:
     """Choose exemplars into the site's memory."""
+    return reply(content, node_config)
+
+
+@app.train("forget")
+@sanitised
+def forget(content: RecordDict, node_config: NodeConfig) -> RecordDict:
+    """Take withdrawn records out of the sums that the server keeps."""
     return reply(content, node_config)
 
 
@@ -175,6 +182,8 @@ def _decode(content: RecordDict) -> tuple[Instruction, dict[str, str]]:
             site=int(fields["site"]),  # type: ignore[arg-type]
             workspace=str(fields["workspace"]),
             weights=weights,
+            correction=int(fields["correction"]),  # type: ignore[arg-type]
+            taken=list(map(int, fields["taken"])),  # type: ignore[arg-type]
         )
         return instruction, hashes
     except Exception as error:  # what a damaged or forged message makes a decoder raise has no common type

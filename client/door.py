@@ -75,7 +75,7 @@ def declared(site: Site, step: Step, phase: Phase | None = None, peers: int = 0)
     experiment, tests = site.experiment, step.stage.action is Action.EVALUATE
     data = experiment.dataset
     most = len(data.test.labels) if tests else len(data.train.labels) + experiment.config.memory.exemplars
-    fewest = site.fewest_images if tests else site.fewest_exemplars
+    fewest = site.fewest_images if tests or step.stage.action is Action.FORGET else site.fewest_exemplars
     forms, action = _forms(experiment, step.task, step.stage), step.stage.action
     if secure:
         return Declared(action, forms, experiment.classes, most, fewest, SECONDS, hidden=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from client.forgetting import withdrawn_from
 from client.site import Site
 from dynammo_core.data.feature_cache import fingerprint
 from dynammo_core.data.samples import Samples
@@ -34,12 +35,16 @@ FEWEST_SAMPLES = 2
 
 @dataclass(frozen=True)
 class LocalStep:
-    """An instruction, unpacked: the step, the site that does it, and the models with the weights received."""
+    """An instruction, unpacked: the step, the site that does it, and the models with the weights received.
+
+    `taken` is that of the instruction.
+    """
 
     step: Step
     site: Site
     model: IncrementalModel
     teacher: IncrementalModel | None
+    taken: Sequence[int] = ()
 
     @property
     def experiment(self) -> Experiment:
@@ -51,6 +56,11 @@ class LocalStep:
         """The seed of this step at this site."""
         step = self.step
         return derive_seed(self.experiment.config.seed, step.stage.name, step.task, step.round, self.site.index)
+
+    def never_taken(self, contribution: int) -> bool:
+        """Whether a contribution came before this correction, and the server's sums do not contain it."""
+        step = self.step
+        return contribution not in self.taken and -step.round < contribution <= step.index
 
     def embed(self, samples: Samples, end: Level) -> Tensor:
         """Samples carried to a level of the network."""
@@ -138,14 +148,32 @@ def summarise_step(local: LocalStep) -> Report:
     samples = method.training_set(stage, local.site.rehearsal(local.step.task))
     if len(samples) < FEWEST_SAMPLES:
         return Report(abstained=True)
-    batches = EpochBatches(local, samples, stage.inputs, batch_size=128)
+    if local.site.sums is not None and method.forget(local.step.task) is not None:
+        local.site.sums.note(local.step.contribution, samples)
+    return Report(False, _sums(local, samples), {"class_counts": _counts(local, samples)})
+
+
+@torch.no_grad()
+def forget_step(local: LocalStep) -> Report:
+    """Sums of the images of withdrawn records that the server's sums contain, negated; abstain where there are none.
+
+    What the server says it has taken in decides: an answer that was lost is simply not among that.
+    """
+    if local.site.sums is None:
+        return Report(abstained=True)
+    samples = withdrawn_from(local.site, local.site.sums.inside(local.taken))
+    local.site.sums.note(local.step.contribution, samples, lost=local.never_taken)
+    if not len(samples):
+        return Report(abstained=True)
+    negated = {name: -tensor for name, tensor in _sums(local, samples).items()}
+    return Report(False, negated, {"class_counts": _counts(local, samples)})
+
+
+def _sums(local: LocalStep, samples: Samples) -> dict[str, Tensor]:
+    batches = EpochBatches(local, samples, local.step.stage.inputs, batch_size=128)
     local.model.eval()
-    sums = method.summarise(local.model, batches(0), stage)
-    return Report(
-        False,
-        {name: tensor.detach().cpu().clone() for name, tensor in sums.items()},
-        {"class_counts": _counts(local, samples)},
-    )
+    sums = local.experiment.method.summarise(local.model, batches(0), local.step.stage)
+    return {name: tensor.detach().cpu().clone() for name, tensor in sums.items()}
 
 
 @torch.no_grad()
@@ -192,6 +220,7 @@ ACTIONS: Mapping[Action, Callable[[LocalStep], Report]] = MappingProxyType(
         Action.SUMMARISE: summarise_step,
         Action.REMEMBER: remember_step,
         Action.EVALUATE: evaluate_step,
+        Action.FORGET: forget_step,
     }
 )
 
@@ -238,9 +267,7 @@ def start_level(wanted: Level, augmentation: str) -> Level:
 
 def _unpack(instruction: Instruction, site: Site) -> LocalStep:
     experiment = site.experiment
-    if not 0 <= instruction.step < len(experiment.steps):
-        raise ProtocolError(f"step {instruction.step} is not in a plan of {len(experiment.steps)} steps")
-    step = experiment.steps[instruction.step]
+    step = experiment.step(instruction.step, instruction.correction)
     own = {name: t for name, t in instruction.weights.items() if not name.startswith(TEACHER_PREFIX)}
     taught = {name.removeprefix(TEACHER_PREFIX): t for name, t in instruction.weights.items() if name not in own}
     model = experiment.build_model(step.task)
@@ -251,7 +278,7 @@ def _unpack(instruction: Instruction, site: Site) -> LocalStep:
         declared = matching((f"{TEACHER_PREFIX}{name}" for name in travelling_names(teacher)), step.stage.down)
         _load(teacher, taught, [name.removeprefix(TEACHER_PREFIX) for name in declared])
         teacher.requires_grad_(False).eval().to(experiment.device)
-    return LocalStep(step, site, model.to(experiment.device), teacher)
+    return LocalStep(step, site, model.to(experiment.device), teacher, instruction.taken)
 
 
 def _load(model: IncrementalModel, weights: Mapping[str, Tensor], expected: list[str]) -> None:

@@ -23,6 +23,7 @@ from dynammo_core.terminal import command_line, readable_errors
 
 if TYPE_CHECKING:
     from dynammo_core.memory.store import MemoryStore, ReplayMemory
+    from dynammo_core.memory.withdrawal import WithdrawalLedger
 
 memory = command_line("Look into this site's replay memory, and take records out of it.")
 console = Console(emoji=False)
@@ -60,7 +61,7 @@ class Stored:
 
 @memory.command()
 def status(site_yaml: SiteYaml = HERE) -> None:
-    """Show what is stored: for each run and class the exemplars, their tasks, size and age."""
+    """Show what is stored: for each run and class the exemplars, their tasks, size and age; and what sums contain."""
     from dynammo_core.memory.withdrawal import WithdrawalLedger
 
     with readable_errors():
@@ -72,9 +73,16 @@ def status(site_yaml: SiteYaml = HERE) -> None:
             except MemoryStoreError as error:
                 broken += 1
                 console.print("[red]wrong[/] ", escape(str(error)), soft_wrap=True, highlight=False)
-        withdrawn = len(WithdrawalLedger(site.memory.folder))
+        ledger = WithdrawalLedger(site.memory.folder)
+        for path in _notes(site):
+            try:
+                say(_sums_words(path, site, ledger))
+            except MemoryStoreError as error:
+                broken += 1
+                console.print("[red]wrong[/] ", escape(str(error)), soft_wrap=True, highlight=False)
+        withdrawn = len(ledger)
         words = f"{len(paths)} memories in {site.memory.folder}, {withdrawn} withdrawn records"
-        console.print(words, soft_wrap=True, markup=False, highlight=False)
+        say(words)
         raise typer.Exit(1 if broken else 0)
 
 
@@ -156,6 +164,34 @@ def purge(
             log.write(f"{time} INFO memory {words}: {hashes}\n")
         console.print(f"[green]done[/]  {words}, and entered in {escape(str(ledger.path))}", soft_wrap=True)
         console.print("Backups of the memory, and models that have learned from these records, are as they were.")
+        for path in _notes(site):
+            say(_sums_words(path, site, ledger))
+
+
+def say(words: str) -> None:
+    """A line as it is."""
+    console.print(words, soft_wrap=True, markup=False, highlight=False)
+
+
+def _notes(site: SiteSettings) -> list[Path]:
+    from dynammo_core.memory.sums_note import NOTE_FILE
+
+    return sorted(site.memory.folder.glob(f"*/{NOTE_FILE}"))
+
+
+def _sums_words(path: Path, site: SiteSettings, ledger: WithdrawalLedger) -> str:
+    """How many images of this site a run's sums contain, and how many of them are withdrawn."""
+    from dynammo_core.memory.encryption import load_key
+    from dynammo_core.memory.sealed_file import read_header
+    from dynammo_core.memory.sums_note import SumsNote
+
+    key = load_key(site.memory.key) if read_header(path).key is not None and site.memory.key else None
+    run = path.parent.name
+    sent = SumsNote(path.parent, run=run, site=site.site, key=key).sent()
+    flags = ledger.is_withdrawn([image.record_id for image in sent])
+    owed = sum(count for count, flag in zip(sent.values(), flags.tolist(), strict=True) if flag)
+    words = f"{run}: the server's sums contain {sent.total()} images of this site"
+    return f"{words}; {owed} of withdrawn records, until the operator's `dynammo-server forget`" if owed else words
 
 
 def _paths(site: SiteSettings) -> list[Path]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import lru_cache
@@ -23,11 +24,12 @@ from dynammo_core.config import WEIGHTS_BY_NAME
 from dynammo_core.data.arrivals import Arrivals
 from dynammo_core.data.loading import load_samples, open_own
 from dynammo_core.data.samples import Samples, Split
-from dynammo_core.errors import ConfigError, PolicyError, ProtocolError
+from dynammo_core.errors import ConfigError, DataError, PolicyError, ProtocolError
 from dynammo_core.experiment import Experiment, experiment_from_json
 from dynammo_core.memory.encryption import load_key
 from dynammo_core.memory.rehearsal import SIMULATED_DAY, drop_expired, exemplars_per_class
 from dynammo_core.memory.store import MemoryStore, ReplayMemory
+from dynammo_core.memory.sums_note import SumsNote
 from dynammo_core.memory.withdrawal import WithdrawalLedger
 from dynammo_core.methods.base import Rehearsal
 from dynammo_core.protocol import Instruction
@@ -53,6 +55,7 @@ class Site:
         ledger: the records that it may use no more.
         expiry_days: age in days beyond which exemplars are dropped.
         fewest_images: a class of which it holds fewer training (test) images takes no part.
+        sums: its note of what it sent into sums that the server keeps; None where nothing can be withdrawn.
     """
 
     experiment: Experiment
@@ -64,6 +67,7 @@ class Site:
     ledger: WithdrawalLedger | None = None
     expiry_days: int | None = None
     fewest_images: int = 1
+    sums: SumsNote | None = None
 
     def memory(self) -> ReplayMemory:
         """The exemplars that may still be used: without those that expired or whose consent was withdrawn.
@@ -116,6 +120,16 @@ class Site:
         samples = self._allowed(_load(self.experiment, "train", classes, self.share))
         # Under privacy counts are noised, and no image may decide whether others take part.
         return samples if self.experiment.protects_images else self._common(samples)
+
+    def images_of(self, record_ids: Collection[str]) -> Samples:
+        """All training images of these records that can be read, withdrawn ones too: to take them out of sums."""
+        split, size = self.experiment.dataset.train, self.experiment.config.data.image_size
+        parts = []
+        for place, record in enumerate(split.record_ids):
+            if record in record_ids:
+                with suppress(DataError):
+                    parts.append(load_samples(split, [place], size))
+        return Samples.concatenate(parts)
 
     def _allowed(self, held: Held) -> Held:
         return held if self.ledger is None else self.ledger.allowed(held)
@@ -176,6 +190,7 @@ def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, ru
         ledger=WithdrawalLedger(own.folder),
         expiry_days=own.expiry_days,
         fewest_images=load_policy(settings.policy).fewest_images,
+        sums=SumsNote(own.folder / run, run=run, site=settings.site, key=key),
     )
 
 

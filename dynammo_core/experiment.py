@@ -97,6 +97,34 @@ class Experiment:
         """
         return noise_of_run(self.method, self.steps)
 
+    @property
+    def keeps_plain_sums(self) -> bool:
+        """Whether the server sees the sums of each site as they are."""
+        return self.config.privacy.mechanism == "none" and not self.config.federation.secure_aggregation
+
+    def step(self, index: int, correction: int = 0) -> Step:
+        """A step of the plan; or, beside the plan, a correction of the sums as they stand after that step.
+
+        Raises:
+            ProtocolError: the plan has no such step.
+            RunError: the method keeps no sums.
+        """
+        if not 0 <= index < len(self.steps):
+            raise ProtocolError(f"step {index} is not in a plan of {len(self.steps)} steps")
+        step = self.steps[index]
+        if not correction:
+            return step
+        if not self.keeps_plain_sums:
+            raise RunError("sums that were hidden by noise or masks cannot be corrected by what would show a record")
+        stage = self.method.forget(step.task)
+        if stage is None:
+            raise RunError(
+                f"the method {self.config.method.name} keeps no sums that a record could be taken out of",
+                accepted=", ".join(name for name, method in METHODS.items() if method.forget is not Method.forget),
+                remedy="What such a model has learnt of a record goes only by a new run without it",
+            )
+        return Step(index, step.task, stage, correction)
+
     @cached_property
     def device(self) -> torch.device:
         """Where the arithmetic happens.

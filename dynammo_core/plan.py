@@ -18,6 +18,7 @@ class Action(StrEnum):
     SUMMARISE = "summarise"
     REMEMBER = "remember"
     EVALUATE = "evaluate"
+    FORGET = "forget"
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,27 @@ class Stage:
 
 @dataclass(frozen=True)
 class Step:
-    """One exchange between the server and all sites."""
+    """One exchange between the server and all sites.
+
+    Attributes:
+        index: its place in the plan; of a correction, which stands in no plan, that of the last step done before it.
+        round: counts from 0; of a correction its number in the run, from 1.
+    """
 
     index: int
     task: int
     stage: Stage
     round: int
+
+    @property
+    def correction(self) -> int:
+        """Its number, of a correction; 0 of a step of the plan."""
+        return self.round if self.stage.action is Action.FORGET else 0
+
+    @property
+    def contribution(self) -> int:
+        """What a site's answer is called where sums of such are kept: a step's by its index, a correction's below 0."""
+        return -self.correction or self.index
 
     @property
     def is_last_round(self) -> bool:

@@ -25,6 +25,7 @@ NUMBERS: Mapping[Action, frozenset[str]] = MappingProxyType(
         Action.SUMMARISE: frozenset({"class_counts", "seconds"}),
         Action.REMEMBER: frozenset({"class_counts", "memory_bytes", "seconds"}),
         Action.EVALUATE: frozenset({"class_counts", "confusion", "seconds"}),
+        Action.FORGET: frozenset({"class_counts", "seconds"}),
     }
 )
 """The numbers a site returns, by action. `class_counts` [C]: samples used of each class; `loss`: mean of the last
@@ -109,6 +110,8 @@ class Instruction:
         site: index of the site that is asked.
         workspace: folder for the site's private state; used by simulated sites only, a deployed site has its own.
         weights: tensors by name, exactly those the stage sends down.
+        correction: 0 for a step of the plan; else the number of a correction, and `step` is the last one done.
+        taken: of a correction, the contributions of this site (`Step.contribution`) that the server's sums contain.
     """
 
     experiment: str
@@ -118,6 +121,8 @@ class Instruction:
     site: int
     workspace: str
     weights: Mapping[str, Tensor]
+    correction: int = 0
+    taken: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

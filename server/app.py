@@ -39,6 +39,11 @@ def main(grid: Grid, context: Context) -> None:
 
         evaluate_run(grid, config, Path(resume), Path(evaluate))
         return
+    if forget := str(values.get("forget", "")):
+        from server.forget import forget_run
+
+        forget_run(grid, config, Path(resume), Path(forget))
+        return
     with ProgressView() as view:
         directory = run_and_report(
             grid,

@@ -32,6 +32,8 @@ class Progress:
         epsilon: what each site says it has spent, where training images are protected one by one.
         run: unique name of the run, by which sites know its memory; a run keeps it when it goes on.
         code_changes: step, old and new hash of the code, wherever the run went on under another code.
+        taken: the contributions of each site, by its number, that the archive's sums contain.
+        corrections: of these sums, made so far.
     """
 
     next_step: int = 0
@@ -42,6 +44,8 @@ class Progress:
     run: str = ""
     epsilon: dict[str, float] = field(default_factory=dict)
     code_changes: list[dict[str, int | str]] = field(default_factory=list)
+    taken: dict[str, list[int]] = field(default_factory=dict)
+    corrections: int = 0
 
     def grow(self, sites: int, classes: int) -> None:
         """Make room for sites and classes that joined: they have no counts in earlier tasks."""

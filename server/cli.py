@@ -221,6 +221,18 @@ def evaluate(run_dir: RunDir, folder: Folder = HERE) -> None:
             console.print(table)
 
 
+@app.command()
+def forget(run_dir: RunDir, folder: Folder = HERE) -> None:
+    """Take records that sites have withdrawn out of the sums of a run, and solve and test its model anew."""
+    with readable_errors():
+        from server.jobs import correction
+        from server.settings import load_server
+        from server.tables import correction_lines
+
+        for line in correction_lines(correction(load_server(folder), run_dir)):
+            _say(line)
+
+
 app.command()(status)
 app.command()(export)
 

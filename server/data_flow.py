@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,6 +28,7 @@ WHY: Mapping[Action, str] = MappingProxyType(
         Action.SUMMARISE: "statistics of the site's images, to be added up or pooled with those of the others",
         Action.REMEMBER: "how many exemplars the site keeps; the exemplars stay",
         Action.EVALUATE: "how well the model answers on the site's test images",
+        Action.FORGET: "statistics of their images, to be subtracted",
     }
 )
 
@@ -63,6 +64,9 @@ in the sum over sites: that sum is all that the server learns of them.
 - of a failure a number and the name of its class, never its text;
 - when the operator asks, the names of the classes that the site's labels name, each with a band of the number of its
   images.
+{% if beside %}
+- when the operator asks after records were withdrawn, {{ beside.why }}: {{ beside.up }}; {{ beside.numbers }}.
+{% endif %}
 
 The tasks: {% for names in tasks %}{{ loop.index }}. {{ names | map("cell") | join(", ") }}{{ "; " if not loop.last }}
 {%- endfor %}.
@@ -76,7 +80,8 @@ The tasks: {% for names in tasks %}{{ loop.index }}. {{ names | map("cell") | jo
 {% endfor %}
 
 Of these, those that the site does not hold since an earlier step. Beside this: the hash of each tensor, the
-experiment's configuration, the hash of the code, the name of the run, and the number of the step.
+experiment's configuration, the hash of the code, the name of the run, and the number of the step
+{%- if beside %}; when records are to leave sums, which answers of the site these contain{% endif %}.
 {% if secure %}
 In the exchanges of secure aggregation, all sites' public keys and what they encrypted for this site.
 {% endif %}
@@ -110,7 +115,9 @@ def data_flow(source: Path) -> str:
     config: Config[Any] = load_config(source / "config.yaml" if run else source)
     experiment = Experiment(config)
     names = experiment.class_names
-    rows = [row for task in range(len(experiment.stream)) for row in _rows(experiment, task)]
+    last = len(experiment.stream) - 1
+    beside = experiment.method.forget(last)
+    rows = [row for task in range(last + 1) for row in _rows(experiment, task, experiment.method.all_stages(task))]
     contents = {
         "name": config.name,
         "config_hash": config.content_hash,
@@ -120,16 +127,17 @@ def data_flow(source: Path) -> str:
         "tasks": [[names[label] for label in task] for task in experiment.stream.tasks],
         "rows": rows,
         "secure": config.federation.secure_aggregation,
+        "beside": next(_rows(experiment, last, [beside])) if beside and experiment.keeps_plain_sums else None,
         "up": sum(int(row["bytes"]) * int(row["rounds"]) for row in rows),
         "left": _left(run) if run else [],
     }
     return markdown().from_string(TEMPLATE).render(contents)
 
 
-def _rows(experiment: Experiment, task: int) -> Iterable[dict[str, Any]]:
+def _rows(experiment: Experiment, task: int, stages: Iterable[Stage]) -> Iterator[dict[str, Any]]:
     model, codec = experiment.build_model(task), CODECS[experiment.config.federation.compression]
     secure = experiment.config.federation.secure_aggregation
-    for stage in experiment.method.all_stages(task):
+    for stage in stages:
         hidden = secure and stage.action in SUMMED
         plain = _tensors(model, names_up(model, stage))
         up = _exchanges(experiment, model, stage) if hidden else pack(codec, plain, {})

@@ -26,6 +26,7 @@ MESSAGE_TYPES: Mapping[Action, str] = {
     Action.SUMMARISE: "train.summarise",
     Action.REMEMBER: "train.remember",
     Action.EVALUATE: "evaluate",
+    Action.FORGET: "train.forget",
 }
 
 PHASE_TYPES: Mapping[Phase, str] = {phase: f"train.{phase.value}" for phase in Phase}

@@ -9,8 +9,9 @@ from typing import Any
 
 from dynammo_core.config import load_config
 from dynammo_core.errors import RunError
+from dynammo_core.experiment import Experiment
 from server.control import Control
-from server.launch import status_of, submit
+from server.launch import refuse_a_second, status_of, submit
 from server.settings import ServerSettings
 
 SECONDS = 300.0
@@ -36,6 +37,20 @@ def evaluation(settings: ServerSettings, run: Path) -> dict[str, Any]:
     load_config(config)
     output = run / "evaluations" / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.json"
     return _ask(settings, output, {"evaluate": "", "config": str(config.absolute()), "resume": str(run.absolute())})
+
+
+def correction(settings: ServerSettings, run: Path) -> dict[str, Any]:
+    """Take withdrawn records out of a run's sums; what the sites said is kept in `<run>/corrections/`.
+
+    Raises:
+        ConfigError: the run's configuration cannot be read.
+        RunError: its method keeps no sums, it goes on, the SuperLink does not answer, or the job fails.
+    """
+    config = run / "config.yaml"
+    Experiment(load_config(config)).step(0, correction=1)
+    refuse_a_second(Control(settings), run)
+    output = run / "corrections" / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.json"
+    return _ask(settings, output, {"forget": "", "config": str(config.absolute()), "resume": str(run.absolute())})
 
 
 def _ask(settings: ServerSettings, output: Path, values: dict[str, str]) -> dict[str, Any]:

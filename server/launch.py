@@ -36,7 +36,7 @@ def launch(
     control = Control(settings)
     _require_registered(config, SiteRegister(settings, control))
     Experiment(config).check()
-    _refuse_a_second(control, resume or settings.runs / config.run_name)
+    refuse_a_second(control, resume or settings.runs / config.run_name)
     directory = RunDirectory(resume) if resume else RunDirectory.create(settings.runs, config)
     submitted = settings.flower_home / "submitted" / f"{config.run_name}.yaml"
     submitted.parent.mkdir(parents=True, exist_ok=True)
@@ -109,8 +109,12 @@ def status_of(control: Control, run: int) -> tuple[str, str]:
     return "finished:unknown", "the SuperLink's database does not know the run"
 
 
-def _refuse_a_second(control: Control, directory: Path) -> None:
-    """Two runs in one directory would overwrite each other's checkpoints."""
+def refuse_a_second(control: Control, directory: Path) -> None:
+    """Two runs in one directory would overwrite each other's checkpoints.
+
+    Raises:
+        RunError: the run in this directory goes on.
+    """
     if not (directory / FLOWER_RUN).exists():
         return
     status, _ = status_of(control, flower_run(directory))

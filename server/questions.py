@@ -31,7 +31,16 @@ class Questions:
         self._exchange = exchange
         self._directory = directory
 
-    def ask(self, step: Step, sent: Mapping[str, Tensor], model: IncrementalModel, *, run: str, needed: int) -> Answers:
+    def ask(
+        self,
+        step: Step,
+        sent: Mapping[str, Tensor],
+        model: IncrementalModel,
+        *,
+        run: str,
+        needed: int,
+        taken: Mapping[str, list[int]] | None = None,
+    ) -> Answers:
         """Ask every site that takes part in a step.
 
         Args:
@@ -40,10 +49,15 @@ class Questions:
             model: with the structure of the step's task.
             run: unique name of the run.
             needed: sites without which there is no point in asking.
+            taken: of a correction, `Progress.taken`; it asks, once, the sites that are named there.
 
         Raises:
             RunError: under secure aggregation, too few sites hold out.
         """
+        if step.stage.action is Action.FORGET:
+            asked = dict.fromkeys(sorted(map(int, taken or {})), sent)
+            check = partial(self._check, step, model, sent)
+            return self._ask_once(step, run, check, asked, needed, None, 0, taken)
         sites = self.taking_part(step)
         if not self._federation.secure_aggregation or step.stage.action not in SUMMED:
             return self._ask(step, run, partial(self._check, step, model, sent), dict.fromkeys(sites, sent), needed)
@@ -102,12 +116,17 @@ class Questions:
         needed: int,
         phase: Phase | None,
         done: int,
+        taken: Mapping[str, list[int]] | None = None,
     ) -> Answers:
         text, workspace = self._experiment.config.canonical_json(), str(self._directory.sites.resolve())
         _, deadline = self._federation.rules(step.stage.name)
+        known = {site: (taken or {}).get(str(site), []) for site in sent}
         return self._exchange.ask(
             phase or step.stage.action,
-            [Instruction(text, code_hash(), run, step.index, site, workspace, own) for site, own in sent.items()],
+            [
+                Instruction(text, code_hash(), run, step.index, site, workspace, own, step.correction, known[site])
+                for site, own in sent.items()
+            ],
             group=f"task{step.task + 1}/{step.stage.name}/{step.round + 1}",
             needed=needed,
             deadline=deadline,

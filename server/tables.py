@@ -46,5 +46,19 @@ def evaluation_tables(result: Mapping[str, Any]) -> Iterator[Table]:
     yield recalls
 
 
+def correction_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """What the sites answered when they were asked for corrections, and what became of the model."""
+    yield f"Corrected by: {', '.join(result['corrected']) or 'no site'}"
+    if result["nothing_to_correct"]:
+        yield f"Nothing to correct at: {', '.join(result['nothing_to_correct'])}"
+    for name, failure in result["failures"].items():
+        yield f"Failed: {name} ({failure}). Ask again when it is there."
+    yield (
+        "The model and the results are written anew; those of earlier tasks, and copies, are as they were."
+        if result["model_written"]
+        else "The run stands within a task: the model after it is the next that is written."
+    )
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f} %"

@@ -62,25 +62,33 @@ class TaskLoop:
         self.model = self.experiment.build_model(last_done.task)
         self.model.load_state_dict(weights, strict=False)
 
+    @property
+    def stands_after_task(self) -> bool:
+        """Whether a task was finished with the last step, or one is half learnt."""
+        return self.experiment.steps[self.progress.next_step - 1].stage.action is Action.EVALUATE
+
     def evaluate(self) -> tuple[int, Answers]:
         """Test the model after the last finished task at every site; returns that task and the answers.
 
         Raises:
             RunError: no task is finished, or no site answers.
         """
-        done = self.experiment.steps[: self.progress.next_step]
-        tests = [step for step in done if step.stage.action is Action.EVALUATE]
-        if not tests or tests[-1] is not done[-1]:
+        last = self.experiment.steps[self.progress.next_step - 1]
+        if not self.stands_after_task:
             raise RunError(
-                f"the run stands in task {done[-1].task + 1}, and its model is half learnt",
+                f"the run stands in task {last.task + 1}, and its model is half learnt",
                 remedy="Evaluate after a task is finished, or look at the report for the last one",
             )
+        return last.task, self._ask_beside(last)
+
+    def _ask_beside(self, step: Step) -> Answers:
+        """Ask once, beside the plan, whoever is there."""
         self.experiment.use_torch()
-        sent = carried(self._codec, self._tensors(tests[-1].stage.down))
-        answers = self._ask(tests[-1], sent, needed=0)
+        sent = carried(self._codec, self._tensors(step.stage.down))
+        answers = self._ask(step, sent, needed=0)
         if not answers.reports:
             raise RunError("no site answered", remedy="`dynammo-server sites list` shows who is connected")
-        return tests[-1].task, answers
+        return answers
 
     def run(self) -> dict[str, object]:
         """Do every step that is left; returns the summary.
@@ -113,7 +121,9 @@ class TaskLoop:
         self._count(step, answers, time.monotonic() - started)
 
     def _ask(self, step: Step, sent: Mapping[str, Tensor], needed: int) -> Answers:
-        return self._questions.ask(step, sent, self.model, run=self.progress.run, needed=needed)
+        return self._questions.ask(
+            step, sent, self.model, run=self.progress.run, needed=needed, taken=self.progress.taken
+        )
 
     def _require_quorum(self, step: Step, answers: Answers) -> None:
         needed = self._questions.needed(step)
@@ -162,7 +172,12 @@ class TaskLoop:
             asked = len(self._questions.taking_part(step))
             merged = merge_updates(self.experiment, self.model, step, updates, sites=asked)
         self.model.load_state_dict(merged, strict=False)
-        self.experiment.method.note_counts(self.archive, step.task, step.stage, samples)
+        if step.stage.action is not Action.FORGET:
+            self.experiment.method.note_counts(self.archive, step.task, step.stage, samples)
+        if self.experiment.method.forget(step.task) is not None:
+            for site, report in reports.items():
+                if not report.abstained:
+                    self.progress.taken.setdefault(str(site), []).append(step.contribution)
 
     def _or_budget(self) -> str:
         """What else may keep all sites from answering."""
@@ -199,6 +214,9 @@ class TaskLoop:
                 accuracy=summary["last_accuracy"],
                 site_accuracies=summary["site_accuracies"],
             )
+        self._save()
+
+    def _save(self) -> None:
         self.checkpoints.save(self.progress, self._tensors(("*",), archive=False), self.archive)
 
     def _opens_task(self, step: Step) -> bool:

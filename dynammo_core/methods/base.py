@@ -186,6 +186,14 @@ class Method(ABC):
         """At the server, after the last round of a stage: merge across tasks, solve in closed form, keep a teacher."""
         return
 
+    def forget(self, task: int) -> Stage | None:
+        """The stage, beside the plan, in which sites take withdrawn records out of the sums that the server keeps.
+
+        A site then sends the negative of what it would send of these images in a stage that summarises; the server
+        takes it in as it takes in that stage. None: the server keeps no sums of all past images.
+        """
+        return None
+
     @property
     def answering_head(self) -> str:
         """Name of the head that answers by default."""

@@ -137,7 +137,7 @@ class StreamingClosedForm(ClosedFormMethod):
         return (Stage("sum", Action.SUMMARISE, self.features_need, SUMS, inputs="features"),)
 
     def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:
-        if stage.name != "sum":
+        if stage.name not in ("sum", "forget"):
             return
         state = model.state_dict()
         for name in SUMS:
@@ -145,7 +145,9 @@ class StreamingClosedForm(ClosedFormMethod):
             if name in archive:
                 earlier = archive[name]
                 new[tuple(slice(size) for size in earlier.shape)] += earlier
-            archive[name] = new.clone()
+        if stage.action is Action.FORGET:
+            ridge_head(model).clear_absent()
+        archive.update({name: state[name].clone() for name in SUMS})
         self.solve(model)
 
 

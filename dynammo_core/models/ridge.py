@@ -129,9 +129,17 @@ class RidgeHead(Head):
         self.bias.copy_(-weight @ centre)
         return regulariser
 
+    def clear_absent(self) -> None:
+        """Set what must be 0 to 0, where subtracting left a rounding error: the products of classes without samples."""
+        self.products[self.counts == 0] = 0
+        if not self.counts.any():
+            self.gram.zero_()
+
     @torch.no_grad()
     def solve(self, regulariser: float | None = None) -> float:
         """Set weight and bias to the ridge solution on standardised features; the bias is not penalised.
+
+        Without any sample both are 0.
 
         Args:
             regulariser: times the number of samples; by default the candidate with the least generalised
@@ -143,6 +151,10 @@ class RidgeHead(Head):
         """
         gram, products = unpack(self.gram, self.weight.shape[1] + 1), self.products
         samples = gram[-1, -1]
+        if not samples:
+            self.weight.zero_()
+            self.bias.zero_()
+            return float(CANDIDATES[-1]) if regulariser is None else regulariser
         mean, means = gram[:-1, -1] / samples, products[:, -1] / samples
         covariance = gram[:-1, :-1] / samples - torch.outer(mean, mean)
         scale = covariance.diagonal().clamp_min(0).sqrt()

@@ -111,7 +111,19 @@ def test_weights_that_training_blows_up_do_not_leave(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "lacking", ["weights", "tensors", "instruction", "experiment", "code_hash", "step", "site", "workspace"]
+    "lacking",
+    [
+        "weights",
+        "tensors",
+        "instruction",
+        "experiment",
+        "code_hash",
+        "step",
+        "site",
+        "workspace",
+        "correction",
+        "taken",
+    ],
 )
 def test_a_message_that_lacks_a_part_is_refused(tmp_path: Path, lacking: str) -> None:
     content = adapting(tmp_path)

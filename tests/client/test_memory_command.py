@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from client.memory_command import memory
 from dynammo_core.data.samples import Samples
 from dynammo_core.memory.store import MemoryStore, ReplayMemory, Taken
+from dynammo_core.memory.sums_note import SumsNote
 from dynammo_core.memory.withdrawal import WithdrawalLedger
 from dynammo_core.terminal import command_line
 
@@ -342,3 +343,20 @@ def test_no_damaged_file_brings_a_traceback(
         assert "cannot be read" in result.output
     assert path.read_bytes() == content
     assert place.records("second") == ("a", "e")
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+def test_sums_that_contain_withdrawn_records_are_told_of(tmp_path: Path, key: bytes | None) -> None:
+    place, run = Place(tmp_path, key), CliRunner().invoke
+    note = SumsNote(tmp_path / "memory" / "first", run="first", site="north", key=key)
+    images = torch.arange(3, dtype=torch.uint8).reshape(3, 1, 1, 1)
+    note.note(0, Samples(images, torch.tensor([0, 0, 1]), ("a", "a", "b")))
+    said = run(memory, ["purge", str(place.settings), "--record-id", "a", "--yes"]).output
+    assert "first: the server's sums contain 3 images of this site; 2 of withdrawn records" in said
+    shown = run(memory, ["status", str(place.settings)])
+    assert shown.exit_code == 0
+    assert "2 of withdrawn records" in shown.output
+    note.path.write_bytes(note.path.read_bytes()[:-1])
+    broken = run(memory, ["status", str(place.settings)])
+    assert broken.exit_code == 1
+    assert "the note of what the sums contain is refused" in broken.output

@@ -85,3 +85,11 @@ def test_what_is_neither_is_named(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["data-flow", str(tmp_path)])
     assert result.exit_code == 1
     assert "There is no run in" in result.stderr
+
+
+def test_sums_that_can_be_corrected_are_told_of(finished: Finished) -> None:
+    sheet = data_flow(finished("streaming_ridge").path)
+    (told,) = (line for line in sheet.splitlines() if "records were withdrawn" in line)
+    assert "`heads.classes` (3 float64" in told
+    assert told.endswith("`class_counts`, `seconds`.")
+    assert "withdrawn" not in data_flow(finished("dynammo").path)

@@ -1,0 +1,113 @@
+"""What of a site is in the sums that a server keeps: a private note, sealed as the memory is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dynammo_core.data.samples import Samples
+from dynammo_core.errors import MemoryStoreError
+from dynammo_core.files import write_atomically
+from dynammo_core.memory.sealed_file import seal, unseal
+from dynammo_core.memory.store import locked_folder, make_private
+
+NOTE_FILE = "sums.sealed"
+Contributions = Mapping[int, Sequence["Summed"]]
+"""The images of each contribution; those below 0 took theirs out again."""
+
+
+class Summed(NamedTuple):
+    """An image as it was summed: only the very same one may be subtracted."""
+
+    record_id: str
+    label: int
+    digest: str
+
+
+class SumsNote:
+    """The note of one site in one run.
+
+    Only the server knows which answers reached it. So this note holds what each would contribute, and nobody's sums are
+    corrected but by what the server says it has taken in.
+    """
+
+    def __init__(self, folder: Path, *, run: str, site: str, key: bytes | None = None) -> None:
+        self.path = folder / NOTE_FILE
+        self._owner = {"run": run, "site": site, "content": "sums"}
+        self._key = key
+
+    def note(self, contribution: int, samples: Samples, lost: Callable[[int], bool] = lambda _: False) -> None:
+        """Write down what a contribution consists of, before it is sent; asked again, it replaces what was noted.
+
+        Args:
+            contribution: its number, `Step.contribution`.
+            samples: its images; none: it is dropped.
+            lost: says of the others which can be struck out, as they never reached the server.
+
+        Raises:
+            MemoryStoreError: the note cannot be read or written.
+        """
+        with locked_folder(self.path.parent):
+            noted = {number: images for number, images in self.load().items() if not lost(number)}
+            noted.pop(contribution, None)
+            if len(samples):
+                noted[contribution] = describe(samples)
+            make_private(self.path.parent)
+            write_atomically(self.path, seal(json.dumps(noted).encode(), self._owner, self._key), mode=0o600)
+
+    def inside(self, taken: Iterable[int]) -> Counter[Summed]:
+        """The images, with their number, in sums that consist of these contributions.
+
+        Raises:
+            MemoryStoreError: the note does not know one of them, or cannot be read.
+        """
+        noted = self.load()
+        if unknown := sorted(set(taken) - set(noted)):
+            raise MemoryStoreError(
+                f"the note {self.path} does not know what this site contributed in {unknown}",
+                remedy="Restore it from a backup: without it no record can be taken out of the sums of this run",
+            )
+        return _sum(noted, taken)
+
+    def sent(self) -> Counter[Summed]:
+        """The images that are in the sums if all that was sent arrived."""
+        noted = self.load()
+        return _sum(noted, noted)
+
+    def load(self) -> Contributions:
+        """All that is noted; nothing before the first sum.
+
+        Raises:
+            MemoryStoreError: the note is damaged, sealed with another key, or another site's.
+        """
+        if not self.path.exists():
+            return {}
+        try:
+            plain = json.loads(unseal(self.path, self._owner, self._key))
+            return {int(number): [Summed(*image) for image in images] for number, images in plain.items()}
+        except (MemoryStoreError, ValueError, TypeError, AttributeError) as error:
+            raise MemoryStoreError(
+                f"the note of what the sums contain is refused: {error}",
+                remedy="Without it, no record can be taken out of the sums of this run",
+            ) from error
+
+
+def describe(samples: Samples) -> list[Summed]:
+    """Each image by record, label and a hash of its pixels; a grey image has that of its copy in colour."""
+    pixels = samples.images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
+    digests = (hashlib.sha256(image.tobytes()).hexdigest()[:32] for image in pixels)
+    return [Summed(*fields) for fields in zip(samples.record_ids, samples.labels.tolist(), digests, strict=True)]
+
+
+def _sum(noted: Contributions, numbers: Iterable[int]) -> Counter[Summed]:
+    total: Counter[Summed] = Counter()
+    for number in numbers:
+        if number < 0:
+            total.subtract(noted[number])
+        else:
+            total.update(noted[number])
+    return +total
