@@ -59,8 +59,7 @@ class LocalStep:
 
     def never_taken(self, contribution: int) -> bool:
         """Whether a contribution came before this correction, and the server's sums do not contain it."""
-        step = self.step
-        return contribution not in self.taken and -step.round < contribution <= step.index
+        return contribution not in self.taken and -self.step.round < contribution <= self.step.index
 
     def embed(self, samples: Samples, end: Level) -> Tensor:
         """Samples carried to a level of the network."""

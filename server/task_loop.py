@@ -172,7 +172,8 @@ class TaskLoop:
             asked = len(self._questions.taking_part(step))
             merged = merge_updates(self.experiment, self.model, step, updates, sites=asked)
         self.model.load_state_dict(merged, strict=False)
-        self.experiment.method.note_counts(self.archive, step.task, step.stage, samples)
+        if step.stage.action is not Action.FORGET:
+            self.experiment.method.note_counts(self.archive, step.task, step.stage, samples)
         forget = self.experiment.method.forget(step.task)
         if forget is not None and step.stage.up == forget.up:
             for site, report in reports.items():

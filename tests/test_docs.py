@@ -235,10 +235,9 @@ def _stages() -> Iterator[list[tuple[str, ...]]]:
     stream = TaskStream(((0, 1), (2, 3)))
     for name, method in METHODS.items():
         made = method(method.Params(name=name), stream)
-        first, second = (made.all_stages(task) for task in (0, 1))
-        names, beside = {stage.name for stage in second}, made.forget(1)
-        gone = (stage for stage in first if stage.name not in names)
-        for stage in (*gone, *second, *([beside] if beside else [])):
+        first, second = made.all_stages(0), [*made.all_stages(1), *filter(None, [made.forget(1)])]
+        names = {stage.name for stage in second}
+        for stage in (*(stage for stage in first if stage.name not in names), *second):
             yield [(name,), (stage.name,), (stage.action.value,), stage.down, stage.up]
 
 

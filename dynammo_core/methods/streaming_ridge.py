@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dynammo_core.methods.closed_form import StreamingClosedForm
+from dynammo_core.methods.closed_form import SUMS, StreamingClosedForm
+from dynammo_core.plan import Action, Stage
 
 
 class StreamingRidge(StreamingClosedForm):
@@ -15,3 +16,6 @@ class StreamingRidge(StreamingClosedForm):
 
     name = "streaming_ridge"
     paper_url = "https://arxiv.org/abs/2205.14922"
+
+    def forget(self, task: int) -> Stage:
+        return Stage("forget", Action.FORGET, (), SUMS, inputs="features")
