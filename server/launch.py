@@ -20,7 +20,7 @@ from server.settings import ServerSettings
 from server.sites import SiteRegister
 
 FLOWER_RUN = "flower_run.json"
-FOLLOW_SECONDS, ASK_SECONDS = 0.5, 10.0
+FOLLOW_SECONDS, ASK_SECONDS, END_SECONDS = 0.5, 10.0, 30.0
 
 
 def launch(
@@ -82,6 +82,10 @@ def follow(settings: ServerSettings, directory: Path, tail: EventTail, listener:
                 if not ended:
                     raise _died(control, run, directory, f"{status} {details}".strip())
             asked = time.monotonic()
+        time.sleep(FOLLOW_SECONDS)
+    # For Flower a run ends a moment later: whoever starts another one in its place then shall not be refused.
+    limit = time.monotonic() + END_SECONDS
+    while not status_of(control, run)[0].startswith("finished") and time.monotonic() < limit:
         time.sleep(FOLLOW_SECONDS)
     if ended[-1]["event"] == "run_failed":
         raise RunError(str(ended[-1]["message"]), remedy=_remedy(directory))
