@@ -16,8 +16,6 @@ from dynammo_core.errors import ConfigError, unknown_name
 from dynammo_core.files import write_atomically
 from dynammo_core.terminal import readable_errors
 
-console = Console()
-
 
 def audit_privacy(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run of simulated sites.")],
@@ -50,6 +48,7 @@ def audit_privacy(
         for name in chosen:
             if name not in ATTACKS:
                 raise ConfigError(unknown_name("attack", name, ATTACKS), accepted=", ".join(ATTACKS))
+        console = Console()
         runs = [AuditedRun.open(path) for path in dict.fromkeys([run, *(compare or [])])]
         attack = partial(audit, attacks=chosen, shadow_pairs=shadow_pairs, iterations=iterations, seed=seed)
         audits = []

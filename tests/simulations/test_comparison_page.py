@@ -154,7 +154,7 @@ def test_bytes_are_those_of_the_summaries(write: Write, groups: list[Group], tmp
     summary = groups[1].results[0].summary
     for way in ("bytes_up", "bytes_down"):
         assert sum(int(row[way]) for row in own) == summary[way]
-    shown = f"dynammo {SITES} {summary['bytes_up'] / 1e3:.1f} kB {summary['bytes_down'] / 1e6:.1f} MB"
+    shown = f"dynammo {SITES} {decimal(summary['bytes_up'])} {decimal(summary['bytes_down'])}"
     assert shown in page.text
     by_task = [
         [decimal(sum(int(row[way]) for row in own if row["task"] == task)) for way in ("bytes_up", "bytes_down")]
