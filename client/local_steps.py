@@ -16,7 +16,7 @@ from client.site import Site
 from dynammo_core.data.feature_cache import fingerprint
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.transforms import augment, to_input
-from dynammo_core.errors import MemoryStoreError, ProtocolError
+from dynammo_core.errors import ProtocolError
 from dynammo_core.evaluation import confusion_counts, embed_samples
 from dynammo_core.experiment import Experiment
 from dynammo_core.memory.rehearsal import remember
@@ -180,12 +180,7 @@ def remember_step(local: LocalStep) -> Report:
     """Take the task into the site's memory, exactly once however often it is asked."""
     task, config = local.step.task, local.experiment.config
     with local.site.store.locked():
-        memory = local.site.memory()
-        if memory.task > task:
-            raise MemoryStoreError(
-                f"the replay memory stands after task {memory.task + 1}, but task {task + 1} is to be remembered",
-                remedy="Resume the run that this memory belongs to, or give the new run a memory folder of its own",
-            )
+        memory = local.site.memory_to_extend(task)
         if memory.task < task:
             memory = remember(
                 memory,

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from client.local_steps import FEWEST_SAMPLES, EpochBatches, LocalStep, start_level, take
 from dynammo_core.data.samples import Samples
-from dynammo_core.errors import MemoryStoreError
 from dynammo_core.methods.base import LossContext
 from dynammo_core.models.incremental_model import Level
 from dynammo_core.privacy.accounting import Charge
@@ -147,12 +146,7 @@ def private_remember_step(local: LocalStep) -> Report:
         epsilon, census = ledger.epsilon(settings.delta), dict(ledger.census)
     share = _share(local, len(experiment.stream.seen(task)))
     with site.store.locked():
-        memory = site.memory()
-        if memory.task > task:
-            raise MemoryStoreError(
-                f"the replay memory stands after task {memory.task + 1}, but task {task + 1} is to be remembered",
-                remedy="Resume the run that this memory belongs to, or give the new run a memory folder of its own",
-            )
+        memory = site.memory_to_extend(task)
         if memory.task < task:
             memory = remember_by_record(
                 memory,

@@ -24,7 +24,7 @@ from dynammo_core.config import WEIGHTS_BY_NAME
 from dynammo_core.data.arrivals import Arrivals
 from dynammo_core.data.loading import load_samples, open_own
 from dynammo_core.data.samples import Samples, Split
-from dynammo_core.errors import ConfigError, DataError, PolicyError, ProtocolError
+from dynammo_core.errors import ConfigError, DataError, MemoryStoreError, PolicyError, ProtocolError
 from dynammo_core.experiment import Experiment, experiment_from_json
 from dynammo_core.memory.encryption import load_key
 from dynammo_core.memory.rehearsal import SIMULATED_DAY, drop_expired, exemplars_per_class
@@ -92,6 +92,20 @@ class Site:
         classes, sites = self.experiment.classes, config.federation.sites
         share = exemplars_per_class(config.memory, sites=sites, classes=classes, image_bytes=3 * pixels)
         return min(self.fewest_images, share)
+
+    def memory_to_extend(self, task: int) -> ReplayMemory:
+        """The exemplars that may still be used, into which a task is to be taken if it is not in them yet.
+
+        Raises:
+            MemoryStoreError: they come from later tasks than this one.
+        """
+        memory = self.memory()
+        if memory.task > task:
+            raise MemoryStoreError(
+                f"the replay memory stands after task {memory.task + 1}, but task {task + 1} is to be remembered",
+                remedy="Resume the run that this memory belongs to, or give the new run a memory folder of its own",
+            )
+        return memory
 
     def rehearsal(self, task: int) -> Rehearsal:
         """All that this site may train on in a task."""

@@ -73,10 +73,9 @@ def stage_seconds(experiment: Experiment, step: Step, repeats: int) -> tuple[int
     from dynammo_core.models.incremental_model import matching, travelling_names
     from dynammo_core.protocol import Instruction
 
-    state = experiment.build_model(step.task).state_dict()
-    sent = {
-        name: state[name] for name in matching(travelling_names(experiment.build_model(step.task)), step.stage.down)
-    }
+    model = experiment.build_model(step.task)
+    state = model.state_dict()
+    sent = {name: state[name] for name in matching(travelling_names(model), step.stage.down)}
     with tempfile.TemporaryDirectory(prefix="dynammo-bench-") as folder:
         site = simulated_site(experiment, 0, Path(folder), "bench")
         text = experiment.config.canonical_json()
