@@ -13,6 +13,7 @@ import jinja2
 from dynammo_core.errors import RunError
 from dynammo_core.model_files import ModelFacts
 from server.markdown import markdown
+from server.privacy_rows import privacy_rows
 from server.run_files import Json, RunFiles
 
 TEMPLATE = """\
@@ -88,6 +89,17 @@ On the sites' own test images, of all classes above, without being told the task
   {{ summary.bytes_up | size }}; to the sites went {{ summary.bytes_down | size }}, over {{ summary.rounds }} rounds.
 - Behind this page are counts by class, from each site's evaluation; nothing in it is of a single image or record.
 
+{% if privacy %}
+
+## What is promised about training images
+
+| | |
+|---|---|
+{% for title, value in privacy %}
+| {{ title }} | {{ value | cell }} |
+{% endfor %}
+{% endif %}
+
 ## Limits
 
 - Research software: no medical device, no approval, no clinical study. A person decides.
@@ -141,6 +153,7 @@ def model_card(run_directory: Path, facts: ModelFacts, *, file: str, format_name
         "few_images": FEW_IMAGES,
         "unlearnt": [name for name in facts.class_names if name not in learnt],
         "others": any(-1 in rows for rows in facts.heads.values()),
+        "privacy": privacy_rows(run),
         **{"file": file, "format": format_name, "sha256": sha256},
     }
     try:

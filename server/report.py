@@ -21,6 +21,7 @@ from dynammo_core import metrics
 from dynammo_core.errors import RunError
 from dynammo_core.files import write_atomically
 from server import plots
+from server.privacy_rows import privacy_rows
 from server.report_template import TEMPLATE
 from server.run_files import Json, RunFiles
 
@@ -76,6 +77,7 @@ def _contents(run: RunFiles) -> Json:
         "sites_seen": _sites(run, numbers),
         "participation": _participation(run),
         "stages": _stages(run),
+        "privacy": privacy_rows(run),
         "settings": _settings(run.config),
     }
 

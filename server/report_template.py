@@ -230,6 +230,16 @@ TEMPLATE = (
 {% endif %}
 {% endif %}
 
+{% if privacy %}
+<h2>What it promises</h2>
+<p>Images never leave their site. What follows is promised beyond that, against whoever reads the weights.</p>
+<dl class="facts">
+{% for title, value in privacy %}
+  {{ fact(title, value) }}
+{% endfor %}
+</dl>
+{% endif %}
+
 {% if settings %}
 <h2>Settings</h2>
 <p>Everything this run was told, as resolved in config.yaml.</p>

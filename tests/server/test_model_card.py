@@ -135,3 +135,11 @@ def test_files_that_contradict_each_other(run: Path, change: Callable[[dict[str,
     edit(run / "summary.json", change)
     with pytest.raises(RunError, match=said):
         card_of(run)
+
+
+def test_promise_about_training_images_stands_on_the_card(run: Path) -> None:
+    rows = dict(cells(card_of(run), "What is promised about training images"))
+    assert rows == {
+        "Differential privacy": "none: weights may betray training images",
+        "The server sees": "each site's answers",
+    }

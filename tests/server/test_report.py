@@ -88,6 +88,16 @@ SUMMARY = {
     "config_hash": "c0ffee",
     "code_hash": "c0de",
     "backbone": "small_cnn",
+    "privacy": {
+        "mechanism": "noised sums",
+        "neighbours": "one image more or less",
+        "accountant": "losses",
+        "delta": 1e-5,
+        "budget": 8.0,
+        "noise_multiplier": 1.5,
+        "epsilon": 7.654,
+        "epsilon_by_site": [7.654, 2.0, 3.0],
+    },
 }
 
 
@@ -188,6 +198,7 @@ def test_numbers_of_a_finished_run(finished: Page) -> None:
         "48.2 million",
         "Sent to the server 12.0 MB",
         "Time 0:01:23",
+        "Epsilon, spent 7.65 of 8, at the site that spent most Delta 1e-05 Of one image more or less",
         # Two steps a stage, 3 MB up, 5 MB down and 2 s each.
         "adapt 2 6.0 MB 10.0 MB 0:00:04 evaluate 2 6.0 MB 10.0 MB 0:00:04",
         "adapt.epochs 7",
