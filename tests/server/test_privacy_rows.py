@@ -13,7 +13,7 @@ from server.run_files import Json, RunFiles
 from simulations.engines import run_local
 
 ROOT = Path(__file__).parents[2]
-SMALL = {
+SMALL: dict[str, str | int] = {
     "tasks.sizes": "[2]",
     "tasks.class_order": "[0, 1]",
     "backbone.name": "small_cnn",
