@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 from torch import Tensor
@@ -20,6 +21,17 @@ from server.run_directory import RunDirectory
 from server.secure_exchange import SecureExchange
 
 Check = Callable[[Report], Report]
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What all messages of an exchange have in common; `phase` is one of secure aggregation."""
+
+    step: Step
+    run: str
+    check: Check
+    phase: Phase | None = None
+    taken: Mapping[str, list[int]] = field(default_factory=dict)
 
 
 class Questions:
@@ -55,14 +67,15 @@ class Questions:
             RunError: under secure aggregation, too few sites hold out.
         """
         if step.stage.action is Action.FORGET:
-            asked = dict.fromkeys(sorted(map(int, taken or {})), sent)
-            check = partial(self._check, step, model, sent)
-            return self._ask_once(step, run, check, asked, needed, None, 0, taken)
+            named = taken or {}
+            question = _Question(step, run, partial(self._check, step, model, sent), taken=named)
+            return self._ask_once(question, dict.fromkeys(sorted(map(int, named)), sent), needed)
         sites = self.taking_part(step)
         if not self._federation.secure_aggregation or step.stage.action not in SUMMED:
-            return self._ask(step, run, partial(self._check, step, model, sent), dict.fromkeys(sites, sent), needed)
+            question = _Question(step, run, partial(self._check, step, model, sent))
+            return self._ask(question, dict.fromkeys(sites, sent), needed)
         exchange = SecureExchange(
-            ask=lambda phase, check, tensors, enough: self._ask(step, run, check, tensors, enough, phase),
+            ask=lambda phase, check, tensors, enough: self._ask(_Question(step, run, check, phase), tensors, enough),
             encoding=self.encoding(step, model),
             run=run,
             step=step.index,
@@ -86,43 +99,29 @@ class Questions:
         """How answers to a step are added up under secure aggregation."""
         return Encoding(step.stage, model, self._experiment.classes, self._federation.sites)
 
-    def _ask(
-        self,
-        step: Step,
-        run: str,
-        check: Check,
-        sent: Mapping[int, Mapping[str, Tensor]],
-        needed: int,
-        phase: Phase | None = None,
-    ) -> Answers:
+    def _ask(self, question: _Question, sent: Mapping[int, Mapping[str, Tensor]], needed: int) -> Answers:
         """Ask sites, and those that fail again, as often as is set."""
         answers = Answers()
         for attempt in range(self._federation.attempts):
             done = len(answers.reports)
             left = {site: tensors for site, tensors in sent.items() if site not in answers.reports}
-            answers = answers.then(self._ask_once(step, run, check, left, needed - done, phase, done))
+            answers = answers.then(self._ask_once(question, left, needed - done, done))
             if not answers.failures:
                 break
             if attempt + 1 < self._federation.attempts:
-                self._directory.log("asking_again", step=step.index, failures=[vars(f) for f in answers.failures])
+                failures = [vars(failure) for failure in answers.failures]
+                self._directory.log("asking_again", step=question.step.index, failures=failures)
         return answers
 
     def _ask_once(
-        self,
-        step: Step,
-        run: str,
-        check: Check,
-        sent: Mapping[int, Mapping[str, Tensor]],
-        needed: int,
-        phase: Phase | None,
-        done: int,
-        taken: Mapping[str, list[int]] | None = None,
+        self, question: _Question, sent: Mapping[int, Mapping[str, Tensor]], needed: int, done: int = 0
     ) -> Answers:
         text, workspace = self._experiment.config.canonical_json(), str(self._directory.sites.resolve())
+        step, run = question.step, question.run
         _, deadline = self._federation.rules(step.stage.name)
-        known = {site: (taken or {}).get(str(site), []) for site in sent}
+        known = {site: question.taken.get(str(site), []) for site in sent}
         return self._exchange.ask(
-            phase or step.stage.action,
+            question.phase or step.stage.action,
             [
                 Instruction(text, code_hash(), run, step.index, site, workspace, own, step.correction, known[site])
                 for site, own in sent.items()
@@ -134,7 +133,7 @@ class Questions:
             on_answers=lambda answered: self._directory.log(
                 "answers", step=step.index, answered=done + answered, asked=done + len(sent)
             ),
-            check=check,
+            check=question.check,
         )
 
     def _check(self, step: Step, model: IncrementalModel, sent: Mapping[str, Tensor], report: Report) -> Report:
