@@ -34,7 +34,7 @@ from dynammo_core.protocol import PHASE_UP, SUMMED, Instruction, Phase, Report
 from server.evaluate import evaluate_run
 from server.exchange import PHASE_TYPES, Answers, Exchange
 from server.progress import final_table
-from server.questions import Questions
+from server.questions import Questions, _Question
 from server.report import write_report
 from server.run_directory import RunDirectory
 from server.status import RunStatus
@@ -423,6 +423,7 @@ def test_a_plain_answer_is_refused_in_a_secure_run(tmp_path: Path) -> None:
     step, model = step_of(experiment, 0, "train"), experiment.build_model(0)
     sent = {name: model.state_dict()[name] for name in matching(travelling_names(model), step.stage.down)}
     questions = Questions(experiment, Exchange(grid_of(sites=3), config.federation), RunDirectory(tmp_path))
-    answers = questions._ask(step, RUN, partial(questions._check, step, model), dict.fromkeys(range(3), sent), 1)
+    question = _Question(step, RUN, partial(questions._check, step, model))
+    answers = questions._ask(question, dict.fromkeys(range(3), sent), 1)
     assert answers.reports == {}
     assert [(failure.error, failure.code) for failure in answers.failures] == [("ProtocolError", 105)] * 3
