@@ -226,7 +226,7 @@ def test_what_travels_under_secure_aggregation_is_listed_exactly() -> None:
     (exchanges,) = tables(section(SITE, "Under secure aggregation"))
     listed = {code(row[0])[0]: (set(code(row[1])), code(row[2])) for row in exchanges}
     assert listed == {PHASE_TYPES[phase]: (PHASE_DOWN[phase], [PHASE_UP[phase]]) for phase in Phase}
-    (explained,) = tables(section(OPERATOR, "The server learns only the sum"))
+    explained, _costs = tables(section(OPERATOR, "The server learns only the sum"))
     assert first_column(explained) == [phase.value for phase in Phase]
 
 
