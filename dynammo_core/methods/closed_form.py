@@ -136,6 +136,9 @@ class StreamingClosedForm(ClosedFormMethod):
     def stages(self, task: int) -> Sequence[Stage]:
         return (Stage("sum", Action.SUMMARISE, self.features_need, SUMS, inputs="features"),)
 
+    def forget(self, task: int) -> Stage:
+        return Stage("forget", Action.FORGET, self.features_need, SUMS, inputs="features")
+
     def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:
         if GRAM not in stage.up:
             return

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dynammo_core.methods.closed_form import SUMS, StreamingClosedForm
-from dynammo_core.plan import Action, Stage
+from dynammo_core.methods.closed_form import StreamingClosedForm
 
 
 class StreamingRidge(StreamingClosedForm):
@@ -16,6 +15,3 @@ class StreamingRidge(StreamingClosedForm):
 
     name = "streaming_ridge"
     paper_url = "https://arxiv.org/abs/2205.14922"
-
-    def forget(self, task: int) -> Stage:
-        return Stage("forget", Action.FORGET, (), SUMS, inputs="features")

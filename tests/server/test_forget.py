@@ -68,6 +68,7 @@ class Place:
     without: Collection[str] = ()
     changes: Mapping[str, Any] = field(default_factory=dict)
     sections: Mapping[str, Any] = field(default_factory=lambda: SECTIONS)
+    method: str = METHOD
     made: bool = False
 
     def __post_init__(self) -> None:
@@ -93,7 +94,7 @@ class Place:
 
     @property
     def config(self) -> Config[Any]:
-        return deployed(list(self.held), CLASSES, METHOD, self.sections)
+        return deployed(list(self.held), CLASSES, self.method, self.sections)
 
     @property
     def path(self) -> Path:
@@ -186,6 +187,14 @@ def same(one: Place, other: Place) -> None:
 
 SOME = [*records("alpha", "0", 2, 5), *records("alpha", "3", 0), *records("gamma", "1", 8)]
 OF_A_CLASS = [f"{site}-3-{position}.png" for site in ("alpha", "gamma") for position in range(HELD[site]["3"])]
+
+
+def test_sums_on_features_that_were_tuned_before_are_corrected_too(tmp_path: Path) -> None:
+    """The network was tuned on the first task alone, and what goes came with the second."""
+    gone = [*records("alpha", "3", 0, 4), *records("beta", "2", 1)]
+    place = Place(tmp_path / "with", method="first_session").run().withdraw(*gone)
+    assert place.forget()["corrected"] == ["alpha", "beta"]
+    same(place, Place(tmp_path / "never", without=gone, method="first_session").run())
 
 
 @pytest.mark.parametrize("gone", [SOME, OF_A_CLASS], ids=["some", "class"])
