@@ -106,7 +106,7 @@ def test_where_there_is_nothing_to_measure_it_says_so(tmp_path: Path, overrides:
     assert words in " ".join(result.output.split())
 
 
-# So little concentration that each class lies at one site: of the four that are learnt, 1 at one, 0, 2 and 3 at another.
+# So little concentration that each class lies at one site: of the four learnt, 0, 2 and 3 at one, 1 at another.
 ALONE = {"federation.alpha": 0.001, "federation.sites": 4, "seed": 5, "data.train_per_class": 60}
 
 
