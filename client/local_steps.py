@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from client.forgetting import withdrawn_from
+from client.own_statistics import deciding_names, with_own_statistics
 from client.site import Site
 from dynammo_core.data.feature_cache import fingerprint
 from dynammo_core.data.samples import Samples
@@ -69,13 +70,9 @@ class LocalStep:
     def embed_once(self, samples: Samples, end: Level) -> Tensor:
         """As `embed`, but kept for the next rounds, which bring the same images to the same frozen weights."""
         state = self.model.state_dict()
-        key = (end, samples.record_ids, fingerprint({name: state[name] for name in self._changing(end)}))
+        names = [name for name in deciding_names(self.model) if end == "features" or ".adapters." not in name]
+        key = (end, samples.record_ids, fingerprint({name: state[name] for name in names}))
         return self.experiment.feature_cache.get(key, lambda: self.embed(samples, end))
-
-    def _changing(self, end: Level) -> list[str]:
-        """The extractor's tensors that may differ between steps and lie before a level."""
-        names = matching(travelling_names(self.model), ("extractor.*",))
-        return [name for name in names if end == "features" or ".adapters." not in name]
 
 
 def answer(instruction: Instruction, site: Site) -> Report:
@@ -272,7 +269,8 @@ def _unpack(instruction: Instruction, site: Site) -> LocalStep:
         declared = matching((f"{TEACHER_PREFIX}{name}" for name in travelling_names(teacher)), step.stage.down)
         _load(teacher, taught, [name.removeprefix(TEACHER_PREFIX) for name in declared])
         teacher.requires_grad_(False).eval().to(experiment.device)
-    return LocalStep(step, site, model.to(experiment.device), teacher, instruction.taken)
+    own = with_own_statistics(model.to(experiment.device), step, site)
+    return LocalStep(step, site, own, teacher, instruction.taken)
 
 
 def _load(model: IncrementalModel, weights: Mapping[str, Tensor], expected: list[str]) -> None:

@@ -24,10 +24,12 @@ from dynammo_core.config import WEIGHTS_BY_NAME
 from dynammo_core.data.arrivals import Arrivals
 from dynammo_core.data.loading import load_samples, open_own
 from dynammo_core.data.samples import Samples, Split
+from dynammo_core.data.scanners import through_scanner
 from dynammo_core.errors import ConfigError, DataError, MemoryStoreError, PolicyError, ProtocolError
 from dynammo_core.experiment import Experiment, experiment_from_json
 from dynammo_core.memory.encryption import load_key
 from dynammo_core.memory.rehearsal import SIMULATED_DAY, drop_expired, exemplars_per_class
+from dynammo_core.memory.statistics_file import StatisticsFile
 from dynammo_core.memory.store import MemoryStore, ReplayMemory
 from dynammo_core.memory.sums_note import SumsNote
 from dynammo_core.memory.withdrawal import WithdrawalLedger
@@ -50,6 +52,7 @@ class Site:
         index: its number among the sites of the experiment.
         store: where its exemplars lie.
         received: the tensors that it was sent; in a simulation all sites share them, as they share the data set.
+        statistics: of its own, estimated once.
         share: the number of its part of a simulation's data set; None where all images are its own.
         today: the day that exemplars are taken in.
         ledger: the records that it may use no more.
@@ -62,6 +65,7 @@ class Site:
     index: int
     store: MemoryStore
     received: TensorStore
+    statistics: StatisticsFile
     share: int | None = None
     today: date = SIMULATED_DAY
     ledger: WithdrawalLedger | None = None
@@ -175,7 +179,8 @@ def simulated_site(experiment: Experiment, index: int, workspace: Path, run: str
     """A share of the one data set of a simulation, and a folder in the run directory."""
     name = f"site-{index:03d}"
     store = MemoryStore(workspace / name, run=run, site=name)
-    return Site(experiment, index, store, TensorStore(workspace), share=index)
+    statistics = StatisticsFile(workspace / name, run=run, site=name)
+    return Site(experiment, index, store, TensorStore(workspace), statistics, share=index)
 
 
 def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, run: str) -> Site:
@@ -200,6 +205,7 @@ def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, ru
         index,
         MemoryStore(own.folder / run, run=run, site=settings.site, key=key),
         TensorStore(own.folder / run),
+        StatisticsFile(own.folder / run, run=run, site=settings.site, key=key),
         today=datetime.now(UTC).date(),
         ledger=WithdrawalLedger(own.folder),
         expiry_days=own.expiry_days,
@@ -274,10 +280,14 @@ def _without_rare(labels: Tensor, fewest: int) -> list[int] | None:
 
 @lru_cache(maxsize=64)
 def _load(experiment: Experiment, part: str, classes: tuple[int, ...], share: int | None) -> Samples:
-    """Decoded once for all steps of a task that this process answers; of all images, or of a simulated share."""
+    """Decoded once for all steps of a task that this process answers; of all images, or of a simulated share.
+
+    A simulated site sees its share through its own scanner.
+    """
     split: Split = getattr(experiment.dataset, part)
     held: NDArray[np.int64] = np.arange(len(split.labels))
     if share is not None:
         held = getattr(experiment.partition, part)[share]
-    wanted = held[np.isin(split.labels[held], classes)]
-    return load_samples(split, wanted, experiment.config.data.image_size)
+    config = experiment.config
+    samples = load_samples(split, held[np.isin(split.labels[held], classes)], config.data.image_size)
+    return samples if share is None else through_scanner(samples, config.scanners, seed=config.seed, site=share)

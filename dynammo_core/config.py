@@ -11,6 +11,7 @@ from typing import Any, Generic, Self, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
+from dynammo_core.data.scanner_settings import ScannerSettings
 from dynammo_core.errors import ConfigError, unknown_name
 from dynammo_core.methods import METHODS
 from dynammo_core.privacy.settings import PrivacySettings
@@ -40,11 +41,23 @@ class Config(Section, Generic[M]):
     data: DataSettings
     tasks: TaskSettings = TaskSettings()
     federation: FederationSettings = FederationSettings()
+    scanners: ScannerSettings = ScannerSettings()
     backbone: BackboneSettings = BackboneSettings()
     method: M
     memory: MemorySettings = MemorySettings()
     privacy: PrivacySettings = PrivacySettings()
     compute: ComputeSettings = ComputeSettings()
+
+    @field_validator("scanners")
+    @classmethod
+    def _simulated(cls, scanners: ScannerSettings, info: ValidationInfo) -> ScannerSettings:
+        federation = info.data.get("federation")
+        if scanners.kind != "same" and federation is not None and federation.site_names:
+            raise ValueError(
+                f"{scanners.kind} is a simulation's; sites with names have scanners of their own, and their images are "
+                "not to be changed; take kind: same"
+            )
+        return scanners
 
     @field_validator("privacy")
     @classmethod
@@ -59,6 +72,12 @@ class Config(Section, Generic[M]):
             )
         if obstacle := METHODS[method.name].obstacle_to_privacy(method, mechanism):
             raise ValueError(f"{mechanism} does not go with method.name: {method.name}: {obstacle}")
+        scanners = info.data.get("scanners")
+        if mechanism == "example" and scanners is not None and scanners.own_statistics != "none":
+            raise ValueError(
+                f"example does not go with scanners.own_statistics: {scanners.own_statistics}: statistics of a site's "
+                "images mix each of them into the features of all others"
+            )
         if mechanism == "client" and federation.aggregator != "mean":
             raise ValueError(
                 f"client does not go with federation.aggregator: {federation.aggregator}: the noise is made for a "

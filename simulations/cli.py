@@ -19,6 +19,7 @@ from simulations.audit_privacy_command import audit_privacy
 from simulations.benchmarks import bench
 from simulations.deploy_command import deploy
 from simulations.faults_command import faults
+from simulations.heterogeneity_command import heterogeneity
 
 app = command_line("Run, check and measure federated class-incremental experiments.")
 console = Console()
@@ -103,6 +104,7 @@ def compare(
                 groups=groups,
                 metric=comparison.metric,
                 missing=[cell.label for cell in missing_cells(comparison.cells, runs).values()],
+                sweep=comparison.sweep,
             )
             console.print(table(groups, comparison.metric, title))
             console.print(f"Page: {page}", soft_wrap=True, markup=False, highlight=False)
@@ -138,6 +140,7 @@ def robustness(
 app.command("audit-privacy")(audit_privacy)
 app.command()(deploy)
 app.command()(faults)
+app.command()(heterogeneity)
 app.add_typer(bench, name="bench")
 
 

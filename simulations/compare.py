@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from dynammo_core.config import Config, Scalar, load_config
 from dynammo_core.errors import ConfigError
@@ -53,7 +54,51 @@ class ComparisonFile(Section):
     settings: dict[str, dict[str, Scalar]] = Field(
         default={"": {}}, min_length=1, description="overrides of each setting, by its name; every row meets each"
     )
+    grid: dict[str, dict[str, dict[str, Scalar]]] = Field(
+        default={}, description="instead of settings: two names, such as alpha and sites, with overrides by value"
+    )
     rows: dict[str, dict[str, Scalar]] = Field(min_length=1, description="overrides of each row, by its name")
+
+    @field_validator("grid")
+    @classmethod
+    def _two_axes(
+        cls, grid: dict[str, dict[str, dict[str, Scalar]]], info: ValidationInfo
+    ) -> dict[str, dict[str, dict[str, Scalar]]]:
+        if grid and (len(grid) != 2 or not all(grid.values()) or any(info.data.get("settings", {}))):
+            raise ValueError(f"{list(grid)} must be two names, each with at least one value, in the place of settings")
+        return grid
+
+    @property
+    def sweep(self) -> Sweep | None:
+        """The grid; None where settings stand by themselves."""
+        if not self.grid:
+            return None
+        along, across = self.grid
+        pairs = product(self.grid[along], self.grid[across])
+        return Sweep(along, across, {f"{along} {one}, {across} {other}": (one, other) for one, other in pairs})
+
+    @property
+    def conditions(self) -> dict[str, dict[str, Scalar]]:
+        """The overrides of each setting, be it named or a point of the grid."""
+        if (sweep := self.sweep) is None:
+            return self.settings
+        one, other = self.grid[sweep.along], self.grid[sweep.across]
+        return {setting: {**one[first], **other[second]} for setting, (first, second) in sweep.points.items()}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Settings that form a grid.
+
+    Attributes:
+        along: what a figure has from left to right.
+        across: what it has a line for.
+        points: the two values of each setting, by its name.
+    """
+
+    along: str
+    across: str
+    points: Mapping[str, tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -91,6 +136,7 @@ class Comparison:
     file: Path
     metric: Metric
     cells: tuple[Cell, ...]
+    sweep: Sweep | None = None
 
     def groups(self, runs: Path) -> list[Group]:
         """The finished runs of every row under every setting, in the file's order."""
@@ -174,7 +220,7 @@ def load_comparison(path: Path) -> Comparison:
         accepted = ", ".join(ComparisonFile.model_fields)
         raise ConfigError(f"{path}, {place}: {problem['msg']}", accepted=accepted) from error
     cells: dict[str, Cell] = {}
-    for setting, shared in read.settings.items():
+    for setting, shared in read.conditions.items():
         for seed in read.seeds:
             for row, own in read.rows.items():
                 overrides = {**read.overrides, **shared, **own, "seed": seed}
@@ -182,7 +228,7 @@ def load_comparison(path: Path) -> Comparison:
                 if (same := cells.setdefault(cell.config.content_hash, cell)) is not cell:
                     what = f"{path}: {cell.label!r} is the same experiment as {same.label!r}"
                     raise ConfigError(what, remedy="Leave one of them out, or give it other overrides")
-    return Comparison(path, METRICS[read.metric], tuple(cells.values()))
+    return Comparison(path, METRICS[read.metric], tuple(cells.values()), read.sweep)
 
 
 def missing_cells(cells: Sequence[Cell], runs: Path) -> dict[str, Cell]:

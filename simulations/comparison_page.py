@@ -20,8 +20,9 @@ from dynammo_core.methods import METHODS
 from server.plots import Drawing, Values, confusion_drawing
 from server.report import page_environment
 from server.run_files import RunFiles
-from simulations.compare import Group, Json, Metric, Result
+from simulations.compare import Group, Json, Metric, Result, Sweep
 from simulations.comparison_plots import accuracy_curves
+from simulations.comparison_sweep import sweep_figures
 from simulations.comparison_table import Spread, by_setting, bytes_by_task, lines, write_tables
 from simulations.comparison_template import TEMPLATE
 
@@ -31,7 +32,14 @@ COST_IMAGE_SIZE = 224
 
 
 def write_page(
-    folder: Path, *, title: str, command: str, groups: Sequence[Group], metric: Metric, missing: Sequence[str]
+    folder: Path,
+    *,
+    title: str,
+    command: str,
+    groups: Sequence[Group],
+    metric: Metric,
+    missing: Sequence[str],
+    sweep: Sweep | None = None,
 ) -> Path:
     """Write `index.html`, `tables/*.csv` and `plots/*.svg|png`; the same runs give the same bytes.
 
@@ -42,6 +50,7 @@ def write_page(
         groups: the finished runs, setting by setting.
         metric: the measure.
         missing: what people call the runs that are not finished.
+        sweep: the grid that the settings form: a figure for each row, in the place of those of each setting.
 
     Returns:
         The path of the page.
@@ -51,13 +60,17 @@ def write_page(
         CheckpointError: a file cannot be written.
     """
     try:
-        figures = {**dict(_curves(groups, metric)), **dict(_confusions(groups))}
+        swept = sweep_figures(groups, metric, sweep) if sweep else {}
+        figures = swept if sweep else {**dict(_curves(groups, metric)), **dict(_confusions(groups))}
         cost = _cost(groups)
         contents = _contents(groups, metric, cost) | {
             "title": title,
             "command": command,
             "metric": metric,
             "missing": missing,
+            "sweep": sweep,
+            "swept": list(swept),
+            "swept_rows": _by_row(groups),
             "code": code_hash(),
             "svg": {name: drawn.svg for name, drawn in figures.items()},
         }
@@ -124,6 +137,23 @@ def _provenance(groups: Sequence[Group]) -> list[tuple[str, list[tuple[int, str]
     """Each row's seeds with the hashes of their configurations."""
     return [
         (group.row, [(result.seed, result.summary["config_hash"][:8]) for result in group.results]) for group in groups
+    ]
+
+
+def _by_row(groups: Sequence[Group]) -> list[Json]:
+    """Each row that has finished anywhere, with the provenance of its runs under all settings."""
+    rows = dict.fromkeys(group.row for group in groups if group.results)
+    return [
+        {
+            "name": row,
+            "made": [
+                (group.setting, made)
+                for group in groups
+                if group.row == row and group.results
+                for _, made in _provenance([group])
+            ],
+        }
+        for row in rows
     ]
 
 

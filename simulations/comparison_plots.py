@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,7 +15,15 @@ DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-def accuracy_curves(name: str, curves: Mapping[str, Values], words: str, label: str) -> Drawing:
+def accuracy_curves(
+    name: str,
+    curves: Mapping[str, Values],
+    words: str,
+    label: str,
+    *,
+    along: str = "after task",
+    ticks: Sequence[str] = (),
+) -> Drawing:
     """A line for each row, its mean over seeds, in a band of one standard deviation (figure 2 of the paper).
 
     Args:
@@ -23,6 +31,8 @@ def accuracy_curves(name: str, curves: Mapping[str, Values], words: str, label: 
         curves: by row, float64 [seeds, T] in percent after each task; nan where unknown.
         words: the measure.
         label: read aloud.
+        along: what stands below.
+        ticks: what each of the T values is of; by default they are numbered.
     """
     with drawing(name, label, 8.4, max(4.0, 0.24 * len(curves) + 1.2)) as drawn:
         axes = drawn.axes
@@ -44,9 +54,12 @@ def accuracy_curves(name: str, curves: Mapping[str, Values], words: str, label: 
             )
             lowest = min(lowest, float(np.nanmin(middle - spread, initial=100)))
             longest = max(longest, len(middle))
-        axes.set(xlabel="after task", ylabel=f"{words}, %", xlim=(0.8, longest + 0.2))
+        axes.set(xlabel=along, ylabel=f"{words}, %", xlim=(0.8, longest + 0.2))
         axes.set_ylim(max(0, 10 * np.floor((lowest - 1) / 10)), 101)
-        axes.set_xticks(np.unique(np.linspace(1, longest, min(longest, 10)).round().astype(int)))
+        if ticks:
+            axes.set_xticks(range(1, len(ticks) + 1), ticks)
+        else:
+            axes.set_xticks(np.unique(np.linspace(1, longest, min(longest, 10)).round().astype(int)))
         axes.grid(axis="y", color=RULE, linewidth=0.6)
         drawn.figure.legend(loc="outside right upper", fontsize=9)
     return drawn

@@ -61,7 +61,15 @@ TEMPLATE = (
 {{ made(setting.made, "table.csv, tables/runs.csv") }}
 {% endfor %}
 
-{% if finished %}
+{% if finished and sweep %}
+<h2>Over {{ sweep.along }} and {{ sweep.across }}</h2>
+<p>One figure a method, a line for each value of {{ sweep.across }}: the {{ metric.words }} after the last task, mean over its seeds, in a band of one standard deviation.</p>
+{% for name in swept %}
+<h3>{{ swept_rows[loop.index0].name }}</h3>
+{{ figure(name, "Along " ~ sweep.along ~ ".") }}
+{{ made(swept_rows[loop.index0].made, "table.csv, tables/runs.csv") }}
+{% endfor %}
+{% elif finished %}
 <h2>After each task</h2>
 <p>One line a method: the mean over its seeds, in a band of one standard deviation.</p>
 {% for setting in settings if setting.made %}

@@ -44,6 +44,7 @@ def deployed_config(experiment: Experiment, names: Sequence[str]) -> Config[Any]
     # Each site holds what the simulation has drawn already.
     data["data"] |= {"train_per_class": None, "test_per_class": None, "validation_per_class": 0, "sets": None}
     data["data"]["classes"] = list(experiment.class_names)
+    data["scanners"]["kind"] = "same"
     data["federation"] |= {"site_names": list(names), "sites": len(names)}
     return resolve(data, "the rehearsal", {})
 

@@ -7,9 +7,13 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from dynammo_core.data.loading import load_samples
 from dynammo_core.data.samples import Split
+from dynammo_core.data.scanners import through_scanner
 from dynammo_core.experiment import Experiment
 from dynammo_core.files import write_atomically
 
@@ -32,11 +36,22 @@ def export_sites(experiment: Experiment, folders: Sequence[Path]) -> Iterator[Pa
             for index in held.tolist():
                 path = f"{part}/{index:06d}.png"
                 image = io.BytesIO()
-                Image.fromarray(split.source.read(index)).save(image, "png")
+                Image.fromarray(_pixels(experiment, split, index, site)).save(image, "png")
                 write_image(folder / path, image.getvalue())
                 writer.writerow([path, dataset.class_names[split.labels[index]], part, split.record_ids[index]])
         write_atomically(folder / "manifest.csv", buffer.getvalue().encode())
         yield folder
+
+
+def _pixels(experiment: Experiment, split: Split, index: int, site: int) -> NDArray[np.uint8]:
+    """The image as it is stored; of sites with scanners that differ, as the site's own shows it, at its final size."""
+    config = experiment.config
+    if config.scanners.kind == "same":
+        return split.source.read(index)
+    plain = load_samples(split, [index], config.data.image_size)
+    seen = through_scanner(plain, config.scanners, seed=config.seed, site=site)
+    pixels: NDArray[np.uint8] = seen.images[0].permute(1, 2, 0).numpy()
+    return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
 
 
 def write_image(path: Path, content: bytes) -> None:

@@ -7,16 +7,16 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from dynammo_core.aggregation.batch_norm import pool_batch_norm
 from dynammo_core.merging.operators import merge
 from dynammo_core.merging.task_sets import TaskSets
 from dynammo_core.merging.task_vectors import TASK_VECTORS
 from dynammo_core.methods.adapter_tuning import ADAPTERS, AdapterMethod, AdapterSettings
 from dynammo_core.methods.base import Archive, Batch
 from dynammo_core.models.adapters import AdapterSet
-from dynammo_core.models.incremental_model import IncrementalModel, matching
+from dynammo_core.models.batch_statistics import batch_statistics
+from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Stage
 
 STATISTICS = "extractor.*adapters.*.running_*"
@@ -65,18 +65,7 @@ class MergedAdaptersMethod(AdapterMethod):
 
     def recalibrated(self, model: IncrementalModel, batches: Iterable[Batch], stage: Stage) -> dict[str, Tensor]:
         """The merged adapters' batch-norm statistics, re-estimated by forward passes and pooled over batches."""
-        adapters = self.adapters(model).train()
-        for module in adapters.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = 1.0  # the running statistics are then those of the last batch alone
-        statistics: list[dict[str, Tensor]] = []
-        sizes: list[float] = []
-        for inputs, labels in batches:
-            self.tuned(model)(inputs)
-            state = model.state_dict()
-            statistics.append({name: state[name].clone() for name in matching(state, stage.up)})
-            sizes.append(len(labels))
-        return pool_batch_norm(statistics, sizes)
+        return batch_statistics(model, stage.up, batches, self.tuned(model))
 
     def note_counts(self, archive: Archive, task: int, stage: Stage, class_counts: Sequence[int]) -> None:
         if stage.name == "adapt" and self.params.merge == "weighted":

@@ -90,6 +90,43 @@ def test_every_row_meets_every_setting_and_has_the_last_word(tmp_path: Path) -> 
     ]
 
 
+GRID = {
+    "alpha": {"0.1": {"federation.alpha": 0.1}, "iid": {"federation.partition": "iid"}},
+    "sites": {"2": {"federation.sites": 2}, "5": {"federation.sites": 5}},
+}
+
+
+def test_a_grid_is_every_pair_of_its_values(tmp_path: Path) -> None:
+    comparison = load_comparison(write_comparison(tmp_path, seeds=[1], rows={"dynammo": {}}, grid=GRID))
+    found = [
+        (cell.setting, federation.partition, federation.alpha, federation.sites)
+        for cell in comparison.cells
+        if (federation := cell.config.federation)
+    ]
+    assert found == [
+        ("alpha 0.1, sites 2", "dirichlet", 0.1, 2),
+        ("alpha 0.1, sites 5", "dirichlet", 0.1, 5),
+        ("alpha iid, sites 2", "iid", 0.5, 2),
+        ("alpha iid, sites 5", "iid", 0.5, 5),
+    ]
+    assert comparison.sweep is not None
+    assert comparison.sweep.points["alpha iid, sites 2"] == ("iid", "2")
+    assert load_comparison(write_comparison(tmp_path)).sweep is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"grid": {"alpha": GRID["alpha"]}},
+        {"grid": {**GRID, "sites": {}}},
+        {"grid": GRID, "settings": {"five": {"federation.sites": 5}}},
+    ],
+)
+def test_a_grid_has_two_names_and_no_settings_beside_it(tmp_path: Path, changes: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="must be two names"):
+        load_comparison(write_comparison(tmp_path, **changes))
+
+
 def test_means_deviations_and_paired_differences(tmp_path: Path) -> None:
     comparison, runs = load_comparison(write_comparison(tmp_path)), tmp_path / "runs"
     for cell, average in zip(comparison.cells, (80.0, 78.0, 90.0, 86.0), strict=True):

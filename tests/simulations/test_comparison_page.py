@@ -20,9 +20,10 @@ from dynammo_core.errors import RunError
 from server.run_files import RunFiles
 from simulations import comparison_page
 from simulations.cli import app
-from simulations.compare import METRICS, Group, Result
+from simulations.compare import METRICS, Group, Result, Sweep
 from simulations.comparison_page import write_page
 from simulations.comparison_plots import mean_and_deviation
+from simulations.comparison_sweep import sweep_curves
 
 COMMAND = "dynammo-sim compare configs/compare/small.yaml"
 CHANCE_NAME = "replay <b>& co</b>"
@@ -182,6 +183,34 @@ def test_same_runs_give_the_same_files(write: Write, tmp_path: Path) -> None:
         for folder in ("one", "other")
     )
     assert one == other
+
+
+GRID = Sweep(
+    "alpha",
+    "sites",
+    {"three sites": ("0.5", "3"), "iid": ("iid", "3"), "five sites": ("0.5", "5")},
+)
+
+
+def test_settings_that_form_a_grid_have_a_figure_for_each_row(write: Write, tmp_path: Path) -> None:
+    page = Page(write(tmp_path, sweep=GRID))
+    assert "Over alpha and sites" in page.text
+    assert page.tags.count("svg") == 2
+    names = ["sweep-1-replay-b-co-b", "sweep-2-dynammo"]
+    assert sorted(path.stem for path in (tmp_path / "plots").glob("*.svg")) == names
+    drawn = ElementTree.parse(tmp_path / "plots" / f"{names[1]}.svg")
+    words = {text for element in drawn.iter(f"{SVG}text") if (text := "".join(element.itertext()).strip())}
+    assert words >= {"alpha", "0.5", "iid", "sites 3", "last accuracy, %"}
+
+
+def test_a_line_of_the_grid_has_a_value_for_each_seed_and_place(groups: list[Group]) -> None:
+    first, second = groups[0].results
+    own = [groups[0], Group("iid", groups[0].row, groups[0].method, (second,))]
+    ticks, curves = sweep_curves(own, METRICS["accuracy"], GRID)
+    last = [result.summary["last_accuracy"] for result in (first, second)]
+    assert ticks == ["0.5", "iid"]
+    assert list(curves) == ["sites 3"]
+    np.testing.assert_array_equal(curves["sites 3"], [[last[0], np.nan], [last[1], last[1]]])
 
 
 def test_nothing_finished_is_a_page_all_the_same(write: Write, groups: list[Group], tmp_path: Path) -> None:

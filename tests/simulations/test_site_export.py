@@ -24,11 +24,12 @@ from simulations.site_export import export_sites
 NAMES = ("alpha", "beta", "gamma")
 
 
-def config_of(data: Mapping[str, Any], **federation: Any) -> Config[Any]:
+def config_of(data: Mapping[str, Any], scanners: str = "same", **federation: Any) -> Config[Any]:
     settings = small_settings("replay")
     settings["data"] = {"image_size": 16, **data}
     settings["tasks"] = {"sizes": 2}
     settings["federation"] |= federation
+    settings["scanners"] = {"kind": scanners}
     return resolve(settings, "small.yaml", {})
 
 
@@ -47,7 +48,7 @@ def pictures(folder: Path, mode: str) -> Path:
 DIGITS = {"dataset": "digits", "train_per_class": 20, "test_per_class": 10}
 
 
-@pytest.fixture(params=["digits", "digits, validation", "skewed sizes", "grey", "RGB"])
+@pytest.fixture(params=["digits", "digits, validation", "skewed sizes", "grey", "RGB", "scanners"])
 def experiment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Experiment]:
     kinds = {
         "digits": lambda: config_of(DIGITS),
@@ -55,9 +56,10 @@ def experiment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Exper
         "skewed sizes": lambda: config_of(DIGITS, partition="quantity"),
     }
     folder = {"dataset": "image_folder", "root": str(tmp_path / "pictures")}
-    config = kinds[request.param]() if request.param in kinds else config_of(folder)
-    if request.param in ("grey", "RGB"):
-        pictures(tmp_path / "pictures", request.param)
+    scanners = "mixed" if request.param == "scanners" else "same"
+    config = kinds[request.param]() if request.param in kinds else config_of(folder, scanners)
+    if request.param not in kinds:
+        pictures(tmp_path / "pictures", "grey" if request.param == "grey" else "RGB")
     yield Experiment(config)
 
 
