@@ -29,7 +29,10 @@ console = Console()
 
 @dataclass(frozen=True)
 class Row:
-    """Speed of both ways, in images a second of all sites together, and how far their tensors are apart in the end."""
+    """Speed of both ways, in images a second of all sites together, and how far apart their tensors are in the end.
+
+    The difference is the largest of all tensors, each as a part of the tensor's largest entry.
+    """
 
     sites: int
     batch: int
@@ -56,7 +59,7 @@ def stacked_table(
     """Speed of tuning the adapters of several sites at once over one frozen backbone, against site after site.
 
     Both take turns, in this process, on compute.device: read the ratios. The images are noise, and every site has as
-    many; the largest difference is between the tensors that both ways end with.
+    many; the largest difference is between the tensors that both ways end with, as a part of their largest entry.
     """
     with readable_errors():
         from dynammo_core.config import load_config
@@ -112,9 +115,14 @@ def _row(experiment: Experiment, step: Step, sites: int, size: int, batches: int
             best[way] = min(best[way], _seconds(experiment, partial(train, experiment, step, models, given)))
             ends.append([model.state_dict() for model in models])
     names = travelling_names(models[0])
-    difference = max(float((a[n] - b[n]).abs().max()) for a, b in zip(*ends, strict=True) for n in names)
+    difference = max(_apart(a[name], b[name]) for a, b in zip(*ends, strict=True) for name in names)
     in_turn, stacked = (sites * size * batches / seconds for seconds in best)
     return Row(sites, size, in_turn, stacked, difference)
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    """The largest difference of two tensors, as a part of the largest entry."""
+    return float((one - other).abs().max() / one.abs().max())
 
 
 def _noise(

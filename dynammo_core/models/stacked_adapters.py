@@ -33,9 +33,10 @@ class StackedAdapter(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Adapted maps Tensor[B * K, C, H, W], where the images of the sites take turns."""
-        by_site = maps.unflatten(0, (-1, self.sites))
-        residual = self.residual(by_site.flatten(1, 2)).unflatten(1, (self.sites, -1))
-        return (by_site + self.alpha.view(-1, 1, 1, 1) * residual).flatten(0, 1)
+        side_by_side = maps.unflatten(0, (-1, self.sites)).flatten(1, 2)
+        residual = self.residual(side_by_side).unflatten(1, (self.sites, -1))
+        # The sum lies in memory as its first part does, as the backbone behind expects it: channels last or not.
+        return maps + (self.alpha.view(-1, 1, 1, 1) * residual).flatten(0, 1)
 
 
 class StackedHead(Head):
@@ -83,7 +84,8 @@ def stack(models: Sequence[IncrementalModel], head: str) -> IncrementalModel:
         stacked.extractor.adapters.extend(adapters)
         stacked.heads[head] = StackedHead(own_head, sites)
     states, names = [model.state_dict() for model in models], travelling_names(stacked)
-    together = {name: torch.cat([torch.atleast_1d(state[name]) for state in states]) for name in names}
+    # Grouped convolutions are faster over plain weights than over those that lie channels last.
+    together = {name: torch.cat([torch.atleast_1d(state[name]).contiguous() for state in states]) for name in names}
     stacked.load_state_dict(together, strict=False, assign=True)
     return stacked
 

@@ -101,6 +101,15 @@ def test_answers_and_gradients_are_those_of_each_site(backbone: Backbone) -> Non
                 torch.testing.assert_close(gradient.chunk(SITES)[number].view_as(parameter), parameter.grad)
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["channels last", "contiguous"])
+def test_maps_lie_in_memory_as_they_came(backbone: Backbone, layout: torch.memory_format) -> None:
+    """A backbone gets what it is laid out for: another layout would be brought into order at each convolution."""
+    extractor = stack([site(backbone, 0), site(backbone, 1)], HEAD).extractor
+    assert isinstance(extractor, AdaptedBackbone) and extractor.adapters is not None
+    maps = torch.randn(4, backbone.channels[0], 6, 6, dtype=torch.float64).contiguous(memory_format=layout)
+    assert extractor.adapters[0](maps).is_contiguous(memory_format=layout)
+
+
 def test_what_one_site_sees_reaches_no_other(backbone: Backbone) -> None:
     how = Optimisation(epochs=1, learning_rate=0.1)
     ends = []
