@@ -107,7 +107,8 @@ def _row(experiment: Experiment, step: Step, sites: int, size: int, batches: int
 
     given = _noise(experiment, step, sites, size, batches)
     ways: tuple[Callable[..., None], ...] = (_in_turn, _stacked)
-    best, ends = [float("inf")] * len(ways), []
+    best = [float("inf")] * len(ways)
+    ends: list[list[dict[str, Tensor]]] = []
     for _ in range(repeats):
         ends.clear()
         for way, train in enumerate(ways):
@@ -122,7 +123,7 @@ def _row(experiment: Experiment, step: Step, sites: int, size: int, batches: int
 
 def _apart(one: Tensor, other: Tensor) -> float:
     """The largest difference of two tensors, as a part of the largest entry."""
-    return float((one - other).abs().max() / one.abs().max())
+    return float((one - other).abs().max() / one.abs().max().clamp(min=1e-12))
 
 
 def _noise(

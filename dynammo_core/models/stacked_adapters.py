@@ -33,10 +33,12 @@ class StackedAdapter(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Adapted maps Tensor[B * K, C, H, W], where the images of the sites take turns."""
-        side_by_side = maps.unflatten(0, (-1, self.sites)).flatten(1, 2)
-        residual = self.residual(side_by_side).unflatten(1, (self.sites, -1))
+        _, channels, height, width = maps.shape
+        side_by_side = maps.reshape(-1, self.sites * channels, height, width)
+        residual = self.residual(side_by_side).reshape(-1, self.sites, channels, height, width)
         # The sum lies in memory as its first part does, as the backbone behind expects it: channels last or not.
-        return maps + (self.alpha.view(-1, 1, 1, 1) * residual).flatten(0, 1)
+        adapted: Tensor = maps + (self.alpha.view(-1, 1, 1, 1) * residual).flatten(0, 1)
+        return adapted
 
 
 class StackedHead(Head):
@@ -58,9 +60,9 @@ class StackedHead(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits Tensor[B * K, R] of features Tensor[B * K, D], where the images of the sites take turns."""
-        by_site = features.unflatten(0, (-1, self.sites)).transpose(0, 1)
-        weight, bias = (tensor.unflatten(0, (self.sites, -1)) for tensor in (self.weight, self.bias))
-        return torch.baddbmm(bias.unsqueeze(1), by_site, weight.mT).transpose(0, 1).flatten(0, 1)
+        by_site = features.reshape(-1, self.sites, features.shape[1]).transpose(0, 1)
+        weight, bias = self.weight.view(self.sites, -1, features.shape[1]), self.bias.view(self.sites, 1, -1)
+        return torch.baddbmm(bias, by_site, weight.mT).transpose(0, 1).flatten(0, 1)
 
 
 def stack(models: Sequence[IncrementalModel], head: str) -> IncrementalModel:
@@ -83,9 +85,8 @@ def stack(models: Sequence[IncrementalModel], head: str) -> IncrementalModel:
         stacked.extractor.adapters = AdapterSet((), alpha=0)
         stacked.extractor.adapters.extend(adapters)
         stacked.heads[head] = StackedHead(own_head, sites)
-    states, names = [model.state_dict() for model in models], travelling_names(stacked)
-    # Grouped convolutions are faster over plain weights than over those that lie channels last.
-    together = {name: torch.cat([torch.atleast_1d(state[name]).contiguous() for state in states]) for name in names}
+    states = [model.state_dict() for model in models]
+    together = {name: torch.cat([_rows(state[name]) for state in states]) for name in travelling_names(stacked)}
     stacked.load_state_dict(together, strict=False, assign=True)
     return stacked
 
@@ -105,6 +106,11 @@ def in_turns(batches: Sequence[Tensor]) -> Tensor:
         RuntimeError: they are not of one size; batch norm has no statistics of a batch that others would fill up.
     """
     return torch.stack(tuple(batches), dim=1).flatten(0, 1)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """The tensor as sites' tensors follow each other: a number as a vector, and no kernel with its channels last."""
+    return tensor.reshape(-1, *tensor.shape[1:]).contiguous()
 
 
 def _widened(module: nn.Module, sites: int) -> nn.Module:
