@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -46,22 +47,32 @@ def run(
     accept_new_code: Annotated[
         bool, typer.Option("--accept-new-code", help="Resume even under another code; it is recorded in the run.")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="With flower: sites work on this Ray cluster.", show_default=False),
+    ] = None,
 ) -> None:
     """Run an experiment and leave a run directory with metrics, model and report.html."""
     with readable_errors():
         from server.progress import ProgressView, final_table
-        from simulations.engines import ENGINES
+        from simulations.engines import ENGINES, run_by_flower
 
         if engine not in ENGINES:
             raise ConfigError(unknown_name("engine", engine, ENGINES), accepted=", ".join(ENGINES))
+        if ray is not None and ENGINES[engine] is not run_by_flower:
+            raise ConfigError(
+                f"--ray: the engine {engine!r} has no sites on other machines", accepted="--engine flower"
+            )
+        start = ENGINES[engine] if ray is None else partial(run_by_flower, ray=ray)
         experiment = load_config(config, parse_overrides(set_ or []))
         directory = resume
         try:
             with ProgressView() as view:
-                directory = ENGINES[engine](experiment, runs, resume, view.update, accept_new_code=accept_new_code)
+                directory = start(experiment, runs, resume, view.update, accept_new_code=accept_new_code)
         except KeyboardInterrupt:
             where = directory or runs / experiment.run_name
             again = shlex.join(["dynammo-sim", "run", str(config), "--engine", engine, "--resume", str(where)])
+            again += f" --ray {shlex.quote(ray)}" if ray is not None else ""
             again += "".join(f" --set {shlex.quote(pair)}" for pair in set_ or [])
             console.print(f"\nStopped. Go on with: {again}", markup=False, soft_wrap=True)
             raise typer.Exit(130) from None

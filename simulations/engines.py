@@ -50,9 +50,17 @@ def run_local(
 
 
 def run_by_flower(
-    config: Config[Any], runs: Path, resume: Path | None, listener: Listener, *, accept_new_code: bool = False
+    config: Config[Any],
+    runs: Path,
+    resume: Path | None,
+    listener: Listener,
+    *,
+    accept_new_code: bool = False,
+    ray: str | None = None,
 ) -> Path:
     """Run by `flwr run` in Flower's simulation, following the event log for the display; returns the run directory.
+
+    With `ray`, the sites work on the nodes of the Ray cluster at this address, which share the folder `runs`.
 
     Raises:
         DynammoError: the configuration cannot work, or Flower's run failed.
@@ -73,6 +81,7 @@ def run_by_flower(
         on_output=None,
         on_poll=lambda: tail.feed(listener),
         log_file=directory / "flower.log",
+        ray=ray,
     )
     tail.feed(listener)
     return directory

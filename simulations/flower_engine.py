@@ -26,6 +26,7 @@ import tomli_w
 
 from dynammo_core.errors import RunError
 from server.flower_app import flower_environment, flower_program, staged_app
+from simulations.ray_address import require_listener
 
 START_SECONDS = 60.0
 POLL_SECONDS = 0.2
@@ -65,6 +66,7 @@ def run_flower(
     on_output: Callable[[str], None] | None,
     on_poll: Callable[[], None] | None = None,
     log_file: Path,
+    ray: str | None = None,
 ) -> None:
     """Run the Flower app in `app_dir` in Flower's simulation and return when it has completed.
 
@@ -78,12 +80,16 @@ def run_flower(
         on_output: receives each line of the run's log, without colours.
         on_poll: called with every line, and at least five times a second.
         log_file: receives the run's log and, after a failure, the SuperLink's.
+        ray: `HOST:PORT` of a Ray cluster on whose nodes the sites work, from one of its machines. The files that
+            `run_config` names must be there at all of them; none: the sites work on this machine.
 
     Raises:
         RunError: the run could not start, or did not complete.
     """
+    if ray is not None:
+        _check_address(ray)
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    with _home() as (home, start), log_file.open("w", encoding="utf-8") as log:
+    with _home(ray) as (home, start), log_file.open("w", encoding="utf-8") as log:
 
         def relay(line: str) -> None:
             print(line, file=log, flush=True)
@@ -92,7 +98,7 @@ def run_flower(
 
         (home / "run_config.toml").write_text(tomli_w.dumps(dict(run_config)), encoding="utf-8")
         command = ["flwr", "run", str(staged_app(app_dir, home / "app")), "local", "--stream"]
-        command += ["--federation-config", _resources(nodes), "--run-config", str(home / "run_config.toml")]
+        command += ["--federation-config", _resources(nodes, ray), "--run-config", str(home / "run_config.toml")]
         try:
             services = _start_superlink(home, start)
             for line in _lines(start(command, subprocess.PIPE, subprocess.STDOUT)):
@@ -108,20 +114,31 @@ def run_flower(
             raise RunError(str(error), remedy=f"The whole log is in {log_file}") from None
 
 
-def _resources(nodes: int) -> str:
+def _check_address(ray: str) -> None:
+    try:
+        if ray.startswith("ray://"):
+            raise ValueError("Flower joins a cluster from one of its machines alone")
+        require_listener(ray)
+    except (ValueError, OSError) as error:
+        raise RunError(f"no Ray cluster can be used at {ray!r}: {error}", accepted="HOST:PORT") from error
+
+
+def _resources(nodes: int, ray: str | None) -> str:
     """A CPU for each node that works, as far as they go: Ray, left to count, may find none (a quota below one)."""
+    if ray is not None:  # a cluster has counted its own, and refuses to be told
+        return f"num-supernodes={nodes} client-resources-num-cpus=1"
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return f"num-supernodes={nodes} client-resources-num-cpus=1 init-args-num-cpus={max(1, min(nodes, cpus))}"
 
 
 @contextmanager
-def _home() -> Iterator[tuple[Path, Start]]:
+def _home(ray: str | None) -> Iterator[tuple[Path, Start]]:
     """A temporary folder for all that Flower and Ray write, and a function that starts processes in it."""
     temporary = Path(tempfile.gettempdir())
     short = temporary if len(str(temporary)) <= LONGEST_TEMPORARY_FOLDER else Path("/tmp")
     home = Path(tempfile.mkdtemp(prefix="dynammo-", dir=short))
     (home / "cwd").mkdir()
-    environment = _environment(home)
+    environment = _environment(home, ray)
     command = [sys.executable, "-I", "-c", WATCHDOG, str(home)]
     watchdog = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
     assert watchdog.stdin is not None
@@ -153,10 +170,14 @@ def _home() -> Iterator[tuple[Path, Start]]:
             process.wait()
 
 
-def _environment(home: Path) -> dict[str, str]:
-    """Flower's, and Ray without settings of other installations."""
+def _environment(home: Path, ray: str | None) -> dict[str, str]:
+    """Flower's, and Ray without settings of other installations.
+
+    Flower hands Ray no address (`flwr/simulation/app.py`, `_run_simulation_settings`); Ray takes it from here.
+    """
     environment = {name: value for name, value in flower_environment(home).items() if not name.startswith("RAY_")}
-    return {**environment, **ENVIRONMENT, "RAY_TMPDIR": str(home)}
+    address = {} if ray is None else {"RAY_ADDRESS": ray}
+    return {**environment, **ENVIRONMENT, "RAY_TMPDIR": str(home), **address}
 
 
 def _start_superlink(home: Path, start: Start) -> list[subprocess.Popen[str]]:

@@ -32,11 +32,11 @@ from server.run_directory import move_aside
 from simulations.compare import OnEvent, Outcome
 from simulations.engines import run_local
 from simulations.process_pool import Event, tells_progress
+from simulations.ray_address import require_listener
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 10.0
 UNWIND_SECONDS = 3.0
-CONNECT_SECONDS = 10.0
 RETRIES = 2
 """Times that a run is begun anew, at whatever node, after its node was lost."""
 
@@ -129,7 +129,7 @@ def _connection(address: str) -> Iterator[None]:
     in_main_thread = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        _require_listener(address)
+        require_listener(address)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of GPUs for tasks that ask for none
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
@@ -145,14 +145,6 @@ def _connection(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _require_listener(address: str) -> None:
-    """Find out in seconds that nobody listens at an address; Ray itself would ask for minutes."""
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if not separator or not port.isdigit():
-        raise ValueError("it is not HOST:PORT")
-    socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def _resources(config: Config[Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Runs over two real Ray nodes on this machine: who does them, what comes back, and what a node refuses."""
+"""Work over two real Ray nodes on this machine: who does it, what comes back, and what a node refuses."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from small_runs import Outcome, run_small, small_config
 
 from dynammo_core.errors import RunError
 from simulations import ray_pool
+from simulations.flower_engine import run_flower
 from simulations.ray_pool import on_ray, pack, unpack
 
 pytestmark = pytest.mark.slow
@@ -29,6 +31,54 @@ SETTINGS = {
     "gcs_server_request_timeout_seconds": "240",
 }
 NOBODY_LISTENS = "127.0.0.1:9"  # the port of the discard protocol, which no Ray uses
+
+
+# Four sites that tell at which node of the cluster they work.
+APP = {
+    "pyproject.toml": """
+[project]
+name = "whereabouts"
+version = "0.1.0"
+license = "Apache-2.0"
+[tool.flwr.app]
+publisher = "test"
+fab-include = ["*.py"]
+components = { serverapp = "whereabouts_server:app", clientapp = "whereabouts_client:app" }
+config = { out = "" }
+""",
+    "whereabouts_server.py": """
+import json, time
+from pathlib import Path
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid, context):
+    while len(nodes := list(grid.get_node_ids())) < 4:
+        time.sleep(0.1)
+    asked = RecordDict({"config": ConfigRecord({"wait": 0.5})})
+    replies = grid.send_and_receive([Message(asked, node, "train.where") for node in nodes])
+    Path(context.run_config["out"]).write_text(json.dumps([reply.content["at"]["node"] for reply in replies]))
+""",
+    "whereabouts_client.py": """
+import time
+import ray
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+
+@app.train("where")
+def where(message, context):
+    time.sleep(message.content["config"]["wait"])
+    at = ConfigRecord({"node": ray.get_runtime_context().get_node_id()})
+    return Message(RecordDict({"at": at}), reply_to=message)
+""",
+}
 
 
 @dataclass
@@ -84,6 +134,24 @@ def test_both_nodes_work_and_their_runs_are_as_if_done_here(nodes: Nodes, tmp_pa
     assert list(nodes.workplace.glob("dynammo-*")) == []
 
 
+def test_sites_of_a_flower_run_work_at_both_nodes(nodes: Nodes, tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    for name, text in APP.items():
+        (tmp_path / "app" / name).write_text(text)
+    out = tmp_path / "out.json"
+    run_flower(
+        tmp_path / "app",
+        nodes=4,
+        run_config={"out": str(out)},
+        on_output=None,
+        log_file=tmp_path / "log",
+        ray=nodes.address,
+    )
+    worked = json.loads(out.read_text())
+    assert len(worked) == 4
+    assert len(set(worked)) == 2
+
+
 def test_a_run_that_fails_says_why_and_the_others_go_on(nodes: Nodes, tmp_path: Path) -> None:
     lost = small_config("replay", {"data.dataset": "manifest", "data.root": "/nowhere"})
     good = small_config("replay")
@@ -130,6 +198,14 @@ def test_more_cores_than_a_node_has_are_refused(nodes: Nodes, tmp_path: Path) ->
 def test_an_address_without_a_cluster_is_refused(tmp_path: Path, address: str) -> None:
     with pytest.raises(RunError, match=f"no Ray cluster can be used at '{address}'.*HOST:PORT"):
         list(on_ray([small_config("replay")], tmp_path, print, address=address))
+
+
+@pytest.mark.parametrize("address", [NOBODY_LISTENS, "nowhere", "ray://127.0.0.1:9"])
+def test_flower_is_not_started_without_a_cluster(tmp_path: Path, address: str) -> None:
+    log = tmp_path / "log"
+    with pytest.raises(RunError, match=f"no Ray cluster can be used at '{address}'.*HOST:PORT"):
+        run_flower(tmp_path, nodes=1, run_config={}, on_output=None, log_file=log, ray=address)
+    assert not log.exists()
 
 
 def test_a_run_directory_is_put_in_place_and_an_older_one_moved_aside(tmp_path: Path) -> None:
