@@ -19,8 +19,8 @@ TEMPLATE = r"""
   ~ "80 % should be right. Bars below the dashed line were too sure; pale bars stand for few images.") }}
 {% if reliability.curves %}
 {{ figure(reliability.curves, "As the threshold on the open-set score falls, more images of learnt classes pass "
-  ~ "(upwards), and more of classes still to come (to the right). A curve in the upper left corner tells them apart, one on the "
-  ~ "dashed line guesses. Numbers are tasks.") }}
+  ~ "(upwards), and more of classes still to come (to the right). A curve in the upper left corner tells them apart, "
+  ~ "one on the dashed line guesses. Numbers are tasks.") }}
 {% endif %}
 </div>
 <div class="scroll"><table>

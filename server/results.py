@@ -143,8 +143,8 @@ def write_model(
 ) -> None:
     """Write `model.safetensors`, whole and ready to predict, and `model.json`, which says what it is.
 
-    Both also stay in `models/task-NN`, so that a run can go back to the model after an earlier task. `tested` is what it
-    answered to the sites' test images.
+    Both also stay in `models/task-NN`, so that a run can go back to the model after an earlier task. `tested` is what
+    it answered to the sites' test images.
     """
     state = model.state_dict()
     # Parts of a model may share a tensor (a backbone of many passes): it is written once, under its first name.
