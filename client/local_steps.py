@@ -17,10 +17,10 @@ from dynammo_core.data.feature_cache import fingerprint
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.transforms import augment, to_input
 from dynammo_core.errors import ProtocolError
-from dynammo_core.evaluation import confusion_counts, embed_samples, predictions, reliability_counts
+from dynammo_core.evaluation import answer_counts, embed_samples, predictions
 from dynammo_core.experiment import Experiment
 from dynammo_core.memory.rehearsal import remember
-from dynammo_core.methods.base import TEACHER_PREFIX, Batch, LossContext, Prediction
+from dynammo_core.methods.base import TEACHER_PREFIX, Batch, LossContext
 from dynammo_core.models.incremental_model import IncrementalModel, Level, matching, travelling_names
 from dynammo_core.plan import Action, Step
 from dynammo_core.privacy.client_level import shortened_update
@@ -206,19 +206,10 @@ def evaluate_step(local: LocalStep) -> Report:
     """
     stream, task = local.experiment.stream, local.step.task
     samples, others = (local.site.test_images(classes) for classes in (stream.seen(task), stream.to_come(task)))
-    learnt, unlearnt = _answers(local, samples), _answers(local, others)
-    confusion = confusion_counts(learnt.labels, samples.labels, local.experiment.classes)
-    numbers: dict[str, list[int]] = {
-        "class_counts": _counts(local, samples),
-        "confusion": confusion.flatten().tolist(),
-        **reliability_counts(learnt, samples.labels, unlearnt).as_numbers(),
-    }
-    return Report(False, {}, numbers)
-
-
-def _answers(local: LocalStep, samples: Samples) -> Prediction:
-    features = local.embed(samples, "features") if len(samples) else torch.empty(0)
-    return predictions(local.experiment.method, local.model, features)
+    features, unlearnt = (local.embed(part, "features") if len(part) else torch.empty(0) for part in (samples, others))
+    answered, guessed = (predictions(local.experiment.method, local.model, part) for part in (features, unlearnt))
+    tables = answer_counts(answered, samples.labels, guessed, local.experiment.classes)
+    return Report(False, {}, {"class_counts": _counts(local, samples), **tables})
 
 
 ACTIONS: Mapping[Action, Callable[[LocalStep], Report]] = MappingProxyType(

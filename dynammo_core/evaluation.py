@@ -39,16 +39,27 @@ def predictions(method: Method, model: IncrementalModel, features: Tensor) -> Pr
     return Prediction(labels, probability, known)
 
 
-def confusion_counts(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Tensor[C, C] int64: images by true class (row) and predicted class (column)."""
-    return torch.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+def answer_counts(learnt: Prediction, labels: Tensor, others: Prediction, classes: int) -> dict[str, list[int]]:
+    """The tables of a test: `confusion`, and those of `Reliability`.
 
-
-def reliability_counts(learnt: Prediction, labels: Tensor, others: Prediction) -> Reliability:
-    """Answers to images of learnt classes, which have these labels, and to images of classes that are not learnt."""
-    return Reliability.counted(
+    Args:
+        learnt: answers to images of learnt classes.
+        labels: their true classes, Tensor[N].
+        others: answers to images of classes to come.
+        classes: number C of classes.
+    """
+    reliability = Reliability.counted(
         learnt.probability.double().numpy(),
         (learnt.labels == labels).numpy(),
         learnt.known.double().numpy(),
         others.known.double().numpy(),
     )
+    return {
+        "confusion": confusion_counts(learnt.labels, labels, classes).flatten().tolist(),
+        **reliability.as_numbers(),
+    }
+
+
+def confusion_counts(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Tensor[C, C] int64: images by true class (row) and predicted class (column)."""
+    return torch.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)

@@ -10,12 +10,13 @@ from torch import Tensor
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.data.transforms import to_input
-from dynammo_core.evaluation import BATCH, confusion_counts, embed_samples, predictions, reliability_counts
+from dynammo_core.evaluation import BATCH, answer_counts, confusion_counts, embed_samples, predictions
 from dynammo_core.methods.base import CLASSES, Method
 from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.backbones import build_backbone
 from dynammo_core.models.heads import LinearHead
 from dynammo_core.models.incremental_model import IncrementalModel, Level
+from dynammo_core.reliability import Reliability
 from dynammo_core.seeding import seeded_generator
 from dynammo_core.settings import BackboneSettings, MethodSettings
 
@@ -87,9 +88,7 @@ def test_batches_add_up() -> None:
 def test_a_site_without_test_images_counts_nothing() -> None:
     nothing, labels = predictions(method(), network(), torch.empty(0)), torch.empty(0, dtype=torch.int64)
     assert confusion_counts(nothing.labels, labels, classes=3).tolist() == [[0] * 3] * 3
-    tables = reliability_counts(nothing, labels, nothing)
-    assert not tables.calibration.any()
-    assert not tables.open_set.any()
+    assert not any(map(any, answer_counts(nothing, labels, nothing, classes=3).values()))
 
 
 def test_batches_bring_the_probability_and_the_score_of_every_image() -> None:
@@ -104,7 +103,9 @@ def test_sure_answers_and_images_of_classes_to_come_are_counted_apart() -> None:
     # Three answers of 0.987 are in the last bin of confidence, two of them right; two images are of classes to come.
     learnt = predictions(method(), network(), features_that_answer([0, 1, 2]))
     others = predictions(method(), network(), torch.zeros(2, 64))  # 1/3 for each row
-    tables = reliability_counts(learnt, torch.tensor([2, 0, 0]), others)
+    numbers = answer_counts(learnt, torch.tensor([2, 0, 0]), others, classes=4)
+    assert np.flatnonzero(numbers["confusion"]).tolist() == [0, 3, 10]  # of 4 x 4: 0 as 0, 0 as 3, 2 as 2
+    tables = Reliability.of(numbers)
     assert tables.calibration[:, -1].tolist() == [3, 2, 3 * 987]
     assert tables.calibration[:, :-1].sum() == 0
     assert tables.open_set.sum(axis=1).tolist() == [3, 2]
