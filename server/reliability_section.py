@@ -86,6 +86,7 @@ def reliability_diagram(tables: Reliability, label: str) -> str:
         axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axes.set(xlabel="confidence, %", ylabel="answered right, %", xlim=(0, 100), ylim=(0, 102))
         axes.grid(axis="y", color=RULE, linewidth=0.6)
+        axes.set_axisbelow(True)
     return drawn.svg
 
 
