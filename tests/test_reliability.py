@@ -94,6 +94,10 @@ def test_the_threshold_lets_95_of_100_pass_and_is_the_highest_such_edge() -> Non
     assert false_positive_rate(tables) == 75
 
 
+def test_a_score_on_an_edge_passes_it() -> None:
+    assert known_threshold(scores([0.5] * 3, [])) == 0.5  # the middle edge, of log odds 0
+
+
 def test_the_curve_runs_from_nobody_to_everybody() -> None:
     others, learnt = receiver_curve(scores([0.9, 0.5], [0.5, 0.1]))
     assert (others[0], learnt[0], others[-1], learnt[-1]) == (0, 0, 1, 1)
@@ -151,6 +155,9 @@ def test_tables_that_contradict_the_confusion_are_found() -> None:
         changed = tables.calibration.copy()
         changed[row, place] += change
         assert Reliability(changed, tables.open_set).obstacle(400, correct), (row, place, change)
+    changed = tables.calibration.copy()
+    changed[1, [0, 14]] += [1 + changed[0, 0], -1 - changed[0, 0]]  # more right answers in a bin than answers
+    assert Reliability(changed, tables.open_set).obstacle(400, correct)
     changed = tables.open_set.copy()
     changed[0, 80] += 1
     assert "'open_set'" in Reliability(tables.calibration, changed).obstacle(400, correct)
