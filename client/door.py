@@ -25,7 +25,8 @@ from dynammo_core.compression import CODECS, packed_form
 from dynammo_core.errors import DynammoError, ProtocolError
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action, Stage, Step
-from dynammo_core.protocol import PHASE_UP, Phase, Report, names_up, numbers_of, phase_shape
+from dynammo_core.protocol import PHASE_UP, Phase, Report, lengths_of, names_up, numbers_of, phase_shape
+from dynammo_core.reliability import UNIT, Reliability
 from dynammo_core.secure_aggregation.encoding import Encoding
 
 UNEXPECTED = 199
@@ -116,10 +117,10 @@ def let_out(content: RecordDict, step: Declared) -> RecordDict:
         return content
     only_spent = abstained and set(numbers) == step.abstaining
     _same_keys(numbers, sorted(step.abstaining if only_spent else step.numbers))
-    lengths = {"class_counts": step.classes, "confusion": step.classes**2}
+    lengths = lengths_of(step.classes)
     for name in numbers:
         if name in lengths:
-            _check_counts(name, numbers[name], lengths[name], step.most)
+            _check_counts(name, numbers[name], lengths[name], step.most * (UNIT + 2 if name == "calibration" else 1))
         elif not math.isfinite(_value(numbers, name, float)):
             raise ProtocolError(f"number {name!r} is not finite")
     if only_spent or step.hidden:
@@ -131,6 +132,11 @@ def let_out(content: RecordDict, step: Declared) -> RecordDict:
         rows = np.array(numbers["confusion"], dtype=np.int64).reshape(step.classes, step.classes)
         if rows.sum(axis=1).tolist() != counts:
             raise ProtocolError("the rows of 'confusion' do not add up to 'class_counts'")
+        tables = Reliability.of(numbers)
+        if obstacle := tables.obstacle(images=sum(counts), right=int(rows.trace())):
+            raise ProtocolError(obstacle)
+        if 0 < tables.to_come < step.fewest:
+            raise ProtocolError(f"number 'open_set' counts fewer than {step.fewest} images of classes to come")
     return content
 
 

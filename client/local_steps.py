@@ -18,7 +18,7 @@ from dynammo_core.data.feature_cache import fingerprint
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.transforms import augment, to_input
 from dynammo_core.errors import ProtocolError
-from dynammo_core.evaluation import confusion_counts, embed_samples
+from dynammo_core.evaluation import answer_counts, embed_samples, predictions
 from dynammo_core.experiment import Experiment
 from dynammo_core.memory.rehearsal import remember
 from dynammo_core.methods.base import TEACHER_PREFIX, Batch, LossContext
@@ -197,12 +197,16 @@ def remember_step(local: LocalStep) -> Report:
 
 @torch.no_grad()
 def evaluate_step(local: LocalStep) -> Report:
-    """Count right and wrong answers on the site's test images of every class seen so far."""
-    method, classes = local.experiment.method, local.experiment.classes
-    samples = local.site.test_images(local.experiment.stream.seen(local.step.task))
-    features = local.embed(samples, "features") if len(samples) else torch.empty(0)
-    confusion = confusion_counts(method, local.model, features, samples.labels, classes)
-    return Report(False, {}, {"class_counts": _counts(local, samples), "confusion": confusion.flatten().tolist()})
+    """Count right and wrong answers on the site's test images of every class seen so far, and how sure they are.
+
+    Where it has test images of classes to come, count too how known the model thinks they are.
+    """
+    stream, task = local.experiment.stream, local.step.task
+    samples, others = (local.site.test_images(classes) for classes in (stream.seen(task), stream.to_come(task)))
+    features, unlearnt = (local.embed(part, "features") if len(part) else torch.empty(0) for part in (samples, others))
+    answered, guessed = (predictions(local.experiment.method, local.model, part) for part in (features, unlearnt))
+    tables = answer_counts(answered, samples.labels, guessed, local.experiment.classes)
+    return Report(False, {}, {"class_counts": _counts(local, samples), **tables})
 
 
 ACTIONS: Mapping[Action, Callable[[LocalStep], Report]] = MappingProxyType(

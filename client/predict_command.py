@@ -64,7 +64,8 @@ def predict(
     """Class, probability and open-set score of images; exit code 1 when one of them cannot be read.
 
     The open-set score is near 1 for a disease that the model has learnt, and near 0 for an image like nothing it has
-    learnt: the class is then no answer. Probabilities are not calibrated.
+    learnt: the class is then no answer. A score is marked that is below what 95 % of the sites' test images of learnt
+    diseases reach.
     """
     with readable_errors():
         from dynammo_core.predictor import Predictor
@@ -80,7 +81,7 @@ def predict(
         if as_json:
             typer.echo(json.dumps(as_plain_data(predictor, findings, top), indent=2))
         else:
-            Console().print(as_table(findings, top))
+            Console().print(as_table(findings, top, predictor.facts.open_set_threshold))
         unreadable = [finding for finding in findings if finding.error]
         for finding in unreadable:
             text = f"[bold red]unreadable[/] {escape(_printable(finding.error))}"
@@ -133,6 +134,7 @@ def as_plain_data(predictor: Predictor, findings: Sequence[Finding], top: int) -
         "model": {
             "method": facts.method["name"],
             "classes": list(predictor.classes),
+            "open_set_threshold": facts.open_set_threshold,
             "lineage": facts.lineage.model_dump(),
         },
         "images": [
@@ -167,9 +169,11 @@ def as_csv(findings: Sequence[Finding], top: int) -> str:
     return buffer.getvalue()
 
 
-def as_table(findings: Sequence[Finding], top: int) -> Table:
+def as_table(findings: Sequence[Finding], top: int, threshold: float | None = None) -> Table:
     """The answers for people; files that cannot be read are left out, since they are named elsewhere."""
-    table = Table()
+    table = Table(caption_justify="left")
+    if threshold is not None:
+        table.caption = f"* perhaps no learnt class: 95 % of test images of these score {threshold:.6g} or more"
     table.add_column("file", overflow="fold")
     table.add_column("class", overflow="fold")
     table.add_column("probability", justify="right")
@@ -180,7 +184,8 @@ def as_table(findings: Sequence[Finding], top: int) -> Table:
         if not finding.error:
             (name, probability), *others = finding.ranked[:top]
             then = [", ".join(f"{other} {value:.3f}" for other, value in others)] if top > 1 else []
-            cells = [str(finding.file), name, f"{probability:.3f}", f"{finding.open_set_score:.3f}", *then]
+            unlike = "" if threshold is None or finding.open_set_score >= threshold else " *"
+            cells = [str(finding.file), name, f"{probability:.3f}", f"{finding.open_set_score:.3f}{unlike}", *then]
             table.add_row(*(escape(_printable(cell)) for cell in cells))
     return table
 

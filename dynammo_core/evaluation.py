@@ -1,4 +1,4 @@
-"""From a model and labelled images to features and confusion counts, in batches and without gradients."""
+"""From a model and labelled images to features, answers and their counts, in batches and without gradients."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from torch import Tensor
 
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.transforms import to_input
-from dynammo_core.methods.base import Method
+from dynammo_core.methods.base import Method, Prediction
 from dynammo_core.models.incremental_model import IncrementalModel, Level
+from dynammo_core.reliability import Reliability
 
 BATCH = 128
 
@@ -27,9 +28,38 @@ def embed_samples(
 
 
 @torch.no_grad()
-def confusion_counts(method: Method, model: IncrementalModel, features: Tensor, labels: Tensor, classes: int) -> Tensor:
+def predictions(method: Method, model: IncrementalModel, features: Tensor) -> Prediction:
+    """What the method answers to features Tensor[N, D], batch by batch, on the CPU."""
+    if not len(features):
+        return Prediction(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0))
+    parts = [method.predict(model, batch) for batch in torch.split(features, BATCH)]
+    labels, probability, known = (
+        torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("labels", "probability", "known")
+    )
+    return Prediction(labels, probability, known)
+
+
+def answer_counts(learnt: Prediction, labels: Tensor, others: Prediction, classes: int) -> dict[str, list[int]]:
+    """The tables of a test: `confusion`, and those of `Reliability`.
+
+    Args:
+        learnt: answers to images of learnt classes.
+        labels: their true classes, Tensor[N].
+        others: answers to images of classes to come.
+        classes: number C of classes.
+    """
+    reliability = Reliability.counted(
+        learnt.probability.double().numpy(),
+        (learnt.labels == labels).numpy(),
+        learnt.known.double().numpy(),
+        others.known.double().numpy(),
+    )
+    return {
+        "confusion": confusion_counts(learnt.labels, labels, classes).flatten().tolist(),
+        **reliability.as_numbers(),
+    }
+
+
+def confusion_counts(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Tensor[C, C] int64: images by true class (row) and predicted class (column)."""
-    if not len(labels):
-        return torch.zeros(classes, classes, dtype=torch.int64)
-    predicted = torch.cat([method.predict(model, batch).labels.cpu() for batch in torch.split(features, BATCH)])
     return torch.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)

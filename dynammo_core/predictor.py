@@ -47,7 +47,7 @@ class Answers:
         open_set_scores: Tensor[N] in [0, 1], high for an image of a class that was learnt, low for one that is like
             nothing learnt. One minus the lowest probability of "others" over the heads; for methods without "others"
             the maximum softmax probability (Hendrycks and Gimpel, arXiv 1610.02136), which with C classes is at least
-            1 / C. The closed-form methods regress labels, and their softmax is flat: read its order, not its values.
+            1 / C. Of the sites' test images of learnt classes, 95 % reach `ModelFacts.open_set_threshold`.
     """
 
     labels: Tensor

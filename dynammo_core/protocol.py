@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 from dynammo_core.plan import Action, Stage
+from dynammo_core.reliability import LENGTHS as RELIABILITY
 from dynammo_core.secure_aggregation.masking import PUBLIC_BYTES
 from dynammo_core.secure_aggregation.shamir import SHARE_BYTES
 from dynammo_core.secure_aggregation.sharing import SEALED_BYTES
@@ -24,13 +25,14 @@ NUMBERS: Mapping[Action, frozenset[str]] = MappingProxyType(
         Action.FIT: frozenset({"class_counts", "loss", "seconds"}),
         Action.SUMMARISE: frozenset({"class_counts", "seconds"}),
         Action.REMEMBER: frozenset({"class_counts", "memory_bytes", "seconds"}),
-        Action.EVALUATE: frozenset({"class_counts", "confusion", "seconds"}),
+        Action.EVALUATE: frozenset({"class_counts", "confusion", *RELIABILITY, "seconds"}),
         Action.FORGET: frozenset({"class_counts", "seconds"}),
     }
 )
 """The numbers a site returns, by action. `class_counts` [C]: samples used of each class; `loss`: mean of the last
 epoch; `memory_bytes`: size of its memory; `confusion` [C * C]: its test images by true and predicted class, row by row;
-`seconds`: time the site took."""
+`calibration` [45] and `open_set` [256]: these by confidence, and by open-set score beside those of classes to come, see
+`Reliability`; `seconds`: time the site took."""
 
 PRIVATE_NUMBERS: Mapping[Action, frozenset[str]] = MappingProxyType(
     {
@@ -48,6 +50,11 @@ abstains says `epsilon` alone."""
 def numbers_of(action: Action, private: bool) -> frozenset[str]:
     """Names of the numbers of an action, of training images that are protected one by one or not."""
     return (PRIVATE_NUMBERS if private else NUMBERS)[action]
+
+
+def lengths_of(classes: int) -> dict[str, int]:
+    """Lengths of the numbers that are lists of counts, for C classes."""
+    return {"class_counts": classes, "confusion": classes**2, **RELIABILITY}
 
 
 MOST = 10**12

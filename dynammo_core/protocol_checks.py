@@ -14,7 +14,7 @@ from dynammo_core.compression.base import Codec
 from dynammo_core.errors import ProtocolError, unknown_name
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Stage
-from dynammo_core.protocol import MOST, PHASE_UP, Phase, Report, names_up, numbers_of, phase_shape
+from dynammo_core.protocol import MOST, PHASE_UP, Phase, Report, lengths_of, names_up, numbers_of, phase_shape
 
 
 def check_packed(report: Report, stage: Stage, model: IncrementalModel, codec: Codec) -> None:
@@ -104,7 +104,7 @@ def check_report(
     else:
         numbers = numbers_of(stage.action, private)
     _same_names("number", set(report.numbers), set(numbers))
-    lengths = {"class_counts": classes, "confusion": classes * classes}
+    lengths = lengths_of(classes)
     for name, value in report.numbers.items():
         if name in lengths:
             fits = isinstance(value, list) and len(value) == lengths[name]

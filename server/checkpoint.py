@@ -34,6 +34,8 @@ class Progress:
         code_changes: step, old and new hash of the code, wherever the run went on under another code.
         taken: the contributions of each site, by its number, that the archive's sums contain.
         corrections: of these sums, made so far.
+        reliability: the tables of `Reliability` after each finished task, by its number, over all sites; none of tasks
+            that were finished under a version that did not count them.
     """
 
     next_step: int = 0
@@ -46,6 +48,7 @@ class Progress:
     code_changes: list[dict[str, int | str]] = field(default_factory=list)
     taken: dict[str, list[int]] = field(default_factory=dict)
     corrections: int = 0
+    reliability: dict[str, dict[str, list[int]]] = field(default_factory=dict)
 
     def grow(self, sites: int, classes: int) -> None:
         """Make room for sites and classes that joined: they have no counts in earlier tasks."""

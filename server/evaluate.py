@@ -13,8 +13,9 @@ from dynammo_core import metrics
 from dynammo_core.config import Config
 from dynammo_core.experiment import Experiment
 from dynammo_core.files import write_atomically
+from dynammo_core.reliability import MEASURES
 from server.exchange import Exchange
-from server.results import number
+from server.results import number, pooled
 from server.run_directory import RunDirectory
 from server.task_loop import TaskLoop
 
@@ -47,12 +48,13 @@ def evaluate_run(grid: Grid, config: Config[Any], run: Path, output: Path) -> No
     sites = list(told)
     confusion = np.array(every, dtype=np.int64).reshape(1, -1, experiment.classes, experiment.classes)
     images, accuracies = confusion.sum(axis=(0, 2, 3)), metrics.site_accuracies(confusion, [seen])
-    recalls = metrics.class_recalls(confusion, [seen])
+    recalls, tables = metrics.class_recalls(confusion, [seen]), pooled(answers)
     result = {
         "after_task": task + 1,
         "accuracy": number(metrics.last_accuracy(confusion, [seen])),
         "mean_class_recall": number(metrics.mean_class_recall(confusion, [seen])),
         "worst_site_accuracy": number(metrics.worst_site_accuracy(confusion, [seen])) if sites else None,
+        **{name: number(measure(tables)) for name, measure in MEASURES.items()},
         "sites": {
             label(site): {"images": int(images[at]), "accuracy": number(accuracies[at])}
             for at, site in enumerate(sites)

@@ -14,7 +14,7 @@ from dynammo_core.experiment import Experiment
 from dynammo_core.files import write_atomically
 from server.exchange import Answers, Exchange
 from server.report import write_report
-from server.results import write_model, write_results
+from server.results import pooled, write_model, write_results
 from server.run_directory import RunDirectory
 from server.task_loop import TaskLoop
 
@@ -48,7 +48,7 @@ class Correction(TaskLoop):
         self.progress.confusion.pop()
         self._take_in(self.experiment.steps[self.progress.next_step - 1], answers)
         status = "completed" if self.progress.next_step == len(self.experiment.steps) else "running"
-        write_model(self.directory, self.experiment, self.model, task)
+        write_model(self.directory, self.experiment, self.model, task, pooled(answers))
         write_results(self.directory, self.experiment, self.model, self.progress, status=status)
         self._save()
 

@@ -70,8 +70,14 @@ On the sites' own test images, of all classes above, without being told the task
 
 ## How to read its answers
 
-- `label` is the answer, an index into the classes in the order above. `probabilities` are of each class and are not
-  calibrated: compare them, do not read them as the chance of a disease.
+- `label` is the answer, an index into the classes in the order above. `probabilities` are of each class: compare them,
+  do not read them as the chance of a disease.
+{% if error is not none %}
+  On the sites' test images, the probability of an answer and how often it is right are {{ error | percent }} points
+  apart (expected calibration error).
+{% else %}
+  This run has not measured how well they are calibrated.
+{% endif %}
 {% if others %}
 - There is one head a task, with a row for everything else ("others"). The head with the lowest probability of "others"
   gives the answer; a class's probability is that of its own task's head. Heads judge independently: probabilities need
@@ -80,8 +86,18 @@ On the sites' own test images, of all classes above, without being told the task
 {% else %}
 - `open_set_score` is the probability of the answer (the maximum softmax probability).
 {% endif %}
-- The open-set score is near 1 for a class that was learnt and near 0 for an image like nothing learnt. Choose its
-  threshold on images of the place where the model is used; this run has not measured one.
+- The open-set score is near 1 for a class that was learnt and near 0 for an image like nothing learnt.
+{% if facts.open_set_threshold is not none %}
+  Of the sites' test images of the classes above, 95 % score {{ "%.6g" | format(facts.open_set_threshold) }} or more:
+  take a lower score as "I have not seen this".
+{% if passed %}
+  By such a threshold {{ passed.share | percent }} % of the images of classes to come went unnoticed after task
+  {{ passed.task }}.
+{% endif %}
+  Check the threshold on images of the place where the model is used.
+{% else %}
+  Choose its threshold on images of the place where the model is used; this run has not measured one.
+{% endif %}
 
 ## Data flow
 
@@ -151,6 +167,8 @@ def model_card(run_directory: Path, facts: ModelFacts, *, file: str, format_name
         "recalls": recalls,
         "few": [row["name"] for row in recalls if row["images"] < FEW_IMAGES],
         "few_images": FEW_IMAGES,
+        "error": next(reversed(run.summary.get("calibration_error_after_tasks", [])), None),
+        "passed": _passed(run.summary),
         "unlearnt": [name for name in facts.class_names if name not in learnt],
         "others": any(-1 in rows for rows in facts.heads.values()),
         "privacy": privacy_rows(run),
@@ -163,6 +181,12 @@ def model_card(run_directory: Path, facts: ModelFacts, *, file: str, format_name
             f"The files of the run in {run_directory} do not fit together ({type(error).__name__}: {error})",
             remedy="Make the card with the version of this project that made the run",
         ) from error
+
+
+def _passed(summary: Json) -> Json | None:
+    """The last task after which classes were still to come, and how many of their images were taken for learnt ones."""
+    shares = enumerate(summary.get("open_set_fpr95_after_tasks", ()), start=1)
+    return next(({"task": task, "share": share} for task, share in reversed([*shares]) if share is not None), None)
 
 
 def _recalls(run: RunFiles, facts: ModelFacts) -> list[dict[str, Any]]:

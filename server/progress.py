@@ -202,6 +202,14 @@ def final_table(summary: Event) -> Table:
     ):
         table.add_row(key.replace("_", " "), f"{percents([summary[key]])} {unit}")
     table.add_row("accuracy after each task", percents(summary["accuracy_after_tasks"]) + " %")
+    for key, words in (
+        ("calibration_error", "calibration error"),
+        ("open_set_auroc", "classes to come, AUROC"),
+        ("open_set_fpr95", "classes to come, FPR95"),
+    ):
+        values = summary.get(f"{key}_after_tasks", [])  # the results of an earlier version have none
+        if any(value is not None for value in values):
+            table.add_row(words, percents(values) + " %")
     sites = summary["site_accuracies"]
     if len(sites) <= 2 * MOST_NAMED:
         words = percents(sites) + " %" if sites else "hidden in the sum"

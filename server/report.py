@@ -22,6 +22,7 @@ from dynammo_core.errors import RunError
 from dynammo_core.files import write_atomically
 from server import plots
 from server.privacy_rows import privacy_rows
+from server.reliability_section import reliability_section
 from server.report_template import TEMPLATE
 from server.run_files import Json, RunFiles
 
@@ -74,6 +75,7 @@ def _contents(run: RunFiles) -> Json:
         "resumes": max(len(run.of_kind("run_started")) - 1, 0),
         "learning": _learning(run, numbers),
         "confusions": _confusions(run),
+        "reliability": reliability_section(run.reliability),
         "sites_seen": _sites(run, numbers),
         "participation": _participation(run),
         "stages": _stages(run),

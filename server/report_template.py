@@ -1,5 +1,9 @@
 """The page of a run, as a Jinja template: a Python file, because Flower bundles no HTML."""
 
+from __future__ import annotations
+
+from server.reliability_section import TEMPLATE as RELIABILITY
+
 STYLE = r""":root { color-scheme: light; --ink: #1c2733; --muted: #5a6773; --rule: #d5dbe1; --blue: #1f6394; --red: #b3402a; --wash: #f5f7f9; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2rem 1.25rem 3rem; max-width: 66rem; background: #fff; color: var(--ink);
@@ -175,6 +179,9 @@ TEMPLATE = (
 </div>
 {% endif %}
 
+"""
+    + RELIABILITY
+    + r"""
 {% if sites_seen.plot or participation.plot %}
 <h2>The sites</h2>
 <p>An average can hide a site that is served badly, so each site is tested on its own images.</p>
@@ -257,8 +264,8 @@ TEMPLATE = (
 </main>
 <footer>
   Configuration {{ numbers.get("config_hash") or run.started.get("config_hash") or "unknown" }}, code {{ numbers.get("code_hash") or run.started.get("code_hash") or "unknown" }}{% if numbers.get("backbone") %}, backbone {{ numbers.backbone }}{% endif %}.
-  Accuracy, average accuracy: Rebuffi et al. 2017. Forgetting: Chaudhry et al. 2018. Backward transfer: Lopez-Paz &amp; Ranzato 2017.
-  The numbers behind this page lie beside it: summary.json, accuracy_matrix.csv, confusion_matrix.csv, events.jsonl.
+  Accuracy, average accuracy: Rebuffi et al. 2017. Forgetting: Chaudhry et al. 2018. Backward transfer: Lopez-Paz &amp; Ranzato 2017. Calibration error: Guo et al. 2017.
+  The numbers behind this page lie beside it: summary.json, accuracy_matrix.csv, confusion_matrix.csv, calibration.csv, open_set.csv, events.jsonl.
 </footer>
 </body>
 </html>

@@ -21,7 +21,9 @@ from dynammo_core.plan import Action
 from dynammo_core.privacy.accounting import ACCOUNTANT, MECHANISMS, NEIGHBOURS, compose
 from dynammo_core.privacy.plan import client_charges
 from dynammo_core.protocol import names_up
+from dynammo_core.reliability import COLUMNS, MEASURES, Reliability, known_threshold, table_rows
 from server.checkpoint import Progress
+from server.exchange import Answers
 from server.run_directory import RunDirectory
 
 RECORDED_VERSIONS = ("flwr", "torch", "torchvision", "timm")
@@ -30,7 +32,7 @@ RECORDED_VERSIONS = ("flwr", "torch", "torchvision", "timm")
 def write_results(
     directory: RunDirectory, experiment: Experiment, model: IncrementalModel, progress: Progress, *, status: str
 ) -> dict[str, object]:
-    """Write `accuracy_matrix.csv`, `confusion_matrix.csv` and `summary.json`; returns the summary."""
+    """Write the tables of counts as CSV and `summary.json`; returns the summary."""
     confusion, tasks = _confusion(experiment, progress), experiment.stream.tasks
     names = experiment.class_names
     directory.write_csv(
@@ -43,6 +45,9 @@ def write_results(
         ["site", "after_task", "true", "predicted", "count"],
         _by_site(experiment, metrics.confusion_rows(confusion, tasks, names)),
     )
+    tables = reliability_after_tasks(progress)
+    for table, columns in COLUMNS.items():
+        directory.write_csv(f"{table}.csv", ["after_task", "bin", *columns], table_rows(table, tables))
     summary = summarise(experiment, model, progress, status)
     directory.write_json("summary.json", summary)
     return summary
@@ -73,6 +78,7 @@ def summarise(experiment: Experiment, model: IncrementalModel, progress: Progres
             number(value) for value in metrics.mean_class_recall_after_tasks(confusion, tasks)
         ],
         "site_accuracies": [number(value) for value in by_site],
+        **reliability_summary(progress),
         "macs_per_image": multiply_accumulates(deployed, config.data.image_size),
         "deployed_parameters": deployed.parameter_count(),
         "trainable_parameters": _trainable_parameters(experiment, model, len(progress.confusion) - 1),
@@ -85,6 +91,27 @@ def summarise(experiment: Experiment, model: IncrementalModel, progress: Progres
         "config_hash": config.content_hash,
         "code_hash": code_hash(),
     }
+
+
+def reliability_after_tasks(progress: Progress) -> dict[int, Reliability]:
+    """The tables of each finished task that has them."""
+    return {int(task): Reliability.of(numbers) for task, numbers in progress.reliability.items()}
+
+
+def reliability_summary(progress: Progress) -> dict[str, list[float | None]]:
+    """Each measure after each finished task; None where no image speaks for it."""
+    after_tasks = reliability_after_tasks(progress)
+    tables = [after_tasks.get(task, Reliability.of({})) for task in range(len(progress.confusion))]
+    measured = {name: [number(measure(one)) for one in tables] for name, measure in MEASURES.items()}
+    measured["open_set_threshold"] = [_fine(known_threshold(one)) for one in tables]
+    return {f"{name}_after_tasks": values for name, values in measured.items()}
+
+
+def pooled(answers: Answers) -> Reliability:
+    """The tables of a test over all sites that answered it."""
+    if answers.total:
+        return Reliability.of(answers.total.counts)
+    return sum((Reliability.of(report.numbers) for report in answers.reports.values()), Reliability.of({}))
 
 
 def privacy_summary(experiment: Experiment, progress: Progress) -> dict[str, object] | None:
@@ -107,10 +134,17 @@ def privacy_summary(experiment: Experiment, progress: Progress) -> dict[str, obj
     return {**facts, "epsilon": number(max(by_site)), "epsilon_by_site": [number(spent) for spent in by_site]}
 
 
-def write_model(directory: RunDirectory, experiment: Experiment, model: IncrementalModel, task: int) -> None:
+def write_model(
+    directory: RunDirectory,
+    experiment: Experiment,
+    model: IncrementalModel,
+    task: int,
+    tested: Reliability | None = None,
+) -> None:
     """Write `model.safetensors`, whole and ready to predict, and `model.json`, which says what it is.
 
-    Both also stay in `models/task-NN`, so that a run can go back to the model after an earlier task.
+    Both also stay in `models/task-NN`, so that a run can go back to the model after an earlier task. `tested` is what
+    it answered to the sites' test images.
     """
     state = model.state_dict()
     # Parts of a model may share a tensor (a backbone of many passes): it is written once, under its first name.
@@ -126,6 +160,7 @@ def write_model(directory: RunDirectory, experiment: Experiment, model: Incremen
         "image_size": config.data.image_size,
         "normalisation": config.data.normalisation,
         "heads": {name: list(model.head(name).rows) for name in _deployed_heads(experiment, model)},
+        "open_set_threshold": _fine(known_threshold(tested)) if tested else None,
         "versions": {"dynammo": __version__} | {package: version(package) for package in RECORDED_VERSIONS},
         "lineage": {
             "config_hash": config.content_hash,
@@ -181,6 +216,11 @@ def _by_site(experiment: Experiment, rows: Iterable[dict[str, int | str]]) -> It
     """The rows of a table; where the server learns the sum alone, of all sites together."""
     hidden = experiment.config.federation.secure_aggregation
     return (row | {"site": "all"} if hidden else row for row in rows)
+
+
+def _fine(score: float) -> float | None:
+    """Scores close to 1 differ in their last digits."""
+    return None if math.isnan(score) else round(score, 9)
 
 
 def number(value: float) -> float | None:

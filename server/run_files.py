@@ -15,6 +15,7 @@ import yaml
 
 from dynammo_core.errors import RunError
 from dynammo_core.metrics import Counts
+from dynammo_core.reliability import COLUMNS, Reliability, tables_from_rows
 
 Json = dict[str, Any]
 
@@ -30,6 +31,7 @@ class RunFiles:
         events: the lines of `events.jsonl`, oldest first.
         lost_lines: lines of it that cannot be read: a crash may cut one off.
         confusions: the rows of `confusion_matrix.csv`.
+        reliability: the tables after each task, counted from 0; those of a run that did not count them are absent.
     """
 
     config: Json
@@ -38,6 +40,7 @@ class RunFiles:
     events: list[Json]
     lost_lines: int
     confusions: list[dict[str, str]]
+    reliability: dict[int, Reliability]
 
     @classmethod
     def read(cls, directory: Path) -> RunFiles:
@@ -60,7 +63,8 @@ class RunFiles:
             model=_mapping(directory / "model.json", json.loads),
             events=events,
             lost_lines=len(lines) - len(events),
-            confusions=list(csv.DictReader(_text(directory / "confusion_matrix.csv").splitlines())),
+            confusions=_rows(directory / "confusion_matrix.csv"),
+            reliability=_reliability(directory),
         )
 
     def of_kind(self, kind: str) -> list[Json]:
@@ -105,6 +109,21 @@ class RunFiles:
         for row in self.confusions:
             counts[int(row["after_task"]) - 1, 0, place[row["true"]], place[row["predicted"]]] += int(row["count"])
         return counts
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(_text(path).splitlines()))
+
+
+def _reliability(directory: Path) -> dict[int, Reliability]:
+    try:
+        return tables_from_rows({name: _rows(directory / f"{name}.csv") for name in COLUMNS})
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        names = " and ".join(f"{name}.csv" for name in COLUMNS)
+        raise RunError(
+            f"Cannot make sense of {names} in {directory} ({type(error).__name__}: {error})",
+            remedy="Restore the files, or delete them",
+        ) from error
 
 
 def _text(path: Path) -> str:

@@ -39,6 +39,7 @@ def evaluation_tables(result: Mapping[str, Any]) -> Iterator[Table]:
     sites.add_section()
     sites.add_row("all", "", _percent(result["accuracy"]))
     sites.add_row("worst", "", _percent(result["worst_site_accuracy"]))
+    sites.add_row("calibration error", "", _percent(result["calibration_error"]))
     yield sites
     recalls = Table("class", "recall")
     for name, recall in result["recall"].items():

@@ -20,7 +20,7 @@ from server.checkpoint import CheckpointStore, Identity, Progress
 from server.exchange import Answers, Exchange
 from server.merge import merge_updates
 from server.questions import Questions
-from server.results import write_model, write_results
+from server.results import pooled, write_model, write_results
 from server.run_directory import RunDirectory
 
 
@@ -149,6 +149,7 @@ class TaskLoop:
             sites = range(self.experiment.config.federation.sites)
             by_site = [list(counts.get(site, empty)) for site in sites]  # type: ignore[arg-type]
             self.progress.confusion.append([total.counts["confusion"]] if total else by_site)
+            self.progress.reliability[str(step.task)] = pooled(answers).as_numbers()
             return
         if not step.stage.up:
             return
@@ -208,7 +209,7 @@ class TaskLoop:
         )
         if step.stage.action is Action.EVALUATE:
             summary = write_results(self.directory, self.experiment, self.model, self.progress, status="running")
-            write_model(self.directory, self.experiment, self.model, step.task)
+            write_model(self.directory, self.experiment, self.model, step.task, pooled(answers))
             self.directory.log(
                 "task_evaluated",
                 task=step.task,

@@ -114,6 +114,7 @@ def test_tensors_that_leave_are_those_that_the_stage_sends_up(finished: Finished
 def test_numbers_that_leave_are_counts_loss_size_and_time(finished: Finished, method: str) -> None:
     run = finished(method)
     images = {site: len(held(run.experiment, site)) for site in range(SITES)}
+    lengths = {"class_counts": 10, "confusion": 100, "calibration": 3 * 15, "open_set": 2 * 128}
     for message, reply in run.handled:
         site, step = asked(run, message)
         assert set(reply.content) == {"weights", "numbers", "report"}
@@ -125,8 +126,11 @@ def test_numbers_that_leave_are_counts_loss_size_and_time(finished: Finished, me
         for name, value in numbers.items():
             if isinstance(value, list):  # counts of images: no list of pixels sums up to so little
                 assert all(type(count) is int and count >= 0 for count in value)
-                assert sum(value) <= images[site]
-                assert len(value) == run.experiment.classes ** (2 if name == "confusion" else 1)
+                # In 15 bins: images, those answered right, and the sum of confidences in thousandths.
+                assert sum(value[:30] if name == "calibration" else value) <= 2 * images[site]
+                assert len(value) == lengths[name]
+                if name == "calibration":
+                    assert sum(value[30:]) <= 1000 * images[site]
             else:
                 assert type(value) is float
 

@@ -26,6 +26,7 @@ from dynammo_core.protocol import (
     SUMMED,
     Phase,
     Report,
+    lengths_of,
     names_up,
     tensor_bytes,
 )
@@ -66,7 +67,7 @@ def right(action: Action) -> Report:
     """The answer that the stage declares."""
     state = model().state_dict()
     weights = {name: state[name].clone() for name in names_up(model(), stage_of(action))}
-    values: dict[str, float | list[int]] = {"class_counts": [3] * CLASSES, "confusion": [1] * CLASSES**2}
+    values: dict[str, float | list[int]] = {name: [1] * length for name, length in lengths_of(CLASSES).items()}
     return Report(False, weights, {name: values.get(name, 0.5) for name in NUMBERS[action]})
 
 
@@ -242,7 +243,7 @@ def test_counts_of_classes_not_learnt_yet_or_beyond_all_images_are_refused() -> 
     stage = stage_of(Action.EVALUATE)
     counts, cells = [0] * CLASSES, [0] * CLASSES**2
     cells[0] = 3
-    numbers = {"class_counts": counts, "confusion": cells, "seconds": 1.0}
+    numbers = {**right(Action.EVALUATE).numbers, "class_counts": counts, "confusion": cells}
     check_report(Report(False, {}, numbers), stage, model(), CLASSES, seen=[0])
     with pytest.raises(ProtocolError, match="not learnt yet"):
         check_report(Report(False, {}, numbers), stage, model(), CLASSES, seen=[1])

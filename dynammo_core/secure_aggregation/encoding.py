@@ -19,7 +19,7 @@ from dynammo_core.errors import ProtocolError
 from dynammo_core.models.heads import head_rows, summed_names
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Stage
-from dynammo_core.protocol import Report, names_up
+from dynammo_core.protocol import NUMBERS, Report, lengths_of, names_up
 from dynammo_core.secure_aggregation.masking import Vector
 
 FRACTION_BITS = 30
@@ -35,7 +35,7 @@ class Total:
     """The sum of what sites encoded.
 
     Attributes:
-        counts: `class_counts` [C] and, of an evaluation, `confusion` [C * C], over all sites.
+        counts: by name, over all sites: `class_counts` [C] and, of an evaluation, its tables.
         loss: mean of a sample; None where nothing is trained, or by nobody.
         sums: weighted tensors by name, float64.
     """
@@ -73,9 +73,8 @@ class Encoding:
         state = model.state_dict()
         self._like = {name: state[name] for name in names_up(model, stage)}
         self._rows, self._summed = head_rows(model), summed_names(model)
-        self._counts = {"class_counts": classes}
-        if stage.action is Action.EVALUATE:
-            self._counts["confusion"] = classes**2
+        names = NUMBERS[stage.action]
+        self._counts = {name: length for name, length in lengths_of(classes).items() if name in names}
         self._has_loss = stage.action is Action.FIT
         self._largest = LARGEST / sites
         self._lengths = [*self._counts.values(), int(self._has_loss), *(like.numel() for like in self._like.values())]

@@ -67,7 +67,7 @@ def test_a_person_sees_what_would_run_and_what_of_it_leaves(alpha: Path) -> None
         "task 1       normal (NEW), effusion (NEW)",
         "tensors: extractor.*adapters.*, heads.auxiliary.*",
         "numbers: class_counts, loss, seconds",
-        "numbers: class_counts, confusion, seconds",
+        "numbers: calibration, class_counts, confusion, open_set, seconds",
         "no differential privacy",
         "Nothing was approved before. All of it:",
         "+method:",

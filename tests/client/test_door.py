@@ -201,7 +201,18 @@ IN_TESTS: dict[str, Way] = {
     ),
     "a confusion that only adds up": lambda c, i: _shifted(c),
     "a confusion of floats": lambda c, i: _put(c, "numbers", "confusion", [0.5] * EXPERIMENT.classes**2),
+    "pixels as a sum of confidences": lambda c, i: _added(c, "calibration", 2 * 15 + 3, int(i.sum())),
+    "a right answer more": lambda c, i: _added(c, "calibration", 15 + 14, 1),
+    "a score more": lambda c, i: _added(c, "open_set", 3, 1),
+    "pixels as images of classes to come": lambda c, i: _added(c, "open_set", 128 + 3, int(i.sum()) + 1000),
 }
+
+
+def _added(content: RecordDict, name: str, place: int, amount: int) -> RecordDict:
+    """Counts of which one is larger."""
+    counts = [*content.metric_records["numbers"][name]]  # type: ignore[misc]
+    counts[place] += amount
+    return _put(content, "numbers", name, counts)
 
 
 def _shifted(content: RecordDict) -> RecordDict:

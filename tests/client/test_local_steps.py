@@ -15,6 +15,7 @@ from dynammo_core.errors import MemoryStoreError, ProtocolError
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action, Step
 from dynammo_core.protocol import NUMBERS, Instruction, Report
+from dynammo_core.reliability import Reliability
 
 EXPERIMENT = Experiment(small_config())
 EMPTY_SITE = 1
@@ -139,6 +140,14 @@ def test_exemplars_are_trained_on(tmp_path: Path) -> None:
     assert alone.class_counts[:2] == [0, 0]
     assert sum(rehearsed.class_counts[:2]) == 7  # as in the test above
     assert alone.class_counts[2:] == rehearsed.class_counts[2:]
+
+
+def test_images_of_classes_to_come_are_counted_and_never_those_of_classes_in_no_task(tmp_path: Path) -> None:
+    """Ten test images a class: two classes are learnt in each of two tasks, six in none."""
+    for task, expected in ((0, (20, 20)), (1, (40, 0))):
+        step = step_of(EXPERIMENT, task, "evaluate")
+        tables = [Reliability.of(ask(EXPERIMENT, step, site, tmp_path).numbers) for site in range(SITES)]
+        assert (sum(table.images for table in tables), sum(table.to_come for table in tables)) == expected
 
 
 # --- nothing to learn from

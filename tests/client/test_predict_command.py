@@ -93,11 +93,31 @@ def test_the_table_shows_file_class_probability_and_score(model: Path, images: P
     assert result.exit_code == 0
     second = row["top"][1]
     shown = [cell.strip() for line in result.stdout.splitlines() if "0.png" in line for cell in line.split("│")[1:-1]]
+    shown[3] = shown[3].removesuffix(" *")
     assert shown == [
         *(str(images / "0.png"), row["class"], f"{row['probability']:.3f}", f"{row['open_set_score']:.3f}"),
         f"{second['class']} {second['probability']:.3f}",
     ]
     assert result.stderr == ""
+
+
+def test_scores_below_what_learnt_classes_reach_are_marked(model: Path, images: Path, tmp_path: Path) -> None:
+    found = asked_json(model, images)
+    scores = sorted(row["open_set_score"] for row in found["images"])
+    measured = json.loads((model / "summary.json").read_text())["open_set_threshold_after_tasks"]
+    assert found["model"]["open_set_threshold"] == measured[-1]
+    other = tmp_path / "model"
+    other.mkdir()
+    (other / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes())
+    facts = json.loads((model / "model.json").read_text())
+    for threshold, marked in ((scores[2], 2), (None, 0)):
+        (other / "model.json").write_text(json.dumps(facts | {"open_set_threshold": threshold}))
+        lines = asked(other, images).stdout.splitlines()
+        assert sum("png" in line.lower() and " * " in line for line in lines) == marked
+        assert any("95 % of test images" in line for line in lines) is bool(marked)
+    del facts["open_set_threshold"]  # written by an earlier version
+    (other / "model.json").write_text(json.dumps(facts))
+    assert asked_json(other, images)["model"]["open_set_threshold"] is None
 
 
 def test_unreadable_files_are_named_and_the_others_answered(model: Path, images: Path, tmp_path: Path) -> None:

@@ -83,12 +83,13 @@ def test_the_loss_is_that_of_a_sample() -> None:
 def test_a_test_is_counts_alone() -> None:
     _, step, model = setting("dynammo", "evaluate")
     added = Encoding(step.stage, model, CLASSES, 2)
-    confusion = list(range(CLASSES**2))
-    numbers: dict[str, float | list[int]] = {"class_counts": [9] * CLASSES, "confusion": confusion, "seconds": 1.0}
-    vector = added.encode(Report(False, {}, numbers))
-    assert len(vector) == len(added) == CLASSES + CLASSES**2
+    # 10 classes, 100 pairs of them, 15 bins of confidence with three numbers, 128 of scores with two.
+    lengths = {"class_counts": 10, "confusion": 100, "calibration": 45, "open_set": 256}
+    counts = {name: list(range(length)) for name, length in lengths.items()}
+    vector = added.encode(Report(False, {}, {**counts, "seconds": 1.0}))
+    assert len(vector) == len(added) == 10 + 100 + 45 + 256
     total = added.decode(vector + vector)
-    assert total.counts == {"class_counts": [18] * CLASSES, "confusion": [2 * count for count in confusion]}
+    assert total.counts == {name: [2 * count for count in own] for name, own in counts.items()}
     assert total.sums == {}
 
 

@@ -98,6 +98,25 @@ def test_methods_without_others_say_so(finished: Finished) -> None:
     assert "others" not in card.split("## How to read its answers")[1].split("##")[0]
 
 
+def test_the_card_says_below_which_score_an_image_is_like_nothing_learnt(run: Path) -> None:
+    edit(run / "model.json", lambda facts: facts.update(open_set_threshold=0.998))
+    measured = {"calibration_error_after_tasks": [9.0, 12.34], "open_set_fpr95_after_tasks": [30.26, None]}
+    edit(run / "summary.json", lambda summary: summary.update(measured))
+    card = " ".join(card_of(run).split())
+    assert "95 % score 0.998 or more: take a lower score" in card
+    assert "By such a threshold 30.3 % of the images of classes to come went unnoticed after task 1." in card
+    assert "are 12.3 points apart" in card
+
+
+def test_the_card_of_a_run_of_an_earlier_version_says_that_nobody_measured(run: Path) -> None:
+    edit(run / "model.json", lambda facts: facts.pop("open_set_threshold"))
+    edit(run / "summary.json", lambda summary: summary.pop("calibration_error_after_tasks"))
+    edit(run / "summary.json", lambda summary: summary.pop("open_set_fpr95_after_tasks"))
+    card = " ".join(card_of(run).split())
+    assert "this run has not measured one" in card
+    assert "has not measured how well they are calibrated" in card
+
+
 def test_a_run_that_goes_on_says_so(run: Path) -> None:
     edit(run / "summary.json", lambda summary: summary.update(status="running", tasks=5))
     assert "2 of 5 tasks; the run is **running** |" in card_of(run)

@@ -15,6 +15,7 @@ import yaml
 
 from dynammo_core import metrics
 from dynammo_core.errors import CheckpointError, RunError
+from dynammo_core.reliability import COLUMNS, Reliability, table_rows
 from server.report import write_report
 
 TASKS = [[0, 1], [2]]
@@ -206,6 +207,28 @@ def test_numbers_of_a_finished_run(finished: Page) -> None:
     ):
         assert words in finished.text, words
     assert "not finished" not in finished.text
+
+
+def test_the_page_tells_how_far_to_trust_an_answer(run: Path, finished: Page) -> None:
+    assert "How far to trust" not in finished.text  # the files of an earlier version
+    # After task 1: 20 answers of 0.9, 14 right: |14 - 18| / 20 = 20 points; 5 images of task 2 score lower, 5 higher.
+    # After task 2: 30 answers of 0.6, 18 right, and nothing is to come. Log odds of 0.9: 2.197, of 0.6: 0.405.
+    first = Reliability.counted(np.full(20, 0.9), np.arange(20) < 14, np.full(20, 0.9), np.array([0.5, 0.99] * 5))
+    second = Reliability.counted(np.full(30, 0.6), np.arange(30) < 18, np.full(30, 0.6), np.empty(0))
+    for name, columns in COLUMNS.items():
+        with (run / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["after_task", "bin", *columns])
+            writer.writeheader()
+            writer.writerows(table_rows(name, {0: first, 1: second}))
+    page = Page(write_report(run))
+    assert "threshold 1 20 20.0 10 50.0 50.0 0.880797 2 30 0.0 0 – – 0.562177" in page.text
+    assert "Accuracy by confidence, in percent. The calibration error is 0.0." in page.labels
+    assert (
+        "ROC curves of learnt classes against those to come. Their areas in percent: 50.0 after task 1." in page.labels
+    )
+    (run / "open_set.csv").write_text("after_task,bin,learnt,to_come\n1,999,3,4\n")
+    with pytest.raises(RunError, match=r"open_set\.csv"):
+        write_report(run)
 
 
 def test_figures_say_aloud_what_they_show(finished: Page) -> None:

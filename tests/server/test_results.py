@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,7 @@ from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.model_files import tensors_sha256
 from dynammo_core.models.backbones import Backbone
 from dynammo_core.models.incremental_model import matching
+from dynammo_core.reliability import Reliability
 from server.checkpoint import Progress
 from server.results import write_model, write_results
 from server.run_directory import RunDirectory
@@ -211,6 +213,20 @@ def test_a_run_without_a_single_test_image_has_no_accuracy_but_valid_json(tmp_pa
     assert summary == returned
     assert [summary[key] for key in PERCENT] == [None] * len(PERCENT)
     assert summary["status"] == "running"
+
+
+def test_a_run_that_went_on_under_this_version_has_no_reliability_of_the_tasks_before(tmp_path: Path) -> None:
+    # Four answers of 0.9, three right: |3 - 3.6| / 4 = 0.15; all score 0.9, whose log odds, 2.197, are in [2, 2.25).
+    sure = np.full(4, 0.9)
+    tables = Reliability.counted(sure, np.array([True, True, True, False]), sure, np.empty(0))
+    counted = Progress(confusion=[[[0] * 100] * SITES] * 2, reliability={"1": tables.as_numbers()})
+    experiment = Experiment(small_config())
+    summary = write_results(RunDirectory(tmp_path), experiment, experiment.build_model(1), counted, status="running")
+    assert summary["calibration_error_after_tasks"] == [None, 15.0]
+    assert summary["open_set_auroc_after_tasks"] == summary["open_set_fpr95_after_tasks"] == [None, None]
+    assert summary["open_set_threshold_after_tasks"] == [None, pytest.approx(1 / (1 + math.exp(-2)), abs=1e-9)]
+    assert (tmp_path / "calibration.csv").read_text().splitlines()[1:] == ["2,14,4,3,3600"]
+    assert (tmp_path / "open_set.csv").read_text().splitlines()[1:] == [f"2,{4 * (16 + 2) + 1},4,0"]
 
 
 def test_after_the_first_task_the_model_holds_the_first_tasks_head(tmp_path: Path) -> None:

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import torch
+
+from dynammo_core.data.task_stream import TaskStream
+from dynammo_core.methods import METHODS
+from dynammo_core.methods.base import CLASSES
+from dynammo_core.methods.closed_form import ClosedFormSettings
+from dynammo_core.models.backbones import build_backbone
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.models.ridge import RidgeHead
+from dynammo_core.seeding import seeded_generator
+from dynammo_core.settings import BackboneSettings
+
+
+def test_probabilities_are_sharpened_and_answers_are_those_of_the_regressed_labels() -> None:
+    method = METHODS["streaming_ridge"](ClosedFormSettings(name="streaming_ridge"), TaskStream(((4, 1), (7,))))
+    model = IncrementalModel(build_backbone(BackboneSettings(name="small_cnn", weights="random"), seed=0))
+    model.heads[CLASSES] = head = RidgeHead(3, (4, 1, 7))
+    head.weight.copy_(torch.eye(3))
+    features = torch.tensor([[0.8, 0.2, 0.0], [0.1, 0.35, 0.55]])
+    found = method.predict(model, features)
+    assert found.labels.tolist() == [4, 7]
+    # e^6.4 / (e^6.4 + e^1.6 + 1) and e^4.4 / (e^0.8 + e^2.8 + e^4.4): two labels that differ by 0.2 by e^1.6.
+    torch.testing.assert_close(found.probability, torch.tensor([0.990206, 0.813524]), atol=1e-6, rtol=0)
+    assert torch.equal(found.known, found.probability)
+    many = torch.rand(500, 3, generator=seeded_generator("labels"))
+    assert torch.equal(method.predict(model, many).labels, torch.tensor([4, 1, 7])[many.argmax(dim=1)])
