@@ -273,8 +273,8 @@ def _unpack(instruction: Instruction, site: Site) -> LocalStep:
         declared = matching((f"{TEACHER_PREFIX}{name}" for name in travelling_names(teacher)), step.stage.down)
         _load(teacher, taught, [name.removeprefix(TEACHER_PREFIX) for name in declared])
         teacher.requires_grad_(False).eval().to(experiment.device)
-    own = with_own_statistics(model.to(experiment.device), step, site)
-    return LocalStep(step, site, own, teacher, instruction.taken)
+    normalised = with_own_statistics(model.to(experiment.device), step, site)
+    return LocalStep(step, site, normalised, teacher, instruction.taken)
 
 
 def _load(model: IncrementalModel, weights: Mapping[str, Tensor], expected: list[str]) -> None:

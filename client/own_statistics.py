@@ -86,7 +86,7 @@ def _normalise_trained(model: IncrementalModel, samples: Samples, step: Step, si
         return torch.cat([estimated[name] for name in names])
 
     held = site.experiment.feature_cache.get(("statistics", samples.record_ids, key), estimate)
-    own = held.split([state[name].numel() for name in names])
+    own = torch.split(held, [state[name].numel() for name in names])
     model.load_state_dict(dict(zip(names, own, strict=True)), strict=False)
 
 

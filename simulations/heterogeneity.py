@@ -41,8 +41,10 @@ class LonelyGrid(LocalGrid):
         learns = message.metadata.dst_node_id == self._learner
         if learns or message.metadata.message_type not in TRAINING:
             return super()._answer(message)
-        nothing = {"weights": ArrayRecord({}), "numbers": MetricRecord({}), "report": ConfigRecord({"abstained": True})}
-        return Message(RecordDict(nothing), reply_to=message)
+        nothing = RecordDict()
+        nothing["weights"], nothing["numbers"] = ArrayRecord({}), MetricRecord({})
+        nothing["report"] = ConfigRecord({"abstained": True})
+        return Message(nothing, reply_to=message)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -48,7 +49,8 @@ def through_scanner(samples: Samples, settings: ScannerSettings, *, seed: int, s
 def _contrast(images: Tensor, _: Sequence[str], strength: float, generator: torch.Generator) -> Tensor:
     """Gamma within 1/4..4, contrast within 1/2..2 about the middle, brightness by up to a quarter of the range."""
     gamma, gain, offset = (strength * (2 * torch.rand(3, generator=generator) - 1)).tolist()
-    return (images ** (4**gamma) - 0.5) * 2**gain + 0.5 + offset / 4
+    exponent, contrast = math.pow(4, gamma), math.pow(2, gain)
+    return (images.pow(exponent) - 0.5) * contrast + 0.5 + offset / 4
 
 
 def _stain(images: Tensor, _: Sequence[str], strength: float, generator: torch.Generator) -> Tensor:
