@@ -97,7 +97,10 @@ def with_method(config: Config[Any], text: str) -> Config[Any]:
 
 
 def whole_network(config: Config[Any]) -> Traffic:
-    """FedAvg of the whole network in float32, both ways, in as many rounds as train anything: computed."""
+    """FedAvg of the whole network in float32, both ways, in as many rounds as train anything: computed.
+
+    Of a method that never trains, in as many as bring anything up.
+    """
     from dynammo_core.experiment import Experiment
     from dynammo_core.plan import Action
 
@@ -106,6 +109,7 @@ def whole_network(config: Config[Any]) -> Traffic:
     network = {name: tensor for name, tensor in state.items() if ".adapters." not in name}
     size = sum(tensor.numel() * tensor.element_size() for tensor in network.values() if tensor.is_floating_point())
     rounds = sum(step.stage.action is Action.FIT for step in experiment.steps)
+    rounds = rounds or sum(bool(step.stage.up) for step in experiment.steps)
     return Traffic("the whole network", rounds * size, rounds * size, None)
 
 

@@ -190,7 +190,9 @@ def measured_apart(shape: Shape, overrides: Mapping[str, Scalar]) -> Measured:
     Raises:
         DynammoError: the run cannot go on, or its process was killed.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # what takes longest in a fresh process is importing
+    with ProcessPoolExecutor(1, context) as pool:
         try:
             return pool.submit(measure, shape, overrides).result()
         except BrokenProcessPool as error:
