@@ -30,8 +30,10 @@ from dynammo_core.protocol import tensor_bytes
 from dynammo_core.seeding import derive_seed
 from server.run import run_experiment
 from server.run_directory import Event
+from simulations.exponents import Growth
 from simulations.local_grid import LocalGrid
 from simulations.memory_watch import forget_peak, own_memory
+from simulations.process_pool import follow_parent
 
 BASE: Mapping[str, Any] = MappingProxyType(
     {
@@ -192,7 +194,7 @@ def measured_apart(shape: Shape, overrides: Mapping[str, Scalar]) -> Measured:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # what takes longest in a fresh process is importing
-    with ProcessPoolExecutor(1, context) as pool:
+    with ProcessPoolExecutor(1, context, follow_parent) as pool:
         try:
             return pool.submit(measure, shape, overrides).result()
         except BrokenProcessPool as error:
@@ -247,32 +249,6 @@ def _run(shape: Shape, overrides: Mapping[str, Scalar], folder: Path) -> tuple[M
     meter = Meter(shape.sites)
     config = shape.config(folder / "images", overrides)
     return meter, run_experiment(meter, config, runs=folder, resume=None, listeners=[meter.listen]).path
-
-
-@dataclass(frozen=True)
-class Growth:
-    """How a quantity grows: its value at each point, and y ~ x^exponent over all points, and over the last two.
-
-    Where there is a constant part the second is the larger, and nearer to what becomes of it. None: it is 0 somewhere.
-    """
-
-    values: tuple[float, ...]
-    exponent: float | None
-    last: float | None
-
-    @staticmethod
-    def of(points: Sequence[int], values: Sequence[float]) -> Growth:
-        """The growth of a quantity that was measured at two points or more."""
-        return Growth(tuple(values), exponent(points, values), exponent(points[-2:], values[-2:]))
-
-
-def exponent(points: Sequence[int], values: Sequence[float]) -> float | None:
-    """The slope of log(values) on log(points) by least squares; None where a value is not positive."""
-    if min(values) <= 0 or len(set(points)) < 2:
-        return None
-    x, y = np.log(np.array(points, dtype=np.float64)), np.log(np.array(values, dtype=np.float64))
-    x -= x.mean()
-    return float(np.round(x @ (y - y.mean()) / (x @ x), 6) + 0.0)
 
 
 def growths(points: Sequence[int], measured: Sequence[Measured]) -> dict[str, Growth]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 
 from dynammo_core.errors import ConfigError, unknown_name
@@ -19,6 +19,7 @@ from simulations.inference_bench import PASS_PER_TASK
 
 if TYPE_CHECKING:
     from dynammo_core.config import Scalar
+    from simulations.growth import Measured, Shape
     from simulations.growth_page import Answers
 
 console = Console()
@@ -52,18 +53,22 @@ def growth(
         overrides = parse_overrides(set_ or [])
         SMALLEST.config(Path("images"), overrides)  # what is wrong there is said before the first process starts
         values = _values(only)
-        waiting = iter(track(range(sum(map(len, values.values()))), "Measuring", console=console, transient=True))
-
         found = {}
-        for name, measured in along(values, lambda shape: (next(waiting), measured_apart(shape, overrides))[1]):
-            found[name] = (values[name], growths(values[name], measured))
-        answers = _answers(values.get("tasks", ()), overrides)
+        with Progress(console=console, transient=True) as progress:
+            bar = progress.add_task("Measuring", total=sum(map(len, values.values())))
 
-        for name, (points, grown) in found.items():
-            table = Table(name, *map(str, points), "exponent", "last two", box=SIMPLE, caption=AXES[name].words)
-            for row in rows(points, grown):
-                table.add_row(*row)
-            console.print(table)
+            def take(shape: Shape) -> Measured:
+                measured = measured_apart(shape, overrides)
+                progress.advance(bar)
+                return measured
+
+            for name, taken in along(values, take):
+                points, grown = found[name] = (values[name], growths(values[name], taken))
+                table = Table(name, *map(str, points), "exponent", "last two", box=SIMPLE, caption=AXES[name].words)
+                for row in rows(points, grown):
+                    table.add_row(*row)
+                console.print(table)
+        answers = _answers(values.get("tasks", ()), overrides)
         if answers:
             table = Table(*ANSWER_COLUMNS, box=SIMPLE, caption=f"an answer of {ANSWERING}")
             for row in answer_rows(answers):

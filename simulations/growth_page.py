@@ -12,7 +12,8 @@ from server.plots import MUTED, RULE, drawing
 from server.report import page_environment
 from server.report_template import STYLE
 from simulations.comparison_plots import COLOURS, MARKERS
-from simulations.growth import AXES, QUANTITIES, Growth, exponent
+from simulations.exponents import Growth, exponent
+from simulations.growth import AXES, QUANTITIES
 
 GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {

@@ -14,7 +14,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from simulations.cli import app
-from simulations.growth import QUANTITIES, Growth, Measured, Shape, exponent, growths, measure, write_numbers
+from simulations.exponents import Growth, exponent
+from simulations.growth import QUANTITIES, Measured, Shape, growths, measure, write_numbers
 from simulations.growth_page import GROUPS, answer_rows, growth_page, rows
 
 
