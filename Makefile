@@ -53,11 +53,12 @@ privacy: install ## What leaks, without protection and with it, and what protect
 		'$(BIN)/dynammo-sim' bench privacy '$(ROOT)/configs/private_digits.yaml' $$data $$method || exit 1; done; done
 	@'$(BIN)/dynammo-sim' bench secure '$(ROOT)/configs/digits.yaml'
 
-bench: install ## Speed, as ratios within one run: answers, training, memory, bytes
+bench: install ## Speed, as ratios within one run: answers, training, memory, bytes, and what grows with what
 	@'$(BIN)/dynammo-sim' bench inference '$(ROOT)/configs/fashion_mnist.yaml'
 	@'$(BIN)/dynammo-sim' bench training '$(ROOT)/configs/digits.yaml'
 	@'$(BIN)/dynammo-sim' bench memory
 	@'$(BIN)/dynammo-sim' bench bytes '$(ROOT)/configs/digits.yaml'
+	@'$(BIN)/dynammo-sim' bench growth --out '$(ROOT)/runs/growth'
 
 soak: install ## Faults done to a real deployment, lying sites, 100 and 1,000 simulated sites: about an hour
 	@'$(BIN)/dynammo-sim' faults '$(ROOT)/configs/deployed_digits.yaml' --set federation.attempts=2 --set tasks.sizes='[2, 2]'

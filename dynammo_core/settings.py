@@ -133,10 +133,10 @@ class FederationSettings(Section):
         gt=0,
         description="how long a round waits for a site that is not connected",
     )
-    compression: Literal["none", "float16", "int8"] = Field(
+    compression: Literal["none", "float16", "int8", "int8_both"] = Field(
         default="none",
         description="how float32 travels; float16: both ways; int8: float16 to the sites and, of matrices, the "
-        "difference in int8 back",
+        "difference in int8 back; int8_both: matrices in int8 to the sites, too",
     )
     aggregator: Literal["mean", "median", "trimmed_mean", "krum", "multi_krum", "norm_clipping"] = Field(
         default="mean", description="a name of the table AGGREGATORS"

@@ -18,12 +18,14 @@ from rich.console import Console
 from dynammo_core.errors import ConfigError, unknown_name
 from dynammo_core.terminal import command_line, parse_overrides, readable_errors
 from simulations.bytes_bench import bytes_table
+from simulations.growth_bench import growth
 from simulations.inference_bench import inference
 from simulations.stacked_bench import stacked_table
 from simulations.training_bench import training
 
 bench = command_line("Measure the speed of parts of the machinery, and what travels.")
 bench.command("bytes")(bytes_table)
+bench.command()(growth)
 bench.command()(inference)
 bench.command()(training)
 bench.command("stacked")(stacked_table)

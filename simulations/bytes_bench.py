@@ -1,4 +1,4 @@
-"""`dynammo-sim bench bytes`: what travels in a whole run, by what is done to send less, and what that costs."""
+"""`dynammo-sim bench bytes`: what travels in a whole run, by method and by what is done to send less."""
 
 from __future__ import annotations
 
@@ -44,6 +44,14 @@ class Traffic:
 
 def bytes_table(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.", show_default=False)],
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METHOD[,KEY=VALUE...]",
+            help="Another method too, with what it shares with the configuration's. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf. Repeatable.")
     ] = None,
@@ -52,36 +60,66 @@ def bytes_table(
     with readable_errors():
         from dynammo_core.config import load_config
 
-        overrides = parse_overrides(set_ or [])
-        rows = list(measured(load_config(config, overrides)))
-        whole, plain = rows[0].total, rows[1].accuracy
+        settings = load_config(config, parse_overrides(set_ or []))
+        configs = {settings.method.name: settings, **{text: with_method(settings, text) for text in beside or ()}}
+        whole = whole_network(settings)
         table = Table("what travels", "up", "down", "times fewer", "last accuracy %", "points lost")
-        for row in rows:
-            lost = "" if row.accuracy is None or plain is None else f"{plain - row.accuracy:+.2f}"
-            accuracy = "computed" if row.accuracy is None else f"{row.accuracy:.2f}"
-            up, down = (decimal(round(way)) for way in (row.up, row.down))
-            table.add_row(row.kind, up, down, f"{whole / row.total:.1f}", accuracy, lost)
+        table.add_row(*_cells(whole, whole, None), end_section=True)
+        for name, own in configs.items():
+            plain = None
+            for row in measured(own, name):
+                plain = row.accuracy if plain is None else plain
+                table.add_row(*_cells(row, whole, plain))
+            table.add_section()
         console.print(table)
 
 
-def measured(config: Config[Any]) -> Iterator[Traffic]:
-    """The rows of the table; each compression is a run in this process.
+def _cells(row: Traffic, whole: Traffic, plain: float | None) -> tuple[str, ...]:
+    lost = "" if row.accuracy is None or plain is None else f"{plain - row.accuracy:+.2f}"
+    accuracy = "computed" if row.accuracy is None else f"{row.accuracy:.2f}"
+    up, down = (decimal(round(way)) for way in (row.up, row.down))
+    return row.kind, up, down, f"{whole.total / row.total:.1f}", accuracy, lost
 
-    The first row is computed: FedAvg of the whole network in float32, both ways, in as many rounds as train anything.
+
+def with_method(config: Config[Any], text: str) -> Config[Any]:
+    """The configuration with another method: `fine_tune,train.rounds=9`; what both have in common stays.
+
+    Raises:
+        ConfigError: no such method, or it has no such key.
     """
-    from dynammo_core.compression import CODECS
     from dynammo_core.config import resolve
+    from dynammo_core.cost import method_settings
+
+    name, *pairs = text.split(",")
+    (method,) = method_settings([name], config.method)
+    data = {**config.model_dump(mode="json"), "method": method.model_dump(mode="json")}
+    return resolve(data, f"--beside {text}", {f"method.{key}": value for key, value in parse_overrides(pairs).items()})
+
+
+def whole_network(config: Config[Any]) -> Traffic:
+    """FedAvg of the whole network in float32, both ways, in as many rounds as train anything: computed.
+
+    Of a method that never trains, in as many as bring anything up.
+    """
     from dynammo_core.experiment import Experiment
     from dynammo_core.plan import Action
-    from server.progress import ProgressView
-    from simulations.engines import run_local
 
     experiment = Experiment(config)
     state = experiment.build_model(len(experiment.stream) - 1).state_dict()
     network = {name: tensor for name, tensor in state.items() if ".adapters." not in name}
     size = sum(tensor.numel() * tensor.element_size() for tensor in network.values() if tensor.is_floating_point())
     rounds = sum(step.stage.action is Action.FIT for step in experiment.steps)
-    yield Traffic("the whole network", rounds * size, rounds * size, None)
+    rounds = rounds or sum(bool(step.stage.up) for step in experiment.steps)
+    return Traffic("the whole network", rounds * size, rounds * size, None)
+
+
+def measured(config: Config[Any], name: str) -> Iterator[Traffic]:
+    """The rows of one method, called `name`; each compression is a run in this process."""
+    from dynammo_core.compression import CODECS
+    from dynammo_core.config import resolve
+    from server.progress import ProgressView
+    from simulations.engines import run_local
+
     data = config.model_dump(mode="json")
     for compression in CODECS:
         own = resolve(data, "the benchmark", {"federation.compression": compression})
@@ -93,7 +131,7 @@ def measured(config: Config[Any]) -> Iterator[Traffic]:
         sites, accuracy = config.federation.sites, float(summary["last_accuracy"])
         up, down, held = (sum(step[key] for step in steps) / sites for key in ("bytes_up", "bytes_down", "bytes_held"))
         if compression == "none":
-            yield Traffic(f"what {config.method.name} sends", up, down + held, accuracy)
+            yield Traffic(f"what {name} sends", up, down + held, accuracy)
             yield Traffic("once per change", up, down, accuracy)
         else:
             yield Traffic(compression, up, down, accuracy)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from dynammo_core.processes import process_tree
 
@@ -46,3 +48,22 @@ def _proportional_set(process: int) -> int:
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
     return 0
+
+
+class Held(NamedTuple):
+    """Bytes that a process holds now, and the most that it has held."""
+
+    now: int
+    peak: int
+
+
+def own_memory() -> Held:
+    """Of this process alone, exactly; Linux only."""
+    text = Path("/proc/self/status").read_text()
+    now, peak = (int(re.findall(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)[0]) for name in ("VmRSS", "VmHWM"))
+    return Held(1024 * now, 1024 * peak)
+
+
+def forget_peak() -> None:
+    """The peak of `own_memory` counts from now on."""
+    Path("/proc/self/clear_refs").write_text("5")

@@ -107,6 +107,11 @@ def _prepare(devices: SimpleQueue[int | None], told: SimpleQueue[Told]) -> None:
     events = told
     if (device := devices.get()) is not None:
         torch.cuda.set_device(device)  # what "cuda" means here from now on; the configuration, and its hash, stay
+    follow_parent()
+
+
+def follow_parent() -> None:
+    """End this process when the one that started it ends, in whatever way."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from dynammo_core.compression.base import Codec, Form
 from dynammo_core.compression.float16 import Float16
-from dynammo_core.compression.int8 import Int8
+from dynammo_core.compression.int8 import Int8, Int8Both
 from dynammo_core.compression.plain import Plain
 
-CODECS: Mapping[str, Codec] = MappingProxyType({"none": Plain(), "float16": Float16(), "int8": Int8()})
+CODECS: Mapping[str, Codec] = MappingProxyType(
+    {"none": Plain(), "float16": Float16(), "int8": Int8(), "int8_both": Int8Both()}
+)
 """By the value of `federation.compression`."""
 
 Tensors = Mapping[str, Tensor]

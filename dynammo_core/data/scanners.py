@@ -48,9 +48,9 @@ def through_scanner(samples: Samples, settings: ScannerSettings, *, seed: int, s
 
 def _contrast(images: Tensor, _: Sequence[str], strength: float, generator: torch.Generator) -> Tensor:
     """Gamma within 1/4..4, contrast within 1/2..2 about the middle, brightness by up to a quarter of the range."""
-    gamma, gain, offset = (strength * (2 * torch.rand(3, generator=generator) - 1)).tolist()
-    exponent, contrast = math.pow(4, gamma), math.pow(2, gain)
-    return (images.pow(exponent) - 0.5) * contrast + 0.5 + offset / 4
+    draws: list[float] = (strength * (2 * torch.rand(3, generator=generator) - 1)).tolist()
+    gamma, gain, offset = draws
+    return (images ** math.pow(4, gamma) - 0.5) * math.pow(2, gain) + 0.5 + offset / 4
 
 
 def _stain(images: Tensor, _: Sequence[str], strength: float, generator: torch.Generator) -> Tensor:

@@ -85,6 +85,21 @@ def test_what_a_site_was_sent_it_can_be_sent_again(name: str) -> None:
 
 
 @given(SEEDS)
+def test_a_weight_sent_down_in_a_byte_is_off_by_half_a_step_and_never_more(seed: int) -> None:
+    """A step is the row's largest value over 127, rounded down to 16 bits; encoded again, it is the same bytes."""
+    codec, whole = CODECS["int8_both"], tensors(seed)
+    arrived = carried(codec, whole)
+    for name in ("kernel", "matrix"):
+        off, largest = (t.flatten(1).abs() for t in (arrived[name] - whole[name], whole[name]))
+        assert bool((off <= largest.amax(dim=1, keepdim=True) * (1 / 254 + 2**-15)).all())
+        assert float(off.max()) > 0
+    assert torch.equal(arrived["vector"], whole["vector"].half().float())
+    first, again = (pack(codec.downwards, sent, {}) for sent in (whole, arrived))
+    assert all(torch.equal(again[part], tensor) for part, tensor in first.items())
+    assert tensor_bytes(first) == (48 + 35) + 4 * 9 + 2 * 7 + 72
+
+
+@given(SEEDS)
 def test_a_byte_is_off_by_at_most_half_a_step_of_its_row(seed: int) -> None:
     """A step is the row's largest difference over 127; float32 itself adds a few parts in 10^7."""
     whole, sent = tensors(seed), tensors(seed + 1)
@@ -104,14 +119,14 @@ def test_what_is_not_sent_down_is_the_difference_to_nothing() -> None:
     assert torch.equal(unpack(CODECS["int8"], packed, {})["matrix"], whole["matrix"])
 
 
-@pytest.mark.parametrize("name", ["float16", "int8"])
+@pytest.mark.parametrize("name", ["float16", "int8", "int8_both"])
 def test_a_variance_stays_at_least_zero(name: str) -> None:
     """From 1 down to a ten-thousandth: as a difference in few bits it could come out below zero."""
     whole, sent = {"running_var": torch.tensor([1e-4, 1e-9, 0.0])}, {"running_var": torch.ones(3)}
     assert bool((unpack(CODECS[name], pack(CODECS[name], whole, sent), sent)["running_var"] >= 0).all())
 
 
-@pytest.mark.parametrize("name", ["float16", "int8"])
+@pytest.mark.parametrize("name", ["float16", "int8", "int8_both"])
 def test_what_is_no_number_stays_none(name: str) -> None:
     """Whoever checks what arrives must see it."""
     for value in (torch.nan, torch.inf):
