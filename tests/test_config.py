@@ -254,6 +254,8 @@ def another(value: Any, key: str) -> Any:
         "backbone.sha256": "0" * 64,
         "method.norm": "group",
         "privacy.mechanism": "example",
+        "scanners.kind": "noise",
+        "scanners.own_statistics": "trained",
         "method.merge": "last",
         "method.padding": 0,
         "method.pooling": "spread" if value == "mean" else "mean",
