@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Message
 from flwr.clientapp import ClientApp
 from rich.box import SIMPLE
 from rich.table import Table
@@ -24,6 +24,7 @@ from dynammo_core.plan import Action
 from server.exchange import MESSAGE_TYPES
 from server.run import run_experiment
 from simulations.compare import Cell, OnEvent, Outcome
+from simulations.liars import silence
 from simulations.local_grid import LocalGrid
 
 TOGETHER = "all sites"
@@ -41,10 +42,7 @@ class LonelyGrid(LocalGrid):
         learns = message.metadata.dst_node_id == self._learner
         if learns or message.metadata.message_type not in TRAINING:
             return super()._answer(message)
-        nothing = RecordDict()
-        nothing["weights"], nothing["numbers"] = ArrayRecord({}), MetricRecord({})
-        nothing["report"] = ConfigRecord({"abstained": True})
-        return Message(nothing, reply_to=message)
+        return Message(silence(message.content, message.content), reply_to=message)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ SMALL: dict[str, str | int] = {
 
 
 def files(summary: Json, **federation: Any) -> RunFiles:
-    return RunFiles({"federation": federation}, summary, {}, [], 0, [])
+    return RunFiles({"federation": federation}, summary, {}, [], 0, [], {})
 
 
 def test_private_run_says_all_that_its_epsilon_means(tmp_path: Path) -> None:

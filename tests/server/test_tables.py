@@ -56,6 +56,7 @@ def test_an_evaluation() -> None:
         "accuracy": 87.5,
         "mean_class_recall": 80.0,
         "worst_site_accuracy": None,
+        "calibration_error": 4.25,
         "sites": {"alpha": {"images": 8, "accuracy": 87.5}, "beta": {"images": 0, "accuracy": None}},
         "recall": {"naevus [mole]": 100.0, "lentigo": None},
         "failures": {"gamma": "NotConnected, code 0"},
@@ -69,5 +70,6 @@ def test_an_evaluation() -> None:
         ["gamma", "-", "NotConnected, code 0"],
         ["all", "", "87.5 %"],
         ["worst", "", "-"],
+        ["calibration error", "", "4.2 %"],
     ]
     assert printed(recalls) == [["class", "recall"], ["naevus [mole]", "100.0 %"], ["lentigo", "-"]]
