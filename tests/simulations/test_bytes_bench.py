@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from small_runs import SITES, Finished, small_config
 from typer.testing import CliRunner
 
@@ -58,13 +59,12 @@ def test_another_method_keeps_what_it_shares() -> None:
             with_method(config, wrong)
 
 
-def test_the_command_prints_a_part_for_each_method() -> None:
+def test_the_command_prints_a_part_for_each_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simulations.bytes_bench.console", Console(width=120))
     overrides = ("backbone.name=small_cnn", "backbone.weights=random", "data.image_size=16", "data.train_per_class=8")
     overrides += ("method.name=streaming_ridge", "federation.sites=2", "tasks.sizes=[2, 2]", "data.test_per_class=4")
     words = [word for override in overrides for word in ("--set", override)]
-    result = CliRunner().invoke(
-        app, ["bench", "bytes", str(DIGITS), *words, "--beside", "ridge"], env={"COLUMNS": "120"}
-    )
+    result = CliRunner().invoke(app, ["bench", "bytes", str(DIGITS), *words, "--beside", "ridge"])
     assert result.exit_code == 0, result.output
     printed = [re.split(r"\s*│\s*", line.strip(" │")) for line in result.stdout.splitlines() if "│" in line]
     assert [row[0] for row in printed] == [
