@@ -53,7 +53,7 @@ TEMPLATE = (
 <main>
 {% for axis in axes %}
 <h2>{{ axis.name | capitalize }}</h2>
-<p>{{ axis.words }}. Lines show multiples of the first point; dashed: in proportion.</p>
+<p>{{ axis.words | capitalize }}. Lines show multiples of the first point; dashed: in proportion.</p>
 <div class="plots">
 {% for words, svg in axis.plots.items() %}
 <figure><div class="plot">{{ svg | safe }}</div><figcaption>{{ words | capitalize }}</figcaption></figure>
