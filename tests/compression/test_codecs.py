@@ -86,12 +86,12 @@ def test_what_a_site_was_sent_it_can_be_sent_again(name: str) -> None:
 
 @given(SEEDS)
 def test_a_weight_sent_down_in_a_byte_is_off_by_half_a_step_and_never_more(seed: int) -> None:
-    """A step is the row's largest value over 127, rounded down to 16 bits; encoded again, it is the same bytes."""
+    """A step is the row's largest value over 127; encoded again, what arrives is the same bytes."""
     codec, whole = CODECS["int8_both"], tensors(seed)
     arrived = carried(codec, whole)
     for name in ("kernel", "matrix"):
         off, largest = (t.flatten(1).abs() for t in (arrived[name] - whole[name], whole[name]))
-        assert bool((off <= largest.amax(dim=1, keepdim=True) * (1 / 254 + 2**-15)).all())
+        assert bool((off <= largest.amax(dim=1, keepdim=True) * (1 / 254 + 2**-22)).all())
         assert float(off.max()) > 0
     assert torch.equal(arrived["vector"], whole["vector"].half().float())
     first, again = (pack(codec.downwards, sent, {}) for sent in (whole, arrived))
