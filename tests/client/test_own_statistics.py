@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import Outcome, run_small, small_config, small_site, step_of
+from small_runs import Outcome, instruction, run_small, small_config, small_site, step_of
 from torch import Tensor, nn
 
+from client.local_steps import answer
 from client.own_statistics import PRIOR, with_own_statistics
 from client.site import Site
 from dynammo_core.data.transforms import to_input
@@ -95,6 +96,16 @@ def test_those_of_the_backbone_are_estimated_once_and_kept(tmp_path: Path) -> No
     assert any(not torch.equal(late[name], second[name]) for name in of_backbone)
     # What all models of a process share is as it was.
     assert all(float(received[name].abs().max()) in (0.0, 1.0) for name in of_backbone)
+
+
+def test_what_was_remembered_of_a_task_is_not_counted_twice(tmp_path: Path) -> None:
+    site = site_of(tmp_path, "trained")
+    _, before = statistics(site, 0, "evaluate")
+    answer(instruction(site.experiment, step_of(site.experiment, 0, "remember"), 0, tmp_path), site)
+    again = site_of(tmp_path, "trained")  # nothing is kept in this process
+    assert again.memory().record_ids
+    _, after = statistics(again, 0, "evaluate")
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_the_file_is_of_one_site_in_one_run(tmp_path: Path) -> None:
