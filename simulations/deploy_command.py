@@ -75,10 +75,7 @@ def _run_deployed(experiment: Any, names: list[str], place: Path) -> Path:
         for _ in track(consortium.prepare_sites(), "Writing the sites' images and keys", len(names), console=console):
             pass
         with console.status("Starting the SuperLink, registering and starting the sites"):
-            consortium.start_server()
-            consortium.register_sites()
-            for name in names:
-                consortium.start_site(name)
+            consortium.open()
             config = deployed_config(experiment, names)
             consortium.approve(config)
             run = launch(consortium.server, config)

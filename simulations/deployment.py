@@ -91,6 +91,17 @@ class Deployment:
         """A site's settings."""
         return self.site_folder(name) / "site.yaml"
 
+    def open(self) -> None:
+        """Start the SuperLink, register the prepared sites and start them.
+
+        Raises:
+            RunError: the SuperLink does not start.
+        """
+        self.start_server()
+        self.register_sites()
+        for name in self.names:
+            self.start_site(name)
+
     def start_server(self) -> None:
         """Start the SuperLink and wait until it answers.
 

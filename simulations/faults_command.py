@@ -75,10 +75,7 @@ def _rows(
     with deployment(folder, experiment, sites) as consortium:
         for _ in consortium.prepare_sites():
             pass
-        consortium.start_server()
-        consortium.register_sites()
-        for site in sites:
-            consortium.start_site(site)
+        consortium.open()
         settings = deployed_config(experiment, sites)
         consortium.approve(settings)
         started = time.monotonic()

@@ -35,10 +35,7 @@ def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     experiment = Experiment(resolve(small_settings("streaming_ridge"), "small.yaml", {"federation.attempts": 2}))
     with deployment(tmp_path_factory.mktemp("consortium"), experiment, NAMES) as made:
         list(made.prepare_sites())
-        made.start_server()
-        made.register_sites()
-        for name in NAMES:
-            made.start_site(name)
+        made.open()
         yield made
 
 

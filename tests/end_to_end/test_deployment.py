@@ -28,10 +28,7 @@ def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     experiment = Experiment(small_config(overrides={"federation.attempts": 2, "method.balance.rounds": 1}))
     with deployment(tmp_path_factory.mktemp("consortium"), experiment, NAMES) as made:
         assert list(made.prepare_sites()) == list(NAMES)
-        made.start_server()
-        made.register_sites()
-        for name in NAMES:
-            made.start_site(name)
+        made.open()
         yield made
 
 
