@@ -5,22 +5,21 @@ A run that has not finished gets its page too, from what is there.
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
 from numpy.typing import NDArray
-from rich import filesize
+from rich.filesize import decimal
 
 from dynammo_core import metrics
 from dynammo_core.errors import RunError
 from dynammo_core.files import write_atomically
 from server import plots
+from server.page import number, page_environment
 from server.privacy_rows import privacy_rows
 from server.reliability_section import reliability_section
 from server.report_template import TEMPLATE
@@ -48,18 +47,6 @@ def write_report(run_directory: Path) -> Path:
     path = run_directory / "report.html"
     write_atomically(path, page.encode())
     return path
-
-
-def page_environment() -> jinja2.Environment:
-    """Jinja as all pages use it: text is escaped, an unknown name is an error, numbers have filters."""
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=_number, millions=_millions, size=filesize.decimal, duration=_duration)
-    return environment
 
 
 def _contents(run: RunFiles) -> Json:
@@ -100,7 +87,7 @@ def _learning(run: RunFiles, numbers: Json) -> Json:
     spread = [sites.get(task, np.array([])) for task in range(len(curve))]
     contents: Json = {"curve": "", "matrix": "", "rows": []}
     if len(curve):
-        told = ", ".join(f"{_number(value)} after task {task}" for task, value in enumerate(curve, start=1))
+        told = ", ".join(f"{number(value)} after task {task}" for task, value in enumerate(curve, start=1))
         contents["curve"] = plots.accuracy_curve(
             curve,
             np.array([np.fmin.reduce(values, initial=np.nan) for values in spread]),
@@ -111,7 +98,7 @@ def _learning(run: RunFiles, numbers: Json) -> Json:
     matrix = np.empty((0, 0))
     if run.confusion is not None:
         matrix = metrics.accuracy_matrix(run.confusion, run.tasks)
-        told = ", ".join(f"task {task} {_number(value)}" for task, value in enumerate(matrix[-1], start=1))
+        told = ", ".join(f"task {task} {number(value)}" for task, value in enumerate(matrix[-1], start=1))
         contents["matrix"] = plots.accuracy_heatmap(
             matrix, f"Heatmap of the accuracy on each task after each task, in percent. After the last one: {told}."
         )
@@ -213,7 +200,7 @@ def _stages(run: RunFiles) -> Json:
     if not totals:
         return {"plot": "", "rows": {}}
     up, down = (np.array([row[key] / 1e6 for row in totals.values()]) for key in ("bytes_up", "bytes_down"))
-    size = filesize.decimal
+    size = decimal
     told = "; ".join(
         f"{name} {size(row['bytes_up'])} up, {size(row['bytes_down'])} down" for name, row in totals.items()
     )
@@ -246,19 +233,3 @@ def _site(site: Any) -> str:
 
 def _floats(values: Iterable[float | None]) -> NDArray[np.float64]:
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    if value is None or math.isnan(value):
-        return "–"
-    return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "−")  # + 0.0 makes -0.0 a plain 0.0
-
-
-def _millions(count: float) -> str:
-    if count < 1e6:
-        return f"{count:,}"
-    return f"{count / 1e9:.3g} billion" if count >= 1e9 else f"{count / 1e6:.3g} million"
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))

@@ -4,74 +4,9 @@ from __future__ import annotations
 
 from server.reliability_section import TEMPLATE as RELIABILITY
 
-STYLE = r""":root { color-scheme: light; --ink: #1c2733; --muted: #5a6773; --rule: #d5dbe1; --blue: #1f6394; --red: #b3402a; --wash: #f5f7f9; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 3rem; max-width: 66rem; background: #fff; color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-header { border-bottom: 3px solid var(--ink); padding-bottom: 1rem; margin-bottom: 1.5rem; }
-header p { margin: 0; color: var(--muted); max-width: 54rem; }
-.kicker { font-size: .8rem; letter-spacing: .08em; text-transform: uppercase; }
-h1 { font-size: clamp(1.5rem, 5vw, 2.2rem); line-height: 1.2; margin: .2rem 0 .4rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 .25rem; padding-top: .9rem; border-top: 1px solid var(--rule); }
-h2 + p { margin: 0 0 .5rem; color: var(--muted); max-width: 54rem; }
-h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }
-.status { display: inline-block; vertical-align: middle; font: 600 .8rem/1 inherit; font-size: .8rem; line-height: 1; font-weight: 600;
-  padding: .35rem .6rem; border-radius: 1rem; background: #e3eff6; color: #134a70; white-space: nowrap; }
-.status.open { background: #fdeee2; color: #8a4510; }
-.banner { border-left: 4px solid #c8711c; background: #fdf4ec; padding: .75rem 1rem; margin: 1rem 0; max-width: 46rem; overflow-wrap: anywhere; }
-.banner p { margin: 0 0 .25rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: .75rem; margin: 0; }
-.cards > div { border: 1px solid var(--rule); border-top: 3px solid var(--blue); border-radius: 4px; padding: .75rem 1rem; break-inside: avoid; }
-.cards > div.worst { border-top-color: var(--red); }
-.cards dt { font-weight: 600; font-size: .9rem; }
-.cards dd { margin: 0; }
-.cards .value { font-size: 2rem; line-height: 1.2; font-weight: 650; font-variant-numeric: tabular-nums; }
-.cards .unit { font-size: 1rem; font-weight: 400; color: var(--muted); }
-.cards small { display: block; color: var(--muted); font-size: .85rem; line-height: 1.4; margin-top: .25rem; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1rem 2rem; align-items: start; }
-figure { margin: .75rem 0; min-width: 0; break-inside: avoid; }
-.plot { overflow-x: auto; }
-.plot svg { display: block; max-width: 100%; height: auto; }
-figcaption { color: var(--muted); font-size: .9rem; max-width: 40rem; margin-top: .25rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--muted); padding-bottom: .3rem; }
-th, td { text-align: left; vertical-align: top; padding: .35rem .75rem .35rem 0; border-bottom: 1px solid var(--rule); }
-thead th { color: var(--muted); font-weight: 600; border-bottom: 2px solid var(--rule); }
-tbody th { font-weight: 600; white-space: nowrap; }
-td.n, th.n { text-align: right; white-space: nowrap; }
-.bad { color: var(--red); }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .5rem 1.5rem; margin: .75rem 0; }
-.facts dt { color: var(--muted); font-size: .85rem; }
-.facts dd { margin: 0; font-weight: 600; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-.facts small { display: block; font-weight: 400; color: var(--muted); }
-.settings { columns: 22rem 2; column-gap: 2rem; }
-.settings section { break-inside: avoid; margin-bottom: 1rem; }
-.settings h3 { margin-top: 0; }
-.settings td, .settings th { overflow-wrap: anywhere; white-space: normal; font-weight: 400; }
-.settings th { color: var(--muted); width: 50%; }
-footer { margin-top: 2.5rem; padding-top: .9rem; border-top: 1px solid var(--rule); color: var(--muted); font-size: .85rem; overflow-wrap: anywhere; }
-@media print {
-  @page { margin: 14mm; }
-  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  :root { font-size: 12px; }
-  body { padding: 0; max-width: none; font-size: 1rem; }
-  h2 { margin-top: 1.25rem; }
-  h2, h2 + p, h3, caption, thead { break-after: avoid; }
-  tr, .pair { break-inside: avoid; }
-  th, td { padding-top: .15rem; padding-bottom: .15rem; }
-  .plot, .scroll { overflow: visible; }
-  .plot svg { min-width: 0 !important; max-height: 170mm; }
-  .cards { grid-template-columns: repeat(3, 1fr); }
-  .cards .value { font-size: 1.6rem; }
-  .pair { grid-template-columns: 1fr 1fr; }
-  .settings { columns: 2; }
-}
-"""
-"""What pages look like on a screen and on paper; light, so that they print as they look."""
-
 TEMPLATE = (
-    r"""{% macro figure(svg, caption) %}
+    r"""{% extends "page" %}
+{% macro figure(svg, caption) %}
 <figure>
   <div class="plot">{{ svg | safe }}</div>
   <figcaption>{{ caption }}</figcaption>
@@ -95,19 +30,8 @@ TEMPLATE = (
    "What learning later classes did to the earlier ones: below 0 they lost, above 0 they gained."),
 ] %}
 {% set class_count = run.tasks | sum(start=[]) | length %}
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>{{ name }} · run report</title>
-<style>
-"""
-    + STYLE
-    + r"""</style>
-</head>
-<body>
+{% block title %}{{ name }} · run report{% endblock %}
+{% block body %}
 <header>
   <p class="kicker">Federated class-incremental learning · run report</p>
   <h1>{{ name }} {% if finished %}<span class="status">{{ numbers.status | default("finished") }}</span>{% else %}<span class="status open">unfinished</span>{% endif %}</h1>
@@ -267,7 +191,6 @@ TEMPLATE = (
   Accuracy, average accuracy: Rebuffi et al. 2017. Forgetting: Chaudhry et al. 2018. Backward transfer: Lopez-Paz &amp; Ranzato 2017. Calibration error: Guo et al. 2017.
   The numbers behind this page lie beside it: summary.json, accuracy_matrix.csv, confusion_matrix.csv, calibration.csv, open_set.csv, events.jsonl.
 </footer>
-</body>
-</html>
+{% endblock %}
 """
 )

@@ -19,7 +19,7 @@ import jinja2
 
 from dynammo_core.errors import ConfigError
 from server.lookout import Lookout
-from server.report import page_environment
+from server.page import page_environment
 from server.status import age
 from server.status_template import SCRIPT, TEMPLATES
 
@@ -125,8 +125,7 @@ def _is_own_name(host: str) -> bool:
 
 @cache
 def _environment() -> jinja2.Environment:
-    environment = page_environment()
-    environment.loader = jinja2.DictLoader(TEMPLATES)
+    environment = page_environment(TEMPLATES)
     environment.filters.update(ago=_ago, clock=_clock)
     return environment
 

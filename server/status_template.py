@@ -1,7 +1,5 @@
 """The pages of `dynammo-server status`, as Jinja templates: a Python file, because Flower bundles no HTML."""
 
-from server.report_template import STYLE
-
 SCRIPT = """
 setInterval(async () => {
   const lost = document.getElementById("lost");
@@ -18,26 +16,19 @@ setInterval(async () => {
 """Replaces what the page says by what it would say now; where nobody answers, it says that the page is old."""
 
 BASE = (
-    """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<noscript><meta http-equiv="refresh" content="3"></noscript>
-<title>{{ title }} · dynammo-server status</title>
-<style>
-"""
-    + STYLE
-    + """.status.bad { background: #f9e4df; color: var(--red); }
+    """{% extends "page" %}
+{% block policy %}<noscript><meta http-equiv="refresh" content="3"></noscript>{% endblock %}
+{% block title %}{{ title }} · dynammo-server status{% endblock %}
+{% block style %}
+.status.bad { background: #f9e4df; color: var(--red); }
 .status.good { background: #e2f1e5; color: #1d5a2c; }
 progress { display: block; width: 100%; height: .6rem; accent-color: var(--blue); }
 td .status { padding: .2rem .5rem; }
 td small { display: block; color: var(--muted); overflow-wrap: anywhere; }
 .late { color: #8a4510; }
 a { color: var(--blue); }
-</style>
-</head>
-<body>
+{% endblock %}
+{% block body %}
 <div id="lost" class="banner" role="alert" hidden>
   <p><strong>This page is out of date:</strong> the command that serves it does not answer.</p>
 </div>
@@ -57,8 +48,7 @@ a { color: var(--blue); }
 <script>"""
     + SCRIPT
     + """</script>
-</body>
-</html>
+{% endblock %}
 """
 )
 

@@ -17,8 +17,8 @@ from dynammo_core.errors import RunError
 from dynammo_core.experiment import code_hash
 from dynammo_core.files import write_atomically
 from dynammo_core.methods import METHODS
+from server.page import page_environment
 from server.plots import Drawing, Values, confusion_drawing
-from server.report import page_environment
 from server.run_files import RunFiles
 from simulations.compare import Group, Json, Metric, Result, Sweep
 from simulations.comparison_plots import accuracy_curves

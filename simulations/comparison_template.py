@@ -1,14 +1,7 @@
 """The page of a comparison, as a Jinja template in the style of the page of a run."""
 
-from server.report_template import STYLE
-
-OWN_STYLE = """.made { color: var(--muted); font-size: .8rem; overflow-wrap: anywhere; margin: .35rem 0 1rem; }
-.made code { font-size: .95em; }
-.few { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 29rem), 1fr)); gap: 1rem 2rem; align-items: start; }
-@media print { .few { grid-template-columns: 1fr 1fr; } }
-"""
-TEMPLATE = (
-    r"""{% macro figure(name, caption) %}
+TEMPLATE = r"""{% extends "page" %}
+{% macro figure(name, caption) %}
 <figure>
   <div class="plot">{{ svg[name] | safe }}</div>
   <figcaption>{{ caption }} <span>(plots/{{ name }}.svg, .png)</span></figcaption>
@@ -20,20 +13,14 @@ TEMPLATE = (
 {% endfor %}</p>
 {% endmacro %}
 {% macro heading(setting) %}{% if setting.name %}<h3>{{ setting.name }}</h3>{% endif %}{% endmacro %}
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>{{ title }} · comparison</title>
-<style>
-"""
-    + STYLE
-    + OWN_STYLE
-    + r"""</style>
-</head>
-<body>
+{% block title %}{{ title }} · comparison{% endblock %}
+{% block style %}
+.made { color: var(--muted); font-size: .8rem; overflow-wrap: anywhere; margin: .35rem 0 1rem; }
+.made code { font-size: .95em; }
+.few { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 29rem), 1fr)); gap: 1rem 2rem; align-items: start; }
+@media print { .few { grid-template-columns: 1fr 1fr; } }
+{% endblock %}
+{% block body %}
 <header>
   <p class="kicker">Federated class-incremental learning · comparison</p>
   <h1>{{ title }} {% if missing %}<span class="status open">{{ missing | length }} {{ "run" if missing | length == 1 else "runs" }} missing</span>{% else %}<span class="status">complete</span>{% endif %}</h1>
@@ -139,7 +126,5 @@ TEMPLATE = (
   Runs by code {{ codes | join(", ") or "–" }}; page by code {{ code[:12] }}. Full hashes are in tables/runs.csv.
   Average accuracy: Rebuffi et al. 2017. Mean class recall: Brodersen et al. 2010. Forgetting: Chaudhry et al. 2018. Colours: Okabe and Ito 2008.
 </footer>
-</body>
-</html>
+{% endblock %}
 """
-)

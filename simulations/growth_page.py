@@ -8,9 +8,8 @@ from typing import Any
 
 from rich.filesize import decimal
 
+from server.page import page_environment
 from server.plots import MUTED, RULE, drawing
-from server.report import page_environment
-from server.report_template import STYLE
 from simulations.comparison_plots import COLOURS, MARKERS
 from simulations.exponents import Growth, exponent
 from simulations.growth import AXES, QUANTITIES
@@ -28,21 +27,12 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 Answers = Sequence[Mapping[str, Any]]
 """Rows of `dynammo_core.cost.cost_table`."""
 
-TEMPLATE = (
-    """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>Growth</title>
-<style>
-"""
-    + STYLE
-    + """.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1rem; }
-</style>
-</head>
-<body>
+TEMPLATE = """{% extends "page" %}
+{% block title %}Growth{% endblock %}
+{% block style %}
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1rem; }
+{% endblock %}
+{% block body %}
 <header>
   <p class="kicker">Federated class-incremental learning · growth</p>
   <h1>What grows with what</h1>
@@ -88,10 +78,8 @@ TEMPLATE = (
 {% endif %}
 </main>
 <footer>Made by <code>{{ command }}</code>; code {{ code }}. Numbers: growth.json.</footer>
-</body>
-</html>
+{% endblock %}
 """
-)
 
 
 def growth_page(

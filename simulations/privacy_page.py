@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from server.report import page_environment
-from server.report_template import STYLE
+from server.page import page_environment
 from simulations.privacy_audit import Audit, Row
 
-TEMPLATE = (
-    """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>{{ audits[0].run.path.name }} · privacy audit</title>
-<style>
-"""
-    + STYLE
-    + """figure img { max-width: 100%; height: auto; }
-</style>
-</head>
-<body>
+TEMPLATE = """{% extends "page" %}
+{% block title %}{{ audits[0].run.path.name }} · privacy audit{% endblock %}
+{% block style %}
+figure img { max-width: 100%; height: auto; }
+{% endblock %}
+{% block body %}
 <header>
   <p class="kicker">Federated class-incremental learning · privacy audit</p>
   <h1>{{ audits[0].run.path.name }}{% if audits | length > 1 %}, compared{% endif %}</h1>
@@ -75,10 +65,8 @@ failed. These are images of the simulation's data set: keep the page where those
 {% endfor %}
 Sources: Yeom et al. 2018 (loss threshold), Carlini et al. 2022 (likelihood ratio), Geiping et al. 2020
 (inversion).</footer>
-</body>
-</html>
+{% endblock %}
 """
-)
 
 
 def page(audits: Sequence[Audit], rows: Sequence[Row], command: str) -> str:
