@@ -290,8 +290,13 @@ def test_a_sum_that_never_arrived_is_not_subtracted(tmp_path: Path) -> None:
     assert (before[counts] - after[counts]).tolist() == [0, 0, 1, 0]
 
 
-def test_a_server_that_dies_before_its_checkpoint_asks_again(
-    place: Place, without_some: Place, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("where", "asked_again"),
+    [("server.checkpoint.write_atomically", ["alpha", "gamma"]), ("server.forget.Correction.test_again", [])],
+    ids=["before its checkpoint", "behind its checkpoint"],
+)
+def test_a_server_that_dies_ends_the_next_time(
+    place: Place, without_some: Place, monkeypatch: pytest.MonkeyPatch, where: str, asked_again: list[str]
 ) -> None:
     place.withdraw(*SOME)
 
@@ -299,26 +304,10 @@ def test_a_server_that_dies_before_its_checkpoint_asks_again(
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr("server.checkpoint.write_atomically", die)
+        patch.setattr(where, die)
         with pytest.raises(Stopped):
             place.forget()
-    place.forget()
-    same(place, without_some)
-
-
-def test_a_server_that_dies_behind_its_checkpoint_writes_the_model_the_next_time(
-    place: Place, without_some: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place.withdraw(*SOME)
-
-    def die(*_: object) -> None:
-        raise Stopped
-
-    with monkeypatch.context() as patch:
-        patch.setattr("server.forget.Correction.test_again", die)
-        with pytest.raises(Stopped):
-            place.forget()
-    assert place.forget()["corrected"] == []
+    assert place.forget()["corrected"] == asked_again
     same(place, without_some)
 
 
