@@ -31,9 +31,7 @@ Folder = Annotated[
 HERE = Path("consortium")
 Overrides = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override a leaf, such as --set federation.attempts=3. Repeatable."
-    ),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf, such as --set seed=2. Repeatable."),
 ]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run.", show_default=False)]
 Detach = Annotated[bool, typer.Option("--detach", help="Return when the run is submitted; `status` shows it.")]
@@ -165,7 +163,10 @@ def resume(
 
 
 @app.command()
-def classes(run_dir: Annotated[Path | None, typer.Argument(metavar="RUN_DIR")] = None, folder: Folder = HERE) -> None:
+def classes(
+    run_dir: Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="What to compare with.")] = None,
+    folder: Folder = HERE,
+) -> None:
     """Ask the connected sites which classes they can bring, and show which of them a run has not learnt."""
     with readable_errors():
         from dynammo_core.config import load_config

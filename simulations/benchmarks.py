@@ -20,6 +20,7 @@ from dynammo_core.terminal import command_line, parse_overrides, readable_errors
 from simulations.bytes_bench import bytes_table
 from simulations.growth_bench import growth
 from simulations.inference_bench import inference
+from simulations.options import ConfigFile, Overrides
 from simulations.stacked_bench import stacked_table
 from simulations.training_bench import training
 
@@ -53,12 +54,10 @@ def memory(
 
 @bench.command()
 def sites(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.", show_default=False)],
+    config: ConfigFile,
     count: Annotated[int, typer.Option(min=1, help="Simulated sites.")] = 100,
     engine: Annotated[str, typer.Option(help="local or flower.")] = "flower",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf. Repeatable.")
-    ] = None,
+    set_: Overrides = None,
 ) -> None:
     """How much memory a federation of many simulated sites takes at its peak, and how long a round."""
     with readable_errors():
@@ -90,9 +89,7 @@ def privacy(
     epsilon: Annotated[
         list[float] | None, typer.Option(help="A budget. Repeatable.", show_default="8, 4, 2", min=0.01)
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf. Repeatable.")
-    ] = None,
+    set_: Overrides = None,
 ) -> None:
     """What differential privacy costs in accuracy: the experiment without it, then with each budget."""
     with readable_errors():
@@ -105,10 +102,8 @@ def privacy(
 
 @bench.command()
 def secure(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.", show_default=False)],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf. Repeatable.")
-    ] = None,
+    config: ConfigFile,
+    set_: Overrides = None,
 ) -> None:
     """What secure aggregation costs an experiment in bytes and seconds: it is run with and without."""
     with readable_errors():

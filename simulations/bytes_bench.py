@@ -15,6 +15,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from dynammo_core.terminal import parse_overrides, readable_errors
+from simulations.options import ConfigFile, Overrides
 
 if TYPE_CHECKING:
     from dynammo_core.config import Config
@@ -43,7 +44,7 @@ class Traffic:
 
 
 def bytes_table(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.", show_default=False)],
+    config: ConfigFile,
     beside: Annotated[
         list[str] | None,
         typer.Option(
@@ -52,9 +53,7 @@ def bytes_table(
             show_default=False,
         ),
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf. Repeatable.")
-    ] = None,
+    set_: Overrides = None,
 ) -> None:
     """How many bytes a site sends and is sent: the whole network, what the method sends, and with each compression."""
     with readable_errors():

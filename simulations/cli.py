@@ -21,14 +21,10 @@ from simulations.benchmarks import bench
 from simulations.deploy_command import deploy
 from simulations.faults_command import faults
 from simulations.heterogeneity_command import heterogeneity
+from simulations.options import ConfigFile, Overrides
 
 app = command_line("Run, check and measure federated class-incremental experiments.")
 console = Console()
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf, such as --set federation.sites=10. Repeatable."),
-]
 
 
 @app.command()

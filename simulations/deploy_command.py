@@ -17,6 +17,7 @@ from rich.table import Table
 from dynammo_core.config import load_config
 from dynammo_core.errors import RunError
 from dynammo_core.terminal import parse_overrides, readable_errors
+from simulations.options import ConfigFile, Overrides
 
 console = Console()
 COMPARED = (
@@ -31,11 +32,8 @@ COMPARED = (
 
 
 def deploy(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.", show_default=False)],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf, such as --set tasks.sizes='[2, 2]'."),
-    ] = None,
+    config: ConfigFile,
+    set_: Overrides = None,
     folder: Annotated[
         Path | None,
         typer.Option(help="Keep the consortium and the sites in this new folder.", show_default="a temporary one"),

@@ -16,6 +16,7 @@ from rich.table import Table
 from dynammo_core.config import load_config
 from dynammo_core.errors import ConfigError, DynammoError, RunError, unknown_name
 from dynammo_core.terminal import parse_overrides, readable_errors
+from simulations.options import ConfigFile, Overrides
 
 console = Console()
 STAGES = ("adapt", "balance", "remember", "evaluate")
@@ -24,7 +25,7 @@ POINTS = 1.0
 
 
 def faults(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.", show_default=False)],
+    config: ConfigFile,
     fault: Annotated[list[str] | None, typer.Option(help="One of the faults. Repeatable.", show_default="all")] = None,
     stage: Annotated[
         list[str] | None,
@@ -32,9 +33,7 @@ def faults(
             help="The stage of the last task in which it strikes. Repeatable.", show_default=", ".join(STAGES)
         ),
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf. Repeatable.")
-    ] = None,
+    set_: Overrides = None,
 ) -> None:
     """Do to a real deployment on this machine what happens to hospitals, and see that nothing is lost.
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from dynammo_core.errors import ConfigError, unknown_name
 from dynammo_core.terminal import parse_overrides, readable_errors
 from simulations.inference_bench import PASS_PER_TASK
+from simulations.options import Overrides
 
 if TYPE_CHECKING:
     from dynammo_core.config import Scalar
@@ -37,9 +38,7 @@ def growth(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("runs/growth"),
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf. Repeatable.")
-    ] = None,
+    set_: Overrides = None,
 ) -> None:
     """What grows with what: small real runs, each in its own process; a table, and a page of log-log plots."""
     with readable_errors():

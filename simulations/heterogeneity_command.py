@@ -9,12 +9,13 @@ import typer
 from rich.console import Console
 
 from dynammo_core.terminal import parse_overrides, readable_errors
+from simulations.options import ConfigFile, Overrides
 
 console = Console()
 
 
 def heterogeneity(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML.", show_default=False)],
+    config: ConfigFile,
     seed: Annotated[
         list[int] | None,
         typer.Option(help="A seed of the runs. Repeatable; figures are means.", show_default="the experiment's"),
@@ -23,9 +24,7 @@ def heterogeneity(
         list[str] | None,
         typer.Option(help="A value of scanners.own_statistics to try. Repeatable.", show_default="trained, frozen"),
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf. Repeatable.")
-    ] = None,
+    set_: Overrides = None,
     runs: Annotated[Path, typer.Option(help="Folder for run directories and the table.")] = Path("runs/heterogeneity"),
 ) -> None:
     """Train at one site and test at all, with one scanner and with others; what has finished is not run again."""

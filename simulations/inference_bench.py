@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +13,7 @@ from rich.progress import track
 from rich.table import Table
 
 from dynammo_core.terminal import parse_overrides, readable_errors
+from simulations.options import ConfigFile, Overrides
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,13 +28,11 @@ Key = tuple[str, int, int]
 
 
 def inference(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.", show_default=False)],
+    config: ConfigFile,
     tasks: Annotated[list[int] | None, typer.Option(help="Numbers T of tasks.", show_default="1, 5, 10")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Images at a time.", show_default="1, 32")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Times that each is measured; the best counts.")] = 20,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf. Repeatable.")
-    ] = None,
+    set_: Overrides = None,
 ) -> None:
     """Latency of the deployed model after T tasks: as trained, with batch norm folded, and by ONNX Runtime.
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from dynammo_core.errors import ConfigError
 from dynammo_core.terminal import parse_overrides, readable_errors
+from simulations.options import ConfigFile, Overrides
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,14 +47,12 @@ class Row:
 
 
 def stacked_table(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.", show_default=False)],
+    config: ConfigFile,
     sites: Annotated[list[int] | None, typer.Option(min=1, help="Sites at once.", show_default="2, 4, 8")] = None,
     batch: Annotated[list[int] | None, typer.Option(min=2, help="Images a batch.", show_default="8, 32")] = None,
     batches: Annotated[int, typer.Option(min=1, help="Batches of each site.")] = 4,
     repeats: Annotated[int, typer.Option(min=1, help="Times that each is measured; the best counts.")] = 5,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf. Repeatable.")
-    ] = None,
+    set_: Overrides = None,
 ) -> None:
     """Speed of tuning the adapters of several sites at once over one frozen backbone, against site after site.
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from dynammo_core.terminal import parse_overrides, readable_errors
 from simulations.inference_bench import PASS_PER_TASK
+from simulations.options import ConfigFile, Overrides
 
 if TYPE_CHECKING:
     from dynammo_core.experiment import Experiment
@@ -24,14 +25,12 @@ console = Console()
 
 
 def training(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.", show_default=False)],
+    config: ConfigFile,
     repeats: Annotated[int, typer.Option(min=1, help="Times that each is measured; the best counts.")] = 3,
     sequence: Annotated[
         bool, typer.Option(help=f"Run all tasks too, by this method and by {PASS_PER_TASK}: takes minutes.")
     ] = True,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf. Repeatable.")
-    ] = None,
+    set_: Overrides = None,
 ) -> None:
     """Speed of each training stage of the first task at one site: features kept, against a plain loop over the network.
 
