@@ -12,12 +12,13 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.admission import admit
+from client.announcement import announcement
 from client.audit import audit_log
 from client.door import declared, encode, error_words, let_announcement_out, let_out
 from client.local_steps import answer
 from client.parcels import opened, packed
 from client.secure_steps import secure_answer
-from client.site import announcement, open_site
+from client.site import open_site
 from dynammo_core.errors import DynammoError, ProtocolError
 from dynammo_core.experiment import code_hash
 from dynammo_core.plan import Action

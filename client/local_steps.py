@@ -2,77 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from client.forgetting import withdrawn_from
-from client.own_statistics import deciding_names, with_own_statistics
+from client.local_step import FEWEST_SAMPLES, EpochBatches, LocalStep, start_level, take, unpack
+from client.private_steps import private_fit_step, private_remember_step, private_summarise_step
 from client.site import Site
-from dynammo_core.data.feature_cache import fingerprint
 from dynammo_core.data.samples import Samples
-from dynammo_core.data.transforms import augment, to_input
 from dynammo_core.errors import ProtocolError
-from dynammo_core.evaluation import answer_counts, embed_samples, predictions
-from dynammo_core.experiment import Experiment
+from dynammo_core.evaluation import answer_counts, predictions
 from dynammo_core.memory.rehearsal import remember
-from dynammo_core.methods.base import TEACHER_PREFIX, Batch, LossContext
-from dynammo_core.models.incremental_model import IncrementalModel, Level, matching, travelling_names
-from dynammo_core.plan import Action, Step
+from dynammo_core.methods.base import LossContext
+from dynammo_core.plan import Action
 from dynammo_core.privacy.client_level import shortened_update
 from dynammo_core.protocol import SUMMED, Instruction, Report, names_up, numbers_of
 from dynammo_core.protocol_checks import check_report
-from dynammo_core.seeding import derive_seed, seeded_generator
-from dynammo_core.training import fit, shuffled, train_only
-
-FEWEST_SAMPLES = 2
-"""A site with fewer abstains: one image has no batch statistics, and what it teaches would tell too much of it."""
-
-
-@dataclass(frozen=True)
-class LocalStep:
-    """An instruction, unpacked: the step, the site that does it, and the models with the weights received.
-
-    `taken` is that of the instruction.
-    """
-
-    step: Step
-    site: Site
-    model: IncrementalModel
-    teacher: IncrementalModel | None
-    taken: Sequence[int] = ()
-
-    @property
-    def experiment(self) -> Experiment:
-        """As the site sees it: with its own data and device."""
-        return self.site.experiment
-
-    @property
-    def seed(self) -> int:
-        """The seed of this step at this site."""
-        step = self.step
-        return derive_seed(self.experiment.config.seed, step.stage.name, step.task, step.round, self.site.index)
-
-    def never_taken(self, contribution: int) -> bool:
-        """Whether a contribution came before this correction, and the server's sums do not contain it."""
-        return contribution not in self.taken and -self.step.round < contribution <= self.step.index
-
-    def embed(self, samples: Samples, end: Level) -> Tensor:
-        """Samples carried to a level of the network."""
-        config, device = self.experiment.config, self.experiment.device
-        return embed_samples(self.model, samples, config.data.normalisation, device, end)
-
-    def embed_once(self, samples: Samples, end: Level) -> Tensor:
-        """As `embed`, but kept for the next rounds, which bring the same images to the same frozen weights."""
-        state = self.model.state_dict()
-        names = [name for name in deciding_names(self.model) if end == "features" or ".adapters." not in name]
-        key = (end, samples.record_ids, fingerprint({name: state[name] for name in names}))
-        return self.experiment.feature_cache.get(key, lambda: self.embed(samples, end))
+from dynammo_core.training import fit, train_only
 
 
 def answer(instruction: Instruction, site: Site) -> Report:
@@ -101,10 +52,10 @@ def do_step(instruction: Instruction, site: Site) -> Report:
     """
     started = time.monotonic()
     site.experiment.use_torch()
-    local = _unpack(instruction, site)
+    local = unpack(instruction, site)
     action, experiment = local.step.stage.action, site.experiment
     private = experiment.protects_images
-    report = (_private_actions() if private else ACTIONS)[action](local)
+    report = (PRIVATE_ACTIONS if private else ACTIONS)[action](local)
     if report.numbers and "seconds" in numbers_of(action, private):
         report = replace(report, numbers={**report.numbers, "seconds": time.monotonic() - started})
     seen = experiment.stream.seen(local.step.task)
@@ -201,12 +152,19 @@ def evaluate_step(local: LocalStep) -> Report:
 
     Where it has test images of classes to come, count too how known the model thinks they are.
     """
-    stream, task = local.experiment.stream, local.step.task
-    samples, others = (local.site.test_images(classes) for classes in (stream.seen(task), stream.to_come(task)))
-    features, unlearnt = (local.embed(part, "features") if len(part) else torch.empty(0) for part in (samples, others))
-    answered, guessed = (predictions(local.experiment.method, local.model, part) for part in (features, unlearnt))
+    method, task, tasks = local.experiment.method, local.step.task, len(local.experiment.stream)
+    samples, features = _tested(local, range(task + 1))
+    _, unlearnt = _tested(local, range(task + 1, tasks))
+    answered, guessed = (predictions(method, local.model, part) for part in (features, unlearnt))
     tables = answer_counts(answered, samples.labels, guessed, local.experiment.classes)
     return Report(False, {}, {"class_counts": _counts(local, samples), **tables})
+
+
+def _tested(local: LocalStep, tasks: Iterable[int]) -> tuple[Samples, Tensor]:
+    """The site's test images of tasks, and their features: task by task, since frozen weights make the same of them."""
+    parts = [local.site.test_images(local.experiment.stream.classes(task)) for task in tasks]
+    features = [local.embed_once(part, "features").float() for part in parts if len(part)]
+    return Samples.concatenate(parts), torch.cat(features) if features else torch.empty(0)
 
 
 ACTIONS: Mapping[Action, Callable[[LocalStep], Report]] = MappingProxyType(
@@ -220,77 +178,15 @@ ACTIONS: Mapping[Action, Callable[[LocalStep], Report]] = MappingProxyType(
 )
 
 
-def _private_actions() -> Mapping[Action, Callable[[LocalStep], Report]]:
-    """What stands for `ACTIONS` where training images are protected one by one."""
-    from client.private_steps import private_fit_step, private_remember_step, private_summarise_step
-
-    private = {Action.FIT: private_fit_step, Action.SUMMARISE: private_summarise_step}
-    return {**ACTIONS, **private, Action.REMEMBER: private_remember_step}
-
-
-class EpochBatches:
-    """Shuffled batches of a training set, epoch by epoch; what lies before the level is computed once."""
-
-    def __init__(self, local: LocalStep, samples: Samples, level: Level, batch_size: int | None = None) -> None:
-        self.level = level
-        self._local = local
-        self._labels = samples.labels.to(local.experiment.device)
-        self._inputs = samples.images if level == "images" or not len(samples) else local.embed_once(samples, level)
-        optimisation = local.step.stage.optimisation
-        self._batch_size = batch_size or (optimisation.batch_size if optimisation else 128)
-
-    def order(self, epoch: int) -> tuple[list[Tensor], torch.Generator]:
-        """The indices of each batch of an epoch, and the generator that augments them."""
-        generator = seeded_generator(self._local.seed, "epoch", epoch)
-        return shuffled(len(self._labels), self._batch_size, generator), generator
-
-    def __call__(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch."""
-        data, device = self._local.experiment.config.data, self._local.experiment.device
-        batches, generator = self.order(epoch)
-        for index in batches:
-            inputs = self._inputs[index]
-            if self.level == "images" and len(index):
-                inputs = to_input(augment(inputs, data.augmentation, generator), data.normalisation, device)
-            yield inputs, self._labels[index]
-
-
-def start_level(wanted: Level, augmentation: str) -> Level:
-    """Augmented images differ in every epoch, so nothing before the first trained layer can be kept."""
-    return "images" if wanted == "prefix" and augmentation != "none" else wanted
-
-
-def _unpack(instruction: Instruction, site: Site) -> LocalStep:
-    experiment = site.experiment
-    step = experiment.step(instruction.step, instruction.correction)
-    own = {name: t for name, t in instruction.weights.items() if not name.startswith(TEACHER_PREFIX)}
-    taught = {name.removeprefix(TEACHER_PREFIX): t for name, t in instruction.weights.items() if name not in own}
-    model = experiment.build_model(step.task)
-    _load(model, own, matching(travelling_names(model), step.stage.down))
-    teacher = None
-    if taught:
-        teacher = copy.deepcopy(experiment.build_model(step.task - 1))
-        declared = matching((f"{TEACHER_PREFIX}{name}" for name in travelling_names(teacher)), step.stage.down)
-        _load(teacher, taught, [name.removeprefix(TEACHER_PREFIX) for name in declared])
-        teacher.requires_grad_(False).eval().to(experiment.device)
-    normalised = with_own_statistics(model.to(experiment.device), step, site)
-    return LocalStep(step, site, normalised, teacher, instruction.taken)
-
-
-def _load(model: IncrementalModel, weights: Mapping[str, Tensor], expected: list[str]) -> None:
-    if set(weights) != set(expected):
-        odd = sorted(set(weights) ^ set(expected))
-        raise ProtocolError(f"{len(odd)} tensors are missing or were not declared for this stage, such as {odd[0]!r}")
-    try:
-        model.load_state_dict(dict(weights), strict=False)
-    except RuntimeError as error:
-        raise ProtocolError(f"the weights received do not fit the model ({' '.join(str(error).split())})") from error
-
-
-def take(model: IncrementalModel, names: list[str]) -> dict[str, Tensor]:
-    """Copies of the model's tensors of these names, for sending."""
-    state = model.state_dict()
-    return {name: state[name].detach().cpu().clone() for name in names}
+PRIVATE_ACTIONS: Mapping[Action, Callable[[LocalStep], Report]] = MappingProxyType(
+    {
+        **ACTIONS,
+        Action.FIT: private_fit_step,
+        Action.SUMMARISE: private_summarise_step,
+        Action.REMEMBER: private_remember_step,
+    }
+)
+"""What stands for `ACTIONS` where training images are protected one by one."""
 
 
 def _counts(local: LocalStep, samples: Samples) -> list[int]:

@@ -132,6 +132,7 @@ def purge(
     Name records, or a class, a day or both: then the records go of which an exemplar fits all that is named.
     """
     from client.audit import AuditLog
+    from dynammo_core.memory.feature_files import discard_features
     from dynammo_core.memory.withdrawal import WithdrawalLedger
 
     with readable_errors():
@@ -157,6 +158,7 @@ def purge(
             # First the ledger: whatever stops the rest, nobody uses the records again, and a second purge removes them.
             ledger.withdraw(sorted(ids), f"purge by {reason}", date.today())
             removed = sum(ledger.purge(item.store) for item in stored)
+            discard_features(site.memory.folder)
             audit.purged(len(ids), removed, reason)
             words = f"purge by {reason}: {removed} exemplars of {len(ids)} records removed"
             time = datetime.now().astimezone().isoformat(timespec="seconds")

@@ -85,7 +85,7 @@ def _normalise_trained(model: IncrementalModel, samples: Samples, step: Step, si
         estimated = _estimated(model, names, samples, site, model.extractor)
         return torch.cat([estimated[name] for name in names])
 
-    held = site.experiment.feature_cache.get(("statistics", samples.record_ids, key), estimate)
+    held = site.once(("statistics", key), samples, estimate)
     own = torch.split(held, [state[name].numel() for name in names])
     model.load_state_dict(dict(zip(names, own, strict=True)), strict=False)
 

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from client.local_steps import FEWEST_SAMPLES, EpochBatches, LocalStep, start_level, take
+from client.local_step import FEWEST_SAMPLES, EpochBatches, LocalStep, start_level, take
 from dynammo_core.data.samples import Samples
 from dynammo_core.methods.base import LossContext
 from dynammo_core.models.incremental_model import Level

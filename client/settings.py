@@ -28,6 +28,9 @@ class SiteMemory(Section):
         default=None, description=f"encrypts them: {KEY_PLACES} of 32 bytes in base64; without it, plain files"
     )
     expiry_days: int | None = Field(default=None, ge=1, description="exemplars older than this are dropped")
+    features_megabytes: int = Field(
+        default=1024, ge=0, description="disk space for features of images, kept from round to round of a run; 0: none"
+    )
 
 
 class SiteSettings(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -19,15 +19,15 @@ from torch import Tensor
 
 from client.policy import load_policy
 from client.settings import SiteSettings, load_site
-from dynammo_core.class_registry import Announcement, band
 from dynammo_core.config import WEIGHTS_BY_NAME
 from dynammo_core.data.arrivals import Arrivals
-from dynammo_core.data.loading import load_samples, open_own
+from dynammo_core.data.loading import load_samples
 from dynammo_core.data.samples import Samples, Split
 from dynammo_core.data.scanners import through_scanner
-from dynammo_core.errors import ConfigError, DataError, MemoryStoreError, PolicyError, ProtocolError
-from dynammo_core.experiment import Experiment, experiment_from_json
+from dynammo_core.errors import ConfigError, DataError, MemoryStoreError, ProtocolError
+from dynammo_core.experiment import Experiment, code_hash, experiment_from_json
 from dynammo_core.memory.encryption import load_key
+from dynammo_core.memory.feature_files import FeatureFiles
 from dynammo_core.memory.rehearsal import SIMULATED_DAY, drop_expired, exemplars_per_class
 from dynammo_core.memory.statistics_file import StatisticsFile
 from dynammo_core.memory.store import MemoryStore, ReplayMemory
@@ -36,10 +36,10 @@ from dynammo_core.memory.withdrawal import WithdrawalLedger
 from dynammo_core.methods.base import Rehearsal
 from dynammo_core.protocol import Instruction
 from dynammo_core.seeding import derive_seed
-from dynammo_core.settings import DataSettings
 from dynammo_core.tensor_store import TensorStore
 
 Held = TypeVar("Held", Samples, ReplayMemory)
+MEGABYTE = 2**20
 RUN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
 
 
@@ -59,6 +59,7 @@ class Site:
         expiry_days: age in days beyond which exemplars are dropped.
         fewest_images: a class of which it holds fewer training (test) images takes no part.
         sums: its note of what it sent into sums that the server keeps; None where nothing can be withdrawn.
+        features: that it computed, on its disk; None where its process lives on from step to step.
     """
 
     experiment: Experiment
@@ -72,6 +73,19 @@ class Site:
     expiry_days: int | None = None
     fewest_images: int = 1
     sums: SumsNote | None = None
+    features: FeatureFiles | None = None
+
+    def once(self, what: tuple[str, ...], samples: Samples, compute: Callable[[], Tensor]) -> Tensor:
+        """What is made of images, kept for the steps to come; equal words `what` mean that equal things are made."""
+        experiment, features = self.experiment, self.features
+
+        def on_disk() -> Tensor:
+            assert features is not None
+            words = (code_hash(), experiment.backbone_fingerprint, *what)
+            return features.get(words, samples, compute).to(experiment.device)
+
+        key = (*what, samples.record_ids)
+        return experiment.feature_cache.get(key, compute if features is None else on_disk)
 
     def memory(self) -> ReplayMemory:
         """The exemplars that may still be used: without those that expired or whose consent was withdrawn.
@@ -211,6 +225,9 @@ def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, ru
         expiry_days=own.expiry_days,
         fewest_images=load_policy(settings.policy).fewest_images,
         sums=SumsNote(own.folder / run, run=run, site=settings.site, key=key),
+        features=FeatureFiles(
+            own.folder / run, own.features_megabytes * MEGABYTE, run=run, site=settings.site, key=key
+        ),
     )
 
 
@@ -228,33 +245,6 @@ def open_site(instruction: Instruction, node_config: Mapping[str, object]) -> Si
     settings = load_site(Path(str(file)))
     experiment = experiment_from_json(_localised(instruction.experiment, settings))
     return deployed_site(experiment, instruction.site, settings, instruction.run)
-
-
-def announcement(node_config: Mapping[str, object]) -> Announcement:
-    """The classes that this hospital's labels name, with a band of the number of their images.
-
-    A class of which it holds too few images is not named; too few training (test) images are not counted.
-
-    Raises:
-        ConfigError: this is a simulated site, or its `site.yaml` or `policy.yaml` is wrong.
-        PolicyError: its policy announces nothing.
-        DataError: its images cannot be indexed.
-    """
-    file = node_config.get("site-config")
-    if file is None:
-        raise ConfigError("a simulated site has nothing to announce", remedy="Start it by `dynammo-site start`")
-    settings = load_site(Path(str(file)))
-    own, policy = settings.data, load_policy(settings.policy)
-    if not policy.announce:
-        raise PolicyError("the policy of this site announces no classes", remedy="Set `announce: true` in its policy")
-    dataset = open_own(DataSettings(dataset=own.dataset, root=own.root), seed=0)
-    counts = np.zeros(len(dataset.class_names), dtype=np.int64)
-    ledger = WithdrawalLedger(settings.memory.folder)
-    for split in (dataset.train, dataset.test):
-        held = np.bincount(ledger.allowed_split(split).labels, minlength=len(counts))
-        counts += np.where(held < policy.fewest_images, 0, held)
-    named = zip(dataset.class_names, counts.tolist(), strict=True)
-    return Announcement({name: band(count) for name, count in named if count})
 
 
 def _localised(experiment: str, settings: SiteSettings) -> str:

@@ -14,7 +14,7 @@ import torch
 
 from dynammo_core.config import Config, resolve
 from dynammo_core.data.arrivals import Arrivals, build_arrivals
-from dynammo_core.data.feature_cache import FeatureCache
+from dynammo_core.data.feature_cache import FeatureCache, fingerprint
 from dynammo_core.data.loading import open_dataset, open_own
 from dynammo_core.data.samples import Dataset
 from dynammo_core.data.site_partition import SitePartition, partition_sites
@@ -140,6 +140,11 @@ class Experiment:
         if self.method.freezes_backbone:
             backbone.freeze()
         return backbone
+
+    @cached_property
+    def backbone_fingerprint(self) -> str:
+        """Of the pretrained weights, so that what they made of images is not taken for what others make."""
+        return fingerprint(self._backbone.state_dict())
 
     @cached_property
     def feature_cache(self) -> FeatureCache:

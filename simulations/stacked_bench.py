@@ -130,7 +130,7 @@ def _noise(
     """Batches of each site, carried as far as a site carries them once for all epochs."""
     import torch
 
-    from client.local_steps import start_level
+    from client.local_step import start_level
     from dynammo_core.seeding import seeded_generator
 
     data, model = experiment.config.data, experiment.build_model(0).to(experiment.device).eval()
@@ -163,7 +163,7 @@ def _stacked(experiment: Experiment, step: Step, models: list[IncrementalModel],
 
 def _train(experiment: Experiment, step: Step, model: IncrementalModel, batches: Any, *, sites: int) -> None:
     """One epoch of the stage, by the loop and the loss that a site has."""
-    from client.local_steps import start_level
+    from client.local_step import start_level
     from dynammo_core.methods.base import LossContext
     from dynammo_core.protocol import names_up
     from dynammo_core.training import fit, train_only

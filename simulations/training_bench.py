@@ -6,6 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,16 +46,26 @@ def training(
         settings = load_config(config, {**parse_overrides(set_ or []), "federation.sites": 1})
         experiment = Experiment(settings)
         experiment.use_torch()
-        table = Table("stage", "epochs", "images", "images/s", "plain loop", "ratio", "ratio of later rounds")
+        table = Table(
+            "stage",
+            "epochs",
+            "images",
+            "images/s",
+            "plain loop",
+            "ratio",
+            "of later rounds",
+            "of real sites' later rounds",
+        )
         for step in experiment.steps:
             if step.task or step.round or step.stage.action is not Action.FIT:
                 continue
-            images, first, later, plain = stage_seconds(experiment, step, repeats)
+            images, first, later, from_disk, plain = stage_seconds(experiment, step, repeats)
             assert step.stage.optimisation is not None
             epochs = step.stage.optimisation.epochs
             rates = (epochs * images / first, epochs * images / plain)
             numbers = (str(epochs), str(images), *(f"{rate:.0f}" for rate in rates))
-            table.add_row(step.stage.name, *numbers, f"{plain / first:.2f}", f"{plain / later:.2f}")
+            ratios = (f"{plain / seconds:.2f}" for seconds in (first, later, from_disk))
+            table.add_row(step.stage.name, *numbers, *ratios)
         console.print(table)
         if sequence:
             taken = {name: _sequence(settings, name) for name in (settings.method.name, PASS_PER_TASK)}
@@ -64,11 +75,16 @@ def training(
             console.print(f"{PASS_PER_TASK} takes {other / own:.2f} times as long", highlight=False)
 
 
-def stage_seconds(experiment: Experiment, step: Step, repeats: int) -> tuple[int, float, float, float]:
-    """Images of a stage, and best seconds of one round: of its first, of a later one, and of the plain loop."""
+def stage_seconds(experiment: Experiment, step: Step, repeats: int) -> tuple[int, float, float, float, float]:
+    """Images of a stage, and best seconds of one round.
+
+    Of its first round, of a later one, of a later one at a real site, whose processes find features encrypted on its
+    disk, and of the plain loop.
+    """
     from client.local_steps import answer
     from client.site import simulated_site
     from dynammo_core.experiment import code_hash
+    from dynammo_core.memory.feature_files import FeatureFiles
     from dynammo_core.models.incremental_model import matching, travelling_names
     from dynammo_core.protocol import Instruction
 
@@ -80,19 +96,28 @@ def stage_seconds(experiment: Experiment, step: Step, repeats: int) -> tuple[int
         text = experiment.config.canonical_json()
         instruction = Instruction(text, code_hash(), "bench", step.index, 0, folder, sent)
         samples = experiment.method.training_set(step.stage, site.rehearsal(step.task))
-        first, later, plain = [], [], []
+        files = FeatureFiles(Path(folder), 2**34, run="bench", site="bench", key=bytes(range(32)))
+        real = replace(site, features=files)
+        first, later, from_disk, plain = [], [], [], []
         for _ in range(repeats):
-            experiment.__dict__.pop("feature_cache", None)  # as in a process that sees the images for the first time
+            _forget(experiment)
             first.append(_seconds(lambda: answer(instruction, site)))
             later.append(_seconds(lambda: answer(instruction, site)))
+            _forget(experiment)
+            answer(instruction, real)
+            _forget(experiment)
+            from_disk.append(_seconds(lambda: answer(instruction, real)))
             plain.append(_seconds(lambda: _plain_loop(experiment, step, samples)))
-    return len(samples), min(first), min(later), min(plain)
+    return len(samples), min(first), min(later), min(from_disk), min(plain)
+
+
+def _forget(experiment: Experiment) -> None:
+    """As in a process that sees the images for the first time."""
+    experiment.__dict__.pop("feature_cache", None)
 
 
 def _plain_loop(experiment: Experiment, step: Step, samples: Any) -> None:
     """Stochastic gradient descent as one would write it down: each image through the whole network in each epoch."""
-    from dataclasses import replace
-
     import torch
 
     from dynammo_core.data.transforms import to_input

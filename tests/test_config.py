@@ -252,6 +252,7 @@ def another(value: Any, key: str) -> Any:
         "federation.stages": {"adapt": {"quorum": 0.5}},
         "memory.selection": "random",
         "backbone.sha256": "0" * 64,
+        "compute.features": "float16",
         "method.norm": "group",
         "privacy.mechanism": "example",
         "scanners.kind": "noise",

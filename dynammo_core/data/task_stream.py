@@ -27,10 +27,6 @@ class TaskStream:
         """The classes of tasks 0..task, in the order of their arrival."""
         return tuple(label for classes in self.tasks[: task + 1] for label in classes)
 
-    def to_come(self, task: int) -> tuple[int, ...]:
-        """The classes of the tasks after `task`, in the order of their arrival."""
-        return self.seen(len(self) - 1)[len(self.seen(task)) :]
-
     def task_of(self, label: int) -> int:
         """The task with which a class arrives.
 

@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from client.local_steps import FEWEST_SAMPLES, answer
+from client.local_step import FEWEST_SAMPLES
+from client.local_steps import answer
 from client.site import simulated_site
 from dynammo_core.data.samples import Samples
 from dynammo_core.experiment import Experiment, code_hash, experiment_from_json

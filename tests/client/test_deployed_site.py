@@ -13,8 +13,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from hospitals import Hospitals, deployed, make_hospital, with_images
 from small_runs import RUN
 
+from client.announcement import announcement
 from client.app import app
-from client.site import Site, announcement, open_site
+from client.site import Site, open_site
 from dynammo_core.class_registry import BANDS
 from dynammo_core.config import Config
 from dynammo_core.data.samples import Samples

@@ -13,6 +13,7 @@ from torch import Tensor
 from client.local_steps import answer
 from dynammo_core.errors import MemoryStoreError, ProtocolError
 from dynammo_core.experiment import Experiment
+from dynammo_core.memory.feature_files import FeatureFiles
 from dynammo_core.plan import Action, Step
 from dynammo_core.protocol import NUMBERS, Instruction, Report
 from dynammo_core.reliability import Reliability
@@ -60,6 +61,35 @@ def test_the_answer_to_each_step_is_the_same_bits_twice(step: Step, tmp_path: Pa
     assert same(first, ask(EXPERIMENT, step, 0, tmp_path))  # what an idempotent handler owes after a lost answer
     assert set(first.numbers) == NUMBERS[step.stage.action]
     assert first.numbers["seconds"] >= 0
+
+
+@pytest.mark.parametrize("stage", ["adapt", "balance", "evaluate"])
+def test_a_new_process_of_a_real_site_finds_features_and_answers_the_same_bits(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask_process() -> Report:
+        experiment = Experiment(EXPERIMENT.config)
+        site = small_site(experiment, 0, tmp_path)
+        files = FeatureFiles(tmp_path / "site-000", 2**20, run="run", site="site-000", key=bytes(range(32)))
+        return answer(instruction(experiment, step, 0, tmp_path), replace(site, features=files))
+
+    step = step_of(EXPERIMENT, 1, stage)
+    prepare_memory(tmp_path, 1)
+    plain = ask(EXPERIMENT, step, 0, tmp_path)
+    assert same(plain, ask_process())
+    monkeypatch.setattr("client.local_step.embed_samples", None)
+    assert same(plain, ask_process())
+
+
+def test_features_in_half_precision_are_other_bits_and_nearly_the_same_answer(tmp_path: Path) -> None:
+    coarse = Experiment(small_config(overrides={"compute.features": "float16"}))
+    step = step_of(EXPERIMENT, 0, "balance")
+    one, other = (ask(experiment, step, 0, tmp_path / "one").weights for experiment in (EXPERIMENT, coarse))
+    again = ask(coarse, step, 0, tmp_path / "one").weights  # kept now
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-2)
+        assert torch.equal(other[name], again[name])
+    assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
 def prepare_memory(workspace: Path, task: int) -> None:

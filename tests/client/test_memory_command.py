@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from client.memory_command import memory
 from dynammo_core.data.samples import Samples
+from dynammo_core.memory.feature_files import FeatureFiles
 from dynammo_core.memory.store import MemoryStore, ReplayMemory, Taken
 from dynammo_core.memory.sums_note import SumsNote
 from dynammo_core.memory.withdrawal import WithdrawalLedger
@@ -200,6 +201,16 @@ def test_a_record_goes_from_every_run_and_is_never_chosen_again(place: Place) ->
     left = place.store("first").load()
     assert (left.task, left.class_names) == (2, NAMES)
     assert left.taken == (Taken(0, JANUARY), Taken(1, JANUARY), Taken(2, MARCH))
+
+
+def test_a_purge_discards_the_features_of_all_runs(place: Place) -> None:
+    for run in ("first", "third"):
+        files = FeatureFiles(place.folder / "memory" / run, 2**20, run=run, site="north", key=place.key)
+        images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+        files.get(["features"], Samples(images, torch.zeros(1, dtype=torch.int64), ("a",)), lambda: torch.ones(2))
+    assert len(list(place.folder.rglob("features/*"))) == 2
+    assert place.call("purge", "--record-id", "a", "--yes").exit_code == 0
+    assert not list(place.folder.rglob("features"))
 
 
 def test_the_log_has_one_line_that_names_nobody(place: Place) -> None:

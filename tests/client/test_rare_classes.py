@@ -10,8 +10,9 @@ from flwr.app import Message, RecordDict
 from hospitals import Hospitals, deployed, make_hospital, with_images
 from small_runs import instruction, run_small, step_of
 
+from client.announcement import announcement
 from client.local_steps import answer
-from client.site import Site, announcement, open_site
+from client.site import Site, open_site
 from dynammo_core.errors import ConfigError, PolicyError
 from dynammo_core.experiment import Experiment
 from dynammo_core.memory.withdrawal import WithdrawalLedger
