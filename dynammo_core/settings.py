@@ -260,9 +260,7 @@ class ComputeSettings(Section):
 
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     threads: int = Field(default=1, ge=1, description="CPU threads of one site; fixed, so that results repeat")
-    features: Literal["float32", "float16"] = Field(
-        default="float32", description="how features are kept for later rounds"
-    )
+    features: Literal["float32", "float16"] = Field(default="float32", description="how rounds keep features")
 
 
 class Optimisation(Section):
