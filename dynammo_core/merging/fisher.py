@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
 
 from dynammo_core.aggregation.batch_norm import is_batch_norm_statistic
 from dynammo_core.merging.averages import merge_mean
 from dynammo_core.merging.task_sets import State, TaskSets
-from dynammo_core.models.functional import HELD, FunctionOf
+from dynammo_core.training import train_only
 
 FLOOR = 1e-6
 """The least that an entry weighs, where the root mean square is 1: what no task needs is the plain mean."""
 
 
+@torch.enable_grad()
 def diagonal_fisher(
     model: nn.Module,
     names: Sequence[str],
@@ -28,32 +28,27 @@ def diagonal_fisher(
     The expectation is over the model's own answers y, as in the paper, and exact: a head has few rows. So it reads no
     label, and is the Fisher information; squared gradients of the labels' losses are not (arXiv 1905.12558).
 
+    It takes a backward pass for each sample and row. `torch.func` would make one of many: on a CPU that takes longer,
+    and on any device the memory of as many gradients.
+
     Args:
-        model: in eval mode, or samples would mix.
+        model: is left in eval mode, or samples would mix, with gradients for the parameters named alone.
         names: of the parameters to derive by.
         logits: by the model, Tensor[B, R] of inputs Tensor[B, ...].
         batches: inputs and labels, at least one sample in all.
     """
-    function = FunctionOf(model, logits)
-    values = {f"model.{name}": model.get_parameter(name).detach() for name in names}
-    numbers = sum(value.numel() for value in values.values())
-    sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in values.items()}
+    train_only(model, set(names))
+    parameters = [model.get_parameter(name) for name in names]
+    sums = [torch.zeros_like(parameter) for parameter in parameters]
     samples = 0
-
-    def log_probabilities(values: Mapping[str, Tensor], one: Tensor) -> tuple[Tensor, Tensor]:
-        """Of a single sample, as a batch of one, Tensor[R], twice: to be derived, and as it is."""
-        own = functional_call(function, dict(values), (one.unsqueeze(0),)).squeeze(0).log_softmax(dim=0)
-        return own, own
-
-    of_each = vmap(jacrev(log_probabilities, has_aux=True), in_dims=(None, 0))
-    for inputs, labels in batches:
-        rows = logits(inputs[:1]).shape[1]
-        for chunk in inputs.split(max(1, HELD // (rows * numbers))):
-            derivatives, logs = of_each(values, chunk)
-            for name, total in sums.items():
-                total += torch.einsum("br,br...->...", logs.exp(), derivatives[name].square())
-        samples += len(labels)
-    return {name.removeprefix("model."): (sums[name] / samples).to(value) for name, value in values.items()}
+    for one in (one for inputs, _ in batches for one in torch.split(inputs, 1)):
+        answers = logits(one).log_softmax(dim=1).squeeze(0)
+        for answer, probability in zip(answers, answers.detach().exp().tolist(), strict=True):
+            derivatives = torch.autograd.grad(answer, parameters, retain_graph=True)
+            for total, derivative in zip(sums, derivatives, strict=True):
+                total.addcmul_(derivative, derivative, value=probability)
+        samples += 1
+    return {name: (total / samples).detach() for name, total in zip(names, sums, strict=True)}
 
 
 def comparable(fisher: State) -> dict[str, Tensor]:

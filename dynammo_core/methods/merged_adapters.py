@@ -89,8 +89,8 @@ class MergedAdaptersMethod(AdapterMethod):
         if FISHER in params.operators:
             if federation.compression != "none":
                 return (
-                    f"merge: {FISHER} does not go with federation.compression: {federation.compression}: squared "
-                    "gradients are too small for it; take none"
+                    f"merge: {FISHER} does not go with federation.compression: {federation.compression}: it "
+                    "rounds squared gradients, which are small, to 0, or tells their difference from weights; take none"
                 )
             if federation.aggregator == "norm_clipping":
                 return (
@@ -144,16 +144,18 @@ class MergedAdaptersMethod(AdapterMethod):
 
     def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:
         """Put aside what the stage brought; with the last of it, put in its place the merged set of all tasks."""
-        state = self.adapters(model).state_dict() if stage.name in ("adapt", FISHER) else {}
+        weighed = FISHER in self.params.operators
         if stage.name == "adapt":
-            _put(archive, _set_prefix(task), state)
-        elif stage.name == FISHER:  # sites answered under the adapters' names
+            tuned = self.adapters(model).state_dict()
+            _put(archive, _set_prefix(task), tuned)
+            if weighed:  # sites derive by what will be merged
+                self.adapters(model).load_state_dict(self._prepared(tuned))
+        if stage.name == FISHER:  # sites have answered under the adapters' names
+            state = self.adapters(model).state_dict()
             answered = {name: tensor for name, tensor in state.items() if not is_batch_norm_statistic(name)}
             _put(archive, _fisher_prefix(task), comparable(answered))
-        if stage.name == (FISHER if FISHER in self.params.operators else "adapt"):
+        if stage.name == (FISHER if weighed else "adapt"):
             self.merge_adapters(model, archive, task)
-        elif stage.name == "adapt":  # sites derive by what will be merged
-            self.adapters(model).load_state_dict(self._prepared(state))
         super().finish_stage(model, archive, task, stage)
 
     def merge_adapters(self, model: IncrementalModel, archive: Archive, task: int) -> None:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from dynammo_core.models.functional import HELD, FunctionOf
 from dynammo_core.privacy.noise import Noise
+
+HELD = 2**25
+"""Numbers in the gradients of samples that are held at a time: each sample has one for every trained number."""
 
 
 class PrivateGradients:
@@ -39,7 +41,7 @@ class PrivateGradients:
         noise: Noise,
     ) -> None:
         self._clip, self._deviation, self._expected, self._noise = clip, noise_multiplier * clip, expected, noise
-        self._module = FunctionOf(model, loss)
+        self._module = _Loss(model, loss)
         self._trained = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
         self._chunk = max(1, HELD // sum(p.numel() for p in self._trained.values()))
 
@@ -71,3 +73,15 @@ class PrivateGradients:
         """Of a single sample, as a batch of one."""
         value: Tensor = functional_call(self._module, dict(values), (one.unsqueeze(0), label.unsqueeze(0)))
         return value
+
+
+class _Loss(nn.Module):
+    """A loss as a module, so that other values can stand for the parameters of the model that it reads."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        return self._loss(inputs, labels)
