@@ -59,6 +59,16 @@ class Config(Section, Generic[M]):
             )
         return scanners
 
+    @field_validator("method")
+    @classmethod
+    def _fits(cls, method: M, info: ValidationInfo) -> M:
+        federation, backbone = info.data.get("federation"), info.data.get("backbone")
+        if federation is None or backbone is None:  # what is missing is refused already
+            return method
+        if misfit := METHODS[method.name].misfit(method, federation, backbone):
+            raise ValueError(misfit)
+        return method
+
     @field_validator("privacy")
     @classmethod
     def _can_be_kept(cls, privacy: PrivacySettings, info: ValidationInfo) -> PrivacySettings:

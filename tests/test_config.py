@@ -258,6 +258,7 @@ def another(value: Any, key: str) -> Any:
         "scanners.kind": "noise",
         "scanners.own_statistics": "trained",
         "method.merge": "last",
+        "method.merge_alpha": "fold",
         "method.padding": 0,
         "method.pooling": "spread" if value == "mean" else "mean",
         "method.prediction": "classifier" if value == "nearest_mean" else "nearest_mean",

@@ -232,10 +232,14 @@ def test_what_travels_under_secure_aggregation_is_listed_exactly() -> None:
 
 
 def _stages() -> Iterator[list[tuple[str, ...]]]:
-    """A row for each stage of each method: those of a first task that a second has no more, then those of a second."""
+    """A row for each stage of each method: those of a first task that a second has no more, then those of a second.
+
+    With the one operator that has a stage of its own, where a method merges.
+    """
     stream = TaskStream(((0, 1), (2, 3)))
     for name, method in METHODS.items():
-        made = method(method.Params(name=name), stream)
+        merging = {"merge": "fisher"} if "merge" in method.Params.model_fields else {}
+        made = method(method.Params(name=name, **merging), stream)
         first, second = made.all_stages(0), [*made.all_stages(1), *filter(None, [made.forget(1)])]
         names = {stage.name for stage in second}
         for stage in (*(stage for stage in first if stage.name not in names), *second):

@@ -130,6 +130,20 @@ def test_tensors_of_the_other_stages_are_refused(action: Action) -> None:
         refused(action, replace(report, weights={**report.weights, name: model().state_dict()[name]}))
 
 
+def test_squared_gradients_leave_for_each_parameter_and_for_nothing_else() -> None:
+    own = Experiment(small_config("dynammo", {"method.merge": "fisher"}))
+    stage, state = step_of(own, 1, "fisher").stage, model().state_dict()
+    numbers = right(Action.SUMMARISE).numbers
+    names = names_up(model(), stage)
+    parameters = dict(model().named_parameters())
+    assert set(names) == {name for name in parameters if ".adapters." in name}
+    report = Report(False, {name: state[name].square() for name in names}, numbers)
+    check_report(report, stage, model(), CLASSES)
+    for name in ("heads.auxiliary.weight", "extractor.adapters.0.residual.1.running_var"):
+        with pytest.raises(ProtocolError, match=f"unknown tensor '{name}'"):
+            check_report(replace(report, weights={**report.weights, name: state[name]}), stage, model(), CLASSES)
+
+
 @with_tensors
 def test_each_missing_tensor_is_refused_by_name(action: Action) -> None:
     report = right(action)

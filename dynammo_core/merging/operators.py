@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 
 from torch import Tensor
 
 from dynammo_core.merging.averages import merge_last, merge_mean, merge_slerp, merge_weighted
+from dynammo_core.merging.fisher import merge_fisher
 from dynammo_core.merging.task_sets import MergeOperator, TaskSets
 from dynammo_core.merging.task_vectors import TASK_VECTORS, merge_task_vectors
 
@@ -18,13 +19,24 @@ MERGE_OPERATORS: Mapping[str, MergeOperator] = MappingProxyType(
         "last": merge_last,
         "weighted": merge_weighted,
         "slerp": merge_slerp,
+        "fisher": merge_fisher,
         **{name: partial(merge_task_vectors, combine) for name, combine in TASK_VECTORS.items()},
     }
 )
 
 
-def merge(operator: str, given: TaskSets) -> dict[str, Tensor]:
-    """One set from the sets of all tasks, by the operator of that name; of one set, that set, whatever the operator."""
+def merge(operator: str | Sequence[str], given: TaskSets) -> dict[str, Tensor]:
+    """One set from the sets of all tasks; of one set, that set, whatever the operator.
+
+    Args:
+        operator: a name of the table; or one for the adapter at each insertion point, first to last.
+        given: the sets.
+    """
     if len(given.sets) == 1:
         return merge_last(given)
-    return MERGE_OPERATORS[operator](given)
+    if isinstance(operator, str):
+        return MERGE_OPERATORS[operator](given)
+    merged: dict[str, Tensor] = {}
+    for place, name in enumerate(operator):
+        merged |= MERGE_OPERATORS[name](given.at(place))
+    return merged

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ class TaskSets:
         sets: one state dict a task, oldest first; each set was inherited from the one before.
         initial: the set that task 0 started from; what operators on task vectors subtract.
         samples: images that each set was tuned on, all sites together; what `weighted` weighs by.
+        importance: of each set, by the names of its parameters, how much each entry counts; what `fisher` weighs by.
         density: share in (0, 1] of a task vector's entries that sparse operators keep.
         scale: times the merged task vector; 1 leaves the length that the operator gives it.
     """
@@ -25,8 +26,22 @@ class TaskSets:
     sets: Sequence[State]
     initial: State = field(default_factory=dict)
     samples: Sequence[float] = ()
+    importance: Sequence[State] = ()
     density: float = 1.0
     scale: float = 1.0
+
+    def at(self, place: int) -> TaskSets:
+        """The same of the adapter at one insertion point alone, counted from 0."""
+
+        def own(state: State) -> State:
+            return {name: tensor for name, tensor in state.items() if name.startswith(f"{place}.")}
+
+        return replace(
+            self,
+            sets=[own(state) for state in self.sets],
+            initial=own(self.initial),
+            importance=[own(state) for state in self.importance],
+        )
 
 
 MergeOperator = Callable[[TaskSets], dict[str, Tensor]]

@@ -69,6 +69,10 @@ class AdapterMethod(Method):
 
     def loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
         """Cross-entropy of the auxiliary head on the last features, with exemplars as "others"."""
-        features = self.tuned(model).embed_last(inputs, start=context.stage.inputs)
-        auxiliary = model.head(AUXILIARY)
-        return nn.functional.cross_entropy(auxiliary(features), auxiliary.targets(labels))
+        logits = self.auxiliary_logits(model, inputs, context.stage)
+        return nn.functional.cross_entropy(logits, model.head(AUXILIARY).targets(labels))
+
+    def auxiliary_logits(self, model: IncrementalModel, inputs: Tensor, stage: Stage) -> Tensor:
+        """What the auxiliary head says of inputs Tensor[B, ...] at the stage's level: Tensor[B, R]."""
+        logits: Tensor = model.head(AUXILIARY)(self.tuned(model).embed_last(inputs, start=stage.inputs))
+        return logits

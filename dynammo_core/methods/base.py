@@ -18,7 +18,7 @@ from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Stage
 from dynammo_core.privacy.settings import PrivacySettings
 from dynammo_core.seeding import derive_seed
-from dynammo_core.settings import MemorySettings, MethodSettings
+from dynammo_core.settings import BackboneSettings, FederationSettings, MemorySettings, MethodSettings
 
 TEACHER_PREFIX = "teacher."
 """Tensors of the archive under this prefix make the model of the previous task, for methods that distil."""
@@ -115,6 +115,11 @@ class Method(ABC):
         and what is sent are gradients, or sums that `summarise_privately` noises.
         """
         return "what one image may change in what its sites send has no bound"
+
+    @classmethod
+    def misfit(cls, params: MethodSettings, federation: FederationSettings, backbone: BackboneSettings) -> str:
+        """Why these parameters do not go with those sections of the configuration, and the remedy; empty if they do."""
+        return ""
 
     def needs_noise(self, stage: Stage) -> bool:
         """Whether a site's answer in this stage says more of its images than their noised numbers do."""

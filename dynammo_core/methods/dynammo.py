@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from pydantic import Field
-from torch import Tensor
 
 from dynammo_core.methods.adapter_tuning import ADAPTERS
-from dynammo_core.methods.base import Archive, Batch
+from dynammo_core.methods.base import Archive
 from dynammo_core.methods.merged_adapters import MergedAdaptersMethod, MergeSettings
 from dynammo_core.methods.task_heads import TASK_HEADS, TaskHeadsMethod, TaskHeadsSettings, start_head_from_auxiliary
 from dynammo_core.models.incremental_model import IncrementalModel
@@ -54,10 +53,7 @@ class DynaMMo(MergedAdaptersMethod, TaskHeadsMethod):
         if self.params.adapters:
             self.begin_adapters(model, archive, task)
 
-    def summarise(self, model: IncrementalModel, batches: Iterable[Batch], stage: Stage) -> dict[str, Tensor]:
-        return self.recalibrated(model, batches, stage)
-
     def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:
+        super().finish_stage(model, archive, task, stage)
         if stage.name == "adapt":
-            self.merge_adapters(model, archive, task)
             start_head_from_auxiliary(model, task)

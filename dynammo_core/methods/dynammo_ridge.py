@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from torch import Tensor
-
-from dynammo_core.data.samples import Samples
 from dynammo_core.methods.adapted_closed_form import AdaptedClosedForm, AdaptedClosedFormSettings
-from dynammo_core.methods.base import Archive, Batch, Rehearsal
+from dynammo_core.methods.base import Archive
 from dynammo_core.methods.closed_form import BalancedClosedForm
 from dynammo_core.methods.merged_adapters import MergedAdaptersMethod, MergeSettings
 from dynammo_core.models.incremental_model import IncrementalModel
@@ -42,18 +39,3 @@ class DynaMMoRidge(MergedAdaptersMethod, AdaptedClosedForm, BalancedClosedForm):
     def begin_task(self, model: IncrementalModel, archive: Archive, task: int) -> None:
         self.grow(model, task)
         self.begin_adapters(model, archive, task)
-
-    def training_set(self, stage: Stage, rehearsal: Rehearsal) -> Samples:
-        if stage.name == "adapt":
-            return self.adapting_set(rehearsal)
-        return rehearsal.balanced() if stage.name == "recalibrate" else super().training_set(stage, rehearsal)
-
-    def summarise(self, model: IncrementalModel, batches: Iterable[Batch], stage: Stage) -> dict[str, Tensor]:
-        if stage.name == "recalibrate":
-            return self.recalibrated(model, batches, stage)
-        return super().summarise(model, batches, stage)
-
-    def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:
-        if stage.name == "adapt":
-            self.merge_adapters(model, archive, task)
-        super().finish_stage(model, archive, task, stage)

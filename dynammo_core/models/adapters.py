@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,25 @@ class AdapterSet(nn.ModuleList):
 
     def __init__(self, channels: Sequence[int], alpha: float, padding: int = 1, norm: str = "batch") -> None:
         super().__init__(Adapter(width, alpha, padding, norm) for width in channels)
+
+
+LAST_NORM = "residual.4."
+"""Where an adapter's alpha goes when it is folded."""
+
+
+def folded_alphas(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of an adapter set that computes the same, each alpha moved into the last norm: 1 or -1 stays.
+
+    alpha relu(g x + b) = sign relu(|alpha| g x + |alpha| b): a scale passes through a ReLU, a sign does not.
+    """
+    folded = dict(state)
+    for name, alpha in state.items():
+        stem, dot, last = name.rpartition(".")
+        if last == "alpha":
+            folded[name] = torch.where(alpha < 0, -torch.ones_like(alpha), torch.ones_like(alpha))
+            for affine in (f"{stem}{dot}{LAST_NORM}weight", f"{stem}{dot}{LAST_NORM}bias"):
+                folded[affine] = alpha.abs() * state[affine]
+    return folded
 
 
 class BatchNorm(nn.BatchNorm2d):

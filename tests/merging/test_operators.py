@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dynammo_core.merging.averages import merge_last, merge_mean, merge_slerp, merge_weighted
+from dynammo_core.merging.fisher import comparable
 from dynammo_core.merging.operators import MERGE_OPERATORS, merge
 from dynammo_core.merging.task_sets import TaskSets
 from dynammo_core.methods.dynammo import DynaMMoSettings
@@ -35,10 +36,13 @@ def adapter_state(seed: int, batches: int = 1) -> State:
 
 
 def task_sets(states: Sequence[State], density: float = 1.0, scale: float = 1.0) -> TaskSets:
-    return TaskSets(states, adapter_state(99), [1.0 + i for i in range(len(states))], density, scale)
+    """Entries weigh as much as they are long: each set brings its own importance, wherever it stands."""
+    importance = [comparable({n: t.square() for n, t in state.items() if "running" not in n}) for state in states]
+    samples = [1.0 + i for i in range(len(states))]
+    return TaskSets(states, adapter_state(99), samples, importance, density, scale)
 
 
-def merged(operator: str, given_: TaskSets) -> State:
+def merged(operator: str | Sequence[str], given_: TaskSets) -> State:
     with seeded_initialisation("merge"):
         return merge(operator, given_)
 
@@ -115,6 +119,32 @@ def test_scales_and_batch_norms_are_never_pruned(operator: str) -> None:
     assert (result["0.residual.1.running_var"] > 0).all()
 
 
+# One operator for each insertion point
+
+
+@operators
+def test_a_list_of_one_name_is_the_name(operator: str) -> None:
+    given_ = task_sets([adapter_state(seed) for seed in range(3)], density=0.3, scale=1.5)
+    assert equal(merged([operator, operator], given_), merged(operator, given_))
+
+
+@operators
+@pytest.mark.parametrize("first", ["last", "ties", "dare"])
+def test_each_adapter_is_merged_by_its_own_operator(first: str, operator: str) -> None:
+    if operator == "dare":  # the only one that draws, and what it would draw after another cannot be told
+        return
+    given_ = task_sets([adapter_state(seed) for seed in range(3)], density=0.3, scale=1.5)
+    result = merged([first, operator], given_)
+    assert result.keys() == given_.sets[0].keys()
+    for place, name in enumerate((first, operator)):
+        alone = merged(name, given_)
+        assert all(torch.equal(result[key], alone[key]) for key in result if key.startswith(f"{place}."))
+
+
+def test_one_set_merges_to_itself_whatever_the_list() -> None:
+    assert equal(merged(["ties", "fisher"], task_sets([adapter_state(1)], density=0.1)), adapter_state(1))
+
+
 # Averages by hand
 
 
@@ -179,6 +209,7 @@ def test_last_is_the_newest_set_whatever_came_before() -> None:
 
 def test_every_operator_can_be_configured_and_nothing_else() -> None:
     for name in MERGE_OPERATORS:
-        assert DynaMMoSettings(name="dynammo", merge=name).merge == name  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="'mean', 'last'"):
-        DynaMMoSettings(name="dynammo", merge="median")  # type: ignore[arg-type]
+        assert DynaMMoSettings(name="dynammo", merge=name).merge == name
+    for wrong in ("median", ("mean", "median")):
+        with pytest.raises(ValueError, match=r"unknown merge operator 'median'.* accepted: mean, last"):
+            DynaMMoSettings(name="dynammo", merge=wrong)

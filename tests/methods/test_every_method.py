@@ -27,6 +27,7 @@ REHEARSED = [name for name, method in METHODS.items() if issubclass(method, Rehe
 VARIANTS: Mapping[str, tuple[str, dict[str, object]]] = {
     **{name: (name, {}) for name in METHODS},
     "dynammo without adapters": ("dynammo", {"adapters": False}),
+    "dynammo by Fisher information": ("dynammo", {"merge": "fisher", "merge_alpha": "fold"}),
     **{f"{name} by nearest mean": (name, {"prediction": "nearest_mean"}) for name in REHEARSED if name != "icarl"},
     "dynammo_ridge with the bare network": ("dynammo_ridge", {"frozen_beside": True, "pooling": "spread"}),
     "icarl by classifier": ("icarl", {"prediction": "classifier"}),

@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynammo_core.models.adapters import Adapter, AdapterSet
+from dynammo_core.models.adapters import Adapter, AdapterSet, folded_alphas
 
 RESNET18 = (64, 64, 128, 256)
 
@@ -135,3 +137,45 @@ def test_group_norm_treats_each_image_by_itself_and_keeps_no_statistics() -> Non
     assert not list(adapter.buffers())
     assert [module.num_groups for module in adapter.modules() if isinstance(module, nn.GroupNorm)] == [4, 4]
     assert not torch.allclose(Adapter(12, 0.5).train()(maps)[:1], Adapter(12, 0.5).train()(maps[:1]))
+
+
+# Folding alphas
+
+
+def trained(alpha: float, norm: str = "batch") -> AdapterSet:
+    """Two adapters whose norms have learnt something and seen something."""
+    torch.manual_seed(0)
+    adapters = AdapterSet((8, 8), alpha=alpha, norm=norm)
+    for adapter in adapters:
+        adapter(maps(6, 8, 4, 4))
+        for norm_layer in (adapter.residual[1], adapter.residual[4]):
+            nn.init.normal_(norm_layer.weight)
+            nn.init.normal_(norm_layer.bias)
+    return adapters.eval()
+
+
+def through(adapters: AdapterSet, x: Tensor) -> Tensor:
+    for adapter in adapters:
+        x = adapter(x)
+    return x
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@given(alpha=st.floats(-3, 3, width=32) | st.sampled_from([0.0, -0.0]))
+def test_folding_alphas_changes_nothing_that_is_computed(norm: str, alpha: float) -> None:
+    adapters, x = trained(alpha, norm), maps(3, 8, 4, 4)
+    before = through(adapters, x).detach()
+    state = adapters.state_dict()
+    folded = folded_alphas(state)
+    assert folded.keys() == state.keys()
+    assert folded["1.alpha"].item() == (-1 if alpha < 0 else 1)
+    adapters.load_state_dict(folded)
+    torch.testing.assert_close(through(adapters, x).detach(), before, rtol=1e-4, atol=1e-5)
+
+
+def test_folding_twice_is_folding_once_and_leaves_the_rest_alone() -> None:
+    state = trained(-0.3).state_dict()
+    once = folded_alphas(state)
+    assert all(torch.equal(tensor, once[name]) for name, tensor in folded_alphas(once).items())
+    changed = {name for name in state if not torch.equal(state[name], once[name])}
+    assert changed == {f"{i}.{part}" for i in (0, 1) for part in ("alpha", "residual.4.weight", "residual.4.bias")}
