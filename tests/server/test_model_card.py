@@ -117,6 +117,16 @@ def test_the_card_of_a_run_of_an_earlier_version_says_that_nobody_measured(run: 
     assert "has not measured how well they are calibrated" in card
 
 
+def test_the_card_says_where_sites_tested_with_statistics_of_their_own(run: Path) -> None:
+    assert "statistics" not in card_of(run)
+    own = {"kind": "trained", "tested_sha256": "cd" * 32}
+    edit(run / "model.json", lambda facts: facts.update(own_statistics=own))
+    card = card_of(run)
+    assert "| Batch-norm statistics | common to all sites; each tested the model with its own (`trained`) |\n" in card
+    assert "**Measured with other statistics than those in this file.**" in card
+    assert len(cells(card, "How well it answers")) == 4  # the table of recalls still is one
+
+
 def test_a_run_that_goes_on_says_so(run: Path) -> None:
     edit(run / "summary.json", lambda summary: summary.update(status="running", tasks=5))
     assert "2 of 5 tasks; the run is **running** |" in card_of(run)
