@@ -73,6 +73,11 @@ class ModelFacts(BaseModel):
     versions: dict[str, str]
     lineage: Lineage
 
+    @property
+    def open_set_words(self) -> str:
+        """What the method's open-set score is."""
+        return METHODS[self.method["name"]].open_set_words
+
     @model_validator(mode="after")
     def _known_here(self) -> Self:
         if self.backbone not in BACKBONES:

@@ -92,10 +92,8 @@ neither was the threshold of the open-set score below.
 - There is one head a task, with a row for everything else ("others"). The head with the lowest probability of "others"
   gives the answer; a class's probability is that of its own task's head. Heads judge independently: probabilities need
   not sum to 1, and the answer need not be the largest of them.
-- `open_set_score` is 1 minus the lowest probability of "others".
-{% else %}
-- `open_set_score` is the probability of the answer (the maximum softmax probability).
 {% endif %}
+- `open_set_score` is {{ facts.open_set_words }}.
 - The open-set score is near 1 for a class that was learnt and near 0 for an image like nothing learnt.
 {% if facts.open_set_threshold is not none %}
   Of the sites' test images of the classes above, 95 % score {{ "%.6g" | format(facts.open_set_threshold) }} or more:
