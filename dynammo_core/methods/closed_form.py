@@ -54,7 +54,7 @@ class ClosedFormMethod(Method):
     params: ClosedFormSettings
     freezes_backbone = True
     deployed: ClassVar[tuple[str, ...]] = ANSWERS
-    open_set_words = "s^4 / (s^4 + (1 - s)^4), s the share that the largest regressed label has of all positive ones"
+    open_set_words = "s^4 / (s^4 + (1 - s)^4), s the largest regressed label over 1 plus what lies below 0"
     features_need: ClassVar[tuple[str, ...]] = ()
 
     def grow(self, model: IncrementalModel, task: int) -> None:
@@ -80,12 +80,13 @@ class ClosedFormMethod(Method):
     def predict(self, model: IncrementalModel, features: Tensor) -> Prediction:
         """The most probable class, which is that of the largest regressed label.
 
-        How known the image is follows from the share s that this label has of all positive ones, s^4 / (s^4 + (1 -
-        s)^4): labels sum to 1, and an image like nothing learnt gets some below 0, so that the others sum to more.
+        How known the image is follows from s, that label over 1 plus what lies below 0: s^4 / (s^4 + (1 - s)^4).
+        Regressed labels sum to 1, and an image like nothing learnt gets some below 0, so that others have to be larger:
+        s is then the largest label's share of the positive ones. After noise they sum to anything, and s still serves.
         """
         labels = ridge_head(model)(features)
-        positive = labels.clamp_min(torch.finfo(labels.dtype).tiny)
-        share = positive.max(dim=1).values / positive.sum(dim=1)
+        below = labels.clamp_max(0).sum(dim=1)
+        share = (labels.max(dim=1).values / (1 - below)).clamp(0, 1)
         known = share**STRETCH / (share**STRETCH + (1 - share) ** STRETCH)
         return replace(super().predict(model, features), known=known)
 

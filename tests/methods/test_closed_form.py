@@ -35,8 +35,8 @@ def test_probabilities_are_sharpened_and_answers_are_those_of_the_regressed_labe
 
 def test_an_image_is_known_as_far_as_its_labels_are_not_negative() -> None:
     method, model = reads_labels()
-    labels = torch.tensor([[0.8, 0.2, 0.0], [0.8, 0.5, -0.3], [1.1, -0.1, 0.0], [-0.1, -0.2, -0.3]])
-    # Odds of the share among positive labels, to the fourth: 4^4, 1.6^4, no other positive one; none at all is a share
-    # of 1/3, with odds of 1/16.
-    wanted = torch.tensor([256 / 257, 6.5536 / 7.5536, 1.0, 1 / 17])
+    labels = torch.tensor([[0.8, 0.2, 0.0], [0.8, 0.5, -0.3], [1.1, -0.1, 0.0], [0.6, 0.3, -0.4], [-0.1, -0.2, -0.3]])
+    # Where they sum to 1, the odds of the share among positive ones to the fourth: 4^4, 1.6^4, and no other positive
+    # one. Where they do not, as after noise: odds of 0.6 / 1.4 to 0.8 / 1.4, so 0.75^4; and no positive one.
+    wanted = torch.tensor([256 / 257, 6.5536 / 7.5536, 1.0, 0.31640625 / 1.31640625, 0.0])
     torch.testing.assert_close(method.predict(model, labels).known, wanted, atol=1e-6, rtol=0)
