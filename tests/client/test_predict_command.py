@@ -18,7 +18,7 @@ from PIL import Image
 from small_runs import Finished, run_id, run_small
 from typer.testing import CliRunner
 
-from client.local_steps import LocalStep
+from client.local_step import LocalStep
 from client.predict_command import as_tested, predict
 from client.settings import load_site
 from dynammo_core.data.samples import Samples
@@ -207,8 +207,8 @@ def run_among(
     hospitals: Hospitals, own: str, runs: Path, monkeypatch: pytest.MonkeyPatch, method: str, **federation: str
 ) -> tuple[Path, Tested]:
     """A run among hospitals, and by site and task what it tested, with the probabilities of all rows."""
-    seen: Tested = {}
-    embed = LocalStep.embed
+    parts: dict[tuple[str, int], list[tuple[Samples, torch.Tensor]]] = {}
+    embed = LocalStep.embed_once
 
     def watched(local: LocalStep, samples: Samples, end: Level) -> torch.Tensor:
         features, task = embed(local, samples, end), local.step.task
@@ -216,13 +216,18 @@ def run_among(
             local.experiment.stream.seen(task)
         ):
             name = local.experiment.config.federation.site_label(local.site.index)
-            seen[name, task + 1] = samples, torch.cat(local.experiment.method.probabilities(local.model, features), 1)
+            rows = torch.cat(local.experiment.method.probabilities(local.model, features), dim=1)
+            parts.setdefault((name, task + 1), []).append((samples, rows))
         return features
 
-    monkeypatch.setattr(LocalStep, "embed", watched)
+    monkeypatch.setattr(LocalStep, "embed_once", watched)
     sections = {"scanners": {"own_statistics": own}, "federation": federation}
     config = deployed(list(hospitals.files), list(HELD), method, sections)
-    return run_small(config, runs, grid=hospitals).path, seen
+    run = run_small(config, runs, grid=hospitals).path
+    return run, {
+        key: (Samples.concatenate([samples for samples, _ in own]), torch.cat([rows for _, rows in own]))
+        for key, own in parts.items()
+    }
 
 
 @torch.no_grad()
