@@ -18,10 +18,11 @@ from dynammo_core.aggregation.batch_norm import is_batch_norm_statistic, pool_ba
 from dynammo_core.data.feature_cache import fingerprint
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.transforms import to_input
+from dynammo_core.model_files import deployed_tensors, tensors_sha256
 from dynammo_core.models.backbones import Backbone
 from dynammo_core.models.batch_statistics import batch_statistics
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
-from dynammo_core.plan import Step
+from dynammo_core.plan import Action, Step
 from dynammo_core.protocol import names_up
 from dynammo_core.seeding import seeded_generator
 from dynammo_core.training import shuffled
@@ -39,7 +40,8 @@ def with_own_statistics(model: IncrementalModel, step: Step, site: Site) -> Incr
     Those of a frozen backbone are estimated on the bare backbone, with the first images that the site may train on,
     and kept for the run: what is summed in one task fits the next. Those of what is trained are estimated anew
     in each step, over the balanced set, but for those that the step sends up, which are the sites' common ones. So the
-    server holds pooled statistics, for sites that have none of their own yet.
+    server holds pooled statistics, for sites that have none of their own yet. What a model is tested with is kept, so
+    that it can be used as it was tested.
     """
     wanted = site.experiment.config.scanners.own_statistics
     if wanted == "none":
@@ -50,7 +52,15 @@ def with_own_statistics(model: IncrementalModel, step: Step, site: Site) -> Incr
         _normalise_backbone(own, samples, site)
     if wanted in ("trained", "all") and len(samples) > 1:
         _normalise_trained(own, samples, step, site)
+    if step.stage.action is Action.EVALUATE:
+        _keep_tested(model, own, step, site)
     return own
+
+
+def _keep_tested(received: IncrementalModel, own: IncrementalModel, step: Step, site: Site) -> None:
+    method = site.experiment.method
+    statistics = {name: held for name, held in deployed_tensors(method, own).items() if is_batch_norm_statistic(name)}
+    site.statistics.save_tested(statistics, task=step.task, model=tensors_sha256(deployed_tensors(method, received)))
 
 
 def _own_images(step: Step, site: Site) -> Samples:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,12 +16,19 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from client.settings import SiteSettings, load_site
 from dynammo_core.errors import DataError
 from dynammo_core.files import write_atomically
 from dynammo_core.terminal import readable_errors
 
 if TYPE_CHECKING:
+    from dynammo_core.model_files import ModelFiles
     from dynammo_core.predictor import Predictor
+
+NOT_AS_TESTED = (
+    "The sites tested this model with batch-norm statistics of their own, and these answers come from the common ones: "
+    "what the run measured does not hold for them. Add --site SITE.YAML of a site that took part"
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,14 @@ def predict(
     ],
     top: Annotated[int, typer.Option(min=1, metavar="K", help="Classes to name for each image.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images at a time.")] = 64,
+    site: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SITE.YAML",
+            help="This site's settings, for a model that it tested with batch-norm statistics of its own.",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     csv_file: Annotated[
@@ -68,9 +83,12 @@ def predict(
     diseases reach.
     """
     with readable_errors():
+        from dynammo_core.model_files import ModelFiles
         from dynammo_core.predictor import Predictor
 
-        predictor = Predictor.load(model, device)
+        settings, model_files = load_site(site) if site is not None else None, ModelFiles.read(model)
+        own = settings.site if settings and model_files.facts.own_statistics else None
+        predictor = Predictor.of_files(as_tested(model_files, settings), device)
         files = find_images(images)
         batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
         errors = Console(stderr=True)
@@ -79,15 +97,46 @@ def predict(
         if csv_file is not None:
             write_atomically(csv_file, as_csv(findings, top).encode(errors="surrogateescape"))
         if as_json:
-            typer.echo(json.dumps(as_plain_data(predictor, findings, top), indent=2))
+            typer.echo(json.dumps(as_plain_data(predictor, findings, top, own), indent=2))
         else:
             Console().print(as_table(findings, top, predictor.facts.open_set_threshold))
+        for warning in warnings_about(predictor, own):
+            errors.print(f"[bold yellow]warning[/] {escape(warning)}", soft_wrap=True, highlight=False)
         unreadable = [finding for finding in findings if finding.error]
         for finding in unreadable:
             text = f"[bold red]unreadable[/] {escape(_printable(finding.error))}"
             errors.print(text, soft_wrap=True, highlight=False)
         if unreadable:
             raise typer.Exit(1)
+
+
+def as_tested(files: ModelFiles, settings: SiteSettings | None) -> ModelFiles:
+    """A model as this site tested it: with the site's own statistics, where sites have such and settings are given.
+
+    Raises:
+        MemoryStoreError: the site keeps none of this very model, or cannot read them.
+        ConfigError: the key of its memory cannot be read.
+    """
+    from dynammo_core.memory.encryption import load_key
+    from dynammo_core.memory.statistics_file import statistics_for_model
+
+    own = files.facts.own_statistics
+    if own is None or settings is None:
+        return files
+    memory = settings.memory
+    statistics = statistics_for_model(
+        memory.folder,
+        task=files.facts.lineage.after_task - 1,
+        model=own.tested_sha256,
+        site=settings.site,
+        key=load_key(memory.key) if memory.key else None,
+    )
+    return replace(files, tensors={**files.tensors, **statistics})
+
+
+def warnings_about(predictor: Predictor, own: str | None) -> list[str]:
+    """What is to be known of all answers; `own` is the site whose own statistics are in the model."""
+    return [NOT_AS_TESTED] if predictor.facts.own_statistics and own is None else []
 
 
 def find_images(places: Sequence[Path]) -> list[Path]:
@@ -127,8 +176,10 @@ def ask(predictor: Predictor, files: Sequence[Path]) -> list[Finding]:
     return [findings[file] for file in files]
 
 
-def as_plain_data(predictor: Predictor, findings: Sequence[Finding], top: int) -> dict[str, Any]:
-    """The findings and the model that made them, for JSON."""
+def as_plain_data(
+    predictor: Predictor, findings: Sequence[Finding], top: int, own: str | None = None
+) -> dict[str, Any]:
+    """The findings and the model that made them, for JSON; `own` as for `warnings_about`."""
     facts = predictor.facts
     return {
         "model": {
@@ -136,7 +187,9 @@ def as_plain_data(predictor: Predictor, findings: Sequence[Finding], top: int) -
             "classes": list(predictor.classes),
             "open_set_threshold": facts.open_set_threshold,
             "lineage": facts.lineage.model_dump(),
+            "statistics_of": own,
         },
+        "warnings": warnings_about(predictor, own),
         "images": [
             {
                 "file": str(finding.file),

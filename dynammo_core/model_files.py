@@ -37,11 +37,25 @@ class Lineage(BaseModel):
     tensors_sha256: str | None = None
 
 
+class OwnStatistics(BaseModel):
+    """That the sites were tested with batch-norm statistics of their own, which stay there.
+
+    Attributes:
+        kind: which, by `scanners.own_statistics`.
+        tested_sha256: of the tensors as they arrived at the sites, by which a site knows the model again.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+    tested_sha256: str
+
+
 class ModelFacts(BaseModel):
     """What `model.json` says: all that is needed to build the network and to name its answers.
 
     Of the sites' test images of learnt classes, 95 % have an open-set score of at least `open_set_threshold`; None
-    where nobody counted.
+    where nobody counted. Without `own_statistics` all sites were tested with the statistics in the file.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -55,8 +69,14 @@ class ModelFacts(BaseModel):
     normalisation: Literal["half", "imagenet"]
     heads: dict[str, tuple[int, ...]]
     open_set_threshold: float | None = None
+    own_statistics: OwnStatistics | None = None
     versions: dict[str, str]
     lineage: Lineage
+
+    @property
+    def open_set_words(self) -> str:
+        """What the method's open-set score is."""
+        return METHODS[self.method["name"]].open_set_words
 
     @model_validator(mode="after")
     def _known_here(self) -> Self:
@@ -133,6 +153,13 @@ def deployed_names(method: Method, model: IncrementalModel) -> list[str]:
     changing = set(travelling_names(model))
     kept = set(matching(changing, method.deployed))
     return [name for name in model.state_dict() if name not in changing or name in kept]
+
+
+def deployed_tensors(method: Method, model: IncrementalModel) -> dict[str, Tensor]:
+    """These tensors, on the CPU; one that parts share (a backbone of many passes) once, under its first name."""
+    state = model.state_dict()
+    first = {state[name].data_ptr(): name for name in reversed(deployed_names(method, model))}
+    return {name: state[name].cpu().contiguous() for name in sorted(first.values())}
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

@@ -45,9 +45,10 @@ class Answers:
             independently, so a row need not sum to 1, and `labels` (the head least in favour of "others", then its
             best class) need not be the largest entry: where they differ, heads contradict each other.
         open_set_scores: Tensor[N] in [0, 1], high for an image of a class that was learnt, low for one that is like
-            nothing learnt. One minus the lowest probability of "others" over the heads; for methods without "others"
-            the maximum softmax probability (Hendrycks and Gimpel, arXiv 1610.02136), which with C classes is at least
-            1 / C. Of the sites' test images of learnt classes, 95 % reach `ModelFacts.open_set_threshold`.
+            nothing learnt. One minus the lowest probability of "others" over the heads; for closed forms from the
+            largest regressed label's share; for other methods without "others" the maximum softmax probability
+            (Hendrycks and Gimpel, arXiv 1610.02136), which with C classes is at least 1 / C. Of the sites' test images
+            of learnt classes, 95 % reach `ModelFacts.open_set_threshold`.
     """
 
     labels: Tensor

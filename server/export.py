@@ -31,6 +31,7 @@ INPUT = "images"
 OUTPUTS = ("label", "probabilities", "open_set_score")
 ONNX_OPSET = 18
 """ONNX Runtime reads it from version 1.14 (2023) on."""
+NOT_AS_TESTED = "common to all sites: sites tested the model with batch-norm statistics of their own, which stay there"
 TORCHSCRIPT_EXTRA = "description.json"
 """Name of TorchScript's extra file that holds the description."""
 PER_GRAIN = 4
@@ -144,6 +145,7 @@ def check_images(size: int) -> Tensor:
 def description(predictor: Predictor) -> dict[str, str]:
     """What goes into the file's metadata, each value a text: how to feed it, how to read it, what it is."""
     side = predictor.facts.image_size
+    own = {"statistics": NOT_AS_TESTED} if predictor.facts.own_statistics else {}
     return {
         "input": f"{INPUT}: uint8 [N, 3, {side}, {side}], RGB, 0 to 255, not normalised, any N from 1; grey images "
         f"have three equal channels; resize to {side}x{side} (bilinear, antialiased, stretched where not square)",
@@ -152,6 +154,7 @@ def description(predictor: Predictor) -> dict[str, str]:
         OUTPUTS[2]: "float32 [N], 1: of a class that was learnt, 0: like nothing learnt, do not use the answer",
         "classes": json.dumps(predictor.classes),
         METADATA_KEY: predictor.facts.model_dump_json(),
+        **own,
     }
 
 

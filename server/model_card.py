@@ -34,6 +34,9 @@ This page is made from the files of the run, by the command that exported the mo
   "" if summary.status == "completed" else "; the run is **" ~ summary.status ~ "**" }} |
 | Multiply-accumulates for one image | {{ "{:,}".format(summary.macs_per_image) }} |
 | Parameters | {{ "{:,}".format(summary.deployed_parameters) }} |
+{% if facts.own_statistics %}
+| Batch-norm statistics | common to all sites; each tested the model with its own (`{{ facts.own_statistics.kind }}`) |
+{% endif %}
 
 ## Classes
 
@@ -62,6 +65,13 @@ On the sites' own test images, of all classes above, without being told the task
 | Average incremental accuracy | {{ summary.average_incremental_accuracy | percent }} |
 | Forgetting, in points | {{ summary.forgetting | percent }} |
 
+{% if facts.own_statistics %}
+**Measured with other statistics than those in this file.** Each site put batch-norm statistics of its own images in
+their place, which stay there. At a site that took part `dynammo-site predict --site SITE.YAML` does the same, with the
+model as safetensors. Nothing on this page was measured with the statistics in this file, which other software uses;
+neither was the threshold of the open-set score below.
+
+{% endif %}
 | Class | Task | Recall | Test images | Most often taken for |
 |---|---|---|---|---|
 {% for row in recalls %}
@@ -82,10 +92,8 @@ On the sites' own test images, of all classes above, without being told the task
 - There is one head a task, with a row for everything else ("others"). The head with the lowest probability of "others"
   gives the answer; a class's probability is that of its own task's head. Heads judge independently: probabilities need
   not sum to 1, and the answer need not be the largest of them.
-- `open_set_score` is 1 minus the lowest probability of "others".
-{% else %}
-- `open_set_score` is the probability of the answer (the maximum softmax probability).
 {% endif %}
+- `open_set_score` is {{ facts.open_set_words }}.
 - The open-set score is near 1 for a class that was learnt and near 0 for an image like nothing learnt.
 {% if facts.open_set_threshold is not none %}
   Of the sites' test images of the classes above, 95 % score {{ "%.6g" | format(facts.open_set_threshold) }} or more:

@@ -9,14 +9,16 @@ from importlib.metadata import version
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import save
+from torch import Tensor
 
 from dynammo_core import __version__, metrics
+from dynammo_core.compression import CODECS, carried
 from dynammo_core.cost import Deployed, multiply_accumulates
 from dynammo_core.errors import ConfigError
 from dynammo_core.experiment import Experiment, code_hash
-from dynammo_core.model_files import FACTS, WEIGHTS, deployed_names, tensors_sha256
+from dynammo_core.model_files import FACTS, WEIGHTS, deployed_tensors, tensors_sha256
 from dynammo_core.models.backbones import BACKBONES, weights_sha256
-from dynammo_core.models.incremental_model import IncrementalModel, matching
+from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 from dynammo_core.plan import Action
 from dynammo_core.privacy.accounting import ACCOUNTANT, MECHANISMS, NEIGHBOURS, compose
 from dynammo_core.privacy.plan import client_charges
@@ -146,10 +148,7 @@ def write_model(
     Both also stay in `models/task-NN`, so that a run can go back to the model after an earlier task. `tested` is what
     it answered to the sites' test images.
     """
-    state = model.state_dict()
-    # Parts of a model may share a tensor (a backbone of many passes): it is written once, under its first name.
-    first = {state[name].data_ptr(): name for name in reversed(deployed_names(experiment.method, model))}
-    tensors = {name: state[name].cpu().contiguous() for name in sorted(first.values())}
+    tensors = deployed_tensors(experiment.method, model)
     config, class_names = experiment.config, experiment.class_names
     facts = {
         "class_names": list(class_names),
@@ -161,6 +160,7 @@ def write_model(
         "normalisation": config.data.normalisation,
         "heads": {name: list(model.head(name).rows) for name in _deployed_heads(experiment, model)},
         "open_set_threshold": _fine(known_threshold(tested)) if tested else None,
+        "own_statistics": _own_statistics(experiment, model, tensors),
         "versions": {"dynammo": __version__} | {package: version(package) for package in RECORDED_VERSIONS},
         "lineage": {
             "config_hash": config.content_hash,
@@ -193,6 +193,18 @@ def roll_back(directory: RunDirectory, task: int) -> None:
     for name in (WEIGHTS, FACTS):
         directory.write(name, (kept / name).read_bytes())
     directory.log("rolled_back", task=task)
+
+
+def _own_statistics(
+    experiment: Experiment, model: IncrementalModel, tensors: dict[str, Tensor]
+) -> dict[str, str] | None:
+    """With what statistics sites have tested the tensors, which rounding may have changed on the way to them."""
+    config = experiment.config
+    if config.scanners.own_statistics == "none":
+        return None
+    sent = {name: tensors[name] for name in travelling_names(model) if name in tensors}
+    arrived = {**tensors, **carried(CODECS[config.federation.compression], sent)}
+    return {"kind": config.scanners.own_statistics, "tested_sha256": tensors_sha256(arrived)}
 
 
 def _deployed_heads(experiment: Experiment, model: IncrementalModel) -> list[str]:

@@ -16,13 +16,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from dynammo_core.files import write_atomically
+from dynammo_core.reliability import MEASURES
 from server.run_files import RunFiles
 from simulations.compare import Group, Json, Metric, Result
 
+TERMINAL_HEADINGS = {
+    **{"average": "average", "last": "last", "forgetting": "forgetting"},
+    **{"average_difference": "Δ average", "last_difference": "Δ last"},
+}
 SUMMARY_COLUMNS = (
     *("method", "average_incremental_accuracy", "last_accuracy", "average_mean_class_recall", "mean_class_recall"),
     *("forgetting", "worst_site_accuracy", "macs_per_image", "deployed_parameters", "bytes_up", "bytes_down"),
-    *("seconds", "config_hash", "code_hash"),
+    *(*MEASURES, "seconds", "config_hash", "code_hash"),
 )
 
 
@@ -48,7 +53,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table: a row under a setting. Differences are from the setting's first row, paired by seed."""
+    """A line of the table: a row under a setting. Differences are from the setting's first row, paired by seed.
+
+    The measures of reliability are None where the runs have none: they were made before there were any.
+    """
 
     setting: str
     row: str
@@ -58,6 +66,9 @@ class Line:
     forgetting: Spread
     average_difference: Spread | None
     last_difference: Spread | None
+    calibration_error: Spread | None
+    open_set_auroc: Spread | None
+    open_set_fpr95: Spread | None
 
     @property
     def spreads(self) -> dict[str, Spread | None]:
@@ -96,12 +107,30 @@ def _line(group: Group, first: Group, metric: Metric) -> Line:
         forgetting=spread("forgetting"),
         average_difference=difference(metric.average),
         last_difference=difference(metric.last),
+        **{name: _if_measured(group, name) for name in MEASURES},
     )
+
+
+def reliability(summary: Json) -> dict[str, float | None]:
+    """One number a measure: the calibration error after the last task, means of the others over tasks that have them.
+
+    After the last task no class is to come, so there is none of these. None where a run has measured nothing.
+    """
+    after_tasks = {name: summary.get(f"{name}_after_tasks") or [None] for name in MEASURES}
+    return {
+        name: values[-1] if name == "calibration_error" else Spread.of(values).mean
+        for name, values in after_tasks.items()
+    }
+
+
+def _if_measured(group: Group, name: str) -> Spread | None:
+    spread = Spread.of(reliability(result.summary)[name] for result in group.results)
+    return None if group.results and spread.mean is None else spread
 
 
 def table(groups: Sequence[Group], metric: Metric, title: str = "") -> Table:
     """The lines for a terminal of 80 columns."""
-    headings = ("row", "seeds", "average", "last", "forgetting", "Δ average", "Δ last")
+    headings = ("row", "seeds", *TERMINAL_HEADINGS.values())
     caption = f"{title}: {metric.words}" if title else metric.words
     result = Table(*headings, box=SIMPLE, padding=0, show_edge=False, title=escape(caption), title_justify="left")
     for setting, own in groupby(lines(groups, metric), key=lambda line: line.setting):
@@ -109,7 +138,7 @@ def table(groups: Sequence[Group], metric: Metric, title: str = "") -> Table:
             result.add_section()
             result.add_row(f"[bold]{escape(setting)}[/]")
         for line in own:
-            figures = ("" if spread is None else str(spread) for spread in line.spreads.values())
+            figures = ("" if (spread := line.spreads[name]) is None else str(spread) for name in TERMINAL_HEADINGS)
             result.add_row(escape(line.row), str(len(line.seeds)), *figures)
     return result
 
@@ -132,7 +161,10 @@ def write_tables(groups: Sequence[Group], metric: Metric, cost: Sequence[Json], 
         for result in group.results
     ]
     _write(folder / "table.csv", _table_rows(groups, metric))
-    every_run = [{**names, **result.summary, "directory": result.directory} for names, result in results]
+    every_run = [
+        {**names, **result.summary, **reliability(result.summary), "directory": result.directory}
+        for names, result in results
+    ]
     _write(folder / "runs.csv", every_run, (*named, *SUMMARY_COLUMNS, "directory"))
     _write(
         folder / "curves.csv",

@@ -34,11 +34,11 @@ TEMPLATE = r"""{% extends "page" %}
 {% endif %}
 
 <h2>Average and last</h2>
-<p>Average: mean over tasks of the {{ metric.words }} after each task. Last: after the last task. Forgetting is that of the accuracy, in points. Mean ± sample standard deviation over the seeds; Δ is the difference from the first row, paired by seed.</p>
+<p>Average: mean over tasks of the {{ metric.words }} after each task. Last: after the last task. Forgetting is that of the accuracy, in points. Mean ± sample standard deviation over the seeds; Δ is the difference from the first row, paired by seed. ECE, the expected calibration error in points: how far the probability of an answer and how often it is right are apart, after the last task. AUROC, how often an image of a learnt class has a higher open-set score than one of a class to come, and FPR95, how many images of classes to come reach the score that 95 % of those of learnt classes reach: means over the tasks after which classes are to come. Empty where runs have not measured it.</p>
 {% for setting in settings %}
 {{ heading(setting) }}
 <div class="scroll"><table>
-  <thead><tr><th>Method</th><th class="n">seeds</th><th class="n">average, %</th><th class="n">last, %</th><th class="n">forgetting</th><th class="n">Δ average</th><th class="n">Δ last</th></tr></thead>
+  <thead><tr><th>Method</th><th class="n">seeds</th><th class="n">average, %</th><th class="n">last, %</th><th class="n">forgetting</th><th class="n">Δ average</th><th class="n">Δ last</th><th class="n">ECE</th><th class="n">AUROC, %</th><th class="n">FPR95, %</th></tr></thead>
   <tbody>
   {% for line in setting.lines %}
   <tr><th scope="row">{{ line.row }}</th><td class="n">{{ line.seeds | length }}</td>{% for value in line.spreads.values() %}<td class="n">{{ value | spread }}</td>{% endfor %}</tr>
@@ -124,7 +124,7 @@ TEMPLATE = r"""{% extends "page" %}
 </main>
 <footer>
   Runs by code {{ codes | join(", ") or "–" }}; page by code {{ code[:12] }}. Full hashes are in tables/runs.csv.
-  Average accuracy: Rebuffi et al. 2017. Mean class recall: Brodersen et al. 2010. Forgetting: Chaudhry et al. 2018. Colours: Okabe and Ito 2008.
+  Average accuracy: Rebuffi et al. 2017. Mean class recall: Brodersen et al. 2010. Forgetting: Chaudhry et al. 2018. ECE: Guo et al. 2017. AUROC: Hendrycks and Gimpel 2017. FPR95: Liang et al. 2018. Colours: Okabe and Ito 2008.
 </footer>
 {% endblock %}
 """

@@ -92,5 +92,5 @@ def deployed(
     settings["federation"] = {"site_names": names, "patience_seconds": 0.2, "deadline_seconds": 60}
     settings["tasks"] = {"sizes": 2}
     for section, values in (sections or {}).items():
-        settings[section] |= values
+        settings[section] = {**settings.get(section, {}), **values}
     return resolve(settings, "deployed.yaml", {})

@@ -176,6 +176,7 @@ def test_every_file_and_key_of_a_run_directory_is_documented(tmp_path: Path) -> 
         "sites/site-NNN/feedback.safetensors",
         "sites/site-NNN/privacy.json",
         "sites/site-NNN/statistics.sealed",
+        "sites/site-NNN/tested/task-NN.sealed",
         "privacy_audit.json",
         "privacy_audit.html",
     }

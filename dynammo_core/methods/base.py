@@ -93,6 +93,7 @@ class Method(ABC):
         freezes_backbone: whether the pretrained network never changes (and so never travels).
         uses_memory: whether sites keep exemplars.
         deployed: patterns of the tensors that prediction needs.
+        open_set_words: what `Prediction.known` is, for those who read a model card.
     """
 
     name: ClassVar[str]
@@ -101,6 +102,7 @@ class Method(ABC):
     freezes_backbone: ClassVar[bool] = False
     uses_memory: ClassVar[bool] = True
     deployed: ClassVar[tuple[str, ...]] = ("extractor.*", "heads.*")
+    open_set_words: ClassVar[str] = "the probability of the answer (the maximum softmax probability)"
 
     def __init__(self, params: MethodSettings, stream: TaskStream, privacy: PrivacySettings = NO_PRIVACY) -> None:
         self.params = params

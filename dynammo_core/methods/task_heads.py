@@ -30,6 +30,7 @@ class TaskHeadsMethod(AdapterMethod):
     """
 
     params: TaskHeadsSettings
+    open_set_words = '1 minus the lowest probability of "others"'
 
     @classmethod
     def obstacle_to_privacy(cls, params: MethodSettings, mechanism: str) -> str:

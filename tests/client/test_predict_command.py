@@ -10,13 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 from click.testing import Result
+from hospitals import Hospitals, deployed, make_hospitals
 from PIL import Image
-from small_runs import Finished
+from small_runs import Finished, run_id, run_small
 from typer.testing import CliRunner
 
-from client.predict_command import predict
+from client.local_step import LocalStep
+from client.predict_command import as_tested, predict
+from client.settings import load_site
+from dynammo_core.data.samples import Samples
+from dynammo_core.data.transforms import to_input
+from dynammo_core.model_files import ModelFiles
+from dynammo_core.models.incremental_model import Level
 from dynammo_core.predictor import Predictor
 
 app = typer.Typer()
@@ -187,3 +195,110 @@ def test_mistakes_are_one_paragraph_and_leave_nothing(model: Path, tmp_path: Pat
         assert result.stdout == ""
         assert not (tmp_path / "answers.csv").exists()
     assert asked(model, empty, "--top", "0").exit_code == 2
+
+
+# --- statistics of the site's own
+
+HELD = dict.fromkeys("0123", 5)
+Tested = dict[tuple[str, int], tuple[Samples, torch.Tensor]]
+
+
+def run_among(
+    hospitals: Hospitals, own: str, runs: Path, monkeypatch: pytest.MonkeyPatch, method: str, **federation: str
+) -> tuple[Path, Tested]:
+    """A run among hospitals, and by site and task what it tested, with the probabilities of all rows."""
+    parts: dict[tuple[str, int], list[tuple[Samples, torch.Tensor]]] = {}
+    embed = LocalStep.embed_once
+
+    def watched(local: LocalStep, samples: Samples, end: Level) -> torch.Tensor:
+        features, task = embed(local, samples, end), local.step.task
+        if local.step.stage.name == "evaluate" and set(samples.labels.tolist()) <= set(
+            local.experiment.stream.seen(task)
+        ):
+            name = local.experiment.config.federation.site_label(local.site.index)
+            rows = torch.cat(local.experiment.method.probabilities(local.model, features), dim=1)
+            parts.setdefault((name, task + 1), []).append((samples, rows))
+        return features
+
+    monkeypatch.setattr(LocalStep, "embed_once", watched)
+    sections = {"scanners": {"own_statistics": own}, "federation": federation}
+    config = deployed(list(hospitals.files), list(HELD), method, sections)
+    run = run_small(config, runs, grid=hospitals).path
+    return run, {
+        key: (Samples.concatenate([samples for samples, _ in own]), torch.cat([rows for _, rows in own]))
+        for key, own in parts.items()
+    }
+
+
+@torch.no_grad()
+def all_rows(predictor: Predictor, samples: Samples) -> torch.Tensor:
+    module, normalisation = predictor.module, predictor.facts.normalisation
+    features = module.model.extractor(to_input(samples.images, normalisation, torch.device("cpu")))
+    return torch.cat(module.method.probabilities(module.model, features), dim=1)
+
+
+@pytest.mark.parametrize(
+    ("own", "method", "federation"),
+    [
+        ("trained", "dynammo", {}),
+        ("frozen", "streaming_ridge", {"compression": "float16"}),
+        ("all", "dynammo", {"compression": "int8_both"}),
+    ],
+    ids=["trained", "frozen", "all"],
+)
+def test_a_model_answers_as_its_site_tested_it(
+    own: str, method: str, federation: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hospitals = make_hospitals(tmp_path, {"alpha": HELD, "beta": HELD})
+    run, seen = run_among(hospitals, own, tmp_path / "runs", monkeypatch, method, **federation)
+    tolerance = 5e-3 if federation else 1e-5  # where rounding on the way to the sites changed the weights they tested
+    for folder, task in ((run, 2), (run / "models" / "task-01", 1)):  # the operator may go back to an earlier model
+        files = ModelFiles.read(folder)
+        for name, site_yaml in hospitals.files.items():
+            samples, expected = seen[name, task]
+            assert len(samples) == 2 * task  # one test image of each class
+            found = all_rows(Predictor.of_files(as_tested(files, load_site(site_yaml))), samples)
+            common = all_rows(Predictor.of_files(files), samples)
+            difference = float((found - expected).abs().max())
+            assert difference < tolerance
+            assert float((common - expected).abs().max()) > max(10 * difference, 1e-3)
+
+
+def test_the_command_takes_the_sites_statistics_and_warns_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hospitals = make_hospitals(tmp_path, {"alpha": HELD, "beta": HELD})
+    run, seen = run_among(hospitals, "all", tmp_path / "runs", monkeypatch, "replay")
+    alpha, beta = hospitals.files.values()
+    images = [tmp_path / "alpha" / "images" / f"alpha-{label}-5.png" for label in HELD]
+    own, without = asked(run, *images, "--site", alpha, "--json"), asked(run, *images, "--json")
+    assert own.exit_code == without.exit_code == 0
+    found, common = json.loads(own.stdout), json.loads(without.stdout)
+    assert (found["model"]["statistics_of"], found["warnings"], own.stderr) == ("alpha", [], "")
+    _, expected = seen["alpha", 2]
+    assert [row["probability"] for row in found["images"]] == pytest.approx(
+        expected.max(dim=1).values.tolist(), abs=1e-5
+    )
+    assert common["model"]["statistics_of"] is None
+    assert [row["probability"] for row in common["images"]] != pytest.approx(
+        expected.max(dim=1).values.tolist(), abs=1e-3
+    )
+    assert without.stderr.startswith("warning The sites tested this model with batch-norm statistics of their own")
+    assert common["warnings"] == [without.stderr.removeprefix("warning ").rstrip()]
+    # Neither statistics of another model will do, nor those of another site.
+    facts = run / "model.json"
+    facts.write_text(facts.read_text().replace('"tested_sha256": "', '"tested_sha256": "0'))
+    refused = asked(run, *images, "--site", alpha)
+    assert refused.exit_code == 1
+    said = f"no statistics with which alpha tested this very model, after its task 2; it keeps those of {run_id(run)}"
+    assert said in " ".join(refused.stderr.split())
+    facts.write_text(facts.read_text().replace('"tested_sha256": "0', '"tested_sha256": "'))
+    beta.write_text(beta.read_text().replace("site: beta", "site: gamma"))
+    refused = asked(run, *images, "--site", beta)
+    assert (refused.exit_code, "belongs to" in refused.stderr) == (1, True)
+
+
+def test_a_model_without_such_statistics_needs_no_site(model: Path, images: Path, tmp_path: Path) -> None:
+    site_yaml = make_hospitals(tmp_path, {"alpha": HELD}).files["alpha"]
+    assert asked_json(model, images, "--site", site_yaml) == asked_json(model, images)
+    assert asked_json(model, images)["warnings"] == []

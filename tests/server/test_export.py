@@ -18,7 +18,7 @@ from torch import Tensor
 from dynammo_core.data.loading import load_samples
 from dynammo_core.errors import CheckpointError, ConfigError, WeightsError
 from dynammo_core.experiment import Experiment
-from dynammo_core.model_files import METADATA_KEY, ModelFacts, ModelFiles
+from dynammo_core.model_files import METADATA_KEY, ModelFacts, ModelFiles, OwnStatistics
 from dynammo_core.predictor import Predictor
 from server import export as export_module
 from server.export import FORMATS, Format, check, check_images, description, export_model
@@ -163,3 +163,12 @@ def test_an_unknown_format_and_a_place_that_cannot_be_written(finished: Finished
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot write"):
         export_model(files, "safetensors", tmp_path / "file" / "model.safetensors")
+
+
+def test_a_file_says_that_its_statistics_are_not_those_that_sites_tested(finished: Finished) -> None:
+    files = ModelFiles.read(finished("dynammo").path)
+    own = OwnStatistics(kind="all", tested_sha256="ab" * 32)
+    with_own = ModelFiles(files.facts.model_copy(update={"own_statistics": own}), files.tensors, files.origin)
+    described, plain = (description(Predictor.of_files(one)) for one in (with_own, files))
+    assert set(described) - set(plain) == {"statistics"}
+    assert "sites tested the model with batch-norm statistics of their own" in described["statistics"]

@@ -15,6 +15,7 @@ import pytest
 from small_runs import Finished
 
 from dynammo_core.errors import RunError
+from dynammo_core.methods import METHODS
 from dynammo_core.model_files import ModelFiles
 from server.model_card import model_card
 
@@ -93,9 +94,11 @@ def test_numbers_hashes_and_classes_are_those_of_the_files(run: Path) -> None:
 
 
 def test_methods_without_others_say_so(finished: Finished) -> None:
-    card = card_of(finished("streaming_ridge").path)
-    assert "maximum softmax probability" in card
-    assert "others" not in card.split("## How to read its answers")[1].split("##")[0]
+    for method, words in (("replay", "maximum softmax probability"), ("streaming_ridge", "largest regressed label")):
+        card = card_of(finished(method).path)
+        assert f"- `open_set_score` is {METHODS[method].open_set_words}.\n" in card
+        assert words in card
+        assert "others" not in card.split("## How to read its answers")[1].split("##")[0]
 
 
 def test_the_card_says_below_which_score_an_image_is_like_nothing_learnt(run: Path) -> None:
@@ -115,6 +118,16 @@ def test_the_card_of_a_run_of_an_earlier_version_says_that_nobody_measured(run: 
     card = " ".join(card_of(run).split())
     assert "this run has not measured one" in card
     assert "has not measured how well they are calibrated" in card
+
+
+def test_the_card_says_where_sites_tested_with_statistics_of_their_own(run: Path) -> None:
+    assert "statistics" not in card_of(run)
+    own = {"kind": "trained", "tested_sha256": "cd" * 32}
+    edit(run / "model.json", lambda facts: facts.update(own_statistics=own))
+    card = card_of(run)
+    assert "| Batch-norm statistics | common to all sites; each tested the model with its own (`trained`) |\n" in card
+    assert "**Measured with other statistics than those in this file.**" in card
+    assert len(cells(card, "How well it answers")) == 4  # the table of recalls still is one
 
 
 def test_a_run_that_goes_on_says_so(run: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from small_runs import SITES, Finished, run_small, small_config
 from typer.testing import CliRunner
 
 from dynammo_core.errors import RunError
+from dynammo_core.reliability import MEASURES
 from server.run_files import RunFiles
 from simulations import comparison_page
 from simulations.cli import app
@@ -24,6 +26,7 @@ from simulations.compare import METRICS, Group, Result, Sweep
 from simulations.comparison_page import write_page
 from simulations.comparison_plots import mean_and_deviation
 from simulations.comparison_sweep import sweep_curves
+from simulations.comparison_table import Spread
 
 COMMAND = "dynammo-sim compare configs/compare/small.yaml"
 CHANCE_NAME = "replay <b>& co</b>"
@@ -146,6 +149,45 @@ def test_tables_follow_from_the_runs(write: Write, groups: list[Group], tmp_path
     assert [(row["backbone"], row["row"], row["tasks"]) for row in cost] == [
         ("small_cnn", name, tasks) for name in (CHANCE_NAME, "dynammo") for tasks in ("1", "5", "10")
     ]
+
+
+def test_reliability_stands_beside_accuracy(write: Write, groups: list[Group], tmp_path: Path) -> None:
+    # Two tasks: after the second nothing is to come, so the first alone has an AUROC; a run of before has nothing.
+    errors = ([9.0, 4.0], [9.0, 7.0])
+    results = [
+        replace(
+            result,
+            summary=result.summary | {"calibration_error_after_tasks": own, "open_set_auroc_after_tasks": [60.5, None]},
+        )
+        for result, own in zip(groups[0].results, errors, strict=True)
+    ]
+    before = {key: value for key, value in groups[1].results[0].summary.items() if not key.startswith(("cal", "open"))}
+    changed = [
+        replace(groups[0], results=tuple(results)),
+        replace(groups[1], results=(replace(groups[1].results[0], summary=before),)),
+        groups[2],
+    ]
+    page = Page(write(tmp_path, groups=changed))
+    line, without, unfinished = rows(tmp_path, "table.csv")
+    assert (line["calibration_error_mean"], line["calibration_error_deviation"]) == ("5.5", "2.1213")  # 3 / sqrt(2)
+    assert (line["open_set_auroc_mean"], line["open_set_auroc_deviation"]) == ("60.5", "0.0")
+    measured = [result.summary["open_set_fpr95_after_tasks"][0] for result in groups[0].results]
+    assert float(line["open_set_fpr95_mean"]) == pytest.approx(sum(measured) / 2, abs=1e-4)
+    for row in (without, unfinished):
+        assert [row[f"{name}_mean"] for name in MEASURES] == ["", "", ""]
+    each = rows(tmp_path, "runs.csv")
+    assert [row["calibration_error"] for row in each] == ["4.0", "7.0", ""]
+    assert [row["open_set_auroc"] for row in each] == ["60.5", "60.5", ""]
+    assert "Δ last ECE AUROC, % FPR95, %" in page.text
+    fpr95 = str(Spread.of(measured))
+    assert f"5.5 ± 2.1 60.5 ± 0.0 {fpr95} dynammo 1" in page.text
+    # Empty is what was not measured, a dash what has not run; a first row has no difference.
+    html = (tmp_path / "index.html").read_text(encoding="utf-8")
+    cells = [
+        re.findall(r'<td class="n">([^<]*)</td>', row) for row in html.splitlines() if 'scope="row">dynammo' in row
+    ]
+    assert cells[0][-3:] == ["", "", ""]
+    assert cells[1] == ["0", "–", "–", "–", "", "", "–", "–", "–"]
 
 
 def test_bytes_are_those_of_the_summaries(write: Write, groups: list[Group], tmp_path: Path) -> None:
