@@ -30,8 +30,6 @@ from dynammo_core.privacy.checks import check_samples_apart
 from dynammo_core.privacy.plan import noise_of_run
 from dynammo_core.seeding import seeded_initialisation
 
-FEATURE_CACHE_BYTES = 512 * 2**20
-
 
 class Experiment:
     """A validated configuration and what it describes, each part built when first asked for."""
@@ -149,7 +147,7 @@ class Experiment:
     @cached_property
     def feature_cache(self) -> FeatureCache:
         """What frozen parts of the network made of images in this process."""
-        return FeatureCache(FEATURE_CACHE_BYTES)
+        return FeatureCache(self.config.compute.feature_megabytes * 2**20)
 
     def new_model(self) -> IncrementalModel:
         """The network before the first task. A frozen backbone is shared by all models of this experiment."""

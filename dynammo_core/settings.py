@@ -261,6 +261,7 @@ class ComputeSettings(Section):
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     threads: int = Field(default=1, ge=1, description="CPU threads of one site; fixed, so that results repeat")
     features: Literal["float32", "float16"] = Field(default="float32", description="how rounds keep features")
+    feature_megabytes: int = Field(default=512, ge=0, description="memory for features kept from round to round")
 
 
 class Optimisation(Section):

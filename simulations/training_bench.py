@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +31,9 @@ def training(
     sequence: Annotated[
         bool, typer.Option(help=f"Run all tasks too, by this method and by {PASS_PER_TASK}: takes minutes.")
     ] = True,
+    unkept: Annotated[
+        bool, typer.Option("--unkept", help="Of all tasks, run both without keeping features as well: takes longer.")
+    ] = False,
     set_: Overrides = None,
 ) -> None:
     """Speed of each training stage of the first task at one site: features kept, against a plain loop over the network.
@@ -68,11 +71,7 @@ def training(
             table.add_row(step.stage.name, *numbers, *ratios)
         console.print(table)
         if sequence:
-            taken = {name: _sequence(settings, name) for name in (settings.method.name, PASS_PER_TASK)}
-            for name, (seconds, last) in taken.items():
-                console.print(f"all tasks by {name}: {seconds:.1f} s, last accuracy {last:.1f} %", highlight=False)
-            own, other = (seconds for seconds, _ in taken.values())
-            console.print(f"{PASS_PER_TASK} takes {other / own:.2f} times as long", highlight=False)
+            console.print(_sequences(settings, (settings.method.name, PASS_PER_TASK), unkept))
 
 
 def stage_seconds(experiment: Experiment, step: Step, repeats: int) -> tuple[int, float, float, float, float]:
@@ -141,7 +140,20 @@ def _plain_loop(experiment: Experiment, step: Step, samples: Any) -> None:
                 optimizer.step()
 
 
-def _sequence(settings: Any, method: str) -> tuple[float, float]:
+def _sequences(settings: Any, methods: Sequence[str], unkept: bool) -> Table:
+    """All tasks by each method, features kept and perhaps not, beside the first."""
+    table = Table("all tasks by", "features", "seconds", "times the first", "last %")
+    first = 0.0
+    for kept in (True, False) if unkept else (True,):
+        for method in methods:
+            seconds, last = _sequence(settings, method, kept)
+            first = first or seconds
+            words = "kept" if kept else "not kept"
+            table.add_row(method, words, f"{seconds:.1f}", f"{seconds / first:.2f}", f"{last:.1f}")
+    return table
+
+
+def _sequence(settings: Any, method: str, kept: bool) -> tuple[float, float]:
     """Seconds and last accuracy of all tasks, in this process."""
     from dynammo_core.config import resolve
     from server.progress import ProgressView
@@ -150,6 +162,8 @@ def _sequence(settings: Any, method: str) -> tuple[float, float]:
     data = settings.model_dump(mode="json")
     shared = {"adapt", "balance", "alpha", "padding"} & set(data["method"])
     data["method"] = {"name": method, **{key: data["method"][key] for key in shared}}
+    if not kept:
+        data["compute"]["feature_megabytes"] = 0
     with tempfile.TemporaryDirectory(prefix="dynammo-bench-") as folder, ProgressView() as view:
         taken: list[Path] = []
         seconds = _seconds(
