@@ -90,7 +90,7 @@ def test_a_run_waits_for_its_site_and_ends_when_it_is_stopped(
     control = Control(superlink)
     assert path.parent == superlink.runs
     assert load_config(path / "config.yaml") == config
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 300
     while not (path / "events.jsonl").exists() or not events(path, "waiting"):
         assert time.monotonic() < limit, control.log_of(flower_run(path))
         time.sleep(0.2)
