@@ -84,13 +84,14 @@ class TaskHeadsMethod(AdapterMethod):
 
         One minus that probability says how known the image is: low for diseases that were never learnt.
         """
-        heads, probabilities = task_heads(model), self.probabilities(model, features)
-        others = torch.stack([p[:, h.rows.index(OTHERS)] for p, h in zip(probabilities, heads, strict=True)], dim=1)
-        lowest, chosen = others.min(dim=1, keepdim=True)
-        answers = [_best_class(p, h) for p, h in zip(probabilities, heads, strict=True)]
-        probability = torch.stack([best for best, _ in answers], dim=1).gather(1, chosen).squeeze(1)
-        labels = torch.stack([label for _, label in answers], dim=1).gather(1, chosen).squeeze(1)
-        return Prediction(labels, probability, known=1 - lowest.squeeze(1))
+        rows = [(task, label) for task, head in enumerate(task_heads(model)) for label in head.rows]
+        others = [column for column, (_, label) in enumerate(rows) if label == OTHERS]
+        tasks, labels = torch.tensor(rows, device=features.device).unbind(dim=1)
+        every = torch.cat(self.probabilities(model, features), dim=1)
+        lowest, chosen = every[:, others].min(dim=1, keepdim=True)
+        named = every.masked_fill((tasks != chosen) | (labels == OTHERS), -1)
+        probability, column = named.max(dim=1)
+        return Prediction(labels[column], probability, known=1 - lowest.squeeze(1))
 
 
 def head_name(task: int) -> str:
@@ -107,10 +108,3 @@ def start_head_from_auxiliary(model: IncrementalModel, task: int) -> None:
     """Give a task's head what the auxiliary head has learnt, but for the first task's, which has no "others" yet."""
     if task:
         model.head(head_name(task)).load_state_dict(model.head(AUXILIARY).state_dict())
-
-
-def _best_class(probabilities: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-    """Probability and global label of the best named class of one head, each Tensor[B]."""
-    named = [index for index, row in enumerate(head.rows) if row != OTHERS]
-    best, position = probabilities[:, named].max(dim=1)
-    return best, torch.tensor([head.rows[index] for index in named], device=position.device)[position]

@@ -1,4 +1,4 @@
-"""The bench of training: every stage beside a plain loop, and all tasks by both methods, whose answers do not change."""
+"""The bench of training: stages beside a plain loop, and all tasks by both methods, whose answers do not change."""
 
 from __future__ import annotations
 
