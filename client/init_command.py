@@ -47,7 +47,7 @@ memory:
   key: {memory_key}
   # Images kept for more than so many days are dropped; remove the # to use it.
   # expiry_days: 365
-  # Disk space of a run for features of images, which later rounds would compute again; 0: none.
+  # Disk space for features of images, which later rounds would compute again; 0: none.
   # features_megabytes: 1024
 
 # The file of the backbone's weights on this machine, where the experiment names one; remove the # to use it.

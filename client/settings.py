@@ -29,7 +29,7 @@ class SiteMemory(Section):
     )
     expiry_days: int | None = Field(default=None, ge=1, description="exemplars older than this are dropped")
     features_megabytes: int = Field(
-        default=1024, ge=0, description="disk space for features of images, kept from round to round of a run; 0: none"
+        default=1024, ge=0, description="disk space for features of images, kept from round to round; 0: none"
     )
 
 

@@ -225,9 +225,7 @@ def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, ru
         expiry_days=own.expiry_days,
         fewest_images=load_policy(settings.policy).fewest_images,
         sums=SumsNote(own.folder / run, run=run, site=settings.site, key=key),
-        features=FeatureFiles(
-            own.folder / run, own.features_megabytes * MEGABYTE, run=run, site=settings.site, key=key
-        ),
+        features=FeatureFiles(own.folder, own.features_megabytes * MEGABYTE, run=run, site=settings.site, key=key),
     )
 
 

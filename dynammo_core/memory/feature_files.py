@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +24,7 @@ from dynammo_core.memory.sealed_file import seal, unseal
 from dynammo_core.memory.store import make_private
 
 FOLDER = "features"
+UNUSED_SECONDS = 24 * 60 * 60
 LAYOUTS: Mapping[str, torch.memory_format] = MappingProxyType(
     {"rows": torch.contiguous_format, "channels_last": torch.channels_last}
 )
@@ -31,21 +33,22 @@ logger = logging.getLogger("dynammo.feature_files")
 
 
 class FeatureFiles:
-    """A file for each tensor that was computed from images, sealed as the memory is; those used last, up to a budget.
+    """A file for each tensor that was computed from images, sealed as the memory is: those used last, within a budget.
 
     They hold nothing that could not be computed again: a file that is lost or damaged is none, and one that cannot be
     written costs time, not the step.
 
     Args:
-        folder: of one site in one run.
-        budget: bytes that all files may take.
+        memory: folder of the site's memory, with a folder for each run.
+        budget: bytes that the files of all runs may take.
         run: whose features they are.
         site: whose images they were made of.
         key: encrypts them.
     """
 
-    def __init__(self, folder: Path, budget: int, *, run: str, site: str, key: bytes | None = None) -> None:
-        self._folder = folder / FOLDER
+    def __init__(self, memory: Path, budget: int, *, run: str, site: str, key: bytes | None = None) -> None:
+        self._memory = memory
+        self._folder = memory / run / FOLDER
         self._budget = budget
         self._owner = {"run": run, "site": site, "content": "features"}
         self._key = key
@@ -98,11 +101,12 @@ class FeatureFiles:
             logger.warning("features are not kept: %s", error)
 
     def _make_room(self, wanted: int) -> None:
-        """Delete those unused for longest."""
-        files = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in self._folder.iterdir())
+        """Delete those unused for longest, and those unused for a day, so that none outlives its images by much."""
+        paths = self._memory.glob(f"*/{FOLDER}/*.sealed")
+        files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in paths)
         taken = sum(size for _, size, _ in files)
-        for _, size, path in files:
-            if taken + wanted > self._budget:
+        for used, size, path in files:
+            if taken + wanted > self._budget or time.time() - used > UNUSED_SECONDS:
                 path.unlink(missing_ok=True)
                 taken -= size
 

@@ -70,7 +70,7 @@ def test_a_new_process_of_a_real_site_finds_features_and_answers_the_same_bits(
     def ask_process() -> Report:
         experiment = Experiment(EXPERIMENT.config)
         site = small_site(experiment, 0, tmp_path)
-        files = FeatureFiles(tmp_path / "site-000", 2**20, run="run", site="site-000", key=bytes(range(32)))
+        files = FeatureFiles(tmp_path / "real", 2**20, run="run", site="site-000", key=bytes(range(32)))
         return answer(instruction(experiment, step, 0, tmp_path), replace(site, features=files))
 
     step = step_of(EXPERIMENT, 1, stage)

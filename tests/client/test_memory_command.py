@@ -205,7 +205,7 @@ def test_a_record_goes_from_every_run_and_is_never_chosen_again(place: Place) ->
 
 def test_a_purge_discards_the_features_of_all_runs(place: Place) -> None:
     for run in ("first", "third"):
-        files = FeatureFiles(place.folder / "memory" / run, 2**20, run=run, site="north", key=place.key)
+        files = FeatureFiles(place.folder / "memory", 2**20, run=run, site="north", key=place.key)
         images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
         files.get(["features"], Samples(images, torch.zeros(1, dtype=torch.int64), ("a",)), lambda: torch.ones(2))
     assert len(list(place.folder.rglob("features/*"))) == 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -21,9 +23,9 @@ def images(value: int = 0, size: int = 8) -> Samples:
     return Samples(torch.full((3, 3, size, size), value, dtype=torch.uint8), torch.arange(3), ("a", "b", "c"))
 
 
-def files(folder: Path, *, budget: int = BUDGET, run: str = "run", key: bytes | None = KEY) -> FeatureFiles:
+def files(memory: Path, *, budget: int = BUDGET, run: str = "run", key: bytes | None = KEY) -> FeatureFiles:
     """As a new process makes them."""
-    return FeatureFiles(folder, budget, run=run, site="north", key=key)
+    return FeatureFiles(memory, budget, run=run, site="north", key=key)
 
 
 def computes(
@@ -40,8 +42,8 @@ def computes(
     return bool(asked), given
 
 
-def on_disk(folder: Path) -> list[Path]:
-    return sorted((folder / FOLDER).iterdir())
+def on_disk(folder: Path, run: str = "run") -> list[Path]:
+    return sorted((folder / run / FOLDER).iterdir())
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,11 @@ def test_a_file_that_cannot_be_trusted_is_computed_again_and_replaced(
 ) -> None:
     run, key = ("other", KEY) if harm == "another run" else ("run", KEY[::-1] if harm == "another key" else KEY)
     computes(files(tmp_path, run=run, key=key), tensor=torch.zeros(1))
-    (path,) = on_disk(tmp_path)
+    (path,) = on_disk(tmp_path, run)
+    if harm == "another run":
+        path = path.rename(tmp_path / path.name)
+        computes(files(tmp_path), "prefix")
+        path = path.rename(on_disk(tmp_path)[0].parent / path.name)
     if harm == "damaged":
         path.write_bytes(path.read_bytes()[:-1])
     elif harm == "another name":
@@ -115,7 +121,7 @@ def test_the_one_unused_for_longest_goes_first(tmp_path: Path) -> None:
     computes(files(tmp_path), "a")
     room = 2 * on_disk(tmp_path)[0].stat().st_size + 10
     held = files(tmp_path, budget=room)
-    age = iter(range(10, 100))
+    age = itertools.count(int(time.time()) - 1000)
 
     def use(what: str) -> bool:
         before = {path: path.stat().st_mtime_ns for path in on_disk(tmp_path)}
@@ -126,22 +132,40 @@ def test_the_one_unused_for_longest_goes_first(tmp_path: Path) -> None:
         return computed
 
     for path in on_disk(tmp_path):
-        os.utime(path, (0, 1))
+        os.utime(path, (0, next(age)))
     # Room for two: c drops b, since a was used after it; then b drops c.
     assert [use(what) for what in "bacab"] == [True, False, True, False, True]
+
+
+def test_all_runs_share_the_budget_and_what_nobody_used_for_a_day_goes(tmp_path: Path) -> None:
+    def left() -> list[str]:
+        return sorted(path.parent.parent.name for path in tmp_path.rglob("*.sealed"))
+
+    for run in ("old", "new"):
+        computes(files(tmp_path, run=run))
+    (old,) = on_disk(tmp_path, "old")
+    room = 2 * old.stat().st_size + 10
+    os.utime(old, (0, time.time() - 60))
+    computes(files(tmp_path, run="third", budget=room))
+    assert left() == ["new", "third"]
+    (new,) = on_disk(tmp_path, "new")
+    os.utime(new, (0, time.time() - 25 * 60 * 60))
+    computes(files(tmp_path, run="third"), "prefix")
+    assert left() == ["third", "third"]
 
 
 @pytest.mark.parametrize("budget", [0, 100])
 def test_what_is_larger_than_the_budget_is_not_kept(tmp_path: Path, budget: int) -> None:
     assert computes(files(tmp_path, budget=budget))[0]
     assert computes(files(tmp_path, budget=budget))[0]
-    assert not (tmp_path / FOLDER).exists()
+    assert not (tmp_path / "run" / FOLDER).exists()
 
 
 def test_a_disk_that_cannot_be_written_costs_time_and_not_the_step(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / FOLDER).write_text("in the way")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / FOLDER).write_text("in the way")
     computed, given = computes(files(tmp_path))
     assert computed
     assert torch.equal(given, FEATURES)
@@ -150,7 +174,7 @@ def test_a_disk_that_cannot_be_written_costs_time_and_not_the_step(
 
 def test_features_of_all_runs_can_be_discarded(tmp_path: Path) -> None:
     for run in ("one", "two"):
-        computes(files(tmp_path / run, run=run))
+        computes(files(tmp_path, run=run))
         (tmp_path / run / "memory.safetensors").touch()
     discard_features(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["memory.safetensors"] * 2
