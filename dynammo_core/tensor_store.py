@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -79,7 +80,7 @@ class TensorStore:
     def _index(self) -> dict[str, str]:
         """The hash last sent under each name; none where there is no file, or a damaged one."""
         try:
-            with safe_open(self.path, framework="pt") as file:
+            with safe_open(self.path, framework="np") as file:
                 index = json.loads(file.metadata()["index"])
             return {str(name): str(known) for name, known in index.items()}
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError):
@@ -89,9 +90,10 @@ class TensorStore:
         """Those of the tensors that are held, each of them whole."""
         found: dict[str, Tensor] = {}
         try:
-            with safe_open(self.path, framework="pt") as file:
+            # "pt" would open the file twice, and another site's process may have replaced it in between.
+            with safe_open(self.path, framework="np") as file:
                 for known in sorted(set(wanted) & set(file.keys())):
-                    tensor = file.get_tensor(known)
+                    tensor = torch.from_numpy(file.get_tensor(known))
                     if tensor_hash(tensor) != known:
                         self.path.unlink(missing_ok=True)  # or what is sent anew would be thought to be in it
                         return {}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -108,3 +111,25 @@ def test_a_file_that_cannot_be_written_costs_bytes_and_not_the_step(
     store.keep(hashes(a=A), {"a": A})
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     assert (tmp_path / FILE).is_dir()
+
+
+def test_sites_of_a_simulation_read_while_others_replace_the_file(tmp_path: Path) -> None:
+    """All simulated sites share one store, each process opens it: what is read is one file, whole, old or new."""
+    writer = "import sys, torch; from pathlib import Path; from dynammo_core.tensor_store import *\n" + (
+        "store, tensors = TensorStore(Path(sys.argv[1])), {'a': torch.arange(6.0).reshape(2, 3)}\n"
+        "while True:\n"
+        "    for size in (1, 4096):\n"
+        "        tensors['b'] = torch.rand(size)\n"
+        "        store.keep({name: tensor_hash(tensor) for name, tensor in tensors.items()}, tensors)\n"
+    )
+    store = store_with(tmp_path, a=A)
+    with subprocess.Popen([sys.executable, "-c", writer, tmp_path], cwd=Path(__file__).parents[1]) as process:
+        try:
+            first, last = store.path.stat().st_mtime_ns, time.monotonic() + 60
+            while store.path.stat().st_mtime_ns == first:
+                assert time.monotonic() < last
+            for _ in range(2000):
+                assert torch.equal(store.complete(hashes(a=A), {})["a"], A)
+                store.keep(hashes(a=A), {})
+        finally:
+            process.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 from typing import Any
 
 import pytest
@@ -263,7 +264,10 @@ def test_terminal_gets_the_panel() -> None:
         with ProgressView(Console(file=file, width=80, _environ={"TERM": "xterm"})) as view:
             view.update(started())
         file.flush()
-        assert "╭" in reader.read(8192).decode()
+        shown = b""
+        while "╭".encode() not in shown and select.select([reader], [], [], 30)[0]:  # it comes piece by piece
+            shown += reader.read(8192)
+        assert "╭" in shown.decode(errors="replace")
 
 
 def test_final_table_fits_80_columns() -> None:
