@@ -21,6 +21,7 @@ from client.policy import load_policy
 from client.settings import SiteSettings, load_site
 from dynammo_core.config import WEIGHTS_BY_NAME
 from dynammo_core.data.arrivals import Arrivals
+from dynammo_core.data.feature_cache import fingerprint
 from dynammo_core.data.loading import load_samples
 from dynammo_core.data.samples import Samples, Split
 from dynammo_core.data.scanners import through_scanner
@@ -76,7 +77,10 @@ class Site:
     features: FeatureFiles | None = None
 
     def once(self, what: tuple[str, ...], samples: Samples, compute: Callable[[], Tensor]) -> Tensor:
-        """What is made of images, kept for the steps to come; equal words `what` mean that equal things are made."""
+        """What is made of images, kept for the steps to come; equal words `what` mean that equal things are made.
+
+        Images are told apart by their pixels: a record may have several, at several sites, or in training and tests.
+        """
         experiment, features = self.experiment, self.features
 
         def on_disk() -> Tensor:
@@ -84,7 +88,7 @@ class Site:
             words = (code_hash(), experiment.backbone_fingerprint, *what)
             return features.get(words, samples, compute).to(experiment.device)
 
-        key = (*what, samples.record_ids)
+        key = (*what, samples.images.shape, fingerprint({"images": samples.images}))
         return experiment.feature_cache.get(key, compute if features is None else on_disk)
 
     def memory(self) -> ReplayMemory:

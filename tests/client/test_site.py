@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small_runs import instruction, run_id, run_small, small_config, small_site
 
 from client.local_steps import answer
 from dynammo_core.config import Config
+from dynammo_core.data.samples import Samples
 from dynammo_core.experiment import Experiment
 from dynammo_core.protocol import Report
 
@@ -110,3 +112,15 @@ def test_an_asynchronous_run_goes_through(tmp_path: Path, method: str) -> None:
         memory = site.memory()
         assert memory.task == 2
         assert memory.samples.class_counts(4) == [min(2, len(site.train_images((label,)))) for label in range(4)]
+
+
+def test_what_was_made_of_one_image_of_a_record_is_not_taken_for_that_of_another(tmp_path: Path) -> None:
+    experiment = Experiment(small_config())
+
+    def made(site: int, pixel: int) -> float:
+        image = torch.full((1, 1, 16, 16), pixel, dtype=torch.uint8)
+        samples = Samples(image, torch.zeros(1, dtype=torch.int64), ("patient",))
+        return small_site(experiment, site, tmp_path).once(("features",), samples, lambda: torch.tensor(pixel)).item()
+
+    # A patient's image for training, one for testing, and one at another site.
+    assert [made(0, 1), made(0, 2), made(1, 3), made(0, 1)] == [1, 2, 3, 1]
