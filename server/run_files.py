@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ class RunFiles:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(_text(path).splitlines()))
+    return list(csv.DictReader(io.StringIO(_text(path), newline="")))  # names of classes may hold line breaks
 
 
 def _reliability(directory: Path) -> dict[int, Reliability]:
