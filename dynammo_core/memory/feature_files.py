@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -91,19 +90,22 @@ class FeatureFiles:
         layout = next((name for name, one in LAYOUTS.items() if tensor.is_contiguous(memory_format=one)), "rows")
         content = save({layout: tensor.contiguous()})
         sealed = seal(content, {**self._owner, "name": name}, self._key)
-        if len(sealed) > self._budget:
-            return
+        fits = len(sealed) <= self._budget
         try:
-            make_private(self._folder)
-            self._make_room(len(sealed))
-            write_atomically(self._path(name), sealed, mode=0o600)
+            self._make_room(len(sealed) if fits else 0)
+            if fits:
+                make_private(self._folder)
+                write_atomically(self._path(name), sealed, mode=0o600)
         except (DynammoError, OSError) as error:
             logger.warning("features are not kept: %s", error)
 
     def _make_room(self, wanted: int) -> None:
-        """Delete those unused for longest, and those unused for a day, so that none outlives its images by much."""
-        paths = self._memory.glob(f"*/{FOLDER}/*.sealed")
-        files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in paths)
+        """Delete those unused for longest, and those unused for a day, so that none outlives its images by much.
+
+        Files that a process which was killed left half-written are among them.
+        """
+        stats = [(path.stat(), path) for path in self._memory.glob(f"*/{FOLDER}/*")]
+        files = sorted((stat.st_mtime, stat.st_size, path) for stat, path in stats)
         taken = sum(size for _, size, _ in files)
         for used, size, path in files:
             if taken + wanted > self._budget or time.time() - used > UNUSED_SECONDS:
@@ -117,13 +119,15 @@ class FeatureFiles:
 def discard_features(memory: Path) -> None:
     """Delete the features of all runs under a site's memory folder: withdrawn records may be among them.
 
+    The folders stay: a step may be keeping others in them.
+
     Raises:
         MemoryStoreError: some cannot be deleted.
     """
-    for folder in memory.glob(f"*/{FOLDER}"):
+    for path in memory.glob(f"*/{FOLDER}/*"):
         try:
-            shutil.rmtree(folder)
+            path.unlink(missing_ok=True)
         except OSError as error:
             raise MemoryStoreError(
-                f"the features in {folder} cannot be deleted: {error.strerror}", remedy="Delete the folder by hand"
+                f"the features {path} cannot be deleted: {error.strerror}", remedy="Delete the file by hand"
             ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -161,6 +162,28 @@ def test_what_is_larger_than_the_budget_is_not_kept(tmp_path: Path, budget: int)
     assert not (tmp_path / "run" / FOLDER).exists()
 
 
+@pytest.mark.parametrize(("budget", "left"), [(0, 0), (500, 1)])
+def test_a_budget_that_was_lowered_holds_for_what_is_there(tmp_path: Path, budget: int, left: int) -> None:
+    for what in ("a", "b"):
+        computes(files(tmp_path), what)
+        assert 250 < on_disk(tmp_path)[0].stat().st_size < 500
+    computes(files(tmp_path, budget=budget), tensor=torch.zeros(1000))  # 4,000 bytes do not fit
+    assert len(on_disk(tmp_path)) == left
+
+
+def test_what_a_killed_process_left_counts_and_goes_too(tmp_path: Path) -> None:
+    computes(files(tmp_path))
+    rest = on_disk(tmp_path)[0].with_name(".0a1b.sealed.x_y9z")
+    rest.write_bytes(bytes(100))
+    os.utime(rest, (0, time.time() - 60))
+    computes(files(tmp_path, budget=BUDGET), "b")
+    assert rest.exists()
+    room = 3 * max(path.stat().st_size for path in on_disk(tmp_path)) + 10
+    computes(files(tmp_path, budget=room), "c")
+    assert not rest.exists()
+    assert len(on_disk(tmp_path)) == 3
+
+
 def test_a_disk_that_cannot_be_written_costs_time_and_not_the_step(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -178,3 +201,26 @@ def test_features_of_all_runs_can_be_discarded(tmp_path: Path) -> None:
         (tmp_path / run / "memory.safetensors").touch()
     discard_features(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["memory.safetensors"] * 2
+
+
+def test_features_are_discarded_while_a_step_keeps_others(tmp_path: Path) -> None:
+    computes(files(tmp_path))
+    (path,) = on_disk(tmp_path)
+    stop = threading.Event()
+
+    def keep_others() -> None:
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            path.with_name(f"{number}.sealed").touch()
+
+    step = threading.Thread(target=keep_others)
+    step.start()
+    try:
+        while not path.with_name("99.sealed").exists():
+            time.sleep(0)
+        discard_features(tmp_path)
+    finally:
+        stop.set()
+        step.join()
+    assert not path.exists()
