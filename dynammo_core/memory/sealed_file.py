@@ -101,7 +101,7 @@ def unseal(path: Path, owner: Mapping[str, str], key: bytes | None) -> bytearray
         raise unreadable(path, error) from error
     if header.owner != dict(owner):
         raise MemoryStoreError(
-            f"the replay memory {path} belongs to {dict(header.owner)}, not to {dict(owner)}",
+            f"the sealed file {path} belongs to {dict(header.owner)}, not to {dict(owner)}",
             remedy="Give each run and each site a memory folder of its own",
         )
     return content
@@ -110,8 +110,8 @@ def unseal(path: Path, owner: Mapping[str, str], key: bytes | None) -> bytearray
 def unreadable(path: Path, error: Exception) -> MemoryStoreError:
     """The refusal of a file that is not whole."""
     return MemoryStoreError(
-        f"the replay memory {path} cannot be read ({type(error).__name__}: {error})",
-        remedy="Restore it from a backup, or delete it to let this site go on without its old exemplars",
+        f"the sealed file {path} cannot be read ({type(error).__name__}: {error})",
+        remedy="Restore it from a backup; memory.safetensors may be deleted, to go on without its exemplars",
     )
 
 
@@ -159,16 +159,16 @@ def _read(file: BufferedReader, opening: _Opening) -> bytearray:
 def _require_fitting_key(path: Path, header: Header, key: bytes | None) -> None:
     if key is None and header.key is not None:
         raise MemoryStoreError(
-            f"the replay memory {path} is encrypted, and this site names no key",
+            f"the sealed file {path} is encrypted, and this site names no key",
             remedy=f"Set memory.key in site.yaml to the key whose fingerprint is {header.key[:8]}",
         )
     if key is not None and header.key is None:
         raise MemoryStoreError(
-            f"the replay memory {path} is not encrypted, and this site has a key",
+            f"the sealed file {path} is not encrypted, and this site has a key",
             remedy="Leave memory.key out of site.yaml until its run has ended, or delete the memory",
         )
     if key is not None and header.key != fingerprint(key):
         raise MemoryStoreError(
-            f"the replay memory {path} is encrypted with another key than the one with fingerprint {fingerprint(key)}",
+            f"the sealed file {path} is encrypted with another key than the one with fingerprint {fingerprint(key)}",
             remedy="Set memory.key in site.yaml to the key it was made with; if that is lost, delete the memory",
         )

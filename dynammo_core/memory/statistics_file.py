@@ -66,10 +66,17 @@ def statistics_for_model(folder: Path, *, task: int, model: str, site: str, key:
             site's.
     """
     paths = sorted(folder.glob(f"*/{TESTED_FILE.format(task + 1)}"))
+    damaged: MemoryStoreError | None = None
     for path in paths:
-        owner = read_header(path).owner
+        try:
+            owner = read_header(path).owner
+        except MemoryStoreError as error:  # perhaps of another model, which is no obstacle to this one
+            damaged = error
+            continue
         if owner.get("model") == model:
             return _read(path, {**owner, "site": site, "content": TESTED}, key)
+    if damaged is not None:
+        raise damaged
     others = f"; it keeps those of {', '.join(path.parent.parent.name for path in paths)}" if paths else ""
     raise MemoryStoreError(
         f"{folder} holds no statistics with which {site} tested this very model, after its task {task + 1}{others}",

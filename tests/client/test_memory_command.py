@@ -131,7 +131,7 @@ def test_status_goes_on_after_a_memory_that_cannot_be_read(place: Place) -> None
     path.write_bytes(content)
     result = place.call("status")
     assert result.exit_code == 1
-    assert f"the replay memory {path} cannot be read" in result.stdout
+    assert f"the sealed file {path} cannot be read" in result.stdout
     assert "second: after task 3" in result.stdout
 
 
@@ -297,7 +297,7 @@ def test_a_memory_that_cannot_be_read_stops_a_purge_before_it_begins(place: Plac
     before = place.unchanged()
     result = place.call("purge", "--record-id", "a", "--yes")
     assert result.exit_code == 1
-    assert f"the replay memory {path} cannot be read" in result.stderr
+    assert f"the sealed file {path} cannot be read" in result.stderr
     assert place.unchanged() == before
 
 

@@ -53,3 +53,14 @@ def test_a_changed_bit_is_noticed(tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(MemoryStoreError, match="cannot be read"):
         statistics_for_model(tmp_path, task=0, model="aa", site="north", key=KEY)
+
+
+def test_a_damaged_file_of_another_run_is_in_the_way_of_its_own_model_alone(tmp_path: Path) -> None:
+    file = kept(tmp_path) / "run-a" / "tested" / "task-01.sealed"
+    file.write_bytes(b"")
+    assert torch.equal(
+        statistics_for_model(tmp_path, task=0, model="bb", site="north", key=KEY)["norm.running_mean"],
+        TWO["norm.running_mean"],
+    )
+    with pytest.raises(MemoryStoreError, match=f"the sealed file {file} cannot be read"):
+        statistics_for_model(tmp_path, task=0, model="aa", site="north", key=KEY)
