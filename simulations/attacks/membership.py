@@ -71,7 +71,7 @@ def rates(scores: Values, member: Flags, weights: Values) -> tuple[float, float]
 
 
 def judge(
-    scores: Values, member: Flags, labels: NDArray[np.int64], *, attack: str, target: str, seed: int, note: str = ""
+    scores: Values, member: Flags, labels: NDArray[np.int64], *, attack: str, target: str, seed: int
 ) -> list[Finding]:
     """What scores, high for supposed members, tell of membership.
 
@@ -82,7 +82,6 @@ def judge(
         attack: name of the attack.
         target: what the members are.
         seed: of the bootstrap, which draws members and non-members anew.
-        note: what a reader has to know.
 
     Returns:
         The area under the curve, and the true-positive rate at 1 % false positives.
@@ -109,7 +108,6 @@ def judge(
             high=float(high[i]) * scale,
             members=len(inside),
             others=len(outside),
-            note=note,
         )
         for i, (measure, unit, guess, scale) in enumerate(measures)
     ]
