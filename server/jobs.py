@@ -7,14 +7,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dynammo_core.config import load_config
+from dynammo_core.config import Config, load_config
 from dynammo_core.errors import RunError
 from dynammo_core.experiment import Experiment
+from dynammo_core.protocol import Phase
 from server.control import Control
 from server.launch import refuse_a_second, status_of, submit
 from server.settings import ServerSettings
 
 SECONDS = 300.0
+"""For what a job takes besides the sites' work: Flower starts several processes."""
 
 
 def announcements(settings: ServerSettings) -> dict[str, dict[str, Any]]:
@@ -34,9 +36,10 @@ def evaluation(settings: ServerSettings, run: Path) -> dict[str, Any]:
         RunError: the SuperLink does not answer, or the job fails.
     """
     config = run / "config.yaml"
-    load_config(config)
+    limit = longest(load_config(config), "evaluate")
     output = run / "evaluations" / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.json"
-    return _ask(settings, output, {"evaluate": "", "config": str(config.absolute()), "resume": str(run.absolute())})
+    values = {"evaluate": "", "config": str(config.absolute()), "resume": str(run.absolute())}
+    return _ask(settings, output, values, limit)
 
 
 def correction(settings: ServerSettings, run: Path) -> dict[str, Any]:
@@ -47,20 +50,30 @@ def correction(settings: ServerSettings, run: Path) -> dict[str, Any]:
         RunError: its method keeps no sums, it goes on, the SuperLink does not answer, or the job fails.
     """
     config = run / "config.yaml"
-    Experiment(load_config(config)).step(0, correction=1)
+    experiment = Experiment(load_config(config))
+    experiment.step(0, correction=1)
     refuse_a_second(Control(settings), run)
     output = run / "corrections" / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.json"
-    return _ask(settings, output, {"forget": "", "config": str(config.absolute()), "resume": str(run.absolute())})
+    values = {"forget": "", "config": str(config.absolute()), "resume": str(run.absolute())}
+    return _ask(settings, output, values, longest(experiment.config, "forget", "evaluate"))
 
 
-def _ask(settings: ServerSettings, output: Path, values: dict[str, str]) -> dict[str, Any]:
+def longest(config: Config[Any], *stages: str) -> float:
+    """Seconds that a job may take which asks the sites of an experiment in these stages, one after the other."""
+    federation = config.federation
+    exchanges = len(Phase) if federation.secure_aggregation else 1
+    asked = sum(federation.patience_seconds + federation.rules(stage)[1] for stage in stages)
+    return SECONDS + exchanges * federation.attempts * asked
+
+
+def _ask(settings: ServerSettings, output: Path, values: dict[str, str], seconds: float = SECONDS) -> dict[str, Any]:
     """Submit a job whose first value is the file to write, and wait for it."""
     output.parent.mkdir(parents=True, exist_ok=True)
     output.unlink(missing_ok=True)
     first = next(iter(values))
     control = Control(settings)
     run = submit(settings, control, {**values, first: str(output)})
-    limit = time.monotonic() + SECONDS
+    limit = time.monotonic() + seconds
     status = ""
     while time.monotonic() < limit and not output.exists():
         status, details = status_of(control, run)
@@ -70,5 +83,5 @@ def _ask(settings: ServerSettings, output: Path, values: dict[str, str]) -> dict
         time.sleep(1)
     if not output.exists():
         control.stop(run)
-        raise RunError(f"the job gave no answer within {SECONDS:.0f} s (it is {status})")
+        raise RunError(f"the job gave no answer within {seconds:.0f} s (it is {status})")
     return dict(json.loads(output.read_text(encoding="utf-8")))
