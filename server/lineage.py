@@ -59,6 +59,8 @@ def _grows(then: Config[Any], now: Config[Any]) -> bool:
     if then.data.classes is None or now.data.classes is None:
         return False
     before, after = (build_task_stream(c.tasks, len(c.data.classes or ()), c.seed).tasks for c in (then, now))
+    if len(after) > len(before) and then.privacy.mechanism == "client" and then.privacy.noise_multiplier is None:
+        return False  # noise is made for the whole plan: what the rounds that are done have cost would be told wrong
     pairs = (
         (then.data.classes, now.data.classes),
         (before, after),

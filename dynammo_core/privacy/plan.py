@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dynammo_core.data.task_stream import TaskStream
+from dynammo_core.errors import ConfigError
 from dynammo_core.methods.base import Method
 from dynammo_core.plan import Action, Step
 from dynammo_core.privacy.accounting import Charge, compose, least_noise, site_epsilon
@@ -60,17 +61,35 @@ def client_charges(steps: Sequence[Step], noise_multiplier: float) -> list[Charg
 def noise_of_run(method: Method, steps: Sequence[Step]) -> float:
     """The noise multiplier of all of a run's mechanisms but the census: as set, or the least that the budget allows.
 
+    Of `example` a noise that is set may pass the budget: each site sees to that itself, and abstains.
+
     Raises:
-        ConfigError: no noise keeps the run within the budget.
+        ConfigError: no noise keeps the run within the budget, or, of `client`, that which is set does not.
     """
     settings = method.privacy
+    if settings.mechanism == "client":
+        return _client_noise(steps, settings)
     if settings.noise_multiplier is not None:
         return settings.noise_multiplier
-    if settings.mechanism == "client":
-        return least_noise(lambda noise: compose(client_charges(steps, noise), settings.delta), settings.epsilon)
     return least_noise(
         lambda noise: site_epsilon(example_charges(method, steps, noise), settings.delta), settings.epsilon
     )
+
+
+def _client_noise(steps: Sequence[Step], settings: PrivacySettings) -> float:
+    def cost(noise: float) -> float:
+        return compose(client_charges(steps, noise), settings.delta)
+
+    noise = settings.noise_multiplier
+    if noise is None:
+        return least_noise(cost, settings.epsilon)
+    if (spent := cost(noise)) > settings.epsilon:
+        raise ConfigError(
+            f"privacy.noise_multiplier: {noise:g} costs an epsilon of {spent:.3g} over the whole run, and the budget, "
+            f"privacy.epsilon, is {settings.epsilon:g}",
+            remedy="Raise one of them, or leave privacy.noise_multiplier out",
+        )
+    return noise
 
 
 def _all_classes(stream: TaskStream, task: int) -> PrivateRehearsal:

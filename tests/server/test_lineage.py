@@ -106,6 +106,24 @@ def test_what_a_run_may_not_lose_or_change(change: str) -> None:
     assert any(found.startswith(words) for found in forbidden(**sections)), forbidden(**sections)
 
 
+@pytest.mark.parametrize(
+    ("mechanism", "noise", "words"),
+    [("client", None, ["data.classes", "tasks.sizes"]), ("client", 9.0, []), ("example", None, [])],
+)
+def test_a_task_more_must_not_change_the_noise_that_the_server_has_accounted_for(
+    mechanism: str, noise: float | None, words: list[str]
+) -> None:
+    """A site's own ledger says what noise its answers had; of `client` the plan alone does."""
+
+    def private(**sections: Any) -> str:
+        privacy = {"mechanism": mechanism, "noise_multiplier": noise}
+        return text(settings(**sections) | {"method": {"name": "dynammo", "adapters": False}, "privacy": privacy})
+
+    found = forbidden_changes(private(), private(data=MORE_CLASSES, tasks={"sizes": [2, 2, 2]}))
+    assert [change.split(" ")[0] for change in found] == words
+    assert forbidden_changes(private(), private(federation={"site_names": ["alpha", "beta", "gamma"]})) == []
+
+
 def test_growth_does_not_carry_another_change_through() -> None:
     assert forbidden(data=MORE_CLASSES, tasks={"sizes": [2, 2, 2]}, seed=2) == ["seed (then 1, now 2)"]
 
