@@ -36,7 +36,9 @@ class ClosedFormSettings(MethodSettings):
 
     multi_scale: bool = Field(default=True, description="the pooled inputs of every stage beside the last features")
     pooling: Pooling = Field(
-        default="mean", description="of the stages' inputs; spread: each channel's standard deviation beside its mean"
+        default="mean",
+        description="of the stages' inputs; spread: each channel's standard deviation beside its mean; grid: that and "
+        "the mean of each quarter",
     )
     regulariser: float | None = Field(
         default=None, gt=0, description="of ridge regression; null: by generalised cross-validation of the sums"

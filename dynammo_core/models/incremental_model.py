@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Literal
 
 import torch
@@ -70,8 +71,33 @@ class AdaptedBackbone(Extractor):
         return self.backbone.from_prefix(maps, self.adapters)
 
 
-Pooling = Literal["mean", "spread"]
-"""What is kept of a map: each channel's mean over the pixels, or its mean and its standard deviation."""
+def _mean(maps: Tensor) -> Tensor:
+    return maps.mean(dim=(2, 3))
+
+
+def _deviation(maps: Tensor) -> Tensor:
+    return maps.flatten(2).std(dim=2, correction=0)
+
+
+def _quarter(row: int, column: int, maps: Tensor) -> Tensor:
+    """The mean of one quarter; where a side has an odd number of pixels, halves share the middle ones."""
+    rows, columns = (
+        slice(half * side // 2, ((half + 1) * side + 1) // 2)
+        for half, side in zip((row, column), maps.shape[2:], strict=True)
+    )
+    return _mean(maps[:, :, rows, columns])
+
+
+Pooling = Literal["mean", "spread", "grid"]
+"""What is kept of a map, of each channel: its mean over the pixels; its standard deviation as well; or that deviation
+and the mean of each quarter, so that where something is counts, too (spatial pyramids, arXiv 1406.4729)."""
+
+POOLS: Mapping[Pooling, tuple[Callable[[Tensor], Tensor], ...]] = {
+    "mean": (_mean,),
+    "spread": (_mean, _deviation),
+    "grid": (*(partial(_quarter, row, column) for row in (0, 1) for column in (0, 1)), _deviation),
+}
+"""Each makes of maps Tensor[B, C, H, W] one feature a channel, Tensor[B, C]."""
 
 
 class MultiScaleBackbone(AdaptedBackbone):
@@ -79,19 +105,18 @@ class MultiScaleBackbone(AdaptedBackbone):
 
     Args:
         backbone: the network.
-        pooling: of the stages' inputs. The spread of a channel tells textures apart that have the same mean.
+        pooling: of the stages' inputs. The spread of a channel tells textures apart that have the same mean, quarters
+            of a map shapes.
     """
 
     def __init__(self, backbone: Backbone, pooling: Pooling = "mean") -> None:
         super().__init__(backbone)
         self.pooling = pooling
-        self.feature_dim = (2 if pooling == "spread" else 1) * sum(backbone.channels) + backbone.feature_dim
+        self.feature_dim = len(POOLS[pooling]) * sum(backbone.channels) + backbone.feature_dim
 
     def _from_prefix(self, maps: Tensor) -> Tensor:
         inputs, features = self.backbone.stage_inputs(maps, self.adapters)
-        pooled = [own.mean(dim=(2, 3)) for own in inputs]
-        if self.pooling == "spread":
-            pooled += [own.flatten(2).std(dim=2, correction=0) for own in inputs]
+        pooled = [pool(own) for pool in POOLS[self.pooling] for own in inputs]
         return torch.cat([*pooled, features], dim=1)
 
 

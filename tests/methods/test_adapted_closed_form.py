@@ -70,7 +70,7 @@ def test_classes_weigh_the_same_under_merged_adapters() -> None:
     assert ridge_head(made.model).products[:, -1].tolist() == pytest.approx([7.5] * 4)
 
 
-@pytest.mark.parametrize(("pooling", "times"), [("mean", 1), ("spread", 2)])
+@pytest.mark.parametrize(("pooling", "times"), [("mean", 1), ("spread", 2), ("grid", 5)])
 def test_the_bare_network_stands_beside(pooling: str, times: int) -> None:
     made = bench("dynammo_ridge", **QUICK, frozen_beside=True, pooling=pooling)
     made.begin(0)

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.backbones import build_backbone
 from dynammo_core.models.heads import LinearHead
 from dynammo_core.models.incremental_model import (
+    POOLS,
     AdaptedBackbone,
     IncrementalModel,
     Level,
@@ -205,24 +207,35 @@ def test_trainable_networks_travel_each_under_its_own_name() -> None:
 @pytest.mark.parametrize("alpha", [0.5, None])
 def test_pooled_are_the_means_and_spreads_of_each_stages_inputs_before_the_features(alpha: float | None) -> None:
     plain = extractor(alpha=alpha)
-    means, spread = (MultiScaleBackbone(plain.backbone, pooling).eval() for pooling in ("mean", "spread"))
-    for made in (means, spread):
+    means, spread, grid = (MultiScaleBackbone(plain.backbone, pooling).eval() for pooling in POOLS)
+    for made in (means, spread, grid):
         made.adapters = plain.adapters
-    inputs, last = plain.backbone.stage_inputs(plain.backbone.prefix(images()), plain.adapters)
+    pictures = torch.randn(3, 3, 24, 24)  # stages then see 12, 6 and 3 pixels: an odd side, too
+    inputs, last = plain.backbone.stage_inputs(plain.backbone.prefix(pictures), plain.adapters)
+    assert [maps.shape[-1] for maps in inputs] == [12, 6, 3]
     pixels = [maps.flatten(2).double().numpy() for maps in inputs]
     mean, deviation = (
         torch.tensor(np.concatenate([of(p, axis=2) for p in pixels], axis=1)) for of in (np.mean, np.std)
     )
-    assert (means.feature_dim, spread.feature_dim) == (8 + 16 + 32 + 64, 2 * (8 + 16 + 32) + 64)
-    for made, expected in ((means, [mean, last]), (spread, [mean, deviation, last])):
-        torch.testing.assert_close(made(images()).double(), torch.cat([e.double() for e in expected], dim=1))
+    quarters = [  # by PyTorch's own pooling, which lets halves of an odd side share its middle, too
+        torch.cat([adaptive_avg_pool2d(maps, 2)[:, :, row, column] for maps in inputs], dim=1)
+        for row in (0, 1)
+        for column in (0, 1)
+    ]
+    assert [made.feature_dim for made in (means, spread, grid)] == [times * (8 + 16 + 32) + 64 for times in (1, 2, 5)]
+    for made, expected in (
+        (means, [mean, last]),
+        (spread, [mean, deviation, last]),
+        (grid, [*quarters, deviation, last]),
+    ):
+        torch.testing.assert_close(made(pictures), torch.cat([e.float() for e in expected], dim=1))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("start", LEVELS)
 def test_the_last_features_are_the_backbones_own_from_every_level(start: Level) -> None:
     plain = extractor()
-    for pooling in ("mean", "spread"):
+    for pooling in POOLS:
         made = MultiScaleBackbone(plain.backbone, pooling).eval()
         made.adapters = plain.adapters
         inputs = made.embed(images(), start="images", end=start)
