@@ -1,4 +1,7 @@
-"""What people see while a comparison runs: a bar for all runs, and one for each run in hand, with the time left."""
+"""What people see while a comparison runs: a bar for all runs, and one for each run in hand, with the time left.
+
+Where the output is not a terminal, such as a log: a line for each run that has ended.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,14 @@ class TimeLeft(ProgressColumn):
         super().__init__()
         self._clock = clock
 
-    def render(self, task: Task) -> Text:
+    def text(self, ends: float | None) -> str:
         """`0:12:05 left`."""
-        ends = task.fields["ends"]
         seconds = 0 if ends is None else max(round(ends - self._clock()), 0)
-        return Text(f"{timedelta(seconds=seconds)} left" if seconds else "", style="dim")
+        return f"{timedelta(seconds=seconds)} left" if seconds else ""
+
+    def render(self, task: Task) -> Text:
+        """The text, dimmed."""
+        return Text(self.text(task.fields["ends"]), style="dim")
 
 
 class ComparisonView:
@@ -43,12 +49,14 @@ class ComparisonView:
     def __init__(
         self, console: Console, labels: Mapping[str, str], finished: int, clock: Callable[[], float] = time.time
     ) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), TimeLeft(clock))
-        self.progress = Progress(*columns, console=console)
-        self._labels, self._clock = labels, clock
+        self._left = TimeLeft(clock)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), self._left)
+        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._console, self._labels, self._clock = console, labels, clock
         self._finished, self._total = finished, finished + len(labels)
         self._started: float | None = None
         self._ended = 0
+        self._ends: float | None = None
         self._states: dict[str, RunState] = {}
         self._bars: dict[str, TaskID] = {}
         self._all = self.progress.add_task("all runs", total=max(self._total, 1), count="", ends=None)
@@ -91,15 +99,23 @@ class ComparisonView:
         self._ended += 1
         self._finished += not outcome.error
         self._show_all()
+        if not self._console.is_terminal:
+            ending = "failed" if outcome.error else "finished"
+            line = f"[{self._finished}/{self._total} runs] {self._labels[outcome.run_name]} {ending}"
+            time_left = filter(None, [self._left.text(self._ends)])
+            self._console.print(line, *time_left, sep=", ", markup=False, highlight=False, soft_wrap=True)
 
     def _show_all(self) -> None:
         """The time left is that of the runs to come, at the speed so far: all shares of runs done since the start."""
         shares = [state.finished / len(state.start["plan"]) for state in self._states.values() if state.start["plan"]]
         done = self._ended + sum(shares)
-        ends = None
+        self._ends = None
         if self._started is not None and done > 0:
             now = self._clock()
-            ends = now + (now - self._started) * (len(self._labels) - done) / done
+            self._ends = now + (now - self._started) * (len(self._labels) - done) / done
         self.progress.update(
-            self._all, completed=self._finished + sum(shares), count=f"{self._finished}/{self._total} runs", ends=ends
+            self._all,
+            completed=self._finished + sum(shares),
+            count=f"{self._finished}/{self._total} runs",
+            ends=self._ends,
         )

@@ -65,3 +65,17 @@ def test_a_finished_run_prints_nothing() -> None:
         view.finish(Outcome("a", "", ""))
     (line,) = buffer.getvalue().splitlines()  # the last state of the bar for all
     assert "1/1 runs" in line
+
+
+def test_a_log_gets_a_line_for_each_run_that_has_ended() -> None:
+    clock, log = Clock(), io.StringIO()
+    with ComparisonView(Console(file=log, width=20), {"a": "replay [1] · seed 1", "b": "seed 2"}, 3, clock) as view:
+        view.update("a", start(1000.0))
+        clock.now = 1040.0
+        view.finish(Outcome("a", "", ""))
+        view.finish(Outcome("b", "", "no data"))
+    # One of two runs took 40 s, so that as much is left; of none nothing is.
+    assert log.getvalue().splitlines() == [
+        "[4/5 runs] replay [1] · seed 1 finished, 0:00:40 left",
+        "[4/5 runs] seed 2 failed",
+    ]
