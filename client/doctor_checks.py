@@ -83,9 +83,10 @@ def gpu(settings: SiteSettings) -> Iterator[Finding]:
 
 def disks(settings: SiteSettings, config: Config[Any] | None) -> Iterator[Finding]:
     """Room and the right to write, for the memory, for Flower's files and for the logs."""
-    quota = int(config.memory.quota_megabytes * MEGABYTE) if config else 0
+    quota = config.memory.quota_megabytes if config else 0
+    features = settings.memory.features_megabytes
     for name, folder, needed in (
-        ("memory.folder", settings.memory.folder, quota),
+        ("memory.folder", settings.memory.folder, int((quota + features) * MEGABYTE)),
         ("state", settings.state, 0),
         ("log", settings.log.parent, 0),
         ("audit", settings.audit.parent, 0),
@@ -97,7 +98,9 @@ def disks(settings: SiteSettings, config: Config[Any] | None) -> Iterator[Findin
             remedy = f"Permit the account that runs the site to write there, or correct {name}"
             yield Finding("disk", "wrong", f"{there} may not be written, for {name}", remedy)
         elif free < max(NO_DISK, needed):
-            what += f", and the experiment's memory.quota_megabytes is {quota // MEGABYTE}" if free < needed else ""
+            wanted = f"memory.features_megabytes ({features})"
+            wanted += f" and the experiment's memory.quota_megabytes ({quota:.0f})" if config else ""
+            what += f", less than {wanted} may fill" if free < needed else ""
             yield Finding("disk", "wrong", what, f"Free space, or set {name} to another disk")
         elif free < SCARCE_DISK:
             yield Finding("disk", "warning", what, f"Free space, or set {name} to another disk")

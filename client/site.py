@@ -40,7 +40,7 @@ from dynammo_core.seeding import derive_seed
 from dynammo_core.tensor_store import TensorStore
 
 Held = TypeVar("Held", Samples, ReplayMemory)
-MEGABYTE = 2**20
+MEGABYTE = 10**6
 RUN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
 
 

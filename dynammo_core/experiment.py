@@ -147,7 +147,7 @@ class Experiment:
     @cached_property
     def feature_cache(self) -> FeatureCache:
         """What frozen parts of the network made of images in this process."""
-        return FeatureCache(self.config.compute.feature_megabytes * 2**20)
+        return FeatureCache(self.config.compute.feature_megabytes * 10**6)
 
     def new_model(self) -> IncrementalModel:
         """The network before the first task. A frozen backbone is shared by all models of this experiment."""

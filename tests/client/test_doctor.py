@@ -282,7 +282,12 @@ def test_an_experiment_brings_its_registry_its_sites_and_its_weights(tmp_path: P
     assert "/site/own.pth" in only(checked(own, experiment(backbone={"weights": "imagenet"}))["weights"], "wrong").what
     found = checked(file, experiment(federation={"sites": 1, "site_names": ["there"]}, memory={"quota_megabytes": 1e9}))
     assert "does not name the site here, but there" in only(found["experiment"], "wrong").what
-    assert "the experiment's memory.quota_megabytes is 1000000000" in only(found["disk"], "wrong").what
+    wanted = (
+        "less than memory.features_megabytes (1024) and the experiment's memory.quota_megabytes (1000000000) may fill"
+    )
+    assert wanted in only(found["disk"], "wrong").what
+    thirsty = image_site(tmp_path / "thirsty", tmp_path, memory={"features_megabytes": 10**9})
+    assert "less than memory.features_megabytes (1000000000) may fill" in only(checked(thirsty)["disk"], "wrong").what
     found = checked(file, tmp_path / "none.yaml")
     assert found["experiment"][0].state == "wrong"
     assert "weights" not in found
