@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,4 +42,6 @@ def test_help_explains_every_parameter(program: str, words: tuple[str, ...]) -> 
     for parameter in command.params:
         told = " ".join(Text.from_markup(parameter.help or "").plain.split())
         assert told, parameter.name
+        styles = re.sub(r"\[(bold|/)\]", "", parameter.help).replace("\\[", "[")
+        assert told == " ".join(styles.split()), "words in brackets are lost, as markup"
         assert told in said, parameter.name
