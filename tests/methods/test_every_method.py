@@ -29,7 +29,7 @@ VARIANTS: Mapping[str, tuple[str, dict[str, object]]] = {
     "dynammo without adapters": ("dynammo", {"adapters": False}),
     "dynammo by Fisher information": ("dynammo", {"merge": "fisher", "merge_alpha": "fold"}),
     **{f"{name} by nearest mean": (name, {"prediction": "nearest_mean"}) for name in REHEARSED if name != "icarl"},
-    "dynammo_ridge with the bare network": ("dynammo_ridge", {"frozen_beside": True, "pooling": "spread"}),
+    "dynammo_ridge with the bare network": ("dynammo_ridge", {"frozen_beside": True, "pooling": "grid"}),
     "icarl by classifier": ("icarl", {"prediction": "classifier"}),
 }
 TASKS = range(len(STREAM))

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_runs import Finished
+from small_runs import Finished, run_small, small_config
 from torch import Tensor
 
 from dynammo_core.data.loading import load_samples
@@ -63,6 +63,14 @@ def test_onnx_answers_in_onnx_runtime(finished: Finished, method: str, tmp_path:
     assert metadata == description(predictor)
     assert json.loads(metadata["classes"]) == ["0", "1", "2", "3"]
     assert ModelFacts.model_validate_json(metadata[METADATA_KEY]) == files.facts
+
+
+def test_onnx_takes_the_quarters_of_odd_maps(tmp_path: Path) -> None:
+    config = small_config(
+        "streaming_ridge", {"method.pooling": "grid", "data.image_size": 24}
+    )  # the last map has 3 x 3
+    run = run_small(config, tmp_path / "runs")
+    assert export_model(ModelFiles.read(run.path), "onnx", tmp_path / "model.onnx").difference < CLOSE
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:FutureWarning")
