@@ -3,22 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from client.answer_ledger import Answering, Question
 from client.approvals import Approvals, Proposal
+from client.approved_runs import ApprovedRuns
 from client.audit import AuditLog
-from client.policy import Policy, load_policy, refuse_when_closed, violations
+from client.policy import Policy, load_policy, refuse_corrections, refuse_when_closed, violations
 from client.settings import SiteSettings, load_site
+from client.site import Site
 from dynammo_core.errors import NotApproved, PolicyError
 from dynammo_core.experiment import config_from_json
 from dynammo_core.protocol import Instruction
 
 
-def admit(instruction: Instruction, node_config: Mapping[str, object], now: datetime | None = None) -> None:
+@dataclass(frozen=True)
+class Admission:
+    """An experiment that may run here.
+
+    Attributes:
+        proposal: what a person has approved.
+        approvals: where that stands; None at a site that asks for no approval.
+    """
+
+    proposal: Proposal
+    approvals: Approvals | None
+
+    def answering(self, instruction: Instruction, hashes: Mapping[str, str], site: Site) -> Answering:
+        """What answers an instruction whose tensors have these hashes, once.
+
+        A run that began with this very question and came no further was not let in by another site, say, and started
+        anew: the new one takes its place among the runs that the approval covers.
+        """
+        question, ledger = Question.of(instruction, hashes, self.proposal), site.answers
+
+        def began_as_this(other: str) -> bool:
+            return ledger is not None and ledger.of_run(other).began_with(question)
+
+        def bind() -> None:
+            if self.approvals is not None:
+                ApprovedRuns(self.approvals).bind(self.proposal, instruction.run, began_as_this)
+
+        return Answering(ledger, question, bind)
+
+
+def admit(instruction: Instruction, node_config: Mapping[str, object], now: datetime | None = None) -> Admission | None:
     """Before a hospital reads anything for an instruction: its policy allows it, and a person has approved it.
 
-    What nobody has decided on is filed for `dynammo-site approve`. A simulated site admits everything.
+    What nobody has decided on is filed for `dynammo-site approve`. A simulated site admits everything: None.
 
     Raises:
         PolicyError: `policy.yaml` forbids the experiment, or it is not the time.
@@ -26,7 +60,7 @@ def admit(instruction: Instruction, node_config: Mapping[str, object], now: date
         DynammoError: it is no experiment, or the settings, the policy or the decisions cannot be read.
     """
     if (file := node_config.get("site-config")) is None:
-        return
+        return None
     settings = load_site(Path(str(file)))
     proposal = Proposal.of(config_from_json(instruction.experiment), run=instruction.run[:200])
     approvals, decision = Approvals(settings.approvals), None
@@ -42,10 +76,13 @@ def admit(instruction: Instruction, node_config: Mapping[str, object], now: date
             remedy="`dynammo-site approve` shows it, and what it changes",
         )
     refuse_when_closed(policy, now or datetime.now().astimezone())
+    for corrections in (instruction.correction, instruction.corrected):
+        refuse_corrections(policy, corrections)
+    return Admission(proposal, approvals if settings.approval == "required" else None)
 
 
-def approve_proposal(settings: SiteSettings, proposal: Proposal, by: str) -> None:
-    """Approve what was proposed, or what will be; twice is as good as once.
+def approve_proposal(settings: SiteSettings, proposal: Proposal, by: str, runs: int = 1) -> None:
+    """Approve what was proposed, or what will be, for so many runs; twice is as good as once.
 
     Raises:
         PolicyError: the site's policy forbids it.
@@ -53,7 +90,7 @@ def approve_proposal(settings: SiteSettings, proposal: Proposal, by: str) -> Non
         CheckpointError: it cannot be recorded.
     """
     _refuse_forbidden(settings, proposal)
-    Approvals(settings.approvals).decide(proposal, "approved", by, AuditLog(settings.audit))
+    Approvals(settings.approvals).decide(proposal, "approved", by, AuditLog(settings.audit), runs=runs)
 
 
 def _refuse_forbidden(settings: SiteSettings, proposal: Proposal) -> Policy:

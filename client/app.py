@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import wraps
 from types import MappingProxyType
 
@@ -13,16 +14,17 @@ from flwr.clientapp import ClientApp
 
 from client.admission import admit
 from client.announcement import announcement
+from client.answer_ledger import Answering
 from client.audit import audit_log
 from client.door import declared, encode, error_words, let_announcement_out, let_out
 from client.local_steps import answer
-from client.parcels import opened, packed
+from client.parcels import arriving, opened, packed
 from client.secure_steps import secure_answer
 from client.site import open_site
 from dynammo_core.errors import DynammoError, ProtocolError
 from dynammo_core.experiment import code_hash
 from dynammo_core.plan import Action
-from dynammo_core.protocol import SITES, Instruction, Phase
+from dynammo_core.protocol import MOST, SITES, Instruction, Phase
 
 app = ClientApp()
 logger = logging.getLogger("dynammo.client")
@@ -73,21 +75,29 @@ def reply(content: RecordDict, node_config: NodeConfig, phase: Phase | None = No
             f"the server runs the code {instruction.code_hash[:12]}, this site runs {code_hash()[:12]}",
             remedy="Install the same version on both sides; in a simulation, stop the other copy's local SuperLink",
         )
-    admit(instruction, node_config)
+    admitted = admit(instruction, node_config)
     site, log = open_site(instruction, node_config), audit_log(node_config)
     if log:
         log.check_writable()
     whole = opened(instruction, hashes, site)
-    report = answer(whole, site) if phase is None else secure_answer(phase, whole, site)
+    answering = admitted.answering(instruction, hashes, site) if admitted else Answering()
+    if phase is None:
+        wire = answering(lambda: packed(answer(whole, site), whole, site))
+    else:
+        wire = secure_answer(phase, whole, site, answering)
     experiment, step = site.experiment, site.experiment.step(instruction.step, instruction.correction)
     form = declared(site, step, phase, len(whole.weights.get(SITES, ())))
-    wire = packed(report, whole, site) if phase is None else report
+    if answering.again:  # the site may have had more images then
+        form = replace(form, most=MOST)
     leaving = let_out(encode(wire, form), form)
     site.received.keep(hashes, instruction.weights)
     if log:
         remembered = step.stage.action is Action.REMEMBER
         held = site.memory().samples.class_counts(experiment.classes) if remembered else None
-        log.answered(instruction, step, report, experiment.class_names, wire.weights, phase, held)
+        report = arriving(wire, whole, site) if phase is None else wire
+        log.answered(
+            instruction, step, report, experiment.class_names, wire.weights, phase, held, again=answering.again
+        )
     return leaving
 
 
@@ -185,6 +195,7 @@ def _decode(content: RecordDict) -> tuple[Instruction, dict[str, str]]:
             weights=weights,
             correction=int(fields["correction"]),  # type: ignore[arg-type]
             taken=list(map(int, fields["taken"])),  # type: ignore[arg-type]
+            corrected=int(fields["corrected"]),  # type: ignore[arg-type]
         )
         return instruction, hashes
     except Exception as error:  # what a damaged or forged message makes a decoder raise has no common type

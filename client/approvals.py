@@ -184,8 +184,20 @@ class Approvals:
         self._make_folder()
         write_atomically(path, json.dumps(asdict(proposal), indent=1).encode() + b"\n", mode=0o600)
 
-    def decide(self, proposal: Proposal, verdict: Verdict, by: str, audit: AuditLog) -> None:
+    def covered(self, proposal: Proposal) -> int:
+        """How many runs of an experiment the last decision allows."""
+        decision = self.state(proposal)
+        return int(decision.get("runs", 1)) if decision and decision["verdict"] == "approved" else 0
+
+    def decide(self, proposal: Proposal, verdict: Verdict, by: str, audit: AuditLog, runs: int = 1) -> None:
         """Record what a person decided: first in the audit log, then here, where it counts from then on.
+
+        Args:
+            proposal: what was decided on.
+            verdict: the decision.
+            by: who decided.
+            audit: the site's audit log.
+            runs: of an approval, how many runs of the experiment it covers.
 
         Raises:
             CheckpointError: one of them cannot be written, or the decisions so far were changed.
@@ -194,14 +206,10 @@ class Approvals:
         self.file(proposal)
         hashes = {"proposal": proposal.id, "experiment": proposal.experiment_hash, "code": proposal.code}
         decision = {"verdict": verdict, "by": by, "name": proposal.plain["name"], **hashes}
+        if verdict == "approved":
+            decision["runs"] = runs
         audit.decided(decision)
-        time = datetime.now().astimezone().isoformat(timespec="seconds")
-        try:
-            append(self.folder / DECISIONS, [{"time": time, **decision}])
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.folder / DECISIONS} cannot be written: {error.strerror}", remedy="Permit writing there"
-            ) from error
+        write_line(self.folder / DECISIONS, decision)
 
     def _make_folder(self) -> None:
         try:
@@ -211,6 +219,19 @@ class Approvals:
             raise CheckpointError(
                 f"the folder {self.folder} cannot be made: {error.strerror}", remedy="Permit writing there"
             ) from error
+
+
+def write_line(path: Path, fields: Mapping[str, Any]) -> None:
+    """Append a line with the time to a chained log of decisions.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    time = datetime.now().astimezone().isoformat(timespec="seconds")
+    try:
+        append(path, [{"time": time, **fields}])
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}", remedy="Permit writing there") from error
 
 
 def _read(path: Path) -> Proposal | None:

@@ -31,6 +31,9 @@ def approve(
     yes: Annotated[
         str | None, typer.Option(metavar="HASH", help="Approve what has this hash, or one that begins so.")
     ] = None,
+    runs: Annotated[
+        int, typer.Option(min=1, help="How many runs of it an approval covers, those that were included.")
+    ] = 1,
     reject: Annotated[str | None, typer.Option(metavar="HASH", help="Reject it: it waits no more.")] = None,
     revoke: Annotated[str | None, typer.Option(metavar="HASH", help="Take an approval back.")] = None,
     all_: Annotated[bool, typer.Option("--list", help="List all, with what was decided; ask nothing.")] = False,
@@ -54,16 +57,16 @@ def approve(
         if given:
             ((hash_, verdict),) = given
             proposal = _found(known, hash_)
-            _decide(site, approvals, proposal, verdict, by or getpass.getuser())
+            _decide(site, approvals, proposal, verdict, by or getpass.getuser(), runs)
             return
         chosen = known if all_ else [one for one in known if approvals.state(one) is None]
         if as_json:
             typer.echo(json.dumps([fields(site, approvals, proposal) for proposal in chosen], indent=2))
         elif all_:
             for proposal in chosen:
-                _say(f"{proposal.id[:16]}  {_state(approvals, proposal):<30} {proposal.plain['name']}")
+                _say(f"{proposal.id[:16]}  {_state(approvals, proposal):<40} {proposal.plain['name']}")
         else:
-            _ask(site, approvals, chosen, by or getpass.getuser())
+            _ask(site, approvals, chosen, by or getpass.getuser(), runs)
         if contradictions:
             raise CheckpointError(
                 f"the decisions in {site.approvals} are not those of {site.audit}: {'; '.join(contradictions)}",
@@ -75,7 +78,7 @@ def _verdicts(yes: str | None, reject: str | None, revoke: str | None) -> dict[V
     return {"approved": yes, "rejected": reject, "revoked": revoke}
 
 
-def _ask(site: SiteSettings, approvals: Approvals, waiting: Sequence[Proposal], person: str) -> None:
+def _ask(site: SiteSettings, approvals: Approvals, waiting: Sequence[Proposal], person: str, runs: int) -> None:
     """Show one proposal after the other, and ask about each that the policy does not forbid."""
     from client.summary import forbidden, page
 
@@ -91,15 +94,17 @@ def _ask(site: SiteSettings, approvals: Approvals, waiting: Sequence[Proposal], 
         while answer not in answers:
             answer = typer.prompt(f"{', '.join(answers)}?", default="later")
         if verdict := answers[answer]:
-            _decide(site, approvals, proposal, verdict, person)
+            _decide(site, approvals, proposal, verdict, person, runs)
 
 
-def _decide(site: SiteSettings, approvals: Approvals, proposal: Proposal, verdict: Verdict, person: str) -> None:
+def _decide(
+    site: SiteSettings, approvals: Approvals, proposal: Proposal, verdict: Verdict, person: str, runs: int
+) -> None:
     from client.admission import approve_proposal
     from client.audit import AuditLog
 
     if verdict == "approved":
-        approve_proposal(site, proposal, person)
+        approve_proposal(site, proposal, person, runs)
     else:
         approvals.decide(proposal, verdict, person, AuditLog(site.audit))
     _say(f"{proposal.id[:16]} ({proposal.plain['name']}) is {verdict} by {person}.")
@@ -119,7 +124,10 @@ def _found(known: Sequence[Proposal], hash_: str) -> Proposal:
 
 def _state(approvals: Approvals, proposal: Proposal) -> str:
     decision = approvals.state(proposal)
-    return f"{decision['verdict']} by {decision.get('by')}" if decision else "waiting"
+    if decision is None:
+        return "waiting"
+    covered = f" for {count} run{'s' * (count > 1)}" if (count := approvals.covered(proposal)) else ""
+    return f"{decision['verdict']}{covered} by {decision.get('by')}"
 
 
 def _say(words: str) -> None:

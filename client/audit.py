@@ -50,6 +50,8 @@ class AuditLog:
         wire: Mapping[str, Tensor],
         phase: Phase | None = None,
         held: Sequence[int] | None = None,
+        *,
+        again: bool = False,
     ) -> None:
         """An answer that is about to leave, and for `remember` what the memory holds now.
 
@@ -61,6 +63,7 @@ class AuditLog:
             wire: its tensors as they travel, whose bytes are recorded; norms are those of the report.
             phase: the exchange of secure aggregation that it answers, where it does.
             held: exemplars of each class after `remember`, where the report does not say them.
+            again: whether the answer was recorded when it was asked for first.
 
         Raises:
             CheckpointError: the log cannot be written; so do all other methods.
@@ -82,6 +85,8 @@ class AuditLog:
             "numbers": sorted(report.numbers),
             "class_counts": counts,
         }
+        if again:
+            left["again"] = True
         if "epsilon" in report.numbers:
             left["epsilon"] = report.numbers["epsilon"]
         experiment = hashlib.sha256(instruction.experiment.encode("utf-8", "surrogatepass")).hexdigest()

@@ -49,6 +49,10 @@ memory:
   # expiry_days: 365
   # Disk space for features of images, which later rounds would compute again; 0: none.
   # features_megabytes: 1024
+  # Disk space for each run's answers, and days that they are kept: the same question gets the same answer again. Of an
+  # answer that had to go, the question stays, and is refused.
+  # answers_megabytes: 2048
+  # answers_days: 90
 
 # The file of the backbone's weights on this machine, where the experiment names one; remove the # to use it.
 # weights: /srv/weights/backbone.pth

@@ -52,10 +52,6 @@ class LocalStep:
         step = self.step
         return derive_seed(self.experiment.config.seed, step.stage.name, step.task, step.round, self.site.index)
 
-    def never_taken(self, contribution: int) -> bool:
-        """Whether a contribution came before this correction, and the server's sums do not contain it."""
-        return contribution not in self.taken and -self.step.round < contribution <= self.step.index
-
     def embed(self, samples: Samples, end: Level) -> Tensor:
         """Samples carried to a level of the network."""
         config, device = self.experiment.config, self.experiment.device

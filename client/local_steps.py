@@ -10,7 +10,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from client.forgetting import withdrawn_from
+from client.forgetting import kept_apart, withdrawn_from
 from client.local_step import FEWEST_SAMPLES, EpochBatches, LocalStep, start_level, take, unpack
 from client.private_steps import private_fit_step, private_remember_step, private_summarise_step
 from client.site import Site
@@ -96,6 +96,9 @@ def summarise_step(local: LocalStep) -> Report:
     if len(samples) < FEWEST_SAMPLES:
         return Report(abstained=True)
     if local.site.sums is not None and method.forget(local.step.task) is not None:
+        samples = kept_apart(local.site, local.site.sums, samples)
+        if len(samples) < FEWEST_SAMPLES:
+            return Report(abstained=True)
         local.site.sums.note(local.step.contribution, samples)
     return Report(False, _sums(local, samples), {"class_counts": _counts(local, samples)})
 
@@ -104,12 +107,12 @@ def summarise_step(local: LocalStep) -> Report:
 def forget_step(local: LocalStep) -> Report:
     """Sums of the images of withdrawn records that the server's sums contain, negated; abstain where there are none.
 
-    What the server says it has taken in decides: an answer that was lost is simply not among that.
+    What the server says it has taken in narrows them, and the site's own note decides what it may learn.
     """
     if local.site.sums is None:
         return Report(abstained=True)
-    samples = withdrawn_from(local.site, local.site.sums.inside(local.taken))
-    local.site.sums.note(local.step.contribution, samples, lost=local.never_taken)
+    samples = withdrawn_from(local.site, local.site.sums, local.taken)
+    local.site.sums.note(local.step.contribution, samples)
     if not len(samples):
         return Report(abstained=True)
     negated = {name: -tensor for name, tensor in _sums(local, samples).items()}

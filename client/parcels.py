@@ -47,6 +47,11 @@ def packed(report: Report, instruction: Instruction, site: Site) -> Report:
     return replace(report, weights=wire)
 
 
+def arriving(wire: Report, instruction: Instruction, site: Site) -> Report:
+    """The report as the server reads it from the wire."""
+    return replace(wire, weights=unpack(_codec(site), wire.weights, instruction.weights))
+
+
 def _codec(site: Site) -> Codec:
     return CODECS[site.experiment.config.federation.compression]
 

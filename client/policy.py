@@ -34,6 +34,8 @@ announce: true
 # methods: [dynammo, replay]
 # The classes that may be learnt; an experiment with any other is refused.
 # classes: [normal, pneumonia]
+# After withdrawn records were taken out of a run's sums, its steps may be asked anew; at most so many times.
+# most_corrections: 5
 # At most so many tasks, and so many rounds of training in all of them together.
 # most_tasks: 10
 # most_rounds: 500
@@ -52,6 +54,7 @@ class Policy(Section):
     announce: bool = Field(default=True, description="whether names of classes and bands of their images may leave")
     methods: tuple[str, ...] | None = Field(default=None, description="methods that are allowed")
     classes: tuple[str, ...] | None = Field(default=None, description="classes that may be learnt")
+    most_corrections: int = Field(default=5, ge=0, description="times that withdrawn records may leave a run's sums")
     most_tasks: int | None = Field(default=None, ge=1, description="tasks of an experiment")
     most_rounds: int | None = Field(default=None, ge=1, description="rounds of training, of all tasks together")
     most_epsilon: float | None = Field(default=None, gt=0, description="differential privacy is required, to this")
@@ -90,6 +93,20 @@ def refuse_when_closed(policy: Policy, now: datetime) -> None:
     if not open_now or (policy.weekdays is not None and WEEKDAYS[day.weekday()] not in policy.weekdays):
         when = " ".join(filter(None, [", ".join(policy.weekdays or ()), policy.hours]))
         raise PolicyError(f"it is {WEEKDAYS[now.weekday()]} {time} here", accepted=when)
+
+
+def refuse_corrections(policy: Policy, corrections: int) -> None:
+    """Answer no more corrections of a run's sums than the policy allows: each lets every step be asked once more.
+
+    Raises:
+        PolicyError: this is one too many.
+    """
+    if not 0 <= corrections <= policy.most_corrections:
+        raise PolicyError(
+            f"correction {corrections} of the sums of a run is one too many",
+            accepted=f"0 to {policy.most_corrections}",
+            remedy="Collect withdrawals, and correct the sums once for all; or raise most_corrections in the policy",
+        )
 
 
 def _violations(policy: Policy, config: Config[Any]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from dynammo_core.files import write_atomically
 from dynammo_core.memory.store import locked_folder
 from dynammo_core.secure_aggregation.masking import KEY_BYTES, Context
 
-LEDGER_FILE = "secure.json"
+LEDGER_FILE, OPENED_FILE = "secure.json", "opened-sums.json"
 
 
 @dataclass
@@ -105,6 +105,47 @@ class SecureLedger:
                 remedy="Restore it from a backup, or delete it: the next attempt at a step then starts afresh",
             ) from error
         return content
+
+
+class OpenedSums:
+    """What a site opened in all runs of each experiment, in its memory folder.
+
+    Two runs of one experiment ask for the same sums: over five sites in one and four of them in the other, their
+    difference is what the fifth one sent. Other randomness in training does not hide counts or sums of features.
+
+    Args:
+        folder: the site's memory folder.
+        experiment: SHA-256 of the experiment as it was approved, whatever the code.
+    """
+
+    def __init__(self, folder: Path, experiment: str) -> None:
+        self.path = folder / OPENED_FILE
+        self._experiment = experiment
+
+    def open(self, step: int, survivors: list[int]) -> None:
+        """The sum of a step over these sites is about to be told.
+
+        Raises:
+            ProtocolError: in another run it was told of other sites.
+            MemoryStoreError: the file is damaged; CheckpointError: it cannot be written.
+        """
+        with locked_folder(self.path.parent):
+            try:
+                opened = json.loads(self.path.read_bytes()) if self.path.exists() else {}
+                steps = opened.setdefault(self._experiment, {})
+                before = steps.setdefault(str(step), survivors)
+            except (OSError, ValueError, TypeError, AttributeError) as error:
+                raise MemoryStoreError(
+                    f"the list of opened sums {self.path} cannot be read ({type(error).__name__}: {error})",
+                    remedy="Restore it from a backup; whoever deletes it lets other runs open other sums",
+                ) from error
+            if before != survivors:
+                raise ProtocolError(
+                    f"another run of this experiment opened step {step} for other sites: the two sums would tell what "
+                    "one site sent",
+                    remedy="Repeat the step when the same sites take part, or agree on another experiment",
+                )
+            write_atomically(self.path, json.dumps(opened).encode(), mode=0o600)
 
 
 def _hash(told: Mapping[int, bytes] | list[int]) -> str:

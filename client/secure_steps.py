@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from client.answer_ledger import Recording, anew
 from client.local_steps import do_step
 from client.secure_ledger import SecureLedger
 from client.site import Site
@@ -52,26 +53,26 @@ class _Exchange:
         return self.site.index
 
 
-def secure_answer(phase: Phase, instruction: Instruction, site: Site) -> Report:
+def secure_answer(phase: Phase, instruction: Instruction, site: Site, recording: Recording = anew) -> Report:
     """Answer one exchange, and check the answer against the protocol before it may leave.
 
     A pure function of the instruction, the site's images and memory, and its secret of the run: asked again, it answers
-    the same, or refuses.
+    the same, or refuses. What it masks goes through `recording`, so that another attempt at a step hides the same.
 
     Raises:
         ProtocolError: the instruction does not fit the experiment or the protocol, or what it asks for would tell more
             than the sum.
         DynammoError: the site's images, memory or ledger cannot serve.
     """
-    report, length = _answer(phase, _unpack(phase, instruction, site))
+    report, length = _answer(phase, _unpack(phase, instruction, site), recording)
     check_phase(report, phase, len(instruction.weights.get(SITES, ())), length)
     return report
 
 
-def _answer(phase: Phase, exchange: _Exchange) -> tuple[Report, int]:
+def _answer(phase: Phase, exchange: _Exchange, recording: Recording) -> tuple[Report, int]:
     """The answer, and the length of the vector if it is one."""
     if phase is Phase.MASKED:
-        return _masked(exchange)
+        return _masked(exchange, recording)
     if phase is Phase.KEYS:
         sent = _bytes(exchange.keys.public)
     elif phase is Phase.SHARES:
@@ -83,11 +84,12 @@ def _answer(phase: Phase, exchange: _Exchange) -> tuple[Report, int]:
     return Report(False, {PHASE_UP[phase]: sent}, {}), 0
 
 
-def _masked(exchange: _Exchange) -> tuple[Report, int]:
+def _masked(exchange: _Exchange, recording: Recording) -> tuple[Report, int]:
     """Do the step itself, and hide what comes of it, abstaining included."""
     started = time.monotonic()
     weights = {name: t for name, t in exchange.instruction.weights.items() if name not in PHASE_DOWN[Phase.MASKED]}
-    report = do_step(replace(exchange.instruction, weights=weights), exchange.site)
+    asked = replace(exchange.instruction, weights=weights)
+    report = recording(lambda: do_step(asked, exchange.site))
     experiment = exchange.site.experiment
     step = experiment.steps[exchange.instruction.step]
     model = experiment.build_model(step.task)
@@ -106,6 +108,8 @@ def _opened(exchange: _Exchange) -> Tensor:
     survivors = _sites(weights[SURVIVORS], roster, exchange.threshold)
     if exchange.own not in survivors:
         raise ProtocolError("this site's vector is not in the sum that it is to open")
+    if exchange.site.opened_sums is not None:
+        exchange.site.opened_sums.open(exchange.context.step, survivors)
     exchange.ledger.open(exchange.context, roster, survivors)
     shares = []
     for (sender, public), sealed in zip(roster.items(), weights[SHARES], strict=True):

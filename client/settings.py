@@ -31,6 +31,10 @@ class SiteMemory(Section):
     features_megabytes: int = Field(
         default=1024, ge=0, description="disk space for features of images, kept from round to round; 0: none"
     )
+    answers_megabytes: int = Field(
+        default=2048, ge=1, description="disk space for each run's answers, given again where the same is asked again"
+    )
+    answers_days: int = Field(default=90, ge=1, description="answers older than this are dropped, and not given again")
 
 
 class SiteSettings(Section):

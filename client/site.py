@@ -17,7 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.answer_ledger import AnswerLedger
+from client.approvals import Proposal
 from client.policy import load_policy
+from client.secure_ledger import OpenedSums
 from client.settings import SiteSettings, load_site
 from dynammo_core.config import WEIGHTS_BY_NAME
 from dynammo_core.data.arrivals import Arrivals
@@ -26,7 +29,7 @@ from dynammo_core.data.loading import load_samples
 from dynammo_core.data.samples import Samples, Split
 from dynammo_core.data.scanners import through_scanner
 from dynammo_core.errors import ConfigError, DataError, MemoryStoreError, ProtocolError
-from dynammo_core.experiment import Experiment, code_hash, experiment_from_json
+from dynammo_core.experiment import Experiment, code_hash, config_from_json, experiment_from_json
 from dynammo_core.memory.encryption import load_key
 from dynammo_core.memory.feature_files import FeatureFiles
 from dynammo_core.memory.rehearsal import SIMULATED_DAY, drop_expired, exemplars_per_class
@@ -61,6 +64,8 @@ class Site:
         fewest_images: a class of which it holds fewer training (test) images takes no part.
         sums: its note of what it sent into sums that the server keeps; None where nothing can be withdrawn.
         features: that it computed, on its disk; None where its process lives on from step to step.
+        answers: that it has given in this run; None in a simulation, where nobody is to be kept from asking twice.
+        opened_sums: what it opened under secure aggregation in all runs of this experiment; None in a simulation.
     """
 
     experiment: Experiment
@@ -75,6 +80,8 @@ class Site:
     fewest_images: int = 1
     sums: SumsNote | None = None
     features: FeatureFiles | None = None
+    answers: AnswerLedger | None = None
+    opened_sums: OpenedSums | None = None
 
     def once(self, what: tuple[str, ...], samples: Samples, compute: Callable[[], Tensor]) -> Tensor:
         """What is made of images, kept for the steps to come; equal words `what` mean that equal things are made.
@@ -201,8 +208,8 @@ def simulated_site(experiment: Experiment, index: int, workspace: Path, run: str
     return Site(experiment, index, store, TensorStore(workspace), statistics, share=index)
 
 
-def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, run: str) -> Site:
-    """A hospital: all images that its `site.yaml` names, and a folder for each run.
+def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, run: str, approved: str) -> Site:
+    """A hospital: all images that its `site.yaml` names, and a folder for each run; `approved` hashes the experiment.
 
     Raises:
         ProtocolError: the instruction is for another site, or names a run in a way that is no name.
@@ -230,6 +237,8 @@ def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, ru
         fewest_images=load_policy(settings.policy).fewest_images,
         sums=SumsNote(own.folder / run, run=run, site=settings.site, key=key),
         features=FeatureFiles(own.folder, own.features_megabytes * MEGABYTE, run=run, site=settings.site, key=key),
+        answers=AnswerLedger(own.folder / run, own, run=run, site=settings.site, key=key),
+        opened_sums=OpenedSums(own.folder, approved),
     )
 
 
@@ -246,7 +255,8 @@ def open_site(instruction: Instruction, node_config: Mapping[str, object]) -> Si
         return simulated_site(experiment, instruction.site, Path(instruction.workspace), instruction.run)
     settings = load_site(Path(str(file)))
     experiment = experiment_from_json(_localised(instruction.experiment, settings))
-    return deployed_site(experiment, instruction.site, settings, instruction.run)
+    approved = Proposal.of(config_from_json(instruction.experiment)).experiment_hash
+    return deployed_site(experiment, instruction.site, settings, instruction.run, approved)
 
 
 def _localised(experiment: str, settings: SiteSettings) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from client.approvals import Approvals, Proposal
+from client.approved_runs import ApprovedRuns
 from client.policy import load_policy, promised_epsilon, training_rounds, violations
 from client.settings import SiteSettings
 from dynammo_core.experiment import Experiment, code_hash
@@ -32,6 +33,21 @@ def difference(before: Proposal | None, now: Proposal) -> list[str]:
     old, new = ([] if one is None else _lines(one) for one in (before, now))
     name = f"approved, {before.id[:16]}" if before else "nothing approved yet"
     return list(difflib.unified_diff(old, new, name, f"proposed, {now.id[:16]}", lineterm="", n=2))
+
+
+def same_sums(approvals: Approvals, proposal: Proposal) -> list[Proposal]:
+    """The approved experiments that hide the same sums of other sites: their difference can be what one site sent."""
+    mine = _summed(proposal)
+    others = [other for other in approvals.approved() if other.experiment_hash != proposal.experiment_hash]
+    return [other for other in others if mine is not None and _summed(other) == mine]
+
+
+def _summed(proposal: Proposal) -> dict[str, Any] | None:
+    """What an experiment learns, whatever it is called and whoever takes part; None without secure aggregation."""
+    plain = proposal.plain
+    if not plain["federation"].get("secure_aggregation"):
+        return None
+    return {name: plain[name] for name in ("data", "tasks", "method", "backbone") if name in plain}
 
 
 def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict[str, Any]:
@@ -66,6 +82,8 @@ def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict
         "privacy": proposal.plain.get("privacy"),
         "epsilon": epsilon if (epsilon := promised_epsilon(proposal.config)) < float("inf") else None,
         "forbidden": forbidden(site, proposal),
+        "runs": ApprovedRuns(approvals).of(proposal),
+        "same_sums": [other.id for other in same_sums(approvals, proposal)],
     }
 
 
@@ -95,6 +113,10 @@ def page(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> Iterat
     before = last_approved(approvals, proposal)
     yield "Changes against the last approved experiment:" if before else "Nothing was approved before. All of it:"
     yield from (f"  {line}" for line in difference(before, proposal) or ["none"])
+    if told["runs"]:
+        yield f"RUNS that were answered, in some version of the code: {', '.join(told['runs'])}"
+    for other in told["same_sums"]:
+        yield f"WARNING: {other[:16]} asks for the same sums. If other sites take part, the two tell what one site sent"
     for sentence in told["forbidden"]:
         yield f"FORBIDDEN by {site.policy}: {sentence}"
 

@@ -84,6 +84,12 @@ class MissingTensorsError(DynammoError):
     code = 110
 
 
+class AnsweredBefore(DynammoError):  # noqa: N818  # the operator reads this name, and it is no defect
+    """A step that a site has answered already, for other weights or so long ago that the answer is kept no longer."""
+
+    code = 111
+
+
 def nearest_match(name: str, options: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the option closest to `name`, or an empty string when none is close."""
     close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)

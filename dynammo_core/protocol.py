@@ -119,6 +119,7 @@ class Instruction:
         weights: tensors by name, exactly those the stage sends down.
         correction: 0 for a step of the plan; else the number of a correction, and `step` is the last one done.
         taken: of a correction, the contributions of this site (`Step.contribution`) that the server's sums contain.
+        corrected: corrections that the run's sums had before; what was asked before one may be asked anew after it.
     """
 
     experiment: str
@@ -130,6 +131,7 @@ class Instruction:
     weights: Mapping[str, Tensor]
     correction: int = 0
     taken: list[int] = field(default_factory=list)
+    corrected: int = 0
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class _Question:
     check: Check
     phase: Phase | None = None
     taken: Mapping[str, list[int]] = field(default_factory=dict)
+    corrected: int = 0
 
 
 class Questions:
@@ -52,6 +53,7 @@ class Questions:
         run: str,
         needed: int,
         taken: Mapping[str, list[int]] | None = None,
+        corrected: int = 0,
     ) -> Answers:
         """Ask every site that takes part in a step.
 
@@ -62,17 +64,18 @@ class Questions:
             run: unique name of the run.
             needed: sites without which there is no point in asking.
             taken: of a correction, `Progress.taken`; it asks, once, the sites that are named there.
+            corrected: corrections that the run's sums had before.
 
         Raises:
             RunError: under secure aggregation, too few sites hold out.
         """
         if step.stage.action is Action.FORGET:
             named = taken or {}
-            question = _Question(step, run, partial(self._check, step, model, sent), taken=named)
+            question = _Question(step, run, partial(self._check, step, model, sent), taken=named, corrected=corrected)
             return self._ask_once(question, dict.fromkeys(sorted(map(int, named)), sent), needed)
         sites = self.taking_part(step)
         if not self._federation.secure_aggregation or step.stage.action not in SUMMED:
-            question = _Question(step, run, partial(self._check, step, model, sent))
+            question = _Question(step, run, partial(self._check, step, model, sent), corrected=corrected)
             return self._ask(question, dict.fromkeys(sites, sent), needed)
         exchange = SecureExchange(
             ask=lambda phase, check, tensors, enough: self._ask(_Question(step, run, check, phase), tensors, enough),
@@ -123,7 +126,18 @@ class Questions:
         return self._exchange.ask(
             question.phase or step.stage.action,
             [
-                Instruction(text, code_hash(), run, step.index, site, workspace, own, step.correction, known[site])
+                Instruction(
+                    experiment=text,
+                    code_hash=code_hash(),
+                    run=run,
+                    step=step.index,
+                    site=site,
+                    workspace=workspace,
+                    weights=own,
+                    correction=step.correction,
+                    taken=known[site],
+                    corrected=question.corrected,
+                )
                 for site, own in sent.items()
             ],
             group=f"task{step.task + 1}/{step.stage.name}/{step.round + 1}",

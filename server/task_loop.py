@@ -121,8 +121,15 @@ class TaskLoop:
         self._count(step, answers, time.monotonic() - started)
 
     def _ask(self, step: Step, sent: Mapping[str, Tensor], needed: int) -> Answers:
+        progress = self.progress
         return self._questions.ask(
-            step, sent, self.model, run=self.progress.run, needed=needed, taken=self.progress.taken
+            step,
+            sent,
+            self.model,
+            run=progress.run,
+            needed=needed,
+            taken=progress.taken,
+            corrected=progress.corrections,
         )
 
     def _require_quorum(self, step: Step, answers: Answers) -> None:

@@ -54,7 +54,7 @@ class Hospitals(LocalGrid):
             text = str(message.content.config_records["instruction"]["experiment"])
             settings, proposal = load_site(site_yaml), Proposal.of(config_from_json(text))
             if Approvals(settings.approvals).state(proposal) is None:
-                approve_proposal(settings, proposal, by="engineer")
+                approve_proposal(settings, proposal, by="engineer", runs=99)
 
 
 def make_hospital(folder: Path, name: str, root: Path, **changes: Any) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ from dynammo_core.memory.store import locked_folder, make_private
 NOTE_FILE = "sums.sealed"
 Contributions = Mapping[int, Sequence["Summed"]]
 """The images of each contribution; those below 0 took theirs out again."""
+Known = frozenset[tuple[str, str]]
+"""Images of one class, by record and digest, whose sum a server can know."""
 
 
 class Summed(NamedTuple):
@@ -31,8 +33,8 @@ class Summed(NamedTuple):
 class SumsNote:
     """The note of one site in one run.
 
-    Only the server knows which answers reached it. So this note holds what each would contribute, and nobody's sums are
-    corrected but by what the server says it has taken in.
+    Only the server knows which answers reached it, and it may lie. So this note holds what each answer consisted of,
+    and counts every one as known to the server.
     """
 
     def __init__(self, folder: Path, *, run: str, site: str, key: bytes | None = None) -> None:
@@ -40,22 +42,26 @@ class SumsNote:
         self._owner = {"run": run, "site": site, "content": "sums"}
         self._key = key
 
-    def note(self, contribution: int, samples: Samples, lost: Callable[[int], bool] = lambda _: False) -> None:
+    def note(self, contribution: int, samples: Samples) -> None:
         """Write down what a contribution consists of, before it is sent; asked again, it replaces what was noted.
+
+        What a correction took out when it was asked for first stays noted: it may have left.
 
         Args:
             contribution: its number, `Step.contribution`.
-            samples: its images; none: it is dropped.
-            lost: says of the others which can be struck out, as they never reached the server.
+            samples: its images; without any, a contribution is dropped.
 
         Raises:
             MemoryStoreError: the note cannot be read or written.
         """
         with locked_folder(self.path.parent):
-            noted = {number: images for number, images in self.load().items() if not lost(number)}
-            noted.pop(contribution, None)
-            if len(samples):
-                noted[contribution] = describe(samples)
+            noted = dict(self.load())
+            before = noted.pop(contribution, ())
+            images = describe(samples) if len(samples) else []
+            if contribution < 0:
+                images += (Counter(before) - Counter(images)).elements()
+            if images:
+                noted[contribution] = images
             make_private(self.path.parent)
             write_atomically(self.path, seal(json.dumps(noted).encode(), self._owner, self._key), mode=0o600)
 
@@ -76,7 +82,22 @@ class SumsNote:
     def sent(self) -> Counter[Summed]:
         """The images that are in the sums if all that was sent arrived."""
         noted = self.load()
-        return _sum(noted, noted)
+        total = _sum(noted, [number for number in noted if number >= 0])
+        return total - taken_out(noted, [number for number in noted if number < 0])
+
+    def known(self) -> set[Known]:
+        """The sets of images, per class, whose sums a server can know from this run and all others of this site.
+
+        These are what each contribution consisted of, and what was left of it after each correction.
+
+        Raises:
+            MemoryStoreError: a note cannot be read.
+        """
+        runs = self.path.parent.parent
+        others = [path.parent.name for path in runs.glob(f"*/{NOTE_FILE}") if path != self.path]
+        site = self._owner["site"]
+        notes = [self, *(SumsNote(runs / run, run=run, site=site, key=self._key) for run in others)]
+        return {known for note in notes for known in _known(note.load())}
 
     def load(self) -> Contributions:
         """All that is noted; nothing before the first sum.
@@ -94,6 +115,25 @@ class SumsNote:
                 f"the note of what the sums contain is refused: {error}",
                 remedy="Without it, no record can be taken out of the sums of this run",
             ) from error
+
+
+def taken_out(noted: Contributions, corrections: Iterable[int]) -> Counter[Summed]:
+    """The images that corrections took out together; one that was lost was repeated by the next."""
+    total: Counter[Summed] = Counter()
+    for number in corrections:
+        total |= Counter(noted[number])
+    return total
+
+
+def _known(noted: Contributions) -> Iterator[Known]:
+    corrections = sorted((number for number in noted if number < 0), reverse=True)
+    for number, images in noted.items():
+        for label in {image.label for image in images if number >= 0}:
+            for last in range(len(corrections) + 1):
+                gone = taken_out(noted, corrections[:last])
+                yield frozenset(
+                    (image.record_id, image.digest) for image in images if image.label == label and image not in gone
+                )
 
 
 def describe(samples: Samples) -> list[Summed]:

@@ -114,7 +114,7 @@ def test_the_answer_decides_and_another_one_is_asked_for_again(alpha: Path, answ
     id_ = propose(alpha)
     assert called(alpha, "--by", "Dr. Who", answers=answers).exit_code == 0
     listed = called(alpha, "--list").output
-    who = "" if verdict == "waiting" else " by Dr. Who"
+    who = {"waiting": "", "approved": " for 1 run by Dr. Who"}.get(verdict, " by Dr. Who")
     assert listed.split() == f"{id_[:16]} {verdict}{who} small".split()
 
 

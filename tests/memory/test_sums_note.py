@@ -36,14 +36,17 @@ def test_contributions_add_up_and_corrections_take_away(tmp_path: Path) -> None:
     assert made.inside([]) == Counter()
 
 
-def test_asked_again_it_is_replaced_and_what_never_arrived_is_struck_out(tmp_path: Path) -> None:
+def test_asked_again_it_is_replaced_and_a_correction_keeps_what_may_have_left(tmp_path: Path) -> None:
     made = note(tmp_path)
     made.note(0, samples("a", "b"))
     made.note(0, samples("a"))
     made.note(2, samples("b"))
     assert made.sent() == Counter(describe(samples("a", "b"))[:1]) + Counter(describe(samples("b")))
-    made.note(-1, samples(), lost=lambda number: number == 2)
-    assert set(made.load()) == {0}
+    made.note(-1, samples("a"))
+    made.note(-1, samples())
+    assert set(made.load()) == {0, 2, -1}
+    made.note(2, samples())
+    assert set(made.load()) == {0, -1}
 
 
 def test_what_it_does_not_know_cannot_be_corrected(tmp_path: Path) -> None:

@@ -54,6 +54,10 @@ def evaluated(ended: Ended, output: Path, config: Config[Any] | None = None, gri
     return json.loads(output.read_text())
 
 
+def extended(ended: Ended) -> Config[Any]:
+    return with_new_task(ended.config, ["9"], distinct=True)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """All files but the log in which each site notes its answers for itself."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "audit.jsonl"]
@@ -106,10 +110,13 @@ def test_with_nobody_there_it_says_where_to_look(ended: Ended, tmp_path: Path) -
     assert not (tmp_path / "one.json").exists()
 
 
-def test_new_images_count_at_once(tmp_path: Path) -> None:
+def test_new_images_count_in_what_is_approved_next(tmp_path: Path) -> None:
+    """The same model again gets the recorded answer: the difference of two would tell of the images that came."""
     ended = ran(tmp_path)
+    before = evaluated(ended, tmp_path / "one.json")
     with_images(tmp_path, "gamma", {"1": 9, "3": 4, "9": 2})  # 9 is in no task yet, and waits
-    result = evaluated(ended, tmp_path / "one.json")
+    assert evaluated(ended, tmp_path / "one.json") == before
+    result = evaluated(ended, tmp_path / "one.json", extended(ended))
     assert result["sites"]["gamma"]["images"] == 2
     assert set(result["recall"]) == set(CLASSES)
 
@@ -118,7 +125,8 @@ def test_a_class_without_test_images_has_no_recall(tmp_path: Path) -> None:
     ended = ran(tmp_path)
     for name in HELD:
         with_images(tmp_path, name, {"0": 9})
-    result = evaluated(ended, tmp_path / "one.json")
+    assert evaluated(ended, tmp_path / "one.json")["recall"]["1"] is not None  # as recorded
+    result = evaluated(ended, tmp_path / "one.json", extended(ended))
     assert result["recall"]["1"] is None
     assert result["recall"]["0"] is not None
     json.dumps(result, allow_nan=False)
@@ -178,7 +186,7 @@ def test_a_run_that_never_began_has_no_model(ended: Ended, tmp_path: Path) -> No
 
 def test_between_an_extension_and_its_end_the_old_model_is_tested(ended: Ended, tmp_path: Path) -> None:
     """The configuration may know more than the model: what is not learnt is not asked for."""
-    result = evaluated(ended, tmp_path / "one.json", with_new_task(ended.config, ["9"], distinct=True))
+    result = evaluated(ended, tmp_path / "one.json", extended(ended))
     assert result["after_task"] == 2
     assert result["accuracy"] == ended.summary["last_accuracy"]
     assert set(result["recall"]) == set(CLASSES)

@@ -168,13 +168,14 @@ def records(site: str, label: str, *positions: int) -> list[str]:
 
 
 def same(one: Place, other: Place) -> None:
-    """Sums, classifier and results, to 1e-6 of the largest value: features are float32, and batches differ."""
+    """Sums to 1e-6 of the largest value, as features are float32 and batches differ; the float32 classifier to 5e-6."""
     first, second = one.state(), other.state()
     assert first.keys() == second.keys()
     assert len(first) > 6
     for name, tensor in first.items():
         scale = float(second[name].double().abs().max())
-        assert float((tensor - second[name]).abs().max()) <= 1e-6 * scale, name
+        bound = 1e-6 if tensor.dtype == torch.float64 else 5e-6
+        assert float((tensor - second[name]).abs().max()) <= bound * scale, name
     model, expected = (load_file(place.path / "model.safetensors") for place in (one, other))
     torch.testing.assert_close(model, expected, rtol=1e-5, atol=1e-6)
     for file in ("accuracy_matrix.csv", "confusion_matrix.csv"):

@@ -86,7 +86,7 @@ def test_a_site_sees_what_the_simulated_one_saw(experiment: Experiment, tmp_path
         settings = load_site(file)
         data = deployed.model_dump(mode="json")
         data["data"] |= {"dataset": "manifest", "root": settings.data.root}
-        there = deployed_site(Experiment(resolve(data, "there", {})), index, settings, RUN)
+        there = deployed_site(Experiment(resolve(data, "there", {})), index, settings, RUN, "approved")
         here = simulated_site(experiment, index, tmp_path / "work", RUN)
         assert there.experiment.class_names == experiment.class_names
         first, last = 0, len(experiment.stream) - 1
