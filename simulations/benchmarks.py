@@ -17,6 +17,7 @@ from rich.console import Console
 
 from dynammo_core.errors import ConfigError, unknown_name
 from dynammo_core.terminal import command_line, parse_overrides, readable_errors
+from simulations.answers_bench import answers
 from simulations.bytes_bench import bytes_table
 from simulations.growth_bench import growth
 from simulations.inference_bench import inference
@@ -25,6 +26,7 @@ from simulations.stacked_bench import stacked_table
 from simulations.training_bench import training
 
 bench = command_line("Measure the speed of parts of the machinery, and what travels.")
+bench.command()(answers)
 bench.command("bytes")(bytes_table)
 bench.command()(growth)
 bench.command()(inference)
