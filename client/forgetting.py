@@ -44,7 +44,7 @@ def withdrawn_from(site: Site, note: SumsNote, taken: Sequence[int]) -> Samples:
     What goes and what remains of each class of a contribution is nothing or at least `fewest_images`. So of a class of
     which too few would remain all images go, and of one of which too few would go none: they wait, as do those that are
     no longer on the disk as they were. What an earlier correction took out, and the server says it never got, goes
-    again as it was, and whatever is new beside it is enough by itself.
+    again as it was, and what is new beside it is enough by itself, as what remains differs from all earlier sums.
 
     Args:
         site: whose images they are.
@@ -111,10 +111,10 @@ def _may_leave(
     """Whether the sum of `found`, and what it leaves of `held`, tell nothing of fewer than `fewest` images."""
     if not found or not repeated <= found:
         return False
-    new, remain = (found - repeated).total(), held - found
+    remain = held - found
     left = frozenset((image.record_id, image.digest) for image in remain)
     near = any(0 < len(left ^ known) < fewest for known in earlier) if left else False
-    return not 0 < new < fewest and found.total() >= fewest and not 0 < remain.total() < fewest and not near
+    return found.total() >= fewest and not 0 < remain.total() < fewest and not near
 
 
 def _withdrawn(site: Site, inside: Counter[Summed]) -> set[Summed]:
