@@ -84,6 +84,12 @@ class MissingTensorsError(DynammoError):
     code = 110
 
 
+class ForeignApp(DynammoError):  # noqa: N818  # as above
+    """A run whose app is not the one that is installed at the site."""
+
+    code = 111
+
+
 def nearest_match(name: str, options: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the option closest to `name`, or an empty string when none is close."""
     close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
