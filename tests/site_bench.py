@@ -109,8 +109,8 @@ def superlink_environment(home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def running_superlink(folder: Path) -> Iterator[SuperLink]:
-    """A SuperLink on a free port of 127.0.0.1; gone, with all its processes, in the end."""
+def running_superlink(folder: Path, program: str | None = None) -> Iterator[SuperLink]:
+    """A SuperLink, or a Python `program` that is one, on a free port of 127.0.0.1; no process of it is left."""
     authority = Authority(folder / "authority")
     certificate, key = authority.sign(["localhost", "127.0.0.1"])
     home = folder / "home"
@@ -119,7 +119,8 @@ def running_superlink(folder: Path) -> Iterator[SuperLink]:
     link = SuperLink(f"127.0.0.1:{port}", authority, home)
     connection = {"address": link.address, "root-certificates": str(authority.path)}
     (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": "here", "here": connection}}))
-    command = [str(BIN / "flower-superlink"), "--enable-supernode-auth", "--host", "127.0.0.1", "--port", str(port)]
+    superlink = [str(BIN / "flower-superlink")] if program is None else [sys.executable, "-c", program]
+    command = [*superlink, "--enable-supernode-auth", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--ssl-ca-certfile", str(authority.path), "--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)]
     with (folder / "superlink.log").open("w") as log:
         process = subprocess.Popen(command, env=link.environment, cwd=home, stdout=log, stderr=log)

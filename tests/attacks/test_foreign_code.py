@@ -33,6 +33,21 @@ if HOME.name == "state":  # at the site, not at the server
     stolen = (HOME.parent / "memory.key").read_text() + (HOME.parent / "site.key").read_text()
     Path({taken!r}).write_text(stolen)
 """
+LYING = """
+from flwr.superlink.cli import flower_superlink
+from flwr.superlink.servicer.fleet import fleet_handlers
+honest = fleet_handlers.run_to_proto
+
+def run_to_proto(run):
+    said = honest(run)
+    if run.fab_id == "agent/stranger":
+        said.primary_task_type, said.fab_id = "flwr-agentapp", "no slash\\nERROR :     forged"
+    return said
+
+fleet_handlers.run_to_proto = run_to_proto
+flower_superlink()
+"""
+"""A SuperLink that tells sites of one run what is not so: that it is an agent's, and a name that is two lines."""
 SUBMIT = """
 import sys
 from pathlib import Path
@@ -165,11 +180,17 @@ def _bomb(attack: Attack, folder: Path) -> bytes:
     return buffer.getvalue()
 
 
+def _agent(attack: Attack, folder: Path) -> None:
+    """Flower has another program for the tasks of agents, which unpacks and imports as well."""
+    app_of(folder, {"stranger_server.py": SERVER, "stranger.py": attack.evil + CLIENT}, publisher="agent")
+
+
 APPS: dict[str, Callable[[Attack, Path], bytes | None]] = {
     "two-files": _two_files,
     "our-name": _our_name,
     "metadata": _metadata,
     "bomb": _bomb,
+    "agent": _agent,
 }
 
 
@@ -197,7 +218,7 @@ def _words(process: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def attack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attack]:
-    with running_superlink(tmp_path_factory.mktemp("superlink")) as link:
+    with running_superlink(tmp_path_factory.mktemp("superlink"), LYING) as link:
         made = Attack(link, tmp_path_factory.mktemp("attack"))
         made.run()
         yield made
@@ -222,8 +243,13 @@ def test_its_server_is_told_the_code_of_a_foreign_app(attack: Attack, name: str)
 def test_start_says_so_in_a_line_for_each(attack: Attack) -> None:
     said = attack.started.said("refused: the run's app")
     assert len(said) == len(APPS)
-    for words in ("'test/stranger', version '1/../../../out'", "'dynammo/dynammo', version '1.0.0'"):
+    for words in (
+        "'test/stranger', version '1/../../../out'",
+        "'dynammo/dynammo', version '1.0.0'",
+        r"'no slash\nERROR :     forged', version '1.0.0'",
+    ):
         assert len([line for line in said if words in line]) == 1, said
+    assert not any(line.startswith("Flower: forged") for line in attack.started.lines)
 
 
 def test_audit_log_has_a_line_for_each(attack: Attack) -> None:
