@@ -9,13 +9,14 @@ import tomli_w
 
 SERVER = """
 import os
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import ServerApp
 app = ServerApp()
 
 @app.main()
 def main(grid, context):
-    message = Message(RecordDict(), dst_node_id=int(context.run_config["node"]), message_type="train")
+    content = RecordDict({"agent": ConfigRecord({"text": "what an agent is asked"})})
+    message = Message(content, dst_node_id=int(context.run_config["node"]), message_type="train")
     (reply,) = grid.send_and_receive([message], timeout=120)
     with open(context.run_config["told"] + ".new", "w") as file:
         file.write(f"{reply.error.code} {reply.error.reason}" if reply.has_error() else "answered")
@@ -40,10 +41,10 @@ def app_of(
     name: str = "stranger",
     version: str = "1.0.0",
     serverapp: str = "stranger_server:app",
-    clientapp: str = "stranger:app",
+    **others: str,
 ) -> Path:
-    """A folder with an app; a file's name is its path there."""
-    components = {"serverapp": serverapp, "clientapp": clientapp}
+    """A folder with an app; a file's name is its path there, and `others` are components beside its ServerApp."""
+    components = {"serverapp": serverapp, "clientapp": "stranger:app"} | others
     app = {"publisher": publisher, "components": components, "config": {"node": "", "told": ""}}
     pyproject = {"project": {"name": name, "version": version}, "tool": {"flwr": {"app": app}}}
     for path, text in {"pyproject.toml": tomli_w.dumps(pyproject), **files}.items():

@@ -35,19 +35,23 @@ if HOME.name == "state":  # at the site, not at the server
 """
 LYING = """
 from flwr.superlink.cli import flower_superlink
+from flwr.superlink.servicer.control import control_handlers
 from flwr.superlink.servicer.fleet import fleet_handlers
 honest = fleet_handlers.run_to_proto
 
 def run_to_proto(run):
     said = honest(run)
     if run.fab_id == "agent/stranger":
-        said.primary_task_type, said.fab_id = "flwr-agentapp", "no slash\\nERROR :     forged"
+        said.primary_task_type = "flwr-agentapp"
+    if run.fab_id == "named/stranger":
+        said.fab_id = "no slash\\nERROR :     forged"
     return said
 
 fleet_handlers.run_to_proto = run_to_proto
+control_handlers._get_app_type = lambda config: "flwr-serverapp"
 flower_superlink()
 """
-"""A SuperLink that tells sites of one run what is not so: that it is an agent's, and a name that is two lines."""
+"""A SuperLink that tells sites what is not so: that one run is an agent's, and of another a name that is two lines."""
 SUBMIT = """
 import sys
 from pathlib import Path
@@ -162,7 +166,7 @@ def _with(archive: bytes, files: dict[str | zipfile.ZipInfo, str]) -> bytes:
 
 def _bomb(attack: Attack, folder: Path) -> bytes:
     """A description of 64 megabytes in an archive of 64 kilobytes, which Flower's SuperNode reads for its settings."""
-    app_of(folder, {"stranger_server.py": SERVER, "stranger.py": attack.evil + CLIENT})
+    app_of(folder, {"stranger_server.py": SERVER, "stranger.py": attack.evil + CLIENT}, publisher="named")
     buffer = BytesIO()
     with (
         zipfile.ZipFile(BytesIO(build_fab_from_disk(folder))) as plain,
@@ -182,7 +186,8 @@ def _bomb(attack: Attack, folder: Path) -> bytes:
 
 def _agent(attack: Attack, folder: Path) -> None:
     """Flower has another program for the tasks of agents, which unpacks and imports as well."""
-    app_of(folder, {"stranger_server.py": SERVER, "stranger.py": attack.evil + CLIENT}, publisher="agent")
+    files = {"stranger_server.py": SERVER, "stranger.py": attack.evil + CLIENT}
+    app_of(folder, files, publisher="agent", agentapp="stranger:app")
 
 
 APPS: dict[str, Callable[[Attack, Path], bytes | None]] = {

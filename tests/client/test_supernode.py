@@ -111,6 +111,7 @@ def test_a_step_in_progress_does_not_outlive_a_start_that_is_killed(superlink: S
         at_work: list[Path] = []
         wait_until(lambda: at_work.extend(answering(settings.state)) or at_work, seconds=60)
         os.kill(int(at_work[0].name), signal.SIGSTOP)  # so that it cannot end by itself
+        assert not re.search(rb"[0-9a-f]{32}", (at_work[0] / "cmdline").read_bytes()), "every account can read this"
         assert (at_work[0] / "cwd").readlink() == settings.state / "cwd"
         assert re.search(r"^Umask:\s*0077$", (at_work[0] / "status").read_text(), re.MULTILINE)
     finally:
