@@ -16,20 +16,61 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
+import httpx
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from client.own_app import replace
 from client.own_code import start_command
 
 POLL_SECONDS = 0.25
+LARGEST_ANSWER = 64 * 2**20
+"""Bytes of an answer of the SuperLink; Flower cuts tensors into pieces of 20 megabytes, and an app has at most ten."""
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+
+
+class BoundedAnswer(httpx.SyncByteStream):
+    """The body of an answer, as it comes, which ends in an error where it grows too large."""
+
+    def __init__(self, body: httpx.SyncByteStream) -> None:
+        self._body = body
+
+    def __iter__(self) -> Iterator[bytes]:
+        size = 0
+        for part in self._body:
+            size += len(part)
+            if size > LARGEST_ANSWER:
+                raise RuntimeError(f"the SuperLink sends more than {LARGEST_ANSWER} bytes in one answer")
+            yield part
+
+    def close(self) -> None:
+        """Close the connection's stream."""
+        self._body.close()
+
+
+class BoundedFleetClient(FleetHttpClient):
+    """Flower's connection to its SuperLink, which never takes in more at once than an honest one sends."""
+
+    def __init__(self, *words: Any, **settings: Any) -> None:
+        super().__init__(*words, **settings)
+        self._client.headers["accept-encoding"] = "identity"
+        self._client.event_hooks = {"response": [_bound]}
+
+
+def _bound(response: httpx.Response) -> None:
+    """Before its body is read."""
+    if response.headers.get("content-encoding", "identity") != "identity":  # a few bytes could become any number
+        raise RuntimeError("the SuperLink sends a compressed answer, though it was asked for a plain one")
+    assert isinstance(response.stream, httpx.SyncByteStream)
+    response.stream = BoundedAnswer(response.stream)
 
 
 def start_processes(address: str, secret: bytes) -> None:
@@ -88,6 +129,7 @@ def main() -> None:
 
     replace(shell, "_parse_supernode_lifespan_config", with_secret)
     replace(shell, "start_client_internal", with_processes)
+    replace(import_module("flwr.supernode.fleet_http_connection"), "FleetHttpClient", BoundedFleetClient)
     replace(loop, "get_fused_config_from_fab", lambda *_: {})  # or it would unpack a description of any size
     shell.flower_supernode()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -49,6 +50,20 @@ def test_the_app_of_this_checkout_is_ours(ours: bytes) -> None:
 
 def test_plain_flwr_run_of_a_checkout_packs_the_same() -> None:
     assert difference(build_fab_from_disk(ROOT)) is None
+
+
+def test_it_is_ours_wherever_the_site_is_installed(
+    ours: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In site-packages too, among other packages and what Python has compiled."""
+    for package in ("client", "dynammo_core", "server", "simulations"):
+        shutil.copytree(ROOT / package, tmp_path / package)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "module.py").touch()
+    monkeypatch.setattr("client.foreign_app.ROOT", tmp_path)
+    assert difference(ours) is None
+    (tmp_path / "client" / "app.py").write_text("changed")
+    assert difference(ours) == "it has another 'client/app.py'"
 
 
 def link(name: str) -> zipfile.ZipInfo:
