@@ -17,7 +17,7 @@ app = ServerApp()
 def main(grid, context):
     content = RecordDict({"agent": ConfigRecord({"text": "what an agent is asked"})})
     message = Message(content, dst_node_id=int(context.run_config["node"]), message_type="train")
-    (reply,) = grid.send_and_receive([message], timeout=120)
+    (reply,) = grid.send_and_receive([message], timeout=300)
     with open(context.run_config["told"] + ".new", "w") as file:
         file.write(f"{reply.error.code} {reply.error.reason}" if reply.has_error() else "answered")
     os.rename(file.name, context.run_config["told"])

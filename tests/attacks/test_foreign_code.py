@@ -109,7 +109,7 @@ class Attack:
             self.uninvited = _knock(self.supernode)
             for name in self.answers:
                 told = self.folder / f"told-{name}"
-                wait_until(told.exists, seconds=90)
+                wait_until(told.exists, seconds=180)
                 self.answers[name] = told.read_text()
             self.peak = _peak(self.supernode)
         finally:
