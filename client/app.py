@@ -43,12 +43,13 @@ def sanitised(handler: Handler) -> Callable[[Message, Context], Message]:
         try:
             return Message(handler(message.content, MappingProxyType(context.node_config)), reply_to=message)
         except Exception as error:
-            return _refusal(message, context, error)
+            return refusal(message, context, error)
 
     return wrapped
 
 
-def _refusal(message: Message, context: Context, error: Exception) -> Message:
+def refusal(message: Message, context: Context, error: Exception) -> Message:
+    """Answer with an error's code and class; the rest goes into the site's log and its audit log."""
     _log(error)
     try:
         if log := audit_log(context.node_config):

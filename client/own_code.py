@@ -1,66 +1,60 @@
 """A site runs the code that was installed there, never the code that came with a run.
 
-Flower sends each run's code to the sites and starts `flwr-clientapp` to execute it. `dynammo-site start` puts a program
-of that name first on the path of its SuperNode: this module, which starts Flower's own one in a Python that finds no
-module below FLWR_HOME, where Flower unpacks what it got. So what a person at the site has approved is what runs.
+Each process of Flower that a site needs is a module of this project, and this file starts it. It does so in a Python
+that heeds neither its working directory nor PYTHONPATH, and whose `sys.path` is fixed before anything of a run is
+received: modules and the metadata of packages are found where this environment has them, and nowhere else.
 """
 
 from __future__ import annotations
 
-import os
-import shlex
+import runpy
 import sys
-from collections.abc import Sequence
-from importlib.machinery import ModuleSpec, PathFinder
-from importlib.metadata import entry_points
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from typing import SupportsIndex
 
-PROGRAM = "flwr-clientapp"
-
-
-class OwnCode(PathFinder):
-    """Finds modules as Python does, but for those below a folder."""
-
-    foreign: Path
-
-    @classmethod
-    def find_spec(
-        cls, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """As `PathFinder.find_spec`."""
-        places = [place for place in (sys.path if path is None else path) if not cls._is_foreign(place)]
-        return super().find_spec(fullname, places, target)
-
-    @classmethod
-    def _is_foreign(cls, place: str) -> bool:
-        return Path(place or ".").resolve().is_relative_to(cls.foreign)
+ROOT = Path(__file__).resolve().parent.parent
+"""Where this project is installed: the folder of its packages."""
 
 
-def refuse_code_below(folder: Path) -> None:
-    """From now on this process imports nothing from below `folder`, whatever is put on its path."""
-    OwnCode.foreign = folder.resolve()
-    sys.meta_path[sys.meta_path.index(PathFinder)] = OwnCode
+class FixedPlaces(list[str]):
+    """A `sys.path` that stays as it is: whoever changes it is not told, and changes nothing."""
+
+    def _stay(self, *_: object, **__: object) -> None:
+        """Do nothing."""
+
+    append = extend = insert = remove = clear = sort = reverse = __setitem__ = __delitem__ = _stay
+
+    def pop(self, index: SupportsIndex = -1) -> str:
+        """Return an entry, which stays."""
+        return self[index]
+
+    def __iadd__(self, _: Iterable[str]) -> FixedPlaces:  # type: ignore[misc,override]
+        return self
+
+    def __imul__(self, _: SupportsIndex) -> FixedPlaces:
+        return self
 
 
-def install_program(folder: Path) -> None:
-    """Write the program into `folder`, which is to come first on the PATH of a SuperNode.
+def start_command(module: str, *words: str) -> list[str]:
+    """Say how to start a module of this project that executes no code but what is installed here."""
+    return [sys.executable, "-E", "-P", "-u", str(Path(__file__).resolve()), module, *words]
 
-    Raises:
-        OSError: it cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    program = folder / PROGRAM
-    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m {__name__} "$@"\n', encoding="utf-8")
-    program.chmod(0o700)
+
+def only_installed() -> None:
+    """From now on, find modules and packages only where Python looks now, and this project where this file lies."""
+    found = find_spec("client")
+    if found is None or found.origin is None or Path(found.origin).resolve().parent.parent != ROOT:
+        sys.path.insert(0, str(ROOT))
+    sys.path = FixedPlaces(sys.path)
 
 
 def main() -> None:
-    """Flower's own program, once this process is deaf to foreign code."""
-    refuse_code_below(Path(os.environ["FLWR_HOME"]))
-    sys.argv[0] = PROGRAM
-    (program,) = entry_points(group="console_scripts", name=PROGRAM)
-    program.load()()
+    """Run the module that the first argument names, with the others as its own."""
+    only_installed()
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__")
 
 
 if __name__ == "__main__":

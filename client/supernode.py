@@ -7,7 +7,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from client.connection import refusal
 from client.daemon import Backoff, Stop, log_file, only_one, stop_signals
-from client.own_code import install_program
+from client.own_code import start_command
 from client.settings import SiteSettings
 from dynammo_core.errors import ConfigError
 from dynammo_core.processes import process_group
@@ -26,10 +25,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # or a run could install packages at this site
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
-    "PYTHONUNBUFFERED": "1",
 }
-PROGRAMS = "programs"
 STOP_SECONDS = 15.0
 POLL_SECONDS = 0.2
 TAIL_LINES = 60
@@ -63,13 +59,6 @@ def supervise(
         ConfigError: the state folder or the log cannot be written, or a file that the settings name cannot be read.
     """
     command = _command(settings, site_yaml)
-    try:
-        install_program(settings.state / PROGRAMS)
-    except OSError as error:
-        what = f"the folder {settings.state / PROGRAMS} cannot be written: {error.strerror}"
-        raise ConfigError(
-            what, remedy="Permit the account that runs the site to write there, or correct state"
-        ) from error
     backoff = backoff or Backoff()
     with only_one(settings), log_file(settings) as log, stop_signals() as stop:
 
@@ -156,11 +145,12 @@ def _command(settings: SiteSettings, site_yaml: Path) -> list[str]:
     if "'" in place:
         raise ConfigError(f"the path {place} holds a quotation mark, which Flower cannot take", remedy="Rename it")
     return [
-        str(Path(sys.executable).with_name("flower-supernode")),
+        *start_command("client.own_node"),
         *("--superlink", settings.superlink),
         *("--root-certificates", str(settings.ca_certificate)),
         *("--auth-supernode-private-key", str(settings.private_key)),
         *("--node-config", f"site-config='{place}'"),
+        *("--isolation", "process"),
         *("--host", "127.0.0.1"),
     ]
 
@@ -170,8 +160,6 @@ def _environment(settings: SiteSettings) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
     environment |= ENVIRONMENT
     environment["FLWR_HOME"] = str(settings.state)
-    places = [str(settings.state / PROGRAMS), str(Path(sys.executable).parent), environment.get("PATH", os.defpath)]
-    environment["PATH"] = os.pathsep.join(places)
     for name in ("NO_PROXY", "no_proxy"):  # the SuperNode's own processes talk to each other here
         environment[name] = ",".join(filter(None, [environment.get(name), "127.0.0.1,localhost"]))
     return environment

@@ -84,10 +84,16 @@ class MissingTensorsError(DynammoError):
     code = 110
 
 
-class AnsweredBefore(DynammoError):  # noqa: N818  # the operator reads this name, and it is no defect
-    """A step that a site has answered already, for other weights or so long ago that the answer is kept no longer."""
+class ForeignApp(DynammoError):  # noqa: N818  # as above
+    """A run whose app is not the one that is installed at the site."""
 
     code = 111
+
+
+class AnsweredBefore(DynammoError):  # noqa: N818  # as above
+    """A step that a site has answered already, for other weights or so long ago that the answer is kept no longer."""
+
+    code = 112
 
 
 def nearest_match(name: str, options: Iterable[str]) -> str:

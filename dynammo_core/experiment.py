@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from dynammo_core.code_files import code_files
 from dynammo_core.config import Config, resolve
 from dynammo_core.data.arrivals import Arrivals, build_arrivals
 from dynammo_core.data.feature_cache import FeatureCache, fingerprint
@@ -238,10 +239,8 @@ def config_from_json(text: str) -> Config[Any]:
 @lru_cache(maxsize=1)
 def code_hash() -> str:
     """SHA-256 over the Python files of the packages that server and sites share, as 64 hexadecimal digits."""
-    root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
-    for package in ("client", "dynammo_core", "server"):
-        for file in sorted((root / package).rglob("*.py")):
-            digest.update(f"{file.relative_to(root).as_posix()}\0".encode())
-            digest.update(file.read_bytes() + b"\0")
+    for name, file in code_files(Path(__file__).resolve().parent.parent):
+        digest.update(f"{name}\0".encode())
+        digest.update(file.read_bytes() + b"\0")
     return digest.hexdigest()

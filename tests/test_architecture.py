@@ -84,16 +84,25 @@ def test_import_law(path: Path) -> None:
         assert not reached & set(FLOWER)
 
 
-def test_private_modules_of_flower_are_used_in_two_files() -> None:
-    """The grid of the local engine, and the gate before the SuperLink."""
+def test_private_modules_of_flower_are_used_in_four_files() -> None:
+    """The grid of the local engine, the gate before the SuperLink, and the two processes of a site."""
     public = {"flwr", "flwr.app", "flwr.serverapp", "flwr.clientapp"}
     users = {
         name
         for path, name in zip(FILES, NAMES, strict=True)
         for node in ast.walk(tree(path))
-        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "flwr" and node.module not in public
+        for module in _modules_of_flower(node)
+        if module not in public
     }
-    assert users == {"simulations/local_grid.py", "server/gate.py"}
+    assert users == {"simulations/local_grid.py", "server/gate.py", "client/own_app.py", "client/own_node.py"}
+
+
+def _modules_of_flower(node: ast.AST) -> Iterator[str]:
+    """What `from flwr... import` and `import_module("flwr...")` name."""
+    named = [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "import_module":
+        named = [str(word.value) for word in node.args if isinstance(word, ast.Constant)]
+    yield from (name for name in named if name.split(".")[0] == "flwr")
 
 
 def test_methods_do_not_import_each_other() -> None:

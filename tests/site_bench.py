@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,7 +26,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from client.node_key import new_key_pair
 from client.settings import SiteSettings, load_site
 
+ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+START = "import typer; from client.start_command import start; typer.run(start)"
 FLOWER: Mapping[str, str] = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -106,8 +109,8 @@ def superlink_environment(home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def running_superlink(folder: Path) -> Iterator[SuperLink]:
-    """A SuperLink on a free port of 127.0.0.1; gone, with all its processes, in the end."""
+def running_superlink(folder: Path, program: str | None = None) -> Iterator[SuperLink]:
+    """A SuperLink, or a Python `program` that is one, on a free port of 127.0.0.1; no process of it is left."""
     authority = Authority(folder / "authority")
     certificate, key = authority.sign(["localhost", "127.0.0.1"])
     home = folder / "home"
@@ -116,7 +119,8 @@ def running_superlink(folder: Path) -> Iterator[SuperLink]:
     link = SuperLink(f"127.0.0.1:{port}", authority, home)
     connection = {"address": link.address, "root-certificates": str(authority.path)}
     (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": "here", "here": connection}}))
-    command = [str(BIN / "flower-superlink"), "--enable-supernode-auth", "--host", "127.0.0.1", "--port", str(port)]
+    superlink = [str(BIN / "flower-superlink")] if program is None else [sys.executable, "-c", program]
+    command = [*superlink, "--enable-supernode-auth", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--ssl-ca-certfile", str(authority.path), "--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)]
     with (folder / "superlink.log").open("w") as log:
         process = subprocess.Popen(command, env=link.environment, cwd=home, stdout=log, stderr=log)
@@ -130,6 +134,37 @@ def running_superlink(folder: Path) -> Iterator[SuperLink]:
                 os.kill(pid, signal.SIGKILL)
         process.wait()
         wait_until(lambda: not processes_of(home), seconds=30)
+
+
+class Started:
+    """A `dynammo-site start` of its own process, and the lines it has said so far."""
+
+    def __init__(self, site_yaml: Path, *options: str, **environment: str) -> None:
+        self.lines: list[str] = []
+        own = {"PYTHONUNBUFFERED": "1", "FLWR_HOME": "/nonexistent", "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", START, str(site_yaml), *options],
+            cwd=site_yaml.parent,
+            env={**os.environ, **own, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=lambda: self.lines.extend(self.process.stdout or ()), daemon=True)
+        self._reader.start()
+
+    def said(self, words: str) -> list[str]:
+        """The lines that hold these words; waits for the first of them."""
+        wait_until(lambda: any(words in line for line in self.lines) or self.process.poll() is not None, seconds=40)
+        self._reader.join(0 if self.process.poll() is None else 10)
+        found = [line for line in self.lines if words in line]
+        assert found, self.lines
+        return found
+
+    def ended(self) -> int:
+        code = self.process.wait(timeout=30)
+        self._reader.join(10)
+        return code
 
 
 def make_site(folder: Path, superlink: str, authority: Path, **changes: Any) -> tuple[SiteSettings, Path]:
