@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+
 from dynammo_core.processes import process_group
 from server.consortium import make_consortium
 from server.operator_token import HEADER, read_token
@@ -22,6 +24,9 @@ THIS_MACHINE, OPERATOR, STRANGER = "127.0.0.1", "127.0.0.9", "127.0.0.2"
 """Addresses of this machine's loopback: the first two are operators', the server's own without being in `operators`."""
 
 SECONDS = 120.0
+MEGABYTE = 1 << 20
+PROTOBUF = {"content-type": PROTOBUF_MEDIA_TYPE}
+Headers = dict[str, str]
 
 
 @contextmanager
@@ -66,6 +71,34 @@ def connected(settings: ServerSettings, source: str = STRANGER, timeout: float =
 def shown_token(settings: ServerSettings) -> dict[str, str]:
     """The header that an operator's programs send."""
     return {HEADER: read_token(settings.operator_token)}
+
+
+def status_of(
+    settings: ServerSettings, path: str, headers: Headers | None = None, body: bytes = b"", source: str = STRANGER
+) -> int:
+    """HTTP status of one request."""
+    connection = connected(settings, source)
+    try:
+        connection.request("POST", path, body=body, headers=PROTOBUF | (headers or {}))
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def raw_socket(settings: ServerSettings, source: str = STRANGER) -> ssl.SSLSocket:
+    """A connection of which only the encryption is done."""
+    plain = socket.create_connection(("127.0.0.1", settings.port), timeout=60, source_address=(source, 0))
+    return trusting(settings).wrap_socket(plain, server_hostname="localhost")
+
+
+def raw(settings: ServerSettings, request: bytes, source: str = OPERATOR) -> bytes:
+    """All that comes back for bytes that no HTTP library would send."""
+    answer = b""
+    with suppress(OSError), raw_socket(settings, source) as opened:
+        opened.sendall(request)
+        while part := opened.recv(MEGABYTE):
+            answer += part
+    return answer
 
 
 def free_port() -> int:
