@@ -10,6 +10,7 @@ from dynammo_core.errors import ConfigError
 from dynammo_core.files import write_atomically
 from dynammo_core.yaml_files import validate
 from server.certificates import make_authority, make_server_certificate
+from server.operator_token import make_token
 from server.settings import FILE_NAME, ServerSettings, load_server
 
 TEMPLATE = """\
@@ -17,6 +18,7 @@ TEMPLATE = """\
 #   ca.pem        the authority's certificate: every site gets a copy
 #   ca.key        the authority's key: needed by `dynammo-server renew` alone; keep a copy off this machine
 #   server.pem, server.key   the server's certificate, for a year, and its key
+#   operator.token   what commands of this account show to the server; keep it to this account
 #   superlink.db  Flower's database; sites.json  the registered sites; runs/  run directories
 
 # Names and addresses by which sites reach this server; its certificate holds for them.
@@ -24,13 +26,15 @@ host_names: [{host_names}]
 # Address to listen on; 127.0.0.1 for this machine alone.
 listen: {listen}
 port: {port}
-# Addresses that may submit code and register sites. Sites never need to be among them.
+# Addresses from which the holder of operator.token may submit code and register sites; sites never need to be there.
 operators: [127.0.0.1, "::1"]
+# Most megabytes of one request with weights, 8 to 1024. Flower sends weights in parts of 5 MiB.
+largest_message_megabytes: 32
 """
 
 
 def make_consortium(folder: Path, host_names: Sequence[str], *, port: int, listen: str) -> ServerSettings:
-    """Make the folder with its certificate authority, server certificate and `server.yaml`.
+    """Make the folder with its certificate authority, server certificate, operator's token and `server.yaml`.
 
     Raises:
         ConfigError: there is one already, or a value is not accepted; nothing is overwritten.
@@ -51,6 +55,7 @@ def make_consortium(folder: Path, host_names: Sequence[str], *, port: int, liste
     names = ", ".join(map(json.dumps, host_names))
     make_authority(settings.ca_certificate, settings.ca_key, host_names[0])
     renew(settings)
+    make_token(settings.operator_token)
     text = TEMPLATE.format(host_names=names, port=port, listen=json.dumps(listen))
     write_atomically(folder / FILE_NAME, text.encode())
     return load_server(folder)

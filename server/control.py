@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ import tomli_w
 from dynammo_core.config import Scalar
 from dynammo_core.errors import RunError
 from dynammo_core.files import write_atomically
-from server.flower_app import flower_environment, flower_program
+from server.flower_app import flower_environment
+from server.operator_token import FILE_VARIABLE, read_token
 from server.settings import ServerSettings
 
 CONNECTION = "consortium"
 SECONDS = 120.0
+FLOWER = (sys.executable, "-P", "-m", "server.flower_programs", "flwr")
+"""Flower's command line, which shows the operator's token."""
 
 
 class Control:
@@ -56,8 +60,7 @@ class Control:
 
     def log_of(self, run: int) -> str:
         """What a run printed so far."""
-        command = [*flower_program("flwr"), "log", str(run), CONNECTION, "--show"]
-        return self._run(command).stdout
+        return self._run("log", str(run), CONNECTION, "--show").stdout
 
     def _call(self, *words: str) -> dict[str, Any]:
         """A `flwr` command's answer.
@@ -65,7 +68,7 @@ class Control:
         Raises:
             RunError: no SuperLink answers, or it refuses.
         """
-        done = self._run([*flower_program("flwr"), *words, "--format", "json"])
+        done = self._run(*words, "--format", "json")
         start = done.stdout.find("{")
         try:
             answer, _ = json.JSONDecoder().raw_decode(done.stdout[start:])
@@ -83,12 +86,14 @@ class Control:
             )
         return dict(answer)
 
-    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+    def _run(self, *words: str) -> subprocess.CompletedProcess[str]:
         home = self._home()
+        read_token(self._settings.operator_token)  # says what is wrong, where Flower would only say that it was refused
+        environment = flower_environment(home) | {FILE_VARIABLE: str(self._settings.operator_token)}
         try:
             return subprocess.run(
-                command,
-                env=flower_environment(home),
+                [*FLOWER, *words],
+                env=environment,
                 cwd=home,
                 capture_output=True,
                 text=True,

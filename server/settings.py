@@ -28,7 +28,10 @@ class ServerSettings(Section):
     port: int = Field(default=9092, ge=1, le=65535, description="of all of Flower's interfaces")
     operators: tuple[str, ...] = Field(
         default=("127.0.0.1", "::1"),
-        description="addresses that may submit code and register sites; sites never need to be among them",
+        description="addresses from which the holder of the operator's token may submit code and register sites",
+    )
+    largest_message_megabytes: int = Field(
+        default=32, ge=8, le=1024, description="most of one request with weights; Flower sends them in parts of 5 MiB"
     )
     folder: Path = Field(default=Path(), exclude=True)
 
@@ -78,6 +81,11 @@ class ServerSettings(Section):
     def key(self) -> Path:
         """The server's key."""
         return self.folder / "server.key"
+
+    @property
+    def operator_token(self) -> Path:
+        """What only operators can read, and show to the SuperLink."""
+        return self.folder / "operator.token"
 
     @property
     def database(self) -> Path:

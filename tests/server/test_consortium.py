@@ -31,12 +31,12 @@ def test_it_is_made_as_its_settings_say(tmp_path: Path) -> None:
     assert settings == load_server(folder)
     assert (settings.host_names, settings.port, settings.listen) == (("fl.example.org", "10.1.2.3"), 9443, "0.0.0.0")
     assert settings.operators == ("127.0.0.1", "::1")
-    assert set(contents(folder)) == {"ca.pem", "ca.key", "server.pem", "server.key", "server.yaml"}
+    assert set(contents(folder)) == {"ca.pem", "ca.key", "server.pem", "server.key", "server.yaml", "operator.token"}
     assert folder.stat().st_mode & 0o777 == 0o700
     for name in ("fl.example.org", "10.1.2.3", "localhost", "127.0.0.1"):
         assert handshake(folder, folder, name) == ""
     text = (folder / "server.yaml").read_text()
-    assert set(yaml.safe_load(text)) == {"host_names", "listen", "port", "operators"}
+    assert set(yaml.safe_load(text)) == {"host_names", "listen", "port", "operators", "largest_message_megabytes"}
     assert sum(line.startswith("#") for line in text.splitlines()) > 5
 
 
@@ -100,9 +100,9 @@ def test_wrong_values_leave_nothing_behind(
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("port: 9092", "prot: 9092", "line 11, prot: unknown key .did you mean 'port'"),
-        ("port: 9092", "port: many", "line 11, port"),
-        ("operators: [127.0.0.1,", "operators: [10.0.0.0/8,", "line 13, operators.*'10.0.0.0/8' is no address"),
+        ("port: 9092", "prot: 9092", "line 12, prot: unknown key .did you mean 'port'"),
+        ("port: 9092", "port: many", "line 12, port"),
+        ("operators: [127.0.0.1,", "operators: [10.0.0.0/8,", "line 14, operators.*'10.0.0.0/8' is no address"),
         ("host_names:", "names:", "names: unknown key"),
     ],
 )

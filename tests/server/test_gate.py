@@ -1,21 +1,23 @@
-"""The gate before a real SuperLink: who may do what, by the address of the connection alone."""
+"""The gate before a real SuperLink: who may do what, by the address of the connection and the operator's token."""
 
 from __future__ import annotations
 
 import asyncio
-import http.client
-import ssl
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
+from superlinks import OPERATOR, STRANGER, THIS_MACHINE, connected, shown_token
 
-from server.gate import Gate
+from server.gate import Gate, limits
+from server.operator_token import HEADER
 from server.settings import ServerSettings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs all of 127.0.0.0/8 on the loopback interface")
 
-THIS_MACHINE, OPERATOR, STRANGER = "127.0.0.1", "127.0.0.9", "127.0.0.2"
+TOKEN = "t" * 43
 OPERATORS_PATHS = [
     "/v1/control/start-run",
     "/v1/control/register-node",
@@ -40,10 +42,7 @@ FORGED = [
 
 def asked(settings: ServerSettings, source: str, path: str, headers: dict[str, str] | None = None) -> int:
     """HTTP status of a request from an address; the body is no message of Flower's, so nothing is done."""
-    context = ssl.create_default_context(cafile=str(settings.ca_certificate))
-    connection = http.client.HTTPSConnection(
-        "127.0.0.1", settings.port, context=context, source_address=(source, 0), timeout=30
-    )
+    connection = connected(settings, source)
     try:
         connection.request("POST", path, body=b"x", headers={"content-type": "text/plain", **(headers or {})})
         return connection.getresponse().status
@@ -53,28 +52,36 @@ def asked(settings: ServerSettings, source: str, path: str, headers: dict[str, s
 
 @pytest.mark.parametrize("path", OPERATORS_PATHS)
 def test_what_operators_do_is_refused_to_strangers(superlink: ServerSettings, path: str) -> None:
-    assert asked(superlink, STRANGER, path) == 403
+    assert asked(superlink, STRANGER, path, shown_token(superlink)) == 403
     for source in (THIS_MACHINE, OPERATOR):
-        assert asked(superlink, source, path) in (404, 405, 415)  # no such path, no such method, no message of Flower's
+        assert asked(superlink, source, path) == 403  # whoever cannot read the token works under another account
+        assert asked(superlink, source, path, shown_token(superlink)) in (404, 415)  # not used, no message of Flower's
 
 
 @pytest.mark.parametrize("headers", FORGED)
 def test_no_header_helps_a_stranger(superlink: ServerSettings, headers: dict[str, str]) -> None:
-    assert asked(superlink, STRANGER, "/v1/control/start-run", headers) == 403
+    assert asked(superlink, STRANGER, "/v1/control/start-run", headers | shown_token(superlink)) == 403
 
 
 def test_no_header_hinders_an_operator(superlink: ServerSettings) -> None:
+    token = shown_token(superlink)
     for text in (STRANGER, "unknown"):
-        assert asked(superlink, THIS_MACHINE, "/v1/control/start-run", {"X-Forwarded-For": text}) == 415
+        assert asked(superlink, THIS_MACHINE, "/v1/control/start-run", {"X-Forwarded-For": text, **token}) == 415
 
 
 @pytest.mark.parametrize("path", SITES_PATHS)
 def test_what_sites_do_is_open_to_all(superlink: ServerSettings, path: str) -> None:
     for source in (STRANGER, THIS_MACHINE, OPERATOR):
-        assert asked(superlink, source, path) == 415
+        assert asked(superlink, source, path) == (401 if "push" in path else 415)  # before a large body is read
 
 
-def gated(client: str, kind: str = "http", path: str = "/v1/control/start-run") -> list[str]:
+def gated(
+    client: str,
+    kind: str = "http",
+    path: str = "/v1/control/start-run",
+    tokens: Sequence[str] = (TOKEN,),
+    host: bytes = b"localhost",
+) -> list[str]:
     """What passes the gate of the operators 10.0.0.5 and ::1: the kinds of the messages that come back."""
     said: list[str] = []
 
@@ -87,8 +94,9 @@ def gated(client: str, kind: str = "http", path: str = "/v1/control/start-run") 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request"}
 
-    scope = {"type": kind, "path": path, "client": (client, 1), "headers": [], "method": "POST"}
-    asyncio.run(Gate(app, ("10.0.0.5", "::1"))(scope, receive, send))
+    headers = [(b"host", host), *((HEADER.encode(), token.encode()) for token in tokens)]
+    scope = {"type": kind, "path": path, "client": (client, 1), "headers": headers, "method": "POST"}
+    asyncio.run(Gate(app, ("10.0.0.5", "::1"), TOKEN, 1 << 20)(scope, receive, send))
     return said
 
 
@@ -105,4 +113,25 @@ def test_other_addresses_are_refused(address: str) -> None:
 
 def test_every_kind_of_connection_is_looked_at() -> None:
     assert "passed" not in gated("10.0.0.6", kind="websocket")
+    assert "passed" not in gated("10.0.0.6", kind="websocket", path="/v1/fleet/pull-messages")
     assert gated("10.0.0.6", kind="lifespan") == ["passed"]
+
+
+@pytest.mark.parametrize(
+    "tokens", [[], [""], ["t"], [TOKEN[:-1]], [TOKEN + "t"], ["x" * 43], [TOKEN, TOKEN], ["", TOKEN]]
+)
+def test_a_token_is_the_whole_one_and_sent_once(tokens: list[str]) -> None:
+    assert gated("10.0.0.5", tokens=tokens)[0] == "403"
+
+
+@pytest.mark.parametrize("host", [b"localhost/v1/control/start-run?", b"localhost#", b"a@b", b"a b", b"a\\b"])
+def test_a_host_cannot_stand_for_another_path(host: bytes) -> None:
+    assert gated("10.0.0.6", path="/v1/fleet/pull-messages", host=host)[0] == "400"
+    assert gated("10.0.0.6", path="/v1/fleet/pull-messages", host=b"[::1]:9092") == ["passed"]
+
+
+def test_what_the_gate_passes_is_what_flower_serves() -> None:
+    """A path that Flower drops or renames would be refused at the gate, or stand there for nothing."""
+    assert set(limits(1)) - {"/health"} <= {path for _, path in PROTOBUF_REQUEST_TYPES}
+    served_to_sites = {path for _, path in PROTOBUF_REQUEST_TYPES if path.startswith("/v1/fleet/")}
+    assert served_to_sites <= set(limits(1))

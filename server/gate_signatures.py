@@ -1,0 +1,39 @@
+"""Whether a message comes from a registered site, told from its headers alone, before its body is read.
+
+Flower checks the same, and whether the message is the site's own, once it has the body
+(flwr 1.41: superlink/routers/fleet/node_auth.py).
+"""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode
+from datetime import datetime
+from typing import Any
+
+from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.date import now
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+from starlette.concurrency import run_in_threadpool
+
+
+async def registered_node(scope: Any) -> int | None:
+    """Flower's id of the registered site that has signed a request, or none where none has."""
+    return await run_in_threadpool(_signer, dict(scope["headers"]), scope["app"].state.linkstate_factory)
+
+
+def _signer(headers: dict[bytes, bytes], registered: Any) -> int | None:
+    try:
+        public_key = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER.encode()], validate=True)
+        signature = b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER.encode()], validate=True)
+        timestamp = headers[TIMESTAMP_HEADER.encode()]
+        age = (now() - datetime.fromisoformat(timestamp.decode("ascii"))).total_seconds()
+        if not -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE:
+            return None
+        node: int | None = registered.state().get_node_id_by_public_key(public_key)
+        if node is None or not verify_signature(bytes_to_public_key(public_key), timestamp, signature):
+            return None
+    except (KeyError, ValueError, TypeError, binascii.Error):
+        return None
+    return node
