@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from dynammo_core.models.heads import Head
+from dynammo_core.models.ridge_checks import obstacle_to_sums
 
 CANDIDATES = torch.logspace(-6, 3, 37, dtype=torch.float64)
 """Regularisers that are tried, as multiples of the number of samples."""
@@ -56,6 +57,26 @@ class RidgeHead(Head):
     def forward(self, features: Tensor) -> Tensor:
         """Regressed one-hot labels, Tensor[B, R]."""
         return torch.nn.functional.linear(features, self.weight, self.bias)
+
+    def obstacle(
+        self, told: Mapping[str, Tensor], class_counts: Sequence[int], *, noised: bool = False, rounding: float = 0.0
+    ) -> str:
+        """What makes sums those of no samples: see `obstacle_to_sums`. It takes one Cholesky factorisation."""
+        counts = torch.tensor([class_counts[row] for row in self.rows], dtype=torch.float64)
+        if not torch.equal(told["counts"], counts):
+            return "'counts' are not those of 'class_counts'"
+        return self._obstacle(told, noised, rounding) if "gram" in told else ""
+
+    def obstacle_to_own(self) -> str:
+        """What makes the sums that stand here those of no samples."""
+        if self.counts.min() < 0:
+            return "fewer than no samples are left of a class"
+        return self._obstacle({name: self.get_buffer(name).cpu() for name in self.summed_tensors}, False, 0.0)
+
+    def _obstacle(self, told: Mapping[str, Tensor], noised: bool, rounding: float) -> str:
+        gram, weights = unpack(told["gram"], self.weight.shape[1] + 1), self.sample_weight.cpu()
+        weighted = weights * told["counts"]
+        return obstacle_to_sums(gram, told["products"], weights, weighted, noised=noised, rounding=rounding)
 
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor, sign: int = 1) -> None:
