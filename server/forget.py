@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.serverapp import Grid
 
 from dynammo_core.config import Config
@@ -46,10 +47,16 @@ class Correction(TaskLoop):
 
     def _require_sums(self, answers: Answers) -> None:
         """Refuse a correction that takes out what was never in, before anything of it is saved."""
+        told = {site: report.weights for site, report in answers.reports.items() if not report.abstained}
         for prefix, head in heads_by_prefix(self.model).items():
-            if obstacle := head.obstacle_to_own():
+            names = [f"{prefix}{name}" for name in head.summed_tensors]
+            taken = {
+                name.removeprefix(prefix): -torch.stack([own[name] for own in told.values()]).sum(dim=0)
+                for name in names
+            }
+            if taken and (obstacle := head.obstacle_to_rest(taken)):
                 label = self.experiment.config.federation.site_label
-                named = ", ".join(label(site) for site, report in answers.reports.items() if not report.abstained)
+                named = ", ".join(map(label, told))
                 raise RunError(
                     f"what is left of the sums {prefix}* is of no samples ({obstacle}), and nothing was forgotten: one "
                     f"of {named} took out what it never brought",

@@ -44,8 +44,12 @@ class Head(nn.Module):
         """
         return ""
 
-    def obstacle_to_own(self) -> str:
-        """What in this head's own sums cannot be, since something false was added or taken out; empty if nothing."""
+    def obstacle_to_rest(self, taken: Mapping[str, Tensor]) -> str:
+        """What cannot be of the sums that stand here, after some were taken out of them; empty if nothing.
+
+        Args:
+            taken: those, by their names in this head.
+        """
         return ""
 
     def targets(self, labels: Tensor) -> Tensor:

@@ -65,18 +65,24 @@ class RidgeHead(Head):
         counts = torch.tensor([class_counts[row] for row in self.rows], dtype=torch.float64)
         if not torch.equal(told["counts"], counts):
             return "'counts' are not those of 'class_counts'"
-        return self._obstacle(told, noised, rounding) if "gram" in told else ""
+        return self._obstacle(told, noised=noised, rounding=rounding) if "gram" in told else ""
 
-    def obstacle_to_own(self) -> str:
+    def obstacle_to_rest(self, taken: Mapping[str, Tensor]) -> str:
         """What makes the sums that stand here those of no samples."""
         if self.counts.min() < 0:
             return "fewer than no samples are left of a class"
-        return self._obstacle({name: self.get_buffer(name).cpu() for name in self.summed_tensors}, False, 0.0)
+        own = {name: self.get_buffer(name).cpu() for name in self.summed_tensors}
+        before = unpack(own["gram"] + taken["gram"], self.weight.shape[1] + 1).diagonal()
+        return self._obstacle(own, before=before)
 
-    def _obstacle(self, told: Mapping[str, Tensor], noised: bool, rounding: float) -> str:
+    def _obstacle(
+        self, told: Mapping[str, Tensor], *, noised: bool = False, rounding: float = 0.0, before: Tensor | None = None
+    ) -> str:
         gram, weights = unpack(told["gram"], self.weight.shape[1] + 1), self.sample_weight.cpu()
         weighted = weights * told["counts"]
-        return obstacle_to_sums(gram, told["products"], weights, weighted, noised=noised, rounding=rounding)
+        return obstacle_to_sums(
+            gram, told["products"], weights, weighted, noised=noised, rounding=rounding, before=before
+        )
 
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor, sign: int = 1) -> None:

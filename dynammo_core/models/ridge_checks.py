@@ -8,11 +8,21 @@ from torch import Tensor
 from dynammo_core.compression.float16 import LARGEST
 
 TOLERANCE = 1e-7
-"""What adding up and subtracting in float64 leaves of an exact relation, as a share of the numbers it is between."""
+"""What adding up in float64 leaves of an exact relation, as a share of the numbers it is between."""
+
+SAME_AGAIN = 1e-4
+"""What computing features in float32 again, in other batches, changes of their products, as a share of them."""
 
 
 def obstacle_to_sums(
-    gram: Tensor, products: Tensor, weights: Tensor, weighted: Tensor, *, noised: bool, rounding: float
+    gram: Tensor,
+    products: Tensor,
+    weights: Tensor,
+    weighted: Tensor,
+    *,
+    noised: bool = False,
+    rounding: float = 0.0,
+    before: Tensor | None = None,
 ) -> str:
     """Say what in the sums of a `RidgeHead` cannot be; an empty text if they are those of some samples.
 
@@ -29,11 +39,14 @@ def obstacle_to_sums(
         weighted: w n of each row's class, Tensor[R].
         noised: whether noise hides single images.
         rounding: how far each number may be off, beside what float64 rounds.
+        before: of sums that others, computed again, were taken out of: each feature's sum of squares before, Tensor[N].
     """
     total, near = float(weighted.sum()), TOLERANCE * float(weighted.sum()) + rounding
     if (products[:, -1] - weighted).abs().max() > near or abs(float(gram[-1, -1]) - total) > near:
         return "the sums are not of as many samples as 'class_counts' says"
     adding_up = TOLERANCE * (products.abs().sum(dim=0) + gram.diagonal().abs().sqrt() * total**0.5)
+    if before is not None:
+        adding_up += SAME_AGAIN * (before * before[-1]).clamp_min(0).sqrt()
     if ((products.sum(dim=0) - gram[:, -1]).abs() > adding_up + rounding * (len(products) + 1)).any():
         return "'products' do not add up to 'gram'"
     largest = LARGEST**2 * (total + float(weights.max()))
@@ -45,25 +58,28 @@ def obstacle_to_sums(
     absent = products[weighted == 0]
     if absent.numel() and absent.abs().max() > rounding:
         return "'products' has sums of classes without samples"
-    if gram.diagonal().min() < -rounding or _indefinite(gram, products, weighted, rounding):
+    known = gram.diagonal().clamp_min(0) if before is None else before.clamp_min(0)
+    within = TOLERANCE if before is None else SAME_AGAIN
+    if _indefinite(gram, products, weighted, known, within, rounding):
         return "'gram' is not positive semidefinite within the classes"
     return ""
 
 
-def _indefinite(gram: Tensor, products: Tensor, weighted: Tensor, rounding: float) -> bool:
+def _indefinite(
+    gram: Tensor, products: Tensor, weighted: Tensor, squares: Tensor, within: float, rounding: float
+) -> bool:
     """Whether the scatter within classes has a negative eigenvalue that rounding cannot explain; `gram` is used up.
 
-    Relative to each feature's sum of squares, whatever its unit: one Cholesky factorisation, where there are no
-    eigenvalues to compute.
+    Relative to each feature's sum of squares, Tensor[N], whatever its unit: one Cholesky factorisation, where there
+    are no eigenvalues to compute.
     """
     present, size = weighted > 0, len(gram)
     rows, numbers = products[present], weighted[present, None]
     means = float((rows / numbers).norm(dim=1).sum())
     slack = rounding * (size + 2 * size**0.5 * means)
-    squares = gram.diagonal() + slack
-    scale = squares.clamp_min(torch.finfo(squares.dtype).tiny).rsqrt()
+    scale = (squares + slack).clamp_min(torch.finfo(squares.dtype).tiny).rsqrt()
     scaled = rows * (numbers.rsqrt() * scale)
     gram.mul_(scale).mul_(scale.unsqueeze(1)).addmm_(scaled.T, scaled, alpha=-1)
-    gram.diagonal().add_(TOLERANCE + slack * scale.square())
+    gram.diagonal().add_(within + slack * scale.square())
     factor, failed = torch.linalg.cholesky_ex(gram)
     return bool(failed) or not bool(factor.diagonal().isfinite().all())
