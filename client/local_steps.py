@@ -60,7 +60,7 @@ def do_step(instruction: Instruction, site: Site) -> Report:
         report = replace(report, numbers={**report.numbers, "seconds": time.monotonic() - started})
     seen = experiment.stream.seen(local.step.task)
     most = experiment.most_samples(site.index, action)
-    check_report(report, local.step.stage, local.model, experiment.classes, seen, most=most, private=private)
+    check_report(report, local.step.stage, local.model, experiment.classes, seen, most=most, private=private, own=True)
     return report
 
 

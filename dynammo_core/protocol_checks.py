@@ -83,6 +83,7 @@ def check_report(
     most: int = MOST,
     private: bool = False,
     secure: bool = False,
+    own: bool = False,
 ) -> None:
     """Refuse a report that holds anything but what the stage declares, or what no images could give; at both ends.
 
@@ -95,6 +96,7 @@ def check_report(
         most: samples that the site can speak for.
         private: whether training images are protected one by one, see `PRIVATE_NUMBERS`.
         secure: whether the report leaves under secure aggregation as it is, so without all that says how many.
+        own: whether it is the site itself that asks, which made the tensors: the factorisation of sums is left out.
 
     Raises:
         ProtocolError: a tensor or number that is undeclared, missing, of another shape or type, not finite, or not to
@@ -128,7 +130,7 @@ def check_report(
     if report.weights:
         if not any(report.class_counts):
             raise ProtocolError("the tensors come from no sample", accepted="an answer that abstains, without tensors")
-        check_tensors(report.weights, stage, model, report.class_counts, noised=private)
+        check_tensors(report.weights, stage, model, report.class_counts, noised=private, own=own)
 
 
 def _check_forms(numbers: Numbers, classes: int) -> None:

@@ -73,6 +73,7 @@ def check_tensors(
     class_counts: Sequence[int],
     *,
     noised: bool = False,
+    own: bool = False,
     rounding: float = 0.0,
 ) -> None:
     """Refuse tensors that no training and no samples could give; their forms are checked already.
@@ -86,6 +87,7 @@ def check_tensors(
         model: with the structure of the stage's task, and what the server sent for it.
         class_counts: [C] samples of each class that the tensors speak for.
         noised: whether noise hides single images, which leaves sums no longer those of any samples.
+        own: whether whoever asks has made them: the server alone looks for what takes long to find out.
         rounding: how far each number may lie from what it should be, beside what float64 rounds.
 
     Raises:
@@ -105,7 +107,7 @@ def check_tensors(
     sign = -1 if stage.action is Action.FORGET else 1
     for prefix, head in heads_by_prefix(model).items():
         told = {name.removeprefix(prefix): sign * tensor for name, tensor in weights.items() if name.startswith(prefix)}
-        if told and (obstacle := head.obstacle(told, class_counts, noised=noised, rounding=rounding)):
+        if told and (obstacle := head.obstacle(told, class_counts, noised=noised, own=own, rounding=rounding)):
             raise ProtocolError(f"tensors {prefix}*: {obstacle}")
 
 

@@ -32,7 +32,13 @@ class Head(nn.Module):
     weight: Tensor
 
     def obstacle(
-        self, told: Mapping[str, Tensor], class_counts: Sequence[int], *, noised: bool = False, rounding: float = 0.0
+        self,
+        told: Mapping[str, Tensor],
+        class_counts: Sequence[int],
+        *,
+        noised: bool = False,
+        own: bool = False,
+        rounding: float = 0.0,
     ) -> str:
         """What in a site's tensors of this head cannot be, so that they are refused; empty if nothing.
 
@@ -40,6 +46,7 @@ class Head(nn.Module):
             told: by their names in this head, of the right shapes and types, finite.
             class_counts: [C] samples of each class that they speak for.
             noised: whether noise hides single images in them.
+            own: whether whoever asks has made them, so that what takes long to find out may be left out.
             rounding: how far each number may be off, beside what its type rounds.
         """
         return ""
@@ -148,7 +155,13 @@ class NearestMeanHead(Head):
         self.register_buffer("weight", torch.zeros(len(rows), feature_dim))
 
     def obstacle(
-        self, told: Mapping[str, Tensor], class_counts: Sequence[int], *, noised: bool = False, rounding: float = 0.0
+        self,
+        told: Mapping[str, Tensor],
+        class_counts: Sequence[int],
+        *,
+        noised: bool = False,
+        own: bool = False,
+        rounding: float = 0.0,
     ) -> str:
         """A mean of unit features is no longer than 1."""
         longest = float(told["weight"].norm(dim=1).max())

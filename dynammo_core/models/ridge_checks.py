@@ -20,6 +20,7 @@ def obstacle_to_sums(
     weights: Tensor,
     weighted: Tensor,
     *,
+    indefinite: bool = True,
     noised: bool = False,
     rounding: float = 0.0,
     before: Tensor | None = None,
@@ -33,10 +34,11 @@ def obstacle_to_sums(
     noise leaves of it are the last two, of which `RidgeHead.blur` makes what it does not noise.
 
     Args:
-        gram: Tensor[N, N], N = D + 1, float64, finite; it is used up.
+        gram: the upper triangle, Tensor[N, N], N = D + 1, float64, finite; it is used up.
         products: Tensor[R, N], likewise, and left as they are.
         weights: w of each row's class, Tensor[R].
         weighted: w n of each row's class, Tensor[R].
+        indefinite: whether to look for negative eigenvalues, which takes a Cholesky factorisation.
         noised: whether noise hides single images.
         rounding: how far each number may be off, beside what float64 rounds.
         before: of sums that others, computed again, were taken out of: each feature's sum of squares before, Tensor[N].
@@ -60,7 +62,7 @@ def obstacle_to_sums(
         return "'products' has sums of classes without samples"
     known = gram.diagonal().clamp_min(0) if before is None else before.clamp_min(0)
     within = TOLERANCE if before is None else SAME_AGAIN
-    if _indefinite(gram, products, weighted, known, within, rounding):
+    if indefinite and _indefinite(gram, products, weighted, known, within, rounding):
         return "'gram' is not positive semidefinite within the classes"
     return ""
 
@@ -81,5 +83,5 @@ def _indefinite(
     scaled = rows * (numbers.rsqrt() * scale)
     gram.mul_(scale).mul_(scale.unsqueeze(1)).addmm_(scaled.T, scaled, alpha=-1)
     gram.diagonal().add_(within + slack * scale.square())
-    factor, failed = torch.linalg.cholesky_ex(gram)
+    factor, failed = torch.linalg.cholesky_ex(gram, upper=True)
     return bool(failed) or not bool(factor.diagonal().isfinite().all())

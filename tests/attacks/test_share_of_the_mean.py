@@ -125,7 +125,7 @@ def test_the_limit_changes_nothing_where_nobody_exceeds_it(tmp_path: Path) -> No
 # --- honest sites
 
 
-@pytest.mark.parametrize("config", ["digits.yaml", "scanners.yaml"])
+@pytest.mark.parametrize("config", ["digits.yaml", "private_digits.yaml", "deployed_digits.yaml", "scanners.yaml"])
 def test_shipped_experiments_are_left_alone(config: str) -> None:
     assert set(moved_weights(Experiment(load_config(CONFIGS / config)))) == {0.0}
 
