@@ -24,16 +24,16 @@ from dynammo_core.class_registry import Announcement
 from dynammo_core.compression import CODECS, packed_form
 from dynammo_core.errors import DynammoError, ProtocolError
 from dynammo_core.experiment import Experiment
+from dynammo_core.limits import most_samples
 from dynammo_core.plan import Action, Stage, Step
 from dynammo_core.protocol import PHASE_UP, Phase, Report, lengths_of, names_up, numbers_of, phase_shape
 from dynammo_core.reliability import UNIT, Reliability
+from dynammo_core.report_contents import check_tests
 from dynammo_core.secure_aggregation.encoding import Encoding
 
 UNEXPECTED = 199
 """The code of an error that nobody raised on purpose."""
 
-NOISE_AT_MOST = 10
-"""Deviations by which noise raises a count: more than any normal number that will ever be drawn."""
 SECONDS = frozenset({"seconds"})
 
 Form = tuple[str, tuple[int, ...]]
@@ -75,13 +75,13 @@ def declared(site: Site, step: Step, phase: Phase | None = None, peers: int = 0)
         return Declared(step.stage.action, form, 0, 0, numbers=numbers, hidden=True)
     experiment, tests = site.experiment, step.stage.action is Action.EVALUATE
     data = experiment.dataset
-    most = len(data.test.labels) if tests else len(data.train.labels) + experiment.config.memory.exemplars
+    images = len((data.test if tests else data.train).labels)
+    most = most_samples(images, step.stage.action, experiment.config, experiment.classes)
     fewest = site.fewest_images if tests or step.stage.action is Action.FORGET else site.fewest_exemplars
     forms, action = _forms(experiment, step.task, step.stage), step.stage.action
     if secure:
         return Declared(action, forms, experiment.classes, most, fewest, SECONDS, hidden=True)
     if experiment.protects_images and not tests:  # counts are noised: they say nothing small, and may say too much
-        most += math.ceil(NOISE_AT_MOST * experiment.config.privacy.count_noise * experiment.classes)
         spent = frozenset({"epsilon"})
         return Declared(action, forms, experiment.classes, most, 1, numbers_of(action, True), spent)
     return Declared(action, forms, experiment.classes, most, fewest, numbers_of(action, False))
@@ -129,13 +129,8 @@ def let_out(content: RecordDict, step: Declared) -> RecordDict:
     if any(0 < count < step.fewest for count in counts):
         raise ProtocolError(f"number 'class_counts' counts fewer than {step.fewest} samples of a class")
     if "confusion" in numbers:
-        rows = np.array(numbers["confusion"], dtype=np.int64).reshape(step.classes, step.classes)
-        if rows.sum(axis=1).tolist() != counts:
-            raise ProtocolError("the rows of 'confusion' do not add up to 'class_counts'")
-        tables = Reliability.of(numbers)
-        if obstacle := tables.obstacle(images=sum(counts), right=int(rows.trace())):
-            raise ProtocolError(obstacle)
-        if 0 < tables.to_come < step.fewest:
+        check_tests(numbers, step.classes, step.most)  # type: ignore[arg-type]  # counts, as has been checked
+        if 0 < Reliability.of(numbers).to_come < step.fewest:
             raise ProtocolError(f"number 'open_set' counts fewer than {step.fewest} images of classes to come")
     return content
 

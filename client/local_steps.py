@@ -59,7 +59,8 @@ def do_step(instruction: Instruction, site: Site) -> Report:
     if report.numbers and "seconds" in numbers_of(action, private):
         report = replace(report, numbers={**report.numbers, "seconds": time.monotonic() - started})
     seen = experiment.stream.seen(local.step.task)
-    check_report(report, local.step.stage, local.model, experiment.classes, seen, private=private)
+    most = experiment.most_samples(site.index, action)
+    check_report(report, local.step.stage, local.model, experiment.classes, seen, most=most, private=private, own=True)
     return report
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_va
 
 from dynammo_core.data.scanner_settings import ScannerSettings
 from dynammo_core.errors import ConfigError, unknown_name
+from dynammo_core.limits import LimitSettings
 from dynammo_core.methods import METHODS
 from dynammo_core.privacy.settings import PrivacySettings
 from dynammo_core.settings import (
@@ -41,12 +42,25 @@ class Config(Section, Generic[M]):
     data: DataSettings
     tasks: TaskSettings = TaskSettings()
     federation: FederationSettings = FederationSettings()
+    limits: LimitSettings = LimitSettings()
     scanners: ScannerSettings = ScannerSettings()
     backbone: BackboneSettings = BackboneSettings()
     method: M
     memory: MemorySettings = MemorySettings()
     privacy: PrivacySettings = PrivacySettings()
     compute: ComputeSettings = ComputeSettings()
+
+    @field_validator("limits")
+    @classmethod
+    def _of_the_named(cls, limits: LimitSettings, info: ValidationInfo) -> LimitSettings:
+        federation = info.data.get("federation")
+        if federation is not None and isinstance(limits.most_images, dict):
+            for name in sorted(set(limits.most_images) - set(federation.site_names or ())):
+                raise ValueError(
+                    f"most_images: {unknown_name('site', name, federation.site_names or ())}; accepted: names of "
+                    "federation.site_names, or one number for all sites"
+                )
+        return limits
 
     @field_validator("scanners")
     @classmethod

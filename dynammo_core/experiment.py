@@ -22,11 +22,12 @@ from dynammo_core.data.site_partition import SitePartition, partition_sites
 from dynammo_core.data.task_stream import TaskStream, build_task_stream
 from dynammo_core.devices import find_device
 from dynammo_core.errors import ConfigError, ProtocolError, RunError, unknown_name
+from dynammo_core.limits import most_samples
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
 from dynammo_core.models.backbones import Backbone, build_backbone
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.plan import Step, plan_steps
+from dynammo_core.plan import Action, Step, plan_steps
 from dynammo_core.privacy.checks import check_samples_apart
 from dynammo_core.privacy.plan import noise_of_run
 from dynammo_core.seeding import seeded_initialisation
@@ -95,6 +96,11 @@ class Experiment:
             ConfigError: no noise is enough for the budget.
         """
         return noise_of_run(self.method, self.steps)
+
+    def most_samples(self, site: int, action: Action) -> int:
+        """How many samples an answer of a site can speak for, as `limits.most_images` has it."""
+        images = self.config.limits.images(self.config.federation.site_label(site))
+        return most_samples(images, action, self.config, self.classes)
 
     @property
     def keeps_plain_sums(self) -> bool:

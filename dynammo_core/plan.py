@@ -32,6 +32,7 @@ class Stage:
         up: patterns of the tensor names that a site returns; in a FIT stage these, and only these, are trained.
         optimisation: of a FIT stage.
         inputs: level from which each epoch starts; what lies before it is frozen in this stage and computed once.
+        squares: what comes back are squares, under the names of the tensors that they weigh: none is below 0.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Stage:
     up: tuple[str, ...] = ()
     optimisation: Optimisation | None = None
     inputs: Level = "images"
+    squares: bool = False
 
     @property
     def rounds(self) -> int:

@@ -57,8 +57,11 @@ def lengths_of(classes: int) -> dict[str, int]:
     return {"class_counts": classes, "confusion": classes**2, **RELIABILITY}
 
 
+NEVER_NEGATIVE = frozenset({"seconds", "memory_bytes", "epsilon"})
+"""The single numbers that are amounts."""
+
 MOST = 10**12
-"""More images than any site has: a larger count is no count."""
+"""More images than any site has: a larger count is no count, before anyone asks how many this site may have."""
 
 SUMMED: Mapping[Action, frozenset[str]] = MappingProxyType(
     {action: NUMBERS[action] - {"seconds"} for action in (Action.FIT, Action.SUMMARISE, Action.EVALUATE)}

@@ -14,7 +14,19 @@ from dynammo_core.compression.base import Codec
 from dynammo_core.errors import ProtocolError, unknown_name
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Stage
-from dynammo_core.protocol import MOST, PHASE_UP, Phase, Report, lengths_of, names_up, numbers_of, phase_shape
+from dynammo_core.protocol import (
+    MOST,
+    NEVER_NEGATIVE,
+    PHASE_UP,
+    Numbers,
+    Phase,
+    Report,
+    lengths_of,
+    names_up,
+    numbers_of,
+    phase_shape,
+)
+from dynammo_core.report_contents import check_counts, check_tensors, check_tests
 
 
 def check_packed(report: Report, stage: Stage, model: IncrementalModel, codec: Codec) -> None:
@@ -44,6 +56,7 @@ def opened_report(
     *,
     codec: Codec,
     sent: Mapping[str, Tensor],
+    most: int = MOST,
     private: bool = False,
     secure: bool = False,
 ) -> Report:
@@ -56,7 +69,7 @@ def opened_report(
     """
     check_packed(report, stage, model, codec)
     report = replace(report, weights=unpack(codec, report.weights, sent))
-    check_report(report, stage, model, classes, seen, private=private, secure=secure)
+    check_report(report, stage, model, classes, seen, most=most, private=private, secure=secure)
     return report
 
 
@@ -67,22 +80,27 @@ def check_report(
     classes: int,
     seen: Collection[int] | None = None,
     *,
+    most: int = MOST,
     private: bool = False,
     secure: bool = False,
+    own: bool = False,
 ) -> None:
-    """Refuse a report that holds anything but what the stage declares; by the site before sending, and at the door.
+    """Refuse a report that holds anything but what the stage declares, or what no images could give; at both ends.
 
     Args:
         report: the answer.
         stage: the stage it answers.
-        model: a model with the structure of the stage's task.
+        model: a model with the structure of the stage's task, and what was sent for it.
         classes: number C of classes of the experiment.
-        seen: the classes learnt so far, all C by default: a test speaks of no other.
+        seen: the classes learnt so far, all C by default: an answer speaks of no other.
+        most: samples that the site can speak for.
         private: whether training images are protected one by one, see `PRIVATE_NUMBERS`.
         secure: whether the report leaves under secure aggregation as it is, so without all that says how many.
+        own: whether it is the site itself that asks, which made the tensors: the factorisation of sums is left out.
 
     Raises:
-        ProtocolError: a tensor or number that is undeclared, missing, of another shape or type, or not finite.
+        ProtocolError: a tensor or number that is undeclared, missing, of another shape or type, not finite, or not to
+            be had from so many samples.
     """
     state = model.state_dict()
     declared = {name: state[name] for name in names_up(model, stage)} if not report.abstained else {}
@@ -93,7 +111,7 @@ def check_report(
                 f"tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)} in the stage {stage.name!r}",
                 accepted=f"{declared[name].dtype} {tuple(declared[name].shape)}",
             )
-        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+        if not tensor.is_floating_point():
             raise ProtocolError(f"tensor {name!r} holds values that are not finite floating-point numbers")
     if report.abstained and not report.numbers:
         return
@@ -104,23 +122,29 @@ def check_report(
     else:
         numbers = numbers_of(stage.action, private)
     _same_names("number", set(report.numbers), set(numbers))
+    _check_forms(report.numbers, classes)
+    if "class_counts" in numbers:
+        check_counts(report.numbers, classes, range(classes) if seen is None else seen, most)
+    if "confusion" in numbers:
+        check_tests(report.numbers, classes, most)
+    if report.weights:
+        if not any(report.class_counts):
+            raise ProtocolError("the tensors come from no sample", accepted="an answer that abstains, without tensors")
+        check_tensors(report.weights, stage, model, report.class_counts, noised=private, own=own)
+
+
+def _check_forms(numbers: Numbers, classes: int) -> None:
+    """Refuse numbers that are not a list of counts of the right length, or one finite number."""
     lengths = lengths_of(classes)
-    for name, value in report.numbers.items():
+    for name, value in numbers.items():
         if name in lengths:
             fits = isinstance(value, list) and len(value) == lengths[name]
-            if not fits or not all(0 <= count <= MOST for count in value):  # type: ignore[union-attr]
+            if not fits or not all(type(count) is int and 0 <= count <= MOST for count in value):  # type: ignore[union-attr]
                 raise ProtocolError(f"number {name!r} is not a list of {lengths[name]} counts")
         elif isinstance(value, list):
             raise ProtocolError(f"number {name!r} is a list", accepted="one number")
-        elif not math.isfinite(value):
-            raise ProtocolError(f"number {name!r} is {value}", accepted="a finite number")
-    if "confusion" in report.numbers and seen is not None:
-        known = {true * classes + predicted for true in seen for predicted in range(classes)}
-        counts: list[int] = report.numbers["confusion"]  # type: ignore[assignment]
-        if any(count for cell, count in enumerate(counts) if cell not in known):
-            raise ProtocolError("number 'confusion' counts images of classes that are not learnt yet")
-    if report.weights and not any(report.class_counts):
-        raise ProtocolError("the tensors come from no sample", accepted="an answer that abstains, without tensors")
+        elif not math.isfinite(value) or (value < 0 and name in NEVER_NEGATIVE):
+            raise ProtocolError(f"number {name!r} is {value}", accepted="a finite number, and no negative amount")
 
 
 def check_phase(report: Report, phase: Phase, sites: int, length: int) -> None:

@@ -113,7 +113,7 @@ class Exchange:
         deadline: float,
         on_waiting: Callable[[list[int]], None],
         on_answers: Callable[[int], None],
-        check: Callable[[Report], Report],
+        check: Callable[[int, Report], Report],
     ) -> Answers:
         """Send each instruction to its site and wait for all answers, or for the deadline.
 
@@ -128,8 +128,8 @@ class Exchange:
             deadline: seconds that the slowest site has.
             on_waiting: told which sites are not connected and waited for, whenever that changes.
             on_answers: told how many have answered, whenever that changes.
-            check: opens a report as it travelled, or refuses it by raising ProtocolError; the site then counts as
-                failed.
+            check: opens a site's report as it travelled, or refuses it by raising ProtocolError; the site then counts
+                as failed.
         """
         asked = [instruction.site for instruction in instructions]
         nodes = self._roster.nodes(asked, needed=needed, deadline=deadline, on_waiting=on_waiting)
@@ -240,7 +240,7 @@ def _sort(
     reached: Set[int],
     replies: Mapping[int, Message],
     restarted: Set[int],
-    check: Callable[[Report], Report],
+    check: Callable[[int, Report], Report],
 ) -> Answers:
     answers = Answers()
     for site in sites:
@@ -256,7 +256,7 @@ def _sort(
             try:
                 report = _decode(reply)
                 answers.bytes_up[site] = report.bytes
-                answers.reports[site] = check(report)
+                answers.reports[site] = check(site, report)
             except ProtocolError as error:
                 answers.failures.append(Failure(site, error.code, type(error).__name__))
     return answers

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.serverapp import Grid
 
 from dynammo_core.config import Config
 from dynammo_core.errors import RunError
 from dynammo_core.experiment import Experiment
 from dynammo_core.files import write_atomically
+from dynammo_core.report_contents import heads_by_prefix
 from server.exchange import Answers, Exchange
 from server.report import write_report
 from server.results import pooled, write_model, write_results
@@ -37,10 +39,29 @@ class Correction(TaskLoop):
         if not all(report.abstained for report in answers.reports.values()):
             self._take_in(step, answers)
             self.experiment.method.finish_stage(self.model, self.archive, step.task, step.stage)
+            self._require_sums(answers)
             self.progress.corrections = step.round
             self.progress.bytes_up += answers.bytes_up.total()
             self._save()
         return answers
+
+    def _require_sums(self, answers: Answers) -> None:
+        """Refuse a correction that takes out what was never in, before anything of it is saved."""
+        told = {site: report.weights for site, report in answers.reports.items() if not report.abstained}
+        for prefix, head in heads_by_prefix(self.model).items():
+            names = [f"{prefix}{name}" for name in head.summed_tensors]
+            taken = {
+                name.removeprefix(prefix): -torch.stack([own[name] for own in told.values()]).sum(dim=0)
+                for name in names
+            }
+            if taken and (obstacle := head.obstacle_to_rest(taken)):
+                label = self.experiment.config.federation.site_label
+                named = ", ".join(map(label, told))
+                raise RunError(
+                    f"what is left of the sums {prefix}* is of no samples ({obstacle}), and nothing was forgotten: one "
+                    f"of {named} took out what it never brought",
+                    remedy="Ask each of them alone, the others not connected, to find out which",
+                )
 
     def test_again(self) -> None:
         """Write the model after the last finished task, its tests and the results anew, in place of those there."""

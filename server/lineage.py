@@ -10,9 +10,12 @@ from dynammo_core.config import Config, resolve
 from dynammo_core.data.task_stream import build_task_stream
 from dynammo_core.errors import ConfigError
 
-OPERATION = tuple(
-    f"federation.{key}"
-    for key in ("quorum", "deadline_seconds", "stages", "attempts", "patience_seconds", "evaluate_only")
+OPERATION = (
+    *(
+        f"federation.{key}"
+        for key in ("quorum", "deadline_seconds", "stages", "attempts", "patience_seconds", "evaluate_only")
+    ),
+    "limits.most_images",
 )
 """What the operator may change at any time: it decides who is heard in a round, not what is learnt from whom."""
 

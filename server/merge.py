@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dynammo_core.aggregation import AGGREGATORS
-from dynammo_core.aggregation.class_aware import Update
+from dynammo_core.aggregation.class_aware import Update, held_to_share
 from dynammo_core.experiment import Experiment
 from dynammo_core.models.heads import head_rows, summed_names
 from dynammo_core.models.incremental_model import IncrementalModel
@@ -15,6 +15,20 @@ from dynammo_core.plan import Step
 from dynammo_core.privacy.client_level import noised_mean
 from dynammo_core.privacy.noise import SeededNoise, SystemNoise
 from dynammo_core.protocol import names_up
+
+
+def held_to_limits(
+    experiment: Experiment, model: IncrementalModel, step: Step, updates: Sequence[Update]
+) -> list[Update]:
+    """The updates, of which none counts for more than its share, where they are weighed by what sites claim.
+
+    What is added up stays as it is: a part of a site's sums is no sum that a record could be taken out of. And with
+    client-level privacy no claim weighs anything.
+    """
+    added_up = set(names_up(model, step.stage)) <= summed_names(model)
+    if added_up or experiment.config.privacy.mechanism == "client":
+        return list(updates)
+    return held_to_share(updates, experiment.config.limits.largest_share)
 
 
 def merge_updates(

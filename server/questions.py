@@ -10,17 +10,19 @@ from functools import partial
 from torch import Tensor
 
 from dynammo_core.compression import CODECS
+from dynammo_core.errors import ProtocolError, RunError
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Step
 from dynammo_core.protocol import SUMMED, Instruction, Phase, Report
 from dynammo_core.protocol_checks import opened_report
 from dynammo_core.secure_aggregation.encoding import Encoding
+from dynammo_core.secure_aggregation.total_checks import check_total
 from server.exchange import Answers, Exchange
 from server.run_directory import RunDirectory
 from server.secure_exchange import SecureExchange
 
-Check = Callable[[Report], Report]
+Check = Callable[[int, Report], Report]
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,29 @@ class Questions:
             threshold=self._federation.threshold(len(sites)),
             label=self._federation.site_label,
         )
-        return exchange.sum_of(sites, sent)
+        answers = exchange.sum_of(sites, sent)
+        self._check_total(step, model, answers)
+        return answers
+
+    def _check_total(self, step: Step, model: IncrementalModel, answers: Answers) -> None:
+        """Hold a sum against what the answers in it could be, as far as a sum tells."""
+        experiment, action = self._experiment, step.stage.action
+        assert answers.total is not None
+        try:
+            check_total(
+                answers.total,
+                step.stage,
+                model,
+                experiment.classes,
+                experiment.stream.seen(step.task),
+                encoding=self.encoding(step, model),
+                most=sum(experiment.most_samples(site, action) for site in answers.reports),
+            )
+        except ProtocolError as error:
+            raise RunError(
+                f"secure aggregation, step {step.index}: the sum is none of honest answers ({error})",
+                remedy="A site lies, and the sum does not say which; let each run `dynammo-site doctor`",
+            ) from error
 
     def taking_part(self, step: Step) -> list[int]:
         """The sites that a step asks."""
@@ -150,7 +174,9 @@ class Questions:
             check=question.check,
         )
 
-    def _check(self, step: Step, model: IncrementalModel, sent: Mapping[str, Tensor], report: Report) -> Report:
+    def _check(
+        self, step: Step, model: IncrementalModel, sent: Mapping[str, Tensor], site: int, report: Report
+    ) -> Report:
         return opened_report(
             report,
             step.stage,
@@ -159,6 +185,7 @@ class Questions:
             self._experiment.stream.seen(step.task),
             codec=CODECS[self._federation.compression],
             sent=sent,
+            most=self._experiment.most_samples(site, step.stage.action),
             private=self._experiment.protects_images,
             secure=self._federation.secure_aggregation,
         )

@@ -36,7 +36,7 @@ from server.exchange import Answers, Failure
 
 Tensors = Mapping[str, Tensor]
 Vectors = Mapping[int, NDArray[np.uint64]]
-Ask = Callable[[Phase, Callable[[Report], Report], Mapping[int, Tensors], int], Answers]
+Ask = Callable[[Phase, Callable[[int, Report], Report], Mapping[int, Tensors], int], Answers]
 """Asks sites in an exchange: what refuses an answer, what goes to each site, and how many of them are needed."""
 
 
@@ -94,7 +94,7 @@ class SecureExchange:
         needed = self.threshold if phase is Phase.OPEN else max(self.needed, self.threshold)
         length = len(self.encoding)
 
-        def check(report: Report) -> Report:
+        def check(_: int, report: Report) -> Report:
             check_phase(report, phase, peers, length)
             return report
 

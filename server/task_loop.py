@@ -18,7 +18,7 @@ from dynammo_core.plan import Action, Step
 from dynammo_core.seeding import seeded_initialisation
 from server.checkpoint import CheckpointStore, Identity, Progress
 from server.exchange import Answers, Exchange
-from server.merge import merge_updates
+from server.merge import held_to_limits, merge_updates
 from server.questions import Questions
 from server.results import pooled, write_model, write_results
 from server.run_directory import RunDirectory
@@ -160,11 +160,11 @@ class TaskLoop:
             return
         if not step.stage.up:
             return
-        updates = [
-            Update(report.weights, report.class_counts)
-            for _, report in sorted(reports.items())
+        updates = {
+            site: Update(report.weights, report.class_counts)
+            for site, report in sorted(reports.items())
             if not total and not report.abstained
-        ]
+        }
         if not (total.samples if total else updates):
             raise RunError(
                 f"task {step.task + 1}, stage {step.stage.name}: every site abstained: none has images of its classes"
@@ -176,9 +176,13 @@ class TaskLoop:
             samples = total.class_counts
             merged = self._questions.encoding(step, self.model).mean(total, self.model.state_dict())
         else:
-            samples = [sum(of_class) for of_class in zip(*(update.class_counts for update in updates), strict=True)]
+            held = held_to_limits(self.experiment, self.model, step, list(updates.values()))
+            limited = [site for site, update in zip(updates, held, strict=True) if update.kept < 1]
+            if limited:
+                self.directory.log("share_limited", step=step.index, sites=limited)
+            samples = [sum(of_class) for of_class in zip(*(update.counted for update in held), strict=True)]
             asked = len(self._questions.taking_part(step))
-            merged = merge_updates(self.experiment, self.model, step, updates, sites=asked)
+            merged = merge_updates(self.experiment, self.model, step, held, sites=asked)
         self.model.load_state_dict(merged, strict=False)
         if step.stage.action is not Action.FORGET:
             self.experiment.method.note_counts(self.archive, step.task, step.stage, samples)

@@ -22,6 +22,7 @@ from simulations.bytes_bench import bytes_table
 from simulations.growth_bench import growth
 from simulations.inference_bench import inference
 from simulations.options import ConfigFile, Overrides
+from simulations.shares_bench import shares_table
 from simulations.stacked_bench import stacked_table
 from simulations.training_bench import training
 
@@ -31,6 +32,7 @@ bench.command("bytes")(bytes_table)
 bench.command()(growth)
 bench.command()(inference)
 bench.command()(training)
+bench.command("shares")(shares_table)
 bench.command("stacked")(stacked_table)
 console = Console()
 WANTED = 0.8

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -26,11 +27,11 @@ from dynammo_core.protocol import (
     SUMMED,
     Phase,
     Report,
-    lengths_of,
     names_up,
     tensor_bytes,
 )
 from dynammo_core.protocol_checks import check_phase, check_report, opened_report
+from dynammo_core.reliability import Reliability
 
 CLASSES = 10
 STAGES = {
@@ -67,8 +68,15 @@ def right(action: Action) -> Report:
     """The answer that the stage declares."""
     state = model().state_dict()
     weights = {name: state[name].clone() for name in names_up(model(), stage_of(action))}
-    values: dict[str, float | list[int]] = {name: [1] * length for name, length in lengths_of(CLASSES).items()}
+    values = tables_of([1] * CLASSES)
     return Report(False, weights, {name: values.get(name, 0.5) for name in NUMBERS[action]})
+
+
+def tables_of(counts: list[int]) -> dict[str, float | list[int]]:
+    """All tables of so many test images a class, each of them answered rightly and half sure."""
+    half = np.full(sum(counts), 0.5)
+    tables = Reliability.counted(half, np.ones(len(half), dtype=bool), half, np.empty(0))
+    return {"class_counts": counts, "confusion": np.diag(counts).flatten().tolist(), **tables.as_numbers()}
 
 
 def check(action: Action, report: Report) -> None:
@@ -255,14 +263,14 @@ def test_bytes_are_those_of_the_tensors() -> None:
 
 def test_counts_of_classes_not_learnt_yet_or_beyond_all_images_are_refused() -> None:
     stage = stage_of(Action.EVALUATE)
-    counts, cells = [0] * CLASSES, [0] * CLASSES**2
-    cells[0] = 3
-    numbers = {**right(Action.EVALUATE).numbers, "class_counts": counts, "confusion": cells}
+    numbers = {**right(Action.EVALUATE).numbers, **tables_of([3] + [0] * (CLASSES - 1))}
     check_report(Report(False, {}, numbers), stage, model(), CLASSES, seen=[0])
     with pytest.raises(ProtocolError, match="not learnt yet"):
         check_report(Report(False, {}, numbers), stage, model(), CLASSES, seen=[1])
     with pytest.raises(ProtocolError, match="'confusion' is not a list of"):
-        check_report(Report(False, {}, {**numbers, "confusion": [10**13, *cells[1:]]}), stage, model(), CLASSES)
+        check_report(
+            Report(False, {}, {**numbers, "confusion": [10**13] + [0] * (CLASSES**2 - 1)}), stage, model(), CLASSES
+        )
 
 
 # --- the exchanges of secure aggregation

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from dynammo_core.aggregation.batch_norm import is_batch_norm_statistic, pool_batch_norm
+from dynammo_core.aggregation.voices import shares_kept
 from dynammo_core.models.heads import OTHERS
 
 
@@ -18,16 +19,23 @@ class Update:
 
     Attributes:
         weights: tensors by name.
-        class_counts: [C] samples of each class that the site trained on.
+        class_counts: [C] samples of each class that the site trained on, as it says.
+        kept: what counts of its samples in a mean, of each class the same part; 1: all of them.
     """
 
     weights: Mapping[str, Tensor]
     class_counts: Sequence[int]
+    kept: float = 1.0
 
     @property
     def samples(self) -> int:
         """All samples the site trained on."""
         return sum(self.class_counts)
+
+    @property
+    def counted(self) -> list[int]:
+        """[C] samples of each class that count in a mean, to the nearest whole one."""
+        return [round(self.kept * count) for count in self.class_counts]
 
 
 def row_weights(rows: Sequence[int], class_counts: Sequence[int]) -> list[int]:
@@ -38,6 +46,12 @@ def row_weights(rows: Sequence[int], class_counts: Sequence[int]) -> list[int]:
     named = {row for row in rows if row != OTHERS}
     unnamed = sum(count for label, count in enumerate(class_counts) if label not in named)
     return [unnamed if row == OTHERS else class_counts[row] for row in rows]
+
+
+def held_to_share(updates: Sequence[Update], largest: float) -> list[Update]:
+    """The updates, of which none weighs more in a mean than a share of all, whatever it claims."""
+    kept = shares_kept(torch.tensor([update.samples for update in updates], dtype=torch.float64), largest).tolist()
+    return [replace(update, kept=part) for update, part in zip(updates, kept, strict=True)]
 
 
 def class_aware_mean(
@@ -55,7 +69,8 @@ def class_aware_mean(
         summed: names of statistics, such as Gram matrices, that are added up and not averaged.
     """
     first = updates[0].weights
-    shares = torch.tensor([update.samples for update in updates], dtype=torch.float64)
+    kept = torch.tensor([update.kept for update in updates], dtype=torch.float64)
+    shares = kept * torch.tensor([update.samples for update in updates], dtype=torch.float64)
     merged = pool_batch_norm([update.weights for update in updates], shares.tolist())
     for name in first:
         if is_batch_norm_statistic(name):
@@ -65,7 +80,8 @@ def class_aware_mean(
             merged[name] = stacked.sum(dim=0).to(first[name].dtype)
         elif name in rows:
             counts = [row_weights(rows[name], update.class_counts) for update in updates]
-            merged[name] = _row_mean(stacked, torch.tensor(counts, dtype=torch.float64), current[name])
+            weights = kept.unsqueeze(1) * torch.tensor(counts, dtype=torch.float64)
+            merged[name] = _row_mean(stacked, weights, current[name])
         else:
             merged[name] = torch.einsum("k,k...->...", shares / shares.sum(), stacked).to(first[name].dtype)
     return merged
@@ -74,7 +90,7 @@ def class_aware_mean(
 def _row_mean(stacked: Tensor, weights: Tensor, current: Tensor) -> Tensor:
     """Weighted mean over sites of each row; `stacked` is [K, R, ...], `weights` [K, R], `current` [R, ...]."""
     totals = weights.sum(dim=0)
-    shares = weights / totals.clamp_min(1)
+    shares = weights / totals.where(totals > 0, 1.0)
     mean = torch.einsum("kr,kr...->r...", shares, stacked)
     nobody = (totals == 0).view(-1, *[1] * (current.dim() - 1))
     return torch.where(nobody, current.double(), mean).to(current.dtype)

@@ -1,6 +1,8 @@
-"""What holds for every robust rule: how much a site may say, and that its update is first mixed with the nearest."""
+"""How much a site may say, since what it claims can be a lie; and that robust rules mix an update with its nearest."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -14,12 +16,27 @@ def voices(samples: Tensor, liars: int) -> Tensor:
     each has one voice: of a class that so few hold, nothing can be learnt that f of them could not have made up.
     """
     fewest = 2 * liars + 1
-    if len(samples) < fewest:
+    return torch.ones_like(samples) if len(samples) < fewest else samples.clamp_max(_loudest(samples, fewest))
+
+
+def shares_kept(samples: Tensor, largest: float) -> Tensor:
+    """What each of K sites keeps of its samples, Tensor[K] of factors, so that none is more than a share of all.
+
+    The cap is the largest c with c <= `largest` sum_k min(n_k, c). A site alone has nobody to be held against, and
+    keeps all; where there are too few sites for such a share, all count alike.
+    """
+    if len(samples) < 2:
         return torch.ones_like(samples)
+    cap = _loudest(samples, 1 / largest) if len(samples) * largest >= 1 else samples.min()
+    return (cap / samples).clamp_max(1)
+
+
+def _loudest(samples: Tensor, times: float) -> Tensor:
+    """The largest c with sum_k min(n_k, c) >= `times` c, `times` at least 1 and at most K."""
     # sum_k min(n_k, c) is the least, over j, of the j smallest n_k and (K - j) c.
-    smallest = samples.sort().values.cumsum(dim=0)[len(samples) - fewest :]
-    cap = (smallest / torch.arange(1, fewest + 1, dtype=samples.dtype)).min()
-    return samples.clamp_max(cap)
+    capped = min(math.ceil(times), len(samples))
+    smallest = samples.sort().values.cumsum(dim=0)[len(samples) - capped :]
+    return (smallest / (times - torch.arange(capped - 1, -1, -1, dtype=samples.dtype))).min()
 
 
 def mixed(updates: Tensor, weights: Tensor, liars: int) -> Tensor:

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from dynammo_core.compression.base import Codec, Form, Parts
 
+LARGEST = float(torch.finfo(torch.float16).max)
+"""The largest number that it can hold, 65504."""
+
 
 class Float16(Codec):
     """Values of float32 in float16.

@@ -109,7 +109,7 @@ class MergedAdaptersMethod(AdapterMethod):
     def adapter_stages(self, task: int) -> tuple[Stage, ...]:
         """Tune the task's set, tell what its entries weigh, then, once it is merged, count its statistics again."""
         adapt = self.adapt_stage()
-        fisher = Stage(FISHER, Action.SUMMARISE, adapt.down, PARAMETERS, inputs="prefix")
+        fisher = Stage(FISHER, Action.SUMMARISE, adapt.down, PARAMETERS, inputs="prefix", squares=True)
         recalibrate = Stage("recalibrate", Action.SUMMARISE, (ADAPTERS,), (STATISTICS,))
         # Merging one set gives that set: its own statistics stand. Group norm has none.
         recalibrated = task and self.params.recalibrate and self.params.norm == "batch"

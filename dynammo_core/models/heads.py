@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
@@ -10,6 +11,9 @@ from torch.nn import functional as F
 
 OTHERS = -1
 """The row of a head that stands for every class the head does not name."""
+
+LONGEST_MEAN = 1.25
+"""Of unit features, with what eight bits a number add to it by rounding."""
 
 
 class Head(nn.Module):
@@ -26,6 +30,34 @@ class Head(nn.Module):
     row_tensors: tuple[str, ...] = ("weight",)
     summed_tensors: tuple[str, ...] = ()
     weight: Tensor
+
+    def obstacle(
+        self,
+        told: Mapping[str, Tensor],
+        class_counts: Sequence[int],
+        *,
+        noised: bool = False,
+        own: bool = False,
+        rounding: float = 0.0,
+    ) -> str:
+        """What in a site's tensors of this head cannot be, so that they are refused; empty if nothing.
+
+        Args:
+            told: by their names in this head, of the right shapes and types, finite.
+            class_counts: [C] samples of each class that they speak for.
+            noised: whether noise hides single images in them.
+            own: whether whoever asks has made them, so that what takes long to find out may be left out.
+            rounding: how far each number may be off, beside what its type rounds.
+        """
+        return ""
+
+    def obstacle_to_rest(self, taken: Mapping[str, Tensor]) -> str:
+        """What cannot be of the sums that stand here, after some were taken out of them; empty if nothing.
+
+        Args:
+            taken: those, by their names in this head.
+        """
+        return ""
 
     def targets(self, labels: Tensor) -> Tensor:
         """Row of each global label, Tensor[B] int64; labels without a row of their own go to `OTHERS`.
@@ -121,6 +153,19 @@ class NearestMeanHead(Head):
         super().__init__()
         self.rows = rows
         self.register_buffer("weight", torch.zeros(len(rows), feature_dim))
+
+    def obstacle(
+        self,
+        told: Mapping[str, Tensor],
+        class_counts: Sequence[int],
+        *,
+        noised: bool = False,
+        own: bool = False,
+        rounding: float = 0.0,
+    ) -> str:
+        """A mean of unit features is no longer than 1."""
+        longest = float(told["weight"].norm(dim=1).max())
+        return f"a mean of unit features has the length {longest:.3g}" if longest > LONGEST_MEAN + rounding else ""
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits Tensor[B, R]; features and means are brought to unit length.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from dynammo_core.models.heads import Head
+from dynammo_core.models.ridge_checks import obstacle_to_sums
 
 CANDIDATES = torch.logspace(-6, 3, 37, dtype=torch.float64)
 """Regularisers that are tried, as multiples of the number of samples."""
@@ -56,6 +57,47 @@ class RidgeHead(Head):
     def forward(self, features: Tensor) -> Tensor:
         """Regressed one-hot labels, Tensor[B, R]."""
         return torch.nn.functional.linear(features, self.weight, self.bias)
+
+    def obstacle(
+        self,
+        told: Mapping[str, Tensor],
+        class_counts: Sequence[int],
+        *,
+        noised: bool = False,
+        own: bool = False,
+        rounding: float = 0.0,
+    ) -> str:
+        """What makes sums those of no samples: see `obstacle_to_sums`.
+
+        Of sums that are not one's own it takes a Cholesky factorisation: 0.15 s of a core for 1,857 features.
+        """
+        counts = torch.tensor([class_counts[row] for row in self.rows], dtype=torch.float64)
+        if not torch.equal(told["counts"], counts):
+            return "'counts' are not those of 'class_counts'"
+        return self._obstacle(told, noised=noised, own=own, rounding=rounding) if "gram" in told else ""
+
+    def obstacle_to_rest(self, taken: Mapping[str, Tensor]) -> str:
+        """What makes the sums that stand here those of no samples."""
+        if self.counts.min() < 0:
+            return "fewer than no samples are left of a class"
+        own = {name: self.get_buffer(name).cpu() for name in self.summed_tensors}
+        before = upper(own["gram"] + taken["gram"], self.weight.shape[1] + 1).diagonal()
+        return self._obstacle(own, before=before)
+
+    def _obstacle(
+        self,
+        told: Mapping[str, Tensor],
+        *,
+        noised: bool = False,
+        own: bool = False,
+        rounding: float = 0.0,
+        before: Tensor | None = None,
+    ) -> str:
+        products, weights = told["products"], self.sample_weight.cpu()
+        gram, counted = upper(told["gram"], products.shape[1]), (weights, weights * told["counts"])
+        return obstacle_to_sums(
+            gram, products, *counted, indefinite=not (noised or own), noised=noised, rounding=rounding, before=before
+        )
 
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor, sign: int = 1) -> None:
@@ -210,6 +252,12 @@ def pack(matrix: Tensor) -> Tensor:
     """The upper triangle of a symmetric matrix Tensor[N, N] in a row: half of it is all that need travel."""
     row, column = torch.triu_indices(*matrix.shape)
     return matrix[row, column]
+
+
+def upper(triangle: Tensor, size: int) -> Tensor:
+    """The upper triangle, Tensor[N, N], that `pack` took, with zeros below: three times faster than `unpack`."""
+    matrix = triangle.new_zeros(size, size)
+    return matrix.masked_scatter_(torch.ones_like(matrix, dtype=torch.bool).triu_(), triangle)
 
 
 def unpack(triangle: Tensor, size: int) -> Tensor:

@@ -67,6 +67,9 @@ class Encoding:
         model: a model with the structure of the stage's task.
         classes: number C of classes of the experiment.
         sites: most sites that add their vectors.
+
+    Attributes:
+        sites: that number.
     """
 
     def __init__(self, stage: Stage, model: IncrementalModel, classes: int, sites: int) -> None:
@@ -76,6 +79,7 @@ class Encoding:
         names = NUMBERS[stage.action]
         self._counts = {name: length for name, length in lengths_of(classes).items() if name in names}
         self._has_loss = stage.action is Action.FIT
+        self.sites = sites
         self._largest = LARGEST / sites
         self._lengths = [*self._counts.values(), int(self._has_loss), *(like.numel() for like in self._like.values())]
 

@@ -58,7 +58,7 @@ class Sites:
             deadline=60.0,
             on_waiting=lambda _: None,
             on_answers=lambda _: None,
-            check=lambda report: opened_report(
+            check=lambda _, report: opened_report(
                 report, STEP.stage, EXPERIMENT.build_model(1), 10, codec=CODECS["none"], sent=weights
             ),
         )

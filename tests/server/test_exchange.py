@@ -71,7 +71,7 @@ class TooLarge(LocalGrid):
         return []
 
 
-def check(report: Report) -> Report:
+def check(_: int, report: Report) -> Report:
     check_report(report, STEP.stage, MODEL, EXPERIMENT.classes)
     return report
 

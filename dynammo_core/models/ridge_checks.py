@@ -1,0 +1,87 @@
+"""Whether sums for ridge regression are those of some samples: all that can be told from the sums themselves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dynammo_core.compression.float16 import LARGEST
+
+TOLERANCE = 1e-7
+"""What adding up in float64 leaves of an exact relation, as a share of the numbers it is between."""
+
+SAME_AGAIN = 1e-4
+"""What computing features in float32 again, in other batches, changes of their products, as a share of them."""
+
+
+def obstacle_to_sums(
+    gram: Tensor,
+    products: Tensor,
+    weights: Tensor,
+    weighted: Tensor,
+    *,
+    indefinite: bool = True,
+    noised: bool = False,
+    rounding: float = 0.0,
+    before: Tensor | None = None,
+) -> str:
+    """Say what in the sums of a `RidgeHead` cannot be; an empty text if they are those of some samples.
+
+    With features x augmented by a 1, one-hot labels y and weights w, the sums are blocks of the Gram matrix of
+    (x, y). So that matrix is positive semidefinite, which, since its block of labels is diagonal, says that the
+    scatter within classes is: gram - sum over classes of p p^T / (w n), p a class's row of `products`, n its count. The
+    products' last column is w n; and as each sample has one label, the products add up to the last column of gram. What
+    noise leaves of it are the last two, of which `RidgeHead.blur` makes what it does not noise.
+
+    Args:
+        gram: the upper triangle, Tensor[N, N], N = D + 1, float64, finite; it is used up.
+        products: Tensor[R, N], likewise, and left as they are.
+        weights: w of each row's class, Tensor[R].
+        weighted: w n of each row's class, Tensor[R].
+        indefinite: whether to look for negative eigenvalues, which takes a Cholesky factorisation.
+        noised: whether noise hides single images.
+        rounding: how far each number may be off, beside what float64 rounds.
+        before: of sums that others, computed again, were taken out of: each feature's sum of squares before, Tensor[N].
+    """
+    total, near = float(weighted.sum()), TOLERANCE * float(weighted.sum()) + rounding
+    if (products[:, -1] - weighted).abs().max() > near or abs(float(gram[-1, -1]) - total) > near:
+        return "the sums are not of as many samples as 'class_counts' says"
+    adding_up = TOLERANCE * (products.abs().sum(dim=0) + gram.diagonal().abs().sqrt() * total**0.5)
+    if before is not None:
+        adding_up += SAME_AGAIN * (before * before[-1]).clamp_min(0).sqrt()
+    if ((products.sum(dim=0) - gram[:, -1]).abs() > adding_up + rounding * (len(products) + 1)).any():
+        return "'products' do not add up to 'gram'"
+    largest = LARGEST**2 * (total + float(weights.max()))
+    sums = torch.cat([gram.flatten(), products.flatten()]) if noised else gram.diagonal()
+    if sums.abs().max() > largest:
+        return f"a sum is larger than samples with features of up to {LARGEST:g} can make it"
+    if noised:
+        return ""
+    absent = products[weighted == 0]
+    if absent.numel() and absent.abs().max() > rounding:
+        return "'products' has sums of classes without samples"
+    known = gram.diagonal().clamp_min(0) if before is None else before.clamp_min(0)
+    within = TOLERANCE if before is None else SAME_AGAIN
+    if indefinite and _indefinite(gram, products, weighted, known, within, rounding):
+        return "'gram' is not positive semidefinite within the classes"
+    return ""
+
+
+def _indefinite(
+    gram: Tensor, products: Tensor, weighted: Tensor, squares: Tensor, within: float, rounding: float
+) -> bool:
+    """Whether the scatter within classes has a negative eigenvalue that rounding cannot explain; `gram` is used up.
+
+    Relative to each feature's sum of squares, Tensor[N], whatever its unit: one Cholesky factorisation, where there
+    are no eigenvalues to compute.
+    """
+    present, size = weighted > 0, len(gram)
+    rows, numbers = products[present], weighted[present, None]
+    means = float((rows / numbers).norm(dim=1).sum())
+    slack = rounding * (size + 2 * size**0.5 * means)
+    scale = (squares + slack).clamp_min(torch.finfo(squares.dtype).tiny).rsqrt()
+    scaled = rows * (numbers.rsqrt() * scale)
+    gram.mul_(scale).mul_(scale.unsqueeze(1)).addmm_(scaled.T, scaled, alpha=-1)
+    gram.diagonal().add_(within + slack * scale.square())
+    factor, failed = torch.linalg.cholesky_ex(gram, upper=True)
+    return bool(failed) or not bool(factor.diagonal().isfinite().all())
