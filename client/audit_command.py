@@ -65,6 +65,8 @@ def verify(
 def report(site_yaml: SiteYaml = HERE) -> None:
     """Print what left on one page: for each run, task and stage the answers, bytes, norms and numbers."""
     from client.audit import AuditLog
+    from client.policy import load_policy
+    from client.privacy_budget import PrivacyBudget
 
     with readable_errors():
         site = load_site(site_yaml)
@@ -74,6 +76,7 @@ def report(site_yaml: SiteYaml = HERE) -> None:
         _say(f"What left {site.site}: {chain.lines} lines in {log.path}{_since(entries)}")
         _say_cut_off(chain)
         _report(entries, log)
+        _say(f"Privacy: {PrivacyBudget(site.memory.folder, load_policy(site.policy)).words()}")
 
 
 def _since(entries: list[Fields]) -> str:

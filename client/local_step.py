@@ -21,6 +21,7 @@ from dynammo_core.methods.base import TEACHER_PREFIX, Batch
 from dynammo_core.models.incremental_model import IncrementalModel, Level, matching, travelling_names
 from dynammo_core.plan import Step
 from dynammo_core.protocol import Instruction
+from dynammo_core.received import check_values
 from dynammo_core.seeding import derive_seed, seeded_generator
 from dynammo_core.training import shuffled
 
@@ -73,14 +74,16 @@ def unpack(instruction: Instruction, site: Site) -> LocalStep:
     """Build what a step needs, with the weights received in it.
 
     Raises:
-        ProtocolError: the instruction does not fit the experiment.
+        ProtocolError: the instruction does not fit the experiment, or holds values that no honest server sends.
     """
     experiment = site.experiment
     step = experiment.step(instruction.step, instruction.correction)
     own = {name: t for name, t in instruction.weights.items() if not name.startswith(TEACHER_PREFIX)}
     taught = {name.removeprefix(TEACHER_PREFIX): t for name, t in instruction.weights.items() if name not in own}
     model = experiment.build_model(step.task)
+    check_values(instruction.weights)
     _load(model, own, matching(travelling_names(model), step.stage.down))
+    experiment.method.check_received(model)
     teacher = None
     if taught:
         teacher = copy.deepcopy(experiment.build_model(step.task - 1))

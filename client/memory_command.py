@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from client.settings import SiteSettings, load_site
-from dynammo_core.errors import ConfigError, MemoryStoreError, unknown_name
+from dynammo_core.errors import CheckpointError, ConfigError, MemoryStoreError, unknown_name
 from dynammo_core.files import write_atomically
 from dynammo_core.terminal import command_line, readable_errors
 
@@ -83,6 +83,11 @@ def status(site_yaml: SiteYaml = HERE) -> None:
         withdrawn = len(ledger)
         words = f"{len(paths)} memories in {site.memory.folder}, {withdrawn} withdrawn records"
         say(words)
+        try:
+            say(f"privacy: {_spent_words(site)}")
+        except CheckpointError as error:
+            broken += 1
+            console.print("[red]wrong[/] ", escape(str(error)), soft_wrap=True, highlight=False)
         raise typer.Exit(1 if broken else 0)
 
 
@@ -179,6 +184,13 @@ def _notes(site: SiteSettings) -> list[Path]:
     from dynammo_core.memory.sums_note import NOTE_FILE
 
     return sorted(site.memory.folder.glob(f"*/{NOTE_FILE}"))
+
+
+def _spent_words(site: SiteSettings) -> str:
+    from client.policy import load_policy
+    from client.privacy_budget import PrivacyBudget
+
+    return PrivacyBudget(site.memory.folder, load_policy(site.policy)).words()
 
 
 def _sums_words(path: Path, site: SiteSettings, ledger: WithdrawalLedger) -> str:

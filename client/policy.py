@@ -39,8 +39,12 @@ announce: true
 # At most so many tasks, and so many rounds of training in all of them together.
 # most_tasks: 10
 # most_rounds: 500
-# Differential privacy is required, with an epsilon of at most this.
+# Differential privacy is required, with an epsilon of at most this. What all runs here cost adds up.
 # most_epsilon: 8.0
+# Then by these mechanisms. With `client` raw updates leave, and the server alone adds noise.
+# mechanisms: [example]
+# Then with a delta of at most this, at which all runs are added up.
+# most_delta: 1.0e-5
 # When this site answers, by its own clock; a night counts as the day on which it began.
 # weekdays: [mon, tue, wed, thu, fri]
 # hours: "20:00-06:00"
@@ -57,7 +61,11 @@ class Policy(Section):
     most_corrections: int = Field(default=5, ge=0, description="times that withdrawn records may leave a run's sums")
     most_tasks: int | None = Field(default=None, ge=1, description="tasks of an experiment")
     most_rounds: int | None = Field(default=None, ge=1, description="rounds of training, of all tasks together")
-    most_epsilon: float | None = Field(default=None, gt=0, description="differential privacy is required, to this")
+    most_epsilon: float | None = Field(default=None, gt=0, description="of all runs; then privacy is required")
+    mechanisms: tuple[Literal["example", "client"], ...] = Field(
+        default=("example",), min_length=1, description="of differential privacy, where most_epsilon requires it"
+    )
+    most_delta: float = Field(default=1e-5, gt=0, lt=1, description="of differential privacy, and of the site's ledger")
     weekdays: tuple[Weekday, ...] | None = Field(default=None, description="days on which the site answers")
     hours: str | None = Field(default=None, pattern=rf"^{TIME}-{TIME}$", description="HH:MM-HH:MM of its own clock")
 
@@ -128,6 +136,16 @@ def _violations(policy: Policy, config: Config[Any]) -> Iterator[str]:
     if policy.most_epsilon is not None and not (epsilon := promised_epsilon(config)) <= policy.most_epsilon:
         found = "no differential privacy" if math.isinf(epsilon) else f"epsilon {epsilon:g}"
         yield f"{found}, and epsilon {policy.most_epsilon:g} is required"
+    elif policy.most_epsilon is not None:
+        yield from _weak_privacy(policy, config)
+
+
+def _weak_privacy(policy: Policy, config: Config[Any]) -> Iterator[str]:
+    mechanism, delta = config.privacy.mechanism, config.privacy.delta
+    if mechanism not in policy.mechanisms:
+        yield f"the mechanism {mechanism} is not among those allowed: {', '.join(policy.mechanisms)}"
+    if not delta <= policy.most_delta:
+        yield f"delta {delta:g} is more than {policy.most_delta:g}"
 
 
 def training_rounds(experiment: Experiment) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self
@@ -60,7 +61,7 @@ class Permit:
     def of(cls, local: LocalStep) -> Self | Report:
         """Pay for the step, or abstain: for lack of images as far as the census tells, or of budget.
 
-        The charge is on the disk before the first image is looked at. A simulated site draws the same noise when it is
+        The charge is on the disk before the answer exists. A simulated site draws the same noise when it is
         asked again and says nothing new, so it is charged once; a real one draws new noise, and is charged anew.
         """
         method, site = local.experiment.method, local.site
@@ -197,8 +198,12 @@ def _paid(local: LocalStep, ledger: Ledger, charge: Charge) -> bool:
         name += f"/{len(ledger.charges)}"
     elif name in ledger.charges:
         return True
-    if (wanted := ledger.epsilon(settings.delta, charge)) > settings.epsilon:
+    wanted = ledger.epsilon(settings.delta, charge)
+    if math.isnan(wanted) or wanted > settings.epsilon:
         logger.warning("abstains from %s: epsilon would be %.3f, the budget is %g", name, wanted, settings.epsilon)
+        return False
+    budget = local.site.budget
+    if budget is not None and not budget.pay(charge, local.experiment.class_names):
         return False
     ledger.charges[name] = charge
     return True

@@ -20,6 +20,7 @@ from torch import Tensor
 from client.answer_ledger import AnswerLedger
 from client.approvals import Proposal
 from client.policy import load_policy
+from client.privacy_budget import PrivacyBudget
 from client.secure_ledger import OpenedSums
 from client.settings import SiteSettings, load_site
 from dynammo_core.config import WEIGHTS_BY_NAME
@@ -63,6 +64,7 @@ class Site:
         expiry_days: age in days beyond which exemplars are dropped.
         fewest_images: a class of which it holds fewer training (test) images takes no part.
         sums: its note of what it sent into sums that the server keeps; None where nothing can be withdrawn.
+        budget: of privacy, for all runs here together; None where nobody is protected, as in a simulation.
         features: that it computed, on its disk; None where its process lives on from step to step.
         answers: that it has given in this run; None in a simulation, where nobody is to be kept from asking twice.
         opened_sums: what it opened under secure aggregation in all runs of this experiment; None in a simulation.
@@ -82,6 +84,7 @@ class Site:
     features: FeatureFiles | None = None
     answers: AnswerLedger | None = None
     opened_sums: OpenedSums | None = None
+    budget: PrivacyBudget | None = None
 
     def once(self, what: tuple[str, ...], samples: Samples, compute: Callable[[], Tensor]) -> Tensor:
         """What is made of images, kept for the steps to come; equal words `what` mean that equal things are made.
@@ -225,6 +228,7 @@ def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, ru
         raise ProtocolError(f"{run!r} names no run", accepted=RUN)
     own = settings.memory
     key = load_key(own.key) if own.key else None
+    policy = load_policy(settings.policy)
     return Site(
         experiment,
         index,
@@ -234,11 +238,12 @@ def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, ru
         today=datetime.now(UTC).date(),
         ledger=WithdrawalLedger(own.folder),
         expiry_days=own.expiry_days,
-        fewest_images=load_policy(settings.policy).fewest_images,
+        fewest_images=policy.fewest_images,
         sums=SumsNote(own.folder / run, run=run, site=settings.site, key=key),
         features=FeatureFiles(own.folder, own.features_megabytes * MEGABYTE, run=run, site=settings.site, key=key),
         answers=AnswerLedger(own.folder / run, own, run=run, site=settings.site, key=key),
         opened_sums=OpenedSums(own.folder, approved),
+        budget=PrivacyBudget(own.folder, policy, run),
     )
 
 

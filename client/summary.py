@@ -11,6 +11,7 @@ import yaml
 from client.approvals import Approvals, Proposal
 from client.approved_runs import ApprovedRuns
 from client.policy import load_policy, promised_epsilon, training_rounds, violations
+from client.privacy_budget import PrivacyBudget
 from client.settings import SiteSettings
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.protocol import numbers_of
@@ -62,6 +63,7 @@ def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict
     sites = {name for other in before for name in other.plain["federation"]["site_names"] or ()}
     names = experiment.class_names
     last = len(experiment.stream) - 1
+    budget = PrivacyBudget(site.memory.folder, load_policy(site.policy))
     return known | {
         "method": proposal.config.method.name,
         "sites": list(proposal.config.federation.site_names or ()),
@@ -81,6 +83,8 @@ def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict
         ],
         "privacy": proposal.plain.get("privacy"),
         "epsilon": epsilon if (epsilon := promised_epsilon(proposal.config)) < float("inf") else None,
+        "spent": budget.words(),
+        "epsilon_of_all_runs_after": budget.after(experiment),
         "forbidden": forbidden(site, proposal),
         "runs": ApprovedRuns(approvals).of(proposal),
         "same_sums": [other.id for other in same_sums(approvals, proposal)],
@@ -110,6 +114,9 @@ def page(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> Iterat
         yield "  privacy      no differential privacy"
     else:
         yield f"  privacy      {yaml.safe_dump(told['privacy'], default_flow_style=True, width=10**6).strip()}"
+        yield f"  all runs     {told['spent']}"
+    if (after := told["epsilon_of_all_runs_after"]) is not None:
+        yield f"               a whole run of this one would bring it to {after:.3g}"
     before = last_approved(approvals, proposal)
     yield "Changes against the last approved experiment:" if before else "Nothing was approved before. All of it:"
     yield from (f"  {line}" for line in difference(before, proposal) or ["none"])

@@ -118,6 +118,17 @@ class Method(ABC):
         """
         return "what one image may change in what its sites send has no bound"
 
+    def check_received(self, model: IncrementalModel) -> None:
+        """Refuse, at a site, values received that no honest server sends; beyond what is checked of all tensors.
+
+        Args:
+            model: with the weights received.
+
+        Raises:
+            ProtocolError: a value is out of its range.
+        """
+        return
+
     @classmethod
     def misfit(cls, params: MethodSettings, federation: FederationSettings, backbone: BackboneSettings) -> str:
         """Why these parameters do not go with those sections of the configuration, and the remedy; empty if they do."""

@@ -14,7 +14,7 @@ from dynammo_core.data.samples import Samples
 from dynammo_core.methods.base import CLASSES, Archive, Batch, Method, Prediction, Rehearsal, SumNoise
 from dynammo_core.models.backbones import Backbone
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, MultiScaleBackbone, Pooling
-from dynammo_core.models.ridge import RidgeHead
+from dynammo_core.models.ridge import MOST_NOISED_WEIGHT, MOST_WEIGHT, RidgeHead
 from dynammo_core.plan import Action, Stage
 from dynammo_core.settings import MethodSettings
 
@@ -102,6 +102,10 @@ class ClosedFormMethod(Method):
     def obstacle_to_privacy(cls, params: MethodSettings, mechanism: str) -> str:
         return "" if mechanism == "example" else "its sums over samples have no mean over sites; take example"
 
+    def check_received(self, model: IncrementalModel) -> None:
+        """Refuse weights of samples out of their range, which noise is made for."""
+        ridge_head(model).check_weights(MOST_WEIGHT if self.privacy.mechanism == "none" else MOST_NOISED_WEIGHT)
+
     def needs_noise(self, stage: Stage) -> bool:
         return GRAM in stage.up
 
@@ -118,8 +122,10 @@ class ClosedFormMethod(Method):
             head.counts.copy_(torch.tensor([counts.get(row, 0) for row in head.rows]))
         else:
             for features, labels in batches:
-                lengths = features.double().norm(dim=1, keepdim=True)
-                head.add(features.double() * (bound / lengths).clamp_max(1), labels)
+                # One image whose features overflow would tell of itself by making the whole sum NaN.
+                finite = features.double().masked_fill(~features.isfinite().all(dim=1, keepdim=True), 0.0)
+                lengths = finite.norm(dim=1, keepdim=True)
+                head.add(finite * (bound / lengths).clamp_max(1), labels)
             head.blur(counts, bound, noise)
         return {name: tensor for name, tensor in model.state_dict().items() if name in stage.up}
 
@@ -134,7 +140,8 @@ class BalancedClosedForm(ClosedFormMethod):
     """Sums over exemplars and new images, in which each class weighs the same, however many there are of it.
 
     Sites first count, then sum with weights n / (C n_c) that the server makes of the counts. The result is that of
-    pooling all sites' exemplars and new images, whatever the split.
+    pooling all sites' exemplars and new images, whatever the split. Under privacy the weights are divided by the
+    largest, which changes no answer: noise is made for weights of at most 1.
     """
 
     def stages(self, task: int) -> Sequence[Stage]:
@@ -151,7 +158,9 @@ class BalancedClosedForm(ClosedFormMethod):
             head = ridge_head(model)
             present = head.counts > 0
             balanced = head.counts.sum() / (present.sum() * head.counts.clamp_min(1))
-            head.sample_weight.copy_(balanced * present)
+            if self.privacy.mechanism != "none" and present.any():
+                balanced = balanced / balanced[present].max()
+            head.sample_weight.copy_(torch.where(present, balanced, 1.0))
         elif stage.name == "sum":
             self.solve(model)
 

@@ -29,6 +29,7 @@ STATISTICS = "extractor.*adapters.*.running_*"
 PARAMETERS = tuple(f"extractor.*adapters.*.{kind}" for kind in ("alpha", "weight", "bias"))
 INITIAL = "initial."
 SAMPLES = "samples"
+WEIGHTED = "weighted"
 FISHER = "fisher"
 """The operator, its stage, and where the archive keeps what that stage brings."""
 
@@ -104,6 +105,11 @@ class MergedAdaptersMethod(AdapterMethod):
         assert isinstance(params, MergeSettings)
         if FISHER in params.operators:
             return "no noise hides an image in the mean of squared gradients; take another method.merge than fisher"
+        if mechanism == "client" and WEIGHTED in params.operators:
+            return (
+                "its weights are the exact numbers of images of all sites, and the merged adapters betray them; take "
+                "another method.merge than weighted"
+            )
         return super().obstacle_to_privacy(params, mechanism)
 
     def adapter_stages(self, task: int) -> tuple[Stage, ...]:
@@ -138,7 +144,7 @@ class MergedAdaptersMethod(AdapterMethod):
         return super().summarise(model, batches, stage)
 
     def note_counts(self, archive: Archive, task: int, stage: Stage, class_counts: Sequence[int]) -> None:
-        if stage.name == "adapt" and "weighted" in self.params.operators:
+        if stage.name == "adapt" and WEIGHTED in self.params.operators:
             own = sum(class_counts[label] for label in self.stream.classes(task))
             archive[f"{SAMPLES}{task}"] = torch.tensor([own], dtype=torch.float64)
 
@@ -165,7 +171,7 @@ class MergedAdaptersMethod(AdapterMethod):
         given = TaskSets(
             [self._prepared(own) for own in sets] if task else sets,
             initial=_archived(archive, INITIAL),
-            samples=[archive[f"{SAMPLES}{t}"].item() for t in tasks] if "weighted" in operators else (),
+            samples=[archive[f"{SAMPLES}{t}"].item() for t in tasks] if WEIGHTED in operators else (),
             importance=[_archived(archive, _fisher_prefix(t)) for t in tasks] if FISHER in operators else (),
             density=self.params.merge_density,
             scale=self.params.merge_scale,

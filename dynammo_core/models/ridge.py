@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from dynammo_core.errors import ProtocolError
 from dynammo_core.models.heads import Head
 from dynammo_core.models.ridge_checks import obstacle_to_sums
 
@@ -16,6 +17,12 @@ CANDIDATES = torch.logspace(-6, 3, 37, dtype=torch.float64)
 
 GRAM_SHARE = 0.1
 """Of the privacy that sums cost, what the Gram matrix takes; the rows of classes take the rest."""
+
+LEAST_WEIGHT, MOST_WEIGHT = 1e-9, 1e9
+"""What a class's samples may weigh: n / (C n_c), of fewer than a milliard images."""
+
+MOST_NOISED_WEIGHT = 1.0
+"""What a class's samples may weigh in sums that are noised: the noise is made for it, whatever weights are received."""
 
 JITTERS = (1e-14, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9)
 """What is added to the diagonal of a correlation matrix that is not positive definite, until it is."""
@@ -109,23 +116,40 @@ class RidgeHead(Head):
         self.products.index_add_(0, rows, weighted)
         self.counts.index_add_(0, rows, torch.full_like(labels, sign, dtype=torch.float64))
 
+    def check_weights(self, most: float) -> None:
+        """Refuse weights of samples that are not finite, not positive, or above `most`.
+
+        Raises:
+            ProtocolError: it names the weight and the range.
+        """
+        fitting = (self.sample_weight >= LEAST_WEIGHT) & (self.sample_weight <= most)  # NaN is neither
+        if not bool(fitting.all()):
+            odd = float(self.sample_weight[~fitting][0])
+            raise ProtocolError(
+                f"a class's samples shall weigh {odd:g} in the sums", accepted=f"{LEAST_WEIGHT:g} to {most:g}"
+            )
+
     @torch.no_grad()
     def blur(self, counts: Mapping[int, int], bound: float, noise: Callable[[tuple[int, ...], float], Tensor]) -> None:
         """Make the sums such that one image more or less, its features no longer than `bound`, is hidden in them.
 
-        With |x| <= B and weights of at most W, one image changes the triangle of w x x^T by w (sum over i <= j of
-        x_i^2 x_j^2)^(1/2) = w ((|x|^4 + sum of x_i^4) / 2)^(1/2) <= W B^2, and its row, w x, by W B. The squares of the
-        changes over the deviations add up: the triangle gets noise for 10^(1/2) times that, the rows, which say more,
-        for (10 / 9)^(1/2) times, so that 1/10 + 9/10 make one Gaussian mechanism of the given multiplier. All else in
-        the sums is made of `counts` and of noised rows, and costs nothing.
+        With |x| <= B and weights of at most W = `MOST_NOISED_WEIGHT`, one image changes the triangle of w x x^T by w
+        (sum over i <= j of x_i^2 x_j^2)^(1/2) = w ((|x|^4 + sum of x_i^4) / 2)^(1/2) <= W B^2, and its row, w x, by
+        W B. The squares of the changes over the deviations add up: the triangle gets noise for 10^(1/2) times that, the
+        rows, which say more, for (10 / 9)^(1/2) times, so that 1/10 + 9/10 make one Gaussian mechanism of the given
+        multiplier. All else in the sums is made of `counts` and of noised rows, and costs nothing.
 
         Args:
             counts: noised number of images, by each class that may be among them; rows of other classes are zeros, and
                 get no noise.
             bound: B, which features were shortened to.
             noise: draws noise from the shape of a sum and the most that one image changes it by.
+
+        Raises:
+            ProtocolError: a class weighs more than the noise is made for.
         """
-        size, most = self.weight.shape[1], float(self.sample_weight.max())
+        self.check_weights(MOST_NOISED_WEIGHT)
+        size, most = self.weight.shape[1], MOST_NOISED_WEIGHT
         gram = unpack(self.gram, size + 1)
         triangle = pack(gram[:-1, :-1])
         triangle += noise(tuple(triangle.shape), math.sqrt(1 / GRAM_SHARE) * most * bound**2).to(triangle.device)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
+from typing import Protocol
 
 from dynammo_core.errors import ConfigError
 
@@ -53,7 +54,26 @@ class Charge:
     classes: tuple[int, ...]
 
 
-def compose(charges: Iterable[Charge], delta: float) -> float:
+class Mechanism(Protocol):
+    """What of a charge decides its cost, as of `Charge`."""
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Deviation over sensitivity."""
+        ...
+
+    @property
+    def sampling_rate(self) -> float:
+        """Probability of a record to enter a step."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """How often it was run."""
+        ...
+
+
+def compose(charges: Iterable[Mechanism], delta: float) -> float:
     """Epsilon, at `delta`, of a record that may have entered all of the charges; 0 for none.
 
     Neighbouring data sets differ by one record more or less. Full-batch Gaussians are one Gaussian, whose multiplier to

@@ -20,13 +20,23 @@ class PrivacySettings(Section):
     epsilon: float = Field(default=8.0, gt=0, description="budget of a whole run; a site that would pass it abstains")
     delta: float = Field(default=1e-5, gt=0, lt=1, description="should be far below 1 / (images of a site)")
     noise_multiplier: float | None = Field(
-        default=None, gt=0, description="noise over sensitivity; null: the least that keeps the run within epsilon"
+        default=None,
+        gt=0,
+        le=1e6,
+        description="noise over sensitivity; null: the least that keeps the run within epsilon",
     )
     clip: float = Field(
-        default=1.0, gt=0, description="norm that a sample's gradient, or with client a site's update, is shortened to"
+        default=1.0,
+        ge=1e-6,
+        le=1e6,
+        description="norm that a sample's gradient, or with client a site's update, is shortened to",
     )
     sampling_rate: float = Field(
         default=0.25, gt=0, le=1, description="of example: probability of a sample to be in a batch, not batch_size"
     )
-    count_noise: float = Field(default=4.0, gt=0, description="of example: deviation of the noise on numbers of images")
-    feature_norm: float = Field(default=130.0, gt=0, description="of sums: norm that features are shortened to")
+    count_noise: float = Field(
+        default=4.0, gt=0, le=1e6, description="of example: deviation of the noise on numbers of images"
+    )
+    feature_norm: float = Field(
+        default=130.0, ge=1e-6, le=1e6, description="of sums: norm that features are shortened to"
+    )

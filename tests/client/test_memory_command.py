@@ -120,7 +120,9 @@ def test_a_class_is_as_old_as_its_oldest_exemplar(tmp_path: Path) -> None:
 def test_status_of_a_site_that_has_remembered_nothing(tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     result = Place(tmp_path).call("status")
-    assert (result.exit_code, result.stdout) == (0, f"0 memories in {tmp_path / 'memory'}, 0 withdrawn records\n")
+    spent = "privacy: epsilon 0 without a limit spent by all runs, at delta 1e-05"
+    words = f"0 memories in {tmp_path / 'memory'}, 0 withdrawn records\n{spent}\n"
+    assert (result.exit_code, result.stdout) == (0, words)
     assert sorted(tmp_path.rglob("*")) == [*before, tmp_path / "site.yaml"]
 
 
