@@ -17,7 +17,7 @@ FASHION := --set data.dataset=fashion_mnist --set data.image_size=64 --set data.
 SUMS := --set method.name=streaming_ridge --set method.multi_scale=false --set privacy.feature_norm=65
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo deploy-demo secure-demo privacy bench soak test lint format stop clean
+.PHONY: help install demo deploy-demo secure-demo privacy bench soak test lint format lock sbom stop clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' '$(ROOT)/Makefile'
@@ -74,6 +74,17 @@ lint: install ## Check style (ruff) and types (mypy --strict)
 
 format: install ## Format the code
 	@cd '$(ROOT)' && '$(BIN)/ruff' check --fix . && '$(BIN)/ruff' format .
+
+lock: install ## Pin what a site and a server install, with hashes, as pyproject.toml allows it
+	@cd '$(ROOT)' && for part in site server; do \
+		'$(BIN)/uv' pip compile pyproject.toml --extra build $$(test $$part = site || echo --extra server) \
+		--generate-hashes --python-version 3.11 --python-platform linux --no-emit-index-url --no-emit-find-links \
+		--upgrade --quiet --custom-compile-command 'make lock' --output-file docs/$$part/requirements.txt || exit 1; done
+
+sbom: install ## List what a site and a server install, as CycloneDX: build/sbom-site.json, build/sbom-server.json
+	@mkdir -p '$(ROOT)/build' && cd '$(ROOT)' && for part in site server; do \
+		'$(BIN)/cyclonedx-py' requirements docs/$$part/requirements.txt --pyproject pyproject.toml \
+		--output-reproducible --of JSON -o build/sbom-$$part.json || exit 1; done
 
 stop: ## Stop the SuperLink that `flwr run` started for this checkout
 	@test ! -f '$(ROOT)/.flwr/port' || pkill -f "flower-superlink .*--port $$(cat '$(ROOT)/.flwr/port')" || true

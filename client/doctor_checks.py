@@ -19,7 +19,7 @@ from client.settings import SiteSettings
 from dynammo_core.config import WEIGHTS_BY_NAME, Config
 from dynammo_core.errors import ConfigError
 
-PACKAGE = "dynammo"
+PACKAGE = "federated-dynammo"
 MEGABYTE, GIGABYTE = 10**6, 10**9
 SCARCE_DISK, NO_DISK = 5 * GIGABYTE, GIGABYTE // 2
 SMALL_GPU = 2 * GIGABYTE

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
@@ -16,7 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from client.run_folders import runs_folder
 from client.settings import SiteSettings, load_site
+from dynammo_core.csv_text import csv_lines, from_cell
 from dynammo_core.errors import CheckpointError, ConfigError, MemoryStoreError, unknown_name
 from dynammo_core.files import write_atomically
 from dynammo_core.terminal import command_line, readable_errors
@@ -101,11 +101,9 @@ def export_index(
 ) -> None:
     """List all exemplars as CSV: record, class, run, task, day. The list names records: it stays at the site."""
     with readable_errors():
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["record_id", "class", "run", "task", "taken"])
-        rows.writerows(astuple(exemplar) for exemplar in _exemplars(_open_all(load_site(site_yaml))))
-        content = text.getvalue().encode("utf-8", "backslashreplace")
+        exemplars = _exemplars(_open_all(load_site(site_yaml)))
+        text = csv_lines([("record_id", "class", "run", "task", "taken"), *map(astuple, exemplars)])
+        content = text.encode("utf-8", "backslashreplace")
         if output is None:
             typer.echo(content, nl=False)
         else:
@@ -148,7 +146,9 @@ def purge(
             )
         site = load_site(site_yaml)
         stored = _open_all(site)
-        ids = set(record_id or _fitting(stored, class_, before and before.date(), run))
+        # As given, and as meant by who copies from `export-index`: withdrawn is withdrawn, under either name.
+        named = {name for given in record_id or () for name in (given, from_cell(given))}
+        ids = named or set(_fitting(stored, class_, before and before.date(), run))
         if not ids:
             console.print("No exemplar fits. Nothing was changed.")
             return
@@ -163,7 +163,7 @@ def purge(
             # First the ledger: whatever stops the rest, nobody uses the records again, and a second purge removes them.
             ledger.withdraw(sorted(ids), f"purge by {reason}", date.today())
             removed = sum(ledger.purge(item.store) for item in stored)
-            discard_features(site.memory.folder)
+            discard_features(runs_folder(site.memory.folder))
             audit.purged(len(ids), removed, reason)
             words = f"purge by {reason}: {removed} exemplars of {len(ids)} records removed"
             time = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -183,7 +183,7 @@ def say(words: str) -> None:
 def _notes(site: SiteSettings) -> list[Path]:
     from dynammo_core.memory.sums_note import NOTE_FILE
 
-    return sorted(site.memory.folder.glob(f"*/{NOTE_FILE}"))
+    return sorted(runs_folder(site.memory.folder).glob(f"*/{NOTE_FILE}"))
 
 
 def _spent_words(site: SiteSettings) -> str:
@@ -211,7 +211,7 @@ def _sums_words(path: Path, site: SiteSettings, ledger: WithdrawalLedger) -> str
 def _paths(site: SiteSettings) -> list[Path]:
     from dynammo_core.memory.store import MEMORY_FILE
 
-    return sorted(site.memory.folder.glob(f"*/{MEMORY_FILE}"))
+    return sorted(runs_folder(site.memory.folder).glob(f"*/{MEMORY_FILE}"))
 
 
 def _open(path: Path, site: SiteSettings) -> Stored:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +14,9 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from client.run_folders import runs_folder
 from client.settings import SiteSettings, load_site
+from dynammo_core.csv_text import csv_lines
 from dynammo_core.errors import DataError
 from dynammo_core.files import write_atomically
 from dynammo_core.terminal import readable_errors
@@ -125,7 +125,7 @@ def as_tested(files: ModelFiles, settings: SiteSettings | None) -> ModelFiles:
         return files
     memory = settings.memory
     statistics = statistics_for_model(
-        memory.folder,
+        runs_folder(memory.folder),
         task=files.facts.lineage.after_task - 1,
         model=own.tested_sha256,
         site=settings.site,
@@ -209,17 +209,15 @@ def as_csv(findings: Sequence[Finding], top: int) -> str:
     """A row for every file, in their order; one that cannot be read has an error and nothing else."""
     shown = min(top, max((len(finding.ranked) for finding in findings), default=1)) or 1
     more = [f"{column}_{place}" for place in range(2, shown + 1) for column in ("class", "probability")]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["file", "class", "probability", "open_set_score", *more, "error"])
+    rows: list[list[object]] = [["file", "class", "probability", "open_set_score", *more, "error"]]
     for finding in findings:
         if finding.error:
-            writer.writerow([finding.file, *[""] * (3 + len(more)), finding.error])
+            rows.append([finding.file, *[""] * (3 + len(more)), finding.error])
             continue
         (name, probability), *others = finding.ranked[:shown]
         cells = [cell for pair in others for cell in pair]
-        writer.writerow([finding.file, name, probability, finding.open_set_score, *cells, ""])
-    return buffer.getvalue()
+        rows.append([finding.file, name, probability, finding.open_set_score, *cells, ""])
+    return csv_lines(rows)
 
 
 def as_table(findings: Sequence[Finding], top: int, threshold: float | None = None) -> Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from client.answer_ledger import AnswerLedger
 from client.approvals import Proposal
 from client.policy import load_policy
 from client.privacy_budget import PrivacyBudget
+from client.run_folders import run_folder
 from client.secure_ledger import OpenedSums
 from client.settings import SiteSettings, load_site
 from dynammo_core.config import WEIGHTS_BY_NAME
@@ -45,7 +45,6 @@ from dynammo_core.tensor_store import TensorStore
 
 Held = TypeVar("Held", Samples, ReplayMemory)
 MEGABYTE = 10**6
-RUN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
 
 
 @dataclass(frozen=True)
@@ -217,6 +216,7 @@ def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, ru
     Raises:
         ProtocolError: the instruction is for another site, or names a run in a way that is no name.
         ConfigError: the key of its memory, or its policy, cannot be read.
+        MemoryStoreError: what an older version left in its memory cannot be carried over.
     """
     names = experiment.config.federation.site_names or ()
     if not 0 <= index < len(names) or names[index] != settings.site:
@@ -224,24 +224,23 @@ def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, ru
             f"the instruction is for site {index} of {list(names)}, and this site is {settings.site!r}",
             remedy="The operator registers each key under the name in its site.yaml, and an experiment lists the names",
         )
-    if not re.fullmatch(RUN, run):
-        raise ProtocolError(f"{run!r} names no run", accepted=RUN)
     own = settings.memory
+    folder = run_folder(own.folder, run)
     key = load_key(own.key) if own.key else None
     policy = load_policy(settings.policy)
     return Site(
         experiment,
         index,
-        MemoryStore(own.folder / run, run=run, site=settings.site, key=key),
-        TensorStore(own.folder / run),
-        StatisticsFile(own.folder / run, run=run, site=settings.site, key=key),
+        MemoryStore(folder, run=run, site=settings.site, key=key),
+        TensorStore(folder),
+        StatisticsFile(folder, run=run, site=settings.site, key=key),
         today=datetime.now(UTC).date(),
         ledger=WithdrawalLedger(own.folder),
         expiry_days=own.expiry_days,
         fewest_images=policy.fewest_images,
-        sums=SumsNote(own.folder / run, run=run, site=settings.site, key=key),
-        features=FeatureFiles(own.folder, own.features_megabytes * MEGABYTE, run=run, site=settings.site, key=key),
-        answers=AnswerLedger(own.folder / run, own, run=run, site=settings.site, key=key),
+        sums=SumsNote(folder, run=run, site=settings.site, key=key),
+        features=FeatureFiles(folder.parent, own.features_megabytes * MEGABYTE, run=run, site=settings.site, key=key),
+        answers=AnswerLedger(folder, own, run=run, site=settings.site, key=key),
         opened_sums=OpenedSums(own.folder, approved),
         budget=PrivacyBudget(own.folder, policy, run),
     )

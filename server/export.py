@@ -101,7 +101,7 @@ def check_format(name: str) -> None:
     if lacking:
         raise ConfigError(
             f"the export as {name} needs {', '.join(lacking)}, which this Python has not",
-            remedy="pip install 'dynammo[onnx]', or export as torchscript",
+            remedy="pip install '.[onnx]' in the checkout, or export as torchscript",
         )
 
 

@@ -19,7 +19,7 @@ def export(
     ],
     output: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.", show_default=False)],
     format_name: Annotated[
-        str, typer.Option("--format", help="safetensors, torchscript, or onnx (pip install 'dynammo\\[onnx]').")
+        str, typer.Option("--format", help="safetensors, torchscript, or onnx (pip install '.\\[onnx]').")
     ] = "safetensors",
     card: Annotated[
         Path | None,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import errno
-import io
 import json
 import os
 import time
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dynammo_core.config import Config
+from dynammo_core.csv_text import csv_table
 from dynammo_core.errors import CheckpointError
 from dynammo_core.files import write_atomically
 
@@ -49,12 +48,8 @@ class RunDirectory:
         self.write(name, json.dumps(content, indent=2) + "\n")
 
     def write_csv(self, name: str, columns: list[str], rows: Iterable[Mapping[str, object]]) -> None:
-        """Write rows as CSV under a header of `columns`."""
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        self.write(name, buffer.getvalue())
+        """Write rows as CSV below a header of `columns`; texts are never formulas there."""
+        self.write(name, csv_table(columns, rows))
 
     def log(self, event: str, **fields: object) -> None:
         """Append one event to `events.jsonl` and tell the listeners.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from dynammo_core.csv_text import read_csv_table
 from dynammo_core.errors import RunError
 from dynammo_core.metrics import Counts
 from dynammo_core.reliability import COLUMNS, Reliability, tables_from_rows
@@ -113,7 +112,7 @@ class RunFiles:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(_text(path), newline="")))  # names of classes may hold line breaks
+    return read_csv_table(_text(path))
 
 
 def _reliability(directory: Path) -> dict[int, Reliability]:
@@ -129,7 +128,7 @@ def _reliability(directory: Path) -> dict[int, Reliability]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")  # as it is: names of classes may hold line breaks of any kind
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeError) as error:

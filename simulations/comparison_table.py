@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
+from dynammo_core.csv_text import csv_table
 from dynammo_core.files import write_atomically
 from dynammo_core.reliability import MEASURES
 from server.run_files import RunFiles
@@ -229,8 +228,4 @@ def _traffic(result: Result) -> list[dict[str, int]]:
 
 
 def _write(file: Path, rows: Sequence[Mapping[str, object]], columns: Sequence[str] = ()) -> None:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns or list(rows[0]), extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(file, buffer.getvalue().encode())
+    write_atomically(file, csv_table(columns or list(rows[0]), rows).encode())

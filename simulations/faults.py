@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from client.run_folders import run_folder
 from client.settings import load_site
 from dynammo_core.errors import ConfigError, DynammoError, MemoryStoreError, RunError
 from dynammo_core.memory.encryption import load_key
@@ -226,4 +227,4 @@ def memory_store(deployment: Deployment, site: str, run: Path) -> MemoryStore:
     name = json.loads((run / EVENTS).read_text(encoding="utf-8").splitlines()[0])["run"]
     settings = load_site(deployment.site_yaml(site))
     key = load_key(settings.memory.key) if settings.memory.key else None
-    return MemoryStore(settings.memory.folder / name, run=name, site=site, key=key)
+    return MemoryStore(run_folder(settings.memory.folder, name), run=name, site=site, key=key)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from rich.table import Table
 
 from client.app import app as client_app
 from dynammo_core.config import Scalar, load_config
+from dynammo_core.csv_text import csv_table
 from dynammo_core.errors import ConfigError, DynammoError
 from dynammo_core.files import write_atomically
 from dynammo_core.plan import Action
@@ -163,11 +162,7 @@ def rows(trials: Sequence[Trial], runs: Path) -> list[dict[str, object]]:
 
 def write_rows(table: Sequence[Mapping[str, object]], folder: Path, facts: Mapping[str, object]) -> Path:
     """Write `heterogeneity.json`, facts beside the rows, and `heterogeneity.csv`; returns the former's path."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    write_atomically(folder / "heterogeneity.csv", buffer.getvalue().encode())
+    write_atomically(folder / "heterogeneity.csv", csv_table(list(table[0]), table).encode())
     file = folder / "heterogeneity.json"
     write_atomically(file, (json.dumps({**facts, "rows": list(table)}, indent=2) + "\n").encode())
     return file

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -18,6 +16,7 @@ from rich.table import Table
 from client.app import app as client_app
 from dynammo_core.aggregation import AGGREGATORS
 from dynammo_core.config import Scalar, load_config
+from dynammo_core.csv_text import csv_table
 from dynammo_core.errors import ConfigError, DynammoError, unknown_name
 from dynammo_core.files import write_atomically
 from server.run import run_experiment
@@ -138,11 +137,8 @@ def rows(cells: Sequence[Cell], runs: Path, errors: Mapping[str, str]) -> list[R
 
 def write_rows(table: Sequence[Row], folder: Path, facts: Mapping[str, object]) -> Path:
     """Write `robustness.json`, with the facts beside the rows, and `robustness.csv`; returns the former's path."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in table)
-    write_atomically(folder / "robustness.csv", buffer.getvalue().encode())
+    rows = csv_table([field.name for field in fields(Row)], map(asdict, table))
+    write_atomically(folder / "robustness.csv", rows.encode())
     file = folder / "robustness.json"
     write_atomically(file, (json.dumps({**facts, "rows": [asdict(row) for row in table]}, indent=2) + "\n").encode())
     return file

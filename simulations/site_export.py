@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dynammo_core.csv_text import as_cell
 from dynammo_core.data.loading import load_samples
 from dynammo_core.data.samples import Split
 from dynammo_core.data.scanners import through_scanner
@@ -38,7 +39,8 @@ def export_sites(experiment: Experiment, folders: Sequence[Path]) -> Iterator[Pa
                 image = io.BytesIO()
                 Image.fromarray(_pixels(experiment, split, index, site)).save(image, "png")
                 write_image(folder / path, image.getvalue())
-                writer.writerow([path, dataset.class_names[split.labels[index]], part, split.record_ids[index]])
+                label = as_cell(dataset.class_names[split.labels[index]])
+                writer.writerow([path, label, part, split.record_ids[index]])
         write_atomically(folder / "manifest.csv", buffer.getvalue().encode())
         yield folder
 

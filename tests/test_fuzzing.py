@@ -59,7 +59,7 @@ class Bench:
 
     @property
     def memory(self) -> Path:
-        return self.site_yaml.parent / "memory" / RUN / "memory.safetensors"
+        return self.site_yaml.parent / "memory" / "runs" / RUN / "memory.safetensors"
 
     def ask(self, kind: str, content: RecordDict) -> Message:
         message = Message(content, self.grid.get_node_ids()[0], kind, ttl=600.0)

@@ -128,7 +128,7 @@ def _read_keyring(service: str, account: str) -> bytes:
     except ImportError as error:
         raise ConfigError(
             "memory.key names the keyring of the system, and the package keyring is not installed",
-            remedy="pip install 'dynammo[keyring]', or name another place",
+            remedy="pip install '.[keyring]' in the checkout, or name another place",
         ) from error
     try:
         secret = keyring.get_password(service, account)

@@ -38,16 +38,16 @@ class FeatureFiles:
     written costs time, not the step.
 
     Args:
-        memory: folder of the site's memory, with a folder for each run.
+        runs: folder of the site's runs, with a folder for each of them.
         budget: bytes that the files of all runs may take.
         run: whose features they are.
         site: whose images they were made of.
         key: encrypts them.
     """
 
-    def __init__(self, memory: Path, budget: int, *, run: str, site: str, key: bytes | None = None) -> None:
-        self._memory = memory
-        self._folder = memory / run / FOLDER
+    def __init__(self, runs: Path, budget: int, *, run: str, site: str, key: bytes | None = None) -> None:
+        self._runs = runs
+        self._folder = runs / run / FOLDER
         self._budget = budget
         self._owner = {"run": run, "site": site, "content": "features"}
         self._key = key
@@ -104,7 +104,7 @@ class FeatureFiles:
 
         Files that a process which was killed left half-written are among them.
         """
-        stats = [(path.stat(), path) for path in self._memory.glob(f"*/{FOLDER}/*")]
+        stats = [(path.stat(), path) for path in self._runs.glob(f"*/{FOLDER}/*")]
         files = sorted((stat.st_mtime, stat.st_size, path) for stat, path in stats)
         taken = sum(size for _, size, _ in files)
         for used, size, path in files:
@@ -116,15 +116,15 @@ class FeatureFiles:
         return self._folder / f"{name}.sealed"
 
 
-def discard_features(memory: Path) -> None:
-    """Delete the features of all runs under a site's memory folder: withdrawn records may be among them.
+def discard_features(runs: Path) -> None:
+    """Delete the features of all runs in a site's folder of runs: withdrawn records may be among them.
 
     The folders stay: a step may be keeping others in them.
 
     Raises:
         MemoryStoreError: some cannot be deleted.
     """
-    for path in memory.glob(f"*/{FOLDER}/*"):
+    for path in runs.glob(f"*/{FOLDER}/*"):
         try:
             path.unlink(missing_ok=True)
         except OSError as error:

@@ -55,7 +55,7 @@ def statistics_for_model(folder: Path, *, task: int, model: str, site: str, key:
     """The statistics that this site tested a model with, in whichever of its runs.
 
     Args:
-        folder: of the site's memory, with a folder for each run.
+        folder: of the site's runs, with a folder for each of them.
         task: the model's last one, counted from 0.
         model: SHA-256 of the model as sites received it, in hex.
         site: name of the site.

@@ -14,6 +14,7 @@ from PIL import Image
 
 from client.app import app as client_app
 from dynammo_core.config import Config, resolve
+from dynammo_core.csv_text import as_cell
 from dynammo_core.data.sources import array_keys
 from dynammo_core.predictor import Predictor
 from dynammo_core.seeding import derive_seed
@@ -92,7 +93,7 @@ def _write_manifest(run: AuditedRun, records: Records, trained: Flags, file: Pat
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows([f"{i}.png", names[labels[i]], split, f"{records.sites[i]:05d}", i] for i, split in used)
+    writer.writerows([f"{i}.png", as_cell(names[labels[i]]), split, f"{records.sites[i]:05d}", i] for i, split in used)
     file.write_text(buffer.getvalue(), encoding="utf-8")
     return len({records.sites[i] for i, _ in used})
 

@@ -213,7 +213,7 @@ def test_a_run_is_a_name_and_no_path(alpha: Path, run: str) -> None:
 
 def test_it_remembers_in_its_own_folder_for_each_run(alpha: Path) -> None:
     places = [opened(alpha, asked(run=run)).store.path.parent for run in (RUN, "a..b")]
-    assert places == [alpha.parent / "memory" / RUN, alpha.parent / "memory" / "a..b"]
+    assert places == [alpha.parent / "memory" / "runs" / RUN, alpha.parent / "memory" / "runs" / "a..b"]
 
 
 # --- what leaves

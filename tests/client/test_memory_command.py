@@ -46,7 +46,7 @@ class Place:
         self.settings.write_text("\n".join(lines))
 
     def store(self, run: str, site: str = "north") -> MemoryStore:
-        return MemoryStore(self.folder / "memory" / run, run=run, site=site, key=self.key)
+        return MemoryStore(self.folder / "memory" / "runs" / run, run=run, site=site, key=self.key)
 
     def fill(self) -> None:
         """`first` holds a, b, c of January and d of March; `second` holds a and e of March, without class names."""
@@ -207,7 +207,7 @@ def test_a_record_goes_from_every_run_and_is_never_chosen_again(place: Place) ->
 
 def test_a_purge_discards_the_features_of_all_runs(place: Place) -> None:
     for run in ("first", "third"):
-        files = FeatureFiles(place.folder / "memory", 2**20, run=run, site="north", key=place.key)
+        files = FeatureFiles(place.folder / "memory" / "runs", 2**20, run=run, site="north", key=place.key)
         images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
         files.get(["features"], Samples(images, torch.zeros(1, dtype=torch.int64), ("a",)), lambda: torch.ones(2))
     assert len(list(place.folder.rglob("features/*"))) == 2
@@ -361,7 +361,7 @@ def test_no_damaged_file_brings_a_traceback(
 @pytest.mark.parametrize("key", [None, KEY])
 def test_sums_that_contain_withdrawn_records_are_told_of(tmp_path: Path, key: bytes | None) -> None:
     place, run = Place(tmp_path, key), CliRunner().invoke
-    note = SumsNote(tmp_path / "memory" / "first", run="first", site="north", key=key)
+    note = SumsNote(tmp_path / "memory" / "runs" / "first", run="first", site="north", key=key)
     images = torch.arange(3, dtype=torch.uint8).reshape(3, 1, 1, 1)
     note.note(0, Samples(images, torch.tensor([0, 0, 1]), ("a", "a", "b")))
     said = run(memory, ["purge", str(place.settings), "--record-id", "a", "--yes"]).output

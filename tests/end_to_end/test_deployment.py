@@ -63,7 +63,7 @@ def test_exemplars_are_encrypted_and_those_of_the_simulation(
     for index, site in enumerate(NAMES):
         memory = simulated_site(consortium.experiment, index, simulated / "sites", name).memory()
         assert kept[site] == (memory.task, list(memory.record_ids))
-        (file,) = (consortium.site_folder(site) / "memory").glob("*/memory.safetensors")
+        (file,) = (consortium.site_folder(site) / "memory").glob("runs/*/memory.safetensors")
         assert file.stat().st_mode & 0o777 == 0o600
         assert not any(record.encode() in file.read_bytes() for record in memory.record_ids)
 

@@ -203,7 +203,7 @@ def test_a_key_from_the_keyring_of_the_system() -> None:
 
 def test_without_the_package_a_keyring_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "keyring", None)
-    assert "pip install 'dynammo[keyring]'" in refusal("keyring:dynammo/st-elsewhere")
+    assert "pip install '.[keyring]'" in refusal("keyring:dynammo/st-elsewhere")
 
 
 def test_a_fingerprint_tells_keys_apart_and_nothing_of_them() -> None:

@@ -159,7 +159,7 @@ def test_without_the_extra_the_remedy_is_named(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ConfigError, match=r"needs onnxruntime, .*pip install 'dynammo\[onnx\]'"):
+    with pytest.raises(ConfigError, match=r"needs onnxruntime, .*pip install '\.\[onnx\]'"):
         export_model(ModelFiles.read(finished("dynammo").path), "onnx", tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 

@@ -133,7 +133,7 @@ class Place:
         return dict(json.loads(output.read_text()))
 
     def note(self, name: str) -> Path:
-        (note,) = load_site(self.line.files[name]).memory.folder.glob("*/sums.sealed")
+        (note,) = load_site(self.line.files[name]).memory.folder.glob("runs/*/sums.sealed")
         return note
 
     def state(self) -> dict[str, torch.Tensor]:

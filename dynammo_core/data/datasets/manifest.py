@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, cast
 
+from dynammo_core.csv_text import from_cell
 from dynammo_core.data.folders import ARCHIVES, data_root, missing
 from dynammo_core.data.records import ImageRecord, assemble
 from dynammo_core.data.samples import Dataset
@@ -26,7 +27,8 @@ def load_manifest(settings: DataSettings) -> Dataset:
     """The images that the manifest `data.root` (or `data.root`/manifest.csv) names.
 
     Labels are the class names, sorted, or `data.classes`. Without a split column images are split 80/20 within each
-    class, image by image: give the column where one patient has several images. Rows count from 1, the header.
+    class, image by image: give the column where one patient has several images. An apostrophe that keeps spreadsheets
+    from taking a label for a formula (`'=x`) is no part of it. Rows count from 1, the header.
 
     Raises:
         DataError: no manifest, unknown or missing columns, a row with a wrong or repeated value, or what `assemble`
@@ -114,7 +116,7 @@ def _record(file: Path, number: int, row: Row) -> ImageRecord:
         raise DataError(f"{place} has the split {split!r}", accepted="train, test")
     return ImageRecord(
         path=file.parent / values["path"],
-        label=values["label"],
+        label=from_cell(values["label"]),
         record_id=values.get("record_id", values["path"]),
         place=place,
         split=cast("Literal['train', 'test'] | None", split),
