@@ -20,7 +20,7 @@ from client.door import declared, encode, error_words, let_announcement_out, let
 from client.local_steps import answer
 from client.parcels import arriving, opened, packed
 from client.secure_steps import secure_answer
-from client.site import open_site
+from client.site_opening import open_site
 from dynammo_core.errors import DynammoError, ProtocolError
 from dynammo_core.experiment import code_hash
 from dynammo_core.plan import Action

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from dynammo_core.errors import ConfigError
+from dynammo_core.secure_aggregation.offers import fingerprint as fingerprint_of
 
 
 def new_key_pair(comment: str) -> tuple[bytes, bytes]:
@@ -43,8 +43,7 @@ def load_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 def fingerprint(key: ec.EllipticCurvePrivateKey) -> str:
     """`SHA256:...` of the public key, as `ssh-keygen -l` prints it: to be compared over the telephone."""
-    digest = serialization.ssh_key_fingerprint(key.public_key(), hashes.SHA256())
-    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+    return fingerprint_of(key.public_key())
 
 
 def _public_line(key: ec.EllipticCurvePrivateKey) -> bytes:

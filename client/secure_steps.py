@@ -33,6 +33,7 @@ from dynammo_core.protocol import (
 from dynammo_core.protocol_checks import check_phase, check_tensor
 from dynammo_core.secure_aggregation.encoding import Encoding
 from dynammo_core.secure_aggregation.masking import PUBLIC_BYTES, Context, SiteKeys, masked
+from dynammo_core.secure_aggregation.offers import OFFER_BYTES, unsigned
 from dynammo_core.secure_aggregation.sharing import SEALED_BYTES, deal, opened
 
 
@@ -74,7 +75,8 @@ def _answer(phase: Phase, exchange: _Exchange, recording: Recording) -> tuple[Re
     if phase is Phase.MASKED:
         return _masked(exchange, recording)
     if phase is Phase.KEYS:
-        sent = _bytes(exchange.keys.public)
+        with _refusing(phase):
+            sent = _bytes(_offer(exchange))
     elif phase is Phase.SHARES:
         with _refusing(phase):
             dealt = deal(exchange.own, exchange.keys, exchange.roster, exchange.threshold, exchange.context)
@@ -135,13 +137,25 @@ def _unpack(phase: Phase, instruction: Instruction, site: Site) -> _Exchange:
     roster: dict[int, bytes] = {}
     if SITES in weights:
         sites = _sites(weights[SITES], everyone, threshold)
-        check_tensor(KEYS, weights[KEYS], torch.uint8, (len(sites), PUBLIC_BYTES))
-        roster = {other: key.numpy().tobytes() for other, key in zip(sites, weights[KEYS], strict=True)}
+        check_tensor(KEYS, weights[KEYS], torch.uint8, (len(sites), OFFER_BYTES))
+        offers = {other: offer.numpy().tobytes() for other, offer in zip(sites, weights[KEYS], strict=True)}
+        with _refusing(phase):
+            roster = {other: _verified(site, offer, other, context) for other, offer in offers.items()}
         if roster.get(site.index) != keys.public:
             raise ProtocolError("the keys that the server sent are not those of this site in this attempt")
         if len(set(roster.values())) < len(roster):
             raise ProtocolError("two sites have the same keys")
     return _Exchange(site, instruction, context, keys, ledger, threshold, roster)
+
+
+def _offer(exchange: _Exchange) -> bytes:
+    public, signatory = exchange.keys.public, exchange.site.signatory
+    return signatory.offer(public, exchange.own, exchange.context) if signatory else unsigned(public)
+
+
+def _verified(site: Site, offer: bytes, other: int, context: Context) -> bytes:
+    """The public keys that another site offered; in a simulation nobody signs."""
+    return site.signatory.verified(offer, other, context) if site.signatory else offer[:PUBLIC_BYTES]
 
 
 def _step(instruction: Instruction, site: Site) -> Step:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from functools import lru_cache
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -17,21 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.answer_ledger import AnswerLedger
-from client.approvals import Proposal
-from client.policy import load_policy
 from client.privacy_budget import PrivacyBudget
-from client.run_folders import run_folder
 from client.secure_ledger import OpenedSums
-from client.settings import SiteSettings, load_site
-from dynammo_core.config import WEIGHTS_BY_NAME
 from dynammo_core.data.arrivals import Arrivals
 from dynammo_core.data.feature_cache import fingerprint
 from dynammo_core.data.loading import load_samples
 from dynammo_core.data.samples import Samples, Split
 from dynammo_core.data.scanners import through_scanner
-from dynammo_core.errors import ConfigError, DataError, MemoryStoreError, ProtocolError
-from dynammo_core.experiment import Experiment, code_hash, config_from_json, experiment_from_json
-from dynammo_core.memory.encryption import load_key
+from dynammo_core.errors import DataError, MemoryStoreError
+from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.memory.feature_files import FeatureFiles
 from dynammo_core.memory.rehearsal import SIMULATED_DAY, drop_expired, exemplars_per_class
 from dynammo_core.memory.statistics_file import StatisticsFile
@@ -39,7 +31,7 @@ from dynammo_core.memory.store import MemoryStore, ReplayMemory
 from dynammo_core.memory.sums_note import SumsNote
 from dynammo_core.memory.withdrawal import WithdrawalLedger
 from dynammo_core.methods.base import Rehearsal
-from dynammo_core.protocol import Instruction
+from dynammo_core.secure_aggregation.offers import Signatory
 from dynammo_core.seeding import derive_seed
 from dynammo_core.tensor_store import TensorStore
 
@@ -67,6 +59,7 @@ class Site:
         features: that it computed, on its disk; None where its process lives on from step to step.
         answers: that it has given in this run; None in a simulation, where nobody is to be kept from asking twice.
         opened_sums: what it opened under secure aggregation in all runs of this experiment; None in a simulation.
+        signatory: signs its keys for secure aggregation and verifies those of others; None in a simulation.
     """
 
     experiment: Experiment
@@ -83,6 +76,7 @@ class Site:
     features: FeatureFiles | None = None
     answers: AnswerLedger | None = None
     opened_sums: OpenedSums | None = None
+    signatory: Signatory | None = None
     budget: PrivacyBudget | None = None
 
     def once(self, what: tuple[str, ...], samples: Samples, compute: Callable[[], Tensor]) -> Tensor:
@@ -200,82 +194,6 @@ class Site:
         arrived = self.store.load().arrived
         delays = {(self.index, label): arrived.get(label, task) - stream.task_of(label) for label in stream.seen(task)}
         return Arrivals(stream, delays)
-
-
-def simulated_site(experiment: Experiment, index: int, workspace: Path, run: str) -> Site:
-    """A share of the one data set of a simulation, and a folder in the run directory."""
-    name = f"site-{index:03d}"
-    store = MemoryStore(workspace / name, run=run, site=name)
-    statistics = StatisticsFile(workspace / name, run=run, site=name)
-    return Site(experiment, index, store, TensorStore(workspace), statistics, share=index)
-
-
-def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, run: str, approved: str) -> Site:
-    """A hospital: all images that its `site.yaml` names, and a folder for each run; `approved` hashes the experiment.
-
-    Raises:
-        ProtocolError: the instruction is for another site, or names a run in a way that is no name.
-        ConfigError: the key of its memory, or its policy, cannot be read.
-        MemoryStoreError: what an older version left in its memory cannot be carried over.
-    """
-    names = experiment.config.federation.site_names or ()
-    if not 0 <= index < len(names) or names[index] != settings.site:
-        raise ProtocolError(
-            f"the instruction is for site {index} of {list(names)}, and this site is {settings.site!r}",
-            remedy="The operator registers each key under the name in its site.yaml, and an experiment lists the names",
-        )
-    own = settings.memory
-    folder = run_folder(own.folder, run)
-    key = load_key(own.key) if own.key else None
-    policy = load_policy(settings.policy)
-    return Site(
-        experiment,
-        index,
-        MemoryStore(folder, run=run, site=settings.site, key=key),
-        TensorStore(folder),
-        StatisticsFile(folder, run=run, site=settings.site, key=key),
-        today=datetime.now(UTC).date(),
-        ledger=WithdrawalLedger(own.folder),
-        expiry_days=own.expiry_days,
-        fewest_images=policy.fewest_images,
-        sums=SumsNote(folder, run=run, site=settings.site, key=key),
-        features=FeatureFiles(folder.parent, own.features_megabytes * MEGABYTE, run=run, site=settings.site, key=key),
-        answers=AnswerLedger(folder, own, run=run, site=settings.site, key=key),
-        opened_sums=OpenedSums(own.folder, approved),
-        budget=PrivacyBudget(own.folder, policy, run),
-    )
-
-
-def open_site(instruction: Instruction, node_config: Mapping[str, object]) -> Site:
-    """The site that an instruction is for: this hospital, if the node was started with a `site-config`.
-
-    Raises:
-        ConfigError: the `site.yaml` is wrong, or the experiment asks for something that the site has to name itself.
-        ProtocolError: the instruction is for another site.
-    """
-    file = node_config.get("site-config")
-    if file is None:
-        experiment = experiment_from_json(instruction.experiment)
-        return simulated_site(experiment, instruction.site, Path(instruction.workspace), instruction.run)
-    settings = load_site(Path(str(file)))
-    experiment = experiment_from_json(_localised(instruction.experiment, settings))
-    approved = Proposal.of(config_from_json(instruction.experiment)).experiment_hash
-    return deployed_site(experiment, instruction.site, settings, instruction.run, approved)
-
-
-def _localised(experiment: str, settings: SiteSettings) -> str:
-    """The experiment with this site's own places in it: no server decides what a site reads from its disk."""
-    config = json.loads(experiment)
-    config["data"] |= {"dataset": settings.data.dataset, "root": settings.data.root}
-    config["compute"]["device"] = settings.device
-    if settings.weights is not None:
-        config["backbone"]["weights"] = settings.weights
-    elif config["backbone"]["weights"] not in WEIGHTS_BY_NAME:
-        raise ConfigError(
-            f"the experiment takes the backbone's weights from a file of the server, {config['backbone']['weights']!r}",
-            remedy="Name this site's copy of it as `weights` in site.yaml",
-        )
-    return json.dumps(config, sort_keys=True)
 
 
 def _without_rare(labels: Tensor, fewest: int) -> list[int] | None:

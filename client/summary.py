@@ -67,6 +67,7 @@ def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict
     return known | {
         "method": proposal.config.method.name,
         "sites": list(proposal.config.federation.site_names or ()),
+        "site_keys": list(proposal.config.federation.site_keys or ()),
         "tasks": [[names[label] for label in task] for task in experiment.stream.tasks],
         "new_sites": [name for name in proposal.config.federation.site_names or () if name not in sites],
         "new_classes": [name for name in names if name not in classes],
@@ -104,6 +105,8 @@ def page(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> Iterat
         yield f"               NOT the code that is installed here ({code_hash()[:16]}), which made this page"
     yield f"  method       {told['method']}, {told['training_rounds']} rounds of training in all"
     yield f"  sites        {_marked(told['sites'], told['new_sites'])}"
+    for name, key in zip(told["sites"], told["site_keys"], strict=False):
+        yield f"  key          {key} of {name}"
     for number, task in enumerate(told["tasks"], start=1):
         yield f"  task {number:<7} {_marked(task, told['new_classes'])}"
     for stage in told["stages"]:

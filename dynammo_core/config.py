@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_va
 
 from dynammo_core.data.scanner_settings import ScannerSettings
 from dynammo_core.errors import ConfigError, unknown_name
+from dynammo_core.federation_settings import FederationSettings
 from dynammo_core.limits import LimitSettings
 from dynammo_core.methods import METHODS
 from dynammo_core.privacy.settings import PrivacySettings
@@ -20,7 +21,6 @@ from dynammo_core.settings import (
     BackboneSettings,
     ComputeSettings,
     DataSettings,
-    FederationSettings,
     MemorySettings,
     MethodSettings,
     Section,

@@ -13,7 +13,7 @@ from torch import Tensor
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 from dynammo_core.plan import Action, Stage
 from dynammo_core.reliability import LENGTHS as RELIABILITY
-from dynammo_core.secure_aggregation.masking import PUBLIC_BYTES
+from dynammo_core.secure_aggregation.offers import OFFER_BYTES
 from dynammo_core.secure_aggregation.shamir import SHARE_BYTES
 from dynammo_core.secure_aggregation.sharing import SEALED_BYTES
 
@@ -92,8 +92,9 @@ PHASE_DOWN: Mapping[Phase, frozenset[str]] = MappingProxyType(
     }
 )
 """What goes down in an exchange; in MASKED, the tensors of the stage too. `attempt` uint8 [16]: random bytes, by which
-sites tell attempts at a step apart; `sites` int64 [n], ascending, and `keys` uint8 [n, 64]: who takes part, and the
-public keys; `shares` uint8 [n, 82]: what each of them dealt to the receiver; `survivors` int64: those in the sum."""
+sites tell attempts at a step apart; `sites` int64 [n], ascending, and `keys` uint8 [n, 338]: who takes part, and their
+public keys, signed (see `offers`); `shares` uint8 [n, 82]: what each of them dealt to the receiver; `survivors` int64:
+those in the sum."""
 
 PHASE_UP: Mapping[Phase, str] = MappingProxyType(
     {
@@ -103,7 +104,7 @@ PHASE_UP: Mapping[Phase, str] = MappingProxyType(
         Phase.OPEN: "secure.opened",
     }
 )
-"""The one tensor that comes up. `keys` uint8 [64]; `shares` uint8 [n, 82]: for each of the sites, encrypted for it;
+"""The one tensor that comes up. `keys` uint8 [338]; `shares` uint8 [n, 82]: for each of the sites, encrypted for it;
 `masked` int64 [N]: the masked vector; `opened` uint8 [n, 33]: of each survivor the share of its own mask, of each other
 site that of its masking key."""
 
@@ -177,7 +178,7 @@ def names_up(model: IncrementalModel, stage: Stage) -> list[str]:
 def phase_shape(phase: Phase, sites: int, length: int) -> tuple[torch.dtype, tuple[int, ...]]:
     """Type and shape of what comes up in an exchange among n sites with vectors of N integers."""
     return {
-        Phase.KEYS: (torch.uint8, (PUBLIC_BYTES,)),
+        Phase.KEYS: (torch.uint8, (OFFER_BYTES,)),
         Phase.SHARES: (torch.uint8, (sites, SEALED_BYTES)),
         Phase.MASKED: (torch.int64, (length,)),
         Phase.OPEN: (torch.uint8, (sites, SHARE_BYTES)),

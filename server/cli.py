@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from dynammo_core.terminal import command_line, parse_overrides, readable_errors
 from server.export_command import export
+from server.sites_command import HERE, Folder, sites_app
 from server.status_command import status
 
-if TYPE_CHECKING:
-    from server.sites import SiteRegister
-
 app = command_line("Run the server of a consortium of hospitals: certificates, sites, runs and models.")
-sites_app = command_line("Register, list and remove the sites of the consortium.")
 app.add_typer(sites_app, name="sites")
 console = Console(emoji=False)  # a fingerprint may hold ":cd:", which is the name of one
-
-Folder = Annotated[
-    Path,
-    typer.Option("--folder", envvar="DYNAMMO_CONSORTIUM", help="The consortium's folder, made by `init`."),
-]
-HERE = Path("consortium")
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf, such as --set seed=2. Repeatable."),
@@ -86,38 +74,6 @@ def start(folder: Folder = HERE) -> None:
         from server.superlink import become_superlink
 
         become_superlink(load_server(folder))
-
-
-@sites_app.command("add")
-def add_site(
-    name: Annotated[str, typer.Argument(help="The name in the site's site.yaml.", show_default=False)],
-    public_key: Annotated[Path, typer.Argument(metavar="KEY.pub", help="The key it sent.", show_default=False)],
-    folder: Folder = HERE,
-) -> None:
-    """Let the holder of a key connect, under a name."""
-    with _register(folder) as register:
-        site = register.add(name, public_key)
-        _say(f"Registered {name}: {site.fingerprint}. Compare this with the site by telephone.")
-
-
-@sites_app.command("remove")
-def remove_site(
-    name: Annotated[str, typer.Argument(help="A registered name.", show_default=False)], folder: Folder = HERE
-) -> None:
-    """Let a site connect no more."""
-    with _register(folder) as register:
-        register.remove(name)
-        _say(f"Removed {name}; its key is refused from now on.")
-
-
-@sites_app.command("list")
-def list_sites(folder: Folder = HERE) -> None:
-    """The registered sites, and which of them are connected."""
-    with _register(folder) as register:
-        table = Table("site", "status", "since", "registered", "key")
-        for name, (site, status, since) in register.with_status().items():
-            table.add_row(name, status, since, site.added, site.fingerprint)
-        console.print(table)
 
 
 @app.command()
@@ -194,14 +150,18 @@ def extend(
     with readable_errors():
         from dynammo_core.class_registry import with_new_task
         from dynammo_core.config import load_config
+        from server.control import Control
         from server.follow import launch_and_follow
         from server.lineage import with_sites
         from server.settings import load_server
+        from server.sites import SiteRegister
 
         experiment = with_new_task(load_config(run_dir / "config.yaml"), new, distinct=distinct)
-        experiment = with_sites(experiment, site or [])
+        settings = load_server(folder)
+        known = SiteRegister(settings, Control(settings)).load()
+        experiment = with_sites(experiment, site or [], {name: one.fingerprint for name, one in known.items()})
         launch_and_follow(
-            load_server(folder),
+            settings,
             experiment,
             resume=run_dir.absolute(),
             accept_new_code=accept_new_code,
@@ -282,17 +242,6 @@ def stop(run_dir: RunDir, folder: Folder = HERE) -> None:
 
         Control(load_server(folder)).stop(flower_run(run_dir))
         _say(f"Stopped. Go on with: dynammo-server resume {run_dir}")
-
-
-@contextmanager
-def _register(folder: Path) -> Iterator[SiteRegister]:
-    with readable_errors():
-        from server.control import Control
-        from server.settings import load_server
-        from server.sites import SiteRegister
-
-        settings = load_server(folder)
-        yield SiteRegister(settings, Control(settings))
 
 
 def _say(text: str) -> None:

@@ -83,7 +83,7 @@ Of these, those that the site does not hold since an earlier step. Beside this: 
 experiment's configuration, the hash of the code, the name of the run, and the number of the step
 {%- if beside %}; when records are to leave sums, which answers of the site these contain{% endif %}.
 {% if secure %}
-In the exchanges of secure aggregation, all sites' public keys and what they encrypted for this site.
+In the exchanges of secure aggregation, all sites' signed public keys and what they encrypted for this site.
 {% endif %}
 
 ## What never leaves

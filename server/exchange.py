@@ -14,10 +14,10 @@ from torch import Tensor
 
 from dynammo_core.compression import CODECS
 from dynammo_core.errors import MissingTensorsError, ProtocolError
+from dynammo_core.federation_settings import FederationSettings
 from dynammo_core.plan import Action
 from dynammo_core.protocol import Instruction, Phase, Report
 from dynammo_core.secure_aggregation.encoding import Total
-from dynammo_core.settings import FederationSettings
 from server.deliveries import Deliveries, Parcel
 from server.roster import POLL_SECONDS, Roster
 

@@ -150,3 +150,9 @@ def _require_registered(config: Config[Any], register: SiteRegister) -> None:
                 accepted=", ".join(known) or "none yet",
                 remedy="`dynammo-server sites add NAME KEY.pub` registers a site",
             )
+    for name, key in zip(names, config.federation.site_keys or (), strict=False):
+        if known[name].fingerprint != key:
+            raise ConfigError(
+                f"federation.site_keys: the site {name} is registered by the key {known[name].fingerprint}, not {key}",
+                remedy="`dynammo-server sites keys` prints the lines; every hospital approves what changes",
+            )

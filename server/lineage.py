@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from dynammo_core.config import Config, resolve
@@ -15,6 +16,7 @@ OPERATION = (
         f"federation.{key}"
         for key in ("quorum", "deadline_seconds", "stages", "attempts", "patience_seconds", "evaluate_only")
     ),
+    "federation.site_keys",  # a site has a new key: every hospital approves its fingerprint
     "limits.most_images",
 )
 """What the operator may change at any time: it decides who is heard in a round, not what is learnt from whom."""
@@ -43,8 +45,15 @@ def forbidden_changes(then: str, now: str) -> list[str]:
     ]
 
 
-def with_sites(config: Config[Any], names: Sequence[str]) -> Config[Any]:
+def with_sites(
+    config: Config[Any], names: Sequence[str], keys: Mapping[str, str] = MappingProxyType({})
+) -> Config[Any]:
     """The experiment with sites that join; those that were there keep their numbers.
+
+    Args:
+        config: the experiment.
+        names: of the sites that join.
+        keys: fingerprints of the registered sites' keys, by name.
 
     Raises:
         ConfigError: one of them takes part already.
@@ -54,6 +63,9 @@ def with_sites(config: Config[Any], names: Sequence[str]) -> Config[Any]:
     data = config.model_dump(mode="json")
     data["federation"]["site_names"] = [*(config.federation.site_names or ()), *names]
     data["federation"]["sites"] += len(names)
+    if config.federation.site_keys is not None:
+        joining = [keys[name] for name in names if name in keys]
+        data["federation"]["site_keys"] = [*config.federation.site_keys, *joining]
     return resolve(data, "the extended experiment", {})
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from flwr.serverapp import Grid
 
-from dynammo_core.settings import FederationSettings
+from dynammo_core.federation_settings import FederationSettings
 
 POLL_SECONDS = 0.1
 

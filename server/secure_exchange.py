@@ -30,7 +30,7 @@ from dynammo_core.protocol import (
 )
 from dynammo_core.protocol_checks import check_phase
 from dynammo_core.secure_aggregation.encoding import Encoding, Total
-from dynammo_core.secure_aggregation.masking import Context, unmasked
+from dynammo_core.secure_aggregation.masking import PUBLIC_BYTES, Context, unmasked
 from dynammo_core.secure_aggregation.shamir import combine
 from server.exchange import Answers, Failure
 
@@ -84,7 +84,7 @@ class SecureExchange:
         shares = {site: report.weights[PHASE_UP[Phase.SHARES]] for site, report in dealt.items()}
         relayed = {site: torch.stack([dealt_by[places[site]] for dealt_by in shares.values()]) for site in hidden}
         opened = self._exchange(Phase.OPEN, {site: ending | {SHARES: relayed[site]} for site in hidden}, len(dealt))
-        public = {site: key.numpy().tobytes() for site, key in keys.items()}
+        public = {site: offer.numpy().tobytes()[:PUBLIC_BYTES] for site, offer in keys.items()}
         total = self._open({site: _vector(report) for site, report in hidden.items()}, opened, public, context)
         failures = [failure for site, failure in sorted(self._failures.items()) if site not in hidden]
         return replace(self._told, reports=hidden, failures=failures, total=total)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
 from dynammo_core.errors import CheckpointError, ConfigError, unknown_name
 from dynammo_core.files import write_atomically
+from dynammo_core.secure_aggregation.offers import fingerprint as fingerprint_of
 from dynammo_core.settings import SITE_NAME
 from server.control import Control
 from server.settings import ServerSettings
@@ -56,6 +56,20 @@ class SiteRegister:
             return {name: RegisteredSite(**fields) for name, fields in content.items()}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"{self._file} cannot be read ({error})", remedy="Restore it from a backup") from error
+
+    def key_lines(self, names: Sequence[str] = ()) -> list[str]:
+        """The lines of an experiment that name sites and their keys' fingerprints; of all sites by default.
+
+        Raises:
+            ConfigError: a name is not registered.
+        """
+        known = self.load()
+        for name in names:
+            if name not in known:
+                raise ConfigError(unknown_name("site", name, known), accepted=", ".join(known) or "none is registered")
+        chosen = list(names) or list(known)
+        keys = [f"    - {known[name].fingerprint}  # {name}" for name in chosen]
+        return ["federation:", f"  site_names: [{', '.join(chosen)}]", "  site_keys:", *keys]
 
     def with_status(self) -> dict[str, tuple[RegisteredSite, str, str]]:
         """Each registered site with its status (registered, online, offline) and since when."""
@@ -119,13 +133,12 @@ def fingerprint(public_key: Path) -> str:
         ConfigError: the file holds no elliptic-curve public key, or a private one.
     """
     try:
-        content = public_key.read_bytes()
-        if not isinstance(load_ssh_public_key(content), ec.EllipticCurvePublicKey):
+        key = load_ssh_public_key(public_key.read_bytes())
+        if not isinstance(key, ec.EllipticCurvePublicKey):
             raise ValueError("another kind of key")
-        blob = base64.b64decode(content.split()[1])
+        return fingerprint_of(key)
     except (OSError, ValueError, IndexError, UnsupportedAlgorithm) as error:
         raise ConfigError(
             f"{public_key} is no public key of a site ({error})",
             accepted="the file site.key.pub that `dynammo-site init` made; the private site.key never leaves a site",
         ) from error
-    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")

@@ -64,7 +64,7 @@ def recorded_task(experiment: Experiment) -> list[Cost]:
     from client.answer_ledger import AnswerLedger, Question
     from client.local_steps import answer
     from client.settings import SiteMemory
-    from client.site import simulated_site
+    from client.site_opening import simulated_site
     from dynammo_core.experiment import code_hash
     from dynammo_core.models.incremental_model import matching, travelling_names
     from dynammo_core.protocol import Instruction

@@ -67,14 +67,14 @@ def _run_deployed(experiment: Any, names: list[str], place: Path) -> Path:
     from server.launch import follow, launch
     from server.progress import ProgressView
     from server.run_directory import EVENTS
-    from simulations.deployment import deployed_config, deployment
+    from simulations.deployment import deployment
 
     with deployment(place, experiment, names) as consortium:
         for _ in track(consortium.prepare_sites(), "Writing the sites' images and keys", len(names), console=console):
             pass
         with console.status("Starting the SuperLink, registering and starting the sites"):
             consortium.open()
-            config = deployed_config(experiment, names)
+            config = consortium.config()
             consortium.approve(config)
             run = launch(consortium.server, config)
         with ProgressView() as view:

@@ -31,21 +31,27 @@ from dynammo_core.processes import process_group
 from server.consortium import make_consortium
 from server.control import Control
 from server.settings import ServerSettings
-from server.sites import SiteRegister
+from server.sites import SiteRegister, fingerprint
 from simulations.site_export import export_sites
 
 START_SECONDS = 90.0
 POLL_SECONDS = 0.1
 
 
-def deployed_config(experiment: Experiment, names: Sequence[str]) -> Config[Any]:
-    """The experiment of a simulation, as the same sites under names run it: the server holds no images."""
+def deployed_config(experiment: Experiment, names: Sequence[str], keys: Sequence[str] | None = None) -> Config[Any]:
+    """The experiment of a simulation, as the same sites under names run it: the server holds no images.
+
+    Args:
+        experiment: the simulation's.
+        names: of the sites.
+        keys: fingerprints of their keys, which secure aggregation needs.
+    """
     data = experiment.config.model_dump(mode="json")
     # Each site holds what the simulation has drawn already.
     data["data"] |= {"train_per_class": None, "test_per_class": None, "validation_per_class": 0, "sets": None}
     data["data"]["classes"] = list(experiment.class_names)
     data["scanners"]["kind"] = "same"
-    data["federation"] |= {"site_names": list(names), "sites": len(names)}
+    data["federation"] |= {"site_names": list(names), "sites": len(names), "site_keys": keys and list(keys)}
     return resolve(data, "the rehearsal", {})
 
 
@@ -126,10 +132,15 @@ class Deployment:
         for name in self.names:
             register.add(name, self.site_folder(name) / "site.key.pub")
 
-    def approve(self, config: Config[Any]) -> None:
-        """What each site's engineer does with the experiment that the operator sent by mail."""
+    def config(self) -> Config[Any]:
+        """The experiment that names the prepared sites and their keys."""
+        keys = [fingerprint(self.site_folder(name) / "site.key.pub") for name in self.names]
+        return deployed_config(self.experiment, self.names, keys)
+
+    def approve(self, config: Config[Any], runs: int = 1) -> None:
+        """What each site's engineer does with the experiment that the operator sent by mail, for so many runs."""
         for name in self.names:
-            approve_proposal(load_site(self.site_yaml(name)), Proposal.of(config), by=f"engineer of {name}")
+            approve_proposal(load_site(self.site_yaml(name)), Proposal.of(config), f"engineer of {name}", runs)
 
     def start_site(self, name: str, environment: Mapping[str, str] | None = None) -> None:
         """Start a site, with more in its `environment` if given; it connects when it can."""

@@ -66,7 +66,7 @@ def _rows(
     from server.event_tail import EventTail
     from server.launch import follow, launch
     from server.run_directory import EVENTS
-    from simulations.deployment import deployed_config, deployment, hospital_names
+    from simulations.deployment import deployment, hospital_names
     from simulations.faults import exemplars, run_with_fault
 
     experiment = Experiment(config)
@@ -75,8 +75,8 @@ def _rows(
         for _ in consortium.prepare_sites():
             pass
         consortium.open()
-        settings = deployed_config(experiment, sites)
-        consortium.approve(settings)
+        settings = consortium.config()
+        consortium.approve(settings, runs=1 + len(names) * len(stages))
         started = time.monotonic()
         calm = launch(consortium.server, settings)
         follow(consortium.server, calm, EventTail(calm / EVENTS, from_end=False), lambda event: None)

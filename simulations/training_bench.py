@@ -81,7 +81,7 @@ def stage_seconds(experiment: Experiment, step: Step, repeats: int) -> tuple[int
     disk, and of the plain loop.
     """
     from client.local_steps import answer
-    from client.site import simulated_site
+    from client.site_opening import simulated_site
     from dynammo_core.experiment import code_hash
     from dynammo_core.memory.feature_files import FeatureFiles
     from dynammo_core.models.incremental_model import matching, travelling_names

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Context, Message
 from flwr.serverapp.grid.grid import NodeInfo
 from small_runs import small_settings, write_hospitals
@@ -20,6 +23,7 @@ from dynammo_core.config import Config, resolve
 from dynammo_core.data.loading import open_dataset
 from dynammo_core.errors import DynammoError
 from dynammo_core.experiment import config_from_json, experiment_from_json
+from dynammo_core.secure_aggregation.offers import fingerprint
 from simulations.local_grid import LocalGrid
 
 
@@ -57,9 +61,19 @@ class Hospitals(LocalGrid):
                 approve_proposal(settings, proposal, by="engineer", runs=99)
 
 
+def key_of(name: str) -> ec.EllipticCurvePrivateKey:
+    """The key by which a hospital is registered, the same for the same name."""
+    return ec.derive_private_key(int.from_bytes(hashlib.sha256(name.encode()).digest()), ec.SECP384R1())
+
+
 def make_hospital(folder: Path, name: str, root: Path, **changes: Any) -> Path:
     """The `site.yaml` of a site that reads the manifest or folder `root`."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "site.key").write_bytes(
+        key_of(name).private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        )
+    )
     site = {"site": name, "superlink": "localhost:9092", "data": {"root": str(root)}, "device": "cpu"} | changes
     (folder / "policy.yaml").write_text("fewest_images: 1\n")
     (folder / "site.yaml").write_text(yaml.safe_dump({"policy": "policy.yaml", **site}))
@@ -90,6 +104,8 @@ def deployed(
     settings = small_settings(method)
     settings["data"] = {"dataset": "manifest", "classes": classes, "image_size": 16}
     settings["federation"] = {"site_names": names, "patience_seconds": 0.2, "deadline_seconds": 60}
+    if (sections or {}).get("federation", {}).get("secure_aggregation"):
+        settings["federation"]["site_keys"] = [fingerprint(key_of(name).public_key()) for name in names]
     settings["tasks"] = {"sizes": 2}
     for section, values in (sections or {}).items():
         settings[section] = {**settings.get(section, {}), **values}

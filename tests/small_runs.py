@@ -17,7 +17,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from client.app import app
-from client.site import Site, simulated_site
+from client.site import Site
+from client.site_opening import simulated_site
 from dynammo_core.config import Config, Scalar, resolve
 from dynammo_core.experiment import Experiment, code_hash, experiment_from_json
 from dynammo_core.methods import METHODS

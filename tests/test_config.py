@@ -249,6 +249,7 @@ def another(value: Any, key: str) -> Any:
         "federation.compression": "int8",
         "federation.site_names": ["a", "b", "c"],
         "federation.evaluate_only": ["b"],
+        "federation.site_keys": [f"SHA256:{sign * 43}" for sign in "abc"],
         "federation.stages": {"adapt": {"quorum": 0.5}},
         "memory.selection": "random",
         "backbone.sha256": "0" * 64,
@@ -305,6 +306,7 @@ def test_each_leaf_is_in_the_hash(method: str, key: str) -> None:
 NEEDS: dict[str, dict[str, Scalar]] = {
     "federation.site_names": {"data.classes": "[a, b, c, d]"},
     "federation.evaluate_only": {"data.classes": "[a, b, c, d]", "federation.site_names": "[a, b, c]"},
+    "federation.site_keys": {"data.classes": "[a, b, c, d]", "federation.site_names": "[a, b, c]"},
 }
 
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from dynammo_core.data.site_partition import SitePartition
 from dynammo_core.data.task_stream import TaskStream
+from dynammo_core.federation_settings import FederationSettings
 from dynammo_core.seeding import derive_seed
-from dynammo_core.settings import FederationSettings
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from dynammo_core.data.samples import Dataset
 from dynammo_core.errors import ConfigError, DataError
+from dynammo_core.federation_settings import FederationSettings
 from dynammo_core.seeding import derive_seed
-from dynammo_core.settings import FederationSettings
 
 Indices = NDArray[np.int64]
 Partitioner = Callable[[Dataset, FederationSettings, np.random.Generator], "SitePartition"]

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.task_stream import TaskStream
+from dynammo_core.federation_settings import FederationSettings
 from dynammo_core.memory.rehearsal import balanced_set
 from dynammo_core.models.heads import Head
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Stage
 from dynammo_core.privacy.settings import PrivacySettings
 from dynammo_core.seeding import derive_seed
-from dynammo_core.settings import BackboneSettings, FederationSettings, MemorySettings, MethodSettings
+from dynammo_core.settings import BackboneSettings, MemorySettings, MethodSettings
 
 TEACHER_PREFIX = "teacher."
 """Tensors of the archive under this prefix make the model of the previous task, for methods that distil."""

@@ -14,7 +14,8 @@ from dynammo_core.data.samples import Samples
 from dynammo_core.methods.base import CLASSES, Archive, Batch, Method, Prediction, Rehearsal, SumNoise
 from dynammo_core.models.backbones import Backbone
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, MultiScaleBackbone, Pooling
-from dynammo_core.models.ridge import MOST_NOISED_WEIGHT, MOST_WEIGHT, RidgeHead
+from dynammo_core.models.ridge import MOST_WEIGHT, RidgeHead
+from dynammo_core.models.ridge_checks import MOST_NOISED_WEIGHT
 from dynammo_core.plan import Action, Stage
 from dynammo_core.settings import MethodSettings
 

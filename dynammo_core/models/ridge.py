@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dynammo_core.errors import ProtocolError
 from dynammo_core.models.heads import Head
-from dynammo_core.models.ridge_checks import obstacle_to_sums
+from dynammo_core.models.ridge_checks import MOST_NOISED_WEIGHT, obstacle_to_sums
 
 CANDIDATES = torch.logspace(-6, 3, 37, dtype=torch.float64)
 """Regularisers that are tried, as multiples of the number of samples."""
@@ -20,9 +20,6 @@ GRAM_SHARE = 0.1
 
 LEAST_WEIGHT, MOST_WEIGHT = 1e-9, 1e9
 """What a class's samples may weigh: n / (C n_c), of fewer than a milliard images."""
-
-MOST_NOISED_WEIGHT = 1.0
-"""What a class's samples may weigh in sums that are noised: the noise is made for it, whatever weights are received."""
 
 JITTERS = (1e-14, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9)
 """What is added to the diagonal of a correlation matrix that is not positive definite, until it is."""

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from dynammo_core.compression.float16 import LARGEST
 
+MOST_NOISED_WEIGHT = 1.0
+"""What a class's samples may weigh in sums that are noised: the noise is made for it, whatever weights are received."""
+
 TOLERANCE = 1e-7
 """What adding up in float64 leaves of an exact relation, as a share of the numbers it is between."""
 
@@ -51,7 +54,7 @@ def obstacle_to_sums(
         adding_up += SAME_AGAIN * (before * before[-1]).clamp_min(0).sqrt()
     if ((products.sum(dim=0) - gram[:, -1]).abs() > adding_up + rounding * (len(products) + 1)).any():
         return "'products' do not add up to 'gram'"
-    largest = LARGEST**2 * (total + float(weights.max()))
+    largest = LARGEST**2 * (total + (MOST_NOISED_WEIGHT if noised else float(weights.max())))
     sums = torch.cat([gram.flatten(), products.flatten()]) if noised else gram.diagonal()
     if sums.abs().max() > largest:
         return f"a sum is larger than samples with features of up to {LARGEST:g} can make it"

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.site import Site, simulated_site
+from client.site import Site
+from client.site_opening import simulated_site
 from dynammo_core.config import load_config
 from dynammo_core.data.samples import Samples
 from dynammo_core.errors import RunError

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from client.local_step import FEWEST_SAMPLES
 from client.local_steps import answer
-from client.site import simulated_site
+from client.site_opening import simulated_site
 from dynammo_core.data.samples import Samples
 from dynammo_core.experiment import Experiment, code_hash, experiment_from_json
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names

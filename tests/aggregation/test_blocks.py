@@ -16,8 +16,8 @@ from torch import Tensor
 from dynammo_core.aggregation import AGGREGATORS
 from dynammo_core.aggregation.class_aware import Update, class_aware_mean
 from dynammo_core.errors import ConfigError
+from dynammo_core.federation_settings import MORE_THAN_TWICE_THE_LIARS, FederationSettings
 from dynammo_core.models.heads import OTHERS
-from dynammo_core.settings import MORE_THAN_TWICE_THE_LIARS, FederationSettings
 from dynammo_core.yaml_files import validate
 
 CLASSES = 4

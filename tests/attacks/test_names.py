@@ -19,7 +19,8 @@ from client.memory_command import memory
 from client.predict_command import Finding, as_csv
 from client.run_folders import OF_A_RUN, run_folder, runs_folder
 from client.settings import load_site
-from client.site import Site, open_site
+from client.site import Site
+from client.site_opening import open_site
 from dynammo_core.csv_text import as_cell, csv_lines, csv_table, from_cell, read_csv_table
 from dynammo_core.data.datasets.manifest import load_manifest
 from dynammo_core.data.samples import Samples

@@ -16,7 +16,8 @@ from client.local_steps import answer
 from client.policy import Policy, violations
 from client.privacy_budget import PrivacyBudget
 from client.settings import load_site
-from client.site import Site, open_site
+from client.site import Site
+from client.site_opening import open_site
 from dynammo_core.config import Config
 from dynammo_core.errors import ConfigError
 from dynammo_core.experiment import Experiment, code_hash

@@ -15,7 +15,8 @@ from small_runs import RUN
 
 from client.announcement import announcement
 from client.app import app
-from client.site import Site, open_site
+from client.site import Site
+from client.site_opening import open_site
 from dynammo_core.class_registry import BANDS
 from dynammo_core.config import Config
 from dynammo_core.data.samples import Samples

@@ -12,7 +12,8 @@ from small_runs import instruction, run_small, step_of
 
 from client.announcement import announcement
 from client.local_steps import answer
-from client.site import Site, open_site
+from client.site import Site
+from client.site_opening import open_site
 from dynammo_core.errors import ConfigError, PolicyError
 from dynammo_core.experiment import Experiment
 from dynammo_core.memory.withdrawal import WithdrawalLedger

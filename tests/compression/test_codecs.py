@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dynammo_core.compression import CODECS, carried, pack, packed_form, unpack
+from dynammo_core.federation_settings import FederationSettings
 from dynammo_core.protocol import tensor_bytes
 from dynammo_core.seeding import seeded_generator
-from dynammo_core.settings import FederationSettings
 
 every_codec = pytest.mark.parametrize("name", sorted(CODECS))
 SEEDS = st.integers(0, 10_000)

@@ -9,7 +9,8 @@ from dynammo_core.data.arrivals import Arrivals, build_arrivals
 from dynammo_core.data.site_partition import SitePartition
 from dynammo_core.data.task_stream import TaskStream, build_task_stream
 from dynammo_core.errors import ConfigError
-from dynammo_core.settings import FederationSettings, TaskSettings
+from dynammo_core.federation_settings import FederationSettings
+from dynammo_core.settings import TaskSettings
 
 
 def partition(owners: list[int], sites: int) -> SitePartition:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from small_runs import small_config
 
-from client.site import simulated_site
+from client.site_opening import simulated_site
 from dynammo_core.experiment import Experiment
 from dynammo_core.processes import process_tree
 from server.jobs import announcements, evaluation

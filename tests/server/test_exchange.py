@@ -20,10 +20,10 @@ from small_runs import SITES, instruction, small_config, step_of
 from client.app import app
 from dynammo_core.errors import ProtocolError
 from dynammo_core.experiment import Experiment
+from dynammo_core.federation_settings import FederationSettings
 from dynammo_core.plan import Action
 from dynammo_core.protocol import Report
 from dynammo_core.protocol_checks import check_report
-from dynammo_core.settings import FederationSettings
 from server.exchange import Answers, Exchange, Failure
 from simulations.local_grid import LocalGrid
 

@@ -55,6 +55,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "quorum": {"federation": {"quorum": 0.5}},
     "deadlines": {"federation": {"deadline_seconds": 5, "patience_seconds": 5, "attempts": 3}},
     "rules of a stage": {"federation": {"stages": {"train": {"quorum": 0.5}}}},
+    "a site has a new key": {"federation": {"site_keys": [f"SHA256:{'a' * 43}", f"SHA256:{'b' * 43}"]}},
     "one only tests": {"federation": {"evaluate_only": ["beta"]}},
     "a task": {"data": MORE_CLASSES, "tasks": {"sizes": [2, 2, 2]}},
     "two tasks": {"data": MORE_CLASSES, "tasks": {"sizes": [2, 2, 1, 1]}},

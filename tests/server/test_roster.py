@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from flwr.serverapp.grid.grid import NodeInfo
 
-from dynammo_core.settings import FederationSettings
+from dynammo_core.federation_settings import FederationSettings
 from server.roster import Roster
 
 NAMES = ("a", "b", "c")

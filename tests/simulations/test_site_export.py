@@ -14,7 +14,7 @@ from PIL import Image
 from small_runs import RUN, SITES, Outcome, run_small, small_settings
 
 from client.settings import load_site
-from client.site import deployed_site, simulated_site
+from client.site_opening import deployed_site, simulated_site
 from dynammo_core.config import Config, resolve
 from dynammo_core.data.samples import Samples
 from dynammo_core.experiment import Experiment

@@ -12,7 +12,8 @@ from dynammo_core.data.datasets import DATASETS
 from dynammo_core.data.samples import Dataset
 from dynammo_core.data.site_partition import partition_sites
 from dynammo_core.errors import DataError
-from dynammo_core.settings import DataSettings, FederationSettings
+from dynammo_core.federation_settings import FederationSettings
+from dynammo_core.settings import DataSettings
 
 WriteImage = Callable[..., Path]
 
