@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from dynammo_core.terminal import command_line, parse_overrides, readable_errors
+from dynammo_core.terminal import Terminal, cell, command_line, parse_overrides, printable_lines, readable_errors
 from server.export_command import export
 from server.status_command import status
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 app = command_line("Run the server of a consortium of hospitals: certificates, sites, runs and models.")
 sites_app = command_line("Register, list and remove the sites of the consortium.")
 app.add_typer(sites_app, name="sites")
-console = Console(emoji=False)  # a fingerprint may hold ":cd:", which is the name of one
+console = Terminal(emoji=False)  # a fingerprint may hold ":cd:", which is the name of one
 
 Folder = Annotated[
     Path,
@@ -57,12 +56,14 @@ def init(
         from server.consortium import make_consortium
 
         settings = make_consortium(folder, host, port=port, listen=listen)
-        _say(f"Made {settings.folder}. Next:")
-        _say(f"  1. Start it: dynammo-server start --folder {shlex.quote(str(folder))}")
-        _say(f"  2. Send {settings.ca_certificate} to each site; its SHA-256 fingerprint, to compare by telephone:")
-        _say(f"     {fingerprint(settings.ca_certificate)}")
-        _say("  3. Register each site's key: dynammo-server sites add NAME site.key.pub")
-        _say(f"  4. Keep a copy of {settings.ca_key} off this machine.")
+        console.say(f"Made {settings.folder}. Next:")
+        console.say(f"  1. Start it: dynammo-server start --folder {shlex.quote(str(folder))}")
+        console.say(
+            f"  2. Send {settings.ca_certificate} to each site; its SHA-256 fingerprint, to compare by telephone:"
+        )
+        console.say(f"     {fingerprint(settings.ca_certificate)}")
+        console.say("  3. Register each site's key: dynammo-server sites add NAME site.key.pub")
+        console.say(f"  4. Keep a copy of {settings.ca_key} off this machine.")
 
 
 @app.command()
@@ -75,7 +76,9 @@ def renew(folder: Folder = HERE) -> None:
 
         settings = load_server(folder)
         renew_certificate(settings)
-        _say(f"{settings.certificate} holds until {expires(settings.certificate):%Y-%m-%d}. Start the server again.")
+        console.say(
+            f"{settings.certificate} holds until {expires(settings.certificate):%Y-%m-%d}. Start the server again."
+        )
 
 
 @app.command()
@@ -97,7 +100,7 @@ def add_site(
     """Let the holder of a key connect, under a name."""
     with _register(folder) as register:
         site = register.add(name, public_key)
-        _say(f"Registered {name}: {site.fingerprint}. Compare this with the site by telephone.")
+        console.say(f"Registered {name}: {site.fingerprint}. Compare this with the site by telephone.")
 
 
 @sites_app.command("remove")
@@ -107,7 +110,7 @@ def remove_site(
     """Let a site connect no more."""
     with _register(folder) as register:
         register.remove(name)
-        _say(f"Removed {name}; its key is refused from now on.")
+        console.say(f"Removed {name}; its key is refused from now on.")
 
 
 @sites_app.command("list")
@@ -116,7 +119,7 @@ def list_sites(folder: Folder = HERE) -> None:
     with _register(folder) as register:
         table = Table("site", "status", "since", "registered", "key")
         for name, (site, status, since) in register.with_status().items():
-            table.add_row(name, status, since, site.added, site.fingerprint)
+            table.add_row(*map(cell, (name, status, since, site.added, site.fingerprint)))
         console.print(table)
 
 
@@ -231,7 +234,7 @@ def forget(run_dir: RunDir, folder: Folder = HERE) -> None:
         from server.tables import correction_lines
 
         for line in correction_lines(correction(load_server(folder), run_dir)):
-            _say(line)
+            console.say(line)
 
 
 app.command()(status)
@@ -252,10 +255,10 @@ def show_data_flow(
 
         text = data_flow(source)
         if output is None:
-            typer.echo(text)
+            typer.echo(printable_lines(text))
         else:
             write_atomically(output, text.encode())
-            _say(f"Data flow: {output}")
+            console.say(f"Data flow: {output}")
 
 
 @app.command()
@@ -269,7 +272,7 @@ def rollback(
         from server.run_directory import RunDirectory
 
         roll_back(RunDirectory(run_dir), task - 1)
-        _say(f"{run_dir}/model.safetensors is the model after task {task}.")
+        console.say(f"{run_dir}/model.safetensors is the model after task {task}.")
 
 
 @app.command()
@@ -281,7 +284,7 @@ def stop(run_dir: RunDir, folder: Folder = HERE) -> None:
         from server.settings import load_server
 
         Control(load_server(folder)).stop(flower_run(run_dir))
-        _say(f"Stopped. Go on with: dynammo-server resume {run_dir}")
+        console.say(f"Stopped. Go on with: dynammo-server resume {run_dir}")
 
 
 @contextmanager
@@ -293,7 +296,3 @@ def _register(folder: Path) -> Iterator[SiteRegister]:
 
         settings = load_server(folder)
         yield SiteRegister(settings, Control(settings))
-
-
-def _say(text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False, highlight=False)
