@@ -237,7 +237,8 @@ def _authentication(
         Finding(
             "SuperLink",
             "wrong",
-            f"something answers at {settings.superlink} (HTTP {response.status_code}), but no SuperLink of Flower 1.41",
+            f"something answers at {settings.superlink} (HTTP {response.status_code}), but no SuperLink of Flower 1.41 "
+            "or 1.42",
             "Correct superlink, or ask the operator for the version that runs there",
         )
     ]

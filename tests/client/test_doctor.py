@@ -152,7 +152,7 @@ def test_each_way_in_which_a_certificate_is_wrong_has_its_own_words(superlink: S
     assert good_authority.state == "ok"
     assert (soon.check, soon.state) == ("TLS", "warning")  # 10 days are fewer than 30
     assert stranger.state == "wrong"
-    assert "no SuperLink of Flower 1.41" in stranger.what
+    assert "no SuperLink of Flower 1.41 or 1.42" in stranger.what
     remedies = {each.remedy for each in (wrong_authority, expired, other_name, expired_authority, stranger)}
     assert len(remedies) == 5
 
