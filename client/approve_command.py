@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from client.settings import SiteSettings, load_site
 from dynammo_core.errors import CheckpointError, ConfigError
-from dynammo_core.terminal import readable_errors
+from dynammo_core.terminal import Terminal, readable_errors
 
 if TYPE_CHECKING:
     from client.approvals import Approvals, Proposal, Verdict
 
-console = Console(highlight=False, emoji=False)
+console = Terminal(highlight=False, emoji=False)
 SHORTEST = 8
 
 
@@ -64,7 +63,7 @@ def approve(
             typer.echo(json.dumps([fields(site, approvals, proposal) for proposal in chosen], indent=2))
         elif all_:
             for proposal in chosen:
-                _say(f"{proposal.id[:16]}  {_state(approvals, proposal):<40} {proposal.plain['name']}")
+                console.say(f"{proposal.id[:16]}  {_state(approvals, proposal):<40} {proposal.plain['name']}")
         else:
             _ask(site, approvals, chosen, by or getpass.getuser(), runs)
         if contradictions:
@@ -84,10 +83,10 @@ def _ask(site: SiteSettings, approvals: Approvals, waiting: Sequence[Proposal], 
 
     answers: dict[str, Verdict | None] = {"approve": "approved", "reject": "rejected", "later": None}
     if not waiting:
-        _say("Nothing waits for an approval.")
+        console.say("Nothing waits for an approval.")
     for proposal in waiting:
         for line in page(site, approvals, proposal):
-            _say(line)
+            console.say(line)
         if forbidden(site, proposal):
             continue
         answer = ""
@@ -107,7 +106,7 @@ def _decide(
         approve_proposal(site, proposal, person, runs)
     else:
         approvals.decide(proposal, verdict, person, AuditLog(site.audit))
-    _say(f"{proposal.id[:16]} ({proposal.plain['name']}) is {verdict} by {person}.")
+    console.say(f"{proposal.id[:16]} ({proposal.plain['name']}) is {verdict} by {person}.")
 
 
 def _found(known: Sequence[Proposal], hash_: str) -> Proposal:
@@ -128,9 +127,3 @@ def _state(approvals: Approvals, proposal: Proposal) -> str:
         return "waiting"
     covered = f" for {count} run{'s' * (count > 1)}" if (count := approvals.covered(proposal)) else ""
     return f"{decision['verdict']}{covered} by {decision.get('by')}"
-
-
-def _say(words: str) -> None:
-    """What came from a server may hold signs that command a terminal: they are not printed."""
-    plain = "".join(sign if sign.isprintable() else "�" for sign in words)
-    console.print(plain, markup=False, soft_wrap=True)

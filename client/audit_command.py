@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from client.settings import load_site
 from dynammo_core.errors import CheckpointError, ConfigError
-from dynammo_core.terminal import command_line, readable_errors
+from dynammo_core.terminal import Terminal, cell, command_line, readable_errors
 
 if TYPE_CHECKING:
     from client.audit import AuditLog
     from dynammo_core.chained_log import Chain
 
 audit = command_line("What left this site: check the audit log, and read it on one page.")
-console = Console(emoji=False, highlight=False)
+console = Terminal(emoji=False, highlight=False)
 SiteYaml = Annotated[Path, typer.Argument(metavar="SITE.YAML", help="The site's settings.")]
 HERE = Path("site.yaml")
 HASH = r"[0-9a-f]{16,64}"
@@ -51,13 +49,18 @@ def verify(
                 f"the audit log {log.path} has no line with the hash {expect}",
                 remedy="Lines were cut off its end, or it was written anew, after this hash was written down",
             )
-        _say(f"{log.path}: {chain.lines} lines, {'each' if not chain.cut_off else 'each whole one'} as it was written.")
+        console.say(
+            f"{log.path}: {chain.lines} lines, {'each' if not chain.cut_off else 'each whole one'} as it was written."
+        )
         for place in places:
-            _say(f"The expected hash stands in line {place}: up to there nothing was cut off.")
+            console.say(f"The expected hash stands in line {place}: up to there nothing was cut off.")
         _say_cut_off(chain)
-        _say(f"Lines: {chain.lines}\nHash of the last whole line: {chain.last_link or 'none'}")
-        _say("That lines were cut off the end cannot be found from the file alone. Write both down elsewhere, and")
-        _say("give the hash as --expect next time.")
+        console.say(f"Lines: {chain.lines}")
+        console.say(f"Hash of the last whole line: {chain.last_link or 'none'}")
+        console.say(
+            "That lines were cut off the end cannot be found from the file alone. Write both down elsewhere, and"
+        )
+        console.say("give the hash as --expect next time.")
         raise typer.Exit(1 if chain.open_end else 0)
 
 
@@ -73,10 +76,10 @@ def report(site_yaml: SiteYaml = HERE) -> None:
         log = AuditLog(site.audit)
         chain = log.read()
         entries = [entry.fields for entry in chain.entries]
-        _say(f"What left {site.site}: {chain.lines} lines in {log.path}{_since(entries)}")
+        console.say(f"What left {site.site}: {chain.lines} lines in {log.path}{_since(entries)}")
         _say_cut_off(chain)
         _report(entries, log)
-        _say(f"Privacy: {PrivacyBudget(site.memory.folder, load_policy(site.policy)).words()}")
+        console.say(f"Privacy: {PrivacyBudget(site.memory.folder, load_policy(site.policy)).words()}")
 
 
 def _since(entries: list[Fields]) -> str:
@@ -90,19 +93,21 @@ def _report(entries: list[Fields], log: AuditLog) -> None:
         for verdict in VERDICTS:
             for decided in _of(entries, verdict):
                 what = f"{decided['name']} ({decided['proposal'][:16]}), code {decided['code'][:12]}"
-                _say(f"{decided['time']} {verdict} by {decided['by']}: {what}")
+                console.say(f"{decided['time']} {verdict} by {decided['by']}: {what}")
         for announced in _of(entries, "announced"):
             bands = ", ".join(f"{name}: {band}+" for name, band in announced["classes"].items())
-            _say(f"{announced['time']} announced classes and bands: {bands or 'none'}")
+            console.say(f"{announced['time']} announced classes and bands: {bands or 'none'}")
         for memory in {(entry["run"], entry["task"]): entry for entry in _of(entries, "memory")}.values():
             held = ", ".join(f"{name}: {count}" for name, count in memory["exemplars"].items())
-            _say(f"{memory['time']} memory of {memory['run']} after task {memory['task'] + 1}: {held or 'empty'}")
+            console.say(
+                f"{memory['time']} memory of {memory['run']} after task {memory['task'] + 1}: {held or 'empty'}"
+            )
         for purge in _of(entries, "purged"):
             counts = f"{purge['records']} records, {purge['exemplars']} exemplars"
-            _say(f"{purge['time']} purged by {purge['selection']}: {counts}")
+            console.say(f"{purge['time']} purged by {purge['selection']}: {counts}")
         refusals = Counter((entry["asked"], entry["code"], entry["class"]) for entry in _of(entries, "refused"))
         for (asked, code, name), count in refusals.items():
-            _say(f"refused {count} times: {asked or 'a message'} with {code} {name}; the texts are in the log")
+            console.say(f"refused {count} times: {asked or 'a message'} with {code} {name}; the texts are in the log")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"the audit log {log.path} holds lines that no site writes ({type(error).__name__}: {error})",
@@ -112,7 +117,7 @@ def _report(entries: list[Fields], log: AuditLog) -> None:
 
 def _run_table(run: str, answers: list[Fields]) -> Table:
     size = sum(entry["bytes"] for entry in answers)
-    table = Table(title=f"{escape(run)}: {len(answers)} answers, {size:,} bytes of tensors", title_justify="left")
+    table = Table(title=cell(f"{run}: {len(answers)} answers, {size:,} bytes of tensors"), title_justify="left")
     for column in ("task", "stage", "answers", "abstained", "tensors", "bytes", "norm", "samples", "numbers"):
         words = column in ("stage", "numbers")
         table.add_column(column, justify="left" if words else "right", overflow="fold")
@@ -120,14 +125,14 @@ def _run_table(run: str, answers: list[Fields]) -> Table:
         norms = [entry["norm"] for entry in own if entry["tensors"]]
         table.add_row(
             str(task + 1),
-            escape(stage),
+            cell(stage),
             str(len(own)),
             str(sum(entry["abstained"] for entry in own)),
             str(sum(group["count"] for entry in own for group in entry["tensors"].values())),
             f"{sum(entry['bytes'] for entry in own):,}",
             f"{min(norms):.4g} to {max(norms):.4g}" if norms else "",
             str(max(sum(entry["class_counts"] or ()) for entry in own)),
-            escape(", ".join(sorted({name for entry in own for name in entry["numbers"]}))),
+            cell(", ".join(sorted({name for entry in own for name in entry["numbers"]}))),
         )
     return table
 
@@ -150,10 +155,8 @@ def _grouped(entries: Iterable[Fields], key: Callable[[Fields], Any]) -> dict[An
 
 def _say_cut_off(chain: Chain) -> None:
     for number in chain.cut_off:
-        _say(f"Line {number} is cut off: by a crash while it was written, so that what it tells of was not sent.")
+        console.say(
+            f"Line {number} is cut off: by a crash while it was written, so that what it tells of was not sent."
+        )
     if chain.open_end:
-        _say("The next line that the site writes closes it; if no crash is known, somebody cut it.")
-
-
-def _say(words: str) -> None:
-    console.print(words, markup=False, soft_wrap=True)
+        console.say("The next line that the site writes closes it; if no crash is known, somebody cut it.")

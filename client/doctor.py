@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from client.findings import Finding
 from dynammo_core.errors import DataError, DynammoError
+from dynammo_core.terminal import Terminal, printable
 
 if TYPE_CHECKING:
     from client.settings import SiteSettings
@@ -33,7 +33,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without the names of images.")] = False,
 ) -> None:
     """Check all that a site needs: software, GPU, disks, keys, TLS, clock, authentication, data; exit code 1 if not."""
-    console, findings = Console(highlight=False, emoji=False), []  # a fingerprint may hold ":cd:"
+    console, findings = Terminal(highlight=False, emoji=False), []  # a fingerprint may hold ":cd:"
     with _progress(hidden=as_json) as advance:
         for finding in examine(site_yaml, experiment, advance):
             findings.append(finding)
@@ -105,18 +105,18 @@ def _public(finding: Finding) -> dict[str, str]:
     return {"check": finding.check, "state": finding.state, "what": finding.what, "remedy": finding.remedy}
 
 
-def _show(console: Console, finding: Finding) -> None:
+def _show(console: Terminal, finding: Finding) -> None:
     style = STYLES[finding.state]
-    line = f"[{style}]{finding.state:<8}[/]{finding.check:<22} {escape(finding.sentence)}"
+    line = f"[{style}]{finding.state:<8}[/]{finding.check:<22} {escape(printable(finding.sentence))}"
     console.print(line, soft_wrap=True)
     for detail in finding.details:
-        console.print(f"{'':30} {detail}", soft_wrap=True, markup=False)
+        console.say(f"{'':30} {detail}")
 
 
 @contextmanager
 def _progress(*, hidden: bool) -> Iterator[Advance]:
     """A bar on the terminal while images are decoded, gone afterwards."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as progress:
         task = progress.add_task("", total=None, visible=False)

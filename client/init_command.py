@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from client.policy import POLICY_TEMPLATE
 from client.settings import SiteSettings, load_site
 from dynammo_core.errors import ConfigError, unknown_name
 from dynammo_core.settings import SITE_NAME
-from dynammo_core.terminal import readable_errors
+from dynammo_core.terminal import Terminal, readable_errors
 
 PRIVATE_KEY, MEMORY_KEY, POLICY = "site.key", "memory.key", "policy.yaml"
 SUPERLINK = r"^[^\s/:]+:\d+$"
@@ -71,7 +70,7 @@ approvals: approvals
 # What this site takes part in at all.
 policy: {policy}
 """
-console = Console(highlight=False, emoji=False)
+console = Terminal(highlight=False, emoji=False)
 
 
 def init(
@@ -105,7 +104,7 @@ def init(
             *([] if settings.ca_certificate.exists() else [f"Put the operator's ca.pem at {settings.ca_certificate}."]),
             f"Say in {settings.policy} what this site takes part in. Then: dynammo-site doctor {output}",
         ):
-            console.print(line, markup=False, soft_wrap=True)
+            console.say(line)
 
 
 def write_site(output: Path, given: Mapping[str, str | None]) -> tuple[SiteSettings, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
 from datetime import date, datetime
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -19,14 +19,14 @@ from client.settings import SiteSettings, load_site
 from dynammo_core.csv_text import csv_lines, from_cell
 from dynammo_core.errors import CheckpointError, ConfigError, MemoryStoreError, unknown_name
 from dynammo_core.files import write_atomically
-from dynammo_core.terminal import command_line, readable_errors
+from dynammo_core.terminal import Terminal, cell, command_line, printable_lines, readable_errors
 
 if TYPE_CHECKING:
     from dynammo_core.memory.store import MemoryStore, ReplayMemory
     from dynammo_core.memory.withdrawal import WithdrawalLedger
 
 memory = command_line("Look into this site's replay memory, and take records out of it.")
-console = Console(emoji=False)
+console = Terminal(emoji=False)
 SiteYaml = Annotated[Path, typer.Argument(metavar="SITE.YAML", help="The site's settings.")]
 HERE = Path("site.yaml")
 
@@ -76,15 +76,15 @@ def status(site_yaml: SiteYaml = HERE) -> None:
         ledger = WithdrawalLedger(site.memory.folder)
         for path in _notes(site):
             try:
-                say(_sums_words(path, site, ledger))
+                console.say(_sums_words(path, site, ledger))
             except MemoryStoreError as error:
                 broken += 1
                 console.print("[red]wrong[/] ", escape(str(error)), soft_wrap=True, highlight=False)
         withdrawn = len(ledger)
         words = f"{len(paths)} memories in {site.memory.folder}, {withdrawn} withdrawn records"
-        say(words)
+        console.say(words)
         try:
-            say(f"privacy: {_spent_words(site)}")
+            console.say(f"privacy: {_spent_words(site)}")
         except CheckpointError as error:
             broken += 1
             console.print("[red]wrong[/] ", escape(str(error)), soft_wrap=True, highlight=False)
@@ -105,7 +105,7 @@ def export_index(
         text = csv_lines([("record_id", "class", "run", "task", "taken"), *map(astuple, exemplars)])
         content = text.encode("utf-8", "backslashreplace")
         if output is None:
-            typer.echo(content, nl=False)
+            typer.echo(printable_lines(text) if sys.stdout.isatty() else content, nl=False)
         else:
             write_atomically(output, content, mode=0o600)
         typer.echo("This list names records: it stays at this site.", err=True)
@@ -172,12 +172,7 @@ def purge(
         console.print(f"[green]done[/]  {words}, and entered in {escape(str(ledger.path))}", soft_wrap=True)
         console.print("Backups of the memory, and models that have learned from these records, are as they were.")
         for path in _notes(site):
-            say(_sums_words(path, site, ledger))
-
-
-def say(words: str) -> None:
-    """A line as it is."""
-    console.print(words, soft_wrap=True, markup=False, highlight=False)
+            console.say(_sums_words(path, site, ledger))
 
 
 def _notes(site: SiteSettings) -> list[Path]:
@@ -256,8 +251,9 @@ def _status_table(item: Stored) -> Table:
     held, samples = list(item.exemplars()), item.memory.samples
     image_bytes = samples.images[0].nbytes if held else 0
     table = Table(
-        title=f"{escape(item.run)}: after task {item.memory.task + 1}, {item.store.path.stat().st_size:,} bytes, "
-        f"{'encrypted' if item.encrypted else '[yellow]not encrypted[/]'}",
+        title=cell(f"{item.run}: after task {item.memory.task + 1}, {item.store.path.stat().st_size:,} bytes, ").append(
+            *(("encrypted",) if item.encrypted else ("not encrypted", "yellow"))
+        ),
         title_justify="left",
     )
     for column in ("class", "exemplars", "task", "bytes", "oldest"):
@@ -266,7 +262,7 @@ def _status_table(item: Stored) -> Table:
         own = [exemplar for exemplar in held if exemplar.class_name == name]
         tasks = ", ".join(map(str, sorted({exemplar.task for exemplar in own})))
         oldest = min(exemplar.taken for exemplar in own)
-        table.add_row(escape(name), str(len(own)), tasks, f"{len(own) * image_bytes:,}", oldest.isoformat())
+        table.add_row(cell(name), str(len(own)), tasks, f"{len(own) * image_bytes:,}", oldest.isoformat())
     return table
 
 
@@ -276,9 +272,9 @@ def _purge_table(stored: list[Stored], ids: set[str]) -> Table:
     for column in ("record", "class", "run", "task", "taken"):
         table.add_column(column, overflow="fold")
     for exemplar in affected:
-        table.add_row(*(escape(str(value)) for value in astuple(exemplar)))
+        table.add_row(*map(cell, astuple(exemplar)))
     for record in sorted(ids - {exemplar.record_id for exemplar in affected}):
-        table.add_row(escape(record), "in no memory")
+        table.add_row(cell(record), "in no memory")
     return table
 
 

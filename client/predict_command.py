@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
@@ -19,7 +18,7 @@ from client.settings import SiteSettings, load_site
 from dynammo_core.csv_text import csv_lines
 from dynammo_core.errors import DataError
 from dynammo_core.files import write_atomically
-from dynammo_core.terminal import readable_errors
+from dynammo_core.terminal import Terminal, cell, printable, readable_errors
 
 if TYPE_CHECKING:
     from dynammo_core.model_files import ModelFiles
@@ -91,7 +90,7 @@ def predict(
         predictor = Predictor.of_files(as_tested(model_files, settings), device)
         files = find_images(images)
         batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
-        errors = Console(stderr=True)
+        errors = Terminal(stderr=True)
         shown = track(batches, "Asking the model", console=errors, transient=True, disable=not errors.is_terminal)
         findings = [finding for batch in shown for finding in ask(predictor, batch)]
         if csv_file is not None:
@@ -99,12 +98,12 @@ def predict(
         if as_json:
             typer.echo(json.dumps(as_plain_data(predictor, findings, top, own), indent=2))
         else:
-            Console().print(as_table(findings, top, predictor.facts.open_set_threshold))
+            Terminal().print(as_table(findings, top, predictor.facts.open_set_threshold))
         for warning in warnings_about(predictor, own):
             errors.print(f"[bold yellow]warning[/] {escape(warning)}", soft_wrap=True, highlight=False)
         unreadable = [finding for finding in findings if finding.error]
         for finding in unreadable:
-            text = f"[bold red]unreadable[/] {escape(_printable(finding.error))}"
+            text = f"[bold red]unreadable[/] {escape(printable(finding.error))}"
             errors.print(text, soft_wrap=True, highlight=False)
         if unreadable:
             raise typer.Exit(1)
@@ -215,7 +214,7 @@ def as_csv(findings: Sequence[Finding], top: int) -> str:
             rows.append([finding.file, *[""] * (3 + len(more)), finding.error])
             continue
         (name, probability), *others = finding.ranked[:shown]
-        cells = [cell for pair in others for cell in pair]
+        cells = [value for pair in others for value in pair]
         rows.append([finding.file, name, probability, finding.open_set_score, *cells, ""])
     return csv_lines(rows)
 
@@ -237,10 +236,5 @@ def as_table(findings: Sequence[Finding], top: int, threshold: float | None = No
             then = [", ".join(f"{other} {value:.3f}" for other, value in others)] if top > 1 else []
             unlike = "" if threshold is None or finding.open_set_score >= threshold else " *"
             cells = [str(finding.file), name, f"{probability:.3f}", f"{finding.open_set_score:.3f}{unlike}", *then]
-            table.add_row(*(escape(_printable(cell)) for cell in cells))
+            table.add_row(*map(cell, cells))
     return table
-
-
-def _printable(text: str) -> str:
-    """Without the bytes of a file name that are no text."""
-    return text.encode(errors="replace").decode()

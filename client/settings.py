@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from client.run_folders import RUNS
 from dynammo_core.errors import ConfigError
 from dynammo_core.memory.encryption import KEY_PLACES
 from dynammo_core.settings import SITE_NAME, Section
@@ -69,7 +70,7 @@ def load_site(path: Path) -> SiteSettings:
 
     Raises:
         ConfigError: no such file, no YAML, or a key or value that is not accepted; it names file, line and key. Or two
-            things shall lie in one place.
+            things shall lie in one place, or one of the site's own among the memories of runs.
     """
     data, tree = read_yaml(path)
     settings = validate(SiteSettings, data, str(path), tree)
@@ -86,6 +87,14 @@ def load_site(path: Path) -> SiteSettings:
         raise ConfigError(
             f"{path}: log and audit are both {place(settings.log)}", remedy="Each line of the audit log seals the last"
         )
+    runs = _real(place(settings.memory.folder / RUNS))
+    for name in ("state", "approvals", "log", "audit"):
+        if _real(place(getattr(settings, name))).is_relative_to(runs):
+            raise ConfigError(
+                f"{path}: {name} is {place(getattr(settings, name))}, in the folder of the runs' memories",
+                accepted=f"a place outside of {runs}",
+                remedy="Who starts a run names what lies there",
+            )
     key = settings.memory.key
     if key is not None and key.startswith("file:"):
         key = f"file:{place(key.removeprefix('file:'))}"
@@ -103,3 +112,15 @@ def load_site(path: Path) -> SiteSettings:
             "policy": settings.policy and place(settings.policy),
         }
     )
+
+
+def _real(path: Path) -> Path:
+    """Where a path leads, links followed.
+
+    Raises:
+        ConfigError: it leads nowhere, as in a circle.
+    """
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"{str(path)!r} leads nowhere: {error}", accepted="a path with an end") from None

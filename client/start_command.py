@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from dynammo_core.terminal import readable_errors
+from dynammo_core.terminal import Terminal, readable_errors
 
-console = Console(highlight=False, emoji=False)
+console = Terminal(highlight=False, emoji=False)
 
 
 def start(
@@ -23,12 +22,6 @@ def start(
         from client.supernode import supervise
 
         settings = load_site(site_yaml)
-        console.print(
-            f"{settings.site}: SuperLink {settings.superlink}, log {settings.log}", markup=False, soft_wrap=True
-        )
-        code = supervise(settings, site_yaml, say=_say, once=once)
+        console.say(f"{settings.site}: SuperLink {settings.superlink}, log {settings.log}")
+        code = supervise(settings, site_yaml, say=console.say, once=once)
     raise typer.Exit(code)
-
-
-def _say(line: str) -> None:
-    console.print(line, markup=False, soft_wrap=True)

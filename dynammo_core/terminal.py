@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
+from rich.text import Text
 
 from dynammo_core.errors import ConfigError, DynammoError
 
 if TYPE_CHECKING:
     from dynammo_core.config import Scalar
+
+
+def printable(text: str) -> str:
+    """Replace each sign that commands a terminal or reorders its line; the result is one line.
+
+    Names of classes, sites, runs, records and files come from others and may hold such signs.
+    """
+    # A question mark, since any character set has it: no name may stop a command either.
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
+def printable_lines(text: str) -> str:
+    """Make each line of a text printable, and keep the lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def cell(text: object, style: str = "") -> Text:
+    """Make a text that others may have written fit for a table: one line, printable, and never read as markup."""
+    return Text(printable(str(text)), style)
+
+
+class Terminal(Console):
+    """A console to which no name that it prints can give commands."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Lay out as rich does; of the text, only what is printable is left, whoever forgot to look at it."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable_lines(segment.text), segment.style)
+
+    def say(self, words: str) -> None:
+        """Print one line as it is: not wrapped, without markup."""
+        self.print(printable(words), soft_wrap=True, markup=False, highlight=False)
 
 
 def command_line(words: str) -> typer.Typer:
@@ -33,9 +67,8 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
     except DynammoError as error:
-        Console(stderr=True, emoji=False).print(
-            f"[bold red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False
-        )
+        words = printable(" ".join(str(error).splitlines()))
+        Terminal(stderr=True, emoji=False).print(f"[bold red]error[/] {escape(words)}", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from None
 
 

@@ -18,8 +18,7 @@ APP_ROOT = Path(__file__).resolve().parent.parent
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run config names; an empty value there means «as the YAML file says»."""
-    from rich.console import Console  # all this takes seconds that `flwr` itself need not wait for
-
+    from dynammo_core.terminal import Terminal  # all this takes seconds that `flwr` itself need not wait for
     from server.progress import ProgressView, final_table
     from server.run import run_and_report
 
@@ -53,6 +52,6 @@ def main(grid: Grid, context: Context) -> None:
             accept_new_code=str(values.get("accept-new-code", "")) == "yes",
             listeners=[view.update],
         )
-    console = Console(width=100)
+    console = Terminal(width=100)
     console.print(final_table(json.loads((directory.path / "summary.json").read_text(encoding="utf-8"))))
-    console.print(f"Run directory: {directory.path}", soft_wrap=True, markup=False)
+    console.say(f"Run directory: {directory.path}")

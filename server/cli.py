@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from dynammo_core.terminal import command_line, parse_overrides, readable_errors
+from dynammo_core.terminal import Terminal, command_line, parse_overrides, printable_lines, readable_errors
 from server.export_command import export
 from server.sites_command import HERE, Folder, sites_app
 from server.status_command import status
 
 app = command_line("Run the server of a consortium of hospitals: certificates, sites, runs and models.")
 app.add_typer(sites_app, name="sites")
-console = Console(emoji=False)  # a fingerprint may hold ":cd:", which is the name of one
+console = Terminal(emoji=False)  # a fingerprint may hold ":cd:", which is the name of one
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf, such as --set seed=2. Repeatable."),
@@ -45,12 +44,14 @@ def init(
         from server.consortium import make_consortium
 
         settings = make_consortium(folder, host, port=port, listen=listen)
-        _say(f"Made {settings.folder}. Next:")
-        _say(f"  1. Start it: dynammo-server start --folder {shlex.quote(str(folder))}")
-        _say(f"  2. Send {settings.ca_certificate} to each site; its SHA-256 fingerprint, to compare by telephone:")
-        _say(f"     {fingerprint(settings.ca_certificate)}")
-        _say("  3. Register each site's key: dynammo-server sites add NAME site.key.pub")
-        _say(f"  4. Keep a copy of {settings.ca_key} off this machine.")
+        console.say(f"Made {settings.folder}. Next:")
+        console.say(f"  1. Start it: dynammo-server start --folder {shlex.quote(str(folder))}")
+        console.say(
+            f"  2. Send {settings.ca_certificate} to each site; its SHA-256 fingerprint, to compare by telephone:"
+        )
+        console.say(f"     {fingerprint(settings.ca_certificate)}")
+        console.say("  3. Register each site's key: dynammo-server sites add NAME site.key.pub")
+        console.say(f"  4. Keep a copy of {settings.ca_key} off this machine.")
 
 
 @app.command()
@@ -63,7 +64,9 @@ def renew(folder: Folder = HERE) -> None:
 
         settings = load_server(folder)
         renew_certificate(settings)
-        _say(f"{settings.certificate} holds until {expires(settings.certificate):%Y-%m-%d}. Start the server again.")
+        console.say(
+            f"{settings.certificate} holds until {expires(settings.certificate):%Y-%m-%d}. Start the server again."
+        )
 
 
 @app.command()
@@ -191,7 +194,7 @@ def forget(run_dir: RunDir, folder: Folder = HERE) -> None:
         from server.tables import correction_lines
 
         for line in correction_lines(correction(load_server(folder), run_dir)):
-            _say(line)
+            console.say(line)
 
 
 app.command()(status)
@@ -212,10 +215,10 @@ def show_data_flow(
 
         text = data_flow(source)
         if output is None:
-            typer.echo(text)
+            typer.echo(printable_lines(text))
         else:
             write_atomically(output, text.encode())
-            _say(f"Data flow: {output}")
+            console.say(f"Data flow: {output}")
 
 
 @app.command()
@@ -229,7 +232,7 @@ def rollback(
         from server.run_directory import RunDirectory
 
         roll_back(RunDirectory(run_dir), task - 1)
-        _say(f"{run_dir}/model.safetensors is the model after task {task}.")
+        console.say(f"{run_dir}/model.safetensors is the model after task {task}.")
 
 
 @app.command()
@@ -241,8 +244,4 @@ def stop(run_dir: RunDir, folder: Folder = HERE) -> None:
         from server.settings import load_server
 
         Control(load_server(folder)).stop(flower_run(run_dir))
-        _say(f"Stopped. Go on with: dynammo-server resume {run_dir}")
-
-
-def _say(text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False, highlight=False)
+        console.say(f"Stopped. Go on with: dynammo-server resume {run_dir}")

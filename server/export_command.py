@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from dynammo_core.errors import ConfigError
 from dynammo_core.files import write_atomically
-from dynammo_core.terminal import readable_errors
+from dynammo_core.terminal import Terminal, readable_errors
 
 
 def export(
@@ -52,7 +51,7 @@ def export(
         describe("")  # a run that cannot be described leaves no model without a card
         exported = export_model(files, format_name, output)
         write_atomically(card, describe(exported.sha256).encode())
-        Console(emoji=False).print(
+        Terminal(emoji=False).print(
             f"Model: {output} ({format_name}, {output.stat().st_size / 1e6:.1f} MB)\n"
             f"SHA-256: {exported.sha256}\n"
             f"Largest difference from PyTorch on random images: {exported.difference:.2g} ({TOLERANCE:g} is accepted)\n"

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 
 from dynammo_core.config import Config
+from dynammo_core.terminal import Terminal
 from server.event_tail import EventTail
 from server.launch import follow, launch
 from server.progress import ProgressView, final_table
@@ -24,7 +24,7 @@ def launch_and_follow(
     resume: Path | None,
     accept_new_code: bool = False,
     detach: bool,
-    console: Console,
+    console: Terminal,
 ) -> None:
     """Submit an experiment and show its progress, then its results.
 
@@ -33,7 +33,7 @@ def launch_and_follow(
     """
     before = EventTail(resume / EVENTS, from_end=True) if resume else None
     directory = launch(settings, config, resume=resume, accept_new_code=accept_new_code)
-    console.print(f"Run directory: {directory}", soft_wrap=True, markup=False)
+    console.say(f"Run directory: {directory}")
     if detach:
         return
     try:
@@ -47,4 +47,4 @@ def launch_and_follow(
         )
         raise typer.Exit(130) from None
     console.print(final_table(json.loads((directory / "summary.json").read_text(encoding="utf-8"))))
-    console.print(f"Report: {directory / 'report.html'}", soft_wrap=True, markup=False)
+    console.say(f"Report: {directory / 'report.html'}")

@@ -1,6 +1,6 @@
 """Flower's SuperLink behind a gate: who may call what, how much a request may hold, and how long it may take.
 
-Flower 1.41 serves sites (`/v1/fleet`) and operators (`/v1/control`, `/v1/runtime`) on one port, asks no operator who
+Flower serves sites (`/v1/fleet`) and operators (`/v1/control`, `/v1/runtime`) on one port, asks no operator who
 they are, and reads any body whole before it looks at a signature. The gate passes on the paths that a consortium needs,
 written exactly so, and no others. What only operators do needs an address of `operators` and the operator's token. The
 address that counts is the connection's, as any caller can write a header: behind a reverse proxy it is the proxy's, so

@@ -20,7 +20,8 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
+
+from dynammo_core.terminal import Terminal, cell, printable
 
 Event = Mapping[str, Any]
 
@@ -117,7 +118,7 @@ class ProgressView:
     def __init__(
         self, console: Console | None = None, *, live: bool | None = None, clock: Callable[[], float] = time.time
     ) -> None:
-        self._console = console or Console()
+        self._console = console or Terminal()
         self._state = RunState()
         self._lock = threading.Lock()  # the panel is drawn by a thread of its own
         self._clock = clock
@@ -145,7 +146,7 @@ class ProgressView:
         elif line := _line(event, self._state):
             # Not through rich's layout: a line of a log is not wrapped, and no character set may stop a run.
             encoding = self._console.encoding
-            self._console.file.write(line.encode(encoding, "replace").decode(encoding) + "\n")
+            self._console.file.write(printable(line).encode(encoding, "replace").decode(encoding) + "\n")
             self._console.file.flush()
 
     def _panel(self) -> RenderableType:
@@ -162,10 +163,10 @@ def progress_panel(state: RunState, now: float, ending: str | None = None) -> Pa
     rows.add_column(style="dim", no_wrap=True)
     rows.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     if step:
-        rows.add_row("Task", Text(f"{step['task'] + 1}/{len(tasks)}  {', '.join(tasks[step['task']])}"))
-        rows.add_row("Stage", Text(f"{step['stage']}, round {step['round'] + 1}/{step['rounds']}"))
+        rows.add_row("Task", cell(f"{step['task'] + 1}/{len(tasks)}  {', '.join(tasks[step['task']])}"))
+        rows.add_row("Stage", cell(f"{step['stage']}, round {step['round'] + 1}/{step['rounds']}"))
     if state.waiting and not ending:
-        rows.add_row("Sites", Text(f"waiting for {state.labels(state.waiting)}", style="yellow"))
+        rows.add_row("Sites", cell(f"waiting for {state.labels(state.waiting)}", "yellow"))
     else:
         rows.add_row("Sites", _bar(state.answered, state.asked, f"{state.answered}/{state.asked} answered"))
     rows.add_row("Steps", _bar(state.finished, total, f"{state.finished}/{total}"))
@@ -173,21 +174,21 @@ def progress_panel(state: RunState, now: float, ending: str | None = None) -> Pa
     elapsed = f"{duration(now - state.start['time'])} gone" if state.start["time"] else ""
     rows.add_row("Time", elapsed + (f", about {duration(left)} left" if left else ""))
     rows.add_row("Accuracy", _accuracies(state.accuracies))
-    rows.add_row("Abstained", Text(state.abstained or "-"))
+    rows.add_row("Abstained", cell(state.abstained or "-"))
     failed = f"{len(state.failures)}, last: {state.failures[-1]}" if state.failures else "-"
-    rows.add_row("Failures", Text(failed, style="red" if state.failures else ""))
+    rows.add_row("Failures", cell(failed, "red" if state.failures else ""))
     if ending:
-        rows.add_row("Ended", Text(ending, style="bold"))
+        rows.add_row("Ended", cell(ending, "bold"))
     border = "blue" if not ending else "green" if ending == "completed" else "red"
     words = [str(state.start[key]) for key in ("name", "method") if key in state.start]
-    return Panel(rows, title=Text(" - ".join(words), style="bold"), border_style=border)
+    return Panel(rows, title=cell(" - ".join(words), "bold"), border_style=border)
 
 
 def final_table(summary: Event) -> Table:
     """The numbers of `summary.json` as a table that fits 80 columns."""
     heading = f"{summary['name']}: {summary['method']} on {summary['dataset']}, {summary['tasks']} tasks"
     heading += f", {summary['sites']} sites, seed {summary['seed']}"
-    table = Table("", "", title=Text(heading, style="bold"), show_header=False, title_justify="left")
+    table = Table("", "", title=cell(heading, "bold"), show_header=False, title_justify="left")
 
     def percents(values: Iterable[float | None]) -> str:
         return ", ".join("-" if value is None else f"{value:.1f}" for value in values)
@@ -220,7 +221,7 @@ def final_table(summary: Event) -> Table:
     up, down = (filesize.decimal(summary[key]) for key in ("bytes_up", "bytes_down"))
     table.add_row("sent", f"{up} to the server, {down} to the sites")
     table.add_row("took", f"{duration(summary['seconds'])} in {summary['rounds']} rounds")
-    table.add_row("status", Text(str(summary["status"])))
+    table.add_row("status", cell(str(summary["status"])))
     return table
 
 

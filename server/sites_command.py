@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from dynammo_core.terminal import command_line, readable_errors
+from dynammo_core.terminal import Terminal, cell, command_line, readable_errors
 
 if TYPE_CHECKING:
     from server.sites import SiteRegister
 
 sites_app = command_line("Register, list and remove the sites of the consortium.")
-console = Console(emoji=False)  # a fingerprint may hold ":cd:", which is the name of one
+console = Terminal(emoji=False)  # a fingerprint may hold ":cd:", which is the name of one
 
 Folder = Annotated[
     Path,
@@ -35,7 +34,7 @@ def add_site(
     """Let the holder of a key connect, under a name."""
     with _register(folder) as register:
         site = register.add(name, public_key)
-        _say(f"Registered {name}: {site.fingerprint}. Compare this with the site by telephone.")
+        console.say(f"Registered {name}: {site.fingerprint}. Compare this with the site by telephone.")
 
 
 @sites_app.command("remove")
@@ -45,7 +44,7 @@ def remove_site(
     """Let a site connect no more."""
     with _register(folder) as register:
         register.remove(name)
-        _say(f"Removed {name}; its key is refused from now on.")
+        console.say(f"Removed {name}; its key is refused from now on.")
 
 
 @sites_app.command("list")
@@ -54,7 +53,7 @@ def list_sites(folder: Folder = HERE) -> None:
     with _register(folder) as register:
         table = Table("site", "status", "since", "registered", "key")
         for name, (site, status, since) in register.with_status().items():
-            table.add_row(name, status, since, site.added, site.fingerprint)
+            table.add_row(*map(cell, (name, status, since, site.added, site.fingerprint)))
         console.print(table)
 
 
@@ -80,7 +79,3 @@ def _register(folder: Path) -> Iterator[SiteRegister]:
 
         settings = load_server(folder)
         yield SiteRegister(settings, Control(settings))
-
-
-def _say(text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False, highlight=False)

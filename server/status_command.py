@@ -12,10 +12,9 @@ import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
 from dynammo_core.errors import ConfigError
-from dynammo_core.terminal import readable_errors
+from dynammo_core.terminal import Terminal, cell, readable_errors
 from server.progress import percent, progress_panel
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def status(
         if chosen:
             RunStatus.read(chosen)  # or there is nothing to look at
         lookout = Lookout(lambda: [chosen] if chosen else run_directories(settings.runs), Control(settings).runs)
-        console = Console()
+        console = Terminal()
         if serve is not None:
             serve_status(lookout, serve, on_ready=lambda url: console.print(f"{url} shows it. Ctrl-C ends this."))
         elif as_json:
@@ -71,7 +70,7 @@ def status(
             if overview.runs:
                 console.print(run_view(overview.runs[0], now) if chosen else runs_table(overview, now))
             for words in remarks(overview):  # not wrapped: they hold commands to copy
-                console.print(words, soft_wrap=True, markup=False, highlight=False)
+                console.say(words)
 
 
 def watch(lookout: Lookout, console: Console) -> None:
@@ -95,8 +94,8 @@ def runs_table(overview: Overview, now: float) -> Table:
     for run in overview.runs:
         started = "-" if run.started is None else f"{datetime.fromtimestamp(run.started):%Y-%m-%d %H:%M}"
         heard = "-" if run.heard is None else f"{age(run.heard, now)} ago"
-        state = Text(run.state, STYLES.get(run.state, ""))
-        table.add_row(Text(run.directory.name), state, run.task, percent(run.accuracy), started, heard)
+        state = cell(run.state, STYLES.get(run.state, ""))
+        table.add_row(cell(run.directory.name), state, run.task, percent(run.accuracy), started, heard)
     return table
 
 
@@ -107,16 +106,16 @@ def run_view(run: RunStatus, now: float) -> RenderableType:
     table = _table("site", "state", "answered\nago", "took", "images\na second", "accuracy", "abs-\ntained", "failed")
     for site in run.sites:
         table.add_row(
-            Text(site.name),
-            Text(site.state, STYLES.get(site.state, "")),
+            cell(site.name),
+            cell(site.state, STYLES.get(site.state, "")),
             "-" if site.answered is None else age(site.answered, now),
             "-" if site.seconds is None else f"{site.seconds:.1f} s",
             "-" if site.speed is None else f"{site.speed:.1f}",
             percent(site.accuracy),
             str(site.abstained),
-            Text(str(site.failures), "red" if site.failures else ""),
+            cell(str(site.failures), "red" if site.failures else ""),
         )
-    errors = [Text(f"{site.name} failed last with {site.error}") for site in run.sites if site.error]
+    errors = [cell(f"{site.name} failed last with {site.error}") for site in run.sites if site.error]
     return Group(progress_panel(run.progress, run.moment(now), "" if run.goes_on else run.state), table, *errors)
 
 
@@ -129,7 +128,7 @@ def remarks(overview: Overview) -> list[str]:
 
 
 def _with_remarks(overview: Overview) -> Group:
-    return Group(run_view(overview.runs[0], time.time()), *map(Text, remarks(overview)))
+    return Group(run_view(overview.runs[0], time.time()), *map(cell, remarks(overview)))
 
 
 def _table(first: str, *others: str) -> Table:

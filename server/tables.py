@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
+from rich.table import Column, Table
 
 from dynammo_core.class_registry import same_disease
+from dynammo_core.terminal import cell
 
 
 def classes_table(told: Mapping[str, Mapping[str, Any]], registry: Collection[str]) -> Table:
     """What the sites can bring: a row a class, a column a site (`300+` images), and what the registry says of it."""
-    table = Table("class", *told, "registry")
+    table = Table("class", *(Column(cell(site)) for site in told), "registry")
     names = sorted({name for said in told.values() for name in said.get("classes", {})})
     for name in names:
         bands = [said.get("classes", {}).get(name) for said in told.values()]
@@ -22,20 +22,20 @@ def classes_table(told: Mapping[str, Mapping[str, Any]], registry: Collection[st
         else:
             other = same_disease(name, [*registry, *(other for other in names if other != name)])
             note = f"new; is it {other!r}?" if other else "new"
-        table.add_row(Text(name), *(f"{band}+" if band else "-" for band in bands), Text(note))
+        table.add_row(cell(name), *(cell(f"{band}+" if band else "-") for band in bands), cell(note))
     for site, said in told.items():
         if "error" in said:
-            table.caption = f"{table.caption or ''} {site}: {said['error']}".strip()
+            table.caption = cell(f"{table.caption or ''} {site}: {said['error']}".strip())
     return table
 
 
 def evaluation_tables(result: Mapping[str, Any]) -> Iterator[Table]:
     """An evaluation by site and by class."""
-    sites = Table("site", "images", "accuracy", title=f"After task {result['after_task']}", title_justify="left")
+    sites = Table("site", "images", "accuracy", title=cell(f"After task {result['after_task']}"), title_justify="left")
     for name, row in result["sites"].items():
-        sites.add_row(name, str(row["images"]), _percent(row["accuracy"]))
+        sites.add_row(cell(name), str(row["images"]), _percent(row["accuracy"]))
     for name, failure in result["failures"].items():
-        sites.add_row(name, "-", Text(failure, style="red"))
+        sites.add_row(cell(name), "-", cell(failure, "red"))
     sites.add_section()
     sites.add_row("all", "", _percent(result["accuracy"]))
     sites.add_row("worst", "", _percent(result["worst_site_accuracy"]))
@@ -43,7 +43,7 @@ def evaluation_tables(result: Mapping[str, Any]) -> Iterator[Table]:
     yield sites
     recalls = Table("class", "recall")
     for name, recall in result["recall"].items():
-        recalls.add_row(Text(name), _percent(recall))
+        recalls.add_row(cell(name), _percent(recall))
     yield recalls
 
 

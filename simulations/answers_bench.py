@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from dynammo_core.terminal import parse_overrides, readable_errors
+from dynammo_core.terminal import Terminal, parse_overrides, readable_errors
 from simulations.options import ConfigFile, Overrides
 
 if TYPE_CHECKING:
     from dynammo_core.experiment import Experiment
 
-console = Console()
+console = Terminal()
 KEY = bytes(range(32))
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from dynammo_core.errors import ConfigError, unknown_name
 from dynammo_core.files import write_atomically
-from dynammo_core.terminal import readable_errors
+from dynammo_core.terminal import Terminal, readable_errors
 
 
 def audit_privacy(
@@ -48,7 +47,7 @@ def audit_privacy(
         for name in chosen:
             if name not in ATTACKS:
                 raise ConfigError(unknown_name("attack", name, ATTACKS), accepted=", ".join(ATTACKS))
-        console = Console()
+        console = Terminal()
         runs = [AuditedRun.open(path) for path in dict.fromkeys([run, *(compare or [])])]
         attack = partial(audit, attacks=chosen, shadow_pairs=shadow_pairs, iterations=iterations, seed=seed)
         audits = []

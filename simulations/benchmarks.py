@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from dynammo_core.errors import ConfigError, unknown_name
-from dynammo_core.terminal import command_line, parse_overrides, readable_errors
+from dynammo_core.terminal import Terminal, command_line, parse_overrides, readable_errors
 from simulations.answers_bench import answers
 from simulations.bytes_bench import bytes_table
 from simulations.growth_bench import growth
@@ -34,7 +33,7 @@ bench.command()(inference)
 bench.command()(training)
 bench.command("shares")(shares_table)
 bench.command("stacked")(stacked_table)
-console = Console()
+console = Terminal()
 WANTED = 0.8
 """The least speed of reading through encryption, as a part of plain reading."""
 

@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from dynammo_core.terminal import parse_overrides, readable_errors
+from dynammo_core.terminal import Terminal, parse_overrides, readable_errors
 from simulations.options import ConfigFile, Overrides
 
 if TYPE_CHECKING:
     from dynammo_core.config import Config
 
-console = Console()
+console = Terminal()
 
 
 @dataclass(frozen=True)

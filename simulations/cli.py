@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from dynammo_core.config import Scalar, load_config
 from dynammo_core.errors import ConfigError, DynammoError, unknown_name
-from dynammo_core.terminal import command_line, parse_overrides, readable_errors
+from dynammo_core.terminal import Terminal, command_line, parse_overrides, readable_errors
 from simulations.audit_privacy_command import audit_privacy
 from simulations.benchmarks import bench
 from simulations.deploy_command import deploy
@@ -24,7 +23,7 @@ from simulations.heterogeneity_command import heterogeneity
 from simulations.options import ConfigFile, Overrides
 
 app = command_line("Run, check and measure federated class-incremental experiments.")
-console = Console()
+console = Terminal()
 
 
 @app.command()

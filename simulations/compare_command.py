@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from dynammo_core.errors import ConfigError
+from dynammo_core.terminal import Terminal
 from simulations.compare import Cell, Pool, missing_cells, run_missing
 from simulations.compare_progress import ComparisonView
 from simulations.process_pool import in_processes
@@ -57,7 +58,7 @@ def run_under_display(
     for outcome in failed:
         where = f" at {outcome.node}" if outcome.node else ""
         text = f"[bold red]error[/] {escape(f'{labels[outcome.run_name]}{where}: {outcome.error}')}"
-        Console(stderr=True).print(text, soft_wrap=True, highlight=False)
+        Terminal(stderr=True).print(text, soft_wrap=True, highlight=False)
     return len(failed)
 
 

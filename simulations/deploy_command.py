@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from dynammo_core.config import load_config
 from dynammo_core.errors import RunError
-from dynammo_core.terminal import parse_overrides, readable_errors
+from dynammo_core.terminal import Terminal, parse_overrides, readable_errors
 from simulations.options import ConfigFile, Overrides
 
-console = Console()
+console = Terminal()
 COMPARED = (
     "average_incremental_accuracy",
     "last_accuracy",

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from dynammo_core.config import load_config
 from dynammo_core.errors import ConfigError, DynammoError, RunError, unknown_name
-from dynammo_core.terminal import parse_overrides, readable_errors
+from dynammo_core.terminal import Terminal, parse_overrides, readable_errors
 from simulations.options import ConfigFile, Overrides
 
-console = Console()
+console = Terminal()
 STAGES = ("adapt", "balance", "remember", "evaluate")
 POINTS = 1.0
 """The most that a fault may change the last accuracy, in percentage points, where a quorum lived."""

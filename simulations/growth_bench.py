@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from dynammo_core.errors import ConfigError, unknown_name
-from dynammo_core.terminal import parse_overrides, readable_errors
+from dynammo_core.terminal import Terminal, parse_overrides, readable_errors
 from simulations.inference_bench import PASS_PER_TASK
 from simulations.options import Overrides
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from simulations.growth import Measured, Shape
     from simulations.growth_page import Answers
 
-console = Console()
+console = Terminal()
 ANSWERING = "efficientnet_lite0"
 ANSWERING_PIXELS = 48
 

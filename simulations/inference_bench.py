@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from dynammo_core.terminal import parse_overrides, readable_errors
+from dynammo_core.terminal import Terminal, parse_overrides, readable_errors
 from simulations.options import ConfigFile, Overrides
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from dynammo_core.config import Config
     from dynammo_core.cost import Deployed
 
-console = Console()
+console = Terminal()
 PASS_PER_TASK = "acl"
 Key = tuple[str, int, int]
 """How a model is run, its number T of tasks, and the images at a time."""

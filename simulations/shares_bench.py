@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dynammo_core.terminal import parse_overrides, readable_errors
+from dynammo_core.terminal import Terminal, parse_overrides, readable_errors
 from simulations.options import ConfigFile, Overrides
 
 if TYPE_CHECKING:
     from dynammo_core.config import Scalar
     from dynammo_core.experiment import Experiment
 
-console = Console()
+console = Terminal()
 ALPHAS = (0.05, 0.1, 0.5, 1.0)
 SITES = (5, 10, 20)
 

@@ -9,11 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from dynammo_core.errors import ConfigError
-from dynammo_core.terminal import parse_overrides, readable_errors
+from dynammo_core.terminal import Terminal, parse_overrides, readable_errors
 from simulations.options import ConfigFile, Overrides
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from dynammo_core.models.incremental_model import IncrementalModel
     from dynammo_core.plan import Step
 
-console = Console()
+console = Terminal()
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from dynammo_core.terminal import parse_overrides, readable_errors
+from dynammo_core.terminal import Terminal, parse_overrides, readable_errors
 from simulations.inference_bench import PASS_PER_TASK
 from simulations.options import ConfigFile, Overrides
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from dynammo_core.experiment import Experiment
     from dynammo_core.plan import Step
 
-console = Console()
+console = Terminal()
 
 
 def training(

@@ -76,6 +76,13 @@ def test_there_is_a_house_to_look_at() -> None:
 
 
 @every_file
+def test_consoles_are_terminals_that_no_name_commands(path: Path) -> None:
+    calls = [node.func for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
+    assert "Console" not in {name.id for name in calls if isinstance(name, ast.Name)}
+    assert "Console" not in {name.attr for name in calls if isinstance(name, ast.Attribute)}
+
+
+@every_file
 def test_import_law(path: Path) -> None:
     room = path.relative_to(ROOT).parts[0]
     reached = {name.split(".")[0] for name in all_imports(path)}
