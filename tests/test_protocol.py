@@ -32,6 +32,7 @@ from dynammo_core.protocol import (
 )
 from dynammo_core.protocol_checks import check_phase, check_report, opened_report
 from dynammo_core.reliability import Reliability
+from dynammo_core.secure_aggregation.offers import OFFER_BYTES
 
 CLASSES = 10
 STAGES = {
@@ -277,7 +278,7 @@ def test_counts_of_classes_not_learnt_yet_or_beyond_all_images_are_refused() -> 
 
 SHAPES: dict[Phase, tuple[torch.dtype, tuple[int, ...]]] = {
     # 2 keys of 32 bytes; 2 shares of 33 bytes and a tag of 16, for each of 4 sites; 7 numbers; a share for each site
-    Phase.KEYS: (torch.uint8, (64,)),
+    Phase.KEYS: (torch.uint8, (OFFER_BYTES,)),
     Phase.SHARES: (torch.uint8, (4, 82)),
     Phase.MASKED: (torch.int64, (7,)),
     Phase.OPEN: (torch.uint8, (4, 33)),

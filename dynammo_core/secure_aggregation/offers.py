@@ -78,8 +78,8 @@ class Signatory:
 
 
 def unsigned(public: bytes) -> bytes:
-    """The offer of a simulated site, which has no key and nobody to fear."""
-    return public.ljust(OFFER_BYTES, b"\0")
+    """The offer of a simulated site, which has no key and nobody to fear: its public keys, over and over."""
+    return (public * (OFFER_BYTES // PUBLIC_BYTES + 1))[:OFFER_BYTES]
 
 
 def fingerprint(key: ec.EllipticCurvePublicKey) -> str:

@@ -101,7 +101,7 @@ def test_without_signatures_one_site_is_read_by_a_server_that_plays_the_others(t
 
 
 def test_a_server_that_plays_the_other_sites_is_told_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ProtocolError, match="'shares' cannot be answered: site 1 shows no public key"):
+    with pytest.raises(ProtocolError, match="'shares' cannot be answered: an offer is not as a site writes it"):
         Server.before(tmp_path).recovered()
 
 

@@ -72,6 +72,9 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def called(*words: str | Path, answer: str | None = None) -> Result:
+    for module in list(sys.modules.values()):  # a console that was made before is as wide as the terminal was then
+        if isinstance(own := getattr(module, "console", None), Terminal):
+            own.width = 400
     result = CliRunner().invoke(app, [str(word) for word in words], input=answer, env={"COLUMNS": "400"})
     assert isinstance(result.exception, SystemExit | None), result.exception
     return result

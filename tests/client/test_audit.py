@@ -106,7 +106,7 @@ def test_a_site_that_abstains_says_so(tmp_path: Path) -> None:
 def test_a_private_answer_says_what_was_spent(alpha: Path) -> None:
     """The real site pays for the census and its answer; the noise is of the system, the numbers of the census."""
     own = {**EXPERIMENT.config.model_dump(mode="json"), "method": {"name": "streaming_ridge"}}
-    private = Experiment(resolve({**own, "privacy": {"mechanism": "example"}}, "private", {}))
+    private = Experiment(resolve({**own, "privacy": {"mechanism": "example", "count_noise": 2.0}}, "private", {}))
     kind, step = MESSAGE_TYPES[Action.SUMMARISE], step_of(private, 0, "sum")
     reply = ask(alpha, kind, instruction(private, step, 1, Path("/server")))
     numbers = dict(reply.content.metric_records["numbers"])
