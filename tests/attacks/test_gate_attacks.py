@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -72,23 +73,25 @@ def signed(key: ec.EllipticCurvePrivateKey, *, at: datetime | None = None) -> He
     }
 
 
-def memory(settings: ServerSettings, kind: str) -> int:
-    """Bytes of the SuperLink: `VmRSS` now, `VmHWM` the most since it was reset."""
-    status = Path(f"/proc/{process_id(settings)}/status").read_text()
-    return int(status.split(f"{kind}:")[1].split()[0]) * 1024
+def memory(process: int, kind: str) -> int:
+    """Bytes of a process: `VmRSS` now, `VmHWM` the most since it was reset."""
+    return 1024 * int(Path(f"/proc/{process}/status").read_text().split(f"{kind}:")[1].split()[0])
 
 
-def process_id(settings: ServerSettings) -> int:
-    return int((settings.folder.parent / "superlink.pid").read_text())
+@cache
+def untouched(process: int) -> int:
+    """Bytes of a SuperLink to which nothing was done; what it keeps of an attack hides no later one."""
+    return memory(process, "VmRSS")
 
 
 def growth(settings: ServerSettings, act: Callable[[], object]) -> int:
-    """By how many bytes the SuperLink grew at most while something was done to it."""
-    before = memory(settings, "VmRSS")
-    Path(f"/proc/{process_id(settings)}/clear_refs").write_text("5")  # the most starts anew
+    """By how many bytes the SuperLink at most outgrew what it began with, while something was done to it."""
+    process = int((settings.folder.parent / "superlink.pid").read_text())
+    before = untouched(process)
+    Path(f"/proc/{process}/clear_refs").write_text("5")  # the most starts anew
     act()
     time.sleep(0.2)
-    return memory(settings, "VmHWM") - before
+    return memory(process, "VmHWM") - before
 
 
 def pour(settings: ServerSettings, path: str, headers: Headers, source: str, *, chunked: bool) -> None:
