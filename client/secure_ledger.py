@@ -23,7 +23,8 @@ class _Content:
     """The file: the secret in hexadecimal, and by step what was told."""
 
     secret: str
-    masked: dict[str, list[str]] = field(default_factory=dict)  # attempt, and hash of who took part in it
+    masked: dict[str, list[str]] = field(default_factory=dict)  # last attempt, and hash of who took part in it
+    rosters: dict[str, str] = field(default_factory=dict)  # of every attempt, by step and attempt
     opened: dict[str, str] = field(default_factory=dict)  # hash of the survivors
 
 
@@ -57,8 +58,8 @@ class SecureLedger:
         """
         with self._changing() as content:
             told = [context.attempt.hex(), _hash(roster)]
-            before = content.masked.setdefault(str(context.step), told)
-            if before[0] == told[0] and before != told:
+            # Of every attempt, not of the last alone: its masks come back whenever the server names it again.
+            if content.rosters.setdefault(f"{context.step}/{told[0]}", told[1]) != told[1]:
                 raise ProtocolError(f"step {context.step}: another set of sites than before in one attempt")
             content.masked[str(context.step)] = told
 

@@ -45,6 +45,15 @@ def test_one_attempt_has_one_set_of_masks(ledger: SecureLedger) -> None:
     ledger.mask(SECOND, FEWER)
 
 
+def test_an_attempt_has_one_set_of_masks_whatever_was_asked_in_between(ledger: SecureLedger) -> None:
+    """The difference of two vectors of one attempt is a mask between two sites; all of them bare the vector."""
+    ledger.mask(FIRST, ROSTER)
+    ledger.mask(SECOND, ROSTER)
+    with pytest.raises(ProtocolError, match="another set of sites"):
+        ledger.mask(FIRST, FEWER)
+    ledger.mask(FIRST, ROSTER)
+
+
 def test_a_step_is_opened_for_one_set_of_survivors(ledger: SecureLedger) -> None:
     """In the same attempt, both shares of site 2 would leave; in the next, the two sums would differ by its vector."""
     ledger.mask(FIRST, ROSTER)
@@ -97,4 +106,4 @@ def test_who_deletes_it_lets_the_step_be_opened_anew(ledger: SecureLedger) -> No
     ledger.mask(SECOND, FEWER)
     ledger.open(SECOND, FEWER, [0, 1])
     assert ledger.secret() != secret
-    assert set(json.loads(ledger.path.read_bytes())) == {"secret", "masked", "opened"}
+    assert set(json.loads(ledger.path.read_bytes())) == {"secret", "masked", "rosters", "opened"}
