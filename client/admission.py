@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from client.answer_ledger import Answering, Question
+from client.answer_ledger import Answering, AnswerLedger, Question
 from client.approvals import Approvals, Proposal
 from client.approved_runs import ApprovedRuns
 from client.audit import AuditLog
@@ -35,16 +35,22 @@ class Admission:
         """What answers an instruction whose tensors have these hashes, once.
 
         A run that began with this very question and came no further was not let in by another site, say, and started
-        anew: the new one takes its place among the runs that the approval covers.
+        anew: the new one takes its place among the runs that the approval covers, and gets what was answered then.
         """
         question, ledger = Question.of(instruction, hashes, self.proposal), site.answers
 
         def began_as_this(other: str) -> bool:
             return ledger is not None and ledger.of_run(other).began_with(question)
 
-        def bind() -> None:
-            if self.approvals is not None:
-                ApprovedRuns(self.approvals).bind(self.proposal, instruction.run, began_as_this)
+        def bind() -> AnswerLedger | None:
+            if self.approvals is None or ledger is None:
+                return None
+            before = ApprovedRuns(self.approvals).bind(self.proposal, instruction.run, began_as_this)
+            if before is None:
+                return None
+            if site.sums is not None:
+                site.sums.adopt(before)
+            return ledger.of_run(before)
 
         return Answering(ledger, question, bind)
 

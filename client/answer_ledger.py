@@ -32,6 +32,10 @@ Recording = Callable[[Callable[[], Report]], Report]
 """Gives the answer that work makes, or that was recorded when it was asked for first."""
 
 
+Bind = Callable[[], "AnswerLedger | None"]
+"""Counts the run among those that are approved; gives the ledger of the run whose place it takes, if any."""
+
+
 def anew(work: Callable[[], Report]) -> Report:
     """Work without a record, as `Recording`: simulated sites are safe from being asked twice."""
     return work()
@@ -92,13 +96,13 @@ class AnswerLedger:
         self._limits, self._site, self._key = limits, site, key
         self._owner = {"run": run, "site": site, "content": "answer"}
 
-    def once(self, question: Question, work: Callable[[], Report], bind: Callable[[], None]) -> tuple[Report, bool]:
+    def once(self, question: Question, work: Callable[[], Report], bind: Bind) -> tuple[Report, bool]:
         """The answer to a question, and whether it was given before.
 
         Args:
             question: what is asked.
             work: makes the answer, where there is none.
-            bind: raises where the run may ask nothing new.
+            bind: raises where the run may ask nothing new; gives the ledger of the run whose place this one takes.
 
         Raises:
             AnsweredBefore: this step was answered for other weights, or the recorded answer is kept no longer.
@@ -116,15 +120,15 @@ class AnswerLedger:
                     remedy="The server has lost its checkpoint, or is trying this site out: start a new run, which a "
                     "person here has to approve",
                 )
-            bind()
-            report = work()
+            before = bind()
+            report = work() if before is None else before._answered(question)
             make_private(self.folder)
             path = self.folder / question.file
             words = {name: str(value) for name, value in vars(question).items()}
             owner = self._owner | words | {"tensors": str(len(report.weights))}
             write_atomically(path, seal(_pack(report), owner, self._key), mode=0o600)
             self._make_room(path)
-        return report, False
+        return report, before is not None
 
     def of_run(self, run: str) -> AnswerLedger:
         """The ledger of another run of this site."""
@@ -134,6 +138,13 @@ class AnswerLedger:
         """Whether this question is the only one that was answered in this run."""
         told = [header.owner for _, header in self._told("*.sealed")]
         return [owner["asked"] for owner in told] == [question.asked]
+
+    def _answered(self, question: Question) -> Report:
+        """The answer to a question that was asked in this run."""
+        for path, header in self._told(f"{question.place}.*.sealed"):
+            if header.owner["asked"] == question.asked:
+                return self._recorded(path, header.owner)
+        raise AnsweredBefore(f"step {question.step} was answered in another run, and the answer is lost")
 
     def size(self) -> tuple[int, int]:
         """Number of questions that were answered, and bytes of what is kept of the answers."""
@@ -185,7 +196,7 @@ class Answering:
 
     ledger: AnswerLedger | None = None
     question: Question | None = None
-    bind: Callable[[], None] = lambda: None
+    bind: Bind = lambda: None
     again: bool = False
 
     def __call__(self, work: Callable[[], Report]) -> Report:

@@ -81,6 +81,8 @@ def reply(content: RecordDict, node_config: NodeConfig, phase: Phase | None = No
     if log:
         log.check_writable()
     whole = opened(instruction, hashes, site)
+    if instruction.corrected:
+        site.experiment.step(instruction.step, instruction.corrected)  # refuses where no sums are corrected
     answering = admitted.answering(instruction, hashes, site) if admitted else Answering()
     if phase is None:
         wire = answering(lambda: packed(answer(whole, site), whole, site))

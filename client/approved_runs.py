@@ -40,8 +40,8 @@ class ApprovedRuns:
             ) from error
         return names
 
-    def bind(self, proposal: Proposal, run: str, began_as_this: Callable[[str], bool]) -> None:
-        """Count a run among those that the approval of its experiment covers.
+    def bind(self, proposal: Proposal, run: str, began_as_this: Callable[[str], bool]) -> str | None:
+        """Count a run among those that the approval of its experiment covers; returns the run whose place it takes.
 
         Args:
             proposal: the experiment.
@@ -56,7 +56,7 @@ class ApprovedRuns:
         with locked_folder(self._path.parent):
             known = self.of(proposal)
             if run in known:
-                return
+                return None
             entry = {"experiment": proposal.experiment_hash, "run": run}
             if len(known) >= (covered := self._approvals.covered(proposal)):
                 before = next((other for other in reversed(known) if began_as_this(other)), None)
@@ -69,3 +69,4 @@ class ApprovedRuns:
                     )
                 entry["instead"] = before
             write_line(self._path, entry)
+        return entry.get("instead")

@@ -85,6 +85,18 @@ class SumsNote:
         total = _sum(noted, [number for number in noted if number >= 0])
         return total - taken_out(noted, [number for number in noted if number < 0])
 
+    def adopt(self, run: str) -> None:
+        """Write down what another run of this site consisted of, whose answers this one takes over.
+
+        Raises:
+            MemoryStoreError: a note cannot be read or written.
+        """
+        other = SumsNote(self.path.parent.parent / run, run=run, site=self._owner["site"], key=self._key)
+        if noted := other.load():
+            make_private(self.path.parent)
+            content = json.dumps({str(number): list(map(list, images)) for number, images in noted.items()})
+            write_atomically(self.path, seal(content.encode(), self._owner, self._key), mode=0o600)
+
     def known(self) -> set[Known]:
         """The sets of images, per class, whose sums a server can know from this run and all others of this site.
 

@@ -283,7 +283,9 @@ def test_a_run_that_came_no_further_than_its_first_question_may_start_anew(tmp_p
     attack.run = "second"
     assert attack.refusal(attack.asked(1, "sum")) == error(NotApproved)
     first = attack.asked(0, "sum")
-    attack.answer(first)
+    with_images(tmp_path, "alpha", {**HELD, "0": 3})  # what was answered is given again, and nothing computed
+    assert attack.answer(first)[PRODUCTS][:, -1].tolist() == [12, 12]
+    with_images(tmp_path, "alpha", HELD)
     attack.run = "first"
     assert attack.refusal(attack.asked(1, "sum")) == error(NotApproved)
     attack.run = "second"
@@ -304,3 +306,23 @@ def test_two_runs_under_secure_aggregation_open_the_same_sites(tmp_path: Path) -
     assert "another run of this experiment opened step" in audit[-1]["text"]
     hospitals.away.clear()
     run_small(config, tmp_path / "third", grid=hospitals)
+
+
+def test_a_run_that_starts_anew_is_told_what_was_told_and_no_more(tmp_path: Path) -> None:
+    """By a method of which no sums are kept: run after run, its first answers would differ by single images."""
+    config = deployed(["alpha"], ["0", "1", "2", "3"], "replay", {"tasks": {"sizes": [2, 2]}})
+    attack, experiment = Attack.on(tmp_path, config=config), Experiment(config)
+    sent = instruction(experiment, experiment.steps[0], 0, tmp_path)
+    answers = []
+    for run in ("first", "second", "third"):
+        hospitals = Hospitals({"alpha": attack.site_yaml})
+        hospitals.careful = True
+        node = hospitals.get_node_ids()[0]
+        message = Message(records(replace(sent, run=run)), node, "train.fit", ttl=60.0)
+        (reply,) = hospitals.send_and_receive([message], timeout=60)
+        answers.append((reply.content.array_records["weights"], dict(reply.content.metric_records["numbers"])))
+        attack.withdraw(*names(0, 1, start=len(answers)))
+    assert answers[0] == answers[1] == answers[2]
+    message = Message(records(replace(sent, run="third", corrected=1)), node, "train.fit", ttl=60.0)
+    (reply,) = hospitals.send_and_receive([message], timeout=60)
+    assert (reply.error.code, reply.error.reason) == error(RunError)  # it keeps no sums that could be corrected

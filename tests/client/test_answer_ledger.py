@@ -42,7 +42,7 @@ def no_work() -> Report:
 
 
 def free() -> None:
-    """Binds no run."""
+    """Binds no run, and takes no other's place."""
 
 
 # --- one file for each answer
