@@ -109,11 +109,10 @@ class AnswerLedger:
             MemoryStoreError: a recorded answer cannot be read; CheckpointError: it cannot be written.
         """
         with locked_folder(self.folder):
-            told = {path: header.owner for path, header in self._told(f"{question.place}.*.sealed")}
-            for path, owner in told.items():
-                if owner["asked"] == question.asked:
-                    return self._recorded(path, owner), True
-            if (self.folder / question.file) in told:
+            path = self.folder / question.file
+            if (told := self.recall(question)) is not None:
+                return told, True
+            if path.exists():
                 raise AnsweredBefore(
                     f"step {question.step} of this run was answered before, for other weights",
                     accepted="one set of weights for each step of an approved experiment",
@@ -121,9 +120,9 @@ class AnswerLedger:
                     "person here has to approve",
                 )
             before = bind()
-            report = work() if before is None else before._answered(question)
+            report = work() if before is None else before.recall(question)
+            assert report is not None  # or that run would not have begun with this question
             make_private(self.folder)
-            path = self.folder / question.file
             words = {name: str(value) for name, value in vars(question).items()}
             owner = self._owner | words | {"tensors": str(len(report.weights))}
             write_atomically(path, seal(_pack(report), owner, self._key), mode=0o600)
@@ -139,12 +138,17 @@ class AnswerLedger:
         told = [header.owner for _, header in self._told("*.sealed")]
         return [owner["asked"] for owner in told] == [question.asked]
 
-    def _answered(self, question: Question) -> Report:
-        """The answer to a question that was asked in this run."""
+    def recall(self, question: Question) -> Report | None:
+        """The answer that was given to this very question in this run; None if it was not asked.
+
+        Raises:
+            AnsweredBefore: the answer is kept no longer.
+            MemoryStoreError: it cannot be read.
+        """
         for path, header in self._told(f"{question.place}.*.sealed"):
             if header.owner["asked"] == question.asked:
                 return self._recorded(path, header.owner)
-        raise AnsweredBefore(f"step {question.step} was answered in another run, and the answer is lost")
+        return None
 
     def size(self) -> tuple[int, int]:
         """Number of questions that were answered, and bytes of what is kept of the answers."""
