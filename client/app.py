@@ -22,7 +22,7 @@ from client.parcels import arriving, opened, packed
 from client.secure_steps import secure_answer
 from client.site_opening import open_site
 from dynammo_core.errors import DynammoError, ProtocolError
-from dynammo_core.experiment import code_hash
+from dynammo_core.experiment import code_hash, config_from_json, project_hash
 from dynammo_core.plan import Action
 from dynammo_core.protocol import MOST, SITES, Instruction, Phase
 
@@ -71,11 +71,7 @@ def _log(error: Exception) -> None:
 def reply(content: RecordDict, node_config: NodeConfig, phase: Phase | None = None) -> RecordDict:
     """Answer one instruction, or an exchange of secure aggregation."""
     instruction, hashes = _decode(content)
-    if instruction.code_hash != code_hash():
-        raise ProtocolError(
-            f"the server runs the code {instruction.code_hash[:12]}, this site runs {code_hash()[:12]}",
-            remedy="Install the same version on both sides; in a simulation, stop the other copy's local SuperLink",
-        )
+    _require_same_code(instruction)
     admitted = admit(instruction, node_config)
     site, log = open_site(instruction, node_config), audit_log(node_config)
     if log:
@@ -178,6 +174,28 @@ def announce(content: RecordDict, node_config: NodeConfig) -> RecordDict:
     if log := audit_log(node_config):
         log.announced(announced)
     return leaving
+
+
+def _require_same_code(instruction: Instruction) -> None:
+    """Refuse an instruction that was made by other code: this project's, or that of a plug-in which it names.
+
+    Raises:
+        ProtocolError: the hashes differ, as they do where the site lacks a plug-in.
+        ConfigError: the code is the same, and the experiment is invalid.
+    """
+    own, why = project_hash(), ""
+    try:
+        own = code_hash(config_from_json(instruction.experiment))
+    except DynammoError as error:
+        if instruction.code_hash == own:
+            raise
+        why = f", and cannot take the experiment: {error}"
+    if instruction.code_hash != own:
+        raise ProtocolError(
+            f"the server runs the code {instruction.code_hash[:12]}, this site runs {own[:12]}{why}",
+            remedy="Install the same version, of plug-ins too, on both sides; in a simulation, stop the other copy's "
+            "local SuperLink",
+        )
 
 
 def _decode(content: RecordDict) -> tuple[Instruction, dict[str, str]]:

@@ -18,10 +18,11 @@ from typing import Any, Literal, get_args
 
 from client.audit import AuditLog
 from dynammo_core.chained_log import append, read_chain
-from dynammo_core.config import WEIGHTS_BY_NAME, Config
+from dynammo_core.config import Config
 from dynammo_core.errors import CheckpointError, NotApproved
 from dynammo_core.experiment import code_hash, config_from_json
 from dynammo_core.files import write_atomically
+from dynammo_core.settings import WEIGHTS_BY_NAME
 
 DECISIONS = "decisions.jsonl"
 MOST_WAITING, LONGEST = 100, 1_000_000
@@ -60,7 +61,7 @@ class Proposal:
             }
         )
         now = datetime.now().astimezone().isoformat(timespec="seconds")
-        return Proposal(plain.canonical_json(), code_hash(), run, now)
+        return Proposal(plain.canonical_json(), code_hash(config), run, now)
 
     @cached_property
     def config(self) -> Config[Any]:

@@ -16,8 +16,9 @@ from packaging.specifiers import SpecifierSet
 
 from client.findings import Finding
 from client.settings import SiteSettings
-from dynammo_core.config import WEIGHTS_BY_NAME, Config
+from dynammo_core.config import Config
 from dynammo_core.errors import ConfigError
+from dynammo_core.settings import WEIGHTS_BY_NAME
 
 PACKAGE = "federated-dynammo"
 MEGABYTE, GIGABYTE = 10**6, 10**9

@@ -12,7 +12,7 @@ from dynammo_core.code_files import code_files
 
 LARGEST = 4 * 2**20
 """Bytes of an app; this one has about a million."""
-BESIDE_CODE = re.compile(r"pyproject\.toml|\.info/CONTENT|configs/.+\.yaml")
+BESIDE_CODE = re.compile(r"pyproject\.toml|LICENSE|\.info/CONTENT|configs/.+\.yaml")
 """Files of an app that are no code; a site reads none of them."""
 SHOWN = 3
 

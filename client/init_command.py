@@ -13,7 +13,7 @@ import typer
 
 from client.policy import POLICY_TEMPLATE
 from client.settings import SiteSettings, load_site
-from dynammo_core.errors import ConfigError, unknown_name
+from dynammo_core.errors import ConfigError
 from dynammo_core.settings import SITE_NAME
 from dynammo_core.terminal import Terminal, readable_errors
 
@@ -225,8 +225,7 @@ def _is_address(address: str) -> None:
 def _is_dataset(name: str) -> None:
     from dynammo_core.data.datasets import DATASETS
 
-    if name not in DATASETS:
-        raise ConfigError(unknown_name("data set", name, DATASETS), accepted=", ".join(DATASETS))
+    DATASETS.find(name, "data.dataset")
 
 
 CHECKS: Mapping[str, Callable[[str], object]] = {

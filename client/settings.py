@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from client.run_folders import RUNS
+from dynammo_core.data.datasets import DATASETS
 from dynammo_core.errors import ConfigError
 from dynammo_core.memory.encryption import KEY_PLACES
 from dynammo_core.settings import SITE_NAME, Section
@@ -17,7 +18,9 @@ from dynammo_core.yaml_files import read_yaml, validate
 class SiteData(Section):
     """Where this site's images are."""
 
-    dataset: str = Field(default="manifest", description="how they are laid out: manifest, image_folder, or another")
+    dataset: Annotated[str, DATASETS] = Field(
+        default="manifest", description="how they are laid out: manifest, image_folder, or another"
+    )
     root: str = Field(description="the manifest, or the folder of the images")
 
 

@@ -88,7 +88,7 @@ class Site:
 
         def on_disk() -> Tensor:
             assert features is not None
-            words = (code_hash(), experiment.backbone_fingerprint, *what)
+            words = (code_hash(experiment.config), experiment.backbone_fingerprint, *what)
             return features.get(words, samples, compute).to(experiment.device)
 
         key = (*what, samples.images.shape, fingerprint({"images": samples.images}))

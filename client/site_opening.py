@@ -16,7 +16,6 @@ from client.run_folders import run_folder
 from client.secure_ledger import OpenedSums
 from client.settings import SiteSettings, load_site
 from client.site import Site
-from dynammo_core.config import WEIGHTS_BY_NAME
 from dynammo_core.errors import ConfigError, ProtocolError
 from dynammo_core.experiment import Experiment, config_from_json, experiment_from_json
 from dynammo_core.memory.encryption import load_key
@@ -27,6 +26,7 @@ from dynammo_core.memory.sums_note import SumsNote
 from dynammo_core.memory.withdrawal import WithdrawalLedger
 from dynammo_core.protocol import Instruction
 from dynammo_core.secure_aggregation.offers import Signatory
+from dynammo_core.settings import WEIGHTS_BY_NAME
 from dynammo_core.tensor_store import TensorStore
 
 MEGABYTE = 10**6

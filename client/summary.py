@@ -15,6 +15,7 @@ from client.privacy_budget import PrivacyBudget
 from client.settings import SiteSettings
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.protocol import numbers_of
+from dynammo_core.support.registry import plugins_in
 
 
 def forbidden(site: SiteSettings, proposal: Proposal) -> list[str]:
@@ -56,7 +57,9 @@ def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict
     decision = approvals.state(proposal)
     known: dict[str, Any] = {"proposal": proposal.id, "experiment": proposal.experiment_hash, "code": proposal.code}
     known |= {"name": proposal.plain["name"], "run": proposal.run, "first_seen": proposal.first_seen}
-    known |= {"installed_code": proposal.code == code_hash(), "state": decision["verdict"] if decision else "waiting"}
+    known |= {"installed_code": proposal.code == code_hash(proposal.config)}
+    known |= {"plugins": list(map(str, plugins_in(proposal.config)))}
+    known |= {"state": decision["verdict"] if decision else "waiting"}
     experiment = Experiment(proposal.config)
     before = approvals.approved()
     classes = {name for other in before for name in other.plain["data"]["classes"] or ()}
@@ -102,7 +105,10 @@ def page(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> Iterat
     yield f"  experiment   {told['experiment']}"
     yield f"  code         {told['code']}"
     if not told["installed_code"]:
-        yield f"               NOT the code that is installed here ({code_hash()[:16]}), which made this page"
+        own = code_hash(proposal.config)[:16]
+        yield f"               NOT the code that is installed here ({own}), which made this page"
+    for plugin in told["plugins"]:
+        yield f"  plug-in      {plugin}"
     yield f"  method       {told['method']}, {told['training_rounds']} rounds of training in all"
     yield f"  sites        {_marked(told['sites'], told['new_sites'])}"
     for name, key in zip(told["sites"], told["site_keys"], strict=False):

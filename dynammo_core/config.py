@@ -18,6 +18,7 @@ from dynammo_core.limits import LimitSettings
 from dynammo_core.methods import METHODS
 from dynammo_core.privacy.settings import PrivacySettings
 from dynammo_core.settings import (
+    WEIGHTS_BY_NAME,
     BackboneSettings,
     ComputeSettings,
     DataSettings,
@@ -31,7 +32,6 @@ from dynammo_core.yaml_files import read_yaml, validate
 M = TypeVar("M", bound=MethodSettings)
 Scalar = str | int | float | bool
 PATH_KEYS = (("data", "root"), ("backbone", "weights"))
-WEIGHTS_BY_NAME = ("imagenet", "random")
 
 
 class Config(Section, Generic[M]):
@@ -169,16 +169,13 @@ def resolve(data: Any, source: str, overrides: Mapping[str, Scalar], tree: yaml.
         _set_leaf(data, key, _parsed(key, value))
     method = data.get("method")
     name = str(method.get("name")) if isinstance(method, dict) else ""
-    if name not in METHODS:
-        raise ConfigError(
-            f"{source}, method.name: {unknown_name('method', name, METHODS)}", accepted=", ".join(METHODS)
-        )
-    return validate(_config_of(METHODS[name].Params), data, source, tree, overrides)
+    params = METHODS.find(name, f"{source}, method.name").Params
+    return validate(_config_of(params), data, source, tree, overrides)
 
 
 def leaf_keys() -> list[str]:
-    """The dotted key of every leaf that any method's configuration may have, sorted."""
-    models = [_config_of(method.Params) for method in METHODS.values()]
+    """Return the dotted key of every leaf that a method of this project may have in its configuration, sorted."""
+    models = [_config_of(METHODS[name].Params) for name in METHODS.built_in]
     return sorted({leaf for model in models for leaf in _leaves(model)})
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynammo_core.data.task_stream import TaskStream
-from dynammo_core.errors import ConfigError, unknown_name
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
 from dynammo_core.models.backbones import Backbone, build_backbone
@@ -62,13 +61,10 @@ def method_settings(names: Sequence[str], given: MethodSettings) -> list[MethodS
     Raises:
         ConfigError: no such method.
     """
-    for name in names:
-        if name not in METHODS:
-            raise ConfigError(unknown_name("method", name, METHODS), accepted=", ".join(METHODS))
     shared = given.model_dump()
     return [
         params.model_validate({key: shared[key] for key in params.model_fields if key in shared} | {"name": name})
-        for name, params in ((name, METHODS[name].Params) for name in names)
+        for name, params in ((name, METHODS.find(name, "--methods").Params) for name in names)
     ]
 
 

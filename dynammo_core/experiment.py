@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from dataclasses import asdict
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -31,6 +32,7 @@ from dynammo_core.plan import Action, Step, plan_steps
 from dynammo_core.privacy.checks import check_samples_apart
 from dynammo_core.privacy.plan import noise_of_run
 from dynammo_core.seeding import seeded_initialisation
+from dynammo_core.support.registry import plugins_in
 
 
 class Experiment:
@@ -242,9 +244,24 @@ def config_from_json(text: str) -> Config[Any]:
     return resolve(plain, "the server's configuration", {})
 
 
+def code_hash(config: Config[Any]) -> str:
+    """Return the SHA-256 of all code that an experiment runs, as 64 hexadecimal digits.
+
+    It is the project's own hash, unless the experiment names something that another package brings: then it covers that
+    package too, by its name, version and files, so that two machines with different versions of it do not agree.
+
+    Raises:
+        ConfigError: such a package cannot be imported, or its code cannot be compared.
+    """
+    if not (plugins := plugins_in(config)):
+        return project_hash()
+    parts = [project_hash(), *(json.dumps(asdict(plugin), sort_keys=True) for plugin in plugins)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
 @lru_cache(maxsize=1)
-def code_hash() -> str:
-    """SHA-256 over the Python files of the packages that server and sites share, as 64 hexadecimal digits."""
+def project_hash() -> str:
+    """Return the SHA-256 over the Python files that server and sites share, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, file in code_files(Path(__file__).resolve().parent.parent):
         digest.update(f"{name}\0".encode())

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from dynammo_core.aggregation import AGGREGATORS
 from dynammo_core.settings import Section
 
 FINGERPRINT = r"SHA256:[A-Za-z0-9+/]{43}"
@@ -70,9 +71,7 @@ class FederationSettings(Section):
         description="how float32 travels; float16: both ways; int8: float16 to the sites and, of matrices, the "
         "difference in int8 back; int8_both: matrices in int8 to the sites, too",
     )
-    aggregator: Literal["mean", "median", "trimmed_mean", "krum", "multi_krum", "norm_clipping"] = Field(
-        default="mean", description="a name of the table AGGREGATORS"
-    )
+    aggregator: Annotated[str, AGGREGATORS] = Field(default="mean", description="a name of the table AGGREGATORS")
     liars: int = Field(default=1, ge=0, description="sites that may send anything; every aggregator but mean uses it")
     mixing: bool = Field(
         default=True,

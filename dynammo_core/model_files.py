@@ -13,10 +13,10 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from dynammo_core.errors import WeightsError, nearest_match, unknown_name
+from dynammo_core.errors import WeightsError, nearest_match
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
-from dynammo_core.models.backbones import BACKBONES
+from dynammo_core.models import BACKBONES
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 
 WEIGHTS = "model.safetensors"
@@ -80,13 +80,11 @@ class ModelFacts(BaseModel):
 
     @model_validator(mode="after")
     def _known_here(self) -> Self:
-        if self.backbone not in BACKBONES:
-            raise ValueError(unknown_name("backbone", self.backbone, BACKBONES))
+        name = str(self.method.get("name"))
+        if problem := BACKBONES.problem(self.backbone) or METHODS.problem(name):
+            raise ValueError(problem)
         if self.insertion_points != BACKBONES[self.backbone].insertion_points:
             raise ValueError(f"{self.backbone} is cut here at {BACKBONES[self.backbone].insertion_points}")
-        name = str(self.method.get("name"))
-        if name not in METHODS:
-            raise ValueError(unknown_name("method", name, METHODS))
         METHODS[name].Params.model_validate(self.method)
         learnt = [name for names in self.tasks for name in names]
         if len(set(learnt)) < len(learnt) or not learnt or not set(learnt) <= set(self.class_names):

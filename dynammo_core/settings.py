@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from dynammo_core.data.datasets import DATASETS
+from dynammo_core.errors import unknown_name
+from dynammo_core.methods import METHODS
+from dynammo_core.models import BACKBONES
+from dynammo_core.support.registry import UNKNOWN
 
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 """What a hospital may be called: it stands in file names and certificates."""
+WEIGHTS_BY_NAME = ("imagenet", "random")
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
+"""Pretrained weights that have a name, and the kinds of files that others are in."""
 
 
 class Section(BaseModel):
@@ -19,7 +30,7 @@ class Section(BaseModel):
 class DataSettings(Section):
     """Which images, how many, and how they become tensors."""
 
-    dataset: str = Field(description="a name of the table DATASETS")
+    dataset: Annotated[str, DATASETS] = Field(description="a name of the table DATASETS")
     root: str | None = Field(default=None, description="folder (or manifest file) of the data; ~ is expanded")
     classes: tuple[str, ...] | None = Field(
         default=None,
@@ -89,11 +100,25 @@ class TaskSettings(Section):
 class BackboneSettings(Section):
     """The pretrained network and where its weights come from."""
 
-    name: str = "efficientnet_lite0"
+    name: Annotated[str, BACKBONES] = "efficientnet_lite0"
     weights: str = Field(
         default="imagenet", description="imagenet, random (by the seed), or the path of a file with weights"
     )
     sha256: str | None = Field(default=None, description="refuse weights whose file has another SHA-256")
+
+    @field_validator("weights")
+    @classmethod
+    def _a_name_or_a_file(cls, weights: str) -> str:
+        if weights not in WEIGHTS_BY_NAME and not weights.endswith(WEIGHTS_SUFFIXES):
+            raise PydanticCustomError(
+                UNKNOWN,
+                "{unknown}; accepted: {accepted}",
+                {
+                    "unknown": unknown_name("weights", PurePath(weights).name, WEIGHTS_BY_NAME),
+                    "accepted": f"{', '.join(WEIGHTS_BY_NAME)}, or the path of a file ({', '.join(WEIGHTS_SUFFIXES)})",
+                },
+            )
+        return weights
 
 
 class MemorySettings(Section):
@@ -132,7 +157,7 @@ class Optimisation(Section):
 class MethodSettings(Section):
     """The section `method`: each method adds its own parameters to the name."""
 
-    name: str
+    name: Annotated[str, METHODS]
 
     @model_validator(mode="before")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from dynammo_core.errors import ConfigError, nearest_match
+from dynammo_core.errors import ConfigError, nearest_match, unknown_name
+from dynammo_core.support.registry import UNKNOWN
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -71,6 +73,11 @@ def _explain(
         return f"{place}: unknown key{nearest_match(path[-1], names)}; accepted: {', '.join(names)}"
     if problem["type"] == "missing":
         return f"{place}: this key is required"
+    if problem["type"] == UNKNOWN:
+        return f"{place}: {problem['msg']}"
+    if problem["type"] == "literal_error" and isinstance(problem["input"], str):
+        words = re.findall("'([^']*)'", problem["ctx"]["expected"])
+        return f"{place}: {unknown_name('value', problem['input'], words)}; accepted: {', '.join(words)}"
     return f"{place}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}"
 
 

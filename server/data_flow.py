@@ -121,7 +121,7 @@ def data_flow(source: Path) -> str:
     contents = {
         "name": config.name,
         "config_hash": config.content_hash,
-        "code": run.started.get("code_hash", code_hash()) if run else code_hash(),
+        "code": (run.started.get("code_hash") if run else None) or code_hash(config),
         "method": config.method.name,
         "sites": [config.federation.site_label(site) for site in range(config.federation.sites)],
         "tasks": [[names[label] for label in task] for task in experiment.stream.tasks],

@@ -12,6 +12,8 @@ from pathlib import Path
 from dynammo_core.errors import RunError
 
 APP_DIRECTORY = Path(__file__).resolve().parent.parent
+BUNDLE = Path("server") / "bundle"
+"""Where a wheel has what a checkout has at its root: `pyproject.toml`, which describes the app, and the experiments."""
 ENVIRONMENT: Mapping[str, str] = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # or each run downloads all dependencies anew
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -39,20 +41,28 @@ def flower_program(name: str) -> list[str]:
     return [str(Path(sys.executable).with_name(name))]
 
 
+def description_of(app_dir: Path) -> Path:
+    """Return the folder with an app's `pyproject.toml` and other files that are not code: in a wheel, a bundle."""
+    bundle = app_dir / BUNDLE
+    return bundle if bundle.is_dir() else app_dir
+
+
 def staged_app(app_dir: Path, target: Path) -> Path:
     """A copy of the files that the app bundles: `flwr run` looks at all it finds, environments and data included.
 
     Raises:
         RunError: the folder holds no Flower app.
     """
-    pyproject = app_dir / "pyproject.toml"
+    beside_code = description_of(app_dir)
+    pyproject = beside_code / "pyproject.toml"
     try:
         app = tomllib.loads(pyproject.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
-        files = {pyproject, *(path for pattern in app["fab-include"] for path in app_dir.glob(pattern))}
-        for file in files:
-            copy = target / file.relative_to(app_dir)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
+        for pattern in ("pyproject.toml", *app["fab-include"]):
+            folder = app_dir if pattern.endswith(".py") else beside_code
+            for file in folder.glob(pattern):
+                copy = target / file.relative_to(folder)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
     except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
         raise RunError(f"{pyproject} describes no Flower app with a `fab-include`: {error!r}") from error
     return target

@@ -23,7 +23,7 @@ from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
 from flwr.supercore.protobuf import client as flower_client
 
 from dynammo_core.errors import ConfigError, RunError
-from server.flower_app import APP_DIRECTORY, staged_app
+from server.flower_app import APP_DIRECTORY, description_of, staged_app
 from server.operator_token import FILE_VARIABLE, HEADER, read_token
 
 COMMAND_LINE, EXECUTOR, SERVER_APP = "flwr", "flower-superexec", "flwr-serverapp"
@@ -91,7 +91,7 @@ def keep_to_own_server_app() -> None:
         return APP_DIRECTORY
 
     def directory(*_: object) -> Path:
-        return APP_DIRECTORY
+        return description_of(APP_DIRECTORY)
 
     runner: Any = import_module("flwr.superlink.runtime.run_serverapp")
     for name, own in (("install_from_fab", compared), ("get_project_dir", directory), ("run_", run_own_server_app)):

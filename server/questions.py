@@ -152,7 +152,7 @@ class Questions:
             [
                 Instruction(
                     experiment=text,
-                    code_hash=code_hash(),
+                    code_hash=code_hash(self._experiment.config),
                     run=run,
                     step=step.index,
                     site=site,

@@ -17,7 +17,8 @@ from dynammo_core.cost import Deployed, multiply_accumulates
 from dynammo_core.errors import ConfigError
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.model_files import FACTS, WEIGHTS, deployed_tensors, tensors_sha256
-from dynammo_core.models.backbones import BACKBONES, weights_sha256
+from dynammo_core.models import BACKBONES
+from dynammo_core.models.backbones import weights_sha256
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 from dynammo_core.plan import Action
 from dynammo_core.privacy.accounting import ACCOUNTANT, MECHANISMS, NEIGHBOURS, compose
@@ -91,7 +92,7 @@ def summarise(experiment: Experiment, model: IncrementalModel, progress: Progres
         "privacy": privacy_summary(experiment, progress),
         "status": status,
         "config_hash": config.content_hash,
-        "code_hash": code_hash(),
+        "code_hash": code_hash(config),
     }
 
 
@@ -164,7 +165,7 @@ def write_model(
         "versions": {"dynammo": __version__} | {package: version(package) for package in RECORDED_VERSIONS},
         "lineage": {
             "config_hash": config.content_hash,
-            "code_hash": code_hash(),
+            "code_hash": code_hash(config),
             "backbone_sha256": weights_sha256(config.backbone),
             "after_task": task + 1,
             "tensors_sha256": tensors_sha256(tensors),

@@ -31,7 +31,8 @@ class TaskLoop:
         self.experiment = experiment
         self._questions = Questions(experiment, exchange, directory)
         self.directory = directory
-        identity = Identity(experiment.config.canonical_json(), code_hash(), weights_sha256(experiment.config.backbone))
+        config = experiment.config
+        identity = Identity(config.canonical_json(), code_hash(config), weights_sha256(config.backbone))
         self.checkpoints = CheckpointStore(directory.checkpoints, identity)
         self.model: IncrementalModel = experiment.new_model()
         self.archive: dict[str, Tensor] = {}
@@ -46,7 +47,7 @@ class TaskLoop:
         """
         self.load(accept_new_code=accept_new_code)
         for change in self.progress.code_changes[-1:]:
-            if change["now"] == code_hash() and change["step"] == self.progress.next_step:
+            if change["now"] == code_hash(self.experiment.config) and change["step"] == self.progress.next_step:
                 self.directory.log("code_changed", **change)
         self.directory.write("config.yaml", self.experiment.config.to_yaml())
 
@@ -253,7 +254,7 @@ class TaskLoop:
             method=config.method.name,
             dataset=config.data.dataset,
             config_hash=config.content_hash,
-            code_hash=code_hash(),
+            code_hash=code_hash(config),
             sites=config.federation.sites,
             site_names=[config.federation.site_label(site) for site in range(config.federation.sites)],
             run=self.progress.run,

@@ -1,0 +1,39 @@
+"""Running experiments: engines, comparisons, rehearsals, attacks; and `run`, the public interface for programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dynammo_core.config import Config
+    from server.run_directory import Listener
+
+__all__ = ["run"]
+
+
+def run(
+    config: Config[Any],
+    *,
+    engine: str = "local",
+    runs: Path = Path("runs"),
+    resume: Path | None = None,
+    listener: Listener = lambda _: None,
+    accept_new_code: bool = False,
+) -> Path:
+    """Run an experiment with simulated sites and return its run directory.
+
+    Args:
+        config: what `dynammo_core.load_config` returned.
+        engine: `local` runs all sites in this process, `flower` starts `flwr run`; the numbers are the same.
+        runs: folder of the run directories.
+        resume: directory of a run that was cut off, to go on with it.
+        listener: is told each event of the run, as a mapping with the key `event`.
+        accept_new_code: go on with a run that other code has begun.
+
+    Raises:
+        DynammoError: the engine is unknown, the configuration cannot work, or the run cannot go on.
+    """
+    from simulations.engines import find_engine
+
+    return find_engine(engine)(config, runs, resume, listener, accept_new_code=accept_new_code)

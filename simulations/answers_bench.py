@@ -77,7 +77,7 @@ def recorded_task(experiment: Experiment) -> list[Cost]:
             state = model.state_dict()
             sent = {name: state[name] for name in matching(travelling_names(model), step.stage.down)}
             started = time.perf_counter()
-            report = answer(Instruction(text, code_hash(), "bench", step.index, 0, folder, sent), site)
+            report = answer(Instruction(text, code_hash(experiment.config), "bench", step.index, 0, folder, sent), site)
             done = time.perf_counter()
             question = Question(step.index, 0, 0, "a" * 64, "b" * 64)
             ledger.once(question, lambda report=report: report, lambda: None)  # type: ignore[misc]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -50,15 +51,14 @@ def run(
     """Run an experiment and leave a run directory with metrics, model and report.html."""
     with readable_errors():
         from server.progress import ProgressView, final_table
-        from simulations.engines import ENGINES, run_by_flower
+        from simulations.engines import find_engine, run_by_flower
 
-        if engine not in ENGINES:
-            raise ConfigError(unknown_name("engine", engine, ENGINES), accepted=", ".join(ENGINES))
-        if ray is not None and ENGINES[engine] is not run_by_flower:
+        start = find_engine(engine)
+        if ray is not None and start is not run_by_flower:
             raise ConfigError(
                 f"--ray: the engine {engine!r} has no sites on other machines", accepted="--engine flower"
             )
-        start = ENGINES[engine] if ray is None else partial(run_by_flower, ray=ray)
+        start = start if ray is None else partial(run_by_flower, ray=ray)
         experiment = load_config(config, parse_overrides(set_ or []))
         directory = resume
         try:
@@ -165,6 +165,25 @@ def validate(
             wrong = True
             console.print("[red]wrong[/] ", escape(str(error)), soft_wrap=True)
     raise typer.Exit(1 if wrong else 0)
+
+
+@app.command()
+def configs(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where they go; it must not exist yet.")] = Path(
+        "configs"
+    ),
+) -> None:
+    """Copy the experiments and comparisons that come with this project into a folder."""
+    with readable_errors():
+        from server.flower_app import APP_DIRECTORY, description_of
+
+        try:
+            shutil.copytree(description_of(APP_DIRECTORY) / "configs", folder)
+        except OSError as error:
+            raise ConfigError(
+                f"the experiments cannot be copied to {folder}: {error.strerror}", accepted="a folder that is new"
+            ) from error
+        console.print(f"Experiments: {folder}", soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()

@@ -125,7 +125,7 @@ class Cell:
             summary: Json = json.loads((self.directory(runs) / "summary.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
-        wanted = {"status": "completed", "config_hash": self.config.content_hash, "code_hash": code_hash()}
+        wanted = {"status": "completed", "config_hash": self.config.content_hash, "code_hash": code_hash(self.config)}
         return summary if wanted.items() <= summary.items() else None
 
 

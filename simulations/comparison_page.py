@@ -14,7 +14,7 @@ from jinja2 import UndefinedError
 
 from dynammo_core.cost import macs_table
 from dynammo_core.errors import RunError
-from dynammo_core.experiment import code_hash
+from dynammo_core.experiment import project_hash
 from dynammo_core.files import write_atomically
 from dynammo_core.methods import METHODS
 from server.page import page_environment
@@ -71,7 +71,7 @@ def write_page(
             "sweep": sweep,
             "swept": list(swept),
             "swept_rows": _by_row(groups),
-            "code": code_hash(),
+            "code": project_hash(),
             "svg": {name: drawn.svg for name, drawn in figures.items()},
         }
         page = _environment().from_string(TEMPLATE).render(contents)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from client.app import app as client_app
 from dynammo_core.config import Config, Scalar
+from dynammo_core.errors import ConfigError, unknown_name
 from dynammo_core.experiment import Experiment
 from server.event_tail import EventTail
 from server.flower_app import APP_DIRECTORY
@@ -88,3 +89,14 @@ def run_by_flower(
 
 
 ENGINES: Mapping[str, Engine] = MappingProxyType({"local": run_local, "flower": run_by_flower})
+
+
+def find_engine(name: str) -> Engine:
+    """Return the engine of a name.
+
+    Raises:
+        ConfigError: there is no such engine.
+    """
+    if name not in ENGINES:
+        raise ConfigError(unknown_name("engine", name, ENGINES), accepted=", ".join(ENGINES))
+    return ENGINES[name]

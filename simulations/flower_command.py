@@ -1,5 +1,7 @@
 """`flwr` for this checkout: Flower's own command, with a local SuperLink that no other checkout shares.
 
+Where the project is installed without a checkout, the folder that the command is called in takes its place.
+
 `make install` links it in the place of `.venv/bin/flwr`. Flower keeps one local SuperLink a user, on one port; it
 outlives the command, keeps the environment and the folder of its first start, and its workers import code from there.
 """
@@ -16,7 +18,8 @@ from importlib.metadata import entry_points
 from io import StringIO
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parent.parent
+CHECKOUT = _ROOT if (_ROOT / "pyproject.toml").is_file() else Path.cwd()
 HOME = CHECKOUT / ".flwr"
 RESOURCES = "num-supernodes=5 client-resources-num-cpus=1"
 

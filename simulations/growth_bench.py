@@ -43,7 +43,7 @@ def growth(
     with readable_errors():
         from dataclasses import asdict
 
-        from dynammo_core.experiment import code_hash
+        from dynammo_core.experiment import project_hash
         from dynammo_core.files import write_atomically
         from simulations.growth import AXES, SMALLEST, along, growths, measured_apart
         from simulations.growth_page import ANSWER_COLUMNS, answer_rows, growth_page, rows
@@ -78,13 +78,13 @@ def growth(
             answers,
             network=f"{ANSWERING} at {ANSWERING_PIXELS} pixels",
             command=command,
-            code=code_hash()[:12],
+            code=project_hash()[:12],
         )
         axes = {
             name: {"points": points, **{quantity: asdict(one) for quantity, one in grown.items()}}
             for name, (points, grown) in found.items()
         }
-        content = {"command": command, "code_hash": code_hash(), "axes": axes, "answers": answers}
+        content = {"command": command, "code_hash": project_hash(), "axes": axes, "answers": answers}
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "growth.json", (json.dumps(content, indent=2) + "\n").encode())
         write_atomically(out / "growth.html", page.encode())

@@ -49,7 +49,7 @@ def heterogeneity(
             raise typer.Exit(130) from None
         shared, table = trials[-1].cells[0].config, rows(trials, runs)
         seeds = [cell.seed for cell in trials[0].cells]
-        facts = {"seeds": seeds, "config": shared.model_dump(mode="json"), "code_hash": code_hash()}
+        facts = {"seeds": seeds, "config": shared.model_dump(mode="json"), "code_hash": code_hash(shared)}
         console.print(printed(table, f"{shared.name}: last accuracy by site, mean over seeds {seeds}"))
         file = write_rows(table, runs / shared.name, facts)
         console.print(f"Table: {file}", soft_wrap=True, markup=False, highlight=False)

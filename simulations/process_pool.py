@@ -140,7 +140,7 @@ def _run(config_json: str, runs: Path) -> str:
 def _to_go_on_with(config: Config[Any], runs: Path) -> Path | None:
     """The directory of this very run, cut off, if its last checkpoint is whole."""
     directory = runs / config.run_name
-    identity = Identity(config.canonical_json(), code_hash(), weights_sha256(config.backbone))
+    identity = Identity(config.canonical_json(), code_hash(config), weights_sha256(config.backbone))
     try:
         CheckpointStore(directory / "checkpoints", identity).load()
     except CheckpointError:

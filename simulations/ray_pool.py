@@ -26,8 +26,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.queue import Queue
 
 from dynammo_core.config import Config, resolve
-from dynammo_core.errors import CheckpointError, DynammoError, RunError
-from dynammo_core.experiment import code_hash
+from dynammo_core.errors import CheckpointError, ConfigError, DynammoError, RunError
+from dynammo_core.experiment import code_hash, project_hash
 from server.run_directory import move_aside
 from simulations.compare import OnEvent, Outcome
 from simulations.engines import run_local
@@ -68,11 +68,11 @@ def on_ray(
     with _connection(address):
         told: Any = Queue(actor_options={"num_cpus": 0})
         at_node = ray.remote(_run_at_node)
-        running: dict[Any, str] = {}
+        running: dict[Any, Config[Any]] = {}
         try:
             for config in configs:
                 asked = at_node.options(max_retries=RETRIES, **_resources(config))
-                running[asked.remote(config.canonical_json(), code_hash(), told)] = config.run_name
+                running[asked.remote(config.canonical_json(), code_hash(config), told)] = config
             while running:
                 finished, _ = ray.wait(list(running), timeout=POLL_SECONDS)
                 for run_name, event in told.get_nowait_batch(told.size()):
@@ -166,10 +166,14 @@ def _resources(config: Config[Any]) -> dict[str, Any]:
 
 def _run_at_node(config_json: str, expected_code: str, told: Any) -> Reply:
     """At a node: run an experiment in a temporary folder, and send its directory back."""
-    node, own_code = _node_name(), code_hash()
+    node = _node_name()
+    try:
+        config = resolve(json.loads(config_json), "the comparison", {})
+        own_code = code_hash(config)
+    except ConfigError as error:  # such as a method of a package that this node lacks
+        return Reply(node, project_hash(), str(error), b"")
     if own_code != expected_code:
         return Reply(node, own_code, "", b"")
-    config = resolve(json.loads(config_json), "the comparison", {})
 
     def tell(event: Event) -> None:
         if tells_progress(event):
@@ -188,7 +192,7 @@ def _node_name() -> str:
     return f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:8]}"
 
 
-def _take_in(task: Any, run_name: str, runs: Path) -> Outcome:
+def _take_in(task: Any, config: Config[Any], runs: Path) -> Outcome:
     """Unpack what a finished task sent.
 
     Raises:
@@ -202,16 +206,19 @@ def _take_in(task: Any, run_name: str, runs: Path) -> Outcome:
         remedy = "Install this version at every node, restart Ray there, and start the same command again"
         raise RunError("a node of the Ray cluster cannot import this code", remedy=remedy) from error
     except RayError as error:
-        return Outcome(run_name, "", f"the run was lost with its node, or could not start there: {_first_line(error)}")
-    if reply.code_hash != code_hash():
+        return Outcome(
+            config.run_name, "", f"the run was lost with its node, or could not start there: {_first_line(error)}"
+        )
+    if reply.code_hash != (own := code_hash(config)):
+        why = f": {reply.error}" if reply.error else ""
         raise RunError(
-            f"the node {reply.node} runs other code ({reply.code_hash[:12]}) than this machine ({code_hash()[:12]})",
-            accepted="the same client/, dynammo_core/ and server/ at every node",
+            f"the node {reply.node} runs other code ({reply.code_hash[:12]}) than this machine ({own[:12]}){why}",
+            accepted="the same client/, dynammo_core/ and server/, and the same plug-ins, at every node",
             remedy="Install this version at the node, restart Ray there, and start the same command again",
         )
     if not reply.error:
-        unpack(reply.archive, runs / run_name)
-    return Outcome(run_name, reply.node, reply.error)
+        unpack(reply.archive, runs / config.run_name)
+    return Outcome(config.run_name, reply.node, reply.error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -51,7 +51,7 @@ def measure(
         "partition": shared.federation.partition,
         "seed": shared.seed,
         "config": shared.model_dump(mode="json"),
-        "code_hash": code_hash(),
+        "code_hash": code_hash(shared),
     }
     title = f"{shared.name}: {liars} of {shared.federation.sites} sites lying, {shared.federation.partition}"
     console.print(printed(table, title))

@@ -92,7 +92,7 @@ def stage_seconds(experiment: Experiment, step: Step, repeats: int) -> tuple[int
     with tempfile.TemporaryDirectory(prefix="dynammo-bench-") as folder:
         site = simulated_site(experiment, 0, Path(folder), "bench")
         text = experiment.config.canonical_json()
-        instruction = Instruction(text, code_hash(), "bench", step.index, 0, folder, sent)
+        instruction = Instruction(text, code_hash(experiment.config), "bench", step.index, 0, folder, sent)
         samples = experiment.method.training_set(step.stage, site.rehearsal(step.task))
         files = FeatureFiles(Path(folder), 2**34, run="bench", site="bench", key=bytes(range(32)))
         real = replace(site, features=files)

@@ -157,7 +157,9 @@ def instruction(experiment: Experiment, step: Step, site: int, workspace: Path) 
     model = experiment.build_model(step.task)
     state = model.state_dict()
     weights = {name: state[name].clone() for name in matching(travelling_names(model), step.stage.down)}
-    return Instruction(experiment.config.canonical_json(), code_hash(), RUN, step.index, site, str(workspace), weights)
+    return Instruction(
+        experiment.config.canonical_json(), code_hash(experiment.config), RUN, step.index, site, str(workspace), weights
+    )
 
 
 def records(sent: Instruction, *, travelling: Iterable[str] | None = None) -> RecordDict:

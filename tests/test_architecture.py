@@ -57,11 +57,12 @@ def all_imports(path: Path) -> set[str]:
 
 
 def import_time_imports(path: Path) -> set[str]:
-    """What importing the file imports: everything outside functions."""
+    """What importing the file imports: everything outside functions and what only type checkers read."""
 
     def statements(nodes: list[ast.stmt]) -> Iterator[ast.AST]:
         for node in nodes:
-            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            typing = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            if not typing and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield node
                 yield from statements([child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)])
 

@@ -21,19 +21,18 @@ import typer
 import yaml
 from pages import PAGES, ROOT, anchors, blocks, code, first_column, prose, section, shell, tables, text_of
 from small_runs import SITES, Finished, events, run_small, small_config, small_settings
+from tables import registered
 
 from client.app import app as client_app
 from client.door import UNEXPECTED
-from dynammo_core import config as config_module
-from dynammo_core import experiment as experiment_module
-from dynammo_core.config import leaf_keys, load_config, resolve
+from dynammo_core.config import Config, leaf_keys, load_config, resolve
 from dynammo_core.data.datasets import DATASETS
 from dynammo_core.data.loading import load_samples
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.errors import DataError, DynammoError
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
-from dynammo_core.models import backbones
+from dynammo_core.models import BACKBONES, backbones
 from dynammo_core.protocol import NUMBERS, PHASE_DOWN, PHASE_UP, PRIVATE_NUMBERS, Instruction, Phase, Report
 from dynammo_core.settings import BackboneSettings, DataSettings
 from server.exchange import MESSAGE_TYPES, PHASE_TYPES
@@ -119,7 +118,7 @@ def test_every_command_is_explained() -> None:
 def test_the_tables_of_methods_data_sets_and_backbones_are_whole() -> None:
     assert set(first_column(tables(section("README.md", "Methods"))[0])) == set(METHODS)
     assert set(first_column(tables(section(RESEARCHER, "Data sets"))[0])) == set(DATASETS)
-    assert set(first_column(tables(section(SITE, "Backbone weights without internet"))[0])) == set(backbones.BACKBONES)
+    assert set(first_column(tables(section(SITE, "Backbone weights without internet"))[0])) == set(BACKBONES)
     hooks = {row[0].split("(")[0].strip("`") for row in tables(section(RESEARCHER, "Add a method"))[0]}
     inherited = {name for name, _ in inspect.getmembers(Method, inspect.isfunction) if not name.startswith("_")}
     assert hooks == inherited - {"all_stages", "arrives_with"}
@@ -148,7 +147,7 @@ def test_sections_of_a_configuration_that_are_shown_are_valid() -> None:
     shown = [yaml.safe_load(block) for block in blocks(RESEARCHER, "yaml")]
     assert {"path16", "medmnist"} <= {sections.get("data", {}).get("dataset") for sections in shown}
     for name, values in (item for sections in shown if "rows" not in sections for item in sections.items()):
-        config_module.Config.model_fields[name].annotation.model_validate(values)
+        Config.model_fields[name].annotation.model_validate(values)
 
 
 def _defaults(method: str) -> dict[str, Any]:
@@ -273,15 +272,11 @@ def load_example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]
     return load
 
 
-def test_the_example_of_a_method_learns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load_example: Callable[[str], ModuleType]
-) -> None:
+def test_the_example_of_a_method_learns(tmp_path: Path, load_example: Callable[[str], ModuleType]) -> None:
     assert len(example("class Distil(").splitlines()) < 60
-    table = {**METHODS, "distil": load_example("class Distil(").Distil}
-    for module in (config_module, experiment_module):
-        monkeypatch.setattr(module, "METHODS", table)
     settings = small_settings() | {"method": {"name": "distil", "train": {"rounds": 4, "epochs": 4}}}
-    run = run_small(resolve(settings, "distil.yaml", {}), tmp_path).path
+    with registered(METHODS, "distil", load_example("class Distil(").Distil):
+        run = run_small(resolve(settings, "distil.yaml", {}), tmp_path).path
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["method"], summary["status"]) == ("distil", "completed")
     assert summary["last_accuracy"] > 50  # of four classes, 25 by chance
@@ -303,10 +298,11 @@ def test_the_example_of_a_data_set_loads(tmp_path: Path, load_example: Callable[
             load(DataSettings(dataset="arrays", root=str(tmp_path / bad)))
 
 
-def test_the_example_of_a_backbone_fits_its_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = {**backbones.BACKBONES, **eval(f"{{{example('BackboneSpec(')}}}", vars(backbones))}
-    monkeypatch.setattr(backbones, "BACKBONES", table)
-    backbone = backbones.build_backbone(BackboneSettings(name="resnet34", weights="random"), seed=1)
+def test_the_example_of_a_backbone_fits_its_network() -> None:
+    scope = dict(vars(backbones))
+    exec(example("BackboneSpec("), scope)
+    with registered(BACKBONES, "resnet34", backbones.BackboneSpec, scope["RESNET34"]):
+        backbone = backbones.build_backbone(BackboneSettings(name="resnet34", weights="random"), seed=1)
     maps = backbone.eval().stage_outputs(torch.zeros(1, 3, 32, 32))
     assert maps[-1].shape[1] == backbone.feature_dim
     assert backbone(torch.zeros(1, 3, 32, 32)).shape == (1, 512)

@@ -11,7 +11,7 @@ from small_runs import ALL_METHODS, hospital_config, small_config, write_hospita
 
 from dynammo_core import experiment as module
 from dynammo_core.errors import ConfigError, DataError, DynammoError, RunError
-from dynammo_core.experiment import Experiment, code_hash, experiment_from_json
+from dynammo_core.experiment import Experiment, experiment_from_json, project_hash
 from dynammo_core.plan import Action
 
 ROOT = Path(__file__).parent.parent
@@ -142,8 +142,8 @@ def copied_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_code_hash_is_that_of_what_server_and_sites_run(copied_code: Path) -> None:
-    compute = code_hash.__wrapped__
+def test_the_projects_hash_is_that_of_what_server_and_sites_run(copied_code: Path) -> None:
+    compute = project_hash.__wrapped__
     start = compute()
     assert len(start) == 64
     assert compute() == start
@@ -153,8 +153,8 @@ def test_code_hash_is_that_of_what_server_and_sites_run(copied_code: Path) -> No
 
 
 @pytest.mark.parametrize("change", ["edit client/app.py", "add server/new.py", "move client/site.py", "add nested"])
-def test_code_hash_sees_every_change(copied_code: Path, change: str) -> None:
-    start = code_hash.__wrapped__()
+def test_the_projects_hash_sees_every_change(copied_code: Path, change: str) -> None:
+    start = project_hash.__wrapped__()
     if change == "edit client/app.py":
         with (copied_code / "client" / "app.py").open("a") as file:
             file.write("\n")
@@ -164,4 +164,4 @@ def test_code_hash_sees_every_change(copied_code: Path, change: str) -> None:
         (copied_code / "client" / "site.py").rename(copied_code / "client" / "place.py")
     else:
         (copied_code / "dynammo_core" / "methods" / "new.py").write_text("")
-    assert code_hash.__wrapped__() != start
+    assert project_hash.__wrapped__() != start

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from types import MappingProxyType
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from dynammo_core.aggregation.blocks import Aggregator, BlockAggregator
-from dynammo_core.aggregation.class_aware import class_aware_mean
-from dynammo_core.aggregation.clipping import norm_clipping
-from dynammo_core.aggregation.coordinate_wise import median, trimmed_mean
-from dynammo_core.aggregation.krum import krum, multi_krum
+from dynammo_core.support.registry import Registry
 
-AGGREGATORS: Mapping[str, Callable[[int, bool], Aggregator]] = MappingProxyType(
+if TYPE_CHECKING:
+    from dynammo_core.aggregation.blocks import Aggregator
+
+    MakeAggregator = Callable[[int, bool], Aggregator]
+
+AGGREGATORS: Registry[MakeAggregator] = Registry(
+    "aggregator",
+    "dynammo.aggregators",
     {
-        "mean": lambda liars, mixing: class_aware_mean,
-        "median": partial(BlockAggregator, median),
-        "trimmed_mean": partial(BlockAggregator, trimmed_mean),
-        "krum": partial(BlockAggregator, krum),
-        "multi_krum": partial(BlockAggregator, multi_krum),
-        "norm_clipping": partial(BlockAggregator, norm_clipping),
-    }
+        "mean": "dynammo_core.aggregation.by_name:mean",
+        "median": "dynammo_core.aggregation.by_name:MEDIAN",
+        "trimmed_mean": "dynammo_core.aggregation.by_name:TRIMMED_MEAN",
+        "krum": "dynammo_core.aggregation.by_name:KRUM",
+        "multi_krum": "dynammo_core.aggregation.by_name:MULTI_KRUM",
+        "norm_clipping": "dynammo_core.aggregation.by_name:NORM_CLIPPING",
+    },
+    accepted="a function from the number of sites that may lie, and whether to mix, to an Aggregator",
 )
 """By name: from the number of sites that may lie, and whether updates are mixed with the nearest ones, to what merges
 all sites' updates."""
+register_aggregator = AGGREGATORS.decorator

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from dynammo_core.data.datasets import DATASETS, LABELS
 from dynammo_core.data.samples import Dataset, ImageSource, Samples, Split
 from dynammo_core.data.sources import ArraySource, resolve_selection, select
-from dynammo_core.errors import ConfigError, DataError, unknown_name
+from dynammo_core.errors import ConfigError, DataError
 from dynammo_core.seeding import derive_seed
 from dynammo_core.settings import DataSettings
 
@@ -35,12 +35,9 @@ def open_dataset(settings: DataSettings, seed: int) -> Dataset:
         ConfigError: no such data set, or `data.classes` differs from the classes of one whose classes are fixed.
         DataError: images are missing or bad, or validation would take all training images of a class.
     """
-    if settings.dataset not in DATASETS:
-        raise ConfigError(
-            f"data.dataset: {unknown_name('data set', settings.dataset, DATASETS)}", accepted=", ".join(DATASETS)
-        )
+    load = DATASETS.find(settings.dataset, "data.dataset")
     try:
-        dataset = DATASETS[settings.dataset](settings)
+        dataset = load(settings)
     except OSError as error:
         raise DataError(
             f"the data of {settings.dataset} cannot be read: {error}", remedy="Permit reading it, or correct data.root"

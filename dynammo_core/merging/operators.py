@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from types import MappingProxyType
 
 from torch import Tensor
 
@@ -12,8 +11,11 @@ from dynammo_core.merging.averages import merge_last, merge_mean, merge_slerp, m
 from dynammo_core.merging.fisher import merge_fisher
 from dynammo_core.merging.task_sets import MergeOperator, TaskSets
 from dynammo_core.merging.task_vectors import TASK_VECTORS, merge_task_vectors
+from dynammo_core.support.registry import Registry
 
-MERGE_OPERATORS: Mapping[str, MergeOperator] = MappingProxyType(
+MERGE_OPERATORS: Registry[MergeOperator] = Registry(
+    "merge operator",
+    "dynammo.merging",
     {
         "mean": merge_mean,
         "last": merge_last,
@@ -21,8 +23,10 @@ MERGE_OPERATORS: Mapping[str, MergeOperator] = MappingProxyType(
         "slerp": merge_slerp,
         "fisher": merge_fisher,
         **{name: partial(merge_task_vectors, combine) for name, combine in TASK_VECTORS.items()},
-    }
+    },
+    accepted="a function from TaskSets to one set of tensors by name",
 )
+register_merge_operator = MERGE_OPERATORS.decorator
 
 
 def merge(operator: str | Sequence[str], given: TaskSets) -> dict[str, Tensor]:

@@ -1,34 +1,53 @@
-"""The table of methods. A new method is one file and one line here."""
+"""The table of methods. A new method is one file and one line here, or a package of its own (`dynammo.methods`)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from dynammo_core.methods.acl import ACL
-from dynammo_core.methods.base import Method
-from dynammo_core.methods.dark_er import DarkER
-from dynammo_core.methods.dynamic_er import DynamicER
-from dynammo_core.methods.dynammo import DynaMMo
-from dynammo_core.methods.dynammo_ridge import DynaMMoRidge
-from dynammo_core.methods.fine_tune import FineTune
-from dynammo_core.methods.first_session import FirstSession
-from dynammo_core.methods.icarl import ICaRL
-from dynammo_core.methods.joint import Joint
-from dynammo_core.methods.lucir import LUCIR
-from dynammo_core.methods.podnet import PODNet
-from dynammo_core.methods.replay import Replay
-from dynammo_core.methods.ridge import Ridge
-from dynammo_core.methods.streaming_ridge import StreamingRidge
-from dynammo_core.methods.wa import WA
+from dynammo_core.support.registry import Registry
 
-METHODS: Mapping[str, type[Method]] = MappingProxyType(
+if TYPE_CHECKING:
+    from dynammo_core.methods.base import Method
+
+M = TypeVar("M", bound="type[Method]")
+
+
+def _is_method(name: str, value: Any) -> bool:
+    from dynammo_core.methods.base import Method
+
+    return isinstance(value, type) and issubclass(value, Method) and getattr(value, "name", None) == name
+
+
+METHODS: Registry[type[Method]] = Registry(
+    "method",
+    "dynammo.methods",
     {
-        method.name: method
-        for method in (
-            *(DynaMMo, FineTune, Replay, Joint),
-            *(ICaRL, WA, LUCIR, PODNet, DarkER, DynamicER, ACL),
-            *(Ridge, StreamingRidge, DynaMMoRidge, FirstSession),
-        )
-    }
+        "dynammo": "dynammo_core.methods.dynammo:DynaMMo",
+        "fine_tune": "dynammo_core.methods.fine_tune:FineTune",
+        "replay": "dynammo_core.methods.replay:Replay",
+        "joint": "dynammo_core.methods.joint:Joint",
+        "icarl": "dynammo_core.methods.icarl:ICaRL",
+        "wa": "dynammo_core.methods.wa:WA",
+        "lucir": "dynammo_core.methods.lucir:LUCIR",
+        "podnet": "dynammo_core.methods.podnet:PODNet",
+        "dark_er": "dynammo_core.methods.dark_er:DarkER",
+        "dynamic_er": "dynammo_core.methods.dynamic_er:DynamicER",
+        "acl": "dynammo_core.methods.acl:ACL",
+        "ridge": "dynammo_core.methods.ridge:Ridge",
+        "streaming_ridge": "dynammo_core.methods.streaming_ridge:StreamingRidge",
+        "dynammo_ridge": "dynammo_core.methods.dynammo_ridge:DynaMMoRidge",
+        "first_session": "dynammo_core.methods.first_session:FirstSession",
+    },
+    accepted="a subclass of dynammo_core.methods.base.Method whose attribute `name` is the name in the table",
+    accepts=_is_method,
 )
+
+
+def register_method(method: M) -> M:
+    """Add a method to the table under its `name`: `@register_method` above the class.
+
+    Raises:
+        ConfigError: the name is taken or is not a name, or the class is not a method.
+    """
+    METHODS.register(str(getattr(method, "name", "")), method, method)
+    return method

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from dynammo_core.aggregation.batch_norm import is_batch_norm_statistic
 from dynammo_core.data.samples import Samples
-from dynammo_core.errors import unknown_name
 from dynammo_core.federation_settings import FederationSettings
 from dynammo_core.merging.fisher import comparable, diagonal_fisher
 from dynammo_core.merging.operators import MERGE_OPERATORS, merge
@@ -19,8 +18,8 @@ from dynammo_core.merging.task_sets import TaskSets
 from dynammo_core.merging.task_vectors import TASK_VECTORS
 from dynammo_core.methods.adapter_tuning import ADAPTERS, AdapterMethod, AdapterSettings
 from dynammo_core.methods.base import Archive, Batch, Rehearsal
+from dynammo_core.models import BACKBONES
 from dynammo_core.models.adapters import AdapterSet, folded_alphas
-from dynammo_core.models.backbones import BACKBONES
 from dynammo_core.models.batch_statistics import batch_statistics
 from dynammo_core.models.incremental_model import IncrementalModel, matching
 from dynammo_core.plan import Action, Stage
@@ -38,7 +37,7 @@ FISHER = "fisher"
 class MergeSettings(AdapterSettings):
     """How the sets of all tasks become one."""
 
-    merge: str | tuple[str, ...] = Field(
+    merge: Annotated[str | tuple[str, ...], MERGE_OPERATORS] = Field(
         default="mean",
         description="how sets are merged across tasks: a name of the table MERGE_OPERATORS, or a list with a name for "
         "each insertion point of the backbone, first to last",
@@ -54,15 +53,6 @@ class MergeSettings(AdapterSettings):
         description="an adapter's learnt scale; average: by itself; fold: as part of the last norm that it multiplies",
     )
     recalibrate: bool = Field(default=True, description="re-estimate the merged adapters' batch-norm statistics")
-
-    @field_validator("merge")
-    @classmethod
-    def _known(cls, merge: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        for name in (merge,) if isinstance(merge, str) else merge:
-            if name not in MERGE_OPERATORS:
-                unknown = unknown_name("merge operator", name, MERGE_OPERATORS)
-                raise ValueError(f"{unknown}; accepted: {', '.join(MERGE_OPERATORS)}")
-        return merge
 
     @property
     def operators(self) -> frozenset[str]:

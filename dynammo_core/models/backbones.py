@@ -1,9 +1,9 @@
-"""Backbones: pretrained CNNs cut at the explicit points where adapters go, and the table of those that can be named."""
+"""Backbones: pretrained CNNs cut at the explicit points where adapters go, and those that this project has."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -11,7 +11,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from dynammo_core.errors import ConfigError, unknown_name
+from dynammo_core.models import BACKBONES
 from dynammo_core.models.pretrained import (
     RANDOM,
     ImageNetSource,
@@ -139,7 +139,7 @@ def build_backbone(settings: BackboneSettings, seed: int) -> Backbone:
         ConfigError: an unknown name, or settings that contradict each other.
         WeightsError: weights that cannot be found or do not fit.
     """
-    spec = _spec(settings.name)
+    spec = BACKBONES.find(settings.name, "backbone.name")
     file = locate_weights(settings, spec.imagenet)
     with seeded_initialisation(seed, "backbone"):
         network = spec.build()
@@ -154,14 +154,8 @@ def weights_sha256(settings: BackboneSettings) -> str:
     Raises:
         ConfigError, WeightsError: as `build_backbone`, but for tensors that do not fit.
     """
-    file = locate_weights(settings, _spec(settings.name).imagenet)
+    file = locate_weights(settings, BACKBONES.find(settings.name, "backbone.name").imagenet)
     return RANDOM if file is None else file.sha256()
-
-
-def _spec(name: str) -> BackboneSpec:
-    if name not in BACKBONES:
-        raise ConfigError(f"backbone.name: {unknown_name('backbone', name, BACKBONES)}", accepted=", ".join(BACKBONES))
-    return BACKBONES[name]
 
 
 def _torchvision(name: str) -> nn.Module:
@@ -192,46 +186,44 @@ def _small_cnn() -> nn.Module:
     return network
 
 
-BACKBONES: Mapping[str, BackboneSpec] = {
-    "resnet18": BackboneSpec(
-        build=partial(_torchvision, "resnet18"),
-        insertion_points=("layer1", "layer2", "layer3", "layer4"),
-        channels=(64, 64, 128, 256),
-        feature_dim=512,
-        dropped=("avgpool", "fc"),
-        imagenet=partial(torchvision_weights, "ResNet18_Weights.IMAGENET1K_V1"),
-    ),
-    "mobilenet_v2": BackboneSpec(
-        build=partial(_torchvision, "mobilenet_v2"),
-        insertion_points=("features.3", "features.5", "features.12", "features.15"),
-        channels=(24, 32, 96, 160),
-        feature_dim=1280,
-        dropped=("classifier",),
-        imagenet=partial(torchvision_weights, "MobileNet_V2_Weights.IMAGENET1K_V1"),
-    ),
-    "efficientnet_b0": BackboneSpec(
-        build=partial(_torchvision, "efficientnet_b0"),
-        insertion_points=("features.4", "features.5", "features.6", "features.8"),
-        channels=(40, 80, 112, 320),
-        feature_dim=1280,
-        dropped=("avgpool", "classifier"),
-        imagenet=partial(torchvision_weights, "EfficientNet_B0_Weights.IMAGENET1K_V1"),
-    ),
-    # timm numbers EfficientNet's seven groups of blocks from 0, torchvision from 1: the same points as above.
-    "efficientnet_lite0": BackboneSpec(
-        build=partial(_timm, "tf_efficientnet_lite0"),
-        insertion_points=("blocks.3", "blocks.4", "blocks.5", "conv_head"),
-        channels=(40, 80, 112, 320),
-        feature_dim=1280,
-        dropped=("global_pool", "classifier"),
-        imagenet=partial(lite0_package_file, sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
-        rename=lite0_to_timm,
-    ),
-    "small_cnn": BackboneSpec(
-        build=_small_cnn,
-        insertion_points=("block1", "block2", "block3"),
-        channels=(8, 16, 32),
-        feature_dim=64,
-        dropped=("pool", "flatten", "classifier"),
-    ),
-}
+RESNET18 = BackboneSpec(
+    build=partial(_torchvision, "resnet18"),
+    insertion_points=("layer1", "layer2", "layer3", "layer4"),
+    channels=(64, 64, 128, 256),
+    feature_dim=512,
+    dropped=("avgpool", "fc"),
+    imagenet=partial(torchvision_weights, "ResNet18_Weights.IMAGENET1K_V1"),
+)
+MOBILENET_V2 = BackboneSpec(
+    build=partial(_torchvision, "mobilenet_v2"),
+    insertion_points=("features.3", "features.5", "features.12", "features.15"),
+    channels=(24, 32, 96, 160),
+    feature_dim=1280,
+    dropped=("classifier",),
+    imagenet=partial(torchvision_weights, "MobileNet_V2_Weights.IMAGENET1K_V1"),
+)
+EFFICIENTNET_B0 = BackboneSpec(
+    build=partial(_torchvision, "efficientnet_b0"),
+    insertion_points=("features.4", "features.5", "features.6", "features.8"),
+    channels=(40, 80, 112, 320),
+    feature_dim=1280,
+    dropped=("avgpool", "classifier"),
+    imagenet=partial(torchvision_weights, "EfficientNet_B0_Weights.IMAGENET1K_V1"),
+)
+# timm numbers EfficientNet's seven groups of blocks from 0, torchvision from 1: the same points as above.
+EFFICIENTNET_LITE0 = BackboneSpec(
+    build=partial(_timm, "tf_efficientnet_lite0"),
+    insertion_points=("blocks.3", "blocks.4", "blocks.5", "conv_head"),
+    channels=(40, 80, 112, 320),
+    feature_dim=1280,
+    dropped=("global_pool", "classifier"),
+    imagenet=partial(lite0_package_file, sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+    rename=lite0_to_timm,
+)
+SMALL_CNN = BackboneSpec(
+    build=_small_cnn,
+    insertion_points=("block1", "block2", "block3"),
+    channels=(8, 16, 32),
+    feature_dim=64,
+    dropped=("pool", "flatten", "classifier"),
+)

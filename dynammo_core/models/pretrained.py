@@ -16,11 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from dynammo_core.errors import ConfigError, WeightsError, nearest_match
-from dynammo_core.settings import BackboneSettings
+from dynammo_core.settings import WEIGHTS_BY_NAME, WEIGHTS_SUFFIXES, BackboneSettings
 
-RANDOM = "random"
-IMAGENET = "imagenet"
-_SUFFIXES = (".pth", ".pt", ".safetensors")
+IMAGENET, RANDOM = WEIGHTS_BY_NAME
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class WeightsFile:
             guess = nearest_match(str(self.path), (IMAGENET, RANDOM))
             raise WeightsError(
                 f"backbone.weights: cannot read the file {self.path}: {reason}{guess}",
-                accepted=f"{IMAGENET}, {RANDOM}, or the path of a file ({', '.join(_SUFFIXES)})",
+                accepted=f"{IMAGENET}, {RANDOM}, or the path of a file ({', '.join(WEIGHTS_SUFFIXES)})",
             ) from error
         found = hashlib.sha256(content).hexdigest()
         for digits in self.required:
@@ -88,7 +86,7 @@ def locate_weights(settings: BackboneSettings, imagenet: ImageNetSource | None) 
     else:
         raise ConfigError(
             f"backbone.weights: {settings.name} has no ImageNet weights",
-            accepted=f"{RANDOM}, or the path of a file ({', '.join(_SUFFIXES)})",
+            accepted=f"{RANDOM}, or the path of a file ({', '.join(WEIGHTS_SUFFIXES)})",
         )
     return WeightsFile(file.path, (*file.required, settings.sha256.lower())) if settings.sha256 else file
 
@@ -206,9 +204,10 @@ def _misfit(path: Path, what: str) -> WeightsError:
 def _read_tensors(file: WeightsFile) -> dict[str, Tensor]:
     """The tensors in `file` by name, on the CPU."""
     content = file.read()
-    if file.path.suffix not in _SUFFIXES:
+    if file.path.suffix not in WEIGHTS_SUFFIXES:
         raise WeightsError(
-            f"{file.path}: {file.path.suffix or 'no suffix'} is no known kind of weights", accepted=", ".join(_SUFFIXES)
+            f"{file.path}: {file.path.suffix or 'no suffix'} is no known kind of weights",
+            accepted=", ".join(WEIGHTS_SUFFIXES),
         )
     try:
         if file.path.suffix == ".safetensors":

@@ -26,6 +26,9 @@ NEIGHBOURS: Mapping[str, str] = MappingProxyType(
 )
 ACCOUNTANT = "privacy-loss distributions, by dp-accounting"
 
+PRIVACY_EXTRA = "pip install 'federated-dynammo[privacy]'"
+"""What to do where the packages of differential privacy are not installed: most sites need none of them."""
+
 RESOLUTION = 5e-3
 """Of the accountant's grid of privacy losses; what falls between is rounded up, so epsilon is never too small."""
 LEAST_NOISE, MOST_NOISE = 0.1, 1e4
@@ -129,8 +132,11 @@ def least_noise(cost: Callable[[float], float], budget: float) -> float:
 
 @lru_cache(maxsize=1024)
 def _epsilon(steps: tuple[tuple[tuple[float, float], int], ...], delta: float) -> float:
-    import dp_accounting as dp  # takes seconds: only where it is asked for
-    from dp_accounting.pld import PLDAccountant
+    try:
+        import dp_accounting as dp  # takes seconds: only where it is asked for
+        from dp_accounting.pld import PLDAccountant
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"differential privacy needs {error.name}", remedy=PRIVACY_EXTRA) from error
 
     whole = sum(count / noise**2 for (noise, rate), count in steps if rate == 1)
     parts = [dp.GaussianDpEvent(whole**-0.5)] if whole else []

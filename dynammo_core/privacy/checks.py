@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dynammo_core.errors import ConfigError
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Step
+from dynammo_core.privacy.accounting import PRIVACY_EXTRA
 from dynammo_core.protocol import names_up
 
 
@@ -21,7 +22,10 @@ def check_samples_apart(model: IncrementalModel, steps: Sequence[Step]) -> None:
     Raises:
         ConfigError: it names the module and the reason.
     """
-    from opacus.validators import ModuleValidator  # takes seconds: only where it is asked for
+    try:
+        from opacus.validators import ModuleValidator  # takes seconds: only where it is asked for
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"differential privacy needs {error.name}", remedy=PRIVACY_EXTRA) from error
 
     task = max(step.task for step in steps)
     fits = [step.stage for step in steps if step.task == task and step.stage.action is Action.FIT]

@@ -67,7 +67,8 @@ def ask_sites(experiment: Experiment, step: Step) -> list[Message]:
     with TemporaryDirectory(prefix="dynammo-sites-") as folder:
         for index in range(experiment.config.federation.sites):
             site = simulated_site(experiment, index, Path(folder), RUN)
-            report = answer(Instruction(text, code_hash(), RUN, step.index, index, folder, sent), site)
+            code = code_hash(experiment.config)
+            report = answer(Instruction(text, code, RUN, step.index, index, folder, sent), site)
             if not report.abstained:
                 images = experiment.method.training_set(step.stage, site.rehearsal(step.task))
                 messages.append(Message(experiment, step, index, sent, report, images))

@@ -25,7 +25,7 @@ from dynammo_core.csv_text import as_cell, csv_lines, csv_table, from_cell, read
 from dynammo_core.data.datasets.manifest import load_manifest
 from dynammo_core.data.samples import Samples
 from dynammo_core.errors import MemoryStoreError, ProtocolError
-from dynammo_core.experiment import code_hash
+from dynammo_core.experiment import project_hash
 from dynammo_core.memory.feature_files import FOLDER
 from dynammo_core.memory.statistics_file import STATISTICS_FILE, TESTED_FILE
 from dynammo_core.memory.store import MEMORY_FILE, MemoryStore, ReplayMemory, Taken
@@ -52,7 +52,7 @@ def alpha(tmp_path: Path) -> Path:
 
 def opened(site_yaml: Path, run: str) -> Site:
     text = deployed(["beta", "alpha"], ["0", "1", "2", "3"]).canonical_json()
-    sent = Instruction(text, code_hash(), run, 0, 1, "/server/says/so", {})
+    sent = Instruction(text, project_hash(), run, 0, 1, "/server/says/so", {})
     return open_site(sent, {"site-config": str(site_yaml)})
 
 

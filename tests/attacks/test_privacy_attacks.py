@@ -20,7 +20,7 @@ from client.site import Site
 from client.site_opening import open_site
 from dynammo_core.config import Config
 from dynammo_core.errors import ConfigError
-from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.experiment import Experiment, project_hash
 from dynammo_core.models.incremental_model import matching, travelling_names
 from dynammo_core.privacy.accounting import Charge
 from dynammo_core.privacy.ledger import LedgerFile
@@ -51,7 +51,7 @@ def asked(config: Config[Any], run: str, **sent: Any) -> Instruction:
         name: state[name].clone() for name in matching(travelling_names(experiment.build_model(0)), step.stage.down)
     }
     weights |= {WEIGHTS: torch.tensor(sent["weights"], dtype=torch.float64)} if sent else {}
-    return Instruction(config.canonical_json(), code_hash(), run, step.index, 0, "/", weights)
+    return Instruction(config.canonical_json(), project_hash(), run, step.index, 0, "/", weights)
 
 
 def opened(file: Path, instruction: Instruction) -> Site:

@@ -213,6 +213,6 @@ def test_newer_code_that_every_site_approved_goes_on_where_answers_were_given(
         run_small(config_of("dynammo"), tmp_path / "runs", grid=hospitals, listeners=[stop])
     (path,) = (tmp_path / "runs").iterdir()
     for module in ("server.task_loop", "server.questions", "client.app", "client.approvals"):
-        monkeypatch.setattr(f"{module}.code_hash", lambda: "e" * 64)
+        monkeypatch.setattr(f"{module}.code_hash", lambda *_: "e" * 64)
     run_small(config_of("dynammo"), tmp_path / "runs", grid=hospitals, resume=path, accept_new_code=True)
     assert Outcome.of(path) == undisturbed["dynammo"]

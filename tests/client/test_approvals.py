@@ -136,7 +136,7 @@ def test_an_extended_run_waits_again(alpha: Path) -> None:
 def test_another_version_of_the_code_waits_again(alpha: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     approve_proposal(settled(alpha)[0], Proposal.of(CONFIG), "Dr. Who")
     admitted(alpha)
-    monkeypatch.setattr(module, "code_hash", lambda: "f" * 64)
+    monkeypatch.setattr(module, "code_hash", lambda *_: "f" * 64)
     with pytest.raises(NotApproved, match=f"code {'f' * 12}"):
         admitted(alpha)
     (waiting,) = settled(alpha)[1].waiting()

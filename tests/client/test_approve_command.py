@@ -21,7 +21,7 @@ from client.settings import load_site
 from dynammo_core.class_registry import with_new_task
 from dynammo_core.config import Config
 from dynammo_core.errors import DynammoError, NotApproved
-from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.experiment import Experiment, project_hash
 from server.lineage import with_sites
 
 app = typer.Typer()
@@ -60,7 +60,7 @@ def test_a_person_sees_what_would_run_and_what_of_it_leaves(alpha: Path) -> None
     assert result.exit_code == 0, result.output
     for words in (
         id_,
-        f"code         {code_hash()}",
+        f"code         {project_hash()}",
         f"experiment   {CONFIG.content_hash}",
         "method       dynammo, 6 rounds of training in all",  # a round of adapt and two of balance, twice
         "sites        alpha (NEW), beta (NEW)",
@@ -96,10 +96,10 @@ def test_of_an_extended_experiment_it_sees_what_is_new(alpha: Path) -> None:
 def test_another_version_of_the_code_is_a_difference(alpha: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     propose(alpha)
     called(alpha, answers="approve\n")
-    monkeypatch.setattr(module, "code_hash", lambda: "f" * 64)
+    monkeypatch.setattr(module, "code_hash", lambda *_: "f" * 64)
     propose(alpha)
     output = called(alpha, answers="reject\n").output
-    assert f"-code: {code_hash()}" in output
+    assert f"-code: {project_hash()}" in output
     assert f"+code: {'f' * 64}" in output
     assert "NOT the code that is installed here" in output
     with pytest.raises(NotApproved, match="was rejected"):

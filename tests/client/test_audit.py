@@ -21,7 +21,7 @@ from client.door import UNEXPECTED
 from client.settings import load_site
 from dynammo_core.config import resolve
 from dynammo_core.errors import CheckpointError, ConfigError, ProtocolError
-from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.experiment import Experiment, project_hash
 from dynammo_core.plan import Action
 from dynammo_core.protocol import Instruction
 from server.exchange import MESSAGE_TYPES
@@ -68,7 +68,7 @@ def test_what_the_log_says_is_what_left(alpha: Path, stage: str) -> None:
     size, length = line.pop("bytes"), line.pop("norm")
     numbers = dict(content.metric_records["numbers"])
     assert line == {
-        **{"event": "answered", "run": RUN, "experiment": EXPERIMENT.config.content_hash, "code": code_hash()},
+        **{"event": "answered", "run": RUN, "experiment": EXPERIMENT.config.content_hash, "code": project_hash()},
         **{"task": 0, "stage": stage, "round": 0, "action": sent_action(stage), "abstained": False},
         **{"numbers": sorted(numbers), "class_counts": numbers["class_counts"]},
     }

@@ -21,7 +21,7 @@ from dynammo_core.class_registry import BANDS
 from dynammo_core.config import Config
 from dynammo_core.data.samples import Samples
 from dynammo_core.errors import ConfigError, DataError, ProtocolError
-from dynammo_core.experiment import code_hash
+from dynammo_core.experiment import project_hash
 from dynammo_core.protocol import Instruction
 from simulations.local_grid import LocalGrid
 
@@ -41,7 +41,7 @@ def asked(config: Config[Any] = CONFIG, *, site: int = 1, run: str = RUN, **chan
     for key, value in changes.items():
         section, leaf = key.split("__")
         plain[section][leaf] = value
-    return Instruction(json.dumps(plain, sort_keys=True), code_hash(), run, 0, site, "/server/says/so", {})
+    return Instruction(json.dumps(plain, sort_keys=True), project_hash(), run, 0, site, "/server/says/so", {})
 
 
 def opened(file: Path, instruction: Instruction) -> Site:

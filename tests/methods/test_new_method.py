@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from method_bench import STREAM, Bench, bench, rehearsal, toy_images
 from small_runs import Outcome, events, run_small, small_settings
+from tables import registered
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynammo_core import config as config_module
-from dynammo_core import experiment as experiment_module
 from dynammo_core.config import resolve
 from dynammo_core.data.samples import Samples
 from dynammo_core.methods import METHODS
@@ -106,11 +105,10 @@ def test_both_are_short() -> None:
 
 
 @pytest.fixture
-def _listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The table with two more lines, for all who read it."""
-    table = {**METHODS, Distil.name: Distil, NearestMean.name: NearestMean}
-    for module in (config_module, experiment_module):
-        monkeypatch.setattr(module, "METHODS", table)
+def _listed() -> Iterator[None]:
+    """The table with two more entries."""
+    with registered(METHODS, Distil.name, Distil), registered(METHODS, NearestMean.name, NearestMean):
+        yield
 
 
 def run_listed(section: dict[str, object], runs: Path) -> Path:

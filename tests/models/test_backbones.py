@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynammo_core.errors import ConfigError
+from dynammo_core.models import BACKBONES
 from dynammo_core.models.adapters import AdapterSet
-from dynammo_core.models.backbones import BACKBONES, Backbone, build_backbone, weights_sha256
+from dynammo_core.models.backbones import Backbone, build_backbone, weights_sha256
 from dynammo_core.seeding import seeded_initialisation
 from dynammo_core.settings import BackboneSettings
 

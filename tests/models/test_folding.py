@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dynammo_core.models import BACKBONES
 from dynammo_core.models.adapters import AdapterSet
-from dynammo_core.models.backbones import BACKBONES, build_backbone
+from dynammo_core.models.backbones import build_backbone
 from dynammo_core.models.folding import fold_batch_norm
 from dynammo_core.models.incremental_model import AdaptedBackbone
 from dynammo_core.seeding import seeded_generator, seeded_initialisation

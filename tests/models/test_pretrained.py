@@ -13,7 +13,8 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 from dynammo_core.errors import ConfigError, WeightsError
-from dynammo_core.models.backbones import BACKBONES, build_backbone, weights_sha256
+from dynammo_core.models import BACKBONES
+from dynammo_core.models.backbones import build_backbone, weights_sha256
 from dynammo_core.models.pretrained import WeightsFile, hub_file, lite0_to_timm, load_pretrained
 from dynammo_core.seeding import seeded_initialisation
 from dynammo_core.settings import BackboneSettings

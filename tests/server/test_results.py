@@ -19,7 +19,7 @@ from small_runs import ALL_METHODS, SITES, Finished, FinishedRun, small_config
 from dynammo_core import __version__
 from dynammo_core.data.loading import load_samples
 from dynammo_core.data.transforms import to_input
-from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.experiment import Experiment, project_hash
 from dynammo_core.model_files import tensors_sha256
 from dynammo_core.models.backbones import Backbone
 from dynammo_core.models.incremental_model import matching
@@ -74,7 +74,7 @@ def test_the_summary_has_every_documented_key(finished: Finished, method: str) -
     assert all(0 <= summary[key] <= 100 for key in PERCENT)
     assert 0 < summary["seconds"] < 60
     assert summary["config_hash"] == run.config.content_hash
-    assert summary["code_hash"] == code_hash()
+    assert summary["code_hash"] == project_hash()
 
 
 @every_method
@@ -178,7 +178,7 @@ def test_the_model_says_what_it_is(finished: Finished, method: str) -> None:
     }
     assert facts["lineage"] == {
         "config_hash": run.config.content_hash,
-        "code_hash": code_hash(),
+        "code_hash": project_hash(),
         "backbone_sha256": "random",
         "after_task": 2,
         "tensors_sha256": tensors_sha256(load_file(run.path / "model.safetensors")),

@@ -283,7 +283,7 @@ def test_another_config_is_refused_by_key_and_the_run_is_left_as_it_was(finished
 
 def test_other_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = stopped_run(tmp_path)
-    monkeypatch.setattr("server.task_loop.code_hash", lambda: "e" * 64)
+    monkeypatch.setattr("server.task_loop.code_hash", lambda *_: "e" * 64)
     with pytest.raises(CheckpointError, match=r"now eeeeeeeeeeee.*--accept-new-code"):
         run_small(small_config(), tmp_path, resume=directory)
 
@@ -294,10 +294,10 @@ def test_accepted_the_new_code_goes_on_once_the_sites_have_it_too(
     directory = stopped_run(tmp_path)
     old, new = events(directory, "run_started")[0]["code_hash"], "e" * 64
     for module in ("server.task_loop", "server.questions"):
-        monkeypatch.setattr(f"{module}.code_hash", lambda: new)
+        monkeypatch.setattr(f"{module}.code_hash", lambda *_: new)
     with pytest.raises(RunError, match="ProtocolError"):  # the sites have the old one
         run_small(small_config(), tmp_path, resume=directory, accept_new_code=True)
-    monkeypatch.setattr("client.app.code_hash", lambda: new)
+    monkeypatch.setattr("client.app.code_hash", lambda *_: new)
     with pytest.raises(Stopped):
         run_small(small_config(), tmp_path, resume=directory, accept_new_code=True, listeners=[StopAt(4, 1)])
     # From here on it is the run's own code: nothing has to be accepted again.

@@ -15,7 +15,7 @@ from small_runs import small_settings
 from typer.testing import CliRunner
 
 from dynammo_core.errors import ConfigError
-from dynammo_core.experiment import code_hash
+from dynammo_core.experiment import project_hash
 from simulations import comparison_page
 from simulations.cli import app
 from simulations.compare import Cell, Comparison, load_comparison, missing_cells
@@ -45,7 +45,7 @@ def pretend(cell: Cell, runs: Path, *, average: float, code: str | None = None) 
         "forgetting": 1.0,
         "status": "completed",
         "config_hash": cell.config.content_hash,
-        "code_hash": code or code_hash(),
+        "code_hash": code or project_hash(),
     }
     cell.directory(runs).mkdir(parents=True)
     (cell.directory(runs) / "summary.json").write_text(json.dumps(summary))

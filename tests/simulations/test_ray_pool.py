@@ -165,7 +165,7 @@ def test_a_run_that_fails_says_why_and_the_others_go_on(nodes: Nodes, tmp_path: 
 
 
 def test_a_node_with_other_code_is_refused(nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_pool, "code_hash", lambda: "0" * 64)  # of this process; the nodes have the real one
+    monkeypatch.setattr(ray_pool, "code_hash", lambda *_: "0" * 64)  # of this process; the nodes have the real one
     with pytest.raises(RunError, match=r"runs other code .* than this machine \(000000000000\)"):
         list(on_ray([small_config("replay")], tmp_path, lambda name, event: None, address=nodes.address))
     assert list(tmp_path.iterdir()) == []

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from dynammo_core.data.datasets.cifar100 import load_cifar100
-from dynammo_core.data.datasets.digits import load_digits
-from dynammo_core.data.datasets.fashion_mnist import load_fashion_mnist
-from dynammo_core.data.datasets.fed_isic2019 import load_fed_isic2019
-from dynammo_core.data.datasets.image_folder import image_folder_labels, load_image_folder
-from dynammo_core.data.datasets.manifest import load_manifest, manifest_labels
-from dynammo_core.data.datasets.medical_mnist import load_medical_mnist
-from dynammo_core.data.datasets.medmnist import load_medmnist
-from dynammo_core.data.datasets.path16 import load_path16
-from dynammo_core.data.datasets.skin8 import load_skin8
-from dynammo_core.data.samples import Dataset
-from dynammo_core.settings import DataSettings
+from dynammo_core.support.registry import Registry
 
-DATASETS: Mapping[str, Callable[[DataSettings], Dataset]] = {
-    "cifar100": load_cifar100,
-    "digits": load_digits,
-    "fashion_mnist": load_fashion_mnist,
-    "fed_isic2019": load_fed_isic2019,
-    "image_folder": load_image_folder,
-    "manifest": load_manifest,
-    "medical_mnist": load_medical_mnist,
-    "medmnist": load_medmnist,
-    "path16": load_path16,
-    "skin8": load_skin8,
-}
+if TYPE_CHECKING:
+    from dynammo_core.data.samples import Dataset
+    from dynammo_core.settings import DataSettings
 
-LABELS: Mapping[str, Callable[[DataSettings], tuple[str, ...]]] = {
-    "image_folder": image_folder_labels,
-    "manifest": manifest_labels,
-}
+    Load = Callable[[DataSettings], Dataset]
+    Labels = Callable[[DataSettings], tuple[str, ...]]
+
+DATASETS: Registry[Load] = Registry(
+    "data set",
+    "dynammo.datasets",
+    {
+        "cifar100": "dynammo_core.data.datasets.cifar100:load_cifar100",
+        "digits": "dynammo_core.data.datasets.digits:load_digits",
+        "fashion_mnist": "dynammo_core.data.datasets.fashion_mnist:load_fashion_mnist",
+        "fed_isic2019": "dynammo_core.data.datasets.fed_isic2019:load_fed_isic2019",
+        "image_folder": "dynammo_core.data.datasets.image_folder:load_image_folder",
+        "manifest": "dynammo_core.data.datasets.manifest:load_manifest",
+        "medical_mnist": "dynammo_core.data.datasets.medical_mnist:load_medical_mnist",
+        "medmnist": "dynammo_core.data.datasets.medmnist:load_medmnist",
+        "path16": "dynammo_core.data.datasets.path16:load_path16",
+        "skin8": "dynammo_core.data.datasets.skin8:load_skin8",
+    },
+    accepted="a function from the section `data` (DataSettings) to a Dataset",
+)
+
+LABELS: Registry[Labels] = Registry(
+    "data set with open classes",
+    "dynammo.labels",
+    {
+        "image_folder": "dynammo_core.data.datasets.image_folder:image_folder_labels",
+        "manifest": "dynammo_core.data.datasets.manifest:manifest_labels",
+    },
+    accepted="a function from the section `data` (DataSettings) to the labels found, sorted",
+)
 """The labels found, sorted, in data sets whose classes are not fixed."""
+register_dataset = DATASETS.decorator
