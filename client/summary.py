@@ -13,9 +13,8 @@ from client.approved_runs import ApprovedRuns
 from client.policy import load_policy, promised_epsilon, training_rounds, violations
 from client.privacy_budget import PrivacyBudget
 from client.settings import SiteSettings
-from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.experiment import Experiment, code_hash, plugins_of
 from dynammo_core.protocol import numbers_of
-from dynammo_core.support.registry import plugins_in
 
 
 def forbidden(site: SiteSettings, proposal: Proposal) -> list[str]:
@@ -58,7 +57,7 @@ def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict
     known: dict[str, Any] = {"proposal": proposal.id, "experiment": proposal.experiment_hash, "code": proposal.code}
     known |= {"name": proposal.plain["name"], "run": proposal.run, "first_seen": proposal.first_seen}
     known |= {"installed_code": proposal.code == code_hash(proposal.config)}
-    known |= {"plugins": list(map(str, plugins_in(proposal.config)))}
+    known |= {"plugins": list(map(str, plugins_of(proposal.config)))}
     known |= {"state": decision["verdict"] if decision else "waiting"}
     experiment = Experiment(proposal.config)
     before = approvals.approved()

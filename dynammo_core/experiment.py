@@ -32,6 +32,7 @@ from dynammo_core.plan import Action, Step, plan_steps
 from dynammo_core.privacy.checks import check_samples_apart
 from dynammo_core.privacy.plan import noise_of_run
 from dynammo_core.seeding import seeded_initialisation
+from dynammo_core.support.plugins import Plugin
 from dynammo_core.support.registry import plugins_in
 
 
@@ -244,6 +245,16 @@ def config_from_json(text: str) -> Config[Any]:
     return resolve(plain, "the server's configuration", {})
 
 
+def plugins_of(config: Config[Any]) -> list[Plugin]:
+    """List the code from outside this project that an experiment runs, sorted, each entry once.
+
+    Raises:
+        ConfigError: an entry cannot be imported, or its code cannot be compared.
+    """
+    method = METHODS.plugin(config.method.name)
+    return sorted({*plugins_in(config), *([] if method is None else [method])})
+
+
 def code_hash(config: Config[Any]) -> str:
     """Return the SHA-256 of all code that an experiment runs, as 64 hexadecimal digits.
 
@@ -253,7 +264,7 @@ def code_hash(config: Config[Any]) -> str:
     Raises:
         ConfigError: such a package cannot be imported, or its code cannot be compared.
     """
-    if not (plugins := plugins_in(config)):
+    if not (plugins := plugins_of(config)):
         return project_hash()
     parts = [project_hash(), *(json.dumps(asdict(plugin), sort_keys=True) for plugin in plugins)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

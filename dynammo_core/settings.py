@@ -10,7 +10,6 @@ from pydantic_core import PydanticCustomError
 
 from dynammo_core.data.datasets import DATASETS
 from dynammo_core.errors import unknown_name
-from dynammo_core.methods import METHODS
 from dynammo_core.models import BACKBONES
 from dynammo_core.support.registry import UNKNOWN
 
@@ -157,7 +156,7 @@ class Optimisation(Section):
 class MethodSettings(Section):
     """The section `method`: each method adds its own parameters to the name."""
 
-    name: Annotated[str, METHODS]
+    name: str
 
     @model_validator(mode="before")
     @classmethod

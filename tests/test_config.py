@@ -237,6 +237,7 @@ def another(value: Any, key: str) -> Any:
     choices = {
         "data.normalisation": "imagenet",
         "data.augmentation": "crop",
+        "data.dataset": "fashion_mnist",
         "data.root": "elsewhere",
         "data.classes": ["a", "b"],
         "data.sets": ["a", "b"],
@@ -252,6 +253,8 @@ def another(value: Any, key: str) -> Any:
         "federation.site_keys": [f"SHA256:{sign * 43}" for sign in "abc"],
         "federation.stages": {"adapt": {"quorum": 0.5}},
         "memory.selection": "random",
+        "backbone.name": "resnet18",
+        "backbone.weights": "other.pt",
         "backbone.sha256": "0" * 64,
         "compute.features": "float16",
         "method.norm": "group",

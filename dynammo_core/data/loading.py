@@ -32,12 +32,11 @@ def open_dataset(settings: DataSettings, seed: int) -> Dataset:
     subset of more, and a class that has fewer keeps all. The last few results stay in memory.
 
     Raises:
-        ConfigError: no such data set, or `data.classes` differs from the classes of one whose classes are fixed.
+        ConfigError: `data.classes` differs from the classes of a data set whose classes are fixed.
         DataError: images are missing or bad, or validation would take all training images of a class.
     """
-    load = DATASETS.find(settings.dataset, "data.dataset")
     try:
-        dataset = load(settings)
+        dataset = DATASETS[settings.dataset](settings)
     except OSError as error:
         raise DataError(
             f"the data of {settings.dataset} cannot be read: {error}", remedy="Permit reading it, or correct data.root"

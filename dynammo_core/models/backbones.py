@@ -136,10 +136,10 @@ def build_backbone(settings: BackboneSettings, seed: int) -> Backbone:
     """The backbone that `settings` names, trainable until it is frozen; random weights depend on `seed` alone.
 
     Raises:
-        ConfigError: an unknown name, or settings that contradict each other.
+        ConfigError: settings that contradict each other.
         WeightsError: weights that cannot be found or do not fit.
     """
-    spec = BACKBONES.find(settings.name, "backbone.name")
+    spec = BACKBONES[settings.name]
     file = locate_weights(settings, spec.imagenet)
     with seeded_initialisation(seed, "backbone"):
         network = spec.build()
@@ -154,7 +154,7 @@ def weights_sha256(settings: BackboneSettings) -> str:
     Raises:
         ConfigError, WeightsError: as `build_backbone`, but for tensors that do not fit.
     """
-    file = locate_weights(settings, BACKBONES.find(settings.name, "backbone.name").imagenet)
+    file = locate_weights(settings, BACKBONES[settings.name].imagenet)
     return RANDOM if file is None else file.sha256()
 
 

@@ -43,9 +43,8 @@ class WeightsFile:
             content = self.path.expanduser().read_bytes()
         except (OSError, RuntimeError, ValueError) as error:  # the last two: no home to expand ~ to, a zero byte
             reason = getattr(error, "strerror", None) or error
-            guess = nearest_match(str(self.path), (IMAGENET, RANDOM))
             raise WeightsError(
-                f"backbone.weights: cannot read the file {self.path}: {reason}{guess}",
+                f"backbone.weights: cannot read the file {self.path}: {reason}",
                 accepted=f"{IMAGENET}, {RANDOM}, or the path of a file ({', '.join(WEIGHTS_SUFFIXES)})",
             ) from error
         found = hashlib.sha256(content).hexdigest()

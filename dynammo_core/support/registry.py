@@ -223,14 +223,14 @@ def installed_entry_points(group: str) -> Mapping[str, tuple[EntryPoint, ...]]:
     return found
 
 
-def plugins_in(settings: BaseModel) -> list[Plugin]:
-    """List the code from outside that a configuration names, in all sections, sorted, each entry once.
+def plugins_in(settings: BaseModel) -> set[Plugin]:
+    """Return the code from outside that the fields annotated with a table name, in all sections.
 
     Raises:
         ConfigError: an entry cannot be imported, or its code cannot be compared.
     """
     found = {table.plugin(name) for table, name in _named(settings)}
-    return sorted(plugin for plugin in found if plugin is not None)
+    return {plugin for plugin in found if plugin is not None}
 
 
 def _named(settings: BaseModel) -> Iterator[tuple[Registry[Any], str]]:

@@ -142,7 +142,9 @@ def _our_name(attack: Attack, folder: Path) -> None:
 def _metadata(attack: Attack, folder: Path) -> bytes:
     """Entry points that `import torch` calls, a .pth file and a symbolic link; Flower's client would not pack them."""
     app_of(folder, {"stranger_server.py": SERVER, "stranger.py": attack.evil + CLIENT}, clientapp="client.app:app")
-    points = "[torch.backends]\nx = faulthandler:dump_traceback\ny = stranger:app\n"
+    points = (
+        "[torch.backends]\nx = faulthandler:dump_traceback\ny = stranger:app\n[dynammo.methods]\nz = stranger:app\n"
+    )
     link = zipfile.ZipInfo("linked.py")
     link.external_attr = 0o120777 << 16
     return _with(
