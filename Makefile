@@ -76,10 +76,11 @@ format: install ## Format the code
 	@cd '$(ROOT)' && '$(BIN)/ruff' check --fix . && '$(BIN)/ruff' format .
 
 lock: install ## Pin what a site and a server install, with hashes, as pyproject.toml allows it
-	@cd '$(ROOT)' && for part in site server; do \
-		'$(BIN)/uv' pip compile pyproject.toml --extra build $$(test $$part = site || echo --extra server) \
+	@cd '$(ROOT)' && for part in 'site/requirements' 'site/requirements-privacy --extra privacy' \
+		'server/requirements --extra server'; do set -- $$part; file=docs/$$1.txt; shift; \
+		'$(BIN)/uv' pip compile pyproject.toml --extra build "$$@" \
 		--generate-hashes --python-version 3.11 --python-platform linux --no-emit-index-url --no-emit-find-links \
-		--upgrade --quiet --custom-compile-command 'make lock' --output-file docs/$$part/requirements.txt || exit 1; done
+		--upgrade --quiet --custom-compile-command 'make lock' --output-file "$$file" || exit 1; done
 
 sbom: install ## List what a site and a server install, as CycloneDX: build/sbom-site.json, build/sbom-server.json
 	@mkdir -p '$(ROOT)/build' && cd '$(ROOT)' && for part in site server; do \

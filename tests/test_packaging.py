@@ -21,10 +21,16 @@ from client.doctor_checks import PACKAGE
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 LOCKS = {"site": ("build",), "server": ("build", "server")}
 UNITS = {name: ROOT / "docs" / name / f"dynammo-{name}.service" for name in LOCKS}
 FOREIGN = "dyn" + "ammo"  # another project's on the package index
-NOT_AT_A_SITE = {"ray", "matplotlib", "pytest", "torchmetrics", "scikit-learn", "mypy", "ruff"}
+NOT_AT_A_SITE = {
+    *("ray", "matplotlib", "pytest", "torchmetrics", "scikit-learn", "mypy", "ruff"),
+    *("scipy", "opacus", "dp-accounting", "hypothesis", "jinja2", "onnx", "medmnist"),
+}
+NOT_IMPORTED = {"sklearn", "dp_accounting", *(name for name in NOT_AT_A_SITE if "-" not in name)} - {"jinja2"}
+"""Modules of these; torch itself brings jinja2."""
 DIRECTIVES = {
     "NoNewPrivileges": "yes",
     "ProtectSystem": "strict",
@@ -46,9 +52,9 @@ def tracked() -> list[Path]:
     return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
 
 
-def pins(part: str) -> dict[str, tuple[Version, int]]:
+def pins(part: str, file: str = "requirements.txt") -> dict[str, tuple[Version, int]]:
     """Version and number of hashes of each package in a lock file."""
-    text = (ROOT / "docs" / part / "requirements.txt").read_text().replace("\\\n", " ")
+    text = (ROOT / "docs" / part / file).read_text().replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
     found = {}
     for line in lines:
@@ -78,12 +84,38 @@ def test_the_distribution_has_a_name_of_its_own() -> None:
 @pytest.mark.parametrize("part", LOCKS)
 def test_the_lock_file_pins_what_the_project_requires(part: str) -> None:
     locked = pins(part)
-    extras = [line for extra in LOCKS[part] for line in PROJECT["optional-dependencies"][extra]]
-    for requirement in map(Requirement, [*PROJECT["dependencies"], *extras]):
+    for requirement in [*required(), *(one for extra in LOCKS[part] for one in required(extra))]:
         version, hashes = locked[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), requirement
         assert hashes
     assert FOREIGN not in locked and PACKAGE not in locked
+
+
+def required(extra: str = "") -> list[Requirement]:
+    """What the project requires with an extra, those of the extras that it names included."""
+    found = []
+    for requirement in map(Requirement, EXTRAS[extra] if extra else PROJECT["dependencies"]):
+        if requirement.name == PACKAGE:
+            found += [one for named in requirement.extras for one in required(named)]
+        else:
+            found.append(requirement)
+    return found
+
+
+def test_a_site_with_differential_privacy_installs_that_and_nothing_else() -> None:
+    site, private = pins("site"), pins("site", "requirements-privacy.txt")
+    assert site.items() <= private.items()
+    assert {"opacus", "dp-accounting", "scipy"} <= private.keys() - site.keys()
+    assert not private.keys() & (NOT_AT_A_SITE - {"opacus", "dp-accounting", "scipy"})
+    assert all(private[one.name][0] in one.specifier for one in required("privacy"))
+
+
+def test_the_client_imports_nothing_that_a_site_does_not_install() -> None:
+    script = "import client.app, client.cli, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert {"torch", "flwr", "client"} <= imported
+    assert not imported & NOT_IMPORTED
 
 
 def test_a_site_installs_nothing_that_only_others_need() -> None:
@@ -126,7 +158,11 @@ def test_the_container_is_built_on_a_digest_and_by_hashes() -> None:
     installs = re.findall(r"pip install [^\n]*", dockerfile)
     assert len(installs) == 2
     assert "--require-hashes -r requirements.txt" in installs[0] and "--no-index --no-deps" in installs[1]
-    assert "COPY docs/site/requirements.txt requirements.txt\n" in dockerfile
+    assert "ARG LOCK=requirements.txt\n" in dockerfile
+    assert "COPY docs/site/${LOCK} requirements.txt\n" in dockerfile
+    assert all(
+        f"\nCOPY {folder} {folder}\n" in dockerfile for folder in ("configs", "client", "dynammo_core", "server")
+    )
 
 
 @pytest.mark.parametrize("part", LOCKS)

@@ -164,7 +164,7 @@ def test_a_site_may_do_without(alpha: Path) -> None:
     assert not ask(alpha).has_error()
     assert not (alpha.parent / "approvals").exists()
     alpha.write_text(f"{alpha.read_text()}".replace("approval: off", "approval: never"))
-    with pytest.raises(ConfigError, match="'required' or 'off', got 'never'"):
+    with pytest.raises(ConfigError, match="unknown value 'never'; accepted: required, off"):
         load_site(alpha)
 
 
