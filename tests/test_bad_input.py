@@ -88,7 +88,7 @@ def test_unknown_key(config: Path) -> None:
         (
             "memory.selection",
             "hurding",
-            "memory.selection: unknown value 'hurding' (did you mean 'herding'?); accepted: herding, ",
+            "unknown value 'hurding' (did you mean 'herding'?); accepted: herding, ",
         ),
         ("compute.device", "gpu", "compute.device: 'gpu' cannot be used here"),
         ("tasks.sizes", "[6, 6]", "tasks.sizes needs 6 + 6 = 12 classes, and the data set has 10"),

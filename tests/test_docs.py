@@ -27,7 +27,7 @@ from client.app import app as client_app
 from client.door import UNEXPECTED
 from dynammo_core.config import Config, leaf_keys, load_config, resolve
 from dynammo_core.data.datasets import DATASETS
-from dynammo_core.data.loading import load_samples
+from dynammo_core.data.loading import load_samples, open_dataset
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.errors import DataError, DynammoError
 from dynammo_core.methods import METHODS
@@ -289,13 +289,14 @@ def test_the_example_of_a_data_set_loads(tmp_path: Path, load_example: Callable[
         arrays[f"{part}_images"] = np.full((count, 28, 28, 3), 7, dtype=np.uint8)
         arrays[f"{part}_labels"] = np.arange(count, dtype=np.uint8)
     np.savez(tmp_path / "own.npz", **arrays)
-    dataset = load(DataSettings(dataset="arrays", root=str(tmp_path / "own.npz")))
-    assert dataset.class_names == ("class 0", "class 1", "class 2")
-    assert load_samples(dataset.train, [2], 14).images.shape == (1, 3, 14, 14)
     (tmp_path / "other.npz").write_text("no arrays")
-    for bad in ("none.npz", "other.npz"):
-        with pytest.raises(DataError):
-            load(DataSettings(dataset="arrays", root=str(tmp_path / bad)))
+    with registered(DATASETS, "arrays", load):
+        dataset = open_dataset(DataSettings(dataset="arrays", root=str(tmp_path / "own.npz")), 0)
+        assert dataset.class_names == ("class 0", "class 1", "class 2")
+        assert load_samples(dataset.train, [2], 14).images.shape == (1, 3, 14, 14)
+        for bad in ("none.npz", "other.npz"):
+            with pytest.raises(DataError):
+                open_dataset(DataSettings(dataset="arrays", root=str(tmp_path / bad)), 0)
 
 
 def test_the_example_of_a_backbone_fits_its_network() -> None:

@@ -27,10 +27,10 @@ UNITS = {name: ROOT / "docs" / name / f"dynammo-{name}.service" for name in LOCK
 FOREIGN = "dyn" + "ammo"  # another project's on the package index
 NOT_AT_A_SITE = {
     *("ray", "matplotlib", "pytest", "torchmetrics", "scikit-learn", "mypy", "ruff"),
-    *("scipy", "opacus", "dp-accounting", "hypothesis", "jinja2", "onnx", "medmnist"),
+    *("scipy", "opacus", "dp-accounting", "hypothesis", "onnx", "medmnist"),
 }
-NOT_IMPORTED = {"sklearn", "dp_accounting", *(name for name in NOT_AT_A_SITE if "-" not in name)} - {"jinja2"}
-"""Modules of these; torch itself brings jinja2."""
+NOT_IMPORTED = {"sklearn", "dp_accounting", *(name for name in NOT_AT_A_SITE if "-" not in name)}
+"""The modules that these are imported by."""
 DIRECTIVES = {
     "NoNewPrivileges": "yes",
     "ProtectSystem": "strict",
@@ -160,9 +160,8 @@ def test_the_container_is_built_on_a_digest_and_by_hashes() -> None:
     assert "--require-hashes -r requirements.txt" in installs[0] and "--no-index --no-deps" in installs[1]
     assert "ARG LOCK=requirements.txt\n" in dockerfile
     assert "COPY docs/site/${LOCK} requirements.txt\n" in dockerfile
-    assert all(
-        f"\nCOPY {folder} {folder}\n" in dockerfile for folder in ("configs", "client", "dynammo_core", "server")
-    )
+    copied = ("configs", "client", "dynammo_core", "server", "simulations")
+    assert all(f"\nCOPY {folder} {folder}\n" in dockerfile for folder in copied)
 
 
 @pytest.mark.parametrize("part", LOCKS)
