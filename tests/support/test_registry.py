@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from types import ModuleType
 from typing import Annotated
 
 import pytest
+import torch
+from pages import blocks, tables, text_of
 from plugins import FILES, METHOD, forget, install, on_the_path
 from pydantic import BaseModel, ValidationError
 from tables import registered
@@ -19,7 +22,8 @@ import dynammo_core
 from dynammo_core.aggregation import AGGREGATORS
 from dynammo_core.data.datasets import DATASETS, LABELS
 from dynammo_core.errors import ConfigError
-from dynammo_core.merging.operators import MERGE_OPERATORS
+from dynammo_core.merging.operators import MERGE_OPERATORS, merge
+from dynammo_core.merging.task_sets import TaskSets
 from dynammo_core.methods import METHODS, register_method
 from dynammo_core.methods.fine_tune import FineTune
 from dynammo_core.models import BACKBONES, register_backbone
@@ -186,6 +190,29 @@ def test_a_name_that_no_package_brings_tells_what_to_do(outside: Path) -> None:
     assert str(caught.value).endswith(
         "half_replay; if another package brings it, install that package in this environment."
     )
+
+
+def test_the_package_of_the_guide_works(tmp_path: Path) -> None:
+    guide = "docs/how-to/plugins.md"
+    module, typed_in = blocks(guide, "python")
+    (described,) = blocks(guide, "toml")
+    project = tomllib.loads(described)["project"]
+    (reference,) = project["entry-points"]["dynammo.merging"].values()
+    files = {f"{reference.partition(':')[0].replace('.', '/')}.py": module}
+    about = {"name": project["name"], "version": project["version"]}
+    sets = TaskSets([{"0.alpha": torch.tensor(value)} for value in (1.0, 5.0, 3.0)])
+    with on_the_path(install(tmp_path, files, project["entry-points"], **about)):
+        assert merge("first_and_last", sets) == {"0.alpha": torch.tensor(2.0)}
+    try:
+        exec(typed_in, {"__name__": "typed_in"})
+        assert merge("newest_half", sets) == {"0.alpha": torch.tensor(3.0)}
+    finally:
+        del MERGE_OPERATORS._registered["newest_half"]
+
+
+def test_the_guide_lists_every_table() -> None:
+    rows = tables(text_of("docs/how-to/plugins.md"))[0]
+    assert {row[1].strip("`") for row in rows} == {table.group for table in TABLES}
 
 
 # --- decorators
