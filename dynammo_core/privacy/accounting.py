@@ -26,7 +26,7 @@ NEIGHBOURS: Mapping[str, str] = MappingProxyType(
 )
 ACCOUNTANT = "privacy-loss distributions, by dp-accounting"
 
-PRIVACY_EXTRA = "pip install 'federated-dynammo[privacy]'"
+PRIVACY_EXTRA = "pip install '.[privacy]' in the checkout"
 """What to do where the packages of differential privacy are not installed: most sites need none of them."""
 
 RESOLUTION = 5e-3
