@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -220,6 +221,36 @@ def test_defaults_written_out_and_order_do_not_change_the_hash(tmp_path: Path) -
     assert load_config(write(tmp_path, backwards)).content_hash == config.content_hash
     assert load_config(write(tmp_path, YAML + "seed: 1  # the default\n")).content_hash == config.content_hash
     assert load_config(write(tmp_path, YAML.replace("sites: 5", "sites: 5.0"))).content_hash == config.content_hash
+
+
+@pytest.mark.parametrize(
+    ("key", "typo", "meant"),
+    [
+        ("data.dataset", "digts", "digits"),
+        ("data.normalisation", "imagenett", "imagenet"),
+        ("data.augmentation", "crop_flipp", "crop_flip"),
+        ("tasks.class_order", "shufled", "shuffled"),
+        ("federation.partition", "dirichlt", "dirichlet"),
+        ("federation.arrival", "sync", "synchronous"),
+        ("federation.aggregator", "medain", "median"),
+        ("federation.compression", "int8_bot", "int8_both"),
+        ("scanners.kind", "contrst", "contrast"),
+        ("scanners.own_statistics", "trainned", "trained"),
+        ("backbone.name", "efficientnet_litte0", "efficientnet_lite0"),
+        ("backbone.weights", "imagnet", "imagenet"),
+        ("memory.selection", "herdng", "herding"),
+        ("compute.features", "float61", "float16"),
+        ("privacy.mechanism", "exampel", "example"),
+        ("method.name", "dynamo", "dynammo"),
+        ("method.merge", "meen", "mean"),
+        ("method.merge", "[mean, last, slrp]", "slerp"),
+        ("method.balance.optimizer", "adm", "adam"),
+        ("method.balance.schedule", "cosin", "cosine"),
+    ],
+)
+def test_a_mistyped_name_is_answered_with_the_nearest_and_all(key: str, typo: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{re.escape(key)}\S*: unknown .*\(did you mean '{meant}'\?\); accepted: "):
+        small_config(overrides={key: typo})
 
 
 def test_canonical_json_makes_the_same_config_again() -> None:
