@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dynammo_core.aggregation import register_aggregator
-    from dynammo_core.config import Config, load_config
+    from dynammo_core.configuration.config import Config, load_config
     from dynammo_core.data.datasets import register_dataset
-    from dynammo_core.errors import DynammoError
+    from dynammo_core.deployed.predictor import Predictor
     from dynammo_core.experiment import Experiment
     from dynammo_core.merging.operators import register_merge_operator
     from dynammo_core.methods import register_method
     from dynammo_core.models import register_backbone
-    from dynammo_core.predictor import Predictor
+    from dynammo_core.support.errors import DynammoError
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,11 +34,11 @@ __all__ = [
     "register_method",
 ]
 _HOMES = {
-    "Config": "dynammo_core.config",
-    "DynammoError": "dynammo_core.errors",
+    "Config": "dynammo_core.configuration.config",
+    "DynammoError": "dynammo_core.support.errors",
     "Experiment": "dynammo_core.experiment",
-    "Predictor": "dynammo_core.predictor",
-    "load_config": "dynammo_core.config",
+    "Predictor": "dynammo_core.deployed.predictor",
+    "load_config": "dynammo_core.configuration.config",
     "register_aggregator": "dynammo_core.aggregation",
     "register_backbone": "dynammo_core.models",
     "register_dataset": "dynammo_core.data.datasets",

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynammo_core.config import Config
-    from server.run_directory import Listener
+    from dynammo_core.configuration.config import Config
+    from server.run.run_directory import Listener
 
 __all__ = ["run"]
 
@@ -34,6 +34,6 @@ def run(
     Raises:
         DynammoError: the engine is unknown, the configuration cannot work, or the run cannot go on.
     """
-    from simulations.engines import find_engine
+    from simulations.engines.engines import find_engine
 
     return find_engine(engine)(config, runs, resume, listener, accept_new_code=accept_new_code)

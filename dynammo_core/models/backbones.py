@@ -11,6 +11,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
+from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.pretrained import (
     RANDOM,
@@ -21,8 +22,7 @@ from dynammo_core.models.pretrained import (
     locate_weights,
     torchvision_weights,
 )
-from dynammo_core.seeding import seeded_initialisation
-from dynammo_core.settings import BackboneSettings
+from dynammo_core.support.seeding import seeded_initialisation
 
 
 class Backbone(nn.Module):

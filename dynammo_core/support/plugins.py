@@ -12,7 +12,7 @@ from importlib.metadata import Distribution, PackageNotFoundError
 from pathlib import Path, PurePosixPath
 from types import CodeType, FunctionType
 
-from dynammo_core.errors import ConfigError
+from dynammo_core.support.errors import ConfigError
 
 OWN = ("client", "dynammo_core", "server", "simulations")
 """Packages of this project, which the hash of its own code covers."""

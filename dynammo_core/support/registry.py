@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from dynammo_core.errors import ConfigError, unknown_name
+from dynammo_core.support.errors import ConfigError, unknown_name
 from dynammo_core.support.plugins import Plugin, code_sha256
 
 T = TypeVar("T")

@@ -15,13 +15,13 @@ from small_runs import SETTINGS, Outcome, instruction, records, small_settings
 from typer.testing import CliRunner
 
 from client.app import app as client_app
-from client.approvals import Proposal
-from dynammo_core.config import Config, load_config, resolve
-from dynammo_core.errors import ConfigError
+from client.consent.approvals import Proposal
+from dynammo_core.configuration.config import Config, load_config, resolve
 from dynammo_core.experiment import Experiment, code_hash, plugins_of, project_hash
+from dynammo_core.support.errors import ConfigError
 from simulations import run
 from simulations.cli import app as command_line
-from simulations.local_grid import LocalGrid
+from simulations.engines.local_grid import LocalGrid
 
 METHOD_SECTION = {"name": "half_replay", "share": 0.25, "train": {"rounds": 1, "epochs": 1}}
 

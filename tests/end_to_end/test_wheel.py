@@ -93,9 +93,9 @@ def test_flower_builds_a_bundle_of_format_1_from_the_wheel(installed: Installed)
 from pathlib import Path
 from flwr.cli.build import build_fab_from_files
 from flwr.cli.utils import collect_files
-from server.flower_app import APP_DIRECTORY, staged_app
+from server.consortium.flower_app import APP_DIRECTORY, staged_app
 bundle, about = build_fab_from_files(collect_files(staged_app(APP_DIRECTORY, Path("app"))))
-from client.foreign_app import difference
+from client.service.foreign_app import difference
 print(about.fab_format_version, about.flwr_version_min, about.flwr_version_target, difference(bundle))
 """
     assert installed("python", "-c", script).split() == ["1", "1.41", "1.42.0", "None"]

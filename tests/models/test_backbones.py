@@ -9,11 +9,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.backbones import Backbone, build_backbone, weights_sha256
-from dynammo_core.seeding import seeded_initialisation
-from dynammo_core.settings import BackboneSettings
+from dynammo_core.support.seeding import seeded_initialisation
 
 
 def images(count: int = 2, side: int = 64) -> Tensor:

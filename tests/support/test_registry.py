@@ -21,13 +21,13 @@ from tables import registered
 import dynammo_core
 from dynammo_core.aggregation import AGGREGATORS
 from dynammo_core.data.datasets import DATASETS, LABELS
-from dynammo_core.errors import ConfigError
 from dynammo_core.merging.operators import MERGE_OPERATORS, merge
 from dynammo_core.merging.task_sets import TaskSets
 from dynammo_core.methods import METHODS, register_method
 from dynammo_core.methods.fine_tune import FineTune
 from dynammo_core.models import BACKBONES, register_backbone
 from dynammo_core.models.backbones import SMALL_CNN, BackboneSpec
+from dynammo_core.support.errors import ConfigError
 from dynammo_core.support.plugins import Plugin
 from dynammo_core.support.registry import Registry, plugins_in
 

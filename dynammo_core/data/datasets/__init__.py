@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from dynammo_core.support.registry import Registry
 
 if TYPE_CHECKING:
+    from dynammo_core.configuration.settings import DataSettings
     from dynammo_core.data.samples import Dataset
-    from dynammo_core.settings import DataSettings
 
     Load = Callable[[DataSettings], Dataset]
     Labels = Callable[[DataSettings], tuple[str, ...]]

@@ -1,0 +1,173 @@
+"""The sections of an experiment's YAML: frozen pydantic models with their defaults and bounds, no behaviour."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from dynammo_core.data.datasets import DATASETS
+from dynammo_core.models import BACKBONES
+from dynammo_core.support.errors import unknown_name
+from dynammo_core.support.registry import UNKNOWN
+
+SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
+"""What a hospital may be called: it stands in file names and certificates."""
+WEIGHTS_BY_NAME = ("imagenet", "random")
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
+"""Pretrained weights that have a name, and the kinds of files that others are in."""
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class DataSettings(Section):
+    """Which images, how many, and how they become tensors."""
+
+    dataset: Annotated[str, DATASETS] = Field(description="a name of the table DATASETS")
+    root: str | None = Field(default=None, description="folder (or manifest file) of the data; ~ is expanded")
+    classes: tuple[str, ...] | None = Field(
+        default=None,
+        description="the registry of class names in their order, for image_folder and manifest: other labels are "
+        "refused, classes without any image are not (default: the names found, sorted)",
+    )
+    sets: tuple[str, ...] | None = Field(
+        default=None, description="the sets of medmnist, one after the other: a file's name without .npz for each"
+    )
+    image_size: int = Field(default=64, ge=8, le=1024, description="side in pixels that every image is resized to")
+    normalisation: Literal["half", "imagenet"] = Field(
+        default="half", description="half: (x - 0.5) / 0.5; imagenet: ImageNet's mean and standard deviation"
+    )
+    augmentation: Literal["none", "crop", "crop_flip"] = Field(
+        default="none", description="random shifts of up to an eighth of the side; with flip, left-right mirroring"
+    )
+    train_per_class: int | None = Field(default=None, ge=1, description="keep this many training images a class")
+    test_per_class: int | None = Field(default=None, ge=1, description="keep this many test images a class")
+    validation_per_class: int = Field(
+        default=0,
+        ge=0,
+        description="take this many training images a class from training, and test on them, not on the test set",
+    )
+
+    @field_validator("classes")
+    @classmethod
+    def _registry(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if classes is not None and (not all(classes) or not classes or len(set(classes)) < len(classes)):
+            raise ValueError(f"{list(classes)} must name at least one class, none of them empty or twice")
+        return classes
+
+    @field_validator("sets")
+    @classmethod
+    def _no_set_twice(cls, sets: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if sets is not None and (not sets or len(set(sets)) < len(sets)):
+            raise ValueError(f"{list(sets)} must name at least one set, none of them twice")
+        return sets
+
+
+class TaskSettings(Section):
+    """How classes arrive."""
+
+    sizes: int | tuple[int, ...] = Field(default=2, description="classes a task, or one number for each task")
+    class_order: Literal["fixed", "shuffled"] | tuple[int, ...] = Field(
+        default="fixed",
+        description="shuffled: by the seed; or class indices in the order in which they arrive: those left out take no "
+        "part",
+    )
+
+    @field_validator("sizes")
+    @classmethod
+    def _positive(cls, sizes: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if isinstance(sizes, int) and sizes < 1:
+            raise ValueError(f"{sizes} classes a task make no task; at least 1 is needed")
+        if isinstance(sizes, tuple) and (not sizes or min(sizes) < 1):
+            raise ValueError(f"{list(sizes)} must name at least one task, each with at least one class")
+        return sizes
+
+    @field_validator("class_order")
+    @classmethod
+    def _no_class_twice(cls, order: str | tuple[int, ...]) -> str | tuple[int, ...]:
+        if isinstance(order, tuple) and (not order or min(order) < 0 or len(set(order)) < len(order)):
+            raise ValueError(f"{list(order)} must name at least one class, by its index from 0, none of them twice")
+        return order
+
+
+class BackboneSettings(Section):
+    """The pretrained network and where its weights come from."""
+
+    name: Annotated[str, BACKBONES] = "efficientnet_lite0"
+    weights: str = Field(
+        default="imagenet", description="imagenet, random (by the seed), or the path of a file with weights"
+    )
+    sha256: str | None = Field(default=None, description="refuse weights whose file has another SHA-256")
+
+    @field_validator("weights")
+    @classmethod
+    def _a_name_or_a_file(cls, weights: str) -> str:
+        if weights not in WEIGHTS_BY_NAME and not weights.endswith(WEIGHTS_SUFFIXES):
+            raise PydanticCustomError(
+                UNKNOWN,
+                "{unknown}; accepted: {accepted}",
+                {
+                    "unknown": unknown_name("weights", PurePath(weights).name, WEIGHTS_BY_NAME),
+                    "accepted": f"{', '.join(WEIGHTS_BY_NAME)}, or the path of a file ({', '.join(WEIGHTS_SUFFIXES)})",
+                },
+            )
+        return weights
+
+
+class MemorySettings(Section):
+    """The private replay memory: exemplars stay on the disk of the site that holds the images."""
+
+    exemplars: int = Field(default=200, ge=0, description="exemplars of all sites together, shared equally among them")
+    selection: Literal["herding", "random", "closest_to_mean"] = "herding"
+    quota_megabytes: float = Field(default=1024, gt=0, description="most disk space a site's memory may take")
+
+
+class ComputeSettings(Section):
+    """Where the arithmetic happens. Another number of threads may change the last bits of a result."""
+
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    threads: int = Field(default=1, ge=1, description="CPU threads of one site; fixed, so that results repeat")
+    features: Literal["float32", "float16"] = Field(default="float32", description="how rounds keep features")
+    feature_megabytes: int = Field(default=512, ge=0, description="memory for features kept from round to round")
+
+
+class Optimisation(Section):
+    """How one training stage descends: rounds across sites, local epochs, optimiser and schedule."""
+
+    rounds: int = Field(default=1, ge=1, description="rounds of averaging across sites")
+    epochs: int = Field(default=5, ge=1, description="local epochs in each round")
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float = Field(default=0.01, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: float = Field(default=5e-4, ge=0)
+    batch_size: int = Field(default=32, ge=2, description="at least 2: one image has no batch statistics")
+    schedule: Literal["constant", "step", "cosine"] = "constant"
+    milestones: tuple[int, ...] = Field(
+        default=(), description="epochs, counted over all rounds of the stage, after which step divides the rate by 10"
+    )
+
+
+class MethodSettings(Section):
+    """The section `method`: each method adds its own parameters to the name."""
+
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_stages(cls, given: Any) -> Any:
+        """What a stage's section leaves out is the method's own default of that stage, not the general one."""
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        if not isinstance(given, dict):
+            return given
+        return {
+            name: {**defaults[name].model_dump(), **value}
+            if isinstance(value, dict) and isinstance(defaults.get(name), Section)
+            else value
+            for name, value in given.items()
+        }
