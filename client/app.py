@@ -24,7 +24,8 @@ from dynammo_core.experiment import code_hash
 from dynammo_core.plan import Action
 from dynammo_core.support.errors import DynammoError, ProtocolError
 from dynammo_core.wire.envelope import decode_instruction, encode_announcement, encode_report
-from dynammo_core.wire.protocol import MOST, SITES, Phase
+from dynammo_core.wire.protocol import MOST, Phase
+from dynammo_core.wire.secure_aggregation.phases import SITES
 
 app = ClientApp()
 logger = logging.getLogger("dynammo.client")

@@ -27,9 +27,10 @@ from dynammo_core.scoring.reliability import UNIT, Reliability
 from dynammo_core.support.errors import DynammoError, ProtocolError
 from dynammo_core.wire.announcement import Announcement
 from dynammo_core.wire.compression import CODECS, packed_form
-from dynammo_core.wire.protocol import PHASE_UP, Phase, lengths_of, names_up, numbers_of, phase_shape
+from dynammo_core.wire.protocol import Phase, lengths_of, names_up, numbers_of
 from dynammo_core.wire.report_contents import check_tests
 from dynammo_core.wire.secure_aggregation.encoding import Encoding
+from dynammo_core.wire.secure_aggregation.phases import PHASE_UP, phase_shape
 
 UNEXPECTED = 199
 """The code of an error that nobody raised on purpose."""

@@ -16,21 +16,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dynammo_core.support.errors import RunError
-from dynammo_core.wire.protocol import (
+from dynammo_core.wire.protocol import MOST, Phase, Report
+from dynammo_core.wire.secure_aggregation.encoding import Encoding, Total
+from dynammo_core.wire.secure_aggregation.masking import PUBLIC_BYTES, Context, unmasked
+from dynammo_core.wire.secure_aggregation.phases import (
     ATTEMPT,
     ATTEMPT_BYTES,
     KEYS,
-    MOST,
     PHASE_UP,
     SHARES,
     SITES,
     SURVIVORS,
-    Phase,
-    Report,
+    check_phase,
 )
-from dynammo_core.wire.protocol_checks import check_phase
-from dynammo_core.wire.secure_aggregation.encoding import Encoding, Total
-from dynammo_core.wire.secure_aggregation.masking import PUBLIC_BYTES, Context, unmasked
 from dynammo_core.wire.secure_aggregation.shamir import combine
 from server.run.answers import Answers, Failure
 from server.run.exchange import Check

@@ -22,7 +22,8 @@ from client.steps.secure_steps import secure_answer
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.wire.envelope import encode_report
-from dynammo_core.wire.protocol import ATTEMPT, KEYS, PHASE_UP, SHARES, SITES, SURVIVORS, Instruction, Phase
+from dynammo_core.wire.protocol import Instruction, Phase
+from dynammo_core.wire.secure_aggregation.phases import ATTEMPT, KEYS, PHASE_UP, SHARES, SITES, SURVIVORS
 
 SECURE = {"federation.secure_aggregation": True, "federation.sites": 5, "federation.partition": "iid"}
 EXPERIMENT = Experiment(small_config("streaming_ridge", SECURE))  # threshold: 4 of 5

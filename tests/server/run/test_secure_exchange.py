@@ -31,7 +31,8 @@ from dynammo_core.models.incremental_model import matching, travelling_names
 from dynammo_core.plan import Action, Step
 from dynammo_core.support.errors import RunError
 from dynammo_core.wire.envelope import PHASE_TYPES, encode_report
-from dynammo_core.wire.protocol import PHASE_UP, SUMMED, Instruction, Phase, Report
+from dynammo_core.wire.protocol import SUMMED, Instruction, Phase, Report
+from dynammo_core.wire.secure_aggregation.phases import PHASE_UP
 from server.jobs.evaluate import evaluate_run
 from server.report.report import write_report
 from server.run.answers import Answers
