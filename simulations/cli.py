@@ -82,16 +82,20 @@ def compare(
     ],
     runs: Annotated[Path, typer.Option(help="Folder for run directories and pages.")] = Path("runs/compare"),
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time.", show_default="GPUs or cores")] = None,
-    ray: Annotated[
+    shard: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="Run over the machines of this Ray cluster.", show_default=False),
+        typer.Option(
+            metavar="K/N",
+            help="Run the K-th of N parts; each part is for a process of its own, all with the same --runs.",
+            show_default=False,
+        ),
     ] = None,
     no_run: Annotated[bool, typer.Option("--no-run", help="Only show what is finished so far.")] = False,
 ) -> None:
     """Run what is missing of comparisons and write a page about each; safe to stop and go on."""
     with readable_errors():
         from simulations.comparisons.command import run_under_display
-        from simulations.comparisons.compare import load_comparison, missing_cells
+        from simulations.comparisons.compare import load_comparison, missing_cells, part_of
         from simulations.comparisons.page import write_page
         from simulations.comparisons.table import table
 
@@ -99,7 +103,12 @@ def compare(
         if len(comparisons) < len(files):
             raise ConfigError("two comparisons have the same file name", accepted="files of different names")
         every = [cell for comparison in comparisons.values() for cell in comparison.cells]
-        failed = 0 if no_run else run_under_display(every, runs, console, workers=workers, ray=ray)
+        own = every if shard is None else part_of(every, shard)
+        failed = 0 if no_run else run_under_display(own, runs, console, workers=workers)
+        if shard is not None and (left := missing_cells(every, runs)):
+            text = f"{len(left)} runs of all parts are missing; the part that ends last writes the page"
+            console.print(text, soft_wrap=True, markup=False, highlight=False)
+            raise typer.Exit(1 if failed else 0)
         for title, comparison in comparisons.items():
             groups = comparison.groups(runs)
             words = ["dynammo-sim", "compare", str(comparison.file)]

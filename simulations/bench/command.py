@@ -21,7 +21,6 @@ from simulations.bench.bytes_table import bytes_table
 from simulations.bench.growth_command import growth
 from simulations.bench.inference import inference
 from simulations.bench.shares import shares_table
-from simulations.bench.stacked import stacked_table
 from simulations.bench.training import training
 from simulations.options import ConfigFile, Overrides
 
@@ -32,7 +31,6 @@ bench.command()(growth)
 bench.command()(inference)
 bench.command()(training)
 bench.command("shares")(shares_table)
-bench.command("stacked")(stacked_table)
 console = Terminal()
 WANTED = 0.8
 """The least speed of reading through encryption, as a part of plain reading."""

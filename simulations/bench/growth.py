@@ -32,8 +32,8 @@ from server.run.run import run_experiment
 from server.run.run_directory import Event
 from simulations.bench.exponents import Growth
 from simulations.bench.memory_watch import forget_peak, own_memory
+from simulations.comparisons.process_pool import follow_parent
 from simulations.engines.local_grid import LocalGrid
-from simulations.engines.process_pool import follow_parent
 
 BASE: Mapping[str, Any] = MappingProxyType(
     {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -179,10 +180,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, and at which node; `error` is the text of what stopped it, empty where it completed."""
+    """How a run ended; `error` is the text of what stopped it, empty if it completed."""
 
     run_name: str
-    node: str
     error: str
 
 
@@ -234,6 +234,23 @@ def load_comparison(path: Path) -> Comparison:
 def missing_cells(cells: Sequence[Cell], runs: Path) -> dict[str, Cell]:
     """The cells that have no finished run yet, by the name of the run; comparisons may share a run."""
     return {cell.config.run_name: cell for cell in cells if cell.summary(runs) is None}
+
+
+def part_of(cells: Sequence[Cell], shard: str) -> list[Cell]:
+    """Return every n-th run, from the k-th on, for the shard "k/n": processes that share a folder take a part each.
+
+    A run belongs to one part, whatever has finished: the parts depend on nothing but the files and their order.
+
+    Raises:
+        ConfigError: the shard is not k/n with 1 <= k <= n.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    number, count = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise ConfigError(
+            f"--shard {shard!r} is not a part of the runs", accepted="K/N with K from 1 to N, such as 2/8"
+        )
+    return list({cell.config.run_name: cell for cell in cells}.values())[number - 1 :: count]
 
 
 def run_missing(

@@ -134,9 +134,9 @@ def run_cells(left: Mapping[str, tuple[Trial, Cell]], runs: Path, on_event: OnEv
         except DynammoError as error:
             if trial.learner is None:
                 raise
-            yield Outcome(label, "", str(error))
+            yield Outcome(label, str(error))
         else:
-            yield Outcome(label, "", "")
+            yield Outcome(label, "")
 
 
 def rows(trials: Sequence[Trial], runs: Path) -> list[dict[str, object]]:

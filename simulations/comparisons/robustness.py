@@ -101,9 +101,9 @@ def run_cells(cells: Mapping[str, Cell], runs: Path, on_event: OnEvent) -> Itera
         except DynammoError as error:
             if cell.setting == CLEAN:
                 raise
-            yield Outcome(label, "", str(error))
+            yield Outcome(label, str(error))
         else:
-            yield Outcome(label, "", "")
+            yield Outcome(label, "")
 
 
 def rows(cells: Sequence[Cell], runs: Path, errors: Mapping[str, str]) -> list[Row]:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from statistics import mean
+from subprocess import PIPE
 
 import pytest
 import yaml
 from rich.console import Console
-from small_runs import small_settings
+from small_runs import events, small_settings
 from typer.testing import CliRunner
 
 from dynammo_core.experiment import project_hash
 from dynammo_core.support.errors import ConfigError
 from simulations.cli import app
 from simulations.comparisons import page as comparison_page
-from simulations.comparisons.compare import Cell, Comparison, load_comparison, missing_cells
+from simulations.comparisons.compare import Cell, Comparison, load_comparison, missing_cells, part_of
 from simulations.comparisons.table import Spread, lines, table
 
 
@@ -208,6 +211,44 @@ def test_the_command_runs_what_is_missing_and_nothing_twice(tmp_path: Path, monk
     assert len(before) == 2
     file = write_comparison(tmp_path, seeds=[1], rows=rows)
     assert CliRunner().invoke(app, line).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("events.jsonl")} == before
+
+
+def test_shards_are_disjoint_and_together_all_runs(tmp_path: Path) -> None:
+    cells = load_comparison(write_comparison(tmp_path, seeds=[1, 2, 3, 4])).cells
+    parts = [part_of(cells, f"{number}/3") for number in (1, 2, 3)]
+    assert [len(part) for part in parts] == [3, 3, 2]
+    assert {cell.label for part in parts for cell in part} == {cell.label for cell in cells}
+    # Two comparisons may share runs: each is still in one shard alone.
+    assert part_of([*cells, *cells], "2/3") == parts[1]
+    assert part_of(cells[:1], "2/3") == []
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "1/0", "-1/2", "a/b", "1/2/3"])
+def test_a_shard_that_is_not_one_is_refused(tmp_path: Path, shard: str) -> None:
+    result = CliRunner().invoke(app, ["compare", str(write_comparison(tmp_path)), "--shard", shard])
+    assert result.exit_code == 1
+    assert f"--shard {shard!r}" in result.stderr
+    assert "K/N with K from 1 to N" in " ".join(result.stderr.split())
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_share_a_folder_and_the_last_writes_the_page(tmp_path: Path) -> None:
+    rows = {"narrow": {"memory.exemplars": 12}, "wide": {"memory.exemplars": 24}}
+    file, runs = write_comparison(tmp_path, seeds=[1], rows=rows), tmp_path / "runs"
+    line = [sys.executable, "-c", "from simulations.cli import app; app()", "compare", str(file), "--runs", str(runs)]
+    parts = [subprocess.Popen([*line, "--shard", f"{number}/2"], text=True, stdout=PIPE) for number in (1, 2)]
+    said = [part.communicate()[0] for part in parts]
+    assert [part.returncode for part in parts] == [0, 0]
+    assert (runs / "comparison" / "index.html").is_file()
+    assert any("Page: " in text for text in said)
+    cells = load_comparison(file).cells
+    assert not missing_cells(cells, runs)
+    for cell in cells:
+        assert len(events(cell.directory(runs), "run_started")) == 1
+    # A third process has nothing left to run, and writes the page anew.
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("events.jsonl")}
+    assert CliRunner().invoke(app, [*line[3:], "--shard", "1/2"]).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("events.jsonl")} == before
 
 

@@ -50,11 +50,11 @@ def test_bars_and_times_left() -> None:
     clock.now = 1015.0
     assert " ".join(shown(view)[1]).split()[-2:] == ["0:00:25", "left"]  # it counts down between events
 
-    view.finish(Outcome("a", "", ""))
+    view.finish(Outcome("a", ""))
     clock.now = 1040.0
     view.update("b", start(1040.0))
     assert len(shown(view)) == 2
-    view.finish(Outcome("b", "", "no data"))
+    view.finish(Outcome("b", "no data"))
     assert [" ".join(" ".join(parts).split()) for parts in shown(view)] == ["all runs 4/5 runs"]
 
 
@@ -62,7 +62,7 @@ def test_a_finished_run_prints_nothing() -> None:
     buffer = io.StringIO()
     with ComparisonView(Console(file=buffer, width=80), {"a": "replay · seed 1"}, 0) as view:
         view.update("a", start(1000.0))
-        view.finish(Outcome("a", "", ""))
+        view.finish(Outcome("a", ""))
     (line,) = buffer.getvalue().splitlines()  # the last state of the bar for all
     assert "1/1 runs" in line
 
@@ -72,8 +72,8 @@ def test_a_log_gets_a_line_for_each_run_that_has_ended() -> None:
     with ComparisonView(Console(file=log, width=20), {"a": "replay [1] · seed 1", "b": "seed 2"}, 3, clock) as view:
         view.update("a", start(1000.0))
         clock.now = 1040.0
-        view.finish(Outcome("a", "", ""))
-        view.finish(Outcome("b", "", "no data"))
+        view.finish(Outcome("a", ""))
+        view.finish(Outcome("b", "no data"))
     # One of two runs took 40 s, so that as much is left; of none nothing is.
     assert log.getvalue().splitlines() == [
         "[4/5 runs] replay [1] · seed 1 finished, 0:00:40 left",

@@ -64,7 +64,7 @@ def in_processes(
             while not told.empty():
                 on_event(*told.get())
             for future in finished:
-                yield Outcome(running.pop(future), "", future.result())
+                yield Outcome(running.pop(future), future.result())
     except BaseException as error:
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()

@@ -15,7 +15,7 @@ import yaml
 from small_runs import Outcome, events, run_small, small_settings
 
 from dynammo_core.configuration.config import resolve
-from simulations.engines.process_pool import device_of
+from simulations.comparisons.process_pool import device_of
 
 COMPARE = "from simulations.cli import app; app()"
 LIMIT = 300.0  # seconds; a free machine needs a tenth

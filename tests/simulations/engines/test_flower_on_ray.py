@@ -1,0 +1,127 @@
+"""A Flower run over two real Ray nodes on this machine: the sites work at both, and no cluster is no start."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from dynammo_core.support.errors import RunError
+from simulations.engines.flower_engine import run_flower
+
+pytestmark = pytest.mark.slow
+LOOPBACK = ("127.0.0.2", "127.0.0.3")  # 127.0.0.1 is to Ray another name of this machine's outer address
+SETTINGS = {
+    "USAGE_STATS_ENABLED": "0",
+    "worker_niceness": "0",
+    # A busy machine takes its time to start a node.
+    "agent_register_timeout_ms": "240000",
+    "raylet_start_wait_time_s": "240",
+    "gcs_server_request_timeout_seconds": "240",
+}
+NOBODY_LISTENS = "127.0.0.1:9"  # the port of the discard protocol, which no Ray uses
+
+
+# Four sites that tell at which node of the cluster they work.
+APP = {
+    "pyproject.toml": """
+[project]
+name = "whereabouts"
+version = "0.1.0"
+license = "Apache-2.0"
+[tool.flwr.app]
+publisher = "test"
+fab-include = ["*.py"]
+components = { serverapp = "whereabouts_server:app", clientapp = "whereabouts_client:app" }
+config = { out = "" }
+""",
+    "whereabouts_server.py": """
+import json, time
+from pathlib import Path
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid, context):
+    while len(nodes := list(grid.get_node_ids())) < 4:
+        time.sleep(0.1)
+    asked = RecordDict({"config": ConfigRecord({"wait": 0.5})})
+    replies = grid.send_and_receive([Message(asked, node, "train.where") for node in nodes])
+    Path(context.run_config["out"]).write_text(json.dumps([reply.content["at"]["node"] for reply in replies]))
+""",
+    "whereabouts_client.py": """
+import time
+import ray
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+
+@app.train("where")
+def where(message, context):
+    time.sleep(message.content["config"]["wait"])
+    at = ConfigRecord({"node": ray.get_runtime_context().get_node_id()})
+    return Message(RecordDict({"at": at}), reply_to=message)
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Start a cluster of two nodes of one core each; yield its address."""
+    home = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # the paths of Ray's sockets must be short
+    nodes = Cluster()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", str(home))
+        for name, value in SETTINGS.items():
+            patch.setenv(f"RAY_{name}", value)
+        (home / "ray").mkdir()
+        try:
+            for host in LOOPBACK:
+                nodes.add_node(
+                    node_ip_address=host,
+                    num_cpus=1,
+                    num_gpus=0,
+                    object_store_memory=100 * 2**20,
+                    include_dashboard=False,
+                    include_log_monitor=False,
+                )
+            yield nodes.address
+        finally:
+            nodes.shutdown()
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def test_sites_of_a_flower_run_work_at_both_nodes(cluster: str, tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    for name, text in APP.items():
+        (tmp_path / "app" / name).write_text(text)
+    out = tmp_path / "out.json"
+    run_flower(
+        tmp_path / "app",
+        nodes=4,
+        run_config={"out": str(out)},
+        on_output=None,
+        log_file=tmp_path / "log",
+        ray=cluster,
+    )
+    worked = json.loads(out.read_text())
+    assert len(worked) == 4
+    assert len(set(worked)) == 2
+
+
+@pytest.mark.parametrize("address", [NOBODY_LISTENS, "nowhere", "ray://127.0.0.1:9"])
+def test_flower_is_not_started_without_a_cluster(tmp_path: Path, address: str) -> None:
+    log = tmp_path / "log"
+    with pytest.raises(RunError, match=f"no Ray cluster can be used at '{address}'.*HOST:PORT"):
+        run_flower(tmp_path, nodes=1, run_config={}, on_output=None, log_file=log, ray=address)
+    assert not log.exists()
