@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import subprocess
 from collections.abc import Iterator
 from functools import cache
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +39,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     from small_runs import record  # Flower and scikit-learn: seconds that most tests need not pay
 
     return cache(lambda method: record(method, tmp_path_factory.mktemp(method)))
+
+
+@pytest.fixture(scope="session")
+def preloaded() -> ForkServerContext:
+    """Starts processes that have PyTorch and Flower from the first moment, where that is not what a test is about."""
+    context = multiprocessing.get_context("forkserver")
+    # PyTorch loads the last of these with the first optimizer, in two seconds.
+    context.set_forkserver_preload(
+        ["simulations.cli", "simulations.engines.engines", "sklearn.datasets", "torch._dynamo"]
+    )
+    return context
 
 
 @pytest.fixture

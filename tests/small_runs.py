@@ -95,6 +95,24 @@ class Outcome:
         return Outcome(summary, *((directory / name).read_bytes() for name in names))
 
 
+class Stopped(BaseException):
+    """Ends a run like Ctrl-C does; it is no Exception, which something on the way may take for a failure of its own."""
+
+
+class StopAt:
+    """Stops the run that it listens to, at the `nth` event of a step."""
+
+    def __init__(self, step: int, nth: int) -> None:
+        self.step = step
+        self.left = nth
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event.get("step") == self.step:
+            self.left -= 1
+            if self.left == 0:
+                raise Stopped
+
+
 def events(directory: Path, kind: str | None = None) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
     return [line for line in lines if kind in (None, line["event"])]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from hospitals import Hospitals, deployed, make_hospitals
-from small_runs import Outcome, run_small
+from small_runs import Outcome, Stopped, run_small
 
 from client.consent.settings import SiteMemory, load_site
 from client.state.answer_ledger import AnswerLedger, Question
@@ -145,10 +145,6 @@ def test_the_oldest_go_and_the_last_one_and_mere_counts_stay(tmp_path: Path) -> 
 
 
 # --- in nobody's way
-
-
-class Stopped(BaseException):
-    """No Exception: nothing on the way may take it for a failure of its own."""
 
 
 @pytest.fixture(scope="module")
