@@ -34,11 +34,12 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The uninterrupted small run of a method, done once for all tests that look at one; not to be changed."""
-    from small_runs import record  # Flower and scikit-learn: seconds that most tests need not pay
+def finished(pytestconfig: pytest.Config) -> Finished:
+    """The uninterrupted small run of a method, kept for all tests that look at one; not to be changed."""
+    from finished_runs import FinishedRuns  # Flower and scikit-learn: seconds that most tests need not pay
 
-    return cache(lambda method: record(method, tmp_path_factory.mktemp(method)))
+    assert pytestconfig.cache is not None
+    return cache(FinishedRuns(pytestconfig.cache.mkdir("finished-runs")).of)
 
 
 @pytest.fixture(scope="session")

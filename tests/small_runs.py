@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +134,15 @@ class Wire:
 
 @dataclass
 class FinishedRun:
+    """A finished run's configuration and directory, and the file of all that its sites were asked and answered."""
+
     config: Config[Any]
     path: Path
-    handled: list[tuple[Message, Message]]
+    messages: Path
+
+    @cached_property
+    def handled(self) -> list[tuple[Message, Message]]:
+        return list(pickle.loads(self.messages.read_bytes()))
 
     @property
     def experiment(self) -> Experiment:
@@ -147,12 +155,6 @@ class FinishedRun:
     @property
     def summary(self) -> dict[str, Any]:
         return dict(json.loads((self.path / "summary.json").read_text()))
-
-
-def record(method: str, runs: Path) -> FinishedRun:
-    config, wire = small_config(method), Wire()
-    grid = LocalGrid(wire, nodes=SITES, run_config={})
-    return FinishedRun(config, run_small(config, runs, grid=grid).path, wire.handled)
 
 
 def step_of(experiment: Experiment, task: int, stage: str, round_: int = 0) -> Step:
