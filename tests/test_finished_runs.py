@@ -9,9 +9,7 @@ import pytest
 from finished_runs import FinishedRuns
 
 
-def test_a_run_is_found_again_until_it_or_the_code_has_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_found_again_until_it_or_the_code_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = FinishedRuns(tmp_path).of("ridge")
     written = first.path / "events.jsonl"
     log, outcome = written.read_bytes(), first.outcome
