@@ -17,7 +17,7 @@ FASHION := --set data.dataset=fashion_mnist --set data.image_size=64 --set data.
 SUMS := --set method.name=streaming_ridge --set method.multi_scale=false --set privacy.feature_norm=65
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo deploy-demo secure-demo privacy bench soak test lint format lock sbom stop clean
+.PHONY: help install demo deploy-demo secure-demo privacy bench soak test quick lint format lock sbom stop clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' '$(ROOT)/Makefile'
@@ -60,14 +60,19 @@ bench: install ## Speed, as ratios within one run: answers, training, memory, by
 	@'$(BIN)/dynammo-sim' bench bytes '$(ROOT)/configs/digits.yaml'
 	@'$(BIN)/dynammo-sim' bench growth --out '$(ROOT)/runs/growth'
 
-soak: install ## Faults done to a real deployment, lying sites, 100 and 1,000 simulated sites: about an hour
+soak: install ## Every moment of a stop, faults in a deployment, lying sites, 100 and 1,000 sites: about an hour
+	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -n auto -m soak
 	@'$(BIN)/dynammo-sim' faults '$(ROOT)/configs/deployed_digits.yaml' --set federation.attempts=2 --set tasks.sizes='[2, 2]'
 	@'$(BIN)/dynammo-sim' robustness '$(ROOT)/configs/digits.yaml' --runs '$(ROOT)/runs/robustness'
 	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 100 --engine flower $(MANY_SITES)
 	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 1000 --engine local $(MANY_SITES)
 
-test: install ## Run all tests
-	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -n auto
+# A file's tests stay in one process, which makes what they share once. The longest files come in the middle.
+test: install ## Run all tests, some minutes on two cores
+	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -n auto --dist loadscope --no-loadscope-reorder
+
+quick: install ## Run the tests that start no program and run no whole experiment: after every change
+	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -n auto --dist loadscope --quick
 
 lint: install ## Check style (ruff) and types (mypy --strict)
 	@cd '$(ROOT)' && '$(BIN)/ruff' check . && '$(BIN)/ruff' format --check . && '$(BIN)/mypy'

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
 from functools import cache
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +24,32 @@ if TYPE_CHECKING:
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 
+WHOLE = re.compile(
+    r"^(?:import|from) (?:subprocess|multiprocessing|site_bench|superlinks|ray|onnx|simulations\.rehearsal)\b"
+    r"|\b(?:run_small|run_local|run_flower|run_and_report|preloaded)\b|mark\.slow",
+    re.MULTILINE,
+)
+"""What tells of a file of tests that it starts programs or runs whole experiments of its own."""
+
 # A shell starts its background jobs deaf to Ctrl-C, and what they start inherits that; tests send it to programs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out files that start programs or run experiments")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With --quick, do not even import what is left out; everything else is for pytest to decide."""
+    whole = collection_path.suffix == ".py" and WHOLE.search(collection_path.read_text(encoding="utf-8"))
+    return True if whole and config.getoption("--quick") else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Let one worker more than cores fill the time in which tests wait for programs that they started."""
+    return len(os.sched_getaffinity(0)) + (not config.getoption("--quick"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,11 +59,23 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The uninterrupted small run of a method, done once for all tests that look at one; not to be changed."""
-    from small_runs import record  # Flower and scikit-learn: seconds that most tests need not pay
+def finished(pytestconfig: pytest.Config) -> Finished:
+    """The uninterrupted small run of a method, kept for all tests that look at one; not to be changed."""
+    from finished_runs import FinishedRuns  # Flower and scikit-learn: seconds that most tests need not pay
 
-    return cache(lambda method: record(method, tmp_path_factory.mktemp(method)))
+    assert pytestconfig.cache is not None
+    return cache(FinishedRuns(pytestconfig.cache.mkdir("finished-runs")).of)
+
+
+@pytest.fixture(scope="session")
+def preloaded() -> ForkServerContext:
+    """Starts processes that have PyTorch and Flower from the first moment, where that is not what a test is about."""
+    context = multiprocessing.get_context("forkserver")
+    # PyTorch loads the last of these with the first optimizer, in two seconds.
+    context.set_forkserver_preload(
+        ["simulations.cli", "simulations.engines.engines", "sklearn.datasets", "torch._dynamo"]
+    )
+    return context
 
 
 @pytest.fixture

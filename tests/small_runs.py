@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,24 @@ class Outcome:
         return Outcome(summary, *((directory / name).read_bytes() for name in names))
 
 
+class Stopped(BaseException):
+    """Ends a run like Ctrl-C does; it is no Exception, which something on the way may take for a failure of its own."""
+
+
+class StopAt:
+    """Stops the run that it listens to, at the `nth` event of a step."""
+
+    def __init__(self, step: int, nth: int) -> None:
+        self.step = step
+        self.left = nth
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event.get("step") == self.step:
+            self.left -= 1
+            if self.left == 0:
+                raise Stopped
+
+
 def events(directory: Path, kind: str | None = None) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
     return [line for line in lines if kind in (None, line["event"])]
@@ -114,9 +134,15 @@ class Wire:
 
 @dataclass
 class FinishedRun:
+    """A finished run's configuration and directory, and the file of all that its sites were asked and answered."""
+
     config: Config[Any]
     path: Path
-    handled: list[tuple[Message, Message]]
+    messages: Path
+
+    @cached_property
+    def handled(self) -> list[tuple[Message, Message]]:
+        return list(pickle.loads(self.messages.read_bytes()))
 
     @property
     def experiment(self) -> Experiment:
@@ -129,12 +155,6 @@ class FinishedRun:
     @property
     def summary(self) -> dict[str, Any]:
         return dict(json.loads((self.path / "summary.json").read_text()))
-
-
-def record(method: str, runs: Path) -> FinishedRun:
-    config, wire = small_config(method), Wire()
-    grid = LocalGrid(wire, nodes=SITES, run_config={})
-    return FinishedRun(config, run_small(config, runs, grid=grid).path, wire.handled)
 
 
 def step_of(experiment: Experiment, task: int, stage: str, round_: int = 0) -> Step:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from small_runs import small_settings
+from small_runs import small_config
 from typer.testing import CliRunner
 
 from client.cli import app as site_commands
@@ -20,7 +20,7 @@ from dynammo_core.wire.announcement import with_new_task
 from server.cli import app as server_commands
 from simulations.rehearsal.deployment import Deployment, deployed_config, deployment
 
-NAMES = ("north", "east", "south")
+NAMES = ("north", "east")
 
 
 def of_two_digits(simulated: Experiment) -> Config[Any]:
@@ -32,7 +32,7 @@ def of_two_digits(simulated: Experiment) -> Config[Any]:
 
 @pytest.fixture(scope="module")
 def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    experiment = Experiment(resolve(small_settings("streaming_ridge"), "small.yaml", {"federation.attempts": 2}))
+    experiment = Experiment(small_config("streaming_ridge", {"federation.sites": len(NAMES), "federation.attempts": 2}))
     with deployment(tmp_path_factory.mktemp("consortium"), experiment, NAMES) as made:
         list(made.prepare_sites())
         made.open()
@@ -77,7 +77,7 @@ def test_withdrawn_record_leaves_the_sums_of_the_run(run: Path, consortium: Depl
     (said,) = (run / "corrections").glob("*.json")
     assert json.loads(said.read_text()) == {
         "corrected": ["north"],
-        "nothing_to_correct": ["east", "south"],
+        "nothing_to_correct": ["east"],
         "failures": {},
         "model_written": True,
     }

@@ -9,28 +9,21 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_runs import Outcome, small_settings
+from small_runs import Finished, Outcome, small_settings
 
 COMMAND = str(Path(sys.executable).with_name("dynammo-sim"))
 
 
-def run_with(engine: str, folder: Path, *options: str) -> Path:
-    config = folder / "small.yaml"
-    config.write_text(yaml.safe_dump(small_settings()))
-    runs = folder / engine
-    line = [COMMAND, "run", str(config), "--engine", engine, "--runs", str(runs)]
-    # From another folder than the checkout: nothing may depend on where a person stands.
-    subprocess.run([*line, *options], check=True, cwd=folder)
-    (directory,) = runs.iterdir()
-    return directory
-
-
 @pytest.mark.slow
-def test_flower_and_the_local_engine_give_the_same_bits(tmp_path: Path) -> None:
-    by_flower, local = run_with("flower", tmp_path), run_with("local", tmp_path)
-    assert Outcome.of(by_flower) == Outcome.of(local)
-    sent = [json.loads((run / "summary.json").read_text())["bytes_down"] for run in (by_flower, local)]
-    assert sent[0] == sent[1]
+def test_flower_and_the_local_engine_give_the_same_bits(finished: Finished, tmp_path: Path) -> None:
+    local, config = finished("dynammo"), tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump(small_settings()))
+    line = [COMMAND, "run", str(config), "--engine", "flower", "--runs", str(tmp_path / "flower")]
+    # From another folder than the checkout: nothing may depend on where a person stands.
+    subprocess.run(line, check=True, cwd=tmp_path)
+    (by_flower,) = (tmp_path / "flower").iterdir()
+    assert Outcome.of(by_flower) == local.outcome
+    assert json.loads((by_flower / "summary.json").read_text())["bytes_down"] == local.summary["bytes_down"]
     assert (by_flower / "checkpoints" / "latest.safetensors").exists()
 
 

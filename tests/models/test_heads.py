@@ -138,6 +138,15 @@ def test_the_nearest_mean_by_hand() -> None:
     torch.testing.assert_close(head(torch.tensor([[6.0, 8.0]])), torch.tensor([[-0.8, -0.4, -2.0]]))
 
 
+def test_class_without_exemplars_is_as_far_as_unit_vectors_can_be() -> None:
+    # Two opposite unit vectors are 2 apart, whose square is 4. The mean of zeros would be at a distance of 1, nearer
+    # than the class whose mean points the other way.
+    head = NearestMeanHead(2, (4, 8, 9))
+    head.weight.copy_(torch.tensor([[0.0, 0.0], [-0.5, 0.0], [0.0, 0.7]]))
+    logits = head(torch.tensor([[3.0, 0.0], [0.0, 2.0]]))
+    torch.testing.assert_close(logits, torch.tensor([[-4.0, -4.0, -2.0], [-4.0, -2.0, 0.0]]))
+
+
 def test_means_are_not_trained_but_belong_to_the_state() -> None:
     head = NearestMeanHead(2, (4, 8))
     assert not list(head.parameters())

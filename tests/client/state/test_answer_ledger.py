@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 from hospitals import Hospitals, deployed, make_hospitals
-from small_runs import Outcome, run_small
+from small_runs import Outcome, Stopped, run_small
 
 from client.consent.settings import SiteMemory, load_site
 from client.state.answer_ledger import AnswerLedger, Question
 from dynammo_core.configuration.config import Config
 from dynammo_core.support.errors import AnsweredBefore, MemoryStoreError
 from dynammo_core.wire.protocol import Report
+from server.run.run_directory import Listener
 
 HELD = {"alpha": {"0": 9, "1": 9, "2": 9, "3": 9}, "beta": {"0": 9, "2": 9}, "gamma": {"1": 9, "3": 7}}
 QUESTION = Question(3, 0, 0, "a" * 64, "b" * 64)
@@ -147,10 +148,6 @@ def test_the_oldest_go_and_the_last_one_and_mere_counts_stay(tmp_path: Path) -> 
 # --- in nobody's way
 
 
-class Stopped(BaseException):
-    """No Exception: nothing on the way may take it for a failure of its own."""
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Outcome]]:
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -169,35 +166,39 @@ def sites(folder: Path) -> Hospitals:
 
 
 @pytest.mark.parametrize(
-    ("method", "event"),
-    [("dynammo", event) for event in ("adapt", "balance", "remember", "evaluate")]
-    + [("streaming_ridge", event) for event in ("sum", "evaluate")],
+    ("method", "stages"),
+    [("dynammo", ["adapt", "balance", "remember", "evaluate"]), ("streaming_ridge", ["sum", "evaluate"])],
 )
 @pytest.mark.parametrize("answered", [False, True], ids=["before the answers", "after the answers"])
-def test_a_run_that_is_cut_off_and_resumed_is_the_run_that_was_not(
-    tmp_path: Path, undisturbed: dict[str, Outcome], method: str, event: str, answered: bool
+def test_a_run_that_is_cut_off_in_each_stage_and_resumed_is_the_run_that_was_not(
+    tmp_path: Path, undisturbed: dict[str, Outcome], method: str, stages: list[str], answered: bool
 ) -> None:
     """After the answers every site has answered the step, and the checkpoint does not know it."""
-    hospitals, asked = sites(tmp_path), list[str]()
+    hospitals, runs = sites(tmp_path), tmp_path / "runs"
+    path: Path | None = None
 
-    def stop(told: dict[str, Any]) -> None:
-        if told["event"] == "step_started":
-            asked[:] = [told["stage"], told["task"]]
-        all_there = told["event"] == "answers" and told["answered"] == told["asked"]
-        if asked == [event, 1] and (all_there if answered else told["event"] == "step_started"):
-            raise Stopped
+    def cut_in(stage: str) -> Listener:
+        asked: list[object] = []
 
-    with pytest.raises(Stopped):
-        run_small(config_of(method), tmp_path / "runs", grid=hospitals, listeners=[stop])
-    (path,) = (tmp_path / "runs").iterdir()
-    run_small(config_of(method), tmp_path / "runs", grid=Hospitals(hospitals.files), resume=path)
+        def stop(told: dict[str, Any]) -> None:
+            if told["event"] == "step_started":
+                asked[:] = [told["stage"], told["task"]]
+            all_there = told["event"] == "answers" and told["answered"] == told["asked"]
+            if asked == [stage, 1] and (all_there if answered else told["event"] == "step_started"):
+                raise Stopped
+
+        return stop
+
+    for stage in stages:
+        with pytest.raises(Stopped):
+            grid = Hospitals(hospitals.files)
+            run_small(config_of(method), runs, grid=grid, resume=path, listeners=[cut_in(stage)])
+        (path,) = runs.iterdir()
+    assert path is not None
+    run_small(config_of(method), runs, grid=Hospitals(hospitals.files), resume=path)
     assert Outcome.of(path) == undisturbed[method]
-    again = [
-        line
-        for line in map(json.loads, load_site(hospitals.files["alpha"]).audit.read_text().splitlines())
-        if line.get("again")
-    ]
-    assert bool(again) is answered
+    lines = map(json.loads, load_site(hospitals.files["alpha"]).audit.read_text().splitlines())
+    assert len([line for line in lines if line.get("again")]) == (len(stages) if answered else 0)
 
 
 def test_newer_code_that_every_site_approved_goes_on_where_answers_were_given(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from hospitals import Hospitals, deployed, make_hospitals, with_images
-from small_runs import run_small, step_of
+from small_runs import Stopped, run_small, step_of
 
 from dynammo_core.configuration.config import Config
 from dynammo_core.experiment import Experiment
@@ -157,10 +157,6 @@ def test_a_site_that_abstains_from_a_test_stops_nobody(ended: Ended, tmp_path: P
 
 
 # --- what cannot be evaluated
-
-
-class Stopped(BaseException):
-    """No Exception: nothing on the way may take it for a failure of its own."""
 
 
 @pytest.mark.parametrize(("task", "words"), [(0, "the run stands in task 1"), (1, "the run stands in task 2")])

@@ -17,7 +17,7 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from hospitals import Hospitals, deployed, make_hospital, make_hospitals, with_images
 from safetensors.torch import load_file
-from small_runs import events, run_small
+from small_runs import Stopped, events, run_small
 from typer.testing import CliRunner
 
 from client.commands.memory import memory
@@ -157,10 +157,6 @@ def place(original: Place, tmp_path: Path) -> Place:
 def without_some(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A run that never had `SOME`."""
     return Place(tmp_path_factory.mktemp("forget") / "never", without=SOME).run()
-
-
-class Stopped(BaseException):
-    """No Exception: nothing on the way may take it for a failure of its own."""
 
 
 def records(site: str, label: str, *positions: int) -> list[str]:

@@ -17,7 +17,7 @@ from flwr.app import Context, Error, Message
 from flwr.common.serde import message_to_proto
 from rich.console import Console
 from safetensors.torch import load
-from small_runs import RUN, Finished, Outcome, Wire, events, run_small, small_config, small_site, step_of
+from small_runs import RUN, Finished, Outcome, Stopped, Wire, events, run_small, small_config, small_site, step_of
 
 import client.steps.secure_steps
 from client.app import app
@@ -291,10 +291,6 @@ def test_a_secure_run_repeats_bit_for_bit_in_any_order(quick: Outcome, tmp_path:
     """Though every mask is another."""
     grid = grid_of(sites=3, kind=Reversed)
     assert Outcome.of(run_small(QUICK, tmp_path, grid=grid).path) == quick
-
-
-class Stopped(BaseException):
-    """As KeyboardInterrupt."""
 
 
 def stop_at(kind: str, nth: int) -> Callable[[dict[str, Any]], None]:

@@ -20,6 +20,8 @@ from small_runs import (
     SITES,
     Finished,
     Outcome,
+    StopAt,
+    Stopped,
     Wire,
     events,
     hospital_config,
@@ -38,24 +40,6 @@ from simulations.engines.local_grid import LocalGrid
 Event = dict[str, Any]
 every_method = pytest.mark.parametrize("method", ALL_METHODS)
 both_kinds = pytest.mark.parametrize("method", ["dynammo", "replay"])
-
-
-class Stopped(BaseException):
-    """As KeyboardInterrupt, no Exception: nothing on the way may take it for a failure of its own."""
-
-
-class StopAt:
-    """A listener that stops the run at its n-th event of a step."""
-
-    def __init__(self, step: int, nth: int) -> None:
-        self.step = step
-        self.left = nth
-
-    def __call__(self, event: Event) -> None:
-        if event.get("step") == self.step:
-            self.left -= 1
-            if self.left == 0:
-                raise Stopped
 
 
 class Reversed(LocalGrid):
@@ -192,35 +176,6 @@ def test_the_seed_changes_everything(finished: Finished, tmp_path: Path) -> None
 
 
 # --- stopped and resumed
-
-
-@both_kinds
-def test_stopped_at_every_event_of_every_step_it_ends_as_if_never_stopped(
-    finished: Finished, tmp_path: Path, method: str
-) -> None:
-    """One run, stopped at each event of each step in turn: at its start, after each answer, before its checkpoint."""
-    config = small_config(method)
-    directory: Path | None = None
-    stops = 0
-    for step in Experiment(config).steps:
-        for nth in range(1, SITES + 3):  # step_started, an answer of each site, step_finished
-            with pytest.raises(Stopped):
-                run_small(config, tmp_path, resume=directory, listeners=[StopAt(step.index, nth)])
-            stops += 1
-            if directory is None:
-                directory = resumable(tmp_path)
-    assert directory is not None
-    run_small(config, tmp_path, resume=directory)
-    assert Outcome.of(directory) == finished(method).outcome
-    resumed = [event["resumed_at"] for event in events(directory, "run_started")]
-    assert resumed[-1] == len(Experiment(config).steps) - 1
-    assert stops == len(Experiment(config).steps) * (SITES + 2)
-
-
-def resumable(runs: Path) -> Path | None:
-    """The run's directory once it can be resumed; before the first checkpoint a run starts anew."""
-    (directory,) = (path for path in runs.iterdir() if "." not in path.name)
-    return directory if (directory / "checkpoints").exists() else None
 
 
 @pytest.mark.parametrize("place", ["write_results", "write_model"])

@@ -32,6 +32,16 @@ def test_shares_of_a_line_are_its_values() -> None:
     assert {holder: int.from_bytes(share, "big") for holder, share in shares.items()} == {0: 7 + 5, 2: 7 + 3 * 5}
 
 
+def test_a_coefficient_is_all_of_its_random_bytes_modulo_the_prime() -> None:
+    """By hand: 2^256 is -297 modulo the prime, so 48 bytes of ones, 2^384 - 1, are -297 * 2^128 - 1."""
+    ones = PRIME - 297 * 2**128 - 1
+    shares = split(bytes(32), [0, 1], 3, b"\xff" * RANDOM_BYTES + bytes(RANDOM_BYTES - 1) + b"\x02")
+    values = {holder: int.from_bytes(share, "big") for holder, share in shares.items()}
+    assert values == {0: (ones + 2) % PRIME, 1: (2 * ones + 4 * 2) % PRIME}
+    # 2^256 - 297 * 2^128 + 298, written out so that no reduction of this file stands on both sides; 297 is 0x129.
+    assert shares[0].hex() == "00" + "f" * 29 + "ed7" + "0" * 29 + "12a"
+
+
 def test_the_modulus_is_a_prime_above_all_secrets() -> None:
     assert PRIME > 2**256 - 1
     assert all(pow(base, PRIME - 1, PRIME) == 1 for base in (2, 3, 5, 7, 11, 13))  # Fermat
