@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from client.consent.settings import load_site
 from client.state.chained_log import Chain, append, read_chain
 from dynammo_core.plan import Action, Step
 from dynammo_core.support.errors import CheckpointError
@@ -138,16 +137,6 @@ class AuditLog:
                 f"the audit log {self.path} cannot be written: {error.strerror}",
                 remedy="Free disk space or permit writing there: nothing leaves this site unrecorded",
             ) from error
-
-
-def audit_log(node_config: Mapping[str, object]) -> AuditLog | None:
-    """The log of this hospital; a simulated site has none.
-
-    Raises:
-        ConfigError: the `site.yaml` is wrong.
-    """
-    file = node_config.get("site-config")
-    return None if file is None else AuditLog(load_site(Path(str(file))).audit)
 
 
 def norm(weights: Mapping[str, Tensor]) -> float:

@@ -18,7 +18,7 @@ from dynammo_core.methods.base import LossContext
 from dynammo_core.models.incremental_model import Level
 from dynammo_core.privacy.accounting import Charge
 from dynammo_core.privacy.gradients import PrivateGradients
-from dynammo_core.privacy.noise import Noise, SeededNoise, SystemNoise, poisson_batches
+from dynammo_core.privacy.noise import Noise, poisson_batches
 from dynammo_core.privacy.plan import CENSUS, census_charge, charge_of, classes_of_step
 from dynammo_core.privacy.rehearsal import (
     Chance,
@@ -193,10 +193,8 @@ def _counted(local: LocalStep, ledger: Ledger) -> bool:
 def _paid(local: LocalStep, ledger: Ledger, charge: Charge) -> bool:
     """Enter a charge, unless it was entered before for the same bits, or would pass the budget."""
     settings = local.experiment.config.privacy
-    name = f"{charge.task + 1}/{charge.stage}/{charge.round + 1}"
-    if local.site.share is None:
-        name += f"/{len(ledger.charges)}"
-    elif name in ledger.charges:
+    name = local.site.charge_name(f"{charge.task + 1}/{charge.stage}/{charge.round + 1}", ledger.charges)
+    if name in ledger.charges:
         return True
     wanted = ledger.epsilon(settings.delta, charge)
     if math.isnan(wanted) or wanted > settings.epsilon:
@@ -238,9 +236,7 @@ def _chance(local: LocalStep) -> Chance:
 
 
 def _noise(local: LocalStep, purpose: str) -> Noise:
-    """Of an answer, or of a task's census, which is the same whichever step asks for it first."""
-    if local.site.share is None:
-        return SystemNoise()
+    """Return the noise of an answer, or of a task's census, which is the same whichever step asks for it first."""
     if purpose == CENSUS:
-        return SeededNoise(local.experiment.config.seed, CENSUS, local.step.task, local.site.index)
-    return SeededNoise(local.seed, purpose)
+        return local.site.noise(local.experiment.config.seed, CENSUS, local.step.task, local.site.index)
+    return local.site.noise(local.seed, purpose)

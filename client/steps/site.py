@@ -30,6 +30,7 @@ from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.memory.rehearsal import SIMULATED_DAY, drop_expired, exemplars_per_class
 from dynammo_core.memory.store import MemoryStore, ReplayMemory
 from dynammo_core.methods.base import Rehearsal
+from dynammo_core.privacy.noise import Noise, SeededNoise, SystemNoise
 from dynammo_core.support.errors import DataError, MemoryStoreError
 from dynammo_core.support.seeding import derive_seed
 from dynammo_core.wire.secure_aggregation.offers import Signatory
@@ -49,7 +50,6 @@ class Site:
         store: where its exemplars lie.
         received: the tensors that it was sent; in a simulation all sites share them, as they share the data set.
         statistics: of its own, estimated once.
-        share: the number of its part of a simulation's data set; None where all images are its own.
         today: the day that exemplars are taken in.
         ledger: the records that it may use no more.
         expiry_days: age in days beyond which exemplars are dropped.
@@ -67,7 +67,6 @@ class Site:
     store: MemoryStore
     received: TensorStore
     statistics: StatisticsFile
-    share: int | None = None
     today: date = SIMULATED_DAY
     ledger: WithdrawalLedger | None = None
     expiry_days: int | None = None
@@ -152,11 +151,11 @@ class Site:
 
     def test_images(self, classes: tuple[int, ...]) -> Samples:
         """The site's test images of these classes."""
-        return self._common(self._allowed(_load(self.experiment, "test", classes, self.share)))
+        return self._common(self._allowed(self._load("test", classes)))
 
     def train_images(self, classes: tuple[int, ...]) -> Samples:
         """The site's training images of these classes."""
-        samples = self._allowed(_load(self.experiment, "train", classes, self.share))
+        samples = self._allowed(self._load("train", classes))
         # Under privacy counts are noised, and no image may decide whether others take part.
         return samples if self.experiment.protects_images else self._common(samples)
 
@@ -178,15 +177,29 @@ class Site:
         kept = _without_rare(samples.labels, self.fewest_images)
         return samples if kept is None else samples.subset(kept)
 
-    def _arrivals(self, task: int) -> Arrivals:
-        """When classes reach this site, as known in a task.
+    def noise(self, *purpose: str | int) -> Noise:
+        """Return noise that nobody can foresee or repeat, whatever its purpose."""
+        return SystemNoise()
 
-        A simulation knows it beforehand. A hospital lives it: a class whose images it has not taken into its memory yet
-        is new to it, be it that the images came late or that the site was away when the others learnt the class. With
-        no memory to tell, classes come with their tasks.
+    def charge_name(self, step: str, charges: Collection[str]) -> str:
+        """Name a charge for a step: each answer draws new noise, so each is charged anew.
+
+        Args:
+            step: names the step.
+            charges: names of the charges so far.
         """
-        if self.share is not None:
-            return self.experiment.arrivals
+        return f"{step}/{len(charges)}"
+
+    def _load(self, part: str, classes: tuple[int, ...]) -> Samples:
+        return _images(self.experiment, part, classes)
+
+    def _arrivals(self, task: int) -> Arrivals:
+        """Return when classes reach this site, as known in a task.
+
+        A hospital lives it: a class whose images it has not taken into its memory yet is new to it, whether the images
+        came late or the site was away when the others learnt the class. With no memory to tell, classes come with
+        their tasks.
+        """
         stream = self.experiment.stream
         if not self.experiment.method.uses_memory or self.experiment.protects_images:
             # Under privacy whether a class is new must not depend on whether there are images of it.
@@ -196,6 +209,25 @@ class Site:
         return Arrivals(stream, delays)
 
 
+class SimulatedSite(Site):
+    """A site that holds a share of a simulation's data set, sees it through its own scanner and repeats its noise."""
+
+    def noise(self, *purpose: str | int) -> Noise:
+        """Return the noise of a purpose, the same whenever it is asked for."""
+        return SeededNoise(*purpose)
+
+    def charge_name(self, step: str, charges: Collection[str]) -> str:
+        """Name a charge for a step: asked again, it draws the same noise and tells nothing new, so it is paid once."""
+        return step
+
+    def _load(self, part: str, classes: tuple[int, ...]) -> Samples:
+        return _share(self.experiment, part, classes, self.index)
+
+    def _arrivals(self, task: int) -> Arrivals:
+        """Return when classes reach this site; a simulation knows it beforehand."""
+        return self.experiment.arrivals
+
+
 def _without_rare(labels: Tensor, fewest: int) -> list[int] | None:
     """Places, in [N] labels, of the classes that have at least `fewest`; None where that is all."""
     enough = torch.bincount(labels)[labels] >= fewest
@@ -203,15 +235,18 @@ def _without_rare(labels: Tensor, fewest: int) -> list[int] | None:
 
 
 @lru_cache(maxsize=64)
-def _load(experiment: Experiment, part: str, classes: tuple[int, ...], share: int | None) -> Samples:
-    """Decoded once for all steps of a task that this process answers; of all images, or of a simulated share.
-
-    A simulated site sees its share through its own scanner.
-    """
+def _images(experiment: Experiment, part: str, classes: tuple[int, ...]) -> Samples:
+    """Decode the images of classes, once for all steps of a task that this process answers."""
     split: Split = getattr(experiment.dataset, part)
-    held: NDArray[np.int64] = np.arange(len(split.labels))
-    if share is not None:
-        held = getattr(experiment.partition, part)[share]
+    places = np.flatnonzero(np.isin(split.labels, classes))
+    return load_samples(split, places, experiment.config.data.image_size)
+
+
+@lru_cache(maxsize=64)
+def _share(experiment: Experiment, part: str, classes: tuple[int, ...], site: int) -> Samples:
+    """Decode the images of classes in a simulated site's share, as its scanner shows them."""
+    split: Split = getattr(experiment.dataset, part)
+    places: NDArray[np.int64] = getattr(experiment.partition, part)[site]
     config = experiment.config
-    samples = load_samples(split, held[np.isin(split.labels[held], classes)], config.data.image_size)
-    return samples if share is None else through_scanner(samples, config.scanners, seed=config.seed, site=share)
+    samples = load_samples(split, places[np.isin(split.labels[places], classes)], config.data.image_size)
+    return through_scanner(samples, config.scanners, seed=config.seed, site=site)
