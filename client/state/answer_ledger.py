@@ -18,10 +18,9 @@ from safetensors.torch import load, save
 
 from client.consent.approvals import Proposal
 from client.consent.settings import SiteMemory
-from dynammo_core.memory.sealed_file import Header, read_header, seal, unreadable, unseal
-from dynammo_core.memory.store import locked_folder, make_private
+from dynammo_core.memory.private_files import locked_folder
+from dynammo_core.memory.sealed_file import Header, SealedFile, read_header
 from dynammo_core.support.errors import AnsweredBefore
-from dynammo_core.support.files import write_atomically
 from dynammo_core.wire.protocol import Instruction, Report
 
 ANSWERS = "answers"
@@ -110,8 +109,8 @@ class AnswerLedger:
         """
         with locked_folder(self.folder):
             path = self.folder / question.file
-            if (told := self.recall(question)) is not None:
-                return told, True
+            if (recorded := self.recall(question)) is not None:
+                return recorded, True
             if path.exists():
                 raise AnsweredBefore(
                     f"step {question.step} of this run was answered before, for other weights",
@@ -122,10 +121,9 @@ class AnswerLedger:
             before = bind()
             report = work() if before is None else before.recall(question)
             assert report is not None  # or that run would not have begun with this question
-            make_private(self.folder)
-            words = {name: str(value) for name, value in vars(question).items()}
-            owner = self._owner | words | {"tensors": str(len(report.weights))}
-            write_atomically(path, seal(_pack(report), owner, self._key), mode=0o600)
+            fields = {name: str(value) for name, value in vars(question).items()}
+            owner = self._owner | fields | {"tensors": str(len(report.weights))}
+            SealedFile(path, owner, self._key).write(_packed_report(report))
             self._make_room(path)
         return report, before is not None
 
@@ -135,8 +133,7 @@ class AnswerLedger:
 
     def began_with(self, question: Question) -> bool:
         """Whether this question is the only one that was answered in this run."""
-        told = [header.owner for _, header in self._told("*.sealed")]
-        return [owner["asked"] for owner in told] == [question.asked]
+        return [header.owner["asked"] for _, header in self._headers("*.sealed")] == [question.asked]
 
     def recall(self, question: Question) -> Report | None:
         """The answer that was given to this very question in this run; None if it was not asked.
@@ -145,7 +142,7 @@ class AnswerLedger:
             AnsweredBefore: the answer is kept no longer.
             MemoryStoreError: it cannot be read.
         """
-        for path, header in self._told(f"{question.place}.*.sealed"):
+        for path, header in self._headers(f"{question.place}.*.sealed"):
             if header.owner["asked"] == question.asked:
                 return self._recorded(path, header.owner)
         return None
@@ -155,21 +152,19 @@ class AnswerLedger:
         files = list(self.folder.glob("*.sealed"))
         return len(files), sum(path.stat().st_size for path in files)
 
-    def _told(self, pattern: str) -> Iterator[tuple[Path, Header]]:
+    def _headers(self, pattern: str) -> Iterator[tuple[Path, Header]]:
         for path in sorted(self.folder.glob(pattern)):
             yield path, read_header(path)
 
     def _recorded(self, path: Path, owner: Mapping[str, str]) -> Report:
-        content = unseal(path, {**owner, **self._owner}, self._key)
-        if not content:
+        file = SealedFile(path, {**owner, **self._owner}, self._key)
+        report = file.read_as("answer", lambda content: _unpacked_report(bytes(content)) if content else None)
+        if report is None:
             raise AnsweredBefore(
                 f"step {owner['step']} of this run was answered before, and the answer is kept no longer",
                 remedy="Raise memory.answers_megabytes or memory.answers_days in site.yaml for runs to come",
             )
-        try:
-            return _unpack(bytes(content))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise unreadable(path, ValueError("what it holds is no answer")) from error
+        return report
 
     def _make_room(self, last: Path) -> None:
         """Empty what is too old, and the oldest while all is too large; what was asked stays in their headers.
@@ -184,7 +179,7 @@ class AnswerLedger:
             owner = dict(read_header(path).owner)
             if owner["tensors"] != "0":
                 total -= path.stat().st_size
-                write_atomically(path, seal(b"", owner | {"tensors": "0"}, self._key), mode=0o600)
+                SealedFile(path, owner | {"tensors": "0"}, self._key).write(b"")
 
 
 @dataclass
@@ -211,14 +206,14 @@ class Answering:
         return report
 
 
-def _pack(report: Report) -> bytes:
+def _packed_report(report: Report) -> bytes:
     said = json.dumps({"abstained": report.abstained, "numbers": dict(report.numbers)})
     tensors = {name: tensor.contiguous() for name, tensor in report.weights.items()}
     packed: bytes = save(tensors, metadata={"report": said})
     return packed
 
 
-def _unpack(content: bytes) -> Report:
+def _unpacked_report(content: bytes) -> Report:
     length = int.from_bytes(content[:8], "little")
     said = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["report"])
     return Report(bool(said["abstained"]), load(content), said["numbers"])

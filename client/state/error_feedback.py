@@ -12,9 +12,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dynammo_core.deployed.model_files import tensors_sha256
-from dynammo_core.memory.store import make_private
+from dynammo_core.memory.private_files import write_private
 from dynammo_core.plan import Step
-from dynammo_core.support.files import write_atomically
 
 FILE = "feedback.safetensors"
 BEFORE, AFTER = "before/", "after/"
@@ -59,5 +58,4 @@ class ErrorFeedback:
         tensors = {f"{BEFORE}{name}": tensor.contiguous() for name, tensor in before.items()}
         tensors |= {f"{AFTER}{name}": tensor.contiguous() for name, tensor in after.items()}
         notes = {"first": step.index - step.round, "last": step.index, "sha256": tensors_sha256(tensors)}
-        make_private(self.path.parent)
-        write_atomically(self.path, save(tensors, metadata={"notes": json.dumps(notes)}), mode=0o600)
+        write_private(self.path, save(tensors, metadata={"notes": json.dumps(notes)}))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from client.consent.policy import Policy
-from client.state.site_ledger import NamedCharge, SiteLedger, spent_by_class, total_epsilon
+from client.state.privacy_ledger import NamedCharge, SiteLedger, spent_by_class, total_epsilon
 from dynammo_core.experiment import Experiment
 from dynammo_core.privacy.accounting import Charge
 from dynammo_core.privacy.plan import example_charges

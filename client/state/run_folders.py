@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from dynammo_core.memory.private_files import locked_folder, make_private
 from dynammo_core.support.errors import MemoryStoreError, ProtocolError
 from dynammo_core.support.files import sync_folder
 
@@ -95,8 +96,6 @@ def _is_misplaced(folder: Path) -> bool:
 
 def _carry_over(memory: Path) -> None:
     """Move what was left behind. Cut off anywhere, it goes on from there the next time."""
-    from dynammo_core.memory.store import locked_folder, make_private
-
     runs, aside = memory / RUNS, memory / ASIDE
     with locked_folder(memory):
         try:

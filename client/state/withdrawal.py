@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from client.state.chained_log import chain_line, read_chain
 from dynammo_core.data.samples import Samples, Split
 from dynammo_core.data.sources import select
-from dynammo_core.memory.store import MemoryStore, ReplayMemory, locked_folder
+from dynammo_core.memory.private_files import locked_folder, write_private
+from dynammo_core.memory.store import MemoryStore, ReplayMemory
 from dynammo_core.support.errors import MemoryStoreError
-from dynammo_core.support.files import write_atomically
 
 LEDGER_FILE = "withdrawn.jsonl"
 T = TypeVar("T", Samples, ReplayMemory)
@@ -51,7 +51,7 @@ class WithdrawalLedger:
             for digest in new:
                 lines.append(chain_line({"record": digest, "reason": reason, "day": today.isoformat()}, lines[-1]))
             if new:
-                write_atomically(self.path, ledger.content + b"".join(lines[1:]), mode=0o600)
+                write_private(self.path, ledger.content + b"".join(lines[1:]))
         return len(new)
 
     def is_withdrawn(self, record_ids: Sequence[str]) -> NDArray[np.bool_]:

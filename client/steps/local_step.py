@@ -23,8 +23,9 @@ from dynammo_core.support.errors import ProtocolError
 from dynammo_core.support.seeding import derive_seed, seeded_generator
 from dynammo_core.training import shuffled
 from dynammo_core.wire.protocol import Instruction
-from dynammo_core.wire.received import check_values
 
+VARIANCE, COUNTS = "running_var", "counts"
+"""Last parts of the names of tensors that are never negative."""
 FEWEST_SAMPLES = 2
 """A site with fewer abstains: one image has no batch statistics, and what it teaches would tell too much of it."""
 
@@ -92,6 +93,22 @@ def unpack(instruction: Instruction, site: Site) -> LocalStep:
         teacher.requires_grad_(False).eval().to(experiment.device)
     normalised = with_own_statistics(model.to(experiment.device), step, site)
     return LocalStep(step, site, normalised, teacher, instruction.taken)
+
+
+def check_values(received: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that make an answer depend on one image in a way that no noise hides, or no sense at all.
+
+    Args:
+        received: by name, those of a teacher too.
+
+    Raises:
+        ProtocolError: a value is not finite, or a variance or a number of images is negative; it names the tensor.
+    """
+    for name, tensor in received.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ProtocolError(f"the tensor {name!r} was received with a value that is not finite")
+        if name.rpartition(".")[2] in (VARIANCE, COUNTS) and bool((tensor < 0).any()):
+            raise ProtocolError(f"the tensor {name!r} was received with {float(tensor.min()):g}", accepted="0 or more")
 
 
 def _load(model: IncrementalModel, weights: Mapping[str, Tensor], expected: list[str]) -> None:

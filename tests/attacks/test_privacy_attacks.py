@@ -16,8 +16,7 @@ from client.consent.hospital import Hospital, Request
 from client.consent.policy import Policy, violations
 from client.consent.settings import load_site
 from client.state.privacy_budget import PrivacyBudget
-from client.state.privacy_ledger import LedgerFile
-from client.state.site_ledger import SiteLedger, total_epsilon
+from client.state.privacy_ledger import LedgerFile, SiteLedger, total_epsilon
 from client.steps.local_steps import answer
 from client.steps.site import Site
 from dynammo_core.configuration.config import Config

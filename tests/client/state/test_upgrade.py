@@ -14,9 +14,8 @@ from client.consent.settings import SiteMemory
 from client.state.answer_ledger import AnswerLedger, Question
 from client.state.error_feedback import ErrorFeedback
 from client.state.feature_files import FeatureFiles
-from client.state.privacy_ledger import LedgerFile
+from client.state.privacy_ledger import LedgerFile, NamedCharge, SiteLedger
 from client.state.secure_ledger import OpenedSums, SecureLedger
-from client.state.site_ledger import NamedCharge, SiteLedger
 from client.state.statistics_file import StatisticsFile, statistics_for_model
 from client.state.sums_note import SumsNote, describe
 from client.state.withdrawal import WithdrawalLedger
