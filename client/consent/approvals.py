@@ -136,8 +136,8 @@ class Approvals:
         """
         here = {id_: str(one["verdict"]) for id_, one in self.decisions().items()}
         chain = audit.read().entries if audit.path.exists() else ()
-        told = [entry.fields for entry in chain if entry.fields.get("event") in VERDICTS]
-        there = {str(fields.get("proposal")): str(fields["event"]) for fields in told}
+        recorded = [entry.fields for entry in chain if entry.fields.get("event") in VERDICTS]
+        there = {str(fields.get("proposal")): str(fields["event"]) for fields in recorded}
         return [
             f"{id_[:16]} is {here.get(id_, 'not decided')}, and by the audit log {there.get(id_, 'not decided')}"
             for id_ in sorted({*here, *there})
@@ -152,8 +152,8 @@ class Approvals:
             return []
         except OSError as error:
             raise CheckpointError(f"{self.folder} cannot be read: {error}", remedy="Permit reading it") from error
-        found = [proposal for path in files if (proposal := _read(path)) is not None]
-        return sorted(found, key=lambda proposal: (proposal.first_seen, proposal.id))
+        proposals = [proposal for path in files if (proposal := _read(path)) is not None]
+        return sorted(proposals, key=lambda proposal: (proposal.first_seen, proposal.id))
 
     def waiting(self) -> list[Proposal]:
         """The proposals that nobody has decided on."""

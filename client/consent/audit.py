@@ -48,7 +48,7 @@ class AuditLog:
         class_names: tuple[str, ...],
         wire: Mapping[str, Tensor],
         phase: Phase | None = None,
-        held: Sequence[int] | None = None,
+        exemplars_held: Sequence[int] | None = None,
         *,
         again: bool = False,
     ) -> None:
@@ -61,7 +61,7 @@ class AuditLog:
             class_names: of the experiment, in the order of `class_counts`.
             wire: its tensors as they travel, whose bytes are recorded; norms are those of the report.
             phase: the exchange of secure aggregation that it answers, where it does.
-            held: exemplars of each class after `remember`, where the report does not say them.
+            exemplars_held: exemplars per class after `remember`, if the report does not say them.
             again: whether the answer was recorded when it was asked for first.
 
         Raises:
@@ -69,7 +69,7 @@ class AuditLog:
         """
         run, counts = {"run": instruction.run}, report.numbers.get("class_counts")
         entries: list[dict[str, Any]] = []
-        kept = counts if held is None else held
+        kept = counts if exemplars_held is None else exemplars_held
         if step.stage.action is Action.REMEMBER and isinstance(kept, Sequence):
             exemplars = {name: count for name, count in zip(class_names, kept, strict=True) if count}
             entries.append({"event": "memory", **run, "task": step.task, "exemplars": exemplars})

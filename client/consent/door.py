@@ -190,8 +190,8 @@ def _same_keys(record: Mapping[str, object], names: list[str]) -> None:
 def _check_array(name: str, array: object, form: Form) -> None:
     if type(array) is not Array or (array.dtype, array.shape, array.stype) != (*form, "numpy.ndarray"):
         raise ProtocolError(f"tensor {name!r} is not of the form that is declared", accepted=str(form))
-    words = (type(array.dtype), type(array.stype), type(array.data), type(array.shape))
-    if words != (str, str, bytes, tuple) or {type(side) for side in array.shape} - {int}:
+    types = (type(array.dtype), type(array.stype), type(array.data), type(array.shape))
+    if types != (str, str, bytes, tuple) or {type(side) for side in array.shape} - {int}:
         raise ProtocolError(f"tensor {name!r} is described by something else than texts and numbers")
     values = _decoded(name, array.data)
     if (values.dtype.name, values.shape) != form:

@@ -134,8 +134,8 @@ def _violations(policy: Policy, config: Config[Any]) -> Iterator[str]:
         yield f"{rounds} rounds of training are more than {policy.most_rounds}"
     # Not «greater than»: NaN is not at most anything.
     if policy.most_epsilon is not None and not (epsilon := promised_epsilon(config)) <= policy.most_epsilon:
-        found = "no differential privacy" if math.isinf(epsilon) else f"epsilon {epsilon:g}"
-        yield f"{found}, and epsilon {policy.most_epsilon:g} is required"
+        promised = "no differential privacy" if math.isinf(epsilon) else f"epsilon {epsilon:g}"
+        yield f"{promised}, and epsilon {policy.most_epsilon:g} is required"
     elif policy.most_epsilon is not None:
         yield from _weak_privacy(policy, config)
 

@@ -94,40 +94,40 @@ def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict
 
 def page(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> Iterator[str]:
     """The lines that a person reads."""
-    told = fields(site, approvals, proposal)
-    yield f"{told['name']}  {told['proposal']}"
-    yield f"  state        {told['state']}, first seen {told['first_seen']}" + (
+    shown = fields(site, approvals, proposal)
+    yield f"{shown['name']}  {shown['proposal']}"
+    yield f"  state        {shown['state']}, first seen {shown['first_seen']}" + (
         f" in {proposal.run}" if proposal.run else ""
     )
-    yield f"  experiment   {told['experiment']}"
-    yield f"  code         {told['code']}"
-    if not told["installed_code"]:
+    yield f"  experiment   {shown['experiment']}"
+    yield f"  code         {shown['code']}"
+    if not shown["installed_code"]:
         yield f"               NOT the code that is installed here ({code_hash()[:16]}), which made this page"
-    yield f"  method       {told['method']}, {told['training_rounds']} rounds of training in all"
-    yield f"  sites        {_marked(told['sites'], told['new_sites'])}"
-    for name, key in zip(told["sites"], told["site_keys"], strict=False):
+    yield f"  method       {shown['method']}, {shown['training_rounds']} rounds of training in all"
+    yield f"  sites        {_marked(shown['sites'], shown['new_sites'])}"
+    for name, key in zip(shown["sites"], shown["site_keys"], strict=False):
         yield f"  key          {key} of {name}"
-    for number, task in enumerate(told["tasks"], start=1):
-        yield f"  task {number:<7} {_marked(task, told['new_classes'])}"
-    for stage in told["stages"]:
+    for number, task in enumerate(shown["tasks"], start=1):
+        yield f"  task {number:<7} {_marked(task, shown['new_classes'])}"
+    for stage in shown["stages"]:
         yield f"  {stage['stage']:<12} {stage['action']}, {stage['rounds']} rounds a task; what leaves:"
         yield f"               tensors: {', '.join(stage['tensors']) or 'none'}"
         yield f"               numbers: {', '.join(stage['numbers'])}"
-    if told["epsilon"] is None:
+    if shown["epsilon"] is None:
         yield "  privacy      no differential privacy"
     else:
-        yield f"  privacy      {yaml.safe_dump(told['privacy'], default_flow_style=True, width=10**6).strip()}"
-        yield f"  all runs     {told['spent']}"
-    if (after := told["epsilon_of_all_runs_after"]) is not None:
+        yield f"  privacy      {yaml.safe_dump(shown['privacy'], default_flow_style=True, width=10**6).strip()}"
+        yield f"  all runs     {shown['spent']}"
+    if (after := shown["epsilon_of_all_runs_after"]) is not None:
         yield f"               a whole run of this one would bring it to {after:.3g}"
     before = last_approved(approvals, proposal)
     yield "Changes against the last approved experiment:" if before else "Nothing was approved before. All of it:"
     yield from (f"  {line}" for line in difference(before, proposal) or ["none"])
-    if told["runs"]:
-        yield f"RUNS that were answered, in some version of the code: {', '.join(told['runs'])}"
-    for other in told["same_sums"]:
+    if shown["runs"]:
+        yield f"RUNS that were answered, in some version of the code: {', '.join(shown['runs'])}"
+    for other in shown["same_sums"]:
         yield f"WARNING: {other[:16]} asks for the same sums. If other sites take part, the two tell what one site sent"
-    for sentence in told["forbidden"]:
+    for sentence in shown["forbidden"]:
         yield f"FORBIDDEN by {site.policy}: {sentence}"
 
 

@@ -29,7 +29,7 @@ def announcement(settings: SiteSettings, policy: Policy) -> Announcement:
     counts = np.zeros(len(dataset.class_names), dtype=np.int64)
     ledger = WithdrawalLedger(settings.memory.folder)
     for split in (dataset.train, dataset.test):
-        held = np.bincount(ledger.allowed_split(split).labels, minlength=len(counts))
-        counts += np.where(held < policy.fewest_images, 0, held)
+        class_counts = np.bincount(ledger.allowed_split(split).labels, minlength=len(counts))
+        counts += np.where(class_counts < policy.fewest_images, 0, class_counts)
     named = zip(dataset.class_names, counts.tolist(), strict=True)
     return Announcement({name: band(count) for name, count in named if count})

@@ -37,15 +37,15 @@ def difference(content: bytes) -> str | None:
 
 def _difference(archive: ZipFile) -> str | None:
     entries = archive.infolist()
-    found = {entry.filename: entry for entry in entries}
-    own = {name: file.read_bytes() for name, file in code_files(ROOT)}
-    surplus = [name for name in found if name not in own and not BESIDE_CODE.fullmatch(name)]
-    changed = [name for name in own if name in found and not _same(archive, found[name], own[name])]
+    entry_of = {entry.filename: entry for entry in entries}
+    installed = {name: file.read_bytes() for name, file in code_files(ROOT)}
+    surplus = [name for name in entry_of if name not in installed and not BESIDE_CODE.fullmatch(name)]
+    changed = [name for name in installed if name in entry_of and not _same(archive, entry_of[name], installed[name])]
     for what, names in {
-        "it lacks": [name for name in own if name not in found],
+        "it lacks": [name for name in installed if name not in entry_of],
         "it also has": surplus,
         "it has another": changed,
-        "it has twice": [entry.filename for entry in entries if entry is not found[entry.filename]],
+        "it has twice": [entry.filename for entry in entries if entry is not entry_of[entry.filename]],
     }.items():
         if names:
             return f"{what} {_some(names)}"

@@ -118,14 +118,14 @@ def _relay(child: subprocess.Popen[str], log: logging.Logger, tell: Say, tail: d
         text = COLOURS.sub("", line.rstrip("\n"))
         log.info(text)
         tail.append(text)
-        found = FLOWER_LINE.fullmatch(text)
-        if found is None:
+        match = FLOWER_LINE.fullmatch(text)
+        if match is None:
             continue
-        message = re.sub(r"[\d.]+ seconds", "a while", found["text"])
-        if found["text"].startswith("SuperNode ID:"):
-            tell(f"connected as node {found['text'].split()[-1]}")
-        elif found["text"].startswith("Connection successful") or (
-            found["level"] in ("WARNING", "ERROR", "CRITICAL") and message != last
+        message = re.sub(r"[\d.]+ seconds", "a while", match["text"])
+        if match["text"].startswith("SuperNode ID:"):
+            tell(f"connected as node {match['text'].split()[-1]}")
+        elif match["text"].startswith("Connection successful") or (
+            match["level"] in ("WARNING", "ERROR", "CRITICAL") and message != last
         ):
             tell(f"Flower: {message}")
         last = message

@@ -63,8 +63,8 @@ class Question:
         """The question of an instruction whose tensors have these hashes; masks and keys are no part of it."""
         tensors = {name: known for name, known in hashes.items() if not name.startswith("secure.")}
         place = instruction.step, instruction.correction, instruction.corrected
-        words = [proposal.experiment_hash, *place, sorted(instruction.taken), sorted(tensors.items())]
-        asked = hashlib.sha256(json.dumps(words).encode("utf-8", "surrogatepass")).hexdigest()
+        content = [proposal.experiment_hash, *place, sorted(instruction.taken), sorted(tensors.items())]
+        asked = hashlib.sha256(json.dumps(content).encode("utf-8", "surrogatepass")).hexdigest()
         return Question(*place, proposal.id, asked)
 
     @property

@@ -64,11 +64,11 @@ class FeatureFiles:
         digest = hashlib.sha256(json.dumps([*what, list(samples.images.shape)]).encode())
         digest.update(samples.images.contiguous().numpy().data)
         name = digest.hexdigest()
-        held = self._read(name)
-        if held is None:
-            held = compute()
-            self._write(name, held)
-        return held
+        tensor = self._read(name)
+        if tensor is None:
+            tensor = compute()
+            self._write(name, tensor)
+        return tensor
 
     def _read(self, name: str) -> Tensor | None:
         file = self._file(name)

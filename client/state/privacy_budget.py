@@ -66,9 +66,11 @@ class PrivacyBudget:
         """
         by_class = spent_by_class(self.ledger.read(), self._delta)
         limit = "without a limit" if self._most is None else f"of {self._most:g}"
-        told = ", ".join(f"{'any class' if name == '*' else name} {epsilon:.3g}" for name, epsilon in by_class.items())
+        listed = ", ".join(
+            f"{'any class' if name == '*' else name} {epsilon:.3g}" for name, epsilon in by_class.items()
+        )
         spent = max(by_class.values(), default=0.0)
-        detail = f": {told}" if told else ""
+        detail = f": {listed}" if listed else ""
         return f"epsilon {spent:.3g} {limit} spent by all runs, at delta {self._delta:g}{detail}"
 
     def after(self, experiment: Experiment) -> float | None:

@@ -56,8 +56,8 @@ def run_folder(memory: Path, run: str) -> Path:
     if not re.fullmatch(RUN, run):
         raise ProtocolError(f"{run!r} names no run", accepted=RUN)
     runs = runs_folder(memory)
-    held = [folder.name for folder in runs.iterdir()] if runs.is_dir() else []
-    if run not in held and run.lower() in {name.lower() for name in held}:
+    kept_runs = [folder.name for folder in runs.iterdir()] if runs.is_dir() else []
+    if run not in kept_runs and run.lower() in {name.lower() for name in kept_runs}:
         raise ProtocolError(
             f"the run {run!r} differs from one that this site keeps by nothing but capital letters",
             remedy="Give the experiment another name: some disks would keep both in one folder",

@@ -63,11 +63,11 @@ class SecureLedger:
             ProtocolError: in this attempt, one has left under other masks.
         """
         with self._changing() as content:
-            told = [context.attempt.hex(), _hash(roster)]
+            attempt, sites = context.attempt.hex(), _hash(roster)
             # Of every attempt, not of the last alone: its masks come back whenever the server names it again.
-            if content.rosters.setdefault(f"{context.step}/{told[0]}", told[1]) != told[1]:
+            if content.rosters.setdefault(f"{context.step}/{attempt}", sites) != sites:
                 raise ProtocolError(f"step {context.step}: another set of sites than before in one attempt")
-            content.masked[str(context.step)] = told
+            content.masked[str(context.step)] = [attempt, sites]
 
     def open(self, context: Context, roster: Mapping[int, bytes], survivors: list[int]) -> None:
         """Shares are about to leave: of the survivors' own masks, and of the other sites' masking keys.
@@ -151,6 +151,7 @@ class OpenedSums:
             self._file.write(opened)
 
 
-def _hash(told: Mapping[int, bytes] | list[int]) -> str:
-    named = {str(site): key.hex() for site, key in told.items()} if isinstance(told, Mapping) else told
+def _hash(sites: Mapping[int, bytes] | list[int]) -> str:
+    """Return a SHA-256 of sites with their keys, or of their numbers alone."""
+    named = {str(site): key.hex() for site, key in sites.items()} if isinstance(sites, Mapping) else sites
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()

@@ -46,7 +46,7 @@ class WithdrawalLedger:
         """
         with locked_folder(self.path.parent):
             ledger = self._read()
-            new = [digest for digest in dict.fromkeys(map(ledger.hash, ids)) if digest not in ledger.held]
+            new = [digest for digest in dict.fromkeys(map(ledger.hash, ids)) if digest not in ledger.records]
             lines = [ledger.last]
             for digest in new:
                 lines.append(chain_line({"record": digest, "reason": reason, "day": today.isoformat()}, lines[-1]))
@@ -61,14 +61,14 @@ class WithdrawalLedger:
             MemoryStoreError: the ledger is damaged, so that nobody knows.
         """
         ledger = self._read()
-        if not ledger.held:
+        if not ledger.records:
             return np.zeros(len(record_ids), dtype=np.bool_)
-        return np.array([ledger.hash(record) in ledger.held for record in record_ids], dtype=np.bool_)
+        return np.array([ledger.hash(record) in ledger.records for record in record_ids], dtype=np.bool_)
 
-    def allowed(self, held: T) -> T:
+    def allowed(self, records: T) -> T:
         """Samples, or a memory, without the withdrawn records."""
-        withdrawn = self.is_withdrawn(held.record_ids)
-        return held.subset(np.flatnonzero(~withdrawn).tolist()) if withdrawn.any() else held
+        withdrawn = self.is_withdrawn(records.record_ids)
+        return records.subset(np.flatnonzero(~withdrawn).tolist()) if withdrawn.any() else records
 
     def allowed_split(self, split: Split) -> Split:
         """A part of a data set without the withdrawn records, so that none of them is ever read."""
@@ -89,7 +89,7 @@ class WithdrawalLedger:
         return list(map(self._read().hash, record_ids))
 
     def __len__(self) -> int:
-        return len(self._read().held)
+        return len(self._read().records)
 
     def _read(self) -> _Ledger:
         """As it lies on the disk; before the first withdrawal, a new salt and nothing else."""
@@ -110,7 +110,7 @@ class _Ledger(NamedTuple):
     content: bytes
     last: bytes
     salt: str
-    held: frozenset[str]
+    records: frozenset[str]
 
     def hash(self, record_id: str) -> str:
         return hashlib.sha256(f"{self.salt}/{record_id}".encode("utf-8", "surrogatepass")).hexdigest()

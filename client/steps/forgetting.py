@@ -61,21 +61,21 @@ def withdrawn_from(site: Site, note: SumsNote, taken: Sequence[int]) -> Samples:
     withdrawn, earlier = _withdrawn(site, inside), note.known()
     lost = [number for number in noted if number < 0 and number not in taken]
     again, leaving = taken_out(noted, lost), list[Samples]()
-    for held in _held(noted, taken):
-        repeated = held & again
+    for summed in _held(noted, taken):
+        repeated = summed & again
         again -= repeated
-        wanted = Counter({image: count for image, count in held.items() if image in withdrawn})
-        if held.total() - wanted.total() < site.fewest_images:
-            wanted = held
+        wanted = Counter({image: count for image, count in summed.items() if image in withdrawn})
+        if summed.total() - wanted.total() < site.fewest_images:
+            wanted = summed
         for choice in (wanted, repeated):
-            found = _found(site, choice)
-            if _may_leave(held, Counter(_labelled(found)), repeated, earlier, site.fewest_images):
-                leaving.append(found)
+            on_disk = _found(site, choice)
+            if _may_leave(summed, Counter(_labelled(on_disk)), repeated, earlier, site.fewest_images):
+                leaving.append(on_disk)
                 break
         else:
-            found = Samples.empty()
-        if short := wanted.total() - len(found):
-            name = site.experiment.class_names[next(iter(held)).label]
+            on_disk = Samples.empty()
+        if short := wanted.total() - len(on_disk):
+            name = site.experiment.class_names[next(iter(summed)).label]
             logger.warning("%d images of class %s stay in the sums: `dynammo-site memory status`", short, name)
     return Samples.concatenate(leaving)
 
@@ -101,20 +101,20 @@ def _held(noted: Contributions, taken: Sequence[int]) -> Iterator[Counter[Summed
             part = Counter(image for image in noted[number] if image.label == label)
             gone = part & out
             out -= gone
-            if held := part - gone:
-                yield held
+            if summed := part - gone:
+                yield summed
 
 
 def _may_leave(
-    held: Counter[Summed], found: Counter[Summed], repeated: Counter[Summed], earlier: set[Known], fewest: int
+    summed: Counter[Summed], on_disk: Counter[Summed], repeated: Counter[Summed], earlier: set[Known], fewest: int
 ) -> bool:
     """Whether the sum of `found`, and what it leaves of `held`, tell nothing of fewer than `fewest` images."""
-    if not found or not repeated <= found:
+    if not on_disk or not repeated <= on_disk:
         return False
-    remain = held - found
+    remain = summed - on_disk
     left = frozenset((image.record_id, image.digest) for image in remain)
     near = any(0 < len(left ^ known) < fewest for known in earlier) if left else False
-    return found.total() >= fewest and not 0 < remain.total() < fewest and not near
+    return on_disk.total() >= fewest and not 0 < remain.total() < fewest and not near
 
 
 def _withdrawn(site: Site, inside: Counter[Summed]) -> set[Summed]:
@@ -135,8 +135,8 @@ def _found(site: Site, wanted: Counter[Summed]) -> Samples:
         if left[key] > 0:
             left[key] -= 1
             kept.append((place, labels[key]))
-    found = samples.subset([place for place, _ in kept])
-    return Samples(found.images, torch.tensor([label for _, label in kept], dtype=torch.int64), found.record_ids)
+    on_disk = samples.subset([place for place, _ in kept])
+    return Samples(on_disk.images, torch.tensor([label for _, label in kept], dtype=torch.int64), on_disk.record_ids)
 
 
 def _labelled(samples: Samples) -> list[Summed]:

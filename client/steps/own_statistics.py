@@ -59,7 +59,9 @@ def with_own_statistics(model: IncrementalModel, step: Step, site: Site) -> Incr
 
 def _keep_tested(received: IncrementalModel, own: IncrementalModel, step: Step, site: Site) -> None:
     method = site.experiment.method
-    statistics = {name: held for name, held in deployed_tensors(method, own).items() if is_batch_norm_statistic(name)}
+    statistics = {
+        name: tensor for name, tensor in deployed_tensors(method, own).items() if is_batch_norm_statistic(name)
+    }
     site.statistics.save_tested(statistics, task=step.task, model=tensors_sha256(deployed_tensors(method, received)))
 
 
@@ -95,8 +97,8 @@ def _normalise_trained(model: IncrementalModel, samples: Samples, step: Step, si
         estimated = _estimated(model, names, samples, site, model.extractor)
         return torch.cat([estimated[name] for name in names])
 
-    held = site.once(("statistics", key), samples, estimate)
-    own = torch.split(held, [state[name].numel() for name in names])
+    tensor = site.once(("statistics", key), samples, estimate)
+    own = torch.split(tensor, [state[name].numel() for name in names])
     model.load_state_dict(dict(zip(names, own, strict=True)), strict=False)
 
 

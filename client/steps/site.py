@@ -36,7 +36,7 @@ from dynammo_core.support.seeding import derive_seed
 from dynammo_core.wire.secure_aggregation.offers import Signatory
 from dynammo_core.wire.tensor_store import TensorStore
 
-Held = TypeVar("Held", Samples, ReplayMemory)
+Records = TypeVar("Records", Samples, ReplayMemory)
 MEGABYTE = 10**6
 
 
@@ -87,8 +87,8 @@ class Site:
 
         def on_disk() -> Tensor:
             assert features is not None
-            words = (code_hash(), experiment.backbone_fingerprint, *what)
-            return features.get(words, samples, compute).to(experiment.device)
+            recipe = (code_hash(), experiment.backbone_fingerprint, *what)
+            return features.get(recipe, samples, compute).to(experiment.device)
 
         key = (*what, samples.images.shape, fingerprint({"images": samples.images}))
         return experiment.feature_cache.get(key, compute if features is None else on_disk)
@@ -169,8 +169,8 @@ class Site:
                     parts.append(load_samples(split, [place], size))
         return Samples.concatenate(parts)
 
-    def _allowed(self, held: Held) -> Held:
-        return held if self.ledger is None else self.ledger.allowed(held)
+    def _allowed(self, records: Records) -> Records:
+        return records if self.ledger is None else self.ledger.allowed(records)
 
     def _common(self, samples: Samples) -> Samples:
         """Without the classes of which there are too few."""
