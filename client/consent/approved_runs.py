@@ -41,7 +41,7 @@ class ApprovedRuns:
         return names
 
     def bind(self, proposal: Proposal, run: str, began_as_this: Callable[[str], bool]) -> str | None:
-        """Count a run among those that the approval of its experiment covers; returns the run whose place it takes.
+        """Count a run among those that the approval of its experiment covers; return the run whose place it takes.
 
         Args:
             proposal: the experiment.

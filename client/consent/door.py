@@ -49,9 +49,9 @@ class Declared:
         tensors: the form of each tensor by its name, in their order.
         classes: number C of classes.
         most: no more samples than the site can have.
-        fewest: a count of a class is none, or at least this.
+        fewest: the count of a class is 0, or at least this.
         numbers: names of the numbers.
-        abstaining: names of those of a site that abstains, which may also have all or none.
+        abstaining: the numbers of a site that abstains; it may also send all numbers, or none.
         hidden: secure aggregation hides whether the site abstains, and every count.
     """
 
@@ -66,7 +66,7 @@ class Declared:
 
 
 def declared(site: Site, step: Step, phase: Phase | None = None, peers: int = 0) -> Declared:
-    """What the protocol declares for a step at a site, or for an exchange of secure aggregation with so many sites."""
+    """Return what the protocol declares for a step at a site, or for an exchange of secure aggregation with `peers`."""
     secure = site.experiment.config.federation.secure_aggregation
     if phase is not None:
         dtype, shape = phase_shape(phase, peers, _vector_length(site.experiment, step.task, step.stage))
@@ -88,7 +88,7 @@ def declared(site: Site, step: Step, phase: Phase | None = None, peers: int = 0)
 
 
 def encode(report: Report, step: Declared) -> RecordDict:
-    """A checked report in Flower's records, names in the order in which they are declared."""
+    """Encode a checked report in Flower's records, names in the order in which they are declared."""
     arrays = {name: Array(report.weights[name].contiguous().numpy()) for name in step.tensors if name in report.weights}
     return RecordDict(
         {
@@ -100,7 +100,7 @@ def encode(report: Report, step: Declared) -> RecordDict:
 
 
 def let_out(content: RecordDict, step: Declared) -> RecordDict:
-    """The answer to a step, if all of it is declared.
+    """Return the answer to a step, if all of it is declared.
 
     Raises:
         ProtocolError: it holds anything else, or lacks something; nothing of it may leave.
@@ -136,7 +136,7 @@ def let_out(content: RecordDict, step: Declared) -> RecordDict:
 
 
 def let_announcement_out(content: RecordDict) -> RecordDict:
-    """An announcement of classes, if it is nothing else.
+    """Return an announcement of classes, if it is nothing else.
 
     Raises:
         ProtocolError: it holds anything but printable names with bands.
@@ -151,7 +151,7 @@ def let_announcement_out(content: RecordDict) -> RecordDict:
 
 
 def error_words(error: Exception) -> tuple[int, str]:
-    """All that may leave of an error: its code, and the name of its class, which must be one that the code defines.
+    """Return all of an error that may leave: its code, and the name of its class, if the code defines that class.
 
     A class that was made up at work could carry a text in its name.
     """
@@ -162,7 +162,7 @@ def error_words(error: Exception) -> tuple[int, str]:
 
 
 def _records(content: RecordDict, **kinds: type) -> list[Mapping[str, object]]:
-    """The records of an answer, by name, each of exactly its kind, in their order, and no other."""
+    """Return the records of an answer, each of exactly its kind, in their order; refuse any other."""
     if type(content) is not RecordDict:
         raise ProtocolError(f"the answer is a {type(content).__name__}")
     _same_keys(content, list(kinds))
@@ -177,7 +177,7 @@ def _value(record: Mapping[str, object], name: str, kind: type) -> Any:
 
 
 def _same_keys(record: Mapping[str, object], names: list[str]) -> None:
-    """Their order too: many names in an order of one's choice say a lot."""
+    """Refuse other names, and another order: many names in an order of one's choice carry a message."""
     keys = list(record)
     if keys != names or {type(key) for key in keys} - {str}:
         odd = sorted({str(key) for key in keys} ^ set(names))
@@ -225,13 +225,13 @@ def _check_counts(name: str, value: object, length: int, most: int) -> None:
 
 @lru_cache(maxsize=64)
 def _vector_length(experiment: Experiment, task: int, stage: Stage) -> int:
-    """Of a stage's answers under masks."""
+    """Return the length of a stage's answers under masks."""
     return len(Encoding(stage, experiment.build_model(task), experiment.classes, experiment.config.federation.sites))
 
 
 @lru_cache(maxsize=64)
 def _forms(experiment: Experiment, task: int, stage: Stage) -> Mapping[str, Form]:
-    """Of the tensors that a stage sends up, as its codec writes them; kept, as a network is costly to build."""
+    """Return the forms of the tensors that a stage sends up, as its codec writes them; building a network is costly."""
     model = experiment.build_model(task)
     state = model.state_dict()
     form = packed_form(

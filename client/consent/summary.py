@@ -18,33 +18,33 @@ from dynammo_core.wire.protocol import numbers_of
 
 
 def forbidden(site: SiteSettings, proposal: Proposal) -> list[str]:
-    """What of a proposal the site's policy forbids."""
+    """List what the site's policy forbids in a proposal."""
     return violations(load_policy(site.policy), proposal.config)
 
 
 def last_approved(approvals: Approvals, proposal: Proposal) -> Proposal | None:
-    """What a proposal is compared with: the last approved experiment of its name, else the last of any."""
+    """Return what a proposal is compared with: the last approved experiment of its name, else of any name."""
     others = [other for other in approvals.approved() if other.id != proposal.id]
     named = [other for other in others if other.plain["name"] == proposal.plain["name"]]
     return next(reversed(named or others), None)
 
 
 def difference(before: Proposal | None, now: Proposal) -> list[str]:
-    """Unified diff of code hash and configuration; all of it, where there is nothing to compare with."""
+    """Return a unified diff of code hash and configuration; all of it, if nothing was approved before."""
     old, new = ([] if one is None else _lines(one) for one in (before, now))
     name = f"approved, {before.id[:16]}" if before else "nothing approved yet"
     return list(difflib.unified_diff(old, new, name, f"proposed, {now.id[:16]}", lineterm="", n=2))
 
 
 def same_sums(approvals: Approvals, proposal: Proposal) -> list[Proposal]:
-    """The approved experiments that hide the same sums of other sites: their difference can be what one site sent."""
+    """List approved experiments that hide the same sums of other sites: the difference can be what one site sent."""
     mine = _summed(proposal)
     others = [other for other in approvals.approved() if other.experiment_hash != proposal.experiment_hash]
     return [other for other in others if mine is not None and _summed(other) == mine]
 
 
 def _summed(proposal: Proposal) -> dict[str, Any] | None:
-    """What an experiment learns, whatever it is called and whoever takes part; None without secure aggregation."""
+    """Return what an experiment learns, whatever its name and its sites; None without secure aggregation."""
     plain = proposal.plain
     if not plain["federation"].get("secure_aggregation"):
         return None
@@ -52,7 +52,7 @@ def _summed(proposal: Proposal) -> dict[str, Any] | None:
 
 
 def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict[str, Any]:
-    """All that is shown, as plain data: tasks and stages with what leaves in them, by the plan and the protocol."""
+    """Return all that is shown, as plain data: tasks and stages, and what leaves in them by plan and protocol."""
     decision = approvals.state(proposal)
     known: dict[str, Any] = {"proposal": proposal.id, "experiment": proposal.experiment_hash, "code": proposal.code}
     known |= {"name": proposal.plain["name"], "run": proposal.run, "first_seen": proposal.first_seen}
@@ -93,7 +93,7 @@ def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict
 
 
 def page(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> Iterator[str]:
-    """The lines that a person reads."""
+    """Yield the lines that a person reads."""
     shown = fields(site, approvals, proposal)
     yield f"{shown['name']}  {shown['proposal']}"
     yield f"  state        {shown['state']}, first seen {shown['first_seen']}" + (

@@ -36,7 +36,7 @@ Bind = Callable[[], "AnswerLedger | None"]
 
 
 def anew(work: Callable[[], Report]) -> Report:
-    """Work without a record, as `Recording`: simulated sites are safe from being asked twice."""
+    """Answer by work, without a record: asking a simulated site twice does no harm."""
     return work()
 
 
@@ -60,7 +60,7 @@ class Question:
 
     @staticmethod
     def of(instruction: Instruction, hashes: Mapping[str, str], proposal: Proposal) -> Question:
-        """The question of an instruction whose tensors have these hashes; masks and keys are no part of it."""
+        """Return the question of an instruction whose tensors have these hashes; masks and keys do not belong to it."""
         tensors = {name: known for name, known in hashes.items() if not name.startswith("secure.")}
         place = instruction.step, instruction.correction, instruction.corrected
         content = [proposal.experiment_hash, *place, sorted(instruction.taken), sorted(tensors.items())]
@@ -69,7 +69,7 @@ class Question:
 
     @property
     def place(self) -> str:
-        """What of it must not be asked in two ways."""
+        """The part of a question that must not be asked in two ways."""
         return f"{self.step:06d}.{self.correction}.{self.corrected}"
 
     @property
@@ -96,12 +96,12 @@ class AnswerLedger:
         self._owner = {"run": run, "site": site, "content": "answer"}
 
     def once(self, question: Question, work: Callable[[], Report], bind: Bind) -> tuple[Report, bool]:
-        """The answer to a question, and whether it was given before.
+        """Return the answer to a question, and whether it was given before.
 
         Args:
             question: what is asked.
-            work: makes the answer, where there is none.
-            bind: raises where the run may ask nothing new; gives the ledger of the run whose place this one takes.
+            work: makes the answer, if there is none yet.
+            bind: raises if the run may ask nothing new; gives the ledger of the run whose place this one takes.
 
         Raises:
             AnsweredBefore: this step was answered for other weights, or the recorded answer is kept no longer.
@@ -128,15 +128,15 @@ class AnswerLedger:
         return report, before is not None
 
     def of_run(self, run: str) -> AnswerLedger:
-        """The ledger of another run of this site."""
+        """Return the ledger of another run of this site."""
         return AnswerLedger(self.folder.parent.parent / run, self._limits, run=run, site=self._site, key=self._key)
 
     def began_with(self, question: Question) -> bool:
-        """Whether this question is the only one that was answered in this run."""
+        """Return whether this question is the only one that was answered in this run."""
         return [header.owner["asked"] for _, header in self._headers("*.sealed")] == [question.asked]
 
     def recall(self, question: Question) -> Report | None:
-        """The answer that was given to this very question in this run; None if it was not asked.
+        """Return the answer that was given to this very question in this run; None if it was not asked.
 
         Raises:
             AnsweredBefore: the answer is kept no longer.
@@ -148,7 +148,7 @@ class AnswerLedger:
         return None
 
     def size(self) -> tuple[int, int]:
-        """Number of questions that were answered, and bytes of what is kept of the answers."""
+        """Return the number of questions that were answered, and the bytes of the answers that are kept."""
         files = list(self.folder.glob("*.sealed"))
         return len(files), sum(path.stat().st_size for path in files)
 
@@ -187,9 +187,9 @@ class Answering:
     """Answers one question as `Recording`: from the record, or by work that is recorded before its result leaves.
 
     Attributes:
-        ledger: of the run; None in a simulation, which works each time.
+        ledger: the answers of the run; None in a simulation, which works each time.
         question: what is asked.
-        bind: raises where the run may ask nothing new.
+        bind: raises if the run may ask nothing new.
         again: whether the answer came from the record.
     """
 
@@ -199,7 +199,7 @@ class Answering:
     again: bool = False
 
     def __call__(self, work: Callable[[], Report]) -> Report:
-        """What `work` makes, or made when it was asked first."""
+        """Return what `work` makes, or made when it was asked first."""
         if self.ledger is None or self.question is None:
             return anew(work)
         report, self.again = self.ledger.once(self.question, work, self.bind)

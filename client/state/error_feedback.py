@@ -31,7 +31,7 @@ class ErrorFeedback:
         self.path = folder / FILE
 
     def before(self, step: Step) -> dict[str, Tensor]:
-        """What rounding has lost so far, by the name of the tensor that lost it."""
+        """Return what rounding has lost before a step, by the name of the tensor that lost it."""
         try:
             with safe_open(self.path, framework="pt") as file:
                 notes = json.loads(file.metadata()["notes"])
@@ -50,7 +50,7 @@ class ErrorFeedback:
         return {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
 
     def keep(self, step: Step, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
-        """Put down what was lost before a step and after it; only then may its answer leave.
+        """Record what was lost before a step and after it; only then may its answer leave.
 
         Raises:
             DynammoError: it cannot be written.

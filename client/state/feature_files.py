@@ -32,7 +32,7 @@ logger = logging.getLogger("dynammo.feature_files")
 class FeatureFiles:
     """A file for each tensor that was computed from images, sealed as the memory is: those used last, within a budget.
 
-    They hold nothing that could not be computed again: a file that is lost or damaged is none, and one that cannot be
+    They hold nothing that could not be computed again: a lost or damaged file is computed anew, and one that cannot be
     written costs time, not the step.
 
     Args:
@@ -51,15 +51,15 @@ class FeatureFiles:
         self._key = key
 
     def get(self, what: Sequence[str], samples: Samples, compute: Callable[[], Tensor]) -> Tensor:
-        """The tensor that was made of these images, pixel by pixel, or of others like them.
+        """Return the tensor that is computed from these images; from the disk, if equal pixels were seen before.
 
         Args:
-            what: says how, so that equal words mean equal tensors.
-            samples: of which images.
-            compute: makes it, when it is not held.
+            what: how it is computed: equal words mean equal tensors.
+            samples: the images.
+            compute: computes it, if it is not on the disk.
 
         Returns:
-            The tensor, on the CPU when it was held.
+            The tensor; on the CPU, if it was on the disk.
         """
         digest = hashlib.sha256(json.dumps([*what, list(samples.images.shape)]).encode())
         digest.update(samples.images.contiguous().numpy().data)

@@ -33,7 +33,7 @@ OF_A_RUN = frozenset(
 
 
 def runs_folder(memory: Path) -> Path:
-    """The folder of a site's runs, with all runs in it.
+    """Return the folder of a site's runs, with all runs in it.
 
     Args:
         memory: the site's memory folder.
@@ -47,10 +47,10 @@ def runs_folder(memory: Path) -> Path:
 
 
 def run_folder(memory: Path, run: str) -> Path:
-    """The folder of one run.
+    """Return the folder of one run.
 
     Raises:
-        ProtocolError: the run is named in a way that is no name, or that another run's name differs from in case alone.
+        ProtocolError: the run's name is invalid, or differs from another run's name in capital letters alone.
         MemoryStoreError: as `runs_folder`.
     """
     if not re.fullmatch(RUN, run):
@@ -66,7 +66,7 @@ def run_folder(memory: Path, run: str) -> Path:
 
 
 def _left_behind(memory: Path) -> list[Path]:
-    """Folders of runs that do not lie where they belong."""
+    """Return the folders of runs that do not lie where they belong."""
     try:
         here = sorted(memory.iterdir())
     except FileNotFoundError:

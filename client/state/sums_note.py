@@ -42,13 +42,13 @@ class SumsNote:
         self._file = SealedFile(self.path, {"run": run, "site": site, "content": "sums"}, key)
 
     def note(self, contribution: int, samples: Samples) -> None:
-        """Write down what a contribution consists of, before it is sent; asked again, it replaces what was noted.
+        """Write down what a contribution consists of, before it is sent; if asked again, replace what was noted.
 
         What a correction took out when it was asked for first stays noted: it may have left.
 
         Args:
             contribution: its number, `Step.contribution`.
-            samples: its images; without any, a contribution is dropped.
+            samples: its images; a contribution without images is dropped.
 
         Raises:
             MemoryStoreError: the note cannot be read or written.
@@ -64,7 +64,7 @@ class SumsNote:
             self._file.write(json.dumps(noted).encode())
 
     def inside(self, taken: Iterable[int]) -> Counter[Summed]:
-        """The images, with their number, in sums that consist of these contributions.
+        """Return the images, with their numbers, in sums that consist of these contributions.
 
         Raises:
             MemoryStoreError: the note does not know one of them, or cannot be read.
@@ -78,7 +78,7 @@ class SumsNote:
         return _sum(noted, taken)
 
     def sent(self) -> Counter[Summed]:
-        """The images that are in the sums if all that was sent arrived."""
+        """Return the images that are in the sums if all that was sent arrived."""
         noted = self.load()
         total = _sum(noted, [number for number in noted if number >= 0])
         return total - taken_out(noted, [number for number in noted if number < 0])
@@ -93,7 +93,7 @@ class SumsNote:
             self._file.write(json.dumps(noted).encode())
 
     def known(self) -> set[Known]:
-        """The sets of images, per class, whose sums a server can know from this run and all others of this site.
+        """Return the sets of images, per class, whose sums a server can know from this and all other runs of this site.
 
         These are what each contribution consisted of, and what was left of it after each correction.
 
@@ -109,7 +109,7 @@ class SumsNote:
         return SumsNote(self.path.parent.parent / run, run=run, site=self._site, key=self._key)
 
     def load(self) -> Contributions:
-        """All that is noted; nothing before the first sum.
+        """Return all that is noted; an empty mapping before the first sum.
 
         Raises:
             MemoryStoreError: the note is damaged, sealed with another key, or another site's.
@@ -127,7 +127,7 @@ class SumsNote:
 
 
 def taken_out(noted: Contributions, corrections: Iterable[int]) -> Counter[Summed]:
-    """The images that corrections took out together; one that was lost was repeated by the next."""
+    """Return the images that corrections took out together; a correction that was lost is repeated by the next."""
     total: Counter[Summed] = Counter()
     for number in corrections:
         total |= Counter(noted[number])
@@ -146,7 +146,7 @@ def _known(noted: Contributions) -> Iterator[Known]:
 
 
 def describe(samples: Samples) -> list[Summed]:
-    """Each image by record, label and a hash of its pixels; a grey image has that of its copy in colour."""
+    """Return record, label and pixel hash of each image; a grey image has the hash of its copy in colour."""
     pixels = samples.images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
     digests = (hashlib.sha256(image.tobytes()).hexdigest()[:32] for image in pixels)
     return [Summed(*fields) for fields in zip(samples.record_ids, samples.labels.tolist(), digests, strict=True)]

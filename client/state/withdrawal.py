@@ -55,7 +55,7 @@ class WithdrawalLedger:
         return len(new)
 
     def is_withdrawn(self, record_ids: Sequence[str]) -> NDArray[np.bool_]:
-        """[N] whether each record is in the ledger.
+        """Return, for each of N records, whether it is in the ledger.
 
         Raises:
             MemoryStoreError: the ledger is damaged, so that nobody knows.
@@ -66,12 +66,12 @@ class WithdrawalLedger:
         return np.array([ledger.hash(record) in ledger.records for record in record_ids], dtype=np.bool_)
 
     def allowed(self, records: T) -> T:
-        """Samples, or a memory, without the withdrawn records."""
+        """Return samples, or a memory, without the withdrawn records."""
         withdrawn = self.is_withdrawn(records.record_ids)
         return records.subset(np.flatnonzero(~withdrawn).tolist()) if withdrawn.any() else records
 
     def allowed_split(self, split: Split) -> Split:
-        """A part of a data set without the withdrawn records, so that none of them is ever read."""
+        """Return a part of a data set without the withdrawn records, so that none of them is ever read."""
         withdrawn = self.is_withdrawn(split.record_ids)
         return select(split, np.flatnonzero(~withdrawn)) if withdrawn.any() else split
 
@@ -85,14 +85,14 @@ class WithdrawalLedger:
         return len(memory.samples) - len(kept.samples)
 
     def hashes(self, record_ids: Sequence[str]) -> list[str]:
-        """What the ledger calls withdrawn records: for a log, which names none."""
+        """Return the hashes by which the ledger knows records, for a log that must not name them."""
         return list(map(self._read().hash, record_ids))
 
     def __len__(self) -> int:
         return len(self._read().records)
 
     def _read(self) -> _Ledger:
-        """As it lies on the disk; before the first withdrawal, a new salt and nothing else."""
+        """Return the ledger as it lies on the disk; before the first withdrawal, a new salt and no records."""
         if not self.path.exists():
             salt = os.urandom(16).hex()
             first = chain_line({"salt": salt}, b"")

@@ -21,7 +21,7 @@ logger = logging.getLogger("dynammo.client")
 
 
 def kept_apart(site: Site, note: SumsNote, samples: Samples) -> Samples:
-    """The samples of a new sum that differs from all earlier ones by none or at least `fewest_images` of each class.
+    """Return the samples of a new sum that differs from each earlier one by 0 or at least `fewest_images` per class.
 
     New images that are fewer wait. Where fewer went than that, others go with them. A class for which neither helps
     takes no part.
@@ -39,7 +39,7 @@ def kept_apart(site: Site, note: SumsNote, samples: Samples) -> Samples:
 
 
 def withdrawn_from(site: Site, note: SumsNote, taken: Sequence[int]) -> Samples:
-    """The images to be taken out of sums now, with the labels that they were summed with.
+    """Return the images to be taken out of sums now, with the labels that they were summed with.
 
     What goes and what remains of each class of a contribution is nothing or at least `fewest_images`. So of a class of
     which too few would remain all images go, and of one of which too few would go none: they wait, as do those that are
@@ -91,7 +91,7 @@ def _apart(images: Known, earlier: set[Known], fewest: int) -> Known:
 
 
 def _held(noted: Contributions, taken: Sequence[int]) -> Iterator[Counter[Summed]]:
-    """What the server's sums contain, by its own account, of each class of each contribution."""
+    """Yield what the server's sums contain, by its own account, for each class of each contribution."""
     out: Counter[Summed] = Counter()
     for number in taken:
         if number < 0:
@@ -108,7 +108,7 @@ def _held(noted: Contributions, taken: Sequence[int]) -> Iterator[Counter[Summed
 def _may_leave(
     summed: Counter[Summed], on_disk: Counter[Summed], repeated: Counter[Summed], earlier: set[Known], fewest: int
 ) -> bool:
-    """Whether the sum of `found`, and what it leaves of `held`, tell nothing of fewer than `fewest` images."""
+    """Return whether the sum of `on_disk`, and the rest of `summed`, tell nothing about fewer than `fewest` images."""
     if not on_disk or not repeated <= on_disk:
         return False
     remain = summed - on_disk
@@ -126,7 +126,7 @@ def _withdrawn(site: Site, inside: Counter[Summed]) -> set[Summed]:
 
 
 def _found(site: Site, wanted: Counter[Summed]) -> Samples:
-    """Those that are on the disk as they were when they were summed."""
+    """Return the images that are still on the disk as they were when they were summed."""
     labels = {(image.record_id, image.digest): image.label for image in wanted}
     left = Counter({(image.record_id, image.digest): count for image, count in wanted.items()})
     samples, kept = site.images_of({image.record_id for image in wanted}), []

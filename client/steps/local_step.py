@@ -32,9 +32,14 @@ FEWEST_SAMPLES = 2
 
 @dataclass(frozen=True)
 class LocalStep:
-    """An instruction, unpacked: the step, the site that does it, and the models with the weights received.
+    """A step as one site does it: with the models that hold the weights received.
 
-    `taken` is that of the instruction.
+    Attributes:
+        step: what is to be done.
+        site: the site that does it.
+        model: with the weights received.
+        teacher: the model of the task before, if it was sent.
+        taken: the contributions that the server says its sums contain.
     """
 
     step: Step
@@ -45,7 +50,7 @@ class LocalStep:
 
     @property
     def experiment(self) -> Experiment:
-        """As the site sees it: with its own data and device."""
+        """The experiment as the site sees it: with its own data and device."""
         return self.site.experiment
 
     @property
@@ -55,14 +60,14 @@ class LocalStep:
         return derive_seed(self.experiment.config.seed, step.stage.name, step.task, step.round, self.site.index)
 
     def embed(self, samples: Samples, end: Level) -> Tensor:
-        """Samples carried to a level of the network."""
+        """Return what the network computes from samples up to a level."""
         config, device = self.experiment.config, self.experiment.device
         return embed_samples(self.model, samples, config.data.normalisation, device, end)
 
     def embed_once(self, samples: Samples, end: Level) -> Tensor:
-        """As `embed`, but kept for the next rounds, which bring the same images to the same frozen weights.
+        """Embed samples once, and keep the result for rounds that show the same images to the same frozen weights.
 
-        Rounded as `compute.features` says, whether it was kept or not.
+        The result is rounded as `compute.features` says, whether it was kept or not.
         """
         state = self.model.state_dict()
         names = [name for name in deciding_names(self.model) if end == "features" or ".adapters." not in name]
@@ -133,12 +138,12 @@ class EpochBatches:
         self._batch_size = batch_size or (optimisation.batch_size if optimisation else 128)
 
     def order(self, epoch: int) -> tuple[list[Tensor], torch.Generator]:
-        """The indices of each batch of an epoch, and the generator that augments them."""
+        """Return the indices of each batch of an epoch, and the generator that augments them."""
         generator = seeded_generator(self._local.seed, "epoch", epoch)
         return shuffled(len(self._labels), self._batch_size, generator), generator
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch."""
+        """Yield the batches of an epoch."""
         data, device = self._local.experiment.config.data, self._local.experiment.device
         batches, generator = self.order(epoch)
         for index in batches:
@@ -151,11 +156,11 @@ class EpochBatches:
 
 
 def start_level(wanted: Level, augmentation: str) -> Level:
-    """Augmented images differ in every epoch, so nothing before the first trained layer can be kept."""
+    """Return the level from which epochs start: augmented images differ in each, so none of their features are kept."""
     return "images" if wanted == "prefix" and augmentation != "none" else wanted
 
 
 def take(model: IncrementalModel, names: list[str]) -> dict[str, Tensor]:
-    """Copies of the model's tensors of these names, for sending."""
+    """Return copies of the model's tensors with these names, for sending."""
     state = model.state_dict()
     return {name: state[name].detach().cpu().clone() for name in names}

@@ -49,15 +49,15 @@ class Site:
         index: its number among the sites of the experiment.
         store: where its exemplars lie.
         received: the tensors that it was sent; in a simulation all sites share them, as they share the data set.
-        statistics: of its own, estimated once.
+        statistics: its own batch-norm statistics, estimated once.
         today: the day that exemplars are taken in.
         ledger: the records that it may use no more.
         expiry_days: age in days beyond which exemplars are dropped.
         fewest_images: a class of which it holds fewer training (test) images takes no part.
-        sums: its note of what it sent into sums that the server keeps; None where nothing can be withdrawn.
-        budget: of privacy, for all runs here together; None where nobody is protected, as in a simulation.
-        features: that it computed, on its disk; None where its process lives on from step to step.
-        answers: that it has given in this run; None in a simulation, where nobody is to be kept from asking twice.
+        sums: its note of what it sent into sums that the server keeps; None if nothing can be withdrawn.
+        budget: the privacy budget of all runs here together; None in a simulation, where nobody is protected.
+        features: what it computed from images, on its disk; None if its process lives on from step to step.
+        answers: what it has answered in this run; None in a simulation, where asking twice does no harm.
         opened_sums: what it opened under secure aggregation in all runs of this experiment; None in a simulation.
         signatory: signs its keys for secure aggregation and verifies those of others; None in a simulation.
     """
@@ -79,7 +79,7 @@ class Site:
     budget: PrivacyBudget | None = None
 
     def once(self, what: tuple[str, ...], samples: Samples, compute: Callable[[], Tensor]) -> Tensor:
-        """What is made of images, kept for the steps to come; equal words `what` mean that equal things are made.
+        """Return what is computed from images, kept for the steps to come; equal `what` means an equal computation.
 
         Images are told apart by their pixels: a record may have several, at several sites, or in training and tests.
         """
@@ -94,9 +94,9 @@ class Site:
         return experiment.feature_cache.get(key, compute if features is None else on_disk)
 
     def memory(self) -> ReplayMemory:
-        """The exemplars that may still be used: without those that expired or whose consent was withdrawn.
+        """Return the exemplars that may still be used.
 
-        Nor those of a class of which that leaves too few.
+        Those that expired, those whose consent was withdrawn, and classes of which too few are left are not among them.
         """
         memory = self.store.load()
         if self.expiry_days is not None:
@@ -108,9 +108,9 @@ class Site:
 
     @property
     def fewest_exemplars(self) -> int:
-        """`fewest_images`, or the share that the experiment's memory leaves to a class, where that is smaller.
+        """Return `fewest_images`, or the share of the memory that a class has in this experiment, if that is smaller.
 
-        A share tells nothing of patients: it follows from the configuration.
+        A share tells nothing about patients: it follows from the configuration.
         """
         config, pixels = self.experiment.config, self.experiment.config.data.image_size**2
         classes, sites = self.experiment.classes, config.federation.sites
@@ -118,7 +118,7 @@ class Site:
         return min(self.fewest_images, share)
 
     def memory_to_extend(self, task: int) -> ReplayMemory:
-        """The exemplars that may still be used, into which a task is to be taken if it is not in them yet.
+        """Return the exemplars that may still be used, so that a task can be added if it is not in them yet.
 
         Raises:
             MemoryStoreError: they come from later tasks than this one.
@@ -132,7 +132,7 @@ class Site:
         return memory
 
     def rehearsal(self, task: int) -> Rehearsal:
-        """All that this site may train on in a task."""
+        """Return all that this site may train on in a task."""
         config = self.experiment.config
         arrivals = self._arrivals(task)
         return Rehearsal(
@@ -146,21 +146,21 @@ class Site:
         )
 
     def new_images(self, task: int) -> Samples:
-        """The site's training images of the classes that reach it with a task."""
+        """Return the site's training images of the classes that reach it with a task."""
         return self.train_images(self._arrivals(task).new(self.index, task))
 
     def test_images(self, classes: tuple[int, ...]) -> Samples:
-        """The site's test images of these classes."""
+        """Return the site's test images of these classes."""
         return self._common(self._allowed(self._load("test", classes)))
 
     def train_images(self, classes: tuple[int, ...]) -> Samples:
-        """The site's training images of these classes."""
+        """Return the site's training images of these classes."""
         samples = self._allowed(self._load("train", classes))
         # Under privacy counts are noised, and no image may decide whether others take part.
         return samples if self.experiment.protects_images else self._common(samples)
 
     def images_of(self, record_ids: Collection[str]) -> Samples:
-        """All training images of these records that can be read, withdrawn ones too: to take them out of sums."""
+        """Return the readable training images of these records, even withdrawn ones: they are to leave the sums."""
         split, size = self.experiment.dataset.train, self.experiment.config.data.image_size
         parts = []
         for place, record in enumerate(split.record_ids):
@@ -173,7 +173,7 @@ class Site:
         return records if self.ledger is None else self.ledger.allowed(records)
 
     def _common(self, samples: Samples) -> Samples:
-        """Without the classes of which there are too few."""
+        """Return the samples without the classes of which there are too few."""
         kept = _without_rare(samples.labels, self.fewest_images)
         return samples if kept is None else samples.subset(kept)
 
@@ -229,7 +229,7 @@ class SimulatedSite(Site):
 
 
 def _without_rare(labels: Tensor, fewest: int) -> list[int] | None:
-    """Places, in [N] labels, of the classes that have at least `fewest`; None where that is all."""
+    """Return the positions, in N labels, of classes with at least `fewest` samples; None if that is every position."""
     enough = torch.bincount(labels)[labels] >= fewest
     return None if bool(enough.all()) else torch.nonzero(enough).flatten().tolist()
 

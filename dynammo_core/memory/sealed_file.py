@@ -43,17 +43,17 @@ class Header:
     key: str | None
 
     def line(self) -> bytes:
-        """As it stands in the file."""
+        """Return the header as it stands in the file."""
         cipher = "none" if self.key is None else "aes-256-gcm"
         fields = {"format": FORMAT, "cipher": cipher, "key": self.key, "owner": dict(self.owner)}
         return json.dumps(fields).encode() + b"\n"
 
     @staticmethod
     def parse(line: bytes) -> Header:
-        """The header that was written as `line`, byte for byte.
+        """Return the header that was written as `line`, byte for byte.
 
         Raises:
-            ValueError: there is none.
+            ValueError: the line is not a header.
         """
         try:
             fields = json.loads(line)
@@ -67,7 +67,7 @@ class Header:
 
 
 def seal(content: bytes, owner: Mapping[str, str], key: bytes | None) -> bytes:
-    """The sealed file of `content`, bound to its owner. Without a key, equal content makes equal files."""
+    """Return the bytes of a sealed file, bound to its owner. Without a key, equal content makes equal files."""
     if key is None:
         line = Header(owner, None).line()
         checksum = hashlib.sha256(line)
@@ -78,10 +78,10 @@ def seal(content: bytes, owner: Mapping[str, str], key: bytes | None) -> bytes:
 
 
 def read_header(path: Path) -> Header:
-    """What a sealed file says of itself; only `unseal` finds out whether it is true.
+    """Return what a sealed file says about itself; only `unseal` finds out whether it is true.
 
     Raises:
-        MemoryStoreError: it cannot be read, or is no sealed file.
+        MemoryStoreError: it cannot be read, or is not a sealed file.
     """
     try:
         with path.open("rb") as file:
@@ -91,7 +91,7 @@ def read_header(path: Path) -> Header:
 
 
 def unseal(path: Path, owner: Mapping[str, str], key: bytes | None) -> bytearray:
-    """The content of a sealed file, read and decrypted in one pass, straight into the buffer that is returned.
+    """Return the content of a sealed file, read and decrypted in one pass, straight into the buffer returned.
 
     A site that has a key takes no plain file: whoever can write to its disk could have put one there.
 
@@ -116,7 +116,7 @@ def unseal(path: Path, owner: Mapping[str, str], key: bytes | None) -> bytearray
 
 
 def unreadable(path: Path, error: Exception) -> MemoryStoreError:
-    """The refusal of a file that is not whole."""
+    """Return the error that refuses a damaged or unreadable file."""
     return MemoryStoreError(
         f"the sealed file {path} cannot be read ({type(error).__name__}: {error})",
         remedy="Restore it from a backup; memory.safetensors may be deleted, to go on without its exemplars",

@@ -57,7 +57,7 @@ class ReplayMemory:
         return self.samples.record_ids
 
     def subset(self, indices: Tensor | Sequence[int]) -> ReplayMemory:
-        """The memory with nothing but the exemplars at `indices`, in that order."""
+        """Return the memory with nothing but the exemplars at `indices`, in that order."""
         index = torch.as_tensor(indices, dtype=torch.int64)
         taken = tuple(self.taken[i] for i in index.tolist())
         return replace(self, samples=self.samples.subset(index), taken=taken)
@@ -89,7 +89,7 @@ class MemoryStore:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """No other process changes the memory inside: for those who load it, change it and save it."""
+        """Keep other processes from changing the memory inside: for those who load it, change it and save it."""
         with locked_folder(self.path.parent):
             yield
 
@@ -108,7 +108,7 @@ def _packed_memory(memory: ReplayMemory) -> bytes:
 
 
 def _unpacked_memory(content: bytearray) -> ReplayMemory:
-    """The tensors share the buffer `content`: safetensors itself would copy it twice."""
+    """Read a memory whose tensors share the buffer `content`: safetensors itself would copy it twice."""
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
     notes = json.loads(header["__metadata__"]["notes"])
@@ -126,7 +126,7 @@ def _unpacked_memory(content: bytearray) -> ReplayMemory:
 
 
 def _tensor(content: bytearray, start: int, entry: dict[str, Any], dtype: torch.dtype) -> Tensor:
-    """One tensor of a safetensors file whose data begin at `start`."""
+    """Return one tensor of a safetensors file whose data begin at `start`."""
     if entry["dtype"] != {torch.uint8: "U8", torch.int64: "I64"}[dtype]:
         raise ValueError(f"a tensor of {entry['dtype']} is not {dtype}")
     shape, (first, end) = entry["shape"], entry["data_offsets"]
