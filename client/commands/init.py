@@ -214,13 +214,14 @@ def _asked(options: Mapping[str, str | None]) -> dict[str, str | None]:
 def _is_site_name(name: str) -> None:
     if not re.fullmatch(SITE_NAME, name):
         raise ConfigError(
-            f"{name!r} is no name of a site", accepted="small letters, digits and hyphens, such as st-elsewhere"
+            f"{name!r} is not a valid site name",
+            accepted="small letters, digits and hyphens, such as st-elsewhere",
         )
 
 
 def _is_address(address: str) -> None:
     if not re.fullmatch(SUPERLINK, address):
-        raise ConfigError(f"{address!r} is no address", accepted="host:port, such as superlink.example.org:9092")
+        raise ConfigError(f"{address!r} is not an address", accepted="host:port, such as superlink.example.org:9092")
 
 
 def _is_dataset(name: str) -> None:

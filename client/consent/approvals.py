@@ -113,7 +113,7 @@ class Approvals:
             for entry in read_chain(path.read_bytes()).entries:
                 id_, verdict = entry.fields["proposal"], entry.fields["verdict"]
                 if not isinstance(id_, str) or verdict not in VERDICTS:
-                    raise ValueError(f"{verdict!r} is no decision")
+                    raise ValueError(f"{verdict!r} is not a decision")
                 last.pop(id_, None)
                 last[id_] = entry.fields
         except FileNotFoundError:

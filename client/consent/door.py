@@ -145,7 +145,7 @@ def let_announcement_out(content: RecordDict) -> RecordDict:
     _same_keys(record, ["classes", "bands"])
     names, bands = _value(record, "classes", list), _value(record, "bands", list)
     if {type(name) for name in names} - {str} or {type(band) for band in bands} - {int} or len(names) != len(bands):
-        raise ProtocolError("the announcement is no list of names with bands")
+        raise ProtocolError("the announcement is not a list of names with bands")
     Announcement(dict(zip(names, bands, strict=True)))
     return content
 
@@ -212,7 +212,7 @@ def _decoded(name: str, data: bytes) -> NDArray[np.generic]:
     except Exception as error:  # what odd bytes make numpy raise has no common type
         raise ProtocolError(f"tensor {name!r} cannot be read ({type(error).__name__})") from error
     if type(values) is not np.ndarray:
-        raise ProtocolError(f"tensor {name!r} is no array")
+        raise ProtocolError(f"tensor {name!r} is not an array")
     return values
 
 

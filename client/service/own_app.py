@@ -68,7 +68,7 @@ def _installed(message: Message, context: Context) -> Message:
 
 
 def replace(module: ModuleType, name: str, stand_in: object) -> None:
-    """Put something in the place of what a module of Flower uses.
+    """Replace what a module of Flower uses by something else.
 
     Raises:
         RuntimeError: the module does not know the name, so that the replacement would change nothing.

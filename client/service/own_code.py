@@ -43,7 +43,7 @@ def start_command(module: str, *arguments: str) -> list[str]:
 
 
 def only_installed() -> None:
-    """From now on, find modules and packages only where Python looks now, and this project where this file lies."""
+    """Find modules from now on only where Python looks now, and this project where this file lies."""
     spec = find_spec("client")
     if spec is None or spec.origin is None or Path(spec.origin).resolve().parent.parent != ROOT:
         sys.path.insert(0, str(ROOT))

@@ -59,8 +59,8 @@ def statistics_for_model(folder: Path, *, task: int, model: str, site: str, key:
         key: of its memory.
 
     Raises:
-        MemoryStoreError: it keeps none of this model, or the file is damaged, sealed with another key, or another
-            site's.
+        MemoryStoreError: it keeps no statistics for this model, or the file is damaged, sealed with another key, or
+            belongs to another site.
     """
     paths = sorted(folder.glob(f"*/{TESTED_FILE.format(task + 1)}"))
     damaged: MemoryStoreError | None = None
