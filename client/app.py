@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 from types import MappingProxyType
@@ -11,26 +11,20 @@ from types import MappingProxyType
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.consent.admission import admit
-from client.consent.audit import audit_log
 from client.consent.door import declared, error_words, let_announcement_out, let_out
-from client.service.announcement import announcement
-from client.state.answer_ledger import Answering
+from client.consent.hospital import Answer, Host, Request, host_of
 from client.steps.local_steps import answer
-from client.steps.parcels import arriving, opened, packed
+from client.steps.parcels import opened, packed
 from client.steps.secure_steps import secure_answer
-from client.steps.site_opening import open_site
-from dynammo_core.experiment import code_hash, config_from_json, project_hash
-from dynammo_core.plan import Action
+from dynammo_core.experiment import code_hash, project_hash
 from dynammo_core.support.errors import DynammoError, ProtocolError
 from dynammo_core.wire.envelope import decode_instruction, encode_announcement, encode_report
-from dynammo_core.wire.protocol import MOST, Instruction, Phase
+from dynammo_core.wire.protocol import MOST, Phase
 from dynammo_core.wire.secure_aggregation.phases import SITES
 
 app = ClientApp()
 logger = logging.getLogger("dynammo.client")
-NodeConfig = Mapping[str, object]
-Handler = Callable[[RecordDict, NodeConfig], RecordDict]
+Handler = Callable[[RecordDict, Host], RecordDict]
 
 
 def sanitised(handler: Handler) -> Callable[[Message, Context], Message]:
@@ -41,20 +35,25 @@ def sanitised(handler: Handler) -> Callable[[Message, Context], Message]:
 
     @wraps(handler)
     def wrapped(message: Message, context: Context) -> Message:
+        host: Host | None = None
         try:
-            return Message(handler(message.content, MappingProxyType(context.node_config)), reply_to=message)
+            host = host_of(MappingProxyType(context.node_config))
+            return Message(handler(message.content, host), reply_to=message)
         except Exception as error:
-            return refusal(message, context, error)
+            return refusal(message, host, error)
 
     return wrapped
 
 
-def refusal(message: Message, context: Context, error: Exception) -> Message:
-    """Answer with an error's code and class; the rest goes into the site's log and its audit log."""
+def refusal(message: Message, host: Host | None, error: Exception) -> Message:
+    """Answer with an error's code and class; the rest goes into the site's log and its audit log.
+
+    Without a host, the site's settings could not be read, so nobody knows where its audit log is.
+    """
     _log(error)
     try:
-        if log := audit_log(context.node_config):
-            log.refused(message.metadata.message_type, error_words(error)[0], error)
+        if host is not None:
+            host.record_refusal(message.metadata.message_type, error_words(error)[0], error)
     except Exception as unrecorded:
         error = unrecorded
         _log(error)
@@ -62,129 +61,121 @@ def refusal(message: Message, context: Context, error: Exception) -> Message:
 
 
 def _log(error: Exception) -> None:
-    """Into the site's own log; what is not deliberate with its traceback."""
+    """Write an error into the site's own log; one that nobody raised on purpose with its traceback."""
     if isinstance(error, DynammoError):
         logger.error("step refused: %s", error)
     else:
         logger.error("step failed", exc_info=error)
 
 
-def reply(content: RecordDict, node_config: NodeConfig, phase: Phase | None = None) -> RecordDict:
+def reply(content: RecordDict, host: Host, phase: Phase | None = None) -> RecordDict:
     """Answer one instruction, or an exchange of secure aggregation."""
-    instruction, hashes = decode_instruction(content)
-    _require_same_code(instruction)
-    admitted = admit(instruction, node_config)
-    site, log = open_site(instruction, node_config), audit_log(node_config)
-    if log:
-        log.check_writable()
-    whole = opened(instruction, hashes, site)
+    request = Request(*decode_instruction(content))
+    instruction = request.instruction
+    _require_same_code(request)
+    host.admit(request)
+    site = host.open(request)
+    whole = opened(instruction, request.hashes, site)
     if instruction.corrected:
         site.experiment.step(instruction.step, instruction.corrected)  # refuses where no sums are corrected
-    answering = admitted.answering(instruction, hashes, site) if admitted else Answering()
+    answering = host.answering(request, site)
     if phase is None:
         wire = answering(lambda: packed(answer(whole, site), whole, site))
     else:
         wire = secure_answer(phase, whole, site, answering)
-    experiment, step = site.experiment, site.experiment.step(instruction.step, instruction.correction)
+    step = site.experiment.step(instruction.step, instruction.correction)
     form = declared(site, step, phase, len(whole.weights.get(SITES, ())))
     if answering.again:  # the site may have had more images then
         form = replace(form, most=MOST)
     leaving = let_out(encode_report(wire, form.tensors), form)
-    site.received.keep(hashes, instruction.weights)
-    if log:
-        remembered = step.stage.action is Action.REMEMBER
-        held = site.memory().samples.class_counts(experiment.classes) if remembered else None
-        report = arriving(wire, whole, site) if phase is None else wire
-        log.answered(
-            instruction, step, report, experiment.class_names, wire.weights, phase, held, again=answering.again
-        )
+    site.received.keep(request.hashes, instruction.weights)
+    host.record(Answer(whole, wire, site, phase, answering.again))
     return leaving
 
 
 @app.train("fit")
 @sanitised
-def fit(content: RecordDict, node_config: NodeConfig) -> RecordDict:
+def fit(content: RecordDict, host: Host) -> RecordDict:
     """Train on the site's images."""
-    return reply(content, node_config)
+    return reply(content, host)
 
 
 @app.train("summarise")
 @sanitised
-def summarise(content: RecordDict, node_config: NodeConfig) -> RecordDict:
+def summarise(content: RecordDict, host: Host) -> RecordDict:
     """Compute statistics of the site's images."""
-    return reply(content, node_config)
+    return reply(content, host)
 
 
 @app.train("remember")
 @sanitised
-def remember(content: RecordDict, node_config: NodeConfig) -> RecordDict:
+def remember(content: RecordDict, host: Host) -> RecordDict:
     """Choose exemplars into the site's memory."""
-    return reply(content, node_config)
+    return reply(content, host)
 
 
 @app.train("forget")
 @sanitised
-def forget(content: RecordDict, node_config: NodeConfig) -> RecordDict:
+def forget(content: RecordDict, host: Host) -> RecordDict:
     """Take withdrawn records out of the sums that the server keeps."""
-    return reply(content, node_config)
+    return reply(content, host)
 
 
 @app.evaluate()
 @sanitised
-def evaluate(content: RecordDict, node_config: NodeConfig) -> RecordDict:
+def evaluate(content: RecordDict, host: Host) -> RecordDict:
     """Test the model on the site's images."""
-    return reply(content, node_config)
+    return reply(content, host)
 
 
 @app.train("keys")
 @sanitised
-def keys(content: RecordDict, node_config: NodeConfig) -> RecordDict:
+def keys(content: RecordDict, host: Host) -> RecordDict:
     """Offer public keys for a step of which the server learns only the sum."""
-    return reply(content, node_config, Phase.KEYS)
+    return reply(content, host, Phase.KEYS)
 
 
 @app.train("shares")
 @sanitised
-def shares(content: RecordDict, node_config: NodeConfig) -> RecordDict:
+def shares(content: RecordDict, host: Host) -> RecordDict:
     """Deal shares of this site's secrets to the other sites."""
-    return reply(content, node_config, Phase.SHARES)
+    return reply(content, host, Phase.SHARES)
 
 
 @app.train("masked")
 @sanitised
-def masked(content: RecordDict, node_config: NodeConfig) -> RecordDict:
+def masked(content: RecordDict, host: Host) -> RecordDict:
     """Do the step, and answer under masks."""
-    return reply(content, node_config, Phase.MASKED)
+    return reply(content, host, Phase.MASKED)
 
 
 @app.train("open")
 @sanitised
-def open_sum(content: RecordDict, node_config: NodeConfig) -> RecordDict:
+def open_sum(content: RecordDict, host: Host) -> RecordDict:
     """Open the shares that take the masks off the sum."""
-    return reply(content, node_config, Phase.OPEN)
+    return reply(content, host, Phase.OPEN)
 
 
 @app.query("announce")
 @sanitised
-def announce(content: RecordDict, node_config: NodeConfig) -> RecordDict:
+def announce(content: RecordDict, host: Host) -> RecordDict:
     """Say which classes the site can bring, and about how many images of each."""
-    announced = announcement(node_config)
+    announced = host.announce()
     leaving = let_announcement_out(encode_announcement(announced))
-    if log := audit_log(node_config):
-        log.announced(announced)
+    host.record_announcement(announced)
     return leaving
 
 
-def _require_same_code(instruction: Instruction) -> None:
+def _require_same_code(request: Request) -> None:
     """Refuse an instruction that was made by other code: this project's, or that of a plug-in which it names.
 
     Raises:
         ProtocolError: the hashes differ, as they do where the site lacks a plug-in.
         ConfigError: the code is the same, and the experiment is invalid.
     """
-    own, why = project_hash(), ""
+    instruction, own, why = request.instruction, project_hash(), ""
     try:
-        own = code_hash(config_from_json(instruction.experiment))
+        own = code_hash(request.config)
     except DynammoError as error:
         if instruction.code_hash == own:
             raise

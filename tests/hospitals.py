@@ -19,9 +19,10 @@ from client.app import app
 from client.consent.admission import approve_proposal
 from client.consent.approvals import Approvals, Proposal
 from client.consent.settings import load_site
+from client.steps.site_opening import shared_experiment
 from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.data.loading import open_dataset
-from dynammo_core.experiment import config_from_json, experiment_from_json
+from dynammo_core.experiment import config_from_json
 from dynammo_core.support.errors import DynammoError
 from dynammo_core.wire.secure_aggregation.offers import fingerprint
 from simulations.engines.local_grid import LocalGrid
@@ -89,7 +90,7 @@ def make_hospitals(folder: Path, holdings: Mapping[str, Mapping[str, int]]) -> H
 
 def with_images(folder: Path, name: str, held: Mapping[str, int]) -> Path:
     """The images of one site, which come in place of those that it had; nothing is kept of these in this process."""
-    experiment_from_json.cache_clear()
+    shared_experiment.cache_clear()
     open_dataset.cache_clear()
     return write_hospitals(folder / name / "images", {name: held})
 

@@ -22,10 +22,11 @@ from typer.testing import CliRunner
 
 from client.commands.approve import approve
 from client.commands.audit import audit
-from client.consent.admission import admit, approve_proposal
+from client.consent.admission import approve_proposal
 from client.consent.approvals import DECISIONS, Approvals, Proposal
 from client.consent.audit import AuditLog
 from client.consent.door import UNEXPECTED
+from client.consent.hospital import Hospital, Request
 from client.consent.policy import POLICY_TEMPLATE, load_policy
 from client.consent.settings import load_site
 from client.state.chained_log import chain_line
@@ -296,7 +297,7 @@ def test_malformed_approvals(bench: Bench, tmp_path: Path, data: st.DataObject) 
     sent = instruction(Experiment(CONFIG), Experiment(CONFIG).steps[0], 1, Path("/server"))
     try:
         with pytest.raises(DynammoError):
-            admit(sent, {"site-config": str(site_yaml)})
+            Hospital(site_yaml).admit(Request(sent, {}))
         said("approve", str(site_yaml))
         said("approve", "--json", "--list", str(site_yaml))
         forged = data.draw(logs(before[site.approvals / DECISIONS]))

@@ -40,7 +40,9 @@ def verify(
 
     with readable_errors():
         if expect is not None and not re.fullmatch(HASH, expect):
-            raise ConfigError(f"--expect {expect!r} is no hash", accepted="its 64 hexadecimal digits, or the first 16")
+            raise ConfigError(
+                f"--expect {expect!r} is not a hash", accepted="its 64 hexadecimal digits, or the first 16"
+            )
         log = AuditLog(load_site(site_yaml).audit)
         chain = log.read()
         places = [line.number for line in chain.whole if expect is not None and line.link.startswith(expect)]

@@ -88,8 +88,8 @@ def init(
     """Set up a site: write site.yaml, make its keys, and say what to send to the operator."""
     with readable_errors():
         _refuse_what_is_there(output)
-        given = {"site": site, "superlink": superlink, "dataset": dataset, "data": data, "memory": memory, "ca": ca}
-        settings, key_print = write_site(output, given if no_input else _asked(given))
+        options = {"site": site, "superlink": superlink, "dataset": dataset, "data": data, "memory": memory, "ca": ca}
+        settings, key_print = write_site(output, options if no_input else _asked(options))
         private = settings.private_key
         for line in (
             f"Written: {output}, {settings.policy}, {private}, {private}.pub, {private.with_name(MEMORY_KEY)}",
@@ -107,12 +107,13 @@ def init(
             console.say(line)
 
 
-def write_site(output: Path, given: Mapping[str, str | None]) -> tuple[SiteSettings, str]:
+def write_site(output: Path, options: Mapping[str, str | None]) -> tuple[SiteSettings, str]:
     """Write a site's settings and keys; all of them or none.
 
     Args:
         output: the YAML file, which is not there yet; the keys go beside it.
-        given: site, superlink, data, and optionally dataset, memory and ca; relative paths from the working directory.
+        options: site, superlink, data, and optionally dataset, memory and ca; relative paths start in the working
+            directory.
 
     Returns:
         The settings as they are read again, and the fingerprint of the public key.
@@ -123,9 +124,9 @@ def write_site(output: Path, given: Mapping[str, str | None]) -> tuple[SiteSetti
     from client.service.node_key import fingerprint, load_private_key, new_key_pair
     from dynammo_core.memory.encryption import new_key_file
 
-    text = _site_yaml(given)
+    text = _site_yaml(options)
     _refuse_what_is_there(output)
-    private, public = new_key_pair(str(given["site"]))
+    private, public = new_key_pair(str(options["site"]))
     folder = output.absolute().parent
     key = folder / PRIVATE_KEY
     written: list[Path] = []
@@ -157,32 +158,32 @@ def write_site(output: Path, given: Mapping[str, str | None]) -> tuple[SiteSetti
         raise
 
 
-def _site_yaml(given: Mapping[str, str | None]) -> str:
+def _site_yaml(options: Mapping[str, str | None]) -> str:
     """The text of site.yaml. JSON's strings are YAML's too."""
-    missing = [name for name in ("site", "superlink", "data") if not given.get(name)]
+    missing = [name for name in ("site", "superlink", "data") if not options.get(name)]
     if missing:
         raise ConfigError(
             f"not given: {', '.join(f'--{name}' for name in missing)}",
             remedy="Give them, or leave --no-input out to be asked",
         )
-    given = {**given, "dataset": given.get("dataset") or "manifest"}
+    options = {**options, "dataset": options.get("dataset") or "manifest"}
     for name, check in CHECKS.items():
-        check(str(given[name]))
+        check(str(options[name]))
     places = {"ca": CA, "memory": MEMORY}
-    values = {name: str(given.get(name) or default) for name, default in places.items()}
+    values = {name: str(options.get(name) or default) for name, default in places.items()}
     # A default lies beside site.yaml; what a person types is meant from where he is.
     values = {
         name: value if value == places[name] else str(Path(value).expanduser().absolute())
         for name, value in values.items()
     }
-    values |= {"site": str(given["site"]), "superlink": str(given["superlink"])}
-    values |= {"data": str(Path(str(given["data"])).expanduser().absolute())}
-    values |= {"dataset": str(given["dataset"]), "state": STATE}
+    values |= {"site": str(options["site"]), "superlink": str(options["superlink"])}
+    values |= {"data": str(Path(str(options["data"])).expanduser().absolute())}
+    values |= {"dataset": str(options["dataset"]), "state": STATE}
     quoted = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
     return TEMPLATE.format(private_key=PRIVATE_KEY, memory_key=f"file:{MEMORY_KEY}", policy=POLICY, **quoted)
 
 
-def _asked(given: Mapping[str, str | None]) -> dict[str, str | None]:
+def _asked(options: Mapping[str, str | None]) -> dict[str, str | None]:
     """What is given, and the answers to questions about the rest; a wrong answer is asked for again."""
     questions = {
         "site": ("Name of this site, as agreed with the operator", None),
@@ -203,9 +204,9 @@ def _asked(given: Mapping[str, str | None]) -> dict[str, str | None]:
 
         return check
 
-    answers = dict(given)
+    answers = dict(options)
     for name, (question, default) in questions.items():
-        if not given[name]:
+        if not options[name]:
             answers[name] = typer.prompt(question, default=default, value_proc=checked(name))
     return answers
 
@@ -213,13 +214,14 @@ def _asked(given: Mapping[str, str | None]) -> dict[str, str | None]:
 def _is_site_name(name: str) -> None:
     if not re.fullmatch(SITE_NAME, name):
         raise ConfigError(
-            f"{name!r} is no name of a site", accepted="small letters, digits and hyphens, such as st-elsewhere"
+            f"{name!r} is not a valid site name",
+            accepted="small letters, digits and hyphens, such as st-elsewhere",
         )
 
 
 def _is_address(address: str) -> None:
     if not re.fullmatch(SUPERLINK, address):
-        raise ConfigError(f"{address!r} is no address", accepted="host:port, such as superlink.example.org:9092")
+        raise ConfigError(f"{address!r} is not an address", accepted="host:port, such as superlink.example.org:9092")
 
 
 def _is_dataset(name: str) -> None:

@@ -81,8 +81,8 @@ def status(site_yaml: SiteYaml = HERE) -> None:
                 broken += 1
                 console.print("[red]wrong[/] ", escape(str(error)), soft_wrap=True, highlight=False)
         withdrawn = len(ledger)
-        words = f"{len(paths)} memories in {site.memory.folder}, {withdrawn} withdrawn records"
-        console.say(words)
+        summary = f"{len(paths)} memories in {site.memory.folder}, {withdrawn} withdrawn records"
+        console.say(summary)
         try:
             console.say(f"privacy: {_spent_words(site)}")
         except CheckpointError as error:
@@ -147,7 +147,7 @@ def purge(
         site = load_site(site_yaml)
         stored = _open_all(site)
         # As given, and as meant by who copies from `export-index`: withdrawn is withdrawn, under either name.
-        named = {name for given in record_id or () for name in (given, from_cell(given))}
+        named = {name for name_or_cell in record_id or () for name in (name_or_cell, from_cell(name_or_cell))}
         ids = named or set(_fitting(stored, class_, before and before.date(), run))
         if not ids:
             console.print("No exemplar fits. Nothing was changed.")
@@ -165,11 +165,11 @@ def purge(
             removed = sum(ledger.purge(item.store) for item in stored)
             discard_features(runs_folder(site.memory.folder))
             audit.purged(len(ids), removed, reason)
-            words = f"purge by {reason}: {removed} exemplars of {len(ids)} records removed"
+            summary = f"purge by {reason}: {removed} exemplars of {len(ids)} records removed"
             time = datetime.now().astimezone().isoformat(timespec="seconds")
             hashes = " ".join(digest[:12] for digest in ledger.hashes(sorted(ids)))
-            log.write(f"{time} INFO memory {words}: {hashes}\n")
-        console.print(f"[green]done[/]  {words}, and entered in {escape(str(ledger.path))}", soft_wrap=True)
+            log.write(f"{time} INFO memory {summary}: {hashes}\n")
+        console.print(f"[green]done[/]  {summary}, and entered in {escape(str(ledger.path))}", soft_wrap=True)
         console.print("Backups of the memory, and models that have learned from these records, are as they were.")
         for path in _notes(site):
             console.say(_sums_words(path, site, ledger))
@@ -199,8 +199,8 @@ def _sums_words(path: Path, site: SiteSettings, ledger: WithdrawalLedger) -> str
     sent = SumsNote(path.parent, run=run, site=site.site, key=key).sent()
     flags = ledger.is_withdrawn([image.record_id for image in sent])
     owed = sum(count for count, flag in zip(sent.values(), flags.tolist(), strict=True) if flag)
-    words = f"{run}: the server's sums contain {sent.total()} images of this site"
-    return f"{words}; {owed} of withdrawn records, until the operator's `dynammo-server forget`" if owed else words
+    summary = f"{run}: the server's sums contain {sent.total()} images of this site"
+    return f"{summary}; {owed} of withdrawn records, until the operator's `dynammo-server forget`" if owed else summary
 
 
 def _paths(site: SiteSettings) -> list[Path]:

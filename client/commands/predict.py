@@ -32,7 +32,7 @@ NOT_AS_TESTED = (
 
 @dataclass(frozen=True)
 class Finding:
-    """What the model says about one image file, or why it can say nothing.
+    """What the model says about one image file, or why it says nothing.
 
     Attributes:
         file: the image.
@@ -110,10 +110,10 @@ def predict(
 
 
 def as_tested(files: ModelFiles, settings: SiteSettings | None) -> ModelFiles:
-    """A model as this site tested it: with the site's own statistics, where sites have such and settings are given.
+    """Return a model as this site tested it: with the site's own statistics, if sites have any and settings are given.
 
     Raises:
-        MemoryStoreError: the site keeps none of this very model, or cannot read them.
+        MemoryStoreError: the site keeps no statistics for this very model, or cannot read them.
         ConfigError: the key of its memory cannot be read.
     """
     from client.state.statistics_file import statistics_for_model
@@ -139,7 +139,7 @@ def warnings_about(predictor: Predictor, own: str | None) -> list[str]:
 
 
 def find_images(places: Sequence[Path]) -> list[Path]:
-    """The files among `places`, and the image files in the folders among them, each once, in that order.
+    """List the files among `places`, and the image files in the folders among them, each once, in that order.
 
     Raises:
         DataError: a folder holds no image.

@@ -51,7 +51,7 @@ class Proposal:
 
     @staticmethod
     def of(config: Config[Any], *, run: str = "") -> Proposal:
-        """What is to be approved before a configuration may run here, in the code that is at work now."""
+        """Return what is to be approved before a configuration may run here, in the code that is at work now."""
         weights = config.backbone.weights
         name = weights if weights in WEIGHTS_BY_NAME else Path(weights).name
         plain = config.model_copy(
@@ -95,7 +95,7 @@ class Approvals:
         self.folder = folder
 
     def state(self, proposal: Proposal) -> Mapping[str, Any] | None:
-        """The last decision on a proposal, or None while it waits.
+        """Return the last decision on a proposal, or None while it waits.
 
         Raises:
             CheckpointError: the decisions were changed, or cannot be read.
@@ -103,7 +103,7 @@ class Approvals:
         return self.decisions().get(proposal.id)
 
     def decisions(self) -> dict[str, Mapping[str, Any]]:
-        """The last decision on each proposal, in the order of these decisions.
+        """Return the last decision on each proposal, in the order of these decisions.
 
         Raises:
             CheckpointError: the decisions were changed, or cannot be read.
@@ -114,7 +114,7 @@ class Approvals:
             for entry in read_chain(path.read_bytes()).entries:
                 id_, verdict = entry.fields["proposal"], entry.fields["verdict"]
                 if not isinstance(id_, str) or verdict not in VERDICTS:
-                    raise ValueError(f"{verdict!r} is no decision")
+                    raise ValueError(f"{verdict!r} is not a decision")
                 last.pop(id_, None)
                 last[id_] = entry.fields
         except FileNotFoundError:
@@ -130,15 +130,15 @@ class Approvals:
         return last
 
     def contradictions(self, audit: AuditLog) -> list[str]:
-        """Where the decisions are not those that the audit log tells of: lines cut off an end show in no chain.
+        """List where the decisions contradict the audit log: a chain does not show that lines at its end are gone.
 
         Raises:
             CheckpointError: the decisions or the audit log were changed.
         """
         here = {id_: str(one["verdict"]) for id_, one in self.decisions().items()}
         chain = audit.read().entries if audit.path.exists() else ()
-        told = [entry.fields for entry in chain if entry.fields.get("event") in VERDICTS]
-        there = {str(fields.get("proposal")): str(fields["event"]) for fields in told}
+        recorded = [entry.fields for entry in chain if entry.fields.get("event") in VERDICTS]
+        there = {str(fields.get("proposal")): str(fields["event"]) for fields in recorded}
         return [
             f"{id_[:16]} is {here.get(id_, 'not decided')}, and by the audit log {there.get(id_, 'not decided')}"
             for id_ in sorted({*here, *there})
@@ -146,23 +146,23 @@ class Approvals:
         ]
 
     def proposals(self) -> list[Proposal]:
-        """All that was ever proposed, the oldest first; files that are not what their names say are left out."""
+        """List all that was ever proposed, the oldest first; files that are not what their names say are left out."""
         try:
             files = [path for path in self.folder.iterdir() if re.fullmatch(r"[0-9a-f]{64}\.json", path.name)]
         except FileNotFoundError:
             return []
         except OSError as error:
             raise CheckpointError(f"{self.folder} cannot be read: {error}", remedy="Permit reading it") from error
-        found = [proposal for path in files if (proposal := _read(path)) is not None]
-        return sorted(found, key=lambda proposal: (proposal.first_seen, proposal.id))
+        proposals = [proposal for path in files if (proposal := _read(path)) is not None]
+        return sorted(proposals, key=lambda proposal: (proposal.first_seen, proposal.id))
 
     def waiting(self) -> list[Proposal]:
-        """The proposals that nobody has decided on."""
+        """List the proposals that nobody has decided on."""
         decided = self.decisions()
         return [proposal for proposal in self.proposals() if proposal.id not in decided]
 
     def approved(self) -> list[Proposal]:
-        """The proposals that are approved now, the last decision last."""
+        """List the proposals that are approved now, the last decision last."""
         known = {proposal.id: proposal for proposal in self.proposals()}
         decided = self.decisions()
         return [known[id_] for id_, one in decided.items() if one["verdict"] == "approved" and id_ in known]
@@ -186,7 +186,7 @@ class Approvals:
         write_atomically(path, json.dumps(asdict(proposal), indent=1).encode() + b"\n", mode=0o600)
 
     def covered(self, proposal: Proposal) -> int:
-        """How many runs of an experiment the last decision allows."""
+        """Return how many runs of an experiment the last decision allows."""
         decision = self.state(proposal)
         return int(decision.get("runs", 1)) if decision and decision["verdict"] == "approved" else 0
 
@@ -236,7 +236,7 @@ def write_line(path: Path, fields: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path) -> Proposal | None:
-    """A proposal as `Approvals.file` wrote it; None if there is none, or it is not the one that its name says."""
+    """Return a proposal as `Approvals.file` wrote it; None if it is missing, or not the one that its name says."""
     try:
         proposal = Proposal(**json.loads(path.read_bytes()))
         fields = (proposal.experiment, proposal.code, proposal.run, proposal.first_seen, proposal.plain["name"])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from client.consent.approvals import Approvals, Proposal, write_line
 from client.state.chained_log import read_chain
-from dynammo_core.memory.store import locked_folder
+from dynammo_core.memory.private_files import locked_folder
 from dynammo_core.support.errors import CheckpointError, NotApproved
 
 RUNS = "runs.jsonl"
@@ -41,7 +41,7 @@ class ApprovedRuns:
         return names
 
     def bind(self, proposal: Proposal, run: str, began_as_this: Callable[[str], bool]) -> str | None:
-        """Count a run among those that the approval of its experiment covers; returns the run whose place it takes.
+        """Count a run among those that the approval of its experiment covers; return the run whose place it takes.
 
         Args:
             proposal: the experiment.

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from client.consent.settings import load_site
 from client.state.chained_log import Chain, append, read_chain
 from dynammo_core.plan import Action, Step
 from dynammo_core.support.errors import CheckpointError
@@ -49,20 +48,20 @@ class AuditLog:
         class_names: tuple[str, ...],
         wire: Mapping[str, Tensor],
         phase: Phase | None = None,
-        held: Sequence[int] | None = None,
+        exemplars_held: Sequence[int] | None = None,
         *,
         again: bool = False,
     ) -> None:
-        """An answer that is about to leave, and for `remember` what the memory holds now.
+        """Record an answer that is about to leave, and for `remember` what the memory holds now.
 
         Args:
-            instruction: what was asked; of its experiment the hash is kept.
+            instruction: what was asked; the log keeps a hash of its experiment.
             step: the step it names.
             report: the checked answer.
-            class_names: of the experiment, in the order of `class_counts`.
+            class_names: the experiment's classes, in the order of `class_counts`.
             wire: its tensors as they travel, whose bytes are recorded; norms are those of the report.
-            phase: the exchange of secure aggregation that it answers, where it does.
-            held: exemplars of each class after `remember`, where the report does not say them.
+            phase: the exchange of secure aggregation that it answers, if any.
+            exemplars_held: exemplars per class after `remember`, if the report does not say them.
             again: whether the answer was recorded when it was asked for first.
 
         Raises:
@@ -70,7 +69,7 @@ class AuditLog:
         """
         run, counts = {"run": instruction.run}, report.numbers.get("class_counts")
         entries: list[dict[str, Any]] = []
-        kept = counts if held is None else held
+        kept = counts if exemplars_held is None else exemplars_held
         if step.stage.action is Action.REMEMBER and isinstance(kept, Sequence):
             exemplars = {name: count for name, count in zip(class_names, kept, strict=True) if count}
             entries.append({"event": "memory", **run, "task": step.task, "exemplars": exemplars})
@@ -94,27 +93,27 @@ class AuditLog:
         self._append(*entries, {"event": "answered", **run, **hashes, **place, **left})
 
     def refused(self, asked: str, code: int, error: Exception) -> None:
-        """A step that failed: its code and class leave, its text is kept here; `asked` is the message's type."""
+        """Record a step that failed: its code and class leave, its text stays here; `asked` is the message's type."""
         text = str(error)[:TEXT]
         self._append({"event": "refused", "asked": asked, "code": code, "class": type(error).__name__, "text": text})
 
     def announced(self, announcement: Announcement) -> None:
-        """Names of classes and bands of their numbers, about to leave."""
+        """Record names of classes and bands of their numbers of images, which are about to leave."""
         self._append({"event": "announced", "classes": dict(announcement.bands)})
 
     def purged(self, records: int, exemplars: int, selection: str) -> None:
-        """So many records (as many hashes in the ledger) were withdrawn, by `selection`: record, class or date."""
+        """Record a withdrawal: its number of records, and the `selection` that named them: record, class or date."""
         self._append({"event": "purged", "records": records, "exemplars": exemplars, "selection": selection})
 
     def decided(self, decision: Mapping[str, Any]) -> None:
-        """A person approved or rejected an experiment here, or revoked an approval."""
+        """Record that a person approved or rejected an experiment here, or revoked an approval."""
         self._append({"event": decision["verdict"], **{key: decision[key] for key in decision if key != "verdict"}})
 
     def read(self) -> Chain:
-        """All lines, checked.
+        """Read and check all lines.
 
         Raises:
-            CheckpointError: there is no log, or a line of it is not as it was written.
+            CheckpointError: the log is missing, or a line is not as it was written.
         """
         try:
             return read_chain(self.path.read_bytes())
@@ -140,23 +139,13 @@ class AuditLog:
             ) from error
 
 
-def audit_log(node_config: Mapping[str, object]) -> AuditLog | None:
-    """The log of this hospital; a simulated site has none.
-
-    Raises:
-        ConfigError: the `site.yaml` is wrong.
-    """
-    file = node_config.get("site-config")
-    return None if file is None else AuditLog(load_site(Path(str(file))).audit)
-
-
 def norm(weights: Mapping[str, Tensor]) -> float:
-    """L2 norm of all tensors together, added up in float64."""
+    """Return the L2 norm of all tensors together, added up in float64."""
     return math.sqrt(sum(float(torch.linalg.vector_norm(t.double())) ** 2 for t in weights.values()))
 
 
 def _groups(weights: Mapping[str, Tensor], wire: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-    """Number, bytes and norm of the tensors by the first two parts of their names, such as heads.task1."""
+    """Return number, bytes and norm of the tensors by the first two parts of their names, such as heads.task1."""
     groups: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
     for place, tensors in enumerate((weights, wire)):
         for name, tensor in tensors.items():

@@ -50,9 +50,9 @@ class Declared:
         tensors: the form of each tensor by its name, in their order.
         classes: number C of classes.
         most: no more samples than the site can have.
-        fewest: a count of a class is none, or at least this.
+        fewest: the count of a class is 0, or at least this.
         numbers: names of the numbers.
-        abstaining: names of those of a site that abstains, which may also have all or none.
+        abstaining: the numbers of a site that abstains; it may also send all numbers, or none.
         hidden: secure aggregation hides whether the site abstains, and every count.
     """
 
@@ -67,7 +67,7 @@ class Declared:
 
 
 def declared(site: Site, step: Step, phase: Phase | None = None, peers: int = 0) -> Declared:
-    """What the protocol declares for a step at a site, or for an exchange of secure aggregation with so many sites."""
+    """Return what the protocol declares for a step at a site, or for an exchange of secure aggregation with `peers`."""
     secure = site.experiment.config.federation.secure_aggregation
     if phase is not None:
         dtype, shape = phase_shape(phase, peers, _vector_length(site.experiment, step.task, step.stage))
@@ -89,7 +89,7 @@ def declared(site: Site, step: Step, phase: Phase | None = None, peers: int = 0)
 
 
 def let_out(content: RecordDict, step: Declared) -> RecordDict:
-    """The answer to a step, if all of it is declared.
+    """Return the answer to a step, if all of it is declared.
 
     Raises:
         ProtocolError: it holds anything else, or lacks something; nothing of it may leave.
@@ -125,7 +125,7 @@ def let_out(content: RecordDict, step: Declared) -> RecordDict:
 
 
 def let_announcement_out(content: RecordDict) -> RecordDict:
-    """An announcement of classes, if it is nothing else.
+    """Return an announcement of classes, if it is nothing else.
 
     Raises:
         ProtocolError: it holds anything but printable names with bands.
@@ -134,13 +134,13 @@ def let_announcement_out(content: RecordDict) -> RecordDict:
     _same_keys(record, ["classes", "bands"])
     names, bands = _value(record, "classes", list), _value(record, "bands", list)
     if {type(name) for name in names} - {str} or {type(band) for band in bands} - {int} or len(names) != len(bands):
-        raise ProtocolError("the announcement is no list of names with bands")
+        raise ProtocolError("the announcement is not a list of names with bands")
     Announcement(dict(zip(names, bands, strict=True)))
     return content
 
 
 def error_words(error: Exception) -> tuple[int, str]:
-    """All that may leave of an error: its code, and the name of its class, which must be one that the code defines.
+    """Return all of an error that may leave: its code, and the name of its class, if the code defines that class.
 
     A class that was made up at work could carry a text in its name.
     """
@@ -151,7 +151,7 @@ def error_words(error: Exception) -> tuple[int, str]:
 
 
 def _records(content: RecordDict, **kinds: type) -> list[Mapping[str, object]]:
-    """The records of an answer, by name, each of exactly its kind, in their order, and no other."""
+    """Return the records of an answer, each of exactly its kind, in their order; refuse any other."""
     if type(content) is not RecordDict:
         raise ProtocolError(f"the answer is a {type(content).__name__}")
     _same_keys(content, list(kinds))
@@ -166,7 +166,7 @@ def _value(record: Mapping[str, object], name: str, kind: type) -> Any:
 
 
 def _same_keys(record: Mapping[str, object], names: list[str]) -> None:
-    """Their order too: many names in an order of one's choice say a lot."""
+    """Refuse other names, and another order: many names in an order of one's choice carry a message."""
     keys = list(record)
     if keys != names or {type(key) for key in keys} - {str}:
         odd = sorted({str(key) for key in keys} ^ set(names))
@@ -179,8 +179,8 @@ def _same_keys(record: Mapping[str, object], names: list[str]) -> None:
 def _check_array(name: str, array: object, form: Form) -> None:
     if type(array) is not Array or (array.dtype, array.shape, array.stype) != (*form, "numpy.ndarray"):
         raise ProtocolError(f"tensor {name!r} is not of the form that is declared", accepted=str(form))
-    words = (type(array.dtype), type(array.stype), type(array.data), type(array.shape))
-    if words != (str, str, bytes, tuple) or {type(side) for side in array.shape} - {int}:
+    types = (type(array.dtype), type(array.stype), type(array.data), type(array.shape))
+    if types != (str, str, bytes, tuple) or {type(side) for side in array.shape} - {int}:
         raise ProtocolError(f"tensor {name!r} is described by something else than texts and numbers")
     values = _decoded(name, array.data)
     if (values.dtype.name, values.shape) != form:
@@ -201,7 +201,7 @@ def _decoded(name: str, data: bytes) -> NDArray[np.generic]:
     except Exception as error:  # what odd bytes make numpy raise has no common type
         raise ProtocolError(f"tensor {name!r} cannot be read ({type(error).__name__})") from error
     if type(values) is not np.ndarray:
-        raise ProtocolError(f"tensor {name!r} is no array")
+        raise ProtocolError(f"tensor {name!r} is not an array")
     return values
 
 
@@ -214,13 +214,13 @@ def _check_counts(name: str, value: object, length: int, most: int) -> None:
 
 @lru_cache(maxsize=64)
 def _vector_length(experiment: Experiment, task: int, stage: Stage) -> int:
-    """Of a stage's answers under masks."""
+    """Return the length of a stage's answers under masks."""
     return len(Encoding(stage, experiment.build_model(task), experiment.classes, experiment.config.federation.sites))
 
 
 @lru_cache(maxsize=64)
 def _forms(experiment: Experiment, task: int, stage: Stage) -> Mapping[str, Form]:
-    """Of the tensors that a stage sends up, as its codec writes them; kept, as a network is costly to build."""
+    """Return the forms of the tensors that a stage sends up, as its codec writes them; building a network is costly."""
     model = experiment.build_model(task)
     state = model.state_dict()
     form = packed_form(

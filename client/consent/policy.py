@@ -74,7 +74,7 @@ def load_policy(path: Path | None) -> Policy:
     """Read a `policy.yaml`; without a path, the policy of a site that has none.
 
     Raises:
-        ConfigError: no such file, no YAML, or a key or value that is not accepted; it names file, line and key.
+        ConfigError: the file is missing or not YAML, or a key or value is invalid; the error names file, line and key.
     """
     if path is None:
         return Policy()
@@ -83,12 +83,12 @@ def load_policy(path: Path | None) -> Policy:
 
 
 def violations(policy: Policy, config: Config[Any]) -> list[str]:
-    """What of an experiment the policy forbids, a sentence each."""
+    """List what the policy forbids in an experiment, a sentence each."""
     return list(_violations(policy, config))
 
 
 def refuse_when_closed(policy: Policy, now: datetime) -> None:
-    """Answer only on the days and in the hours of the policy.
+    """Refuse to answer outside the days and hours of the policy.
 
     Raises:
         PolicyError: it is another time.
@@ -104,7 +104,7 @@ def refuse_when_closed(policy: Policy, now: datetime) -> None:
 
 
 def refuse_corrections(policy: Policy, corrections: int) -> None:
-    """Answer no more corrections of a run's sums than the policy allows: each lets every step be asked once more.
+    """Refuse more corrections of a run's sums than the policy allows: each lets every step be asked once more.
 
     Raises:
         PolicyError: this is one too many.
@@ -134,8 +134,8 @@ def _violations(policy: Policy, config: Config[Any]) -> Iterator[str]:
         yield f"{rounds} rounds of training are more than {policy.most_rounds}"
     # Not «greater than»: NaN is not at most anything.
     if policy.most_epsilon is not None and not (epsilon := promised_epsilon(config)) <= policy.most_epsilon:
-        found = "no differential privacy" if math.isinf(epsilon) else f"epsilon {epsilon:g}"
-        yield f"{found}, and epsilon {policy.most_epsilon:g} is required"
+        promised = "no differential privacy" if math.isinf(epsilon) else f"epsilon {epsilon:g}"
+        yield f"{promised}, and epsilon {policy.most_epsilon:g} is required"
     elif policy.most_epsilon is not None:
         yield from _weak_privacy(policy, config)
 
@@ -149,13 +149,13 @@ def _weak_privacy(policy: Policy, config: Config[Any]) -> Iterator[str]:
 
 
 def training_rounds(experiment: Experiment) -> int:
-    """Rounds of training of all tasks together. No list of them is made: a server may ask for a milliard."""
+    """Return the rounds of training of all tasks together, without listing them: a server may ask for a billion."""
     stages = (stage for task in range(len(experiment.stream)) for stage in experiment.method.all_stages(task))
     return sum(stage.rounds for stage in stages if stage.action is Action.FIT)
 
 
 def promised_epsilon(config: Config[Any]) -> float:
-    """The largest epsilon that an experiment's section `privacy` names; infinity where nothing is promised."""
+    """Return the largest epsilon that an experiment's section `privacy` names; infinity if nothing is promised."""
     section = config.model_dump(mode="json").get("privacy")
     if not isinstance(section, Mapping) or any(
         value is False or value in ("none", "off") for value in section.values()

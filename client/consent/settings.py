@@ -72,8 +72,8 @@ def load_site(path: Path) -> SiteSettings:
     """Read a `site.yaml`; every path in the result is absolute.
 
     Raises:
-        ConfigError: no such file, no YAML, or a key or value that is not accepted; it names file, line and key. Or two
-            things shall lie in one place, or one of the site's own among the memories of runs.
+        ConfigError: the file is missing or not YAML, or a key or value is invalid (the error names file, line and key);
+            or two things lie in one place, or one of the site's own among the memories of runs.
     """
     data, tree = read_yaml(path)
     settings = validate(SiteSettings, data, str(path), tree)
@@ -118,7 +118,7 @@ def load_site(path: Path) -> SiteSettings:
 
 
 def _real(path: Path) -> Path:
-    """Where a path leads, links followed.
+    """Return where a path leads, links followed.
 
     Raises:
         ConfigError: it leads nowhere, as in a circle.

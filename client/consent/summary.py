@@ -18,33 +18,33 @@ from dynammo_core.wire.protocol import numbers_of
 
 
 def forbidden(site: SiteSettings, proposal: Proposal) -> list[str]:
-    """What of a proposal the site's policy forbids."""
+    """List what the site's policy forbids in a proposal."""
     return violations(load_policy(site.policy), proposal.config)
 
 
 def last_approved(approvals: Approvals, proposal: Proposal) -> Proposal | None:
-    """What a proposal is compared with: the last approved experiment of its name, else the last of any."""
+    """Return what a proposal is compared with: the last approved experiment of its name, else of any name."""
     others = [other for other in approvals.approved() if other.id != proposal.id]
     named = [other for other in others if other.plain["name"] == proposal.plain["name"]]
     return next(reversed(named or others), None)
 
 
 def difference(before: Proposal | None, now: Proposal) -> list[str]:
-    """Unified diff of code hash and configuration; all of it, where there is nothing to compare with."""
+    """Return a unified diff of code hash and configuration; all of it, if nothing was approved before."""
     old, new = ([] if one is None else _lines(one) for one in (before, now))
     name = f"approved, {before.id[:16]}" if before else "nothing approved yet"
     return list(difflib.unified_diff(old, new, name, f"proposed, {now.id[:16]}", lineterm="", n=2))
 
 
 def same_sums(approvals: Approvals, proposal: Proposal) -> list[Proposal]:
-    """The approved experiments that hide the same sums of other sites: their difference can be what one site sent."""
+    """List approved experiments that hide the same sums of other sites: the difference can be what one site sent."""
     mine = _summed(proposal)
     others = [other for other in approvals.approved() if other.experiment_hash != proposal.experiment_hash]
     return [other for other in others if mine is not None and _summed(other) == mine]
 
 
 def _summed(proposal: Proposal) -> dict[str, Any] | None:
-    """What an experiment learns, whatever it is called and whoever takes part; None without secure aggregation."""
+    """Return what an experiment learns, whatever its name and its sites; None without secure aggregation."""
     plain = proposal.plain
     if not plain["federation"].get("secure_aggregation"):
         return None
@@ -52,7 +52,7 @@ def _summed(proposal: Proposal) -> dict[str, Any] | None:
 
 
 def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict[str, Any]:
-    """All that is shown, as plain data: tasks and stages with what leaves in them, by the plan and the protocol."""
+    """Return all that is shown, as plain data: tasks and stages, and what leaves in them by plan and protocol."""
     decision = approvals.state(proposal)
     known: dict[str, Any] = {"proposal": proposal.id, "experiment": proposal.experiment_hash, "code": proposal.code}
     known |= {"name": proposal.plain["name"], "run": proposal.run, "first_seen": proposal.first_seen}
@@ -95,44 +95,44 @@ def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict
 
 
 def page(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> Iterator[str]:
-    """The lines that a person reads."""
-    told = fields(site, approvals, proposal)
-    yield f"{told['name']}  {told['proposal']}"
-    yield f"  state        {told['state']}, first seen {told['first_seen']}" + (
+    """Yield the lines that a person reads."""
+    shown = fields(site, approvals, proposal)
+    yield f"{shown['name']}  {shown['proposal']}"
+    yield f"  state        {shown['state']}, first seen {shown['first_seen']}" + (
         f" in {proposal.run}" if proposal.run else ""
     )
-    yield f"  experiment   {told['experiment']}"
-    yield f"  code         {told['code']}"
-    if not told["installed_code"]:
+    yield f"  experiment   {shown['experiment']}"
+    yield f"  code         {shown['code']}"
+    if not shown["installed_code"]:
         own = code_hash(proposal.config)[:16]
         yield f"               NOT the code that is installed here ({own}), which made this page"
-    for plugin in told["plugins"]:
+    for plugin in shown["plugins"]:
         yield f"  plug-in      {plugin}"
-    yield f"  method       {told['method']}, {told['training_rounds']} rounds of training in all"
-    yield f"  sites        {_marked(told['sites'], told['new_sites'])}"
-    for name, key in zip(told["sites"], told["site_keys"], strict=False):
+    yield f"  method       {shown['method']}, {shown['training_rounds']} rounds of training in all"
+    yield f"  sites        {_marked(shown['sites'], shown['new_sites'])}"
+    for name, key in zip(shown["sites"], shown["site_keys"], strict=False):
         yield f"  key          {key} of {name}"
-    for number, task in enumerate(told["tasks"], start=1):
-        yield f"  task {number:<7} {_marked(task, told['new_classes'])}"
-    for stage in told["stages"]:
+    for number, task in enumerate(shown["tasks"], start=1):
+        yield f"  task {number:<7} {_marked(task, shown['new_classes'])}"
+    for stage in shown["stages"]:
         yield f"  {stage['stage']:<12} {stage['action']}, {stage['rounds']} rounds a task; what leaves:"
         yield f"               tensors: {', '.join(stage['tensors']) or 'none'}"
         yield f"               numbers: {', '.join(stage['numbers'])}"
-    if told["epsilon"] is None:
+    if shown["epsilon"] is None:
         yield "  privacy      no differential privacy"
     else:
-        yield f"  privacy      {yaml.safe_dump(told['privacy'], default_flow_style=True, width=10**6).strip()}"
-        yield f"  all runs     {told['spent']}"
-    if (after := told["epsilon_of_all_runs_after"]) is not None:
+        yield f"  privacy      {yaml.safe_dump(shown['privacy'], default_flow_style=True, width=10**6).strip()}"
+        yield f"  all runs     {shown['spent']}"
+    if (after := shown["epsilon_of_all_runs_after"]) is not None:
         yield f"               a whole run of this one would bring it to {after:.3g}"
     before = last_approved(approvals, proposal)
     yield "Changes against the last approved experiment:" if before else "Nothing was approved before. All of it:"
     yield from (f"  {line}" for line in difference(before, proposal) or ["none"])
-    if told["runs"]:
-        yield f"RUNS that were answered, in some version of the code: {', '.join(told['runs'])}"
-    for other in told["same_sums"]:
+    if shown["runs"]:
+        yield f"RUNS that were answered, in some version of the code: {', '.join(shown['runs'])}"
+    for other in shown["same_sums"]:
         yield f"WARNING: {other[:16]} asks for the same sums. If other sites take part, the two tell what one site sent"
-    for sentence in told["forbidden"]:
+    for sentence in shown["forbidden"]:
         yield f"FORBIDDEN by {site.policy}: {sentence}"
 
 

@@ -27,7 +27,7 @@ SMALL_GPU = 2 * GIGABYTE
 
 
 def software() -> Iterator[Finding]:
-    """Python and the packages, against what this package's own metadata require."""
+    """Check Python and the packages against what this package's own metadata require."""
     try:
         about = metadata.metadata(PACKAGE)
     except metadata.PackageNotFoundError:
@@ -48,7 +48,7 @@ def software() -> Iterator[Finding]:
 
 
 def package_problem(required: Requirement) -> str | None:
-    """What is wrong with an installed package, or None."""
+    """Return what is wrong with an installed package, or None."""
     try:
         version = metadata.version(required.name)
     except metadata.PackageNotFoundError:
@@ -59,7 +59,7 @@ def package_problem(required: Requirement) -> str | None:
 
 
 def gpu(settings: SiteSettings) -> Iterator[Finding]:
-    """Whether the device that the settings name is there, and how much memory it has left."""
+    """Check that the device which the settings name is there, and how much memory it has left."""
     import torch
 
     name = settings.device
@@ -83,7 +83,7 @@ def gpu(settings: SiteSettings) -> Iterator[Finding]:
 
 
 def disks(settings: SiteSettings, config: Config[Any] | None) -> Iterator[Finding]:
-    """Room and the right to write, for the memory, for Flower's files and for the logs."""
+    """Check room and the right to write, for the memory, for Flower's files and for the logs."""
     quota = config.memory.quota_megabytes if config else 0
     features = settings.memory.features_megabytes
     for name, folder, needed in (
@@ -110,7 +110,7 @@ def disks(settings: SiteSettings, config: Config[Any] | None) -> Iterator[Findin
 
 
 def secrets(settings: SiteSettings) -> Iterator[Finding]:
-    """That nobody else on this machine can read the keys, the memory and the logs, and that the keys are keys."""
+    """Check that nobody else on this machine can read keys, memory and logs, and that the keys are valid."""
     from client.service.node_key import fingerprint, load_private_key
     from dynammo_core.memory.encryption import load_key
 
@@ -138,7 +138,7 @@ def secrets(settings: SiteSettings) -> Iterator[Finding]:
 
 
 def governance(settings: SiteSettings, config: Config[Any] | None) -> Iterator[Finding]:
-    """Who decides what runs here: a person's approvals, and the site's policy."""
+    """Check who decides what runs here: a person's approvals, and the site's policy."""
     from client.consent.approvals import Approvals, Proposal
     from client.consent.audit import AuditLog
     from client.consent.policy import load_policy, violations
@@ -172,7 +172,7 @@ def governance(settings: SiteSettings, config: Config[Any] | None) -> Iterator[F
 
 
 def weights(settings: SiteSettings, config: Config[Any]) -> Iterator[Finding]:
-    """That this site would start from the same backbone as the others."""
+    """Check that this site would start from the same backbone as the others."""
     from dynammo_core.models.backbones import weights_sha256
 
     backbone = config.backbone
@@ -191,7 +191,7 @@ def weights(settings: SiteSettings, config: Config[Any]) -> Iterator[Finding]:
 
 
 def membership(settings: SiteSettings, config: Config[Any]) -> Iterator[Finding]:
-    """Whether the experiment counts on this site, by its name."""
+    """Check that the experiment lists this site by its name."""
     names = config.federation.site_names or ()
     if settings.site in names:
         yield Finding("experiment", "ok", f"{config.name} names {settings.site} among its {len(names)} sites")

@@ -59,18 +59,18 @@ def _own(settings: SiteSettings, config: Config[Any] | None) -> DataSettings:
 
 
 def _counted(dataset: Dataset, settings: SiteSettings) -> Finding:
-    """`3 classes, 10 training + 4 test images: a 4+1, b 6+3; none of: c`."""
+    """Sum up a data set: `3 classes, 10 training + 4 test images: a 4+1, b 6+3; without images: c`."""
     counts = [
         np.bincount(split.labels, minlength=len(dataset.class_names)).tolist()
         for split in (dataset.train, dataset.test)
     ]
-    held = {name: (train, test) for name, train, test in zip(dataset.class_names, *counts, strict=True)}
-    listed = ", ".join(f"{name} {train}+{test}" for name, (train, test) in held.items() if train or test)
-    absent = [name for name, (train, test) in held.items() if not train and not test]
-    present = len(held) - len(absent)
+    counts_by_class = {name: (train, test) for name, train, test in zip(dataset.class_names, *counts, strict=True)}
+    listed = ", ".join(f"{name} {train}+{test}" for name, (train, test) in counts_by_class.items() if train or test)
+    absent = [name for name, (train, test) in counts_by_class.items() if not train and not test]
+    present = len(counts_by_class) - len(absent)
     what = f"{present} classes, {sum(counts[0])} training + {sum(counts[1])} test images: {listed}"
-    what += f"; none of: {', '.join(absent)}" if absent else ""
-    if few := [name for name, (train, _) in held.items() if 0 < train < FEWEST]:
+    what += f"; without images: {', '.join(absent)}" if absent else ""
+    if few := [name for name, (train, _) in counts_by_class.items() if 0 < train < FEWEST]:
         remedy = f"Get more of them: with fewer than {FEWEST} images of a task this site abstains from it"
         return Finding("data", "warning", f"{what}; few of: {', '.join(few)}", remedy)
     if not present:
@@ -81,7 +81,7 @@ def _counted(dataset: Dataset, settings: SiteSettings) -> Finding:
 
 
 def _unreadable(dataset: Dataset, advance: Callable[[int], None]) -> Iterator[str]:
-    """A line for each image that cannot be decoded: where it is and why."""
+    """Yield a line for each image that cannot be decoded: where it is and why."""
     done = 0
     with ThreadPoolExecutor() as pool:
         for split in (dataset.train, dataset.test):

@@ -46,7 +46,7 @@ def doctor(
 
 
 def examine(site_yaml: Path, experiment: Path | None, advance: Advance) -> Iterator[Finding]:
-    """Every check in turn, the quick ones first; one that breaks says so and does not stop the others.
+    """Yield the findings of every check, quick ones first; a check that breaks says so and does not stop the others.
 
     Args:
         site_yaml: the site's settings.
@@ -101,7 +101,7 @@ def _guarded(name: str, check: Callable[..., Iterable[Finding]], *arguments: obj
 
 
 def _public(finding: Finding) -> dict[str, str]:
-    """Without the details, which may name patients: JSON travels further than a screen."""
+    """Return findings as plain data without the details, which may name patients: JSON travels beyond the screen."""
     return {"check": finding.check, "state": finding.state, "what": finding.what, "remedy": finding.remedy}
 
 
@@ -115,7 +115,7 @@ def _show(console: Terminal, finding: Finding) -> None:
 
 @contextmanager
 def _progress(*, hidden: bool) -> Iterator[Advance]:
-    """A bar on the terminal while images are decoded, gone afterwards."""
+    """Show a bar on the terminal while images are decoded."""
     console = Terminal(stderr=True)
     columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as progress:

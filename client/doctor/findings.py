@@ -29,6 +29,6 @@ class Finding:
 
     @property
     def sentence(self) -> str:
-        """What was found and what to do about it, as one paragraph."""
+        """The finding and its remedy, as one paragraph."""
         sentences = [part.rstrip(". ") for part in (self.what, self.remedy) if part]
         return ". ".join(sentences) + "."

@@ -42,7 +42,7 @@ NOT_YET_VALID, EXPIRED, WRONG_AUTHORITY, WRONG_NAME = {9}, {10}, {2, 7, 18, 19, 
 
 
 def connection_findings(settings: SiteSettings, signed_at: datetime | None = None) -> list[Finding]:
-    """What stands between this site and its SuperLink, in the order of the way there; after something wrong, no more.
+    """Check the way from this site to its SuperLink, in its order, and stop at the first thing that is wrong.
 
     Args:
         settings: the site.
@@ -70,7 +70,7 @@ def connection_findings(settings: SiteSettings, signed_at: datetime | None = Non
 
 
 def refusal(settings: SiteSettings) -> Finding | None:
-    """Why the SuperLink would not let this site in, or none where it would.
+    """Return why the SuperLink would not let this site in, or None if it would.
 
     Raises:
         ConfigError: as `connection_findings`.
@@ -101,7 +101,7 @@ def clock_finding(date: str | None, now: float) -> Finding | None:
 def _signed_request(
     settings: SiteSettings, key: ec.EllipticCurvePrivateKey, signed_at: datetime | None
 ) -> httpx.Request:
-    """The request; its content is an ActivateNodeRequest with `public_key` (field 1) alone."""
+    """Return the request; its content is an ActivateNodeRequest with `public_key` (field 1) alone."""
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     timestamp = (signed_at or datetime.now(UTC)).isoformat()
     headers = {
@@ -116,13 +116,13 @@ def _signed_request(
 
 
 def _varint(number: int) -> bytes:
-    """As protocol buffers write lengths: seven bits a byte, the lowest first."""
+    """Encode a length as protocol buffers do: seven bits per byte, the lowest first."""
     more, last = divmod(number, 128)
     return bytes([last | 0x80]) + _varint(more) if more else bytes([last])
 
 
 def _authority(path: Path) -> tuple[ssl.SSLContext, Finding]:
-    """The certificate authority as the only one to be trusted, and what is to be said of its file."""
+    """Return the certificate authority as the only one to be trusted, and the finding about its file."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         content = path.read_bytes()
@@ -160,7 +160,7 @@ def _by_expiry(check: str, what: str, remedy: str, expiry: datetime) -> Finding:
 
 
 def _unreachable(settings: SiteSettings, error: httpx.TransportError | httpx.InvalidURL) -> Finding:
-    """Why there was no answer: what lies beneath the HTTP library's error."""
+    """Return why there was no answer: the cause beneath the HTTP library's error."""
     place = settings.superlink
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -211,7 +211,7 @@ def _certificate_refused(settings: SiteSettings, error: ssl.SSLCertVerificationE
 def _authentication(
     settings: SiteSettings, key: ec.EllipticCurvePrivateKey, response: httpx.Response, clock: Finding | None
 ) -> list[Finding]:
-    """Whether the SuperLink answers and knows the key, from its answer to the request."""
+    """Check from the answer to the request that the SuperLink answers and knows the key."""
     name = f"the key {fingerprint(key)} of {settings.private_key}"
     answers = Finding("SuperLink", "ok", f"answers at {settings.superlink}")
     code = None
@@ -251,7 +251,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_here(settings: SiteSettings) -> bool:
-    """Whether the SuperLink is on this machine, where no proxy leads."""
+    """Return whether the SuperLink is on this machine, which no proxy leads to."""
     return settings.superlink.rpartition(":")[0] in LOOPBACK
 
 

@@ -32,7 +32,7 @@ class Backoff:
     _next: float = field(default=0.0, init=False)
 
     def after(self, lived: float) -> float:
-        """The wait after an attempt that lasted `lived` seconds."""
+        """Return the wait after an attempt that lasted `lived` seconds."""
         wait = self.first if lived >= self.steady or not self._next else self._next
         self._next = min(2 * wait, self.longest)
         return wait
@@ -40,7 +40,7 @@ class Backoff:
 
 @contextmanager
 def only_one(settings: SiteSettings) -> Iterator[None]:
-    """The lock of this site's state folder, which falls with the process that holds it.
+    """Lock this site's state folder; the lock falls with the process that holds it.
 
     Raises:
         RunError: another process holds it.
@@ -84,7 +84,7 @@ class _LogFile(RotatingFileHandler):
 
 @contextmanager
 def log_file(settings: SiteSettings) -> Iterator[logging.Logger]:
-    """The site's log: each line with its time, in files of ten megabytes of which the last six are kept.
+    """Open the site's log: each line with its time, in files of ten megabytes, of which the last six are kept.
 
     Raises:
         ConfigError: it cannot be written.
@@ -121,7 +121,7 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """What SIGTERM, SIGINT and a closed terminal ask for, where they are not ignored (`nohup`); in the main thread."""
+    """Hear SIGTERM, SIGINT and a closed terminal, if they are not ignored (`nohup`); in the main thread."""
     stop = Stop()
     heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, lambda *_: setattr(stop, "asked", True)) for number in heard}

@@ -18,7 +18,7 @@ SHOWN = 3
 
 
 def difference(content: bytes) -> str | None:
-    """Say what of an app is not as it is installed here; none where all of its code is.
+    """Say where an app differs from what is installed here; return None if all of its code is the same.
 
     Each of the Python files that `code_hash` covers must be in the archive, once and with the same bytes, and nothing
     beside them but the description of the app and experiments. A file of another size is not even decompressed.
@@ -32,20 +32,20 @@ def difference(content: bytes) -> str | None:
         with ZipFile(BytesIO(content)) as archive:
             return _difference(archive)
     except Exception as error:  # what a damaged or forged archive makes a reader raise has no common type
-        return f"it is no archive ({type(error).__name__})"
+        return f"it is not an archive ({type(error).__name__})"
 
 
 def _difference(archive: ZipFile) -> str | None:
     entries = archive.infolist()
-    found = {entry.filename: entry for entry in entries}
-    own = {name: file.read_bytes() for name, file in code_files(ROOT)}
-    surplus = [name for name in found if name not in own and not BESIDE_CODE.fullmatch(name)]
-    changed = [name for name in own if name in found and not _same(archive, found[name], own[name])]
+    entry_of = {entry.filename: entry for entry in entries}
+    installed = {name: file.read_bytes() for name, file in code_files(ROOT)}
+    surplus = [name for name in entry_of if name not in installed and not BESIDE_CODE.fullmatch(name)]
+    changed = [name for name in installed if name in entry_of and not _same(archive, entry_of[name], installed[name])]
     for what, names in {
-        "it lacks": [name for name in own if name not in found],
+        "it lacks": [name for name in installed if name not in entry_of],
         "it also has": surplus,
         "it has another": changed,
-        "it has twice": [entry.filename for entry in entries if entry is not found[entry.filename]],
+        "it has twice": [entry.filename for entry in entries if entry is not entry_of[entry.filename]],
     }.items():
         if names:
             return f"{what} {_some(names)}"
@@ -59,7 +59,7 @@ def _same(archive: ZipFile, entry: ZipInfo, content: bytes) -> bool:
 
 
 def _some(names: Iterable[str]) -> str:
-    """The first names, in a form that no name can break."""
+    """List the first names, in a form that no name can break."""
     known = list(names)
     more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
     return ", ".join(f"{name[:100]!r}" for name in known[:SHOWN]) + more

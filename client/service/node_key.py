@@ -13,7 +13,7 @@ from dynammo_core.wire.secure_aggregation.offers import fingerprint as fingerpri
 
 
 def new_key_pair(comment: str) -> tuple[bytes, bytes]:
-    """The private and the public file of a new key, as `ssh-keygen -t ecdsa -b 384 -N ''` writes them."""
+    """Make a new key; return its private and public file, as `ssh-keygen -t ecdsa -b 384 -N ''` writes them."""
     key = ec.generate_private_key(ec.SECP384R1())
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
@@ -22,7 +22,7 @@ def new_key_pair(comment: str) -> tuple[bytes, bytes]:
 
 
 def load_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """The private key of a site.
+    """Load the private key of a site.
 
     Raises:
         ConfigError: no such file, it cannot be read, or it is not what Flower's SuperNode accepts.
@@ -42,7 +42,7 @@ def load_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def fingerprint(key: ec.EllipticCurvePrivateKey) -> str:
-    """`SHA256:...` of the public key, as `ssh-keygen -l` prints it: to be compared over the telephone."""
+    """Return `SHA256:...` of the public key, as `ssh-keygen -l` prints it, to be compared over the telephone."""
     return fingerprint_of(key.public_key())
 
 

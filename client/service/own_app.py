@@ -13,6 +13,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 from flwr.app import Context, Message
 
@@ -47,12 +48,15 @@ class InstalledApp:
             remedy="Nothing of it was unpacked or executed. If it is a newer version, install the same on both sides",
         )
 
+        def fail(*_: object) -> NoReturn:
+            raise error
+
         def refuse(message: Message, context: Context) -> Message:
-            from client.app import refusal
+            from client.app import sanitised
 
             # Flower's own form of a line, which `dynammo-site start` shows.
             logging.getLogger("flwr").error("run %s refused: %s", context.run_id, error)
-            return refusal(message, context, error)
+            return sanitised(fail)(message, context)
 
         return refuse
 
@@ -64,7 +68,7 @@ def _installed(message: Message, context: Context) -> Message:
 
 
 def replace(module: ModuleType, name: str, stand_in: object) -> None:
-    """Put something in the place of what a module of Flower uses.
+    """Replace what a module of Flower uses by something else.
 
     Raises:
         RuntimeError: the module does not know the name, so that the replacement would change nothing.

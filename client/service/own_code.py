@@ -37,15 +37,15 @@ class FixedPlaces(list[str]):
         return self
 
 
-def start_command(module: str, *words: str) -> list[str]:
+def start_command(module: str, *arguments: str) -> list[str]:
     """Say how to start a module of this project that executes no code but what is installed here."""
-    return [sys.executable, "-E", "-P", "-u", str(Path(__file__).resolve()), module, *words]
+    return [sys.executable, "-E", "-P", "-u", str(Path(__file__).resolve()), module, *arguments]
 
 
 def only_installed() -> None:
-    """From now on, find modules and packages only where Python looks now, and this project where this file lies."""
-    found = find_spec("client")
-    if found is None or found.origin is None or Path(found.origin).resolve().parent.parent != ROOT:
+    """Find modules from now on only where Python looks now, and this project where this file lies."""
+    spec = find_spec("client")
+    if spec is None or spec.origin is None or Path(spec.origin).resolve().parent.parent != ROOT:
         sys.path.insert(0, str(ROOT))
     sys.path = FixedPlaces(sys.path)
 

@@ -59,8 +59,8 @@ class BoundedAnswer(httpx.SyncByteStream):
 class BoundedFleetClient(FleetHttpClient):
     """Flower's connection to its SuperLink, which never takes in more at once than an honest one sends."""
 
-    def __init__(self, *words: Any, **settings: Any) -> None:
-        super().__init__(*words, **settings)
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
         self._client.headers["accept-encoding"] = "identity"
         self._client.event_hooks = {"response": [_bound]}
 

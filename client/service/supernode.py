@@ -89,7 +89,7 @@ def supervise(
 
 
 def _run(command: list[str], settings: SiteSettings, log: logging.Logger, tell: Say, stop: Stop) -> str:
-    """One life of the SuperNode, until it ends or shall stop; why it ended. No process of it is left."""
+    """Run the SuperNode until it ends or shall stop; return why it ended. No process of it is left."""
     command = [*command, "--port", str(_free_port())]
     with process_group(command, cwd=settings.state / "cwd", environment=_environment(settings)) as child:
         tell(f"SuperNode started (process {child.pid})")
@@ -112,20 +112,20 @@ def _run(command: list[str], settings: SiteSettings, log: logging.Logger, tell: 
 
 
 def _relay(child: subprocess.Popen[str], log: logging.Logger, tell: Say, tail: deque[str]) -> None:
-    """Every line to the log; that it is connected, and warnings once in a row, to the engineer."""
+    """Write every line into the log; tell the engineer that it is connected, and each warning once in a row."""
     last = ""
     for line in child.stdout or ():
         text = COLOURS.sub("", line.rstrip("\n"))
         log.info(text)
         tail.append(text)
-        found = FLOWER_LINE.fullmatch(text)
-        if found is None:
+        match = FLOWER_LINE.fullmatch(text)
+        if match is None:
             continue
-        message = re.sub(r"[\d.]+ seconds", "a while", found["text"])
-        if found["text"].startswith("SuperNode ID:"):
-            tell(f"connected as node {found['text'].split()[-1]}")
-        elif found["text"].startswith("Connection successful") or (
-            found["level"] in ("WARNING", "ERROR", "CRITICAL") and message != last
+        message = re.sub(r"[\d.]+ seconds", "a while", match["text"])
+        if match["text"].startswith("SuperNode ID:"):
+            tell(f"connected as node {match['text'].split()[-1]}")
+        elif match["text"].startswith("Connection successful") or (
+            match["level"] in ("WARNING", "ERROR", "CRITICAL") and message != last
         ):
             tell(f"Flower: {message}")
         last = message
@@ -156,7 +156,7 @@ def _command(settings: SiteSettings, site_yaml: Path) -> list[str]:
 
 
 def _environment(settings: SiteSettings) -> dict[str, str]:
-    """The account's environment without settings of another Flower."""
+    """Return the account's environment without settings of another Flower."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
     environment |= ENVIRONMENT
     environment["FLWR_HOME"] = str(settings.state)

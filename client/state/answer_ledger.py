@@ -18,10 +18,9 @@ from safetensors.torch import load, save
 
 from client.consent.approvals import Proposal
 from client.consent.settings import SiteMemory
-from dynammo_core.memory.sealed_file import Header, read_header, seal, unreadable, unseal
-from dynammo_core.memory.store import locked_folder, make_private
+from dynammo_core.memory.private_files import locked_folder
+from dynammo_core.memory.sealed_file import Header, SealedFile, read_header
 from dynammo_core.support.errors import AnsweredBefore
-from dynammo_core.support.files import write_atomically
 from dynammo_core.wire.protocol import Instruction, Report
 
 ANSWERS = "answers"
@@ -37,7 +36,7 @@ Bind = Callable[[], "AnswerLedger | None"]
 
 
 def anew(work: Callable[[], Report]) -> Report:
-    """Work without a record, as `Recording`: simulated sites are safe from being asked twice."""
+    """Answer by work, without a record: asking a simulated site twice does no harm."""
     return work()
 
 
@@ -61,16 +60,16 @@ class Question:
 
     @staticmethod
     def of(instruction: Instruction, hashes: Mapping[str, str], proposal: Proposal) -> Question:
-        """The question of an instruction whose tensors have these hashes; masks and keys are no part of it."""
+        """Return the question of an instruction whose tensors have these hashes; masks and keys do not belong to it."""
         tensors = {name: known for name, known in hashes.items() if not name.startswith("secure.")}
         place = instruction.step, instruction.correction, instruction.corrected
-        words = [proposal.experiment_hash, *place, sorted(instruction.taken), sorted(tensors.items())]
-        asked = hashlib.sha256(json.dumps(words).encode("utf-8", "surrogatepass")).hexdigest()
+        content = [proposal.experiment_hash, *place, sorted(instruction.taken), sorted(tensors.items())]
+        asked = hashlib.sha256(json.dumps(content).encode("utf-8", "surrogatepass")).hexdigest()
         return Question(*place, proposal.id, asked)
 
     @property
     def place(self) -> str:
-        """What of it must not be asked in two ways."""
+        """The part of a question that must not be asked in two ways."""
         return f"{self.step:06d}.{self.correction}.{self.corrected}"
 
     @property
@@ -97,12 +96,12 @@ class AnswerLedger:
         self._owner = {"run": run, "site": site, "content": "answer"}
 
     def once(self, question: Question, work: Callable[[], Report], bind: Bind) -> tuple[Report, bool]:
-        """The answer to a question, and whether it was given before.
+        """Return the answer to a question, and whether it was given before.
 
         Args:
             question: what is asked.
-            work: makes the answer, where there is none.
-            bind: raises where the run may ask nothing new; gives the ledger of the run whose place this one takes.
+            work: makes the answer, if there is none yet.
+            bind: raises if the run may ask nothing new; gives the ledger of the run whose place this one takes.
 
         Raises:
             AnsweredBefore: this step was answered for other weights, or the recorded answer is kept no longer.
@@ -110,8 +109,8 @@ class AnswerLedger:
         """
         with locked_folder(self.folder):
             path = self.folder / question.file
-            if (told := self.recall(question)) is not None:
-                return told, True
+            if (recorded := self.recall(question)) is not None:
+                return recorded, True
             if path.exists():
                 raise AnsweredBefore(
                     f"step {question.step} of this run was answered before, for other weights",
@@ -122,54 +121,50 @@ class AnswerLedger:
             before = bind()
             report = work() if before is None else before.recall(question)
             assert report is not None  # or that run would not have begun with this question
-            make_private(self.folder)
-            words = {name: str(value) for name, value in vars(question).items()}
-            owner = self._owner | words | {"tensors": str(len(report.weights))}
-            write_atomically(path, seal(_pack(report), owner, self._key), mode=0o600)
+            fields = {name: str(value) for name, value in vars(question).items()}
+            owner = self._owner | fields | {"tensors": str(len(report.weights))}
+            SealedFile(path, owner, self._key).write(_packed_report(report))
             self._make_room(path)
         return report, before is not None
 
     def of_run(self, run: str) -> AnswerLedger:
-        """The ledger of another run of this site."""
+        """Return the ledger of another run of this site."""
         return AnswerLedger(self.folder.parent.parent / run, self._limits, run=run, site=self._site, key=self._key)
 
     def began_with(self, question: Question) -> bool:
-        """Whether this question is the only one that was answered in this run."""
-        told = [header.owner for _, header in self._told("*.sealed")]
-        return [owner["asked"] for owner in told] == [question.asked]
+        """Return whether this question is the only one that was answered in this run."""
+        return [header.owner["asked"] for _, header in self._headers("*.sealed")] == [question.asked]
 
     def recall(self, question: Question) -> Report | None:
-        """The answer that was given to this very question in this run; None if it was not asked.
+        """Return the answer that was given to this very question in this run; None if it was not asked.
 
         Raises:
             AnsweredBefore: the answer is kept no longer.
             MemoryStoreError: it cannot be read.
         """
-        for path, header in self._told(f"{question.place}.*.sealed"):
+        for path, header in self._headers(f"{question.place}.*.sealed"):
             if header.owner["asked"] == question.asked:
                 return self._recorded(path, header.owner)
         return None
 
     def size(self) -> tuple[int, int]:
-        """Number of questions that were answered, and bytes of what is kept of the answers."""
+        """Return the number of questions that were answered, and the bytes of the answers that are kept."""
         files = list(self.folder.glob("*.sealed"))
         return len(files), sum(path.stat().st_size for path in files)
 
-    def _told(self, pattern: str) -> Iterator[tuple[Path, Header]]:
+    def _headers(self, pattern: str) -> Iterator[tuple[Path, Header]]:
         for path in sorted(self.folder.glob(pattern)):
             yield path, read_header(path)
 
     def _recorded(self, path: Path, owner: Mapping[str, str]) -> Report:
-        content = unseal(path, {**owner, **self._owner}, self._key)
-        if not content:
+        file = SealedFile(path, {**owner, **self._owner}, self._key)
+        report = file.read_as("answer", lambda content: _unpacked_report(bytes(content)) if content else None)
+        if report is None:
             raise AnsweredBefore(
                 f"step {owner['step']} of this run was answered before, and the answer is kept no longer",
                 remedy="Raise memory.answers_megabytes or memory.answers_days in site.yaml for runs to come",
             )
-        try:
-            return _unpack(bytes(content))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise unreadable(path, ValueError("what it holds is no answer")) from error
+        return report
 
     def _make_room(self, last: Path) -> None:
         """Empty what is too old, and the oldest while all is too large; what was asked stays in their headers.
@@ -184,7 +179,7 @@ class AnswerLedger:
             owner = dict(read_header(path).owner)
             if owner["tensors"] != "0":
                 total -= path.stat().st_size
-                write_atomically(path, seal(b"", owner | {"tensors": "0"}, self._key), mode=0o600)
+                SealedFile(path, owner | {"tensors": "0"}, self._key).write(b"")
 
 
 @dataclass
@@ -192,9 +187,9 @@ class Answering:
     """Answers one question as `Recording`: from the record, or by work that is recorded before its result leaves.
 
     Attributes:
-        ledger: of the run; None in a simulation, which works each time.
+        ledger: the answers of the run; None in a simulation, which works each time.
         question: what is asked.
-        bind: raises where the run may ask nothing new.
+        bind: raises if the run may ask nothing new.
         again: whether the answer came from the record.
     """
 
@@ -204,21 +199,21 @@ class Answering:
     again: bool = False
 
     def __call__(self, work: Callable[[], Report]) -> Report:
-        """What `work` makes, or made when it was asked first."""
+        """Return what `work` makes, or made when it was asked first."""
         if self.ledger is None or self.question is None:
             return anew(work)
         report, self.again = self.ledger.once(self.question, work, self.bind)
         return report
 
 
-def _pack(report: Report) -> bytes:
+def _packed_report(report: Report) -> bytes:
     said = json.dumps({"abstained": report.abstained, "numbers": dict(report.numbers)})
     tensors = {name: tensor.contiguous() for name, tensor in report.weights.items()}
     packed: bytes = save(tensors, metadata={"report": said})
     return packed
 
 
-def _unpack(content: bytes) -> Report:
+def _unpacked_report(content: bytes) -> Report:
     length = int.from_bytes(content[:8], "little")
     said = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["report"])
     return Report(bool(said["abstained"]), load(content), said["numbers"])

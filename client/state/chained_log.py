@@ -58,13 +58,13 @@ class Chain(NamedTuple):
 
 
 def chain_line(fields: Mapping[str, Any], before: bytes) -> bytes:
-    """The line that says `fields` after the line `before`, which is empty for the first."""
+    """Return the line that holds `fields` after the line `before`, which is empty for the first."""
     link = hashlib.sha256(before + json.dumps(fields).encode()).hexdigest()
     return json.dumps({**fields, LINK: link}).encode() + b"\n"
 
 
 def read_line(line: bytes, before: bytes) -> Entry | None:
-    """What a line says (its number is left 0); None if it is not as `chain_line` wrote it after the line `before`."""
+    """Read a line (its number stays 0); return None if `chain_line` did not write it after the line `before`."""
     try:
         fields = json.loads(line)
         link = fields.pop(LINK)
@@ -131,7 +131,7 @@ def append(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _tail(handle: int, size: int) -> tuple[bytes, bytes]:
-    """The last line, or nothing; and instead what follows the last whole line, if the file ends within a line.
+    """Return the last line; or the last whole line and what follows it, if the file ends within a line.
 
     More than one line may follow: a crash can cut off the line by which an earlier one was to be closed.
     """

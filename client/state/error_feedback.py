@@ -12,9 +12,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dynammo_core.deployed.model_files import tensors_sha256
-from dynammo_core.memory.store import make_private
+from dynammo_core.memory.private_files import write_private
 from dynammo_core.plan import Step
-from dynammo_core.support.files import write_atomically
 
 FILE = "feedback.safetensors"
 BEFORE, AFTER = "before/", "after/"
@@ -32,7 +31,7 @@ class ErrorFeedback:
         self.path = folder / FILE
 
     def before(self, step: Step) -> dict[str, Tensor]:
-        """What rounding has lost so far, by the name of the tensor that lost it."""
+        """Return what rounding has lost before a step, by the name of the tensor that lost it."""
         try:
             with safe_open(self.path, framework="pt") as file:
                 notes = json.loads(file.metadata()["notes"])
@@ -51,7 +50,7 @@ class ErrorFeedback:
         return {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
 
     def keep(self, step: Step, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
-        """Put down what was lost before a step and after it; only then may its answer leave.
+        """Record what was lost before a step and after it; only then may its answer leave.
 
         Raises:
             DynammoError: it cannot be written.
@@ -59,5 +58,4 @@ class ErrorFeedback:
         tensors = {f"{BEFORE}{name}": tensor.contiguous() for name, tensor in before.items()}
         tensors |= {f"{AFTER}{name}": tensor.contiguous() for name, tensor in after.items()}
         notes = {"first": step.index - step.round, "last": step.index, "sha256": tensors_sha256(tensors)}
-        make_private(self.path.parent)
-        write_atomically(self.path, save(tensors, metadata={"notes": json.dumps(notes)}), mode=0o600)
+        write_private(self.path, save(tensors, metadata={"notes": json.dumps(notes)}))

@@ -12,15 +12,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from dynammo_core.data.samples import Samples
-from dynammo_core.memory.sealed_file import seal, unseal
-from dynammo_core.memory.store import make_private
+from dynammo_core.memory.private_files import write_private
+from dynammo_core.memory.sealed_file import SealedFile
 from dynammo_core.support.errors import DynammoError, MemoryStoreError
-from dynammo_core.support.files import write_atomically
 
 FOLDER = "features"
 UNUSED_SECONDS = 24 * 60 * 60
@@ -34,7 +32,7 @@ logger = logging.getLogger("dynammo.feature_files")
 class FeatureFiles:
     """A file for each tensor that was computed from images, sealed as the memory is: those used last, within a budget.
 
-    They hold nothing that could not be computed again: a file that is lost or damaged is none, and one that cannot be
+    They hold nothing that could not be computed again: a lost or damaged file is computed anew, and one that cannot be
     written costs time, not the step.
 
     Args:
@@ -53,49 +51,48 @@ class FeatureFiles:
         self._key = key
 
     def get(self, what: Sequence[str], samples: Samples, compute: Callable[[], Tensor]) -> Tensor:
-        """The tensor that was made of these images, pixel by pixel, or of others like them.
+        """Return the tensor that is computed from these images; from the disk, if equal pixels were seen before.
 
         Args:
-            what: says how, so that equal words mean equal tensors.
-            samples: of which images.
-            compute: makes it, when it is not held.
+            what: how it is computed: equal words mean equal tensors.
+            samples: the images.
+            compute: computes it, if it is not on the disk.
 
         Returns:
-            The tensor, on the CPU when it was held.
+            The tensor; on the CPU, if it was on the disk.
         """
         digest = hashlib.sha256(json.dumps([*what, list(samples.images.shape)]).encode())
         digest.update(samples.images.contiguous().numpy().data)
         name = digest.hexdigest()
-        held = self._read(name)
-        if held is None:
-            held = compute()
-            self._write(name, held)
-        return held
+        tensor = self._read(name)
+        if tensor is None:
+            tensor = compute()
+            self._write(name, tensor)
+        return tensor
 
     def _read(self, name: str) -> Tensor | None:
-        path = self._path(name)
-        if not path.exists():
-            return None
+        file = self._file(name)
         try:
-            held: dict[str, Tensor] = load(bytes(unseal(path, {**self._owner, "name": name}, self._key)))
-            os.utime(path)
-        except (MemoryStoreError, SafetensorError, OSError) as error:
+            tensors = file.read_tensors()
+            if not tensors:
+                return None
+            os.utime(file.path)
+        except (MemoryStoreError, OSError) as error:
             logger.warning("features are computed again: %s", error)
             return None
-        ((layout, tensor),) = held.items()
+        ((layout, tensor),) = tensors.items()
         return tensor.contiguous(memory_format=LAYOUTS[layout])
 
     def _write(self, name: str, tensor: Tensor) -> None:
         tensor = tensor.detach().cpu()
         layout = next((name for name, one in LAYOUTS.items() if tensor.is_contiguous(memory_format=one)), "rows")
-        content = save({layout: tensor.contiguous()})
-        sealed = seal(content, {**self._owner, "name": name}, self._key)
+        file = self._file(name)
+        sealed = file.sealed(save({layout: tensor.contiguous()}))
         fits = len(sealed) <= self._budget
         try:
             self._make_room(len(sealed) if fits else 0)
             if fits:
-                make_private(self._folder)
-                write_atomically(self._path(name), sealed, mode=0o600)
+                write_private(file.path, sealed)
         except (DynammoError, OSError) as error:
             logger.warning("features are not kept: %s", error)
 
@@ -112,8 +109,8 @@ class FeatureFiles:
                 path.unlink(missing_ok=True)
                 taken -= size
 
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.sealed"
+    def _file(self, name: str) -> SealedFile:
+        return SealedFile(self._folder / f"{name}.sealed", {**self._owner, "name": name}, self._key)
 
 
 def discard_features(runs: Path) -> None:

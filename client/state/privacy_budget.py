@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from client.consent.policy import Policy
-from client.state.site_ledger import NamedCharge, SiteLedger, spent_by_class, total_epsilon
+from client.state.privacy_ledger import NamedCharge, SiteLedger, spent_by_class, total_epsilon
 from dynammo_core.experiment import Experiment
 from dynammo_core.privacy.accounting import Charge
 from dynammo_core.privacy.plan import example_charges
@@ -22,7 +22,7 @@ class PrivacyBudget:
     Args:
         memory: the folder of the site's memory.
         policy: says the limit; without `most_epsilon` charges add up and none is refused.
-        run: that charges are entered for.
+        run: the run that charges are entered for.
     """
 
     def __init__(self, memory: Path, policy: Policy, run: str = "") -> None:
@@ -51,7 +51,7 @@ class PrivacyBudget:
         return True
 
     def spent(self) -> float:
-        """Epsilon of all runs so far, of the class that was charged for most.
+        """Return epsilon of all runs so far, for the class that was charged most.
 
         Raises:
             CheckpointError: the ledger cannot be read.
@@ -59,20 +59,22 @@ class PrivacyBudget:
         return total_epsilon(self.ledger.read(), self._delta)
 
     def words(self) -> str:
-        """What was spent, of which budget, and by which classes.
+        """Say what was spent, of which budget, and by which classes.
 
         Raises:
             CheckpointError: the ledger cannot be read.
         """
         by_class = spent_by_class(self.ledger.read(), self._delta)
         limit = "without a limit" if self._most is None else f"of {self._most:g}"
-        told = ", ".join(f"{'any class' if name == '*' else name} {epsilon:.3g}" for name, epsilon in by_class.items())
+        listed = ", ".join(
+            f"{'any class' if name == '*' else name} {epsilon:.3g}" for name, epsilon in by_class.items()
+        )
         spent = max(by_class.values(), default=0.0)
-        detail = f": {told}" if told else ""
+        detail = f": {listed}" if listed else ""
         return f"epsilon {spent:.3g} {limit} spent by all runs, at delta {self._delta:g}{detail}"
 
     def after(self, experiment: Experiment) -> float | None:
-        """Epsilon of all runs, with one whole run of an experiment more; None if that charges no image here."""
+        """Return epsilon of all runs and one whole run of an experiment more; None if that charges no image here."""
         if not experiment.protects_images:
             return None
         try:

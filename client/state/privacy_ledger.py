@@ -1,19 +1,24 @@
-"""A site's ledger: what its records were charged for in a run, and the counts that it gave out; never paid twice."""
+"""What a site's records were charged for: in each run, where nothing is paid twice, and in all runs together."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from dynammo_core.memory.store import locked_folder
-from dynammo_core.privacy.accounting import Charge, site_epsilon
-from dynammo_core.support.errors import CheckpointError
-from dynammo_core.support.files import write_atomically
+from dynammo_core.memory.private_files import JsonFile
+from dynammo_core.privacy.accounting import Charge, compose, site_epsilon
 
 LEDGER_FILE = "privacy.json"
+"""A run's ledger, in the run's folder."""
+SITE_FOLDER, SITE_FILE = "_privacy", "ledger.json"
+"""The ledger of all runs. No run can have the folder's name: runs begin with a letter or a digit."""
+
+EVERY_CLASS = "*"
+"""Stands for the classes of charges that are known by number alone: every record is charged for them."""
 
 
 @dataclass
@@ -29,48 +34,144 @@ class Ledger:
     census: dict[int, int] = field(default_factory=dict)
 
     def epsilon(self, delta: float, *more: Charge) -> float:
-        """What the site has spent, or would have with more charges."""
+        """Return what the site has spent, or would have spent with more charges."""
         return site_epsilon((*self.charges.values(), *more), delta)
 
 
 class LedgerFile:
-    """The ledger on the site's disk, beside its memory."""
+    """The ledger of one run on the site's disk, beside the run's memory."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LEDGER_FILE
+        self._file = _privacy_file(self.path, "answers nothing more in this run")
 
     def read(self) -> Ledger:
-        """The ledger as last written; an empty one before the first charge.
+        """Return the ledger as last written; an empty one before the first charge.
 
         Raises:
             CheckpointError: it cannot be read. A site that does not know what it has spent must not spend more.
         """
-        if not self.path.exists():
-            return Ledger()
-        try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            charges = {name: _charge(one) for name, one in content["charges"].items()}
-            return Ledger(charges, {int(label): int(count) for label, count in content["census"].items()})
-        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(
-                f"the privacy ledger {self.path} cannot be read ({type(error).__name__}: {error})",
-                remedy="Restore it from a backup: without it this site answers nothing more in this run",
-            ) from error
+        return self._file.read(_ledger) or Ledger()
 
     @contextmanager
     def changing(self) -> Iterator[Ledger]:
-        """The ledger, to be changed inside: written at the end, while no other process can change it.
+        """Give the ledger to be changed inside; write it at the end, while no other process can change it.
 
         Raises:
             CheckpointError: it cannot be read or written.
         """
-        with locked_folder(self.path.parent):
+        with self._file.locked():
             ledger = self.read()
             yield ledger
             charges = {name: asdict(charge) for name, charge in ledger.charges.items()}
-            content = json.dumps({"charges": charges, "census": ledger.census}, indent=1)
-            write_atomically(self.path, content.encode(), mode=0o600)
+            self._file.write({"charges": charges, "census": ledger.census})
 
 
-def _charge(content: Mapping[str, object]) -> Charge:
-    return Charge(**{**content, "classes": tuple(content["classes"])})  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class NamedCharge:
+    """Equal mechanisms of one run, on the records of some classes.
+
+    Attributes:
+        run: that they were charged in.
+        noise_multiplier: as of `Charge`.
+        sampling_rate: as of `Charge`.
+        steps: of all of them together.
+        classes: names, sorted; or `EVERY_CLASS` alone.
+    """
+
+    run: str
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, charge: Charge, run: str, class_names: Sequence[str]) -> NamedCharge:
+        """Return a charge with the names that an experiment has for its classes."""
+        names = tuple(sorted(class_names[label] for label in charge.classes))
+        return cls(run, charge.noise_multiplier, charge.sampling_rate, charge.steps, names)
+
+
+class SiteLedger:
+    """The ledger of a site over all of its runs, on its disk.
+
+    Args:
+        memory: the folder that holds the folders of runs, whose own ledgers are carried over when this one begins.
+    """
+
+    def __init__(self, memory: Path) -> None:
+        self._memory = memory
+        self.path = memory / SITE_FOLDER / SITE_FILE
+        self._file = _privacy_file(self.path, "answers no private experiment")
+
+    def read(self) -> tuple[NamedCharge, ...]:
+        """Return all charges as last written, or, before the first, those of runs that older versions kept a ledger of.
+
+        Raises:
+            CheckpointError: it, or a ledger of a run, cannot be read.
+        """
+        charges = self._file.read(_named_charges)
+        return tuple(self._carried_over()) if charges is None else charges
+
+    @contextmanager
+    def locked(self) -> Iterator[tuple[NamedCharge, ...]]:
+        """Give all charges, while no other process can add one.
+
+        Raises:
+            CheckpointError: as `read`.
+        """
+        with self._file.locked():
+            yield self.read()
+
+    def write(self, charges: Iterable[NamedCharge]) -> None:
+        """Replace the ledger; inside `locked`. Equal mechanisms of a run become one line."""
+        steps: Counter[NamedCharge] = Counter()
+        for charge in charges:
+            steps[replace(charge, steps=0)] += charge.steps
+        self._file.write({"charges": [asdict(replace(charge, steps=count)) for charge, count in steps.items()]})
+
+    def _carried_over(self) -> Iterator[NamedCharge]:
+        """Yield for each run, for every class, what its most charged class was charged: a run's ledger has no names."""
+        for pattern in (f"*/{LEDGER_FILE}", f"*/*/{LEDGER_FILE}"):
+            for path in sorted(self._memory.glob(pattern)):
+                charges = LedgerFile(path.parent).read().charges.values()
+                steps: dict[tuple[float, float], Counter[int]] = {}
+                for charge in charges:
+                    kind = steps.setdefault((charge.noise_multiplier, charge.sampling_rate), Counter())
+                    kind.update(dict.fromkeys(charge.classes, charge.steps))
+                for (noise, rate), by_class in steps.items():
+                    yield NamedCharge(path.parent.name, noise, rate, max(by_class.values(), default=0), (EVERY_CLASS,))
+
+
+def spent_by_class(charges: Iterable[NamedCharge], delta: float) -> Mapping[str, float]:
+    """Return epsilon of a record per class, by its name; that of any other class is under `EVERY_CLASS`, if charged."""
+    every = tuple(charges)
+    names = sorted({name for charge in every for name in charge.classes})
+    return {name: compose([charge for charge in every if _touches(charge, name)], delta) for name in names}
+
+
+def total_epsilon(charges: Iterable[NamedCharge], delta: float) -> float:
+    """Return epsilon of the class that was charged for most; 0 without charges."""
+    return max(spent_by_class(charges, delta).values(), default=0.0)
+
+
+def _touches(charge: NamedCharge, name: str) -> bool:
+    return name in charge.classes or EVERY_CLASS in charge.classes
+
+
+def _privacy_file(path: Path, without: str) -> JsonFile:
+    return JsonFile(path, "the privacy ledger", f"Restore it from a backup: without it this site {without}", indent=1)
+
+
+def _ledger(content: Mapping[str, Any]) -> Ledger:
+    charges = {name: Charge(**_with_classes(fields)) for name, fields in content["charges"].items()}
+    return Ledger(charges, {int(label): int(count) for label, count in content["census"].items()})
+
+
+def _named_charges(content: Mapping[str, Any]) -> tuple[NamedCharge, ...]:
+    return tuple(NamedCharge(**_with_classes(fields)) for fields in content["charges"])
+
+
+def _with_classes(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a charge's fields with its classes as a tuple, which JSON does not know."""
+    return {**fields, "classes": tuple(fields["classes"])}

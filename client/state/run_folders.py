@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from dynammo_core.memory.private_files import locked_folder, make_private
 from dynammo_core.support.errors import MemoryStoreError, ProtocolError
 from dynammo_core.support.files import sync_folder
 
@@ -32,7 +33,7 @@ OF_A_RUN = frozenset(
 
 
 def runs_folder(memory: Path) -> Path:
-    """The folder of a site's runs, with all runs in it.
+    """Return the folder of a site's runs, with all runs in it.
 
     Args:
         memory: the site's memory folder.
@@ -46,17 +47,17 @@ def runs_folder(memory: Path) -> Path:
 
 
 def run_folder(memory: Path, run: str) -> Path:
-    """The folder of one run.
+    """Return the folder of one run.
 
     Raises:
-        ProtocolError: the run is named in a way that is no name, or that another run's name differs from in case alone.
+        ProtocolError: the run's name is invalid, or differs from another run's name in capital letters alone.
         MemoryStoreError: as `runs_folder`.
     """
     if not re.fullmatch(RUN, run):
         raise ProtocolError(f"{run!r} names no run", accepted=RUN)
     runs = runs_folder(memory)
-    held = [folder.name for folder in runs.iterdir()] if runs.is_dir() else []
-    if run not in held and run.lower() in {name.lower() for name in held}:
+    kept_runs = [folder.name for folder in runs.iterdir()] if runs.is_dir() else []
+    if run not in kept_runs and run.lower() in {name.lower() for name in kept_runs}:
         raise ProtocolError(
             f"the run {run!r} differs from one that this site keeps by nothing but capital letters",
             remedy="Give the experiment another name: some disks would keep both in one folder",
@@ -65,7 +66,7 @@ def run_folder(memory: Path, run: str) -> Path:
 
 
 def _left_behind(memory: Path) -> list[Path]:
-    """Folders of runs that do not lie where they belong."""
+    """Return the folders of runs that do not lie where they belong."""
     try:
         here = sorted(memory.iterdir())
     except FileNotFoundError:
@@ -95,8 +96,6 @@ def _is_misplaced(folder: Path) -> bool:
 
 def _carry_over(memory: Path) -> None:
     """Move what was left behind. Cut off anywhere, it goes on from there the next time."""
-    from dynammo_core.memory.store import locked_folder, make_private
-
     runs, aside = memory / RUNS, memory / ASIDE
     with locked_folder(memory):
         try:

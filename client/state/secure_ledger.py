@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from dynammo_core.memory.store import locked_folder
+from dynammo_core.memory.private_files import JsonFile
 from dynammo_core.support.errors import MemoryStoreError, ProtocolError
-from dynammo_core.support.files import write_atomically
 from dynammo_core.wire.secure_aggregation.masking import KEY_BYTES, Context
 
 LEDGER_FILE, OPENED_FILE = "secure.json", "opened-sums.json"
@@ -38,6 +38,12 @@ class SecureLedger:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LEDGER_FILE
+        self._file = JsonFile(
+            self.path,
+            "the ledger",
+            "Restore it from a backup, or delete it: the next attempt at a step then starts afresh",
+            MemoryStoreError,
+        )
 
     def secret(self) -> bytes:
         """The site's secret of this run, drawn when it is first asked for.
@@ -57,11 +63,11 @@ class SecureLedger:
             ProtocolError: in this attempt, one has left under other masks.
         """
         with self._changing() as content:
-            told = [context.attempt.hex(), _hash(roster)]
+            attempt, sites = context.attempt.hex(), _hash(roster)
             # Of every attempt, not of the last alone: its masks come back whenever the server names it again.
-            if content.rosters.setdefault(f"{context.step}/{told[0]}", told[1]) != told[1]:
+            if content.rosters.setdefault(f"{context.step}/{attempt}", sites) != sites:
                 raise ProtocolError(f"step {context.step}: another set of sites than before in one attempt")
-            content.masked[str(context.step)] = told
+            content.masked[str(context.step)] = [attempt, sites]
 
     def open(self, context: Context, roster: Mapping[int, bytes], survivors: list[int]) -> None:
         """Shares are about to leave: of the survivors' own masks, and of the other sites' masking keys.
@@ -85,27 +91,20 @@ class SecureLedger:
     @contextmanager
     def _changing(self) -> Iterator[_Content]:
         """The content, alone; what the block changes is written at its end, unless it raises."""
-        with locked_folder(self.path.parent):
-            content = self._read()
+        with self._file.locked():
+            content = self._file.read(_checked)
             before = asdict(content) if content else None
             content = content or _Content(os.urandom(KEY_BYTES).hex())
             yield content
             if asdict(content) != before:
-                write_atomically(self.path, json.dumps(asdict(content)).encode(), mode=0o600)
+                self._file.write(asdict(content))
 
-    def _read(self) -> _Content | None:
-        try:
-            content = _Content(**json.loads(self.path.read_bytes()))
-            if len(bytes.fromhex(content.secret)) != KEY_BYTES:
-                raise ValueError("its secret is none")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError) as error:
-            raise MemoryStoreError(
-                f"the ledger {self.path} cannot be read ({type(error).__name__}: {error})",
-                remedy="Restore it from a backup, or delete it: the next attempt at a step then starts afresh",
-            ) from error
-        return content
+
+def _checked(fields: Mapping[str, Any]) -> _Content:
+    content = _Content(**fields)
+    if len(bytes.fromhex(content.secret)) != KEY_BYTES:
+        raise ValueError(f"its secret has {len(content.secret) // 2} bytes instead of {KEY_BYTES}")
+    return content
 
 
 class OpenedSums:
@@ -121,6 +120,12 @@ class OpenedSums:
 
     def __init__(self, folder: Path, experiment: str) -> None:
         self.path = folder / OPENED_FILE
+        self._file = JsonFile(
+            self.path,
+            "the list of opened sums",
+            "Restore it from a backup; whoever deletes it lets other runs open other sums",
+            MemoryStoreError,
+        )
         self._experiment = experiment
 
     def open(self, step: int, survivors: list[int]) -> None:
@@ -130,25 +135,23 @@ class OpenedSums:
             ProtocolError: in another run it was told of other sites.
             MemoryStoreError: the file is damaged; CheckpointError: it cannot be written.
         """
-        with locked_folder(self.path.parent):
-            try:
-                opened = json.loads(self.path.read_bytes()) if self.path.exists() else {}
-                steps = opened.setdefault(self._experiment, {})
-                before = steps.setdefault(str(step), survivors)
-            except (OSError, ValueError, TypeError, AttributeError) as error:
-                raise MemoryStoreError(
-                    f"the list of opened sums {self.path} cannot be read ({type(error).__name__}: {error})",
-                    remedy="Restore it from a backup; whoever deletes it lets other runs open other sums",
-                ) from error
+
+        def recorded(content: Any) -> tuple[Any, Any]:
+            """All experiments with this sum among them, and the sites that it was opened for first."""
+            return content, content.setdefault(self._experiment, {}).setdefault(str(step), survivors)
+
+        with self._file.locked():
+            opened, before = self._file.read(recorded) or recorded({})
             if before != survivors:
                 raise ProtocolError(
                     f"another run of this experiment opened step {step} for other sites: the two sums would tell what "
                     "one site sent",
                     remedy="Repeat the step when the same sites take part, or agree on another experiment",
                 )
-            write_atomically(self.path, json.dumps(opened).encode(), mode=0o600)
+            self._file.write(opened)
 
 
-def _hash(told: Mapping[int, bytes] | list[int]) -> str:
-    named = {str(site): key.hex() for site, key in told.items()} if isinstance(told, Mapping) else told
+def _hash(sites: Mapping[int, bytes] | list[int]) -> str:
+    """Return a SHA-256 of sites with their keys, or of their numbers alone."""
+    named = {str(site): key.hex() for site, key in sites.items()} if isinstance(sites, Mapping) else sites
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dynammo_core.data.samples import Samples
-from dynammo_core.memory.sealed_file import seal, unseal
-from dynammo_core.memory.store import locked_folder, make_private
+from dynammo_core.memory.private_files import locked_folder
+from dynammo_core.memory.sealed_file import SealedFile
 from dynammo_core.support.errors import MemoryStoreError
-from dynammo_core.support.files import write_atomically
 
 NOTE_FILE = "sums.sealed"
 Contributions = Mapping[int, Sequence["Summed"]]
@@ -39,17 +38,17 @@ class SumsNote:
 
     def __init__(self, folder: Path, *, run: str, site: str, key: bytes | None = None) -> None:
         self.path = folder / NOTE_FILE
-        self._owner = {"run": run, "site": site, "content": "sums"}
-        self._key = key
+        self._site, self._key = site, key
+        self._file = SealedFile(self.path, {"run": run, "site": site, "content": "sums"}, key)
 
     def note(self, contribution: int, samples: Samples) -> None:
-        """Write down what a contribution consists of, before it is sent; asked again, it replaces what was noted.
+        """Write down what a contribution consists of, before it is sent; if asked again, replace what was noted.
 
         What a correction took out when it was asked for first stays noted: it may have left.
 
         Args:
             contribution: its number, `Step.contribution`.
-            samples: its images; without any, a contribution is dropped.
+            samples: its images; a contribution without images is dropped.
 
         Raises:
             MemoryStoreError: the note cannot be read or written.
@@ -62,11 +61,10 @@ class SumsNote:
                 images += (Counter(before) - Counter(images)).elements()
             if images:
                 noted[contribution] = images
-            make_private(self.path.parent)
-            write_atomically(self.path, seal(json.dumps(noted).encode(), self._owner, self._key), mode=0o600)
+            self._file.write(json.dumps(noted).encode())
 
     def inside(self, taken: Iterable[int]) -> Counter[Summed]:
-        """The images, with their number, in sums that consist of these contributions.
+        """Return the images, with their numbers, in sums that consist of these contributions.
 
         Raises:
             MemoryStoreError: the note does not know one of them, or cannot be read.
@@ -80,7 +78,7 @@ class SumsNote:
         return _sum(noted, taken)
 
     def sent(self) -> Counter[Summed]:
-        """The images that are in the sums if all that was sent arrived."""
+        """Return the images that are in the sums if all that was sent arrived."""
         noted = self.load()
         total = _sum(noted, [number for number in noted if number >= 0])
         return total - taken_out(noted, [number for number in noted if number < 0])
@@ -91,14 +89,11 @@ class SumsNote:
         Raises:
             MemoryStoreError: a note cannot be read or written.
         """
-        other = SumsNote(self.path.parent.parent / run, run=run, site=self._owner["site"], key=self._key)
-        if noted := other.load():
-            make_private(self.path.parent)
-            content = json.dumps({str(number): list(map(list, images)) for number, images in noted.items()})
-            write_atomically(self.path, seal(content.encode(), self._owner, self._key), mode=0o600)
+        if noted := self._of_run(run).load():
+            self._file.write(json.dumps(noted).encode())
 
     def known(self) -> set[Known]:
-        """The sets of images, per class, whose sums a server can know from this run and all others of this site.
+        """Return the sets of images, per class, whose sums a server can know from this and all other runs of this site.
 
         These are what each contribution consisted of, and what was left of it after each correction.
 
@@ -107,12 +102,14 @@ class SumsNote:
         """
         runs = self.path.parent.parent
         others = [path.parent.name for path in runs.glob(f"*/{NOTE_FILE}") if path != self.path]
-        site = self._owner["site"]
-        notes = [self, *(SumsNote(runs / run, run=run, site=site, key=self._key) for run in others)]
+        notes = [self, *map(self._of_run, others)]
         return {known for note in notes for known in _known(note.load())}
 
+    def _of_run(self, run: str) -> SumsNote:
+        return SumsNote(self.path.parent.parent / run, run=run, site=self._site, key=self._key)
+
     def load(self) -> Contributions:
-        """All that is noted; nothing before the first sum.
+        """Return all that is noted; an empty mapping before the first sum.
 
         Raises:
             MemoryStoreError: the note is damaged, sealed with another key, or another site's.
@@ -120,7 +117,7 @@ class SumsNote:
         if not self.path.exists():
             return {}
         try:
-            plain = json.loads(unseal(self.path, self._owner, self._key))
+            plain = json.loads(self._file.read())
             return {int(number): [Summed(*image) for image in images] for number, images in plain.items()}
         except (MemoryStoreError, ValueError, TypeError, AttributeError) as error:
             raise MemoryStoreError(
@@ -130,7 +127,7 @@ class SumsNote:
 
 
 def taken_out(noted: Contributions, corrections: Iterable[int]) -> Counter[Summed]:
-    """The images that corrections took out together; one that was lost was repeated by the next."""
+    """Return the images that corrections took out together; a correction that was lost is repeated by the next."""
     total: Counter[Summed] = Counter()
     for number in corrections:
         total |= Counter(noted[number])
@@ -149,7 +146,7 @@ def _known(noted: Contributions) -> Iterator[Known]:
 
 
 def describe(samples: Samples) -> list[Summed]:
-    """Each image by record, label and a hash of its pixels; a grey image has that of its copy in colour."""
+    """Return record, label and pixel hash of each image; a grey image has the hash of its copy in colour."""
     pixels = samples.images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
     digests = (hashlib.sha256(image.tobytes()).hexdigest()[:32] for image in pixels)
     return [Summed(*fields) for fields in zip(samples.record_ids, samples.labels.tolist(), digests, strict=True)]

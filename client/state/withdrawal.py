@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from client.state.chained_log import chain_line, read_chain
 from dynammo_core.data.samples import Samples, Split
 from dynammo_core.data.sources import select
-from dynammo_core.memory.store import MemoryStore, ReplayMemory, locked_folder
+from dynammo_core.memory.private_files import locked_folder, write_private
+from dynammo_core.memory.store import MemoryStore, ReplayMemory
 from dynammo_core.support.errors import MemoryStoreError
-from dynammo_core.support.files import write_atomically
 
 LEDGER_FILE = "withdrawn.jsonl"
 T = TypeVar("T", Samples, ReplayMemory)
@@ -46,32 +46,32 @@ class WithdrawalLedger:
         """
         with locked_folder(self.path.parent):
             ledger = self._read()
-            new = [digest for digest in dict.fromkeys(map(ledger.hash, ids)) if digest not in ledger.held]
+            new = [digest for digest in dict.fromkeys(map(ledger.hash, ids)) if digest not in ledger.records]
             lines = [ledger.last]
             for digest in new:
                 lines.append(chain_line({"record": digest, "reason": reason, "day": today.isoformat()}, lines[-1]))
             if new:
-                write_atomically(self.path, ledger.content + b"".join(lines[1:]), mode=0o600)
+                write_private(self.path, ledger.content + b"".join(lines[1:]))
         return len(new)
 
     def is_withdrawn(self, record_ids: Sequence[str]) -> NDArray[np.bool_]:
-        """[N] whether each record is in the ledger.
+        """Return, for each of N records, whether it is in the ledger.
 
         Raises:
             MemoryStoreError: the ledger is damaged, so that nobody knows.
         """
         ledger = self._read()
-        if not ledger.held:
+        if not ledger.records:
             return np.zeros(len(record_ids), dtype=np.bool_)
-        return np.array([ledger.hash(record) in ledger.held for record in record_ids], dtype=np.bool_)
+        return np.array([ledger.hash(record) in ledger.records for record in record_ids], dtype=np.bool_)
 
-    def allowed(self, held: T) -> T:
-        """Samples, or a memory, without the withdrawn records."""
-        withdrawn = self.is_withdrawn(held.record_ids)
-        return held.subset(np.flatnonzero(~withdrawn).tolist()) if withdrawn.any() else held
+    def allowed(self, records: T) -> T:
+        """Return samples, or a memory, without the withdrawn records."""
+        withdrawn = self.is_withdrawn(records.record_ids)
+        return records.subset(np.flatnonzero(~withdrawn).tolist()) if withdrawn.any() else records
 
     def allowed_split(self, split: Split) -> Split:
-        """A part of a data set without the withdrawn records, so that none of them is ever read."""
+        """Return a part of a data set without the withdrawn records, so that none of them is ever read."""
         withdrawn = self.is_withdrawn(split.record_ids)
         return select(split, np.flatnonzero(~withdrawn)) if withdrawn.any() else split
 
@@ -85,14 +85,14 @@ class WithdrawalLedger:
         return len(memory.samples) - len(kept.samples)
 
     def hashes(self, record_ids: Sequence[str]) -> list[str]:
-        """What the ledger calls withdrawn records: for a log, which names none."""
+        """Return the hashes by which the ledger knows records, for a log that must not name them."""
         return list(map(self._read().hash, record_ids))
 
     def __len__(self) -> int:
-        return len(self._read().held)
+        return len(self._read().records)
 
     def _read(self) -> _Ledger:
-        """As it lies on the disk; before the first withdrawal, a new salt and nothing else."""
+        """Return the ledger as it lies on the disk; before the first withdrawal, a new salt and no records."""
         if not self.path.exists():
             salt = os.urandom(16).hex()
             first = chain_line({"salt": salt}, b"")
@@ -110,7 +110,7 @@ class _Ledger(NamedTuple):
     content: bytes
     last: bytes
     salt: str
-    held: frozenset[str]
+    records: frozenset[str]
 
     def hash(self, record_id: str) -> str:
         return hashlib.sha256(f"{self.salt}/{record_id}".encode("utf-8", "surrogatepass")).hexdigest()

@@ -21,7 +21,7 @@ logger = logging.getLogger("dynammo.client")
 
 
 def kept_apart(site: Site, note: SumsNote, samples: Samples) -> Samples:
-    """The samples of a new sum that differs from all earlier ones by none or at least `fewest_images` of each class.
+    """Return the samples of a new sum that differs from each earlier one by 0 or at least `fewest_images` per class.
 
     New images that are fewer wait. Where fewer went than that, others go with them. A class for which neither helps
     takes no part.
@@ -39,7 +39,7 @@ def kept_apart(site: Site, note: SumsNote, samples: Samples) -> Samples:
 
 
 def withdrawn_from(site: Site, note: SumsNote, taken: Sequence[int]) -> Samples:
-    """The images to be taken out of sums now, with the labels that they were summed with.
+    """Return the images to be taken out of sums now, with the labels that they were summed with.
 
     What goes and what remains of each class of a contribution is nothing or at least `fewest_images`. So of a class of
     which too few would remain all images go, and of one of which too few would go none: they wait, as do those that are
@@ -61,21 +61,21 @@ def withdrawn_from(site: Site, note: SumsNote, taken: Sequence[int]) -> Samples:
     withdrawn, earlier = _withdrawn(site, inside), note.known()
     lost = [number for number in noted if number < 0 and number not in taken]
     again, leaving = taken_out(noted, lost), list[Samples]()
-    for held in _held(noted, taken):
-        repeated = held & again
+    for summed in _held(noted, taken):
+        repeated = summed & again
         again -= repeated
-        wanted = Counter({image: count for image, count in held.items() if image in withdrawn})
-        if held.total() - wanted.total() < site.fewest_images:
-            wanted = held
+        wanted = Counter({image: count for image, count in summed.items() if image in withdrawn})
+        if summed.total() - wanted.total() < site.fewest_images:
+            wanted = summed
         for choice in (wanted, repeated):
-            found = _found(site, choice)
-            if _may_leave(held, Counter(_labelled(found)), repeated, earlier, site.fewest_images):
-                leaving.append(found)
+            on_disk = _found(site, choice)
+            if _may_leave(summed, Counter(_labelled(on_disk)), repeated, earlier, site.fewest_images):
+                leaving.append(on_disk)
                 break
         else:
-            found = Samples.empty()
-        if short := wanted.total() - len(found):
-            name = site.experiment.class_names[next(iter(held)).label]
+            on_disk = Samples.empty()
+        if short := wanted.total() - len(on_disk):
+            name = site.experiment.class_names[next(iter(summed)).label]
             logger.warning("%d images of class %s stay in the sums: `dynammo-site memory status`", short, name)
     return Samples.concatenate(leaving)
 
@@ -91,7 +91,7 @@ def _apart(images: Known, earlier: set[Known], fewest: int) -> Known:
 
 
 def _held(noted: Contributions, taken: Sequence[int]) -> Iterator[Counter[Summed]]:
-    """What the server's sums contain, by its own account, of each class of each contribution."""
+    """Yield what the server's sums contain, by its own account, for each class of each contribution."""
     out: Counter[Summed] = Counter()
     for number in taken:
         if number < 0:
@@ -101,20 +101,20 @@ def _held(noted: Contributions, taken: Sequence[int]) -> Iterator[Counter[Summed
             part = Counter(image for image in noted[number] if image.label == label)
             gone = part & out
             out -= gone
-            if held := part - gone:
-                yield held
+            if summed := part - gone:
+                yield summed
 
 
 def _may_leave(
-    held: Counter[Summed], found: Counter[Summed], repeated: Counter[Summed], earlier: set[Known], fewest: int
+    summed: Counter[Summed], on_disk: Counter[Summed], repeated: Counter[Summed], earlier: set[Known], fewest: int
 ) -> bool:
-    """Whether the sum of `found`, and what it leaves of `held`, tell nothing of fewer than `fewest` images."""
-    if not found or not repeated <= found:
+    """Return whether the sum of `on_disk`, and the rest of `summed`, tell nothing about fewer than `fewest` images."""
+    if not on_disk or not repeated <= on_disk:
         return False
-    remain = held - found
+    remain = summed - on_disk
     left = frozenset((image.record_id, image.digest) for image in remain)
     near = any(0 < len(left ^ known) < fewest for known in earlier) if left else False
-    return found.total() >= fewest and not 0 < remain.total() < fewest and not near
+    return on_disk.total() >= fewest and not 0 < remain.total() < fewest and not near
 
 
 def _withdrawn(site: Site, inside: Counter[Summed]) -> set[Summed]:
@@ -126,7 +126,7 @@ def _withdrawn(site: Site, inside: Counter[Summed]) -> set[Summed]:
 
 
 def _found(site: Site, wanted: Counter[Summed]) -> Samples:
-    """Those that are on the disk as they were when they were summed."""
+    """Return the images that are still on the disk as they were when they were summed."""
     labels = {(image.record_id, image.digest): image.label for image in wanted}
     left = Counter({(image.record_id, image.digest): count for image, count in wanted.items()})
     samples, kept = site.images_of({image.record_id for image in wanted}), []
@@ -135,8 +135,8 @@ def _found(site: Site, wanted: Counter[Summed]) -> Samples:
         if left[key] > 0:
             left[key] -= 1
             kept.append((place, labels[key]))
-    found = samples.subset([place for place, _ in kept])
-    return Samples(found.images, torch.tensor([label for _, label in kept], dtype=torch.int64), found.record_ids)
+    on_disk = samples.subset([place for place, _ in kept])
+    return Samples(on_disk.images, torch.tensor([label for _, label in kept], dtype=torch.int64), on_disk.record_ids)
 
 
 def _labelled(samples: Samples) -> list[Summed]:

@@ -23,17 +23,23 @@ from dynammo_core.support.errors import ProtocolError
 from dynammo_core.support.seeding import derive_seed, seeded_generator
 from dynammo_core.training import shuffled
 from dynammo_core.wire.protocol import Instruction
-from dynammo_core.wire.received import check_values
 
+VARIANCE, COUNTS = "running_var", "counts"
+"""Last parts of the names of tensors that are never negative."""
 FEWEST_SAMPLES = 2
 """A site with fewer abstains: one image has no batch statistics, and what it teaches would tell too much of it."""
 
 
 @dataclass(frozen=True)
 class LocalStep:
-    """An instruction, unpacked: the step, the site that does it, and the models with the weights received.
+    """A step as one site does it: with the models that hold the weights received.
 
-    `taken` is that of the instruction.
+    Attributes:
+        step: what is to be done.
+        site: the site that does it.
+        model: with the weights received.
+        teacher: the model of the task before, if it was sent.
+        taken: the contributions that the server says its sums contain.
     """
 
     step: Step
@@ -44,7 +50,7 @@ class LocalStep:
 
     @property
     def experiment(self) -> Experiment:
-        """As the site sees it: with its own data and device."""
+        """The experiment as the site sees it: with its own data and device."""
         return self.site.experiment
 
     @property
@@ -54,14 +60,14 @@ class LocalStep:
         return derive_seed(self.experiment.config.seed, step.stage.name, step.task, step.round, self.site.index)
 
     def embed(self, samples: Samples, end: Level) -> Tensor:
-        """Samples carried to a level of the network."""
+        """Return what the network computes from samples up to a level."""
         config, device = self.experiment.config, self.experiment.device
         return embed_samples(self.model, samples, config.data.normalisation, device, end)
 
     def embed_once(self, samples: Samples, end: Level) -> Tensor:
-        """As `embed`, but kept for the next rounds, which bring the same images to the same frozen weights.
+        """Embed samples once, and keep the result for rounds that show the same images to the same frozen weights.
 
-        Rounded as `compute.features` says, whether it was kept or not.
+        The result is rounded as `compute.features` says, whether it was kept or not.
         """
         state = self.model.state_dict()
         names = [name for name in deciding_names(self.model) if end == "features" or ".adapters." not in name]
@@ -94,6 +100,22 @@ def unpack(instruction: Instruction, site: Site) -> LocalStep:
     return LocalStep(step, site, normalised, teacher, instruction.taken)
 
 
+def check_values(received: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that make an answer depend on one image in a way that no noise hides, or no sense at all.
+
+    Args:
+        received: by name, those of a teacher too.
+
+    Raises:
+        ProtocolError: a value is not finite, or a variance or a number of images is negative; it names the tensor.
+    """
+    for name, tensor in received.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ProtocolError(f"the tensor {name!r} was received with a value that is not finite")
+        if name.rpartition(".")[2] in (VARIANCE, COUNTS) and bool((tensor < 0).any()):
+            raise ProtocolError(f"the tensor {name!r} was received with {float(tensor.min()):g}", accepted="0 or more")
+
+
 def _load(model: IncrementalModel, weights: Mapping[str, Tensor], expected: list[str]) -> None:
     if set(weights) != set(expected):
         odd = sorted(set(weights) ^ set(expected))
@@ -116,12 +138,12 @@ class EpochBatches:
         self._batch_size = batch_size or (optimisation.batch_size if optimisation else 128)
 
     def order(self, epoch: int) -> tuple[list[Tensor], torch.Generator]:
-        """The indices of each batch of an epoch, and the generator that augments them."""
+        """Return the indices of each batch of an epoch, and the generator that augments them."""
         generator = seeded_generator(self._local.seed, "epoch", epoch)
         return shuffled(len(self._labels), self._batch_size, generator), generator
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch."""
+        """Yield the batches of an epoch."""
         data, device = self._local.experiment.config.data, self._local.experiment.device
         batches, generator = self.order(epoch)
         for index in batches:
@@ -134,11 +156,11 @@ class EpochBatches:
 
 
 def start_level(wanted: Level, augmentation: str) -> Level:
-    """Augmented images differ in every epoch, so nothing before the first trained layer can be kept."""
+    """Return the level from which epochs start: augmented images differ in each, so none of their features are kept."""
     return "images" if wanted == "prefix" and augmentation != "none" else wanted
 
 
 def take(model: IncrementalModel, names: list[str]) -> dict[str, Tensor]:
-    """Copies of the model's tensors of these names, for sending."""
+    """Return copies of the model's tensors with these names, for sending."""
     state = model.state_dict()
     return {name: state[name].detach().cpu().clone() for name in names}

@@ -35,7 +35,7 @@ PRIOR = 16
 
 @torch.no_grad()
 def with_own_statistics(model: IncrementalModel, step: Step, site: Site) -> IncrementalModel:
-    """The model as received, or a copy with the statistics of the site's own images, as `scanners.own_statistics` says.
+    """Return the model as received, or a copy with the site's own statistics, as `scanners.own_statistics` says.
 
     Those of a frozen backbone are estimated on the bare backbone, with the first images that the site may train on,
     and kept for the run: what is summed in one task fits the next. Those of what is trained are estimated anew
@@ -59,12 +59,14 @@ def with_own_statistics(model: IncrementalModel, step: Step, site: Site) -> Incr
 
 def _keep_tested(received: IncrementalModel, own: IncrementalModel, step: Step, site: Site) -> None:
     method = site.experiment.method
-    statistics = {name: held for name, held in deployed_tensors(method, own).items() if is_batch_norm_statistic(name)}
+    statistics = {
+        name: tensor for name, tensor in deployed_tensors(method, own).items() if is_batch_norm_statistic(name)
+    }
     site.statistics.save_tested(statistics, task=step.task, model=tensors_sha256(deployed_tensors(method, received)))
 
 
 def _own_images(step: Step, site: Site) -> Samples:
-    """The balanced set of the task, the same before and after its images are remembered."""
+    """Return the balanced set of the task, which is the same before and after its images are remembered."""
     rehearsal = site.rehearsal(step.task)
     new = set(rehearsal.new.record_ids)
     older = [place for place, record in enumerate(rehearsal.memory.record_ids) if record not in new]
@@ -95,13 +97,13 @@ def _normalise_trained(model: IncrementalModel, samples: Samples, step: Step, si
         estimated = _estimated(model, names, samples, site, model.extractor)
         return torch.cat([estimated[name] for name in names])
 
-    held = site.once(("statistics", key), samples, estimate)
-    own = torch.split(held, [state[name].numel() for name in names])
+    tensor = site.once(("statistics", key), samples, estimate)
+    own = torch.split(tensor, [state[name].numel() for name in names])
     model.load_state_dict(dict(zip(names, own, strict=True)), strict=False)
 
 
 def deciding_names(model: IncrementalModel) -> list[str]:
-    """The extractor's tensors that may differ between steps or between sites."""
+    """Return the names of the extractor's tensors that may differ between steps or between sites."""
     travelling = set(travelling_names(model))
     names = matching(model.state_dict(), ("extractor.*",))
     return [name for name in names if name in travelling or is_batch_norm_statistic(name)]
@@ -110,7 +112,7 @@ def deciding_names(model: IncrementalModel) -> list[str]:
 def _estimated(
     model: nn.Module, names: Sequence[str], samples: Samples, site: Site, forward: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """Statistics of the samples, with those in the model as `PRIOR` images more."""
+    """Return statistics of the samples, with those in the model counted as `PRIOR` more images."""
     config, device = site.experiment.config, site.experiment.device
     state = model.state_dict()
     received = {name: state[name].clone() for name in names}

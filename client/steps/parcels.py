@@ -17,7 +17,7 @@ from dynammo_core.wire.protocol import Instruction, Report
 
 
 def opened(instruction: Instruction, hashes: Mapping[str, str], site: Site) -> Instruction:
-    """The whole instruction, its tensors as they are computed with, of one that holds only those that were sent.
+    """Complete an instruction: add the tensors that the site holds already, and decode all to what is computed with.
 
     Raises:
         MissingTensorsError: the site lacks a tensor that was not sent.
@@ -28,7 +28,7 @@ def opened(instruction: Instruction, hashes: Mapping[str, str], site: Site) -> I
 
 
 def packed(report: Report, instruction: Instruction, site: Site) -> Report:
-    """The answer to a whole instruction as it travels, with what rounding lost of earlier ones added to it.
+    """Encode the answer to a whole instruction, after adding what rounding lost in earlier answers.
 
     Raises:
         ProtocolError: a value is too large for the form in which it would travel.
@@ -48,7 +48,7 @@ def packed(report: Report, instruction: Instruction, site: Site) -> Report:
 
 
 def arriving(wire: Report, instruction: Instruction, site: Site) -> Report:
-    """The report as the server reads it from the wire."""
+    """Return the report as the server decodes it from the wire."""
     return replace(wire, weights=unpack(_codec(site), wire.weights, instruction.weights))
 
 

@@ -18,7 +18,7 @@ from dynammo_core.methods.base import LossContext
 from dynammo_core.models.incremental_model import Level
 from dynammo_core.privacy.accounting import Charge
 from dynammo_core.privacy.gradients import PrivateGradients
-from dynammo_core.privacy.noise import Noise, SeededNoise, SystemNoise, poisson_batches
+from dynammo_core.privacy.noise import Noise, poisson_batches
 from dynammo_core.privacy.plan import CENSUS, census_charge, charge_of, classes_of_step
 from dynammo_core.privacy.rehearsal import (
     Chance,
@@ -83,12 +83,12 @@ class Permit:
 
     @property
     def numbers(self) -> dict[str, float | list[int]]:
-        """What is said beside the tensors."""
+        """The numbers that are sent beside the tensors."""
         return {"class_counts": self.counts, "epsilon": self.epsilon}
 
 
 def private_fit_step(local: LocalStep) -> Report:
-    """As `fit_step`, by DP-SGD: Poisson batches, shortened gradients of samples, noise."""
+    """Train as `fit_step` does, by DP-SGD: Poisson batches, clipped gradients of single samples, noise."""
     permit = Permit.of(local)
     if isinstance(permit, Report):
         return permit
@@ -118,7 +118,7 @@ def private_fit_step(local: LocalStep) -> Report:
 
 @torch.no_grad()
 def private_summarise_step(local: LocalStep) -> Report:
-    """As `summarise_step`, with noise on the sums."""
+    """Compute sums as `summarise_step` does, and add noise to them."""
     permit = Permit.of(local)
     if isinstance(permit, Report):
         return permit
@@ -139,7 +139,7 @@ def private_summarise_step(local: LocalStep) -> Report:
 
 @torch.no_grad()
 def private_remember_step(local: LocalStep) -> Report:
-    """As `remember_step`, each image by itself; what is said of the memory is made of the census."""
+    """Choose exemplars image by image; what is told about the memory is computed from the census."""
     task, experiment, site = local.step.task, local.experiment, local.site
     settings = experiment.config.privacy
     with LedgerFile(site.store.path.parent).changing() as ledger:
@@ -177,7 +177,7 @@ class PoissonBatches(EpochBatches):
 
 
 def _counted(local: LocalStep, ledger: Ledger) -> bool:
-    """Whether the census holds the task's classes: taken now where it does not, if the budget allows."""
+    """Return whether the census holds the task's classes; take it now if it does not and the budget allows."""
     task, settings = local.step.task, local.experiment.config.privacy
     classes = local.experiment.stream.classes(task)
     if set(classes) <= set(ledger.census):
@@ -193,10 +193,8 @@ def _counted(local: LocalStep, ledger: Ledger) -> bool:
 def _paid(local: LocalStep, ledger: Ledger, charge: Charge) -> bool:
     """Enter a charge, unless it was entered before for the same bits, or would pass the budget."""
     settings = local.experiment.config.privacy
-    name = f"{charge.task + 1}/{charge.stage}/{charge.round + 1}"
-    if local.site.share is None:
-        name += f"/{len(ledger.charges)}"
-    elif name in ledger.charges:
+    name = local.site.charge_name(f"{charge.task + 1}/{charge.stage}/{charge.round + 1}", ledger.charges)
+    if name in ledger.charges:
         return True
     wanted = ledger.epsilon(settings.delta, charge)
     if math.isnan(wanted) or wanted > settings.epsilon:
@@ -220,7 +218,7 @@ def _rehearsal(local: LocalStep, census: Mapping[int, int]) -> PrivateRehearsal:
 
 
 def _of_classes(samples: Samples, census: Mapping[int, int]) -> Samples:
-    """Images of the classes that were counted: the others are paid for by no charge."""
+    """Return the images of classes that were counted: no charge pays for the others."""
     return samples.subset(torch.nonzero(torch.isin(samples.labels, torch.tensor(sorted(census)))).flatten())
 
 
@@ -238,9 +236,7 @@ def _chance(local: LocalStep) -> Chance:
 
 
 def _noise(local: LocalStep, purpose: str) -> Noise:
-    """Of an answer, or of a task's census, which is the same whichever step asks for it first."""
-    if local.site.share is None:
-        return SystemNoise()
+    """Return the noise of an answer, or of a task's census, which is the same whichever step asks for it first."""
     if purpose == CENSUS:
-        return SeededNoise(local.experiment.config.seed, CENSUS, local.step.task, local.site.index)
-    return SeededNoise(local.seed, purpose)
+        return local.site.noise(local.experiment.config.seed, CENSUS, local.step.task, local.site.index)
+    return local.site.noise(local.seed, purpose)

@@ -69,7 +69,7 @@ def secure_answer(phase: Phase, instruction: Instruction, site: Site, recording:
 
 
 def _answer(phase: Phase, exchange: _Exchange, recording: Recording) -> tuple[Report, int]:
-    """The answer, and the length of the vector if it is one."""
+    """Return the answer, and the length of the vector if it is one, else 0."""
     if phase is Phase.MASKED:
         return _masked(exchange, recording)
     if phase is Phase.KEYS:
@@ -102,7 +102,7 @@ def _masked(exchange: _Exchange, recording: Recording) -> tuple[Report, int]:
 
 
 def _opened(exchange: _Exchange) -> Tensor:
-    """Of each survivor the share of its own mask, of each other site that of its masking key."""
+    """Return, for each survivor, the share of its own mask; for each other site, the share of its masking key."""
     weights, roster = exchange.instruction.weights, exchange.roster
     check_tensor(SHARES, weights[SHARES], torch.uint8, (len(roster), SEALED_BYTES))
     survivors = _sites(weights[SURVIVORS], roster, exchange.threshold)
@@ -152,7 +152,7 @@ def _offer(exchange: _Exchange) -> bytes:
 
 
 def _verified(site: Site, offer: bytes, other: int, context: Context) -> bytes:
-    """The public keys that another site offered; in a simulation nobody signs."""
+    """Return the public keys that another site offered; in a simulation nobody signs."""
     return site.signatory.verified(offer, other, context) if site.signatory else offer[:PUBLIC_BYTES]
 
 
@@ -161,12 +161,12 @@ def _step(instruction: Instruction, site: Site) -> Step:
     if not site.experiment.config.federation.secure_aggregation:
         raise ProtocolError("this experiment has no secure aggregation")
     if not 0 <= instruction.step < len(steps) or steps[instruction.step].stage.action not in SUMMED:
-        raise ProtocolError(f"step {instruction.step} is none of which answers are summed")
+        raise ProtocolError(f"step {instruction.step} is not a step whose answers are summed")
     return steps[instruction.step]
 
 
 def _sites(sent: Tensor, known: Collection[int], threshold: int) -> list[int]:
-    """Numbers of sites as they were sent.
+    """Return the numbers of sites that were sent.
 
     Raises:
         ProtocolError: they are not ascending numbers of known sites, or too few: fewer could be outvoted.
@@ -182,7 +182,7 @@ def _sites(sent: Tensor, known: Collection[int], threshold: int) -> list[int]:
 
 @contextmanager
 def _refusing(phase: Phase) -> Iterator[None]:
-    """Keys and shares that are none came from the server."""
+    """Refuse invalid keys and shares as a breach of the protocol: they came from the server."""
     try:
         yield
     except ValueError as error:

@@ -30,12 +30,13 @@ from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.memory.rehearsal import SIMULATED_DAY, drop_expired, exemplars_per_class
 from dynammo_core.memory.store import MemoryStore, ReplayMemory
 from dynammo_core.methods.base import Rehearsal
+from dynammo_core.privacy.noise import Noise, SeededNoise, SystemNoise
 from dynammo_core.support.errors import DataError, MemoryStoreError
 from dynammo_core.support.seeding import derive_seed
 from dynammo_core.wire.secure_aggregation.offers import Signatory
 from dynammo_core.wire.tensor_store import TensorStore
 
-Held = TypeVar("Held", Samples, ReplayMemory)
+Records = TypeVar("Records", Samples, ReplayMemory)
 MEGABYTE = 10**6
 
 
@@ -48,16 +49,15 @@ class Site:
         index: its number among the sites of the experiment.
         store: where its exemplars lie.
         received: the tensors that it was sent; in a simulation all sites share them, as they share the data set.
-        statistics: of its own, estimated once.
-        share: the number of its part of a simulation's data set; None where all images are its own.
+        statistics: its own batch-norm statistics, estimated once.
         today: the day that exemplars are taken in.
         ledger: the records that it may use no more.
         expiry_days: age in days beyond which exemplars are dropped.
         fewest_images: a class of which it holds fewer training (test) images takes no part.
-        sums: its note of what it sent into sums that the server keeps; None where nothing can be withdrawn.
-        budget: of privacy, for all runs here together; None where nobody is protected, as in a simulation.
-        features: that it computed, on its disk; None where its process lives on from step to step.
-        answers: that it has given in this run; None in a simulation, where nobody is to be kept from asking twice.
+        sums: its note of what it sent into sums that the server keeps; None if nothing can be withdrawn.
+        budget: the privacy budget of all runs here together; None in a simulation, where nobody is protected.
+        features: what it computed from images, on its disk; None if its process lives on from step to step.
+        answers: what it has answered in this run; None in a simulation, where asking twice does no harm.
         opened_sums: what it opened under secure aggregation in all runs of this experiment; None in a simulation.
         signatory: signs its keys for secure aggregation and verifies those of others; None in a simulation.
     """
@@ -67,7 +67,6 @@ class Site:
     store: MemoryStore
     received: TensorStore
     statistics: StatisticsFile
-    share: int | None = None
     today: date = SIMULATED_DAY
     ledger: WithdrawalLedger | None = None
     expiry_days: int | None = None
@@ -80,7 +79,7 @@ class Site:
     budget: PrivacyBudget | None = None
 
     def once(self, what: tuple[str, ...], samples: Samples, compute: Callable[[], Tensor]) -> Tensor:
-        """What is made of images, kept for the steps to come; equal words `what` mean that equal things are made.
+        """Return what is computed from images, kept for the steps to come; equal `what` means an equal computation.
 
         Images are told apart by their pixels: a record may have several, at several sites, or in training and tests.
         """
@@ -88,16 +87,16 @@ class Site:
 
         def on_disk() -> Tensor:
             assert features is not None
-            words = (code_hash(experiment.config), experiment.backbone_fingerprint, *what)
-            return features.get(words, samples, compute).to(experiment.device)
+            recipe = (code_hash(experiment.config), experiment.backbone_fingerprint, *what)
+            return features.get(recipe, samples, compute).to(experiment.device)
 
         key = (*what, samples.images.shape, fingerprint({"images": samples.images}))
         return experiment.feature_cache.get(key, compute if features is None else on_disk)
 
     def memory(self) -> ReplayMemory:
-        """The exemplars that may still be used: without those that expired or whose consent was withdrawn.
+        """Return the exemplars that may still be used.
 
-        Nor those of a class of which that leaves too few.
+        Those that expired, those whose consent was withdrawn, and classes of which too few are left are not among them.
         """
         memory = self.store.load()
         if self.expiry_days is not None:
@@ -109,9 +108,9 @@ class Site:
 
     @property
     def fewest_exemplars(self) -> int:
-        """`fewest_images`, or the share that the experiment's memory leaves to a class, where that is smaller.
+        """Return `fewest_images`, or the share of the memory that a class has in this experiment, if that is smaller.
 
-        A share tells nothing of patients: it follows from the configuration.
+        A share tells nothing about patients: it follows from the configuration.
         """
         config, pixels = self.experiment.config, self.experiment.config.data.image_size**2
         classes, sites = self.experiment.classes, config.federation.sites
@@ -119,7 +118,7 @@ class Site:
         return min(self.fewest_images, share)
 
     def memory_to_extend(self, task: int) -> ReplayMemory:
-        """The exemplars that may still be used, into which a task is to be taken if it is not in them yet.
+        """Return the exemplars that may still be used, so that a task can be added if it is not in them yet.
 
         Raises:
             MemoryStoreError: they come from later tasks than this one.
@@ -133,7 +132,7 @@ class Site:
         return memory
 
     def rehearsal(self, task: int) -> Rehearsal:
-        """All that this site may train on in a task."""
+        """Return all that this site may train on in a task."""
         config = self.experiment.config
         arrivals = self._arrivals(task)
         return Rehearsal(
@@ -147,21 +146,21 @@ class Site:
         )
 
     def new_images(self, task: int) -> Samples:
-        """The site's training images of the classes that reach it with a task."""
+        """Return the site's training images of the classes that reach it with a task."""
         return self.train_images(self._arrivals(task).new(self.index, task))
 
     def test_images(self, classes: tuple[int, ...]) -> Samples:
-        """The site's test images of these classes."""
-        return self._common(self._allowed(_load(self.experiment, "test", classes, self.share)))
+        """Return the site's test images of these classes."""
+        return self._common(self._allowed(self._load("test", classes)))
 
     def train_images(self, classes: tuple[int, ...]) -> Samples:
-        """The site's training images of these classes."""
-        samples = self._allowed(_load(self.experiment, "train", classes, self.share))
+        """Return the site's training images of these classes."""
+        samples = self._allowed(self._load("train", classes))
         # Under privacy counts are noised, and no image may decide whether others take part.
         return samples if self.experiment.protects_images else self._common(samples)
 
     def images_of(self, record_ids: Collection[str]) -> Samples:
-        """All training images of these records that can be read, withdrawn ones too: to take them out of sums."""
+        """Return the readable training images of these records, even withdrawn ones: they are to leave the sums."""
         split, size = self.experiment.dataset.train, self.experiment.config.data.image_size
         parts = []
         for place, record in enumerate(split.record_ids):
@@ -170,23 +169,37 @@ class Site:
                     parts.append(load_samples(split, [place], size))
         return Samples.concatenate(parts)
 
-    def _allowed(self, held: Held) -> Held:
-        return held if self.ledger is None else self.ledger.allowed(held)
+    def _allowed(self, records: Records) -> Records:
+        return records if self.ledger is None else self.ledger.allowed(records)
 
     def _common(self, samples: Samples) -> Samples:
-        """Without the classes of which there are too few."""
+        """Return the samples without the classes of which there are too few."""
         kept = _without_rare(samples.labels, self.fewest_images)
         return samples if kept is None else samples.subset(kept)
 
-    def _arrivals(self, task: int) -> Arrivals:
-        """When classes reach this site, as known in a task.
+    def noise(self, *purpose: str | int) -> Noise:
+        """Return noise that nobody can foresee or repeat, whatever its purpose."""
+        return SystemNoise()
 
-        A simulation knows it beforehand. A hospital lives it: a class whose images it has not taken into its memory yet
-        is new to it, be it that the images came late or that the site was away when the others learnt the class. With
-        no memory to tell, classes come with their tasks.
+    def charge_name(self, step: str, charges: Collection[str]) -> str:
+        """Name a charge for a step: each answer draws new noise, so each is charged anew.
+
+        Args:
+            step: names the step.
+            charges: names of the charges so far.
         """
-        if self.share is not None:
-            return self.experiment.arrivals
+        return f"{step}/{len(charges)}"
+
+    def _load(self, part: str, classes: tuple[int, ...]) -> Samples:
+        return _images(self.experiment, part, classes)
+
+    def _arrivals(self, task: int) -> Arrivals:
+        """Return when classes reach this site, as known in a task.
+
+        A hospital lives it: a class whose images it has not taken into its memory yet is new to it, whether the images
+        came late or the site was away when the others learnt the class. With no memory to tell, classes come with
+        their tasks.
+        """
         stream = self.experiment.stream
         if not self.experiment.method.uses_memory or self.experiment.protects_images:
             # Under privacy whether a class is new must not depend on whether there are images of it.
@@ -196,22 +209,44 @@ class Site:
         return Arrivals(stream, delays)
 
 
+class SimulatedSite(Site):
+    """A site that holds a share of a simulation's data set, sees it through its own scanner and repeats its noise."""
+
+    def noise(self, *purpose: str | int) -> Noise:
+        """Return the noise of a purpose, the same whenever it is asked for."""
+        return SeededNoise(*purpose)
+
+    def charge_name(self, step: str, charges: Collection[str]) -> str:
+        """Name a charge for a step: asked again, it draws the same noise and tells nothing new, so it is paid once."""
+        return step
+
+    def _load(self, part: str, classes: tuple[int, ...]) -> Samples:
+        return _share(self.experiment, part, classes, self.index)
+
+    def _arrivals(self, task: int) -> Arrivals:
+        """Return when classes reach this site; a simulation knows it beforehand."""
+        return self.experiment.arrivals
+
+
 def _without_rare(labels: Tensor, fewest: int) -> list[int] | None:
-    """Places, in [N] labels, of the classes that have at least `fewest`; None where that is all."""
+    """Return the positions, in N labels, of classes with at least `fewest` samples; None if that is every position."""
     enough = torch.bincount(labels)[labels] >= fewest
     return None if bool(enough.all()) else torch.nonzero(enough).flatten().tolist()
 
 
 @lru_cache(maxsize=64)
-def _load(experiment: Experiment, part: str, classes: tuple[int, ...], share: int | None) -> Samples:
-    """Decoded once for all steps of a task that this process answers; of all images, or of a simulated share.
-
-    A simulated site sees its share through its own scanner.
-    """
+def _images(experiment: Experiment, part: str, classes: tuple[int, ...]) -> Samples:
+    """Decode the images of classes, once for all steps of a task that this process answers."""
     split: Split = getattr(experiment.dataset, part)
-    held: NDArray[np.int64] = np.arange(len(split.labels))
-    if share is not None:
-        held = getattr(experiment.partition, part)[share]
+    places = np.flatnonzero(np.isin(split.labels, classes))
+    return load_samples(split, places, experiment.config.data.image_size)
+
+
+@lru_cache(maxsize=64)
+def _share(experiment: Experiment, part: str, classes: tuple[int, ...], site: int) -> Samples:
+    """Decode the images of classes in a simulated site's share, as its scanner shows them."""
+    split: Split = getattr(experiment.dataset, part)
+    places: NDArray[np.int64] = getattr(experiment.partition, part)[site]
     config = experiment.config
-    samples = load_samples(split, held[np.isin(split.labels[held], classes)], config.data.image_size)
-    return samples if share is None else through_scanner(samples, config.scanners, seed=config.seed, site=share)
+    samples = load_samples(split, places[np.isin(split.labels[places], classes)], config.data.image_size)
+    return through_scanner(samples, config.scanners, seed=config.seed, site=site)

@@ -1,15 +1,15 @@
-"""Which site an instruction is for: a share of a simulation's data set, or this hospital with all that it keeps."""
+"""How a site is opened for a run: a share of a simulation's data set, or a hospital with all that it keeps."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from client.consent.approvals import Proposal
-from client.consent.policy import load_policy
-from client.consent.settings import SiteSettings, load_site
+from client.consent.policy import Policy
+from client.consent.settings import SiteSettings
 from client.service.node_key import load_private_key
 from client.state.answer_ledger import AnswerLedger
 from client.state.feature_files import FeatureFiles
@@ -19,13 +19,13 @@ from client.state.secure_ledger import OpenedSums
 from client.state.statistics_file import StatisticsFile
 from client.state.sums_note import SumsNote
 from client.state.withdrawal import WithdrawalLedger
-from client.steps.site import Site
+from client.steps.site import SimulatedSite, Site
+from dynammo_core.configuration.config import Config
 from dynammo_core.configuration.settings import WEIGHTS_BY_NAME
-from dynammo_core.experiment import Experiment, config_from_json, experiment_from_json
+from dynammo_core.experiment import Experiment
 from dynammo_core.memory.encryption import load_key
 from dynammo_core.memory.store import MemoryStore
 from dynammo_core.support.errors import ConfigError, ProtocolError
-from dynammo_core.wire.protocol import Instruction
 from dynammo_core.wire.secure_aggregation.offers import Signatory
 from dynammo_core.wire.tensor_store import TensorStore
 
@@ -33,19 +33,29 @@ MEGABYTE = 10**6
 
 
 def simulated_site(experiment: Experiment, index: int, workspace: Path, run: str) -> Site:
-    """A share of the one data set of a simulation, and a folder in the run directory."""
+    """Open a share of the one data set of a simulation, with a folder in the run directory."""
     name = f"site-{index:03d}"
     store = MemoryStore(workspace / name, run=run, site=name)
     statistics = StatisticsFile(workspace / name, run=run, site=name)
-    return Site(experiment, index, store, TensorStore(workspace), statistics, share=index)
+    return SimulatedSite(experiment, index, store, TensorStore(workspace), statistics)
 
 
-def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, run: str, approved: str) -> Site:
-    """A hospital: all images that its `site.yaml` names, and a folder for each run; `approved` hashes the experiment.
+def deployed_site(
+    experiment: Experiment, index: int, settings: SiteSettings, policy: Policy, run: str, approved: str
+) -> Site:
+    """Open a hospital: all images that its `site.yaml` names, and a folder for each run.
+
+    Args:
+        experiment: with the hospital's own places in it, as `localised` makes it.
+        index: the number of the site that the instruction is for.
+        settings: the hospital's `site.yaml`.
+        policy: the policy under which it answers.
+        run: name of the run.
+        approved: SHA-256 of the experiment as a person approves it.
 
     Raises:
-        ProtocolError: the instruction is for another site, or names a run in a way that is no name.
-        ConfigError: one of its keys, or its policy, cannot be read.
+        ProtocolError: the instruction is for another site, or the run's name is invalid.
+        ConfigError: one of the site's keys cannot be read.
         MemoryStoreError: what an older version left in its memory cannot be carried over.
     """
     federation = experiment.config.federation
@@ -58,7 +68,6 @@ def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, ru
     own = settings.memory
     folder = run_folder(own.folder, run)
     key = load_key(own.key) if own.key else None
-    policy = load_policy(settings.policy)
     signatory = None
     if federation.secure_aggregation:
         signatory = Signatory(load_private_key(settings.private_key), approved, federation.site_keys or ())
@@ -81,33 +90,39 @@ def deployed_site(experiment: Experiment, index: int, settings: SiteSettings, ru
     )
 
 
-def open_site(instruction: Instruction, node_config: Mapping[str, object]) -> Site:
-    """The site that an instruction is for: this hospital, if the node was started with a `site-config`.
+def localised(config: Config[Any], settings: SiteSettings) -> Experiment:
+    """Return the experiment with this site's own places in it: no server decides what a site reads from its disk.
+
+    A process that sees the same configuration again gets the same object, with the images that it has read.
 
     Raises:
-        ConfigError: the `site.yaml` is wrong, or the experiment asks for something that the site has to name itself.
-        ProtocolError: the instruction is for another site.
+        ConfigError: the backbone's weights are a file of the server, and the site names no copy of it.
     """
-    file = node_config.get("site-config")
-    if file is None:
-        experiment = experiment_from_json(instruction.experiment)
-        return simulated_site(experiment, instruction.site, Path(instruction.workspace), instruction.run)
-    settings = load_site(Path(str(file)))
-    experiment = experiment_from_json(_localised(instruction.experiment, settings))
-    approved = Proposal.of(config_from_json(instruction.experiment)).experiment_hash
-    return deployed_site(experiment, instruction.site, settings, instruction.run, approved)
-
-
-def _localised(experiment: str, settings: SiteSettings) -> str:
-    """The experiment with this site's own places in it: no server decides what a site reads from its disk."""
-    config = json.loads(experiment)
-    config["data"] |= {"dataset": settings.data.dataset, "root": settings.data.root}
-    config["compute"]["device"] = settings.device
-    if settings.weights is not None:
-        config["backbone"]["weights"] = settings.weights
-    elif config["backbone"]["weights"] not in WEIGHTS_BY_NAME:
+    if settings.weights is None and config.backbone.weights not in WEIGHTS_BY_NAME:
         raise ConfigError(
-            f"the experiment takes the backbone's weights from a file of the server, {config['backbone']['weights']!r}",
+            f"the experiment takes the backbone's weights from a file of the server, {config.backbone.weights!r}",
             remedy="Name this site's copy of it as `weights` in site.yaml",
         )
-    return json.dumps(config, sort_keys=True)
+    places = {"dataset": settings.data.dataset, "root": settings.data.root}
+    own = config.model_copy(
+        update={
+            "data": config.data.model_copy(update=places),
+            "compute": config.compute.model_copy(update={"device": settings.device}),
+            "backbone": config.backbone.model_copy(update={"weights": settings.weights or config.backbone.weights}),
+        }
+    )
+    return shared_experiment(_Named(own.canonical_json(), own))
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A configuration, known by its text alone: not all of its values can be hashed."""
+
+    text: str
+    config: Config[Any] = field(compare=False)
+
+
+@lru_cache(maxsize=4)
+def shared_experiment(named: _Named) -> Experiment:
+    """Return the experiment of a configuration, the same object as long as it is among the last four."""
+    return Experiment(named.config)

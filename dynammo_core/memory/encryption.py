@@ -22,7 +22,7 @@ CHUNK = 2**20
 
 
 def encrypt(content: bytes, associated: bytes, key: bytes) -> list[bytes]:
-    """Nonce, ciphertext in parts, and the tag over it and over `associated`, which stays in the clear.
+    """Return nonce, ciphertext in parts, and the tag over it and over `associated`, which stays in the clear.
 
     The nonce is random, which is safe for 2^32 files under one key (NIST SP 800-38D, section 8.3).
     """
@@ -48,7 +48,7 @@ class Decryption:
         self._decryptor.update_into(chunk, into)
 
     def finish(self, tag: bytes) -> bool:
-        """Whether every byte is as it was encrypted, under this key and with these associated data."""
+        """Return whether every byte is as it was encrypted, under this key and with these associated data."""
         try:
             self._decryptor.finalize_with_tag(tag)
         except InvalidTag:
@@ -57,15 +57,15 @@ class Decryption:
 
 
 def fingerprint(key: bytes) -> str:
-    """A name for a key that tells nothing of it: 8 hexadecimal digits of a hash of its 256 random bits."""
+    """Return a name for a key that does not reveal it: 8 hexadecimal digits of a hash of its 256 random bits."""
     return hashlib.sha256(b"dynammo memory key\0" + key).hexdigest()[:8]
 
 
 def load_key(spec: str) -> bytes:
-    """The 32 bytes that `file:PATH`, `env:NAME` or, in the system's keyring, `keyring:SERVICE/ACCOUNT` holds in base64.
+    """Load the 32 bytes that `file:PATH`, `env:NAME` or the system's `keyring:SERVICE/ACCOUNT` holds in base64.
 
     Raises:
-        ConfigError: it is none of these, nothing is there, others may read the file, or what it holds is no key.
+        ConfigError: it names no such place, nothing is there, others may read the file, or the key is invalid.
     """
     kind, _, name = spec.partition(":")
     if kind == "file" and name:
@@ -148,7 +148,7 @@ def _decode(text: bytes, where: str, remedy: str) -> bytes:
         key = base64.b64decode(text.strip(), validate=True)
         found = f"{len(key)} bytes"
     except ValueError:
-        key, found = b"", f"{len(text)} characters that are no base64"
+        key, found = b"", f"{len(text)} characters that are not base64"
     if len(key) != KEY_BYTES:
         raise ConfigError(f"{where} holds {found}", accepted=f"{KEY_BYTES} random bytes in base64", remedy=remedy)
     return key

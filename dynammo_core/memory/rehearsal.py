@@ -19,7 +19,7 @@ SIMULATED_DAY = date(2000, 1, 1)
 
 
 def exemplars_per_class(settings: MemorySettings, *, sites: int, classes: int, image_bytes: int) -> int:
-    """Exemplars each class may have at one site: the equal share of a memory divided equally among its classes.
+    """Return how many exemplars a class may have at one site: an equal share of the site's equal share of the memory.
 
     Args:
         settings: the memory of all sites together, and the disk quota of one site.
@@ -35,7 +35,7 @@ def exemplars_per_class(settings: MemorySettings, *, sites: int, classes: int, i
 
 
 def classes_of(samples: Samples) -> list[int]:
-    """The classes that occur in `samples`, ascending."""
+    """Return the classes that occur in `samples`, ascending."""
     return sorted(set(samples.labels.tolist()))
 
 
@@ -51,7 +51,7 @@ def remember(
     today: date = SIMULATED_DAY,
     class_names: tuple[str, ...] = (),
 ) -> ReplayMemory:
-    """The memory after `task`: old classes cut to their new share by rank, new classes selected by features.
+    """Return the memory after `task`: old classes cut to their new share by rank, new ones selected by features.
 
     A pure function of its arguments, so that doing it twice gives the same memory. `today` is the day that the new
     exemplars are taken in; `class_names`, of all classes by index, replace those that the memory has, if there are any.
@@ -73,12 +73,12 @@ def remember(
 
 
 def drop_expired(memory: ReplayMemory, today: date, days: int) -> ReplayMemory:
-    """The memory without the exemplars that were taken in more than `days` days before `today`."""
+    """Return the memory without the exemplars that were taken in more than `days` days before `today`."""
     return memory.subset([i for i, time in enumerate(memory.taken) if (today - time.day).days <= days])
 
 
 def balanced_set(memory: Samples, new: Samples, *, settings: MemorySettings, sites: int, seed: int) -> Samples:
-    """Exemplars and equally many samples of each new class (DynaMMo, section 3: the balanced set of stage 2).
+    """Return exemplars and equally many samples of each new class (DynaMMo, section 3: the balanced set of stage 2).
 
     New samples are drawn at random; before the first exemplars exist, all new samples serve.
     """

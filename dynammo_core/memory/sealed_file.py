@@ -9,17 +9,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
 
 from dynammo_core.memory.encryption import CHUNK, NONCE_BYTES, Decryption, encrypt, fingerprint
+from dynammo_core.memory.private_files import write_private
 from dynammo_core.support.errors import MemoryStoreError
 
 FORMAT = "dynammo-sealed-1"
 LONGEST_LINE = 4096
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, SafetensorError)
+"""What parsers raise for content that no version wrote."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,17 +43,17 @@ class Header:
     key: str | None
 
     def line(self) -> bytes:
-        """As it stands in the file."""
+        """Return the header as it stands in the file."""
         cipher = "none" if self.key is None else "aes-256-gcm"
         fields = {"format": FORMAT, "cipher": cipher, "key": self.key, "owner": dict(self.owner)}
         return json.dumps(fields).encode() + b"\n"
 
     @staticmethod
     def parse(line: bytes) -> Header:
-        """The header that was written as `line`, byte for byte.
+        """Return the header that was written as `line`, byte for byte.
 
         Raises:
-            ValueError: there is none.
+            ValueError: the line is not a header.
         """
         try:
             fields = json.loads(line)
@@ -59,7 +67,7 @@ class Header:
 
 
 def seal(content: bytes, owner: Mapping[str, str], key: bytes | None) -> bytes:
-    """The sealed file of `content`, bound to its owner. Without a key, equal content makes equal files."""
+    """Return the bytes of a sealed file, bound to its owner. Without a key, equal content makes equal files."""
     if key is None:
         line = Header(owner, None).line()
         checksum = hashlib.sha256(line)
@@ -70,10 +78,10 @@ def seal(content: bytes, owner: Mapping[str, str], key: bytes | None) -> bytes:
 
 
 def read_header(path: Path) -> Header:
-    """What a sealed file says of itself; only `unseal` finds out whether it is true.
+    """Return what a sealed file says about itself; only `unseal` finds out whether it is true.
 
     Raises:
-        MemoryStoreError: it cannot be read, or is no sealed file.
+        MemoryStoreError: it cannot be read, or is not a sealed file.
     """
     try:
         with path.open("rb") as file:
@@ -83,7 +91,7 @@ def read_header(path: Path) -> Header:
 
 
 def unseal(path: Path, owner: Mapping[str, str], key: bytes | None) -> bytearray:
-    """The content of a sealed file, read and decrypted in one pass, straight into the buffer that is returned.
+    """Return the content of a sealed file, read and decrypted in one pass, straight into the buffer returned.
 
     A site that has a key takes no plain file: whoever can write to its disk could have put one there.
 
@@ -108,11 +116,82 @@ def unseal(path: Path, owner: Mapping[str, str], key: bytes | None) -> bytearray
 
 
 def unreadable(path: Path, error: Exception) -> MemoryStoreError:
-    """The refusal of a file that is not whole."""
+    """Return the error that refuses a damaged or unreadable file."""
     return MemoryStoreError(
         f"the sealed file {path} cannot be read ({type(error).__name__}: {error})",
         remedy="Restore it from a backup; memory.safetensors may be deleted, to go on without its exemplars",
     )
+
+
+class SealedFile:
+    """A file on a site's disk that is replaced as a whole, bound to its owner, and encrypted if the site has a key.
+
+    Args:
+        path: where it lies.
+        owner: whose content it is, such as run and site: another owner's file is refused.
+        key: encrypts it; None for a plain file with a checksum.
+    """
+
+    def __init__(self, path: Path, owner: Mapping[str, str], key: bytes | None) -> None:
+        self.path = path
+        self._owner = dict(owner)
+        self._key = key
+
+    def read(self) -> bytearray:
+        """Return the content.
+
+        Raises:
+            MemoryStoreError: the file cannot be read, has changed, does not fit the key, or belongs to another owner.
+        """
+        return unseal(self.path, self._owner, self._key)
+
+    def read_as(self, kind: str, parse: Callable[[bytearray], T]) -> T | None:
+        """Return what `parse` makes of the content, or None if there is no file.
+
+        Args:
+            kind: what the file holds, for the error message.
+            parse: reads the content; what damaged content makes a parser raise counts as a refusal.
+
+        Raises:
+            MemoryStoreError: as `read`, or `parse` refuses the content.
+        """
+        if not self.path.exists():
+            return None
+        content = self.read()
+        try:
+            return parse(content)
+        except MALFORMED as error:
+            raise unreadable(self.path, ValueError(f"what it holds is not a valid {kind}")) from error
+
+    def sealed(self, content: bytes) -> bytes:
+        """Return the bytes of the file for `content`, without writing them."""
+        return seal(content, self._owner, self._key)
+
+    def write(self, content: bytes) -> int:
+        """Replace the content, readable by its owner alone; return the bytes written.
+
+        Raises:
+            MemoryStoreError: the folder cannot be made private; CheckpointError: the file cannot be written.
+        """
+        sealed = self.sealed(content)
+        write_private(self.path, sealed)
+        return len(sealed)
+
+    def read_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by name; an empty mapping if there is no file.
+
+        Raises:
+            MemoryStoreError: as `read_as`.
+        """
+        return self.read_as("set of tensors", lambda content: load(bytes(content))) or {}
+
+    def write_tensors(self, tensors: Mapping[str, Tensor]) -> int:
+        """Replace the content by tensors; return the bytes written.
+
+        Raises:
+            DynammoError: as `write`.
+        """
+        return self.write(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
 
 
 class _Opening(Protocol):

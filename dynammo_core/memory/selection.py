@@ -12,7 +12,7 @@ Selection = Callable[[Tensor, int, torch.Generator], Tensor]
 
 
 def herding(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Greedy choice whose running mean stays closest to the class mean (iCaRL, arXiv 1611.07725, algorithm 4).
+    """Rank samples so that their running mean stays closest to the class mean (iCaRL, arXiv 1611.07725, algorithm 4).
 
     Args:
         features: Tensor[N, D] of one class; normalised to unit length here, as in iCaRL.
@@ -37,14 +37,14 @@ def herding(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def closest_to_mean(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """The samples nearest to the class mean of unit-length features, nearest first."""
+    """Rank the samples nearest to the class mean of unit-length features, nearest first."""
     unit = torch.nn.functional.normalize(features.double(), dim=1)
     distances = (unit - unit.mean(dim=0)).norm(dim=1)
     return torch.argsort(distances, stable=True)[:count]
 
 
 def random_choice(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """A uniform choice without replacement."""
+    """Choose uniformly, without replacement."""
     return torch.randperm(len(features), generator=generator)[:count]
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,9 +16,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dynammo_core.data.samples import Samples
-from dynammo_core.memory.sealed_file import seal, unreadable, unseal
-from dynammo_core.support.errors import MemoryStoreError
-from dynammo_core.support.files import write_atomically
+from dynammo_core.memory.private_files import locked_folder
+from dynammo_core.memory.sealed_file import SealedFile
 
 MEMORY_FILE = "memory.safetensors"
 
@@ -60,7 +57,7 @@ class ReplayMemory:
         return self.samples.record_ids
 
     def subset(self, indices: Tensor | Sequence[int]) -> ReplayMemory:
-        """The memory with nothing but the exemplars at `indices`, in that order."""
+        """Return the memory with nothing but the exemplars at `indices`, in that order."""
         index = torch.as_tensor(indices, dtype=torch.int64)
         taken = tuple(self.taken[i] for i in index.tolist())
         return replace(self, samples=self.samples.subset(index), taken=taken)
@@ -70,74 +67,34 @@ class MemoryStore:
     """Loads and saves the replay memory of one site in one run."""
 
     def __init__(self, folder: Path, *, run: str, site: str, key: bytes | None = None) -> None:
-        self.path = folder / MEMORY_FILE
-        self._owner = {"run": run, "site": site}
-        self._key = key
+        self._file = SealedFile(folder / MEMORY_FILE, {"run": run, "site": site}, key)
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies, or will lie."""
+        return self._file.path
 
     def load(self) -> ReplayMemory:
-        """The memory as last saved; an empty one before the first task.
+        """Return the memory as last saved; an empty one before the first task.
 
         Raises:
             MemoryStoreError: the file is damaged, does not fit the key, or belongs to another run or site.
         """
-        if not self.path.exists():
-            return ReplayMemory(-1, Samples.empty())
-        content = unseal(self.path, self._owner, self._key)
-        try:
-            return _unpack(content)
-        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise unreadable(self.path, ValueError("what it holds is no memory")) from error
+        memory = self._file.read_as("memory", _unpacked_memory)
+        return ReplayMemory(-1, Samples.empty()) if memory is None else memory
 
     def save(self, memory: ReplayMemory) -> int:
-        """Replace the stored memory, readable by its owner alone; returns the bytes written."""
-        content = seal(_pack(memory), self._owner, self._key)
-        make_private(self.path.parent)
-        write_atomically(self.path, content, mode=0o600)
-        return len(content)
+        """Replace the stored memory, readable by its owner alone; return the bytes written."""
+        return self._file.write(_packed_memory(memory))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """No other process changes the memory inside: for those who load it, change it and save it."""
+        """Keep other processes from changing the memory inside: for those who load it, change it and save it."""
         with locked_folder(self.path.parent):
             yield
 
 
-def make_private(folder: Path) -> None:
-    """Make a folder, and those above it that are missing, which their owner alone can enter.
-
-    Raises:
-        MemoryStoreError: it cannot be made, or is another's.
-    """
-    try:
-        for missing in reversed([place for place in (folder, *folder.parents) if not place.exists()]):
-            missing.mkdir(mode=0o700, exist_ok=True)
-        folder.chmod(0o700)
-    except OSError as error:
-        raise MemoryStoreError(
-            f"the memory folder {folder} cannot be made private: {error.strerror}",
-            remedy="Permit writing there, or name a folder of this user as memory.folder in site.yaml",
-        ) from error
-
-
-@contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder against all others that ask for it so; waits until it is free."""
-    make_private(folder)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            raise MemoryStoreError(
-                f"the memory folder {folder} cannot be locked: {error.strerror}",
-                remedy="Name a folder on a local disk as memory.folder in site.yaml",
-            ) from error
-        yield
-    finally:
-        os.close(handle)
-
-
-def _pack(memory: ReplayMemory) -> bytes:
+def _packed_memory(memory: ReplayMemory) -> bytes:
     notes = {
         "task": memory.task,
         "record_ids": memory.record_ids,
@@ -150,8 +107,8 @@ def _pack(memory: ReplayMemory) -> bytes:
     return content
 
 
-def _unpack(content: bytearray) -> ReplayMemory:
-    """The tensors share the buffer `content`: safetensors itself would copy it twice."""
+def _unpacked_memory(content: bytearray) -> ReplayMemory:
+    """Read a memory whose tensors share the buffer `content`: safetensors itself would copy it twice."""
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
     notes = json.loads(header["__metadata__"]["notes"])
@@ -169,7 +126,7 @@ def _unpack(content: bytearray) -> ReplayMemory:
 
 
 def _tensor(content: bytearray, start: int, entry: dict[str, Any], dtype: torch.dtype) -> Tensor:
-    """One tensor of a safetensors file whose data begin at `start`."""
+    """Return one tensor of a safetensors file whose data begin at `start`."""
     if entry["dtype"] != {torch.uint8: "U8", torch.int64: "I64"}[dtype]:
         raise ValueError(f"a tensor of {entry['dtype']} is not {dtype}")
     shape, (first, end) = entry["shape"], entry["data_offsets"]

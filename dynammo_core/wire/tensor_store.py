@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dynammo_core.memory.store import make_private
+from dynammo_core.memory.private_files import make_private
 from dynammo_core.support.errors import DynammoError, MissingTensorsError, ProtocolError
 from dynammo_core.support.files import write_atomically
 

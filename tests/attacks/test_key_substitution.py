@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hospitals import deployed, key_of, make_hospital, with_images
 from small_runs import instruction, step_of
 
+from client.consent.hospital import Hospital, Request
 from client.steps.secure_steps import secure_answer
 from client.steps.site import Site
-from client.steps.site_opening import open_site
 from dynammo_core.configuration.config import resolve
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import ConfigError, ProtocolError
@@ -52,7 +52,7 @@ class Server:
     def before(cls, folder: Path, **changes: Any) -> Server:
         site_yaml = make_hospital(folder / "alpha", "alpha", with_images(folder, "alpha", {"0": 9, "1": 9}))
         asked = instruction(EXPERIMENT, STEP, VICTIM, folder)
-        site = replace(open_site(asked, {"site-config": str(site_yaml)}), **changes)
+        site = replace(Hospital(site_yaml).open(Request(asked, {})), **changes)
         return cls(site, Context(asked.run, STEP.index, os.urandom(16)), asked)
 
     def ask(self, phase: Phase, **tensors: torch.Tensor) -> torch.Tensor:

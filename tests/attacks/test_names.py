@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from client.commands.memory import memory
 from client.commands.predict import Finding, as_csv
+from client.consent.hospital import Hospital, Request
 from client.consent.settings import load_site
 from client.state.feature_files import FOLDER
 from client.state.run_folders import OF_A_RUN, run_folder, runs_folder
@@ -24,7 +25,6 @@ from client.state.statistics_file import STATISTICS_FILE, TESTED_FILE
 from client.state.sums_note import NOTE_FILE
 from client.state.withdrawal import LEDGER_FILE, WithdrawalLedger
 from client.steps.site import Site
-from client.steps.site_opening import open_site
 from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets.manifest import load_manifest
 from dynammo_core.data.samples import Samples
@@ -53,7 +53,7 @@ def alpha(tmp_path: Path) -> Path:
 def opened(site_yaml: Path, run: str) -> Site:
     text = deployed(["beta", "alpha"], ["0", "1", "2", "3"]).canonical_json()
     sent = Instruction(text, project_hash(), run, 0, 1, "/server/says/so", {})
-    return open_site(sent, {"site-config": str(site_yaml)})
+    return Hospital(site_yaml).open(Request(sent, {}))
 
 
 def one(record: str) -> ReplayMemory:

@@ -12,14 +12,13 @@ from flwr.app import Message
 from hospitals import Hospitals, deployed, make_hospital, with_images
 from small_runs import records, small_config, step_of
 
+from client.consent.hospital import Hospital, Request
 from client.consent.policy import Policy, violations
 from client.consent.settings import load_site
 from client.state.privacy_budget import PrivacyBudget
-from client.state.privacy_ledger import LedgerFile
-from client.state.site_ledger import SiteLedger, total_epsilon
+from client.state.privacy_ledger import LedgerFile, SiteLedger, total_epsilon
 from client.steps.local_steps import answer
 from client.steps.site import Site
-from client.steps.site_opening import open_site
 from dynammo_core.configuration.config import Config
 from dynammo_core.experiment import Experiment, project_hash
 from dynammo_core.models.incremental_model import matching, travelling_names
@@ -55,7 +54,7 @@ def asked(config: Config[Any], run: str, **sent: Any) -> Instruction:
 
 
 def opened(file: Path, instruction: Instruction) -> Site:
-    return open_site(instruction, {"site-config": str(file)})
+    return Hospital(file).open(Request(instruction, {}))
 
 
 def limit(file: Path, **policy: Any) -> None:

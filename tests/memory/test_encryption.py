@@ -119,9 +119,9 @@ def test_a_key_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytes
         (base64.b64encode(KEY[:16]).decode(), "16 bytes"),
         (base64.b64encode(KEY + b"x").decode(), "33 bytes"),
         (KEY.hex(), "48 bytes"),  # 64 hexadecimal digits are base64, of 64 * 6 / 8 bytes
-        ("correct horse battery staple", "28 characters that are no base64"),
-        (base64.b64encode(KEY).decode()[:-1], "43 characters that are no base64"),
-        ("ü" * 16, "32 characters that are no base64"),
+        ("correct horse battery staple", "28 characters that are not base64"),
+        (base64.b64encode(KEY).decode()[:-1], "43 characters that are not base64"),
+        ("ü" * 16, "32 characters that are not base64"),
         (base64.b64encode(bytes(2000)).decode(), "768 bytes"),  # no more than 1024 characters are read
     ],
 )

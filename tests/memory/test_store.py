@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from dynammo_core.data.samples import Samples
+from dynammo_core.memory.private_files import locked_folder
 from dynammo_core.memory.sealed_file import seal
-from dynammo_core.memory.store import MemoryStore, ReplayMemory, Taken, locked_folder
+from dynammo_core.memory.store import MemoryStore, ReplayMemory, Taken
 from dynammo_core.support.errors import DynammoError, MemoryStoreError
 
 KEY = bytes(range(32))
@@ -380,7 +381,7 @@ def test_a_whole_file_that_holds_no_memory_is_refused(tmp_path: Path, key: bytes
     """The tag fits, so somebody sealed this: it is refused all the same."""
     assert written(TENSORS, NOTES) != content
     store(tmp_path).path.write_bytes(seal(content, OWNER, key))
-    with pytest.raises(MemoryStoreError, match=r"cannot be read .*what it holds is no memory.*Restore"):
+    with pytest.raises(MemoryStoreError, match=r"cannot be read .*what it holds is not a valid memory.*Restore"):
         store(tmp_path, key=key).load()
 
 

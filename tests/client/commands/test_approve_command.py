@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from client.commands.approve import approve
 from client.consent import approvals as module
-from client.consent.admission import admit
 from client.consent.approvals import DECISIONS, Approvals, Proposal
+from client.consent.hospital import Hospital, Request
 from client.consent.settings import load_site
 from dynammo_core.configuration.config import Config
 from dynammo_core.experiment import Experiment, project_hash
@@ -37,7 +37,7 @@ def alpha(tmp_path: Path) -> Path:
 def ask(site_yaml: Path, config: Config[Any] = CONFIG) -> None:
     """An instruction of an experiment comes."""
     sent = instruction(Experiment(config), Experiment(config).steps[0], 0, Path("/server"))
-    admit(sent, {"site-config": str(site_yaml)})
+    Hospital(site_yaml).admit(Request(sent, {}))
 
 
 def called(site_yaml: Path, *words: str, answers: str = "") -> Result:

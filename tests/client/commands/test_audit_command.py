@@ -88,7 +88,7 @@ def test_lines_cut_off_the_end_are_found_by_what_was_written_down(site: Path, lo
 @pytest.mark.parametrize("expect", ["", "abc", "g" * 64, "a" * 65, "A" * 64])
 def test_what_is_no_hash_is_refused(site: Path, log: AuditLog, expect: str) -> None:
     result = call(site, "verify", "--expect", expect)
-    assert (result.exit_code, "is no hash" in result.stderr) == (1, True)
+    assert (result.exit_code, "is not a hash" in result.stderr) == (1, True)
 
 
 def test_a_line_cut_off_by_a_crash_is_named_until_it_is_closed_and_after(site: Path, log: AuditLog) -> None:

@@ -139,8 +139,8 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"site": "St Elsewhere"}, "is no name of a site"),
-        ({"superlink": "https://link:9092"}, "is no address"),
+        ({"site": "St Elsewhere"}, "is not a valid site name"),
+        ({"superlink": "https://link:9092"}, "is not an address"),
         ({"dataset": "manifst"}, "did you mean 'manifest'"),
     ],
 )

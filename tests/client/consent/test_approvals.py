@@ -14,9 +14,10 @@ from hospitals import Hospitals, deployed, make_hospital, make_hospitals, with_i
 from small_runs import RUN, events, instruction, records, run_small, step_of
 
 from client.consent import approvals as module
-from client.consent.admission import admit, approve_proposal
+from client.consent.admission import approve_proposal
 from client.consent.approvals import DECISIONS, MOST_WAITING, Approvals, Proposal
 from client.consent.audit import AuditLog
+from client.consent.hospital import Hospital, Request
 from client.consent.settings import SiteSettings, load_site
 from dynammo_core.configuration.config import Config, load_config
 from dynammo_core.experiment import Experiment
@@ -61,7 +62,7 @@ def decide(site_yaml: Path, verdict: Any, config: Config[Any] = CONFIG) -> None:
 
 def admitted(site_yaml: Path, config: Config[Any] = CONFIG) -> None:
     sent = instruction(Experiment(config), Experiment(config).steps[0], 1, Path("/server"))
-    admit(sent, {"site-config": str(site_yaml)}, datetime(2026, 1, 5, 12))
+    Hospital(site_yaml).admit(Request(sent, {}), datetime(2026, 1, 5, 12))
 
 
 # --- what is refused, and what waits

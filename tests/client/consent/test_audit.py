@@ -16,8 +16,9 @@ from hospitals import Hospitals, deployed, make_hospital, with_images
 from small_runs import RUN, instruction, records, step_of
 
 from client.app import app
-from client.consent.audit import TEXT, AuditLog, audit_log
+from client.consent.audit import TEXT, AuditLog
 from client.consent.door import UNEXPECTED
+from client.consent.hospital import SimulatedHost, host_of
 from client.consent.settings import load_site
 from dynammo_core.configuration.config import resolve
 from dynammo_core.experiment import Experiment, project_hash
@@ -182,7 +183,7 @@ def test_a_full_disk_keeps_the_answer_back(alpha: Path, small_disk: Path) -> Non
 
 def test_simulated_sites_write_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert audit_log({"partition-id": 0}) is None
+    assert isinstance(host_of({"partition-id": 0}), SimulatedHost)
     grid = LocalGrid(app, nodes=1, run_config={})
     message = Message(RecordDict(), grid.get_node_ids()[0], "train.fit", ttl=60.0)
     (reply,) = grid.send_and_receive([message], timeout=60)

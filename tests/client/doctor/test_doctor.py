@@ -272,7 +272,7 @@ def test_an_experiment_brings_its_registry_its_sites_and_its_weights(tmp_path: P
 
     found = checked(file, experiment(backbone={"name": "efficientnet_lite0", "sha256": PACKAGE_SHA256}))
     assert only(found["experiment"], "ok").what == "study names here among its 2 sites"
-    assert found["data"][0].what == "1 classes, 3 training + 2 test images: mole 3+2; none of: burn"
+    assert found["data"][0].what == "1 classes, 3 training + 2 test images: mole 3+2; without images: burn"
     assert PACKAGE_SHA256 in only(found["weights"], "ok").what
     found = checked(file, experiment(backbone={"name": "efficientnet_lite0", "sha256": "0" * 64}))
     assert f"{'0' * 64} is required" in only(found["weights"], "wrong").what

@@ -14,9 +14,8 @@ from hospitals import Hospitals, deployed, make_hospital, with_images
 from small_runs import RUN
 
 from client.app import app
-from client.service.announcement import announcement
+from client.consent.hospital import Hospital, Request, SimulatedHost
 from client.steps.site import Site
-from client.steps.site_opening import open_site
 from dynammo_core.configuration.config import Config
 from dynammo_core.data.samples import Samples
 from dynammo_core.experiment import project_hash
@@ -46,7 +45,7 @@ def asked(config: Config[Any] = CONFIG, *, site: int = 1, run: str = RUN, **chan
 
 
 def opened(file: Path, instruction: Instruction) -> Site:
-    return open_site(instruction, {"site-config": str(file)})
+    return Hospital(file).open(Request(instruction, {}))
 
 
 def training(site: Site) -> Samples:
@@ -136,7 +135,7 @@ def test_a_site_that_lacks_one_half_of_a_class_takes_part_and_announces_it(alpha
     counts = {"train": training(site).of_class(0), "test": site.test_images((0,))}
     assert len(counts[split]) == 0
     assert len(counts[left]) > 0
-    assert announcement({"site-config": str(alpha)}).bands["3"] == 1
+    assert Hospital(alpha).announce().bands["3"] == 1
 
 
 def test_a_single_image_of_a_class_without_a_split_is_no_obstacle(tmp_path: Path) -> None:
@@ -148,7 +147,7 @@ def test_a_single_image_of_a_class_without_a_split_is_no_obstacle(tmp_path: Path
         csv.writer(file).writerows([("path", "label"), *rows])
     alpha = make_hospital(tmp_path / "alpha", "alpha", images_of)
     assert images(opened(alpha, asked()))["1"] == 1
-    assert announcement({"site-config": str(alpha)}).bands == {"0": 1, "1": 1}
+    assert Hospital(alpha).announce().bands == {"0": 1, "1": 1}
 
 
 def test_a_site_that_has_more_than_the_registry_knows_waits_with_it(alpha: Path) -> None:
@@ -161,7 +160,7 @@ def test_a_site_that_has_more_than_the_registry_knows_waits_with_it(alpha: Path)
     for samples, again in zip(held, [training(after), after.test_images((0, 1, 2, 3))], strict=True):
         assert again.record_ids == samples.record_ids
         assert bool((again.images == samples.images).all())
-    assert announcement({"site-config": str(alpha)}).bands["5"] == 1
+    assert Hospital(alpha).announce().bands["5"] == 1
 
 
 def test_folders_of_images_serve_as_well(tmp_path: Path) -> None:
@@ -178,7 +177,7 @@ def test_folders_of_images_serve_as_well(tmp_path: Path) -> None:
     data = {"dataset": "image_folder", "root": str(root)}
     site_yaml = make_hospital(tmp_path / "alpha", "alpha", root, data=data)
     assert images(opened(site_yaml, asked())) == HELD
-    assert announcement({"site-config": str(site_yaml)}).bands == {"0": 1, "1": 1, "3": 1, "new": 1}
+    assert Hospital(site_yaml).announce().bands == {"0": 1, "1": 1, "3": 1, "new": 1}
 
 
 def test_no_images_at_all_are_an_error_of_the_site(tmp_path: Path) -> None:
@@ -186,7 +185,7 @@ def test_no_images_at_all_are_an_error_of_the_site(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere.csv"):
         opened(file, asked()).new_images(0)
     with pytest.raises(DataError, match=r"nowhere.csv"):
-        announcement({"site-config": str(file)})
+        Hospital(file).announce()
 
 
 # --- whom it answers, and where it remembers
@@ -258,7 +257,7 @@ def test_an_announcement_tells_names_and_bands_and_nothing_else(tmp_path: Path) 
 
 def test_a_simulated_site_has_nothing_to_announce() -> None:
     with pytest.raises(ConfigError, match="Start it by `dynammo-site start`"):
-        announcement({})
+        SimulatedHost().announce()
     reply = reply_of(LocalGrid(app, nodes=1, run_config={}), RecordDict(), "query.announce")
     assert (reply.error.code, reply.error.reason) == (ConfigError.code, "ConfigError")
 

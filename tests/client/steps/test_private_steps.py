@@ -15,6 +15,7 @@ from small_runs import SITES, Outcome, events, instruction, run_small, small_con
 from client.state.privacy_ledger import Ledger, LedgerFile
 from client.steps.local_steps import answer
 from client.steps.private_steps import Permit  # noqa: F401 - imported where it is first needed, and that takes seconds
+from client.steps.site import Site
 from dynammo_core.configuration.config import Scalar
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action
@@ -97,8 +98,7 @@ def test_an_answer_asked_for_twice_is_the_same_and_paid_once(tmp_path: Path) -> 
 
 
 def test_a_real_site_draws_new_noise_and_pays_anew(tmp_path: Path) -> None:
-    """What its share is of a simulation is what tells it apart."""
-    site = replace(small_site(EXPERIMENT, 0, tmp_path), share=None)
+    site = Site(**vars(small_site(EXPERIMENT, 0, tmp_path)))
     sent = instruction(EXPERIMENT, step_of(EXPERIMENT, 0, "adapt"), 0, tmp_path)
     first, again = answer(sent, site), answer(sent, site)
     assert first.numbers["class_counts"] == again.numbers["class_counts"]  # of one census

@@ -10,11 +10,10 @@ from flwr.app import Message, RecordDict
 from hospitals import Hospitals, deployed, make_hospital, with_images
 from small_runs import instruction, run_small, step_of
 
-from client.service.announcement import announcement
+from client.consent.hospital import Hospital, Request
 from client.state.withdrawal import WithdrawalLedger
 from client.steps.local_steps import answer
 from client.steps.site import Site
-from client.steps.site_opening import open_site
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import ConfigError, PolicyError
 
@@ -33,7 +32,7 @@ def hospital(folder: Path, policy: str) -> Path:
 def opened(site_yaml: Path) -> Site:
     experiment = Experiment(CONFIG)
     sent = instruction(experiment, experiment.steps[0], 0, Path("/server"))
-    return open_site(sent, {"site-config": str(site_yaml)})
+    return Hospital(site_yaml).open(Request(sent, {}))
 
 
 def counts(site: Site, stage: str) -> list[int]:
@@ -79,13 +78,13 @@ def test_a_site_without_a_policy_suppresses_too(tmp_path: Path) -> None:
     ],
 )
 def test_a_rare_class_is_not_announced(tmp_path: Path, policy: str, bands: dict[str, int]) -> None:
-    assert announcement({"site-config": str(hospital(tmp_path, policy))}).bands == bands
+    assert Hospital(hospital(tmp_path, policy)).announce().bands == bands
 
 
 def test_a_site_may_announce_nothing(tmp_path: Path) -> None:
     site_yaml = hospital(tmp_path, "announce: false")
     with pytest.raises(PolicyError, match="announces no classes"):
-        announcement({"site-config": str(site_yaml)})
+        Hospital(site_yaml).announce()
     grid = Hospitals({"alpha": site_yaml})
     (reply,) = grid.send_and_receive([Message(RecordDict(), grid.get_node_ids()[0], "query.announce", ttl=60.0)])
     assert (reply.error.code, reply.error.reason) == (PolicyError.code, "PolicyError")
@@ -99,7 +98,7 @@ def test_withdrawals_can_make_a_class_rare(tmp_path: Path) -> None:
     ledger.withdraw([site.train_images((1,)).record_ids[0]], "consent", date(2026, 1, 1))
     assert counts(site, "train")[:2] == [24, 0]  # of class 0 the images and the exemplars
     assert site.memory().samples.class_counts(2) == [12, 0]
-    assert announcement({"site-config": str(tmp_path / "alpha" / "site.yaml")}).bands == {"0": 10}
+    assert Hospital(tmp_path / "alpha" / "site.yaml").announce().bands == {"0": 10}
 
 
 def test_a_small_memory_is_no_small_count(tmp_path: Path) -> None:
@@ -107,7 +106,7 @@ def test_a_small_memory_is_no_small_count(tmp_path: Path) -> None:
     config = deployed(["alpha"], CLASSES, sections={"memory": {"exemplars": 8}, "tasks": {"sizes": [4]}})
     site_yaml = hospital(tmp_path, "fewest_images: 5")
     sent = instruction(Experiment(config), Experiment(config).steps[0], 0, Path("/server"))
-    site = open_site(sent, {"site-config": str(site_yaml)})
+    site = Hospital(site_yaml).open(Request(sent, {}))
     assert site.fewest_exemplars == 2
     # two classes take part, and share the memory of the one site
     assert counts(site, "remember") == [4, 4, 0, 0]
@@ -119,10 +118,10 @@ def test_a_class_that_becomes_common_is_learnt_with_the_next_task(tmp_path: Path
     site_yaml = make_hospital(tmp_path / "alpha", "alpha", with_images(tmp_path, "alpha", {"0": 9, "1": 3, "2": 9}))
     (site_yaml.parent / "policy.yaml").write_text("fewest_images: 5")
     first = Experiment(config)
-    site = open_site(instruction(first, first.steps[0], 0, Path("/server")), {"site-config": str(site_yaml)})
+    site = Hospital(site_yaml).open(Request(instruction(first, first.steps[0], 0, Path("/server")), {}))
     assert counts(site, "remember") == [9, 0, 0, 0]
     with_images(tmp_path, "alpha", {"0": 9, "1": 7, "2": 9})
-    again = open_site(instruction(first, first.steps[0], 0, Path("/server")), {"site-config": str(site_yaml)})
+    again = Hospital(site_yaml).open(Request(instruction(first, first.steps[0], 0, Path("/server")), {}))
     assert again.rehearsal(1).new.class_counts(4) == [0, 7, 9, 0]
 
 

@@ -141,7 +141,7 @@ def test_a_step_of_which_nothing_is_summed_has_no_exchanges(five: Consortium, tm
     assert "step 1000 is none" in refused(five, Phase.KEYS, START, step=1000)
     remembering = Experiment(small_config("ridge", SECURE))
     step = step_of(remembering, 0, "remember")
-    with pytest.raises(ProtocolError, match="is none of which answers are summed"):
+    with pytest.raises(ProtocolError, match="is not a step whose answers are summed"):
         secure_answer(Phase.KEYS, instruction(remembering, step, 0, tmp_path), small_site(remembering, 0, tmp_path))
     report = answer(instruction(remembering, step, 0, tmp_path), small_site(remembering, 0, tmp_path))
     assert set(report.numbers) == {"seconds"}  # how many exemplars of what is nobody's business

@@ -13,6 +13,7 @@ from hospitals import Hospitals, make_hospital
 from PIL import Image
 from small_runs import RUN, SITES, Outcome, run_small, small_settings
 
+from client.consent.policy import load_policy
 from client.consent.settings import load_site
 from client.steps.site_opening import deployed_site, simulated_site
 from dynammo_core.configuration.config import Config, resolve
@@ -84,9 +85,10 @@ def test_a_site_sees_what_the_simulated_one_saw(experiment: Experiment, tmp_path
     seen = 0
     for index, file in enumerate(files):
         settings = load_site(file)
+        policy = load_policy(settings.policy)
         data = deployed.model_dump(mode="json")
         data["data"] |= {"dataset": "manifest", "root": settings.data.root}
-        there = deployed_site(Experiment(resolve(data, "there", {})), index, settings, RUN, "approved")
+        there = deployed_site(Experiment(resolve(data, "there", {})), index, settings, policy, RUN, "approved")
         here = simulated_site(experiment, index, tmp_path / "work", RUN)
         assert there.experiment.class_names == experiment.class_names
         first, last = 0, len(experiment.stream) - 1

@@ -1,0 +1,271 @@
+"""Where an instruction is answered: one hospital as a message finds it, or a site of a simulation, by one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from client.consent.admission import answers_to_take_over, refuse_forbidden, refuse_unapproved
+from client.consent.approvals import Approvals, Proposal
+from client.consent.audit import AuditLog
+from client.consent.policy import Policy, load_policy, refuse_corrections, refuse_when_closed
+from client.consent.settings import load_site
+from client.service.announcement import announcement
+from client.state.answer_ledger import Answering, AnswerLedger, Question
+from client.steps.parcels import arriving
+from client.steps.site import Site
+from client.steps.site_opening import deployed_site, localised, simulated_site
+from dynammo_core.configuration.config import Config
+from dynammo_core.experiment import config_from_json, experiment_from_json
+from dynammo_core.plan import Action
+from dynammo_core.support.errors import ConfigError
+from dynammo_core.wire.announcement import Announcement
+from dynammo_core.wire.protocol import Instruction, Phase, Report
+
+
+@dataclass(frozen=True)
+class Request:
+    """An instruction as it came; its experiment is validated once, when it is first asked for.
+
+    Attributes:
+        instruction: with the tensors that were sent.
+        hashes: SHA-256 of every tensor that is meant, by name; the site may hold some of them already.
+    """
+
+    instruction: Instruction
+    hashes: Mapping[str, str]
+
+    @cached_property
+    def config(self) -> Config[Any]:
+        """The experiment's configuration, as the server wrote it.
+
+        Raises:
+            ProtocolError: the text is not JSON; ConfigError: it is not a valid configuration.
+        """
+        return config_from_json(self.instruction.experiment)
+
+    @cached_property
+    def proposal(self) -> Proposal:
+        """What a person has to approve before the instruction may be answered."""
+        return Proposal.of(self.config, run=self.instruction.run[:200])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer that is about to leave.
+
+    Attributes:
+        instruction: the whole instruction that it answers.
+        wire: the report as it travels.
+        site: the site that answers.
+        phase: the exchange of secure aggregation that it belongs to, if any.
+        again: whether it was recorded when the same was asked first.
+    """
+
+    instruction: Instruction
+    wire: Report
+    site: Site
+    phase: Phase | None = None
+    again: bool = False
+
+
+class Host(Protocol):
+    """Decides whether a request may be answered, opens the site that answers it, and records what leaves."""
+
+    def admit(self, request: Request) -> None:
+        """Refuse a request that may not be answered here, before any image is read."""
+
+    def open(self, request: Request) -> Site:
+        """Open the site that a request is for."""
+
+    def answering(self, request: Request, site: Site) -> Answering:
+        """Return what answers a request once, by work or from the record."""
+
+    def record(self, answer: Answer) -> None:
+        """Record an answer before it leaves."""
+
+    def record_refusal(self, asked: str, code: int, error: Exception) -> None:
+        """Record that a message of the type `asked` was refused."""
+
+    def announce(self) -> Announcement:
+        """Return the classes that can be learnt here, with bands of their numbers of images."""
+
+    def record_announcement(self, announced: Announcement) -> None:
+        """Record an announcement before it leaves."""
+
+
+class Hospital:
+    """One hospital as one message finds it: settings, policy, approvals and audit log.
+
+    An object serves one message. `site.yaml` and `policy.yaml` are read once for it, so that the policy that admits an
+    experiment is the one it runs under, and read anew for the next message, so that a change is heard at once.
+
+    Args:
+        site_yaml: the hospital's settings.
+
+    Raises:
+        ConfigError: the settings are wrong.
+    """
+
+    def __init__(self, site_yaml: Path) -> None:
+        self.settings = load_site(site_yaml)
+        self.approvals = Approvals(self.settings.approvals)
+        self.audit = AuditLog(self.settings.audit)
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The policy, read when it is first asked for: a refusal is recorded even if the policy cannot be read.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        return load_policy(self.settings.policy)
+
+    def admit(self, request: Request, now: datetime | None = None) -> None:
+        """Refuse what the policy forbids or nobody has approved; what is new is filed for `dynammo-site approve`.
+
+        Raises:
+            PolicyError: the policy forbids the experiment, or the site answers at other times.
+            NotApproved: nobody has approved it in this version of the code, or it was rejected or revoked.
+            DynammoError: the experiment is not valid, or the policy or the decisions cannot be read.
+        """
+        decision = None
+        if self._asks_for_approval:
+            decision = self.approvals.state(request.proposal)
+            if decision is None:
+                self.approvals.file(request.proposal)
+        refuse_forbidden(self.policy, request.config, self.settings.policy)
+        if self._asks_for_approval:
+            refuse_unapproved(request.proposal, decision)
+        refuse_when_closed(self.policy, now or datetime.now().astimezone())
+        for corrections in (request.instruction.correction, request.instruction.corrected):
+            refuse_corrections(self.policy, corrections)
+
+    def open(self, request: Request) -> Site:
+        """Open this hospital for a run, and find out whether its answer could be recorded.
+
+        Raises:
+            ConfigError: the experiment asks for something that the site has to name itself.
+            ProtocolError: the instruction is for another site.
+            CheckpointError: the audit log cannot be written.
+        """
+        instruction = request.instruction
+        experiment = localised(request.config, self.settings)
+        approved = request.proposal.experiment_hash
+        site = deployed_site(experiment, instruction.site, self.settings, self.policy, instruction.run, approved)
+        self.audit.check_writable()
+        return site
+
+    def answering(self, request: Request, site: Site) -> Answering:
+        """Return what answers a request once: from the record of answers, or by work that is recorded."""
+        question = Question.of(request.instruction, request.hashes, request.proposal)
+
+        def bind() -> AnswerLedger | None:
+            if not self._asks_for_approval:
+                return None
+            return answers_to_take_over(self.approvals, request.proposal, question, request.instruction.run, site)
+
+        return Answering(site.answers, question, bind)
+
+    def record(self, answer: Answer) -> None:
+        """Write an answer into the audit log.
+
+        Raises:
+            CheckpointError: the log cannot be written.
+        """
+        site, instruction, phase = answer.site, answer.instruction, answer.phase
+        experiment = site.experiment
+        step = experiment.step(instruction.step, instruction.correction)
+        exemplars = None
+        if step.stage.action is Action.REMEMBER:
+            exemplars = site.memory().samples.class_counts(experiment.classes)
+        self.audit.answered(
+            instruction,
+            step,
+            arriving(answer.wire, instruction, site) if phase is None else answer.wire,
+            experiment.class_names,
+            answer.wire.weights,
+            phase,
+            exemplars,
+            again=answer.again,
+        )
+
+    def record_refusal(self, asked: str, code: int, error: Exception) -> None:
+        """Write a refusal into the audit log, with the error's text, which does not leave.
+
+        Raises:
+            CheckpointError: the log cannot be written.
+        """
+        self.audit.refused(asked, code, error)
+
+    def announce(self) -> Announcement:
+        """Return the classes that this hospital's labels name, with bands of their numbers of images.
+
+        Raises:
+            DynammoError: as `announcement`, or the policy cannot be read.
+        """
+        return announcement(self.settings, self.policy)
+
+    def record_announcement(self, announced: Announcement) -> None:
+        """Write an announcement into the audit log.
+
+        Raises:
+            CheckpointError: the log cannot be written.
+        """
+        self.audit.announced(announced)
+
+    @property
+    def _asks_for_approval(self) -> bool:
+        return self.settings.approval == "required"
+
+
+class SimulatedHost:
+    """A process that plays the sites of a simulation: it admits everything, works each time and records nothing."""
+
+    def admit(self, request: Request) -> None:
+        """Admit a request: the one who simulates owns the data."""
+
+    def open(self, request: Request) -> Site:
+        """Open the share of the data set that belongs to the site which the instruction names.
+
+        Raises:
+            DynammoError: the experiment is not valid.
+        """
+        instruction = request.instruction
+        experiment = experiment_from_json(instruction.experiment)
+        return simulated_site(experiment, instruction.site, Path(instruction.workspace), instruction.run)
+
+    def answering(self, request: Request, site: Site) -> Answering:
+        """Return what answers by work alone: a simulated site has no patients to protect from being asked twice."""
+        return Answering()
+
+    def record(self, answer: Answer) -> None:
+        """Record nothing."""
+
+    def record_refusal(self, asked: str, code: int, error: Exception) -> None:
+        """Record nothing."""
+
+    def announce(self) -> Announcement:
+        """Refuse to announce classes.
+
+        Raises:
+            ConfigError: always; a simulation's classes are in its configuration.
+        """
+        raise ConfigError("a simulated site has nothing to announce", remedy="Start it by `dynammo-site start`")
+
+    def record_announcement(self, announced: Announcement) -> None:
+        """Record nothing."""
+
+
+def host_of(node_config: Mapping[str, object]) -> Host:
+    """Return the host of a node: the hospital whose `site-config` it was started with, else one that simulates.
+
+    Raises:
+        ConfigError: the hospital's settings are wrong.
+    """
+    file = node_config.get("site-config")
+    return SimulatedHost() if file is None else Hospital(Path(str(file)))
