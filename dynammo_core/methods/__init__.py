@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from dynammo_core.methods.acl import ACL
 from dynammo_core.methods.base import Method
@@ -22,7 +23,7 @@ from dynammo_core.methods.ridge import Ridge
 from dynammo_core.methods.streaming_ridge import StreamingRidge
 from dynammo_core.methods.wa import WA
 
-METHODS: Mapping[str, type[Method]] = MappingProxyType(
+METHODS: Mapping[str, type[Method[Any]]] = MappingProxyType(
     {
         method.name: method
         for method in (

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from dynammo_core.models.adapters import Adapter, AdapterSet, BatchNorm
 from dynammo_core.models.heads import Head, LinearHead
-from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, travelling_names
+from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel
+from dynammo_core.models.names import travelling_names
 
 
 class StackedAdapter(nn.Module):

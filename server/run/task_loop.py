@@ -11,8 +11,9 @@ from torch import Tensor
 from dynammo_core.aggregation.class_aware import Update
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.models.backbones import weights_sha256
-from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
-from dynammo_core.plan import Action, Step
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.models.names import matching, travelling_names
+from dynammo_core.plan import Action, LearningStage, Step, Summarise
 from dynammo_core.support.errors import RunError
 from dynammo_core.support.seeding import seeded_initialisation
 from dynammo_core.wire.compression import CODECS, carried
@@ -117,7 +118,7 @@ class TaskLoop:
         self._take_in(step, answers)
         if step.is_last_round:
             with seeded_initialisation(self.experiment.config.seed, "finish", step.task, step.stage.name):
-                self.experiment.method.finish_stage(self.model, self.archive, step.task, step.stage)
+                step.stage.finish(self.model, self.archive, step.task)
         self._count(step, answers, time.monotonic() - started)
 
     def _ask(self, step: Step, sent: Mapping[str, Tensor], needed: int) -> Answers:
@@ -158,7 +159,7 @@ class TaskLoop:
             self.progress.confusion.append([total.counts["confusion"]] if total else by_site)
             self.progress.reliability[str(step.task)] = pooled(answers).as_numbers()
             return
-        if not step.stage.up:
+        if not isinstance(step.stage, LearningStage):
             return
         updates = {
             site: Update(report.weights, report.class_counts)
@@ -184,10 +185,8 @@ class TaskLoop:
             asked = len(self._questions.taking_part(step))
             merged = merge_updates(self.experiment, self.model, step, held, sites=asked)
         self.model.load_state_dict(merged, strict=False)
-        if step.stage.action is not Action.FORGET:
-            self.experiment.method.note_counts(self.archive, step.task, step.stage, samples)
-        forget = self.experiment.method.forget(step.task)
-        if forget is not None and step.stage.up == forget.up:
+        step.stage.note_counts(self.archive, step.task, samples)
+        if isinstance(step.stage, Summarise) and step.stage.keeps_sums:
             for site, report in reports.items():
                 if not report.abstained:
                     self.progress.taken.setdefault(str(site), []).append(step.contribution)

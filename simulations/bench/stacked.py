@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,12 +86,12 @@ def measured(
 
 
 def _adapting_step(experiment: Experiment) -> Step:
-    from dynammo_core.plan import Action
+    from dynammo_core.plan import Fit
     from dynammo_core.wire.protocol import names_up
 
     model = experiment.build_model(0)
     for step in experiment.steps:
-        trains = step.task == 0 and step.stage.action is Action.FIT
+        trains = step.task == 0 and isinstance(step.stage, Fit)
         if trains and any(".adapters." in name for name in names_up(model, step.stage)):
             return step
     raise ConfigError(
@@ -100,7 +100,7 @@ def _adapting_step(experiment: Experiment) -> Step:
 
 
 def _row(experiment: Experiment, step: Step, sites: int, size: int, batches: int, repeats: int) -> Row:
-    from dynammo_core.models.incremental_model import travelling_names
+    from dynammo_core.models.names import travelling_names
 
     given = _noise(experiment, step, sites, size, batches)
     ways: tuple[Callable[..., None], ...] = (_in_turn, _stacked)
@@ -151,7 +151,7 @@ def _in_turn(experiment: Experiment, step: Step, models: list[IncrementalModel],
 
 
 def _stacked(experiment: Experiment, step: Step, models: list[IncrementalModel], given: Any) -> None:
-    from dynammo_core.methods.adapter_tuning import AUXILIARY
+    from dynammo_core.methods.adapters import AUXILIARY
     from dynammo_core.models.stacked_adapters import in_turns, stack, unstack
 
     network = stack(models, AUXILIARY)
@@ -163,17 +163,17 @@ def _stacked(experiment: Experiment, step: Step, models: list[IncrementalModel],
 def _train(experiment: Experiment, step: Step, model: IncrementalModel, batches: Any, *, sites: int) -> None:
     """One epoch of the stage, by the loop and the loss that a site has."""
     from client.steps.local_step import start_level
-    from dynammo_core.methods.base import LossContext
+    from dynammo_core.plan import Fit, LossContext
     from dynammo_core.training import fit, train_only
     from dynammo_core.wire.protocol import names_up
 
-    stage, method = step.stage, experiment.method
-    assert stage.optimisation is not None
+    stage = step.stage
+    assert isinstance(stage, Fit)
     level = start_level(stage.inputs, experiment.config.data.augmentation)
-    context = LossContext(step.task, replace(stage, inputs=level))
+    context = LossContext(step.task, level)
     fit(
         train_only(model, set(names_up(model, stage))),
-        lambda inputs, labels: sites * method.loss(model, inputs, labels, context),
+        lambda inputs, labels: sites * stage.loss(model, inputs, labels, context),
         lambda _: iter(batches),
         stage.optimisation.model_copy(update={"epochs": 1}),
         round_=0,
