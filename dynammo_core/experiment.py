@@ -25,7 +25,7 @@ from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
 from dynammo_core.models.backbones import Backbone, build_backbone
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.plan import Action, Step, plan_steps
+from dynammo_core.plan import Action, Forget, Step, Summarise, plan_steps
 from dynammo_core.privacy.checks import check_samples_apart
 from dynammo_core.privacy.plan import noise_of_run
 from dynammo_core.support.code_files import code_files
@@ -77,7 +77,7 @@ class Experiment:
         return build_arrivals(self.stream, self.dataset.train.labels, self.partition, config.federation, config.seed)
 
     @cached_property
-    def method(self) -> Method:
+    def method(self) -> Method[Any]:
         """The continual-learning method."""
         return METHODS[self.config.method.name](self.config.method, self.stream, self.config.privacy)
 
@@ -124,14 +124,19 @@ class Experiment:
             return step
         if not self.keeps_plain_sums:
             raise RunError("sums that were hidden by noise or masks cannot be corrected by what would show a record")
-        stage = self.method.forget(step.task)
+        stage = self.correction_stage(step.task)
         if stage is None:
             raise RunError(
                 f"the method {self.config.method.name} keeps no sums that a record could be taken out of",
-                accepted=", ".join(name for name, method in METHODS.items() if method.forget is not Method.forget),
+                accepted=", ".join(name for name, method in METHODS.items() if method.governance.forgets),
                 remedy="What such a model has learnt of a record goes only by a new run without it",
             )
         return Step(index, step.task, stage, correction)
+
+    def correction_stage(self, task: int) -> Forget | None:
+        """Find the stage in which withdrawn records leave the sums of past images; None if the method keeps none."""
+        sums = (stage.correction() for stage in self.method.stages(task) if isinstance(stage, Summarise))
+        return next((stage for stage in sums if stage), None)
 
     @cached_property
     def device(self) -> torch.device:

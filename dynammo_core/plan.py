@@ -1,14 +1,25 @@
-"""What happens in a run and in which order: stages as data, and the steps that they make."""
+"""What happens in a run and in which order: stages that carry what is done in them, and the steps that they make.
+
+Server and sites make the same plan from the same configuration. What a stage declares is compared, shown and checked at
+both ends; the functions that it carries are compared by nothing and never travel.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
 from dynammo_core.configuration.settings import Optimisation
-from dynammo_core.models.incremental_model import Level
+from dynammo_core.models.names import Level
+
+if TYPE_CHECKING:  # types alone: a plan is made and read without PyTorch
+    from torch import Tensor
+
+    from dynammo_core.data.samples import Samples
+    from dynammo_core.methods.rehearsal import Rehearsal
+    from dynammo_core.models.incremental_model import IncrementalModel
 
 
 class Action(StrEnum):
@@ -22,31 +33,210 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True)
+class LossContext:
+    """Where a batch is being learnt.
+
+    Attributes:
+        task: counts from 0.
+        inputs: level of the network at which the inputs stand.
+        teacher: the previous task's model, if the stage sends it down.
+    """
+
+    task: int
+    inputs: Level = "images"
+    teacher: IncrementalModel | None = None
+
+
+Archive: TypeAlias = "MutableMapping[str, Tensor]"
+"""What the server keeps beside the model, by name: adapter sets of earlier tasks, a teacher, summed statistics."""
+
+Batch: TypeAlias = "tuple[Tensor, Tensor]"
+"""Inputs at the stage's level, Tensor[B, ...], and global labels, Tensor[B]."""
+
+Sums: TypeAlias = "dict[str, Tensor]"
+"""The tensors that a site computes for the stage's `up`, by name."""
+
+SumNoise: TypeAlias = "Callable[[tuple[int, ...], float], Tensor]"
+"""Draws noise for a sum, Tensor float64, from its shape and the most (L2) that one image can change it by."""
+
+LearnsFrom: TypeAlias = "Callable[[Rehearsal], Samples]"
+"""Chooses a site's training set; an empty one means that the site abstains."""
+
+Loss: TypeAlias = "Callable[[IncrementalModel, Tensor, Tensor, LossContext], Tensor]"
+"""Computes the scalar loss of a batch from the model, inputs Tensor[B, ...], global labels Tensor[B] and context."""
+
+Computes: TypeAlias = "Callable[[IncrementalModel, Iterable[Batch]], Sums]"
+"""Computes a site's tensors from its training set, without gradients."""
+
+ComputesPrivately: TypeAlias = "Callable[[IncrementalModel, Iterable[Batch], Mapping[int, int], SumNoise], Sums]"
+"""Computes the same so that noise hides one image more or less; the third argument holds the noised number of
+images per class, for the classes that the training set may hold; it need not be paid for again."""
+
+NotesCounts: TypeAlias = "Callable[[Archive, int, Sequence[int]], None]"
+"""Notes, at the server, for how many samples of each class a round of a task speaks."""
+
+Finish: TypeAlias = "Callable[[IncrementalModel, Archive, int], None]"
+"""Ends a stage of a task at the server: merges across tasks, solves in closed form, aligns a classifier."""
+
+Check: TypeAlias = "Callable[[IncrementalModel], None]"
+"""Refuses, at a site, a model with received values that no honest server sends, by raising a ProtocolError."""
+
+
+def nothing(*_: object) -> None:
+    """Do nothing: what most stages do when they end, count or check."""
+
+
+def _no_private_twin(*_: object) -> Sums:
+    raise NotImplementedError("this stage has no `computes_privately`; its method's `governance` must say so")
+
+
+@dataclass(frozen=True)
 class Stage:
     """One stage of a task: who does what, what travels down, and what alone may come back.
 
     Attributes:
-        name: unique within a task, such as "adapt".
         action: what a site does.
+        name: unique within a task, such as "adapt".
         down: patterns of the tensor names that the server sends.
-        up: patterns of the tensor names that a site returns; in a FIT stage these, and only these, are trained.
-        optimisation: of a FIT stage.
+        up: patterns of the tensor names that a site returns.
         inputs: level from which each epoch starts; what lies before it is frozen in this stage and computed once.
-        squares: what comes back are squares, under the names of the tensors that they weigh: none is below 0.
+        squares: whether what comes back are squares, under the names of the tensors that they weigh: none is negative.
+        check_received: what a site refuses, beyond what is checked of all tensors.
+        finish: what the server does after the last round.
     """
 
+    action: ClassVar[Action]
+
     name: str
-    action: Action
+    _: KW_ONLY
     down: tuple[str, ...]
     up: tuple[str, ...] = ()
-    optimisation: Optimisation | None = None
     inputs: Level = "images"
     squares: bool = False
+    check_received: Check = field(default=nothing, compare=False, repr=False)
+    finish: Finish = field(default=nothing, compare=False, repr=False)
 
     @property
     def rounds(self) -> int:
-        """Times that the stage goes to the sites and back."""
-        return self.optimisation.rounds if self.optimisation else 1
+        """How many times the stage goes to the sites and back."""
+        return 1
+
+
+@dataclass(frozen=True)
+class LearningStage(Stage):
+    """A stage in which a site learns from images of its own and sends tensors.
+
+    Attributes:
+        learns_from: chooses the images.
+        note_counts: what the server keeps of the numbers of samples, after each round.
+    """
+
+    _: KW_ONLY
+    learns_from: LearnsFrom = field(compare=False, repr=False)
+    note_counts: NotesCounts = field(default=nothing, compare=False, repr=False)
+
+    @property
+    def costs_privacy(self) -> bool:
+        """Whether a site's answer says more of its images than their noised numbers do, and is paid for."""
+        return True
+
+
+@dataclass(frozen=True)
+class Fit(LearningStage):
+    """Sites descend a loss; exactly the tensors that go up are trained.
+
+    Attributes:
+        optimisation: how to descend, and for how many rounds.
+        loss: what is minimised, a mean over the samples of a batch.
+    """
+
+    action = Action.FIT
+
+    _: KW_ONLY
+    optimisation: Optimisation
+    loss: Loss = field(compare=False, repr=False)
+
+    @property
+    def rounds(self) -> int:
+        """How many times the stage goes to the sites and back."""
+        return self.optimisation.rounds
+
+
+@dataclass(frozen=True)
+class Summarise(LearningStage):
+    """Sites compute statistics of their images, without gradients.
+
+    Attributes:
+        computes: what they compute.
+        computes_privately: the same under `privacy.mechanism: example`.
+        counts_alone: whether the private answer holds nothing but noised numbers that are paid for already.
+        correct: what the server does once sites have taken withdrawn records out of the sums that it keeps of all past
+            images; None if it keeps no such sums.
+    """
+
+    action = Action.SUMMARISE
+
+    _: KW_ONLY
+    computes: Computes = field(compare=False, repr=False)
+    computes_privately: ComputesPrivately = field(default=_no_private_twin, compare=False, repr=False)
+    counts_alone: bool = False
+    correct: Finish | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def costs_privacy(self) -> bool:
+        """Whether a site's answer says more of its images than their noised numbers do, and is paid for."""
+        return not self.counts_alone
+
+    @property
+    def keeps_sums(self) -> bool:
+        """Whether the server adds what this stage brings to sums of all past images."""
+        return self.correct is not None
+
+    def correction(self) -> Forget | None:
+        """Make the stage, beside the plan, in which withdrawn records leave the sums that this one brought, if any."""
+        if self.correct is None:
+            return None
+        return Forget(
+            "forget",
+            down=self.down,
+            up=self.up,
+            inputs=self.inputs,
+            learns_from=self.learns_from,
+            computes=self.computes,
+            finish=self.correct,
+        )
+
+
+@dataclass(frozen=True)
+class Forget(Summarise):
+    """Sites send the negative of what they computed of withdrawn records, and the server corrects its sums."""
+
+    action = Action.FORGET
+
+    @property
+    def keeps_sums(self) -> bool:
+        """Whether the server adds what this stage brings to sums of all past images: it always does."""
+        return True
+
+
+@dataclass(frozen=True)
+class Remember(Stage):
+    """Each site takes exemplars of the task's images into its memory."""
+
+    action = Action.REMEMBER
+
+    name: str = "remember"
+    inputs: Level = "features"
+
+
+@dataclass(frozen=True)
+class Evaluate(Stage):
+    """Each site counts right and wrong answers on its test images."""
+
+    action = Action.EVALUATE
+
+    name: str = "evaluate"
+    inputs: Level = "features"
 
 
 @dataclass(frozen=True)
@@ -54,8 +244,10 @@ class Step:
     """One exchange between the server and all sites.
 
     Attributes:
-        index: its place in the plan; of a correction, which stands in no plan, that of the last step done before it.
-        round: counts from 0; of a correction its number in the run, from 1.
+        index: its place in the plan; for a correction, which stands in no plan, that of the last step done before it.
+        task: counts from 0.
+        stage: what is done.
+        round: counts from 0; for a correction its number in the run, from 1.
     """
 
     index: int
@@ -65,12 +257,12 @@ class Step:
 
     @property
     def correction(self) -> int:
-        """Its number, of a correction; 0 of a step of the plan."""
+        """Number of the correction; 0 for a step of the plan."""
         return self.round if self.stage.action is Action.FORGET else 0
 
     @property
     def contribution(self) -> int:
-        """What a site's answer is called where sums of such are kept: a step's by its index, a correction's below 0."""
+        """Number by which a site's answer is known where sums are kept: the step's index, or below 0 a correction's."""
         return -self.correction or self.index
 
     @property
@@ -87,12 +279,12 @@ class StagePlanner(Protocol):
     """What `plan_steps` needs of a method."""
 
     def all_stages(self, task: int) -> Sequence[Stage]:
-        """Every stage of a task, in order."""
+        """List every stage of a task, in order."""
         ...
 
 
 def plan_steps(method: StagePlanner, tasks: int) -> tuple[Step, ...]:
-    """All steps of a run: for each task, each of its stages, each round."""
+    """List all steps of a run: for each task, each of its stages, each round."""
     order = [
         (task, stage, round_)
         for task in range(tasks)

@@ -24,7 +24,7 @@ from client.steps.site_opening import simulated_site
 from dynammo_core.configuration.config import Config, Scalar, resolve
 from dynammo_core.experiment import Experiment, code_hash, experiment_from_json
 from dynammo_core.methods import METHODS
-from dynammo_core.models.incremental_model import matching, travelling_names
+from dynammo_core.models.names import matching, travelling_names
 from dynammo_core.plan import Step
 from dynammo_core.wire.envelope import Parcel, encode_instruction
 from dynammo_core.wire.protocol import Instruction

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dynammo_core.methods import METHODS
+from dynammo_core.methods.base import Method
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("dynammo_core", "server", "client", "simulations")
@@ -23,8 +26,9 @@ FLOWER = ("flwr", "flwr_datasets")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
 SHARED_BY_METHODS = {
-    *("base", "single_head", "distillation", "cosine", "closed_form", "adapted_closed_form"),
-    *("adapter_tuning", "merged_adapters", "task_heads"),
+    *("base", "decisions", "governance", "rehearsal"),
+    *("heads", "distillation", "imprinting", "closed_form", "adapted_closed_form"),
+    *("adapters", "merged_adapters", "task_heads"),
 }
 every_file = pytest.mark.parametrize("path", FILES, ids=NAMES)
 
@@ -146,6 +150,49 @@ def test_methods_do_not_import_each_other() -> None:
         assert not all_imports(path) & own, path.name
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_derives_from_method_alone(name: str) -> None:
+    """What methods share are functions, so that what a method does stands in its own file."""
+    assert METHODS[name].__bases__ == (Method,)
+
+
+@every_file
+def test_nobody_asks_for_a_stages_name(path: Path) -> None:
+    """A stage carries what it does; its name is for people, logs and seeds."""
+    asked = [node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.Compare | ast.Match) and _asks(node)]
+    assert not asked
+
+
+@pytest.mark.parametrize("question", ["stage.name == 'a'", "'a' in (stage.name, 'b')", "step.stage.name in x"])
+def test_questions_for_a_stages_name_are_found(question: str) -> None:
+    (node,) = [node for node in ast.walk(ast.parse(question)) if isinstance(node, ast.Compare)]
+    assert _asks(node)
+
+
+def _asks(node: ast.Compare | ast.Match) -> bool:
+    """Whether the name of something called `stage` is among what is compared."""
+    sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else [node.subject]
+    parts = [part for side in sides for part in (side.elts if isinstance(side, ast.Tuple | ast.Set) else [side])]
+    names = [part.value for part in parts if isinstance(part, ast.Attribute) and part.attr == "name"]
+    return any(((isinstance(of, ast.Name) and of.id) or getattr(of, "attr", "")) == "stage" for of in names)
+
+
+@pytest.mark.parametrize(
+    ("module", "unneeded"),
+    [
+        ("dynammo_core.plan", ("torch",)),
+        ("dynammo_core.models.names", ("torch",)),
+        ("dynammo_core.wire.protocol", ("dynammo_core.models.", "dynammo_core.methods", "torchvision", "timm")),
+    ],
+)
+def test_a_plan_and_a_message_are_read_without_networks(module: str, unneeded: tuple[str, ...]) -> None:
+    program = f"import sys, {module}; print(*sys.modules, sep='\\n')"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    names = set(loaded.stdout.split()) - {"dynammo_core.models.names"}
+    assert module.rpartition(".")[0] in names
+    assert not [name for name in names if name.startswith(unneeded)]
+
+
 @pytest.mark.parametrize("path", [path for path in FILES if path.relative_to(ROOT).parts[0] in ("server", "client")])
 def test_server_and_client_never_name_a_method(path: Path) -> None:
     docstrings = {id(docstring) for docstring in _docstrings(tree(path))}
@@ -158,7 +205,7 @@ def test_server_and_client_never_name_a_method(path: Path) -> None:
         named -= {"dynammo"}  # there it is this package, and its version
     assert not named
     of_methods = {name for name in all_imports(path) if name.startswith("dynammo_core.methods")}
-    assert {name for name in of_methods if not name.startswith("dynammo_core.methods.base")} == set()
+    assert all(name.startswith(("dynammo_core.methods.base", "dynammo_core.methods.rehearsal")) for name in of_methods)
 
 
 def _docstrings(module: ast.Module) -> Iterator[ast.Constant]:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dynammo_core.configuration.settings import Optimisation
-from dynammo_core.plan import Action, Stage, plan_steps
+from dynammo_core.plan import Evaluate, Fit, Remember, Stage, nothing, plan_steps
 
 
 class Planner:
@@ -17,10 +18,10 @@ class Planner:
 
     def all_stages(self, task: int) -> Sequence[Stage]:
         fits = (
-            Stage(f"fit{i}", Action.FIT, ("*",), optimisation=Optimisation(rounds=count))
+            Fit(f"fit{i}", down=("*",), optimisation=Optimisation(rounds=count), learns_from=nothing, loss=nothing)
             for i, count in enumerate(self.rounds[task])
         )
-        return (*fits, Stage("evaluate", Action.EVALUATE, ("*",)))
+        return (*fits, Evaluate(down=("*",)))
 
 
 def test_steps_by_hand() -> None:
@@ -46,8 +47,19 @@ def test_every_stage_ends_once_in_each_task(rounds: list[list[int]]) -> None:
 
 
 def test_a_stage_without_training_goes_to_the_sites_once() -> None:
-    assert Stage("remember", Action.REMEMBER, ()).rounds == 1
-    assert Stage("fit", Action.FIT, (), optimisation=Optimisation(rounds=7)).rounds == 7
+    assert Remember(down=()).rounds == 1
+    assert plan_steps(Planner([[7]]), 1)[0].stage.rounds == 7
+
+
+def test_functions_are_compared_by_nothing_and_shown_nowhere() -> None:
+    one, other = (
+        Fit("fit", down=("*",), optimisation=Optimisation(), learns_from=choose, loss=nothing)
+        for choose in (nothing, print)
+    )
+    assert one == other
+    assert hash(one) == hash(other)
+    assert "function" not in repr(one)
+    assert one != replace(one, down=("extractor.*",))
 
 
 def test_fields_for_logs() -> None:

@@ -15,10 +15,11 @@ from dynammo_core.data.feature_cache import fingerprint
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.transforms import augment, to_input
 from dynammo_core.experiment import Experiment
-from dynammo_core.methods.base import TEACHER_PREFIX, Batch
-from dynammo_core.models.incremental_model import IncrementalModel, Level, matching, travelling_names
-from dynammo_core.plan import Step
-from dynammo_core.scoring.evaluation import embed_samples
+from dynammo_core.methods.base import TEACHER_PREFIX
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.models.names import Level, matching, travelling_names
+from dynammo_core.plan import Batch, Fit, Step
+from dynammo_core.scoring.evaluation import BATCH, embed_samples
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.support.seeding import derive_seed, seeded_generator
 from dynammo_core.training import shuffled
@@ -89,7 +90,7 @@ def unpack(instruction: Instruction, site: Site) -> LocalStep:
     model = experiment.build_model(step.task)
     check_values(instruction.weights)
     _load(model, own, matching(travelling_names(model), step.stage.down))
-    experiment.method.check_received(model)
+    step.stage.check_received(model)
     teacher = None
     if taught:
         teacher = copy.deepcopy(experiment.build_model(step.task - 1))
@@ -129,13 +130,13 @@ def _load(model: IncrementalModel, weights: Mapping[str, Tensor], expected: list
 class EpochBatches:
     """Shuffled batches of a training set, epoch by epoch; what lies before the level is computed once."""
 
-    def __init__(self, local: LocalStep, samples: Samples, level: Level, batch_size: int | None = None) -> None:
+    def __init__(self, local: LocalStep, samples: Samples, level: Level) -> None:
         self.level = level
         self._local = local
         self._labels = samples.labels.to(local.experiment.device)
         self._inputs = samples.images if level == "images" or not len(samples) else local.embed_once(samples, level)
-        optimisation = local.step.stage.optimisation
-        self._batch_size = batch_size or (optimisation.batch_size if optimisation else 128)
+        stage = local.step.stage
+        self._batch_size = stage.optimisation.batch_size if isinstance(stage, Fit) else BATCH
 
     def order(self, epoch: int) -> tuple[list[Tensor], torch.Generator]:
         """Return the indices of each batch of an epoch, and the generator that augments them."""

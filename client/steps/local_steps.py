@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -16,8 +15,7 @@ from client.steps.private_steps import private_fit_step, private_remember_step, 
 from client.steps.site import Site
 from dynammo_core.data.samples import Samples
 from dynammo_core.memory.rehearsal import remember
-from dynammo_core.methods.base import LossContext
-from dynammo_core.plan import Action
+from dynammo_core.plan import Fit, Forget, LossContext, Remember, Summarise
 from dynammo_core.privacy.client_level import shortened_update
 from dynammo_core.scoring.evaluation import answer_counts, predictions
 from dynammo_core.support.errors import ProtocolError
@@ -55,7 +53,7 @@ def do_step(instruction: Instruction, site: Site) -> Report:
     local = unpack(instruction, site)
     action, experiment = local.step.stage.action, site.experiment
     private = experiment.protects_images
-    report = (PRIVATE_ACTIONS if private else ACTIONS)[action](local)
+    report = _done(local)
     if report.numbers and "seconds" in numbers_of(action, private):
         report = replace(report, numbers={**report.numbers, "seconds": time.monotonic() - started})
     seen = experiment.stream.seen(local.step.task)
@@ -64,21 +62,36 @@ def do_step(instruction: Instruction, site: Site) -> Report:
     return report
 
 
-def fit_step(local: LocalStep) -> Report:
-    """Train what the stage sends up on the method's training set; abstain without samples to learn from."""
-    method, stage, config = local.experiment.method, local.step.stage, local.experiment.config
-    samples = method.training_set(stage, local.site.rehearsal(local.step.task))
+def _done(local: LocalStep) -> Report:
+    """Do what the kind of the stage asks for, in its private way if training images are protected one by one."""
+    private = local.experiment.protects_images
+    match local.step.stage:
+        case Fit() as stage:
+            return private_fit_step(local, stage) if private else fit_step(local, stage)
+        case Forget() as stage:
+            return forget_step(local, stage)
+        case Summarise() as stage:
+            return private_summarise_step(local, stage) if private else summarise_step(local, stage)
+        case Remember():
+            return private_remember_step(local) if private else remember_step(local)
+        case _:
+            return evaluate_step(local)
+
+
+def fit_step(local: LocalStep, stage: Fit) -> Report:
+    """Train what the stage sends up on its training set; abstain without samples to learn from."""
+    config = local.experiment.config
+    samples = stage.learns_from(local.site.rehearsal(local.step.task))
     if len(samples) < FEWEST_SAMPLES:
         return Report(abstained=True)
-    assert stage.optimisation is not None
     names = names_up(local.model, stage)
     batches = EpochBatches(local, samples, start_level(stage.inputs, config.data.augmentation))
     received = take(local.model, names)
     parameters = train_only(local.model, set(names))
-    context = LossContext(local.step.task, replace(stage, inputs=batches.level), local.teacher)
+    context = LossContext(local.step.task, batches.level, local.teacher)
     loss = fit(
         parameters,
-        lambda inputs, labels: method.loss(local.model, inputs, labels, context),
+        lambda inputs, labels: stage.loss(local.model, inputs, labels, context),
         batches,
         stage.optimisation,
         round_=local.step.round,
@@ -90,22 +103,21 @@ def fit_step(local: LocalStep) -> Report:
 
 
 @torch.no_grad()
-def summarise_step(local: LocalStep) -> Report:
-    """Compute the method's statistics over its training set; abstain without samples."""
-    method, stage = local.experiment.method, local.step.stage
-    samples = method.training_set(stage, local.site.rehearsal(local.step.task))
+def summarise_step(local: LocalStep, stage: Summarise) -> Report:
+    """Compute the stage's statistics over its training set; abstain without samples."""
+    samples = stage.learns_from(local.site.rehearsal(local.step.task))
     if len(samples) < FEWEST_SAMPLES:
         return Report(abstained=True)
-    if local.site.sums is not None and method.forget(local.step.task) is not None:
+    if local.site.sums is not None and stage.correct is not None:
         samples = kept_apart(local.site, local.site.sums, samples)
         if len(samples) < FEWEST_SAMPLES:
             return Report(abstained=True)
         local.site.sums.note(local.step.contribution, samples)
-    return Report(False, _sums(local, samples), {"class_counts": _counts(local, samples)})
+    return Report(False, _sums(local, stage, samples), {"class_counts": _counts(local, samples)})
 
 
 @torch.no_grad()
-def forget_step(local: LocalStep) -> Report:
+def forget_step(local: LocalStep, stage: Forget) -> Report:
     """Sums of the images of withdrawn records that the server's sums contain, negated; abstain where there are none.
 
     What the server says it has taken in narrows them, and the site's own note decides what it may learn.
@@ -116,14 +128,14 @@ def forget_step(local: LocalStep) -> Report:
     local.site.sums.note(local.step.contribution, samples)
     if not len(samples):
         return Report(abstained=True)
-    negated = {name: -tensor for name, tensor in _sums(local, samples).items()}
+    negated = {name: -tensor for name, tensor in _sums(local, stage, samples).items()}
     return Report(False, negated, {"class_counts": _counts(local, samples)})
 
 
-def _sums(local: LocalStep, samples: Samples) -> dict[str, Tensor]:
-    batches = EpochBatches(local, samples, local.step.stage.inputs, batch_size=128)
+def _sums(local: LocalStep, stage: Summarise, samples: Samples) -> dict[str, Tensor]:
+    batches = EpochBatches(local, samples, stage.inputs)
     local.model.eval()
-    sums = local.experiment.method.summarise(local.model, batches(0), local.step.stage)
+    sums = stage.computes(local.model, batches(0))
     return {name: tensor.detach().cpu().clone() for name, tensor in sums.items()}
 
 
@@ -169,28 +181,6 @@ def _tested(local: LocalStep, tasks: Iterable[int]) -> tuple[Samples, Tensor]:
     parts = [local.site.test_images(local.experiment.stream.classes(task)) for task in tasks]
     features = [local.embed_once(part, "features").float() for part in parts if len(part)]
     return Samples.concatenate(parts), torch.cat(features) if features else torch.empty(0)
-
-
-ACTIONS: Mapping[Action, Callable[[LocalStep], Report]] = MappingProxyType(
-    {
-        Action.FIT: fit_step,
-        Action.SUMMARISE: summarise_step,
-        Action.REMEMBER: remember_step,
-        Action.EVALUATE: evaluate_step,
-        Action.FORGET: forget_step,
-    }
-)
-
-
-PRIVATE_ACTIONS: Mapping[Action, Callable[[LocalStep], Report]] = MappingProxyType(
-    {
-        **ACTIONS,
-        Action.FIT: private_fit_step,
-        Action.SUMMARISE: private_summarise_step,
-        Action.REMEMBER: private_remember_step,
-    }
-)
-"""What stands for `ACTIONS` where training images are protected one by one."""
 
 
 def _counts(local: LocalStep, samples: Samples) -> list[int]:

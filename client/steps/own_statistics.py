@@ -21,7 +21,8 @@ from dynammo_core.data.transforms import to_input
 from dynammo_core.deployed.model_files import deployed_tensors, tensors_sha256
 from dynammo_core.models.backbones import Backbone
 from dynammo_core.models.batch_statistics import batch_statistics
-from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.models.names import matching, travelling_names
 from dynammo_core.plan import Action, Step
 from dynammo_core.support.seeding import seeded_generator
 from dynammo_core.training import shuffled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -14,12 +14,12 @@ from torch import Tensor
 from client.state.privacy_ledger import Ledger, LedgerFile
 from client.steps.local_step import FEWEST_SAMPLES, EpochBatches, LocalStep, start_level, take
 from dynammo_core.data.samples import Samples
-from dynammo_core.methods.base import LossContext
-from dynammo_core.models.incremental_model import Level
+from dynammo_core.models.names import Level
+from dynammo_core.plan import Fit, LearningStage, LossContext, Summarise
 from dynammo_core.privacy.accounting import Charge
 from dynammo_core.privacy.gradients import PrivateGradients
 from dynammo_core.privacy.noise import Noise, poisson_batches
-from dynammo_core.privacy.plan import CENSUS, census_charge, charge_of, classes_of_step
+from dynammo_core.privacy.plan import CENSUS, census_charge, charge_of, classes_of_stage
 from dynammo_core.privacy.rehearsal import (
     Chance,
     PrivateRehearsal,
@@ -58,7 +58,7 @@ class Permit:
     epsilon: float
 
     @classmethod
-    def of(cls, local: LocalStep) -> Self | Report:
+    def of(cls, local: LocalStep, stage: LearningStage) -> Self | Report:
         """Pay for the step, or abstain: for lack of images as far as the census tells, or of budget.
 
         The charge is on the disk before the answer exists. A simulated site draws the same noise when it is
@@ -70,15 +70,15 @@ class Permit:
             if not _counted(local, ledger):
                 return Report(True, {}, {"epsilon": ledger.epsilon(settings.delta)})
             rehearsal = _rehearsal(local, ledger.census)
-            shadow = method.training_set(local.step.stage, rehearsal.shadow())
+            shadow = stage.learns_from(rehearsal.shadow())
             charge = charge_of(local.step, method, multiplier)
             enough = len(shadow) >= FEWEST_SAMPLES
             if not enough or (charge and not _paid(local, ledger, charge)):
                 return Report(True, {}, {"epsilon": ledger.epsilon(settings.delta)})
             spent = ledger.epsilon(settings.delta)
-        samples = method.training_set(local.step.stage, rehearsal)
+        samples = stage.learns_from(rehearsal)
         counts = shadow.class_counts(local.experiment.classes)
-        classes = classes_of_step(local.step, method)
+        classes = classes_of_stage(stage, method.stream, local.step.task)
         return cls(samples, counts, classes, _noise(local, "answer"), multiplier, spent)
 
     @property
@@ -87,22 +87,21 @@ class Permit:
         return {"class_counts": self.counts, "epsilon": self.epsilon}
 
 
-def private_fit_step(local: LocalStep) -> Report:
+def private_fit_step(local: LocalStep, stage: Fit) -> Report:
     """Train as `fit_step` does, by DP-SGD: Poisson batches, clipped gradients of single samples, noise."""
-    permit = Permit.of(local)
+    permit = Permit.of(local, stage)
     if isinstance(permit, Report):
         return permit
-    stage, config = local.step.stage, local.experiment.config
-    assert stage.optimisation is not None
+    config = local.experiment.config
     rate = config.privacy.sampling_rate
     names = names_up(local.model, stage)
     level = start_level(stage.inputs, config.data.augmentation)
     batches = PoissonBatches(local, permit.samples, level, rate, permit.noise)
     parameters = train_only(local.model, set(names))
-    context = LossContext(local.step.task, replace(stage, inputs=batches.level), local.teacher)
+    context = LossContext(local.step.task, batches.level, local.teacher)
 
     def loss(inputs: Tensor, labels: Tensor) -> Tensor:
-        return local.experiment.method.loss(local.model, inputs, labels, context)
+        return stage.loss(local.model, inputs, labels, context)
 
     gradients = PrivateGradients(
         local.model,
@@ -117,13 +116,12 @@ def private_fit_step(local: LocalStep) -> Report:
 
 
 @torch.no_grad()
-def private_summarise_step(local: LocalStep) -> Report:
+def private_summarise_step(local: LocalStep, stage: Summarise) -> Report:
     """Compute sums as `summarise_step` does, and add noise to them."""
-    permit = Permit.of(local)
+    permit = Permit.of(local, stage)
     if isinstance(permit, Report):
         return permit
-    method, stage = local.experiment.method, local.step.stage
-    batches = EpochBatches(local, permit.samples, stage.inputs, batch_size=128)
+    batches = EpochBatches(local, permit.samples, stage.inputs)
     local.model.eval()
 
     def noise(shape: tuple[int, ...], sensitivity: float) -> Tensor:
@@ -132,7 +130,7 @@ def private_summarise_step(local: LocalStep) -> Report:
 
     counts = {label: permit.counts[label] for label in permit.classes}
     found = batches(0) if len(permit.samples) else ()
-    sums = method.summarise_privately(local.model, found, stage, counts, noise)
+    sums = stage.computes_privately(local.model, found, counts, noise)
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in sums.items()}
     return Report(False, tensors, permit.numbers)
 

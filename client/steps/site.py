@@ -29,7 +29,7 @@ from dynammo_core.data.scanners import through_scanner
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.memory.rehearsal import SIMULATED_DAY, drop_expired, exemplars_per_class
 from dynammo_core.memory.store import MemoryStore, ReplayMemory
-from dynammo_core.methods.base import Rehearsal
+from dynammo_core.methods.rehearsal import Rehearsal
 from dynammo_core.privacy.noise import Noise, SeededNoise, SystemNoise
 from dynammo_core.support.errors import DataError, MemoryStoreError
 from dynammo_core.support.seeding import derive_seed

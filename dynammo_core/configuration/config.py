@@ -79,7 +79,7 @@ class Config(Section, Generic[M]):
         federation, backbone = info.data.get("federation"), info.data.get("backbone")
         if federation is None or backbone is None:  # what is missing is refused already
             return method
-        if misfit := METHODS[method.name].misfit(method, federation, backbone):
+        if misfit := METHODS[method.name].governance.misfit(method, federation, backbone):
             raise ValueError(misfit)
         return method
 
@@ -94,7 +94,7 @@ class Config(Section, Generic[M]):
                 f"{mechanism} does not go with federation.secure_aggregation: what a site has spent, and its noised "
                 "counts, reach the server one by one"
             )
-        if obstacle := METHODS[method.name].obstacle_to_privacy(method, mechanism):
+        if obstacle := METHODS[method.name].governance.obstacle_to_privacy(method, mechanism):
             raise ValueError(f"{mechanism} does not go with method.name: {method.name}: {obstacle}")
         scanners = info.data.get("scanners")
         if mechanism == "example" and scanners is not None and scanners.own_statistics != "none":

@@ -16,7 +16,8 @@ from torch import Tensor
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
 from dynammo_core.models import BACKBONES
-from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.models.names import matching, travelling_names
 from dynammo_core.support.errors import WeightsError, nearest_match
 
 WEIGHTS = "model.safetensors"
@@ -76,7 +77,7 @@ class ModelFacts(BaseModel):
     @property
     def open_set_words(self) -> str:
         """What the method's open-set score is."""
-        return METHODS[self.method["name"]].open_set_words
+        return METHODS[self.method["name"]].decision.open_set_score
 
     @model_validator(mode="after")
     def _known_here(self) -> Self:
@@ -146,14 +147,14 @@ class ModelFiles:
         return content
 
 
-def deployed_names(method: Method, model: IncrementalModel) -> list[str]:
+def deployed_names(method: Method[Any], model: IncrementalModel) -> list[str]:
     """Names in the state dict of all that prediction needs, the frozen backbone included."""
     changing = set(travelling_names(model))
     kept = set(matching(changing, method.deployed))
     return [name for name in model.state_dict() if name not in changing or name in kept]
 
 
-def deployed_tensors(method: Method, model: IncrementalModel) -> dict[str, Tensor]:
+def deployed_tensors(method: Method[Any], model: IncrementalModel) -> dict[str, Tensor]:
     """These tensors, on the CPU; one that parts share (a backbone of many passes) once, under its first name."""
     state = model.state_dict()
     first = {state[name].data_ptr(): name for name in reversed(deployed_names(method, model))}

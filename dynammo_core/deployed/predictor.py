@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -59,12 +59,12 @@ class Answers:
 class DeployedModel(nn.Module):
     """From pixels to answers, in one module that can be traced and exported: normalisation, network, prediction."""
 
-    def __init__(self, method: Method, model: IncrementalModel, normalisation: str) -> None:
+    def __init__(self, method: Method[Any], model: IncrementalModel, normalisation: str) -> None:
         super().__init__()
         self.method = method
         self.model = model
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in NORMALISATIONS[normalisation])
-        rows = [row for head in method.answering_heads(model) for row in head.rows]
+        rows = [row for head in method.decision.heads(model) for row in head.rows]
         learnt = [label for classes in method.stream.tasks for label in classes]
         position = torch.full((max(learnt) + 1,), -1)
         position[torch.tensor(learnt)] = torch.arange(len(learnt))
@@ -81,8 +81,8 @@ class DeployedModel(nn.Module):
         """Labels, probabilities and open-set scores, as in `Answers`, of images Tensor[N, 3, S, S] uint8, RGB."""
         scaled = (images.to(torch.float32) / 255 - self.mean) / self.std
         features = self.model.extractor(scaled.contiguous(memory_format=torch.channels_last))
-        prediction = self.method.predict(self.model, features)
-        by_row = torch.cat(self.method.probabilities(self.model, features), dim=1)
+        prediction = self.method.decision.predict(self.model, features)
+        by_row = torch.cat(self.method.decision.probabilities(self.model, features), dim=1)
         return self.position[prediction.labels], by_row.index_select(1, self.columns), prediction.known
 
 
@@ -150,7 +150,7 @@ class Predictor:
         return Answers(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _build(files: ModelFiles) -> tuple[Method, IncrementalModel]:
+def _build(files: ModelFiles) -> tuple[Method[Any], IncrementalModel]:
     """The method and the network that the facts describe, filled with nothing yet, without heads that only train."""
     facts = files.facts
     label = {name: index for index, name in enumerate(facts.class_names)}
@@ -172,7 +172,7 @@ def _build(files: ModelFiles) -> tuple[Method, IncrementalModel]:
     return method, model.to(memory_format=torch.channels_last)
 
 
-def _fill(method: Method, model: IncrementalModel, files: ModelFiles) -> None:
+def _fill(method: Method[Any], model: IncrementalModel, files: ModelFiles) -> None:
     """Load the tensors, once every one that prediction needs is there and every one that is there fits."""
     state = model.state_dict()
     # Passes that share a backbone find it under its first name.

@@ -9,7 +9,7 @@ from dynammo_core.support.registry import Registry
 if TYPE_CHECKING:
     from dynammo_core.methods.base import Method
 
-M = TypeVar("M", bound="type[Method]")
+M = TypeVar("M", bound="type[Method[Any]]")
 
 
 def _is_method(name: str, value: Any) -> bool:
@@ -18,7 +18,7 @@ def _is_method(name: str, value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, Method) and getattr(value, "name", None) == name
 
 
-METHODS: Registry[type[Method]] = Registry(
+METHODS: Registry[type[Method[Any]]] = Registry(
     "method",
     "dynammo.methods",
     {

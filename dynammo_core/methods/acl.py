@@ -4,67 +4,69 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
-from dynammo_core.methods.adapter_tuning import AUXILIARY
-from dynammo_core.methods.base import Archive
+from dynammo_core.methods.adapters import (
+    adapt,
+    adapters_of,
+    grow_auxiliary,
+    new_adapters,
+    obstacle_of_batch_norm,
+    tuned,
+)
+from dynammo_core.methods.base import Method
+from dynammo_core.methods.governance import Governance
 from dynammo_core.methods.task_heads import (
     TASK_HEADS,
-    TaskHeadsMethod,
+    SurestTask,
     TaskHeadsSettings,
+    balance,
+    grow_task_head,
+    own_pass,
     start_head_from_auxiliary,
 )
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, ParallelBackbones
-from dynammo_core.plan import Action, Stage
+from dynammo_core.plan import Archive, Remember, Stage
 
 ADAPTER_SETS = "extractor.parts.*.adapters.*"
 
 
-class ACL(TaskHeadsMethod):
+class ACL(Method[TaskHeadsSettings]):
     """A frozen backbone with an adapter set and a head for each task: T passes, which share the prefix.
 
-    The head of task t sees the features of pass t alone. Deviations from the paper: those of `TaskHeadsMethod`, and
-    padded convolutions without biases in the adapters.
+    The head of task t sees the features of pass t alone. Deviations from the paper: padded convolutions without biases
+    in the adapters, and a first head that starts anew.
     """
 
     name = "acl"
     paper_url = "https://arxiv.org/abs/2304.09042"
-    Params = TaskHeadsSettings
-    params: TaskHeadsSettings
+    freezes_backbone = True
     deployed = (ADAPTER_SETS, TASK_HEADS)
-
-    def stages(self, task: int) -> Sequence[Stage]:
-        adapted = (f"extractor.parts.{task}.adapters.*", f"heads.{AUXILIARY}.*")
-        return (
-            Stage("adapt", Action.FIT, adapted, adapted, self.params.adapt, inputs="prefix"),
-            Stage(
-                "balance", Action.FIT, (ADAPTER_SETS, TASK_HEADS), (TASK_HEADS,), self.params.balance, inputs="features"
-            ),
-        )
+    decision = SurestTask(own_pass)
+    governance = Governance[TaskHeadsSettings](
+        obstacle_to_privacy=lambda params, mechanism: obstacle_of_batch_norm(params)
+    )
 
     def grow(self, model: IncrementalModel, task: int) -> None:
-        earlier = [] if task == 0 else _parts(model)
-        backbone = self.tuned(model).backbone
-        added = AdaptedBackbone(backbone)
-        added.adapters = self.new_adapters(added)
-        model.extractor = ParallelBackbones([*earlier, added])
-        self.grow_heads(model, task, added.feature_dim)
+        added = AdaptedBackbone(tuned(model).backbone)
+        added.adapters = new_adapters(added, self.params)
+        model.extractor = ParallelBackbones([*(_passes(model) if task else ()), added])
+        grow_auxiliary(model, self.stream, task)
+        grow_task_head(model, self.stream, task, added.feature_dim)
 
     def begin_task(self, model: IncrementalModel, archive: Archive, task: int) -> None:
         self.grow(model, task)
         if task:
-            newest, before = (part.adapters for part in reversed(_parts(model)[-2:]))
-            assert newest is not None and before is not None
-            newest.load_state_dict(before.state_dict())
+            before, newest = _passes(model)[-2:]
+            adapters_of(newest).load_state_dict(adapters_of(before).state_dict())
 
-    def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:
-        if stage.name == "adapt":
-            start_head_from_auxiliary(model, task)
+    def stages(self, task: int) -> Sequence[Stage]:
+        own_set = f"extractor.parts.{task}.adapters.*"
+        return (
+            adapt(self.params, self.stream.classes(task), adapters=own_set, finish=start_head_from_auxiliary),
+            balance(self.params, ADAPTER_SETS, own_pass),
+            Remember(down=self.deployed),
+        )
 
-    def view(self, features: Tensor, task: int, tasks: int) -> Tensor:
-        return features.chunk(tasks, dim=1)[task]
 
-
-def _parts(model: IncrementalModel) -> list[AdaptedBackbone]:
+def _passes(model: IncrementalModel) -> list[AdaptedBackbone]:
     assert isinstance(model.extractor, ParallelBackbones)
     return model.extractor.all_parts

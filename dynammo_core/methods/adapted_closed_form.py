@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from dynammo_core.configuration.settings import MethodSettings
-from dynammo_core.methods.adapter_tuning import ADAPTERS, AdapterMethod, AdapterSettings
-from dynammo_core.methods.closed_form import ANSWERS, ClosedFormMethod, ClosedFormSettings
+from dynammo_core.methods.adapters import ADAPTERS, AdapterSettings, new_adapters, tuned
+from dynammo_core.methods.closed_form import ANSWERS, ClosedFormSettings, scales
 from dynammo_core.models.incremental_model import IncrementalModel, ParallelBackbones
+
+NEEDED = (ADAPTERS,)
+"""Patterns of the tensors that a site must be sent before it can compute features."""
+DEPLOYED = (ADAPTERS, *ANSWERS)
+"""Patterns of the tensors that prediction needs."""
 
 
 class AdaptedClosedFormSettings(AdapterSettings, ClosedFormSettings):
@@ -18,21 +22,15 @@ class AdaptedClosedFormSettings(AdapterSettings, ClosedFormSettings):
     )
 
 
-class AdaptedClosedForm(AdapterMethod, ClosedFormMethod):
-    """One adapter set in the network, and one head for all classes on its features."""
+def grow_adapted_scales(params: AdaptedClosedFormSettings, model: IncrementalModel) -> None:
+    """Give the model features with adapters, and beside them, if the settings say so, those without."""
+    backbone = tuned(model).backbone
+    adapted = scales(params, backbone)
+    adapted.adapters = new_adapters(adapted, params)
+    beside = params.frozen_beside
+    model.extractor = ParallelBackbones([scales(params, backbone), adapted]) if beside else adapted
 
-    params: AdaptedClosedFormSettings
-    deployed = (ADAPTERS, *ANSWERS)
-    features_need = (ADAPTERS,)
 
-    @classmethod
-    def obstacle_to_privacy(cls, params: MethodSettings, mechanism: str) -> str:
-        return "the privacy of its adapters and its sums is not accounted for together; take dynammo or streaming_ridge"
-
-    def grow_extractor(self, model: IncrementalModel) -> None:
-        """Features with adapters, and beside them, where the settings say so, those without."""
-        backbone = self.tuned(model).backbone
-        adapted = self.scales(backbone)
-        adapted.adapters = self.new_adapters(adapted)
-        beside = self.params.frozen_beside
-        model.extractor = ParallelBackbones([self.scales(backbone), adapted]) if beside else adapted
+def not_accounted(params: AdaptedClosedFormSettings, mechanism: str) -> str:
+    """Explain why adapters and sums cannot be private together."""
+    return "the privacy of its adapters and its sums is not accounted for together; take dynammo or streaming_ridge"

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynammo_core.methods.base import CLASSES, LossContext
-from dynammo_core.methods.distillation import DistillingMethod, taught_logits
-from dynammo_core.methods.single_head import RehearsalSettings
+from dynammo_core.methods.base import Method
+from dynammo_core.methods.decisions import CLASSES
+from dynammo_core.methods.distillation import keep_teacher, taught_logits, teacher
+from dynammo_core.methods.heads import RehearsalSettings, grow_class_means, grow_classifier, remember, train
+from dynammo_core.methods.rehearsal import is_any_of, new_and_exemplars
 from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.plan import Archive, LossContext, Stage
 
 
 class DarkERSettings(RehearsalSettings):
@@ -19,7 +24,7 @@ class DarkERSettings(RehearsalSettings):
     beta: float = Field(default=0.5, ge=0, description="weight of the exemplars' cross-entropy")
 
 
-class DarkER(DistillingMethod):
+class DarkER(Method[DarkERSettings]):
     """Dark experience replay with labels.
 
     Deviations: the logits are those of the model that the previous task ended with, not those stored when an exemplar
@@ -29,8 +34,18 @@ class DarkER(DistillingMethod):
 
     name = "dark_er"
     paper_url = "https://arxiv.org/abs/2004.07211"
-    Params = DarkERSettings
-    params: DarkERSettings
+
+    def grow(self, model: IncrementalModel, task: int) -> None:
+        grow_classifier(model, self.stream, task)
+        grow_class_means(model, self.stream, task, self.params)
+
+    def begin_task(self, model: IncrementalModel, archive: Archive, task: int) -> None:
+        keep_teacher(model, archive, task)
+        self.grow(model, task)
+
+    def stages(self, task: int) -> Sequence[Stage]:
+        training = train(self.params, new_and_exemplars, self.loss, beside=teacher(task))
+        return (training, *remember(self.params, self.deployed))
 
     def loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
         """Equation 6: cross-entropy of new images + alpha |z - z_old|^2 + beta cross-entropy of exemplars.
@@ -42,7 +57,7 @@ class DarkER(DistillingMethod):
         losses = F.cross_entropy(logits, head.targets(labels), reduction="none")
         if context.teacher is None:
             return losses.mean()
-        replayed = ~self.arrives_with(context.task, labels)
+        replayed = ~is_any_of(self.stream.classes(context.task), labels)
         taught = taught_logits(context.teacher, inputs)
         distances = (logits[:, : taught.shape[1]] - taught).square().mean(dim=1)
         replay = self.params.alpha * distances + self.params.beta * losses
@@ -50,5 +65,5 @@ class DarkER(DistillingMethod):
 
 
 def _mean(values: Tensor) -> Tensor:
-    """The mean, or zero of nothing: a batch may hold new images alone, or exemplars alone."""
+    """Compute the mean, which is zero without values: a batch may hold new images alone, or exemplars alone."""
     return values.sum() / max(1, len(values))

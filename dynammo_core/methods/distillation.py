@@ -1,4 +1,4 @@
-"""What the methods share that learn from the model of the previous task: the teacher, and how it teaches."""
+"""What methods share that learn from the model of the previous task: the teacher, and how it teaches."""
 
 from __future__ import annotations
 
@@ -6,38 +6,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynammo_core.methods.base import CLASSES, TEACHER_PREFIX, Archive
-from dynammo_core.methods.single_head import TRAINED, RehearsalMethod
-from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
+from dynammo_core.methods.base import TEACHER_PREFIX
+from dynammo_core.methods.decisions import CLASSES
+from dynammo_core.methods.heads import NETWORK
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.models.names import matching, travelling_names
+from dynammo_core.plan import Archive
 
 
-class DistillingMethod(RehearsalMethod):
-    """Rehearsal beside a teacher: the model as the task before left it, which goes to the sites with `train`."""
-
-    taught = tuple(f"{TEACHER_PREFIX}{pattern}" for pattern in TRAINED)
-
-    def begin_task(self, model: IncrementalModel, archive: Archive, task: int) -> None:
-        if task:
-            keep_teacher(model, archive)
-        self.grow(model, task)
+def keep_teacher(model: IncrementalModel, archive: Archive, task: int) -> None:
+    """Copy the model that the task before left into the archive, as the teacher of `task`; the first task has none."""
+    if task:
+        state = model.state_dict()
+        names = matching(travelling_names(model), NETWORK)
+        archive.update({f"{TEACHER_PREFIX}{name}": state[name].clone() for name in names})
 
 
-def keep_teacher(model: IncrementalModel, archive: Archive) -> None:
-    """Put a copy of the model into the archive as the next task's teacher, in place of the one before."""
-    state = model.state_dict()
-    names = matching(travelling_names(model), TRAINED)
-    archive.update({f"{TEACHER_PREFIX}{name}": state[name].clone() for name in names})
+def teacher(task: int) -> tuple[str, ...]:
+    """List the patterns of the tensors that bring the teacher of `task` to a site."""
+    return tuple(f"{TEACHER_PREFIX}{pattern}" for pattern in NETWORK) if task else ()
 
 
 @torch.no_grad()
 def taught_logits(teacher: IncrementalModel, images: Tensor) -> Tensor:
-    """The teacher's logits for the classes it knows, Tensor[B, C_old]; they are the first rows of its pupil's."""
+    """Compute the teacher's logits of the classes it knows, Tensor[B, C_old]: the first rows of its pupil's."""
     logits: Tensor = teacher.head(CLASSES)(teacher.extractor(images))
     return logits
 
 
 def soft_cross_entropy(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy from the softened answers of a teacher (Hinton et al., arXiv 1503.02531), a mean over the batch.
+    """Compute the cross-entropy from a teacher's softened answers (Hinton et al., arXiv 1503.02531), batch mean.
 
     Args:
         logits: Tensor[B, C_old] of the pupil.
@@ -49,5 +47,5 @@ def soft_cross_entropy(logits: Tensor, taught: Tensor, temperature: float) -> Te
 
 
 def cosine_distance(features: Tensor, taught: Tensor) -> Tensor:
-    """Mean over the batch of 1 - cos of the angle between new and old features, Tensor[B, D] each."""
+    """Compute the batch mean of 1 - cos of the angle between new and old features, Tensor[B, D] each."""
     return (1 - F.cosine_similarity(features, taught, dim=1)).mean()

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dynammo_core.configuration.settings import Optimisation
-from dynammo_core.data.samples import Samples
-from dynammo_core.methods.base import CLASSES, Archive, LossContext, Rehearsal
-from dynammo_core.methods.single_head import RehearsalMethod, RehearsalSettings
+from dynammo_core.methods.adapters import AUXILIARY
+from dynammo_core.methods.base import Method
+from dynammo_core.methods.decisions import CLASSES
+from dynammo_core.methods.heads import HEAD, NETWORK, RehearsalSettings, grow_class_means, remember
+from dynammo_core.methods.rehearsal import balanced, new_and_exemplars
 from dynammo_core.models.heads import OTHERS, LinearHead
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, ParallelBackbones
-from dynammo_core.plan import Action, Stage
-
-AUXILIARY = "auxiliary"
+from dynammo_core.plan import Archive, Fit, LossContext, Stage
 
 
 class DynamicERSettings(RehearsalSettings):
@@ -28,7 +28,7 @@ class DynamicERSettings(RehearsalSettings):
     balance: Optimisation = Optimisation(epochs=30, learning_rate=0.1)
 
 
-class DynamicER(RehearsalMethod):
+class DynamicER(Method[DynamicERSettings]):
     """Earlier networks are frozen, weights and batch-norm statistics; a new one, which starts as the last, learns.
 
     Deviation: no channel masks, so nothing is pruned: the cost grows by a whole network a task.
@@ -36,17 +36,7 @@ class DynamicER(RehearsalMethod):
 
     name = "dynamic_er"
     paper_url = "https://arxiv.org/abs/2103.16788"
-    Params = DynamicERSettings
-    params: DynamicERSettings
-    deployed = ("extractor.*", f"heads.{CLASSES}.*", "heads.means.*")
-
-    def stages(self, task: int) -> Sequence[Stage]:
-        head = f"heads.{CLASSES}.*"
-        auxiliary = (f"heads.{AUXILIARY}.*",) if task else ()
-        newest = (f"extractor.parts.{task}.*", head, *auxiliary)
-        train = Stage("train", Action.FIT, ("extractor.*", head, *auxiliary), newest, self.params.train)
-        balance = Stage("balance", Action.FIT, ("extractor.*", head), (head,), self.params.balance, inputs="features")
-        return (train, balance) if task else (train,)
+    deployed = ("extractor.*", *HEAD, "heads.means.*")
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         extractor, new = model.extractor, self.stream.classes(task)
@@ -57,22 +47,40 @@ class DynamicER(RehearsalMethod):
             assert isinstance(extractor, AdaptedBackbone)
             model.extractor = ParallelBackbones([extractor])
             model.heads[CLASSES] = LinearHead(model.feature_dim, new)
-        self.grow_means(model, task)
+        grow_class_means(model, self.stream, task, self.params)
         model.heads[AUXILIARY] = LinearHead(_newest(model).feature_dim, (*new, OTHERS))
 
-    def training_set(self, stage: Stage, rehearsal: Rehearsal) -> Samples:
-        return rehearsal.balanced() if stage.name == "balance" else super().training_set(stage, rehearsal)
+    def stages(self, task: int) -> Sequence[Stage]:
+        auxiliary = (f"heads.{AUXILIARY}.*",) if task else ()
+        train = Fit(
+            "train",
+            down=(*NETWORK, *auxiliary),
+            up=(f"extractor.parts.{task}.*", *HEAD, *auxiliary),
+            optimisation=self.params.train,
+            learns_from=new_and_exemplars,
+            loss=self.loss,
+            finish=self.draw_classifier_anew,
+        )
+        balance = Fit(
+            "balance",
+            down=NETWORK,
+            up=HEAD,
+            inputs="features",
+            optimisation=self.params.balance,
+            learns_from=balanced,
+            loss=self.balanced_loss,
+        )
+        fits = (train, balance) if task else (train,)
+        return (*fits, *remember(self.params, self.deployed))
 
     def loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
-        """Stage 1, equation 8: cross-entropy + lambda_a auxiliary; stage 2: cross-entropy of softened logits.
+        """Equation 8: cross-entropy + lambda_a auxiliary.
 
         The auxiliary classifier sees the newest network alone and tells the new classes and all others apart; in the
         first task, which has no others, it stays out.
         """
         head = model.head(CLASSES)
-        features = model.extractor.embed(inputs, start=context.stage.inputs)
-        if context.stage.name == "balance":
-            return F.cross_entropy(head(features) / self.params.temperature, head.targets(labels))
+        features = model.extractor.embed(inputs, start=context.inputs)
         classification = F.cross_entropy(head(features), head.targets(labels))
         if not context.task:
             return classification
@@ -80,10 +88,16 @@ class DynamicER(RehearsalMethod):
         own = features[:, -_newest(model).feature_dim :]
         return classification + self.params.auxiliary * F.cross_entropy(auxiliary(own), auxiliary.targets(labels))
 
-    def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:
-        if task and stage.name == "train":
-            # Section 3.4: the classifier is drawn anew and learns from the balanced set alone.
+    def draw_classifier_anew(self, model: IncrementalModel, archive: Archive, task: int) -> None:
+        """Section 3.4: the classifier forgets what it learnt, and learns from the balanced set alone."""
+        if task:
             model.heads[CLASSES] = LinearHead(model.feature_dim, self.stream.seen(task))
+
+    def balanced_loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
+        """Stage 2: cross-entropy of softened logits."""
+        head = model.head(CLASSES)
+        features = model.extractor.embed(inputs, start=context.inputs)
+        return F.cross_entropy(head(features) / self.params.temperature, head.targets(labels))
 
 
 def _newest(model: IncrementalModel) -> AdaptedBackbone:

@@ -6,12 +6,27 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from dynammo_core.methods.adapter_tuning import ADAPTERS
-from dynammo_core.methods.base import Archive
-from dynammo_core.methods.merged_adapters import MergedAdaptersMethod, MergeSettings
-from dynammo_core.methods.task_heads import TASK_HEADS, TaskHeadsMethod, TaskHeadsSettings, start_head_from_auxiliary
+from dynammo_core.methods.adapters import ADAPTERS, grow_auxiliary, new_adapters, obstacle_of_batch_norm, tuned
+from dynammo_core.methods.base import Method
+from dynammo_core.methods.governance import Governance
+from dynammo_core.methods.merged_adapters import (
+    MergeSettings,
+    adapt_and_merge,
+    inherit,
+    misfit_of_merge,
+    obstacle_of_merge,
+    recalibrate,
+)
+from dynammo_core.methods.task_heads import (
+    TASK_HEADS,
+    SurestTask,
+    TaskHeadsSettings,
+    balance,
+    grow_task_head,
+    start_head_from_auxiliary,
+)
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.plan import Action, Stage
+from dynammo_core.plan import Archive, Remember, Stage
 
 
 class DynaMMoSettings(MergeSettings, TaskHeadsSettings):
@@ -20,40 +35,48 @@ class DynaMMoSettings(MergeSettings, TaskHeadsSettings):
     adapters: bool = Field(default=True, description="false: the control without adapters, heads on the bare backbone")
 
 
-class DynaMMo(MergedAdaptersMethod, TaskHeadsMethod):
+def obstacle_to_privacy(params: DynaMMoSettings, mechanism: str) -> str:
+    """Explain what of the merge, or of batch norm in adapters, cannot be private."""
+    return obstacle_of_merge(params, mechanism) or (obstacle_of_batch_norm(params) if params.adapters else "")
+
+
+class DynaMMo(Method[DynaMMoSettings]):
     """A frozen backbone with one merged adapter set, and one head a task.
 
-    Deviations from the paper: those of `TaskHeadsMethod` and of `MergedAdaptersMethod`.
+    For each task: tune an adapter set, which inherits from the last one, and an auxiliary head; merge the sets of all
+    tasks into one, so that the network stays one pass; train all task heads on a balanced set; remember exemplars. The
+    head that is surest not to see "others" answers.
+
+    Deviations from the paper: padded convolutions without biases in the adapters; batch-norm statistics of the merged
+    set estimated anew; a first head that starts anew, since the auxiliary head it would copy has never seen "others".
     """
 
     name = "dynammo"
     paper_url = "https://arxiv.org/abs/2404.14099"
-    Params = DynaMMoSettings
-    params: DynaMMoSettings
+    freezes_backbone = True
     deployed = (ADAPTERS, TASK_HEADS)
-
-    def stages(self, task: int) -> Sequence[Stage]:
-        balance = Stage(
-            "balance", Action.FIT, (ADAPTERS, TASK_HEADS), (TASK_HEADS,), self.params.balance, inputs="features"
-        )
-        return (*self.adapter_stages(task), balance) if self.params.adapters else (balance,)
-
-    @classmethod
-    def tunes_adapters(cls, params: TaskHeadsSettings) -> bool:
-        assert isinstance(params, DynaMMoSettings)
-        return params.adapters
+    decision = SurestTask()
+    governance = Governance(obstacle_to_privacy=obstacle_to_privacy, misfit=misfit_of_merge)
 
     def grow(self, model: IncrementalModel, task: int) -> None:
-        if self.params.adapters and task == 0:
-            self.tuned(model).adapters = self.new_adapters(self.tuned(model))
-        self.grow_heads(model, task, model.feature_dim, tunes=self.params.adapters)
+        if self.params.adapters:
+            if task == 0:
+                tuned(model).adapters = new_adapters(tuned(model), self.params)
+            grow_auxiliary(model, self.stream, task)
+        grow_task_head(model, self.stream, task, model.feature_dim)
 
     def begin_task(self, model: IncrementalModel, archive: Archive, task: int) -> None:
         self.grow(model, task)
         if self.params.adapters:
-            self.begin_adapters(model, archive, task)
+            inherit(self.params, model, archive, task)
 
-    def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:
-        super().finish_stage(model, archive, task, stage)
-        if stage.name == "adapt":
-            start_head_from_auxiliary(model, task)
+    def stages(self, task: int) -> Sequence[Stage]:
+        params = self.params
+        heads = (balance(params, ADAPTERS), Remember(down=self.deployed))
+        if not params.adapters:
+            return heads
+        return (
+            *adapt_and_merge(params, self.stream, task, then=start_head_from_auxiliary),
+            *recalibrate(params, task),
+            *heads,
+        )

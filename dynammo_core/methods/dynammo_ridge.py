@@ -4,19 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dynammo_core.methods.adapted_closed_form import AdaptedClosedForm, AdaptedClosedFormSettings
-from dynammo_core.methods.base import Archive
-from dynammo_core.methods.closed_form import BalancedClosedForm
-from dynammo_core.methods.merged_adapters import MergedAdaptersMethod, MergeSettings
+from dynammo_core.methods.adapted_closed_form import (
+    DEPLOYED,
+    NEEDED,
+    AdaptedClosedFormSettings,
+    grow_adapted_scales,
+    not_accounted,
+)
+from dynammo_core.methods.adapters import grow_auxiliary
+from dynammo_core.methods.base import Method
+from dynammo_core.methods.closed_form import (
+    LargestLabel,
+    balanced_sums,
+    grow_ridge,
+)
+from dynammo_core.methods.governance import Governance
+from dynammo_core.methods.merged_adapters import (
+    MergeSettings,
+    adapt_and_merge,
+    inherit,
+    misfit_of_merge,
+    obstacle_of_merge,
+    recalibrate,
+)
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.plan import Stage
+from dynammo_core.plan import Archive, Remember, Stage
 
 
 class DynaMMoRidgeSettings(MergeSettings, AdaptedClosedFormSettings):
     """Parameters of merged adapters, and of the classifier on their features."""
 
 
-class DynaMMoRidge(MergedAdaptersMethod, AdaptedClosedForm, BalancedClosedForm):
+def obstacle_to_privacy(params: DynaMMoRidgeSettings, mechanism: str) -> str:
+    """Explain what of the merge, or of adapters and sums together, cannot be private."""
+    return obstacle_of_merge(params, mechanism) or not_accounted(params, mechanism)
+
+
+class DynaMMoRidge(Method[DynaMMoRidgeSettings]):
     """Stage 1 and the merge are DynaMMo's; stage 2 is one exact solve on the exemplars and new images of all sites.
 
     Features are summed anew in each task, from what the sites still hold: merged adapters change them.
@@ -24,18 +48,25 @@ class DynaMMoRidge(MergedAdaptersMethod, AdaptedClosedForm, BalancedClosedForm):
 
     name = "dynammo_ridge"
     paper_url = "https://arxiv.org/abs/2404.14099"
-    Params = DynaMMoRidgeSettings
-    params: DynaMMoRidgeSettings
-
-    def stages(self, task: int) -> Sequence[Stage]:
-        return (*self.adapter_stages(task), *super().stages(task))
+    freezes_backbone = True
+    deployed = DEPLOYED
+    decision = LargestLabel()
+    governance = Governance(obstacle_to_privacy=obstacle_to_privacy, misfit=misfit_of_merge)
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         if task == 0:
-            self.grow_extractor(model)
-        self.grow_auxiliary(model, task, self.tuned(model).backbone.feature_dim)
-        self.grow_classes(model, task)
+            grow_adapted_scales(self.params, model)
+        grow_auxiliary(model, self.stream, task)
+        grow_ridge(model, self.stream, task)
 
     def begin_task(self, model: IncrementalModel, archive: Archive, task: int) -> None:
         self.grow(model, task)
-        self.begin_adapters(model, archive, task)
+        inherit(self.params, model, archive, task)
+
+    def stages(self, task: int) -> Sequence[Stage]:
+        return (
+            *adapt_and_merge(self.params, self.stream, task),
+            *recalibrate(self.params, task),
+            *balanced_sums(self.params, self.privacy, NEEDED),
+            Remember(down=self.deployed),
+        )

@@ -6,10 +6,21 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from dynammo_core.data.samples import Samples
-from dynammo_core.methods.adapted_closed_form import AdaptedClosedForm, AdaptedClosedFormSettings
-from dynammo_core.methods.base import Rehearsal
-from dynammo_core.methods.closed_form import StreamingClosedForm
+from dynammo_core.methods.adapted_closed_form import (
+    DEPLOYED,
+    NEEDED,
+    AdaptedClosedFormSettings,
+    grow_adapted_scales,
+    not_accounted,
+)
+from dynammo_core.methods.adapters import adapt, grow_auxiliary
+from dynammo_core.methods.base import Method
+from dynammo_core.methods.closed_form import (
+    LargestLabel,
+    grow_ridge,
+    streamed_sums,
+)
+from dynammo_core.methods.governance import Governance
 from dynammo_core.models.incremental_model import IncrementalModel, Pooling
 from dynammo_core.plan import Stage
 
@@ -22,7 +33,7 @@ class FirstSessionSettings(AdaptedClosedFormSettings):
     frozen_beside: bool = True
 
 
-class FirstSession(AdaptedClosedForm, StreamingClosedForm):
+class FirstSession(Method[FirstSessionSettings]):
     """The network adapts to the first task's images; from then on its features are fixed, and their sums stay exact.
 
     Given the adapters, the classifier is that of pooling all images of all sites and tasks, whatever the split and the
@@ -33,17 +44,17 @@ class FirstSession(AdaptedClosedForm, StreamingClosedForm):
 
     name = "first_session"
     paper_url = "https://arxiv.org/abs/2303.13199"
-    Params = FirstSessionSettings
-    params: FirstSessionSettings
-
-    def stages(self, task: int) -> Sequence[Stage]:
-        return super().stages(task) if task else (self.adapt_stage(), *super().stages(task))
+    freezes_backbone = True
+    deployed = DEPLOYED
+    decision = LargestLabel()
+    governance = Governance(obstacle_to_privacy=not_accounted, forgets=True)
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         if task == 0:
-            self.grow_extractor(model)
-            self.grow_auxiliary(model, task, self.tuned(model).backbone.feature_dim)
-        self.grow_classes(model, task)
+            grow_adapted_scales(self.params, model)
+            grow_auxiliary(model, self.stream, task)
+        grow_ridge(model, self.stream, task)
 
-    def training_set(self, stage: Stage, rehearsal: Rehearsal) -> Samples:
-        return self.adapting_set(rehearsal) if stage.name == "adapt" else rehearsal.new
+    def stages(self, task: int) -> Sequence[Stage]:
+        total = streamed_sums(self.params, self.privacy, NEEDED)
+        return (total,) if task else (adapt(self.params, self.stream.classes(task)), total)

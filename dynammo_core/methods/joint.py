@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dynammo_core.data.samples import Samples
-from dynammo_core.methods.base import Rehearsal
-from dynammo_core.methods.single_head import SingleHeadMethod
+from collections.abc import Sequence
+
+from dynammo_core.methods.base import Method
+from dynammo_core.methods.heads import SingleHeadSettings, grow_classifier, train
+from dynammo_core.methods.rehearsal import everything_seen
+from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Stage
 
 
-class Joint(SingleHeadMethod):
+class Joint(Method[SingleHeadSettings]):
     """Trains on everything that was ever seen, as if no image had ever to be given up."""
 
     name = "joint"
     paper_url = "https://arxiv.org/abs/1606.09282"
-    uses_memory = False
 
-    def training_set(self, stage: Stage, rehearsal: Rehearsal) -> Samples:
-        return rehearsal.seen
+    def grow(self, model: IncrementalModel, task: int) -> None:
+        grow_classifier(model, self.stream, task)
+
+    def stages(self, task: int) -> Sequence[Stage]:
+        training = train(self.params, everything_seen)
+        return (training,)

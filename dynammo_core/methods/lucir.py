@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynammo_core.methods.base import LossContext
-from dynammo_core.methods.cosine import CosineMethod, cosine_head
-from dynammo_core.methods.distillation import cosine_distance
-from dynammo_core.methods.single_head import RehearsalSettings
+from dynammo_core.methods.base import Method
+from dynammo_core.methods.distillation import cosine_distance, keep_teacher, teacher
+from dynammo_core.methods.heads import RehearsalSettings, grow_class_means, grow_classifier, remember, train
+from dynammo_core.methods.imprinting import cosine_head, imprint
+from dynammo_core.methods.rehearsal import new_and_exemplars
 from dynammo_core.models.heads import CosineHead
 from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.plan import Archive, LossContext, Stage
 
 
 class LUCIRSettings(RehearsalSettings):
-    """The paper's constants, but for the scale."""
+    """The paper's constants, except the scale."""
 
     scale: float = Field(default=10.0, gt=0, description="start value of the learnable scale of the cosines")
     less_forget: float = Field(default=5.0, ge=0, description="lambda_base of the less-forget constraint")
@@ -26,7 +30,7 @@ class LUCIRSettings(RehearsalSettings):
     hard_negatives: int = Field(default=2, ge=1, description="K new classes that an exemplar is kept away from")
 
 
-class LUCIR(CosineMethod):
+class LUCIR(Method[LUCIRSettings]):
     """Rebalances old and new classes by geometry; the vectors of old classes stand still (section 3.3).
 
     Deviations: the backbone keeps its last ReLU; the scale starts at 10, not at 1, for shorter schedules; the
@@ -36,17 +40,24 @@ class LUCIR(CosineMethod):
 
     name = "lucir"
     paper_url = "https://openaccess.thecvf.com/content_CVPR_2019/html/Hou_Learning_a_Unified_Classifier_Incrementally_via_Rebalancing_CVPR_2019_paper.html"
-    Params = LUCIRSettings
-    params: LUCIRSettings
 
-    def first_head(self, feature_dim: int, classes: tuple[int, ...]) -> CosineHead:
-        return CosineHead(feature_dim, classes, scale=self.params.scale)
+    def grow(self, model: IncrementalModel, task: int) -> None:
+        grow_classifier(model, self.stream, task, first=partial(CosineHead, scale=self.params.scale))
+        grow_class_means(model, self.stream, task, self.params)
+
+    def begin_task(self, model: IncrementalModel, archive: Archive, task: int) -> None:
+        keep_teacher(model, archive, task)
+        self.grow(model, task)
+
+    def stages(self, task: int) -> Sequence[Stage]:
+        training = train(self.params, new_and_exemplars, self.loss, beside=teacher(task))
+        return (*imprint(self.stream, task), training, *remember(self.params, self.deployed))
 
     def loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
         """Equation 9: cross-entropy + lambda less-forget (equation 6) + margin ranking of exemplars (equation 8)."""
-        head = cosine_head(model)
+        head, params = cosine_head(model), self.params
         features = model.extractor(inputs)
-        old = len(self.stream.seen(context.task - 1)) if context.task else 0
+        old = len(self.stream.seen(context.task - 1))
         cosines = head.similarities(features, fixed=old)
         targets = head.targets(labels)
         classification = F.cross_entropy(head.scale * cosines, targets)
@@ -54,16 +65,26 @@ class LUCIR(CosineMethod):
             return classification
         with torch.no_grad():
             taught = context.teacher.extractor(inputs)
-        weight = self.params.less_forget * math.sqrt(old / (len(head.rows) - old))
-        return classification + weight * cosine_distance(features, taught) + self._ranking(cosines, targets, old)
+        weight = params.less_forget * math.sqrt(old / (len(head.rows) - old))
+        ranking = margin_ranking(cosines, targets, old, margin=params.margin, hard_negatives=params.hard_negatives)
+        return classification + weight * cosine_distance(features, taught) + ranking
 
-    def _ranking(self, cosines: Tensor, targets: Tensor, old: int) -> Tensor:
-        """Mean over exemplars and their K hardest new classes of max(m - cos(own class) + cos(new class), 0)."""
-        exemplars = targets < old
-        if not bool(exemplars.any()):
-            return cosines.new_zeros(())
-        held = cosines[exemplars]
-        own = held.gather(1, targets[exemplars].unsqueeze(1))
-        new = held[:, old:]
-        hardest = new.topk(min(self.params.hard_negatives, new.shape[1]), dim=1).values
-        return (self.params.margin - own + hardest).clamp_min(0).mean()
+
+def margin_ranking(cosines: Tensor, targets: Tensor, old: int, *, margin: float, hard_negatives: int) -> Tensor:
+    """Compute the mean over exemplars and their K hardest new classes of max(m - cos(own class) + cos(new class), 0).
+
+    Args:
+        cosines: Tensor[B, R] of the features with each class's vector.
+        targets: Tensor[B], rows of the true classes.
+        old: number of old classes, which have the first rows.
+        margin: m.
+        hard_negatives: K.
+    """
+    exemplars = targets < old
+    if not bool(exemplars.any()):
+        return cosines.new_zeros(())
+    held = cosines[exemplars]
+    own = held.gather(1, targets[exemplars].unsqueeze(1))
+    new = held[:, old:]
+    hardest = new.topk(min(hard_negatives, new.shape[1]), dim=1).values
+    return (margin - own + hardest).clamp_min(0).mean()

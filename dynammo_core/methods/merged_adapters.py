@@ -1,4 +1,4 @@
-"""What the methods with merged adapters share: a set for each task, inherited from the last, merged into one."""
+"""One adapter set for all tasks: each task's inherits from the last, waits in the archive, and is merged."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from torch import Tensor
 
 from dynammo_core.aggregation.batch_norm import is_batch_norm_statistic
 from dynammo_core.configuration.federation import FederationSettings
-from dynammo_core.configuration.settings import BackboneSettings, MethodSettings
-from dynammo_core.data.samples import Samples
+from dynammo_core.configuration.settings import BackboneSettings
+from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.merging.fisher import comparable, diagonal_fisher
 from dynammo_core.merging.operators import MERGE_OPERATORS, merge
 from dynammo_core.merging.task_sets import TaskSets
 from dynammo_core.merging.task_vectors import TASK_VECTORS
-from dynammo_core.methods.adapter_tuning import ADAPTERS, AdapterMethod, AdapterSettings
-from dynammo_core.methods.base import Archive, Batch, Rehearsal
+from dynammo_core.methods.adapters import ADAPTERS, AdapterSettings, adapt, adapters_of, auxiliary_logits, tuned
+from dynammo_core.methods.rehearsal import balanced, if_it_holds
 from dynammo_core.models import BACKBONES
-from dynammo_core.models.adapters import AdapterSet, folded_alphas
+from dynammo_core.models.adapters import folded_alphas
 from dynammo_core.models.batch_statistics import batch_statistics
-from dynammo_core.models.incremental_model import IncrementalModel, matching
-from dynammo_core.plan import Action, Stage
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.models.names import matching
+from dynammo_core.plan import Archive, Batch, Finish, Stage, Summarise, nothing
 
-STATISTICS = "extractor.*adapters.*.running_*"
+STATISTICS = ("extractor.*adapters.*.running_*",)
 PARAMETERS = tuple(f"extractor.*adapters.*.{kind}" for kind in ("alpha", "weight", "bias"))
 INITIAL = "initial."
 SAMPLES = "samples"
@@ -60,131 +61,146 @@ class MergeSettings(AdapterSettings):
         return frozenset([self.merge] if isinstance(self.merge, str) else self.merge)
 
 
-class MergedAdaptersMethod(AdapterMethod):
-    """One pass through a frozen backbone with merged adapters, whatever the number of tasks.
+def inherit(params: MergeSettings, model: IncrementalModel, archive: Archive, task: int) -> None:
+    """Start a task's set as a copy of the previous task's own: sets that start afresh cancel when averaged."""
+    adapters = adapters_of(tuned(model))
+    if task:
+        adapters.load_state_dict(_archived(archive, _set(task - 1)))
+    elif params.operators & TASK_VECTORS.keys():
+        _put(archive, INITIAL, adapters.state_dict())
 
-    Deviations from DynaMMo (arXiv 2404.14099): padded convolutions without biases in the adapters; merged batch-norm
-    statistics are re-estimated by forward passes over the balanced sets, because averaging weights collapses variances.
+
+def adapt_and_merge(params: MergeSettings, stream: TaskStream, task: int, then: Finish = nothing) -> tuple[Stage, ...]:
+    """List the stages that tune a task's adapter set, and end with the merge of the sets of all tasks so far.
+
+    The merge follows `adapt`; under `fisher` it follows one more stage, in which sites tell how much each entry counts.
+
+    Args:
+        params: of the method.
+        stream: tells the task's classes.
+        task: counts from 0.
+        then: what else `adapt` ends with.
     """
+    classes, by_fisher = stream.classes(task), FISHER in params.operators
 
-    params: MergeSettings
+    def note_counts(archive: Archive, task: int, class_counts: Sequence[int]) -> None:
+        own = sum(class_counts[label] for label in classes)
+        archive[f"{SAMPLES}{task}"] = torch.tensor([own], dtype=torch.float64)
 
-    @classmethod
-    def misfit(cls, params: MethodSettings, federation: FederationSettings, backbone: BackboneSettings) -> str:
-        assert isinstance(params, MergeSettings)
-        spec = BACKBONES.get(backbone.name)
-        if not isinstance(params.merge, str) and spec and len(params.merge) != len(spec.channels):
-            return (
-                f"merge names {len(params.merge)} operators, and {backbone.name} has {len(spec.channels)} insertion "
-                "points; give a name for each of them, or one name for all"
-            )
-        if FISHER in params.operators:
-            if federation.compression != "none":
-                return (
-                    f"merge: {FISHER} does not go with federation.compression: {federation.compression}: it "
-                    "rounds squared gradients, which are small, to 0, or tells their difference from weights; take none"
-                )
-            if federation.aggregator == "norm_clipping":
-                return (
-                    f"merge: {FISHER} does not go with federation.aggregator: norm_clipping: squared gradients are no "
-                    "update of the weights, whose length could be bounded; take another"
-                )
-        return ""
+    def end_adapting(model: IncrementalModel, archive: Archive, task: int) -> None:
+        adapters = adapters_of(tuned(model))
+        own = adapters.state_dict()
+        _put(archive, _set(task), own)
+        if by_fisher:  # sites derive by what will be merged
+            adapters.load_state_dict(prepared(params, own))
+        else:
+            merge_sets(params, model, archive, task)
+        then(model, archive, task)
 
-    @classmethod
-    def obstacle_to_privacy(cls, params: MethodSettings, mechanism: str) -> str:
-        assert isinstance(params, MergeSettings)
-        if FISHER in params.operators:
-            return "no noise hides an image in the mean of squared gradients; take another method.merge than fisher"
-        if mechanism == "client" and WEIGHTED in params.operators:
-            return (
-                "its weights are the exact numbers of images of all sites, and the merged adapters betray them; take "
-                "another method.merge than weighted"
-            )
-        return super().obstacle_to_privacy(params, mechanism)
+    def end_weighing(model: IncrementalModel, archive: Archive, task: int) -> None:
+        answered = adapters_of(tuned(model)).state_dict()  # sites have answered under the adapters' names
+        squares = {name: tensor for name, tensor in answered.items() if not is_batch_norm_statistic(name)}
+        _put(archive, _fisher(task), comparable(squares))
+        merge_sets(params, model, archive, task)
 
-    def adapter_stages(self, task: int) -> tuple[Stage, ...]:
-        """Tune the task's set, tell what its entries weigh, then, once it is merged, count its statistics again."""
-        adapt = self.adapt_stage()
-        fisher = Stage(FISHER, Action.SUMMARISE, adapt.down, PARAMETERS, inputs="prefix", squares=True)
-        recalibrate = Stage("recalibrate", Action.SUMMARISE, (ADAPTERS,), (STATISTICS,))
-        # Merging one set gives that set: its own statistics stand. Group norm has none.
-        recalibrated = task and self.params.recalibrate and self.params.norm == "batch"
-        tuning = (adapt, fisher) if FISHER in self.params.operators else (adapt,)
-        return (*tuning, recalibrate) if recalibrated else tuning
+    counted = note_counts if WEIGHTED in params.operators else nothing
+    tune = adapt(params, classes, note_counts=counted, finish=end_adapting)
+    weigh = Summarise(
+        FISHER,
+        down=tune.down,
+        up=PARAMETERS,
+        inputs="prefix",
+        squares=True,
+        learns_from=if_it_holds(classes),
+        computes=fisher_information,
+        finish=end_weighing,
+    )
+    return (tune, weigh) if by_fisher else (tune,)
 
-    def begin_adapters(self, model: IncrementalModel, archive: Archive, task: int) -> None:
-        """Each set inherits from the previous task's own set: sets that start afresh cancel when averaged."""
-        if task:
-            self.adapters(model).load_state_dict(_archived(archive, _set_prefix(task - 1)))
-        elif self.params.operators & TASK_VECTORS.keys():
-            _put(archive, INITIAL, self.adapters(model).state_dict())
 
-    def training_set(self, stage: Stage, rehearsal: Rehearsal) -> Samples:
-        if stage.name in ("adapt", FISHER):
-            return self.adapting_set(rehearsal)
-        return rehearsal.balanced() if stage.name == "recalibrate" else super().training_set(stage, rehearsal)
+def recalibrate(params: MergeSettings, task: int) -> tuple[Stage, ...]:
+    """List the stage in which sites estimate the merged set's batch-norm statistics anew, over their balanced sets.
 
-    def summarise(self, model: IncrementalModel, batches: Iterable[Batch], stage: Stage) -> dict[str, Tensor]:
-        """The merged adapters' batch-norm statistics, pooled over batches; or the tuned ones' Fisher information."""
-        if stage.name == "recalibrate":
-            return batch_statistics(model, stage.up, batches, self.tuned(model))
-        if stage.name == FISHER:
-            names = matching(model.state_dict(), stage.up)
-            return diagonal_fisher(model, names, lambda inputs: self.auxiliary_logits(model, inputs, stage), batches)
-        return super().summarise(model, batches, stage)
+    Deviation from DynaMMo: averaging weights collapses variances. Merging the first task's set gives that set, whose
+    own statistics stand, and group norm has none: then there is no such stage.
+    """
+    if not (task and params.recalibrate and params.norm == "batch"):
+        return ()
+    stage = Summarise("recalibrate", down=(ADAPTERS,), up=STATISTICS, learns_from=balanced, computes=merged_statistics)
+    return (stage,)
 
-    def note_counts(self, archive: Archive, task: int, stage: Stage, class_counts: Sequence[int]) -> None:
-        if stage.name == "adapt" and WEIGHTED in self.params.operators:
-            own = sum(class_counts[label] for label in self.stream.classes(task))
-            archive[f"{SAMPLES}{task}"] = torch.tensor([own], dtype=torch.float64)
 
-    def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:
-        """Put aside what the stage brought; with the last of it, put in its place the merged set of all tasks."""
-        weighed = FISHER in self.params.operators
-        if stage.name == "adapt":
-            tuned = self.adapters(model).state_dict()
-            _put(archive, _set_prefix(task), tuned)
-            if weighed:  # sites derive by what will be merged
-                self.adapters(model).load_state_dict(self._prepared(tuned))
-        if stage.name == FISHER:  # sites have answered under the adapters' names
-            state = self.adapters(model).state_dict()
-            answered = {name: tensor for name, tensor in state.items() if not is_batch_norm_statistic(name)}
-            _put(archive, _fisher_prefix(task), comparable(answered))
-        if stage.name == (FISHER if weighed else "adapt"):
-            self.merge_adapters(model, archive, task)
-        super().finish_stage(model, archive, task, stage)
+def merge_sets(params: MergeSettings, model: IncrementalModel, archive: Archive, task: int) -> None:
+    """Merge the archived sets of tasks 0..`task` into the network."""
+    tasks, operators = range(task + 1), params.operators
+    sets = [_archived(archive, _set(earlier)) for earlier in tasks]
+    given = TaskSets(
+        [prepared(params, own) for own in sets] if task else sets,
+        initial=_archived(archive, INITIAL),
+        samples=[archive[f"{SAMPLES}{t}"].item() for t in tasks] if WEIGHTED in operators else (),
+        importance=[_archived(archive, _fisher(t)) for t in tasks] if FISHER in operators else (),
+        density=params.merge_density,
+        scale=params.merge_scale,
+    )
+    adapters_of(tuned(model)).load_state_dict(merge(params.merge, given))
 
-    def merge_adapters(self, model: IncrementalModel, archive: Archive, task: int) -> None:
-        """Merge the archived sets of all tasks into the network."""
-        tasks, operators = range(task + 1), self.params.operators
-        sets = [_archived(archive, _set_prefix(earlier)) for earlier in tasks]
-        given = TaskSets(
-            [self._prepared(own) for own in sets] if task else sets,
-            initial=_archived(archive, INITIAL),
-            samples=[archive[f"{SAMPLES}{t}"].item() for t in tasks] if WEIGHTED in operators else (),
-            importance=[_archived(archive, _fisher_prefix(t)) for t in tasks] if FISHER in operators else (),
-            density=self.params.merge_density,
-            scale=self.params.merge_scale,
+
+def prepared(params: MergeSettings, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Write a set as it is merged; it computes the same."""
+    return folded_alphas(own) if params.merge_alpha == "fold" else own
+
+
+def fisher_information(model: IncrementalModel, batches: Iterable[Batch]) -> dict[str, Tensor]:
+    """Compute the Fisher information of the tuned adapters' parameters, from inputs at the level "prefix"."""
+    names = matching(model.state_dict(), PARAMETERS)
+    return diagonal_fisher(model, names, lambda inputs: auxiliary_logits(model, inputs, "prefix"), batches)
+
+
+def merged_statistics(model: IncrementalModel, batches: Iterable[Batch]) -> dict[str, Tensor]:
+    """Compute the merged adapters' batch-norm statistics, pooled over batches of images."""
+    return batch_statistics(model, STATISTICS, batches, tuned(model))
+
+
+def misfit_of_merge(params: MergeSettings, federation: FederationSettings, backbone: BackboneSettings) -> str:
+    """Explain why the merge operators do not go with the backbone or the federation; empty if they do."""
+    spec = BACKBONES.get(backbone.name)
+    if not isinstance(params.merge, str) and spec and len(params.merge) != len(spec.channels):
+        return (
+            f"merge names {len(params.merge)} operators, and {backbone.name} has {len(spec.channels)} insertion "
+            "points; give a name for each of them, or one name for all"
         )
-        self.adapters(model).load_state_dict(merge(self.params.merge, given))
+    if FISHER not in params.operators:
+        return ""
+    if federation.compression != "none":
+        return (
+            f"merge: {FISHER} does not go with federation.compression: {federation.compression}: it "
+            "rounds squared gradients, which are small, to 0, or tells their difference from weights; take none"
+        )
+    if federation.aggregator == "norm_clipping":
+        return (
+            f"merge: {FISHER} does not go with federation.aggregator: norm_clipping: squared gradients are no "
+            "update of the weights, whose length could be bounded; take another"
+        )
+    return ""
 
-    def _prepared(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A set as it is merged: it computes the same."""
-        return folded_alphas(own) if self.params.merge_alpha == "fold" else own
 
-    def adapters(self, model: IncrementalModel) -> AdapterSet:
-        """The one set that the network has."""
-        adapters = self.tuned(model).adapters
-        assert adapters is not None
-        return adapters
+def obstacle_of_merge(params: MergeSettings, mechanism: str) -> str:
+    """Explain why a merge operator cannot be private by a mechanism; empty if all of them can."""
+    if FISHER in params.operators:
+        return "no noise hides an image in the mean of squared gradients; take another method.merge than fisher"
+    if mechanism == "client" and WEIGHTED in params.operators:
+        return (
+            "its weights are the exact numbers of images of all sites, and the merged adapters betray them; take "
+            "another method.merge than weighted"
+        )
+    return ""
 
 
-def _set_prefix(task: int) -> str:
+def _set(task: int) -> str:
     return f"set{task}."
 
 
-def _fisher_prefix(task: int) -> str:
+def _fisher(task: int) -> str:
     return f"{FISHER}{task}."
 
 

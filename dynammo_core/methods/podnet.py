@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from pydantic import Field
@@ -11,18 +12,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dynammo_core.configuration.settings import Optimisation
-from dynammo_core.data.samples import Samples
-from dynammo_core.methods.base import CLASSES, LossContext, Rehearsal
-from dynammo_core.methods.cosine import CosineMethod, cosine_head
-from dynammo_core.methods.distillation import cosine_distance
-from dynammo_core.methods.single_head import RehearsalSettings
+from dynammo_core.methods.base import Method
+from dynammo_core.methods.distillation import cosine_distance, keep_teacher, teacher
+from dynammo_core.methods.heads import (
+    HEAD,
+    NETWORK,
+    RehearsalSettings,
+    grow_class_means,
+    grow_classifier,
+    remember,
+    train,
+)
+from dynammo_core.methods.imprinting import cosine_head, imprint
+from dynammo_core.methods.rehearsal import balanced, new_and_exemplars
 from dynammo_core.models.heads import CosineHead
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel
-from dynammo_core.plan import Action, Stage
+from dynammo_core.plan import Archive, Fit, LossContext, Stage
 
 
 class PODNetSettings(RehearsalSettings):
-    """The paper's constants for CIFAR100, but for the scale."""
+    """The paper's constants for CIFAR100, except the scale."""
 
     proxies: int = Field(default=10, ge=1, description="K proxies a class")
     scale: float = Field(default=10.0, gt=0, description="start value of the learnable scale eta")
@@ -32,10 +41,10 @@ class PODNetSettings(RehearsalSettings):
     balance: Optimisation = Optimisation(epochs=20, learning_rate=0.01)
 
 
-class PODNet(CosineMethod):
+class PODNet(Method[PODNetSettings]):
     """Holds every stage's maps near the old ones, pooled along rows and columns, and balances the classifier.
 
-    The proxies of old classes stand still but in the balanced stage, as in the authors' release.
+    The proxies of old classes stand still, except in the balanced stage, as in the authors' release.
 
     Deviations: a class's proxies start around its imprinted mean, because the paper's k-means would need the features
     of all sites in one place; the scale starts at 10, not at 1, for shorter schedules; features are compared by cosine,
@@ -44,31 +53,39 @@ class PODNet(CosineMethod):
 
     name = "podnet"
     paper_url = "https://arxiv.org/abs/2004.13513"
-    Params = PODNetSettings
-    params: PODNetSettings
+
+    def grow(self, model: IncrementalModel, task: int) -> None:
+        first = partial(CosineHead, proxies=self.params.proxies, scale=self.params.scale)
+        grow_classifier(model, self.stream, task, first)
+        grow_class_means(model, self.stream, task, self.params)
+
+    def begin_task(self, model: IncrementalModel, archive: Archive, task: int) -> None:
+        keep_teacher(model, archive, task)
+        self.grow(model, task)
 
     def stages(self, task: int) -> Sequence[Stage]:
-        head = f"heads.{CLASSES}.*"
-        balance = Stage("balance", Action.FIT, ("extractor.*", head), (head,), self.params.balance, inputs="features")
-        return (*super().stages(task), *((balance,) if task else ()))
-
-    def first_head(self, feature_dim: int, classes: tuple[int, ...]) -> CosineHead:
-        return CosineHead(feature_dim, classes, proxies=self.params.proxies, scale=self.params.scale)
-
-    def training_set(self, stage: Stage, rehearsal: Rehearsal) -> Samples:
-        return rehearsal.balanced() if stage.name == "balance" else super().training_set(stage, rehearsal)
+        training = train(self.params, new_and_exemplars, self.loss, beside=teacher(task))
+        balance = Fit(
+            "balance",
+            down=NETWORK,
+            up=HEAD,
+            inputs="features",
+            optimisation=self.params.balance,
+            learns_from=balanced,
+            loss=self.balanced_loss,
+        )
+        fits = (training, balance) if task else (training,)
+        return (*imprint(self.stream, task), *fits, *remember(self.params, self.deployed))
 
     def loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
         """Equation 11: local similarity classification + distillation of pooled maps and of features.
 
-        Both terms of distillation grow with sqrt(classes seen / new classes). In `balance` the first stands alone.
+        Both terms of distillation grow with sqrt(classes seen / new classes).
         """
         head = cosine_head(model)
-        if context.stage.name == "balance":
-            return self._classification(head, model.extractor.embed(inputs, start=context.stage.inputs), labels)
         maps = _stage_maps(model, inputs)
         features = maps[-1].mean(dim=(2, 3))
-        old = len(self.stream.seen(context.task - 1)) if context.task else 0
+        old = len(self.stream.seen(context.task - 1))
         classification = self._classification(head, features, labels, fixed=old)
         if context.teacher is None:
             return classification
@@ -78,6 +95,11 @@ class PODNet(CosineMethod):
         spatial = torch.stack([pooled_distance(new, old) for new, old in zip(maps, taught, strict=True)]).mean()
         flat = cosine_distance(features, taught[-1].mean(dim=(2, 3)))
         return classification + growth * (self.params.spatial * spatial + self.params.flat * flat)
+
+    def balanced_loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
+        """The classification alone, in which the vectors of all classes learn."""
+        features = model.extractor.embed(inputs, start=context.inputs)
+        return self._classification(cosine_head(model), features, labels)
 
     def _classification(self, head: CosineHead, features: Tensor, labels: Tensor, fixed: int = 0) -> Tensor:
         """Equation 10: max(0, -log(exp(eta (y_own - delta)) / sum over other classes of exp(eta y_i)))."""
@@ -89,9 +111,13 @@ class PODNet(CosineMethod):
 
 
 def pooled_distance(maps: Tensor, taught: Tensor) -> Tensor:
-    """POD-spatial (equations 4 to 6): distance of squared maps Tensor[B, C, H, W] pooled over rows and over columns.
+    """Compute POD-spatial (equations 4 to 6), the distance of squared maps pooled over rows and over columns.
 
     Each image's pooled values are one vector of unit length; the result is the mean Euclidean distance.
+
+    Args:
+        maps: Tensor[B, C, H, W] of the pupil.
+        taught: Tensor[B, C, H, W] of the teacher.
     """
     distances: Tensor = (_pooled(maps) - _pooled(taught)).norm(dim=1)
     return distances.mean()

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
-from dynammo_core.methods.closed_form import BalancedClosedForm
+from collections.abc import Sequence
+
+from dynammo_core.methods.base import Method
+from dynammo_core.methods.closed_form import (
+    ANSWERS,
+    SUMS_GOVERNANCE,
+    ClosedFormSettings,
+    LargestLabel,
+    balanced_sums,
+    grow_ridge,
+    grow_scales,
+)
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.plan import Remember, Stage
 
 
-class Ridge(BalancedClosedForm):
+class Ridge(Method[ClosedFormSettings]):
     """The balanced closed form on the frozen network."""
 
     name = "ridge"
     paper_url = "https://arxiv.org/abs/2404.14099"
+    freezes_backbone = True
+    deployed = ANSWERS
+    decision = LargestLabel()
+    governance = SUMS_GOVERNANCE
+
+    def grow(self, model: IncrementalModel, task: int) -> None:
+        grow_scales(self.params, model, task)
+        grow_ridge(model, self.stream, task)
+
+    def stages(self, task: int) -> Sequence[Stage]:
+        return (*balanced_sums(self.params, self.privacy), Remember(down=self.deployed))

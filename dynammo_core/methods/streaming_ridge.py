@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from dynammo_core.methods.closed_form import StreamingClosedForm
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dynammo_core.methods.base import Method
+from dynammo_core.methods.closed_form import (
+    ANSWERS,
+    SUMS_GOVERNANCE,
+    ClosedFormSettings,
+    LargestLabel,
+    grow_ridge,
+    grow_scales,
+    streamed_sums,
+)
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.plan import Stage
 
 
-class StreamingRidge(StreamingClosedForm):
+class StreamingRidge(Method[ClosedFormSettings]):
     """The classifier is that of ridge regression on all images so far, although none of them is kept.
 
     Its statistics speak of all past data: a class of method of its own, and a privacy question of its own, as the Gram
@@ -15,3 +29,14 @@ class StreamingRidge(StreamingClosedForm):
 
     name = "streaming_ridge"
     paper_url = "https://arxiv.org/abs/2205.14922"
+    freezes_backbone = True
+    deployed = ANSWERS
+    decision = LargestLabel()
+    governance = replace(SUMS_GOVERNANCE, forgets=True)
+
+    def grow(self, model: IncrementalModel, task: int) -> None:
+        grow_scales(self.params, model, task)
+        grow_ridge(model, self.stream, task)
+
+    def stages(self, task: int) -> Sequence[Stage]:
+        return (streamed_sums(self.params, self.privacy),)

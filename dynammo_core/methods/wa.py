@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynammo_core.methods.base import CLASSES, Archive, LossContext
-from dynammo_core.methods.distillation import DistillingMethod, soft_cross_entropy, taught_logits
-from dynammo_core.methods.single_head import RehearsalSettings
+from dynammo_core.methods.base import Method
+from dynammo_core.methods.decisions import CLASSES
+from dynammo_core.methods.distillation import keep_teacher, soft_cross_entropy, taught_logits, teacher
+from dynammo_core.methods.heads import RehearsalSettings, grow_class_means, grow_classifier, remember, train
+from dynammo_core.methods.rehearsal import new_and_exemplars
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.plan import Stage
+from dynammo_core.plan import Archive, LossContext, Stage
 
 
 class WASettings(RehearsalSettings):
@@ -20,7 +24,7 @@ class WASettings(RehearsalSettings):
     temperature: float = Field(default=2.0, gt=0, description="of distillation")
 
 
-class WA(DistillingMethod):
+class WA(Method[WASettings]):
     """Cross-entropy and distillation, weighted by the share of old classes; weights are aligned after each task.
 
     Alignment happens once, at the server, after the last round. Biases stay as they are, as in the paper. Deviation:
@@ -29,8 +33,18 @@ class WA(DistillingMethod):
 
     name = "wa"
     paper_url = "https://arxiv.org/abs/1911.07053"
-    Params = WASettings
-    params: WASettings
+
+    def grow(self, model: IncrementalModel, task: int) -> None:
+        grow_classifier(model, self.stream, task)
+        grow_class_means(model, self.stream, task, self.params)
+
+    def begin_task(self, model: IncrementalModel, archive: Archive, task: int) -> None:
+        keep_teacher(model, archive, task)
+        self.grow(model, task)
+
+    def stages(self, task: int) -> Sequence[Stage]:
+        training = train(self.params, new_and_exemplars, self.loss, beside=teacher(task), finish=self.align)
+        return (training, *remember(self.params, self.deployed))
 
     def loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
         """Equation 4: (1 - s) cross-entropy + s distillation, where s is the old classes' share of all."""
@@ -46,9 +60,9 @@ class WA(DistillingMethod):
         return (1 - share) * classification + share * distillation
 
     @torch.no_grad()
-    def finish_stage(self, model: IncrementalModel, archive: Archive, task: int, stage: Stage) -> None:
+    def align(self, model: IncrementalModel, archive: Archive, task: int) -> None:
         """Equations 6 to 8: new weight vectors times the ratio of the mean norms of old and new ones."""
-        if task and stage.name == "train":
+        if task:
             weight = model.head(CLASSES).weight
             old = len(self.stream.seen(task - 1))
             norms = weight.norm(dim=1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dynammo_core.aggregation.batch_norm import is_batch_norm_statistic, pool_batch_norm
-from dynammo_core.models.incremental_model import matching
+from dynammo_core.models.names import matching
 
 
 @torch.no_grad()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -14,9 +13,7 @@ from torch import Tensor, nn
 from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.backbones import Backbone
 from dynammo_core.models.heads import Head
-
-Level = Literal["images", "prefix", "features"]
-"""How far an input has come: normalised images, the maps before the first adapter, or the features for the heads."""
+from dynammo_core.models.names import Level
 
 
 class Extractor(nn.Module, ABC):
@@ -177,19 +174,3 @@ class IncrementalModel(nn.Module):
         head = self.heads[name]
         assert isinstance(head, Head)
         return head
-
-
-def travelling_names(model: nn.Module) -> list[str]:
-    """Names in the state dict of all that may change in a run: everything but frozen backbones."""
-    frozen = tuple(
-        f"{name}."
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, Backbone) and module.frozen
-    )
-    return [name for name in model.state_dict() if not name.startswith(frozen) and "num_batches_tracked" not in name]
-
-
-def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """The names that fit one of the shell-style patterns, in their order."""
-    wanted = tuple(patterns)
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted)]

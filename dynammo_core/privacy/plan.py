@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from dynammo_core.configuration.privacy import PrivacySettings
 from dynammo_core.configuration.settings import MemorySettings
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods.base import Method
-from dynammo_core.plan import Action, Step
+from dynammo_core.plan import Action, Fit, LearningStage, Step
 from dynammo_core.privacy.accounting import Charge, compose, least_noise, site_epsilon
 from dynammo_core.privacy.noise import steps_of_epoch
 from dynammo_core.privacy.rehearsal import PrivateRehearsal, blank, evenly
@@ -17,25 +18,25 @@ from dynammo_core.support.errors import ConfigError
 CENSUS = "census"
 
 
-def charge_of(step: Step, method: Method, noise_multiplier: float) -> Charge | None:
+def charge_of(step: Step, method: Method[Any], noise_multiplier: float) -> Charge | None:
     """What a site's answer to a step costs beyond the census; None if nothing.
 
     Each step of DP-SGD is a Poisson-subsampled Gaussian mechanism, sums are a plain one. The classes are those of which
     the method takes records into its training set.
     """
     settings, stage = method.privacy, step.stage
-    if not method.needs_noise(stage):
+    if not isinstance(stage, LearningStage) or not stage.costs_privacy:
         return None
     rate, steps = 1.0, 1
-    if stage.action is Action.FIT:
-        assert stage.optimisation is not None
+    if isinstance(stage, Fit):
         rate, steps = settings.sampling_rate, stage.optimisation.epochs * steps_of_epoch(settings.sampling_rate)
-    return Charge(step.task, stage.name, step.round, noise_multiplier, rate, steps, classes_of_step(step, method))
+    classes = classes_of_stage(stage, method.stream, step.task)
+    return Charge(step.task, stage.name, step.round, noise_multiplier, rate, steps, classes)
 
 
-def classes_of_step(step: Step, method: Method) -> tuple[int, ...]:
-    """The classes that the training set of a step may hold, ascending: the method is asked with blank images of all."""
-    labels = method.training_set(step.stage, _all_classes(method.stream, step.task)).labels
+def classes_of_stage(stage: LearningStage, stream: TaskStream, task: int) -> tuple[int, ...]:
+    """List the classes that a stage's training set may hold, ascending, by offering it blank images of all classes."""
+    labels = stage.learns_from(_all_classes(stream, task)).labels
     return tuple(sorted(set(labels.tolist())))
 
 
@@ -44,7 +45,7 @@ def census_charge(task: int, classes: tuple[int, ...], settings: PrivacySettings
     return Charge(task, CENSUS, 0, settings.count_noise, 1.0, 1, classes)
 
 
-def example_charges(method: Method, steps: Sequence[Step], noise_multiplier: float) -> list[Charge]:
+def example_charges(method: Method[Any], steps: Sequence[Step], noise_multiplier: float) -> list[Charge]:
     """All that each site is charged for in a run."""
     tasks = range(max(step.task for step in steps) + 1)
     charges = [census_charge(task, method.stream.classes(task), method.privacy) for task in tasks]
@@ -58,7 +59,7 @@ def client_charges(steps: Sequence[Step], noise_multiplier: float) -> list[Charg
     return [Charge(step.task, step.stage.name, step.round, noise_multiplier, 1.0, 1, ()) for step in training]
 
 
-def noise_of_run(method: Method, steps: Sequence[Step]) -> float:
+def noise_of_run(method: Method[Any], steps: Sequence[Step]) -> float:
     """The noise multiplier of all of a run's mechanisms but the census: as set, or the least that the budget allows.
 
     Of `example` a noise that is set may pass the budget: each site sees to that itself, and abstains.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
 from dynammo_core.models.backbones import Backbone, build_backbone
-from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.models.names import matching, travelling_names
 from dynammo_core.support.seeding import seeded_initialisation
 
 COMPARED = ("dynammo", "acl", "dynamic_er", "fine_tune")
@@ -25,14 +27,14 @@ COMPARED = ("dynammo", "acl", "dynamic_er", "fine_tune")
 class Deployed(nn.Module):
     """A model as it is deployed: from images to answers, by the method's own prediction."""
 
-    def __init__(self, method: Method, model: IncrementalModel) -> None:
+    def __init__(self, method: Method[Any], model: IncrementalModel) -> None:
         super().__init__()
         self.method = method
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
         """Labels Tensor[B] of normalised images Tensor[B, 3, S, S]."""
-        return self.method.predict(self.model, self.model.extractor(images)).labels
+        return self.method.decision.predict(self.model, self.model.extractor(images)).labels
 
     def parameter_count(self) -> int:
         """Parameters that prediction needs, without batch-norm statistics."""

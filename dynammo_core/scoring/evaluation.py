@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.transforms import to_input
-from dynammo_core.methods.base import Method, Prediction
-from dynammo_core.models.incremental_model import IncrementalModel, Level
+from dynammo_core.methods.base import Method
+from dynammo_core.methods.decisions import Prediction
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.models.names import Level
 from dynammo_core.scoring.reliability import Reliability
 
 BATCH = 128
@@ -28,11 +32,11 @@ def embed_samples(
 
 
 @torch.no_grad()
-def predictions(method: Method, model: IncrementalModel, features: Tensor) -> Prediction:
+def predictions(method: Method[Any], model: IncrementalModel, features: Tensor) -> Prediction:
     """What the method answers to features Tensor[N, D], batch by batch, on the CPU."""
     if not len(features):
         return Prediction(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0))
-    parts = [method.predict(model, batch) for batch in torch.split(features, BATCH)]
+    parts = [method.decision.predict(model, batch) for batch in torch.split(features, BATCH)]
     labels, probability, known = (
         torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("labels", "probability", "known")
     )

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
+from dynammo_core.models.names import Network, matching, travelling_names
 from dynammo_core.plan import Action, Stage
 from dynammo_core.scoring.reliability import LENGTHS as RELIABILITY
 
@@ -136,6 +136,6 @@ def tensor_bytes(weights: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
 
 
-def names_up(model: IncrementalModel, stage: Stage) -> list[str]:
-    """Names of the model's tensors that a site may return in a stage."""
+def names_up(model: Network, stage: Stage) -> list[str]:
+    """List the names of the model's tensors that a site may return in a stage."""
     return matching(travelling_names(model), stage.up)

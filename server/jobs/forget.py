@@ -39,7 +39,7 @@ class Correction(TaskLoop):
             raise RunError("the run went on meanwhile, and nothing was forgotten", remedy="Ask again when it has ended")
         if not all(report.abstained for report in answers.reports.values()):
             self._take_in(step, answers)
-            self.experiment.method.finish_stage(self.model, self.archive, step.task, step.stage)
+            step.stage.finish(self.model, self.archive, step.task)
             self._require_sums(answers)
             self.progress.corrections = step.round
             self.progress.bytes_up += answers.bytes_up.total()

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dynammo_core.configuration.config import Config, load_config
 from dynammo_core.experiment import Experiment, code_hash
-from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.models.names import matching, travelling_names
 from dynammo_core.plan import Action, Stage
 from dynammo_core.wire.compression import CODECS, pack
 from dynammo_core.wire.protocol import SUMMED, Phase, names_up, numbers_of, tensor_bytes
@@ -117,7 +118,7 @@ def data_flow(source: Path) -> str:
     experiment = Experiment(config)
     names = experiment.class_names
     last = len(experiment.stream) - 1
-    beside = experiment.method.forget(last)
+    beside = experiment.correction_stage(last)
     rows = [row for task in range(last + 1) for row in _rows(experiment, task, experiment.method.all_stages(task))]
     contents = {
         "name": config.name,

@@ -16,7 +16,8 @@ from dynammo_core.deployed.model_files import FACTS, WEIGHTS, deployed_tensors, 
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.backbones import weights_sha256
-from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.models.names import matching, travelling_names
 from dynammo_core.plan import Action
 from dynammo_core.privacy.accounting import ACCOUNTANT, MECHANISMS, NEIGHBOURS, compose
 from dynammo_core.privacy.plan import client_charges

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.models.backbones import weights_sha256
-from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
-from dynammo_core.plan import Action, Step
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.models.names import matching, travelling_names
+from dynammo_core.plan import Action, LearningStage, Step, Summarise
 from dynammo_core.support.errors import RunError
 from dynammo_core.support.seeding import seeded_initialisation
 from dynammo_core.wire.compression import CODECS, carried
@@ -118,7 +119,7 @@ class TaskLoop:
         self._take_in(step, answers)
         if step.is_last_round:
             with seeded_initialisation(self.experiment.config.seed, "finish", step.task, step.stage.name):
-                self.experiment.method.finish_stage(self.model, self.archive, step.task, step.stage)
+                step.stage.finish(self.model, self.archive, step.task)
         self._count(step, answers, time.monotonic() - started)
 
     def _require_quorum(self, step: Step, answers: Answers) -> None:
@@ -138,9 +139,8 @@ class TaskLoop:
         self.progress.epsilon |= {site: spent for site, spent in epsilons.items() if isinstance(spent, float)}
         if step.stage.action is Action.EVALUATE:
             self._note_tests(step, answers)
-        elif step.stage.up:
-            self._learn(step, answers)
-            self._note_contributions(step, answers)
+        elif isinstance(step.stage, LearningStage):
+            self._learn(step, step.stage, answers)
 
     def _note_tests(self, step: Step, answers: Answers) -> None:
         """Note the counts of a task's tests: by site, or, under secure aggregation, of all sites together."""
@@ -151,8 +151,8 @@ class TaskLoop:
         self.progress.confusion.append([total.counts["confusion"]] if total else by_site)
         self.progress.reliability[str(step.task)] = pooled(answers).as_numbers()
 
-    def _learn(self, step: Step, answers: Answers) -> None:
-        """Make one model of what the sites sent up."""
+    def _learn(self, step: Step, stage: LearningStage, answers: Answers) -> None:
+        """Make one model of what the sites sent up, and note whose answers are in sums that the server keeps."""
         total = answers.total
         if not (total.samples if total else any(not report.abstained for report in answers.reports.values())):
             raise RunError(
@@ -170,17 +170,11 @@ class TaskLoop:
             if limited:
                 self.directory.log("share_limited", step=step.index, sites=limited)
         self.model.load_state_dict(learnt, strict=False)
-        if step.stage.action is not Action.FORGET:
-            self.experiment.method.note_counts(self.archive, step.task, step.stage, class_counts)
-
-    def _note_contributions(self, step: Step, answers: Answers) -> None:
-        """Note which sites' answers are in sums that the server keeps, so that records can be taken out of them."""
-        forget = self.experiment.method.forget(step.task)
-        if forget is None or step.stage.up != forget.up:
-            return
-        for site, report in answers.reports.items():
-            if not report.abstained:
-                self.progress.taken.setdefault(str(site), []).append(step.contribution)
+        stage.note_counts(self.archive, step.task, class_counts)
+        if isinstance(stage, Summarise) and stage.keeps_sums:
+            for site, report in answers.reports.items():
+                if not report.abstained:
+                    self.progress.taken.setdefault(str(site), []).append(step.contribution)
 
     def _or_budget(self) -> str:
         """What else may keep all sites from answering."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from dynammo_core.data.transforms import to_input
-from dynammo_core.methods.base import LossContext
-from dynammo_core.plan import Action
+from dynammo_core.plan import Fit, LossContext
 from dynammo_core.training import learning_rate, train_only
 from dynammo_core.wire.protocol import names_up
 from simulations.attacks.audited_run import AuditedRun
@@ -40,7 +38,7 @@ def attack_messages(run: AuditedRun, *, iterations: int, tell: Tell) -> Outcome:
     """
     outcome = Outcome()
     for target, experiment in (("two images, one step", tiny(run.experiment)), ("as in the run", run.experiment)):
-        step = first_step(experiment, lambda stage: stage.action is Action.FIT)
+        step = first_step(experiment, lambda stage: isinstance(stage, Fit))
         messages = ask_sites(experiment, step) if step else []
         if not messages:
             continue
@@ -61,7 +59,7 @@ def seen_gradient(message: Message) -> list[Tensor]:
     optimiser, it is the direction in which the weights moved.
     """
     stage = message.step.stage
-    assert stage.optimisation is not None
+    assert isinstance(stage, Fit)
     settings = stage.optimisation
     one_step = settings.optimizer == "sgd" and settings.epochs == 1 and len(message.images) <= settings.batch_size
     decay = settings.weight_decay if one_step else 0.0
@@ -79,13 +77,14 @@ def message_distance(message: Message, labels: Tensor) -> Callable[[Tensor], Ten
     those, and elsewhere he is granted them.
     """
     experiment, stage = message.experiment, message.step.stage
+    assert isinstance(stage, Fit)
     model = message.model()
     parameters = train_only(model, set(names_up(model, stage)))
-    context = LossContext(message.step.task, replace(stage, inputs="images"))
+    context = LossContext(message.step.task)
 
     def loss(images: Tensor) -> Tensor:
         inputs = to_input(images * 255, experiment.config.data.normalisation, experiment.device)
-        return experiment.method.loss(model, inputs, labels.to(experiment.device), context)
+        return stage.loss(model, inputs, labels.to(experiment.device), context)
 
     return gradient_distance(loss, parameters, seen_gradient(message))
 

@@ -41,8 +41,8 @@ def confidences(predictor: Predictor, samples: Samples) -> Values:
     features = embed_samples(model, samples, facts.normalisation, predictor.device)
     model.heads.double()
     scaled = torch.full((len(samples),), torch.nan, dtype=torch.float64)
-    probabilities = method.probabilities(model, features.double())
-    for head, given in zip(method.answering_heads(model), probabilities, strict=True):
+    probabilities = method.decision.probabilities(model, features.double())
+    for head, given in zip(method.decision.heads(model), probabilities, strict=True):
         own = samples.labels.unsqueeze(1) == torch.tensor(head.rows)
         true, rest = ((given.cpu() * part).sum(dim=1).clamp_min(LEAST) for part in (own, ~own))
         scaled = torch.where(own.any(dim=1), true.log() - rest.log(), scaled)

@@ -16,8 +16,9 @@ from client.steps.site_opening import simulated_site
 from dynammo_core.configuration.settings import Optimisation
 from dynammo_core.data.samples import Samples
 from dynammo_core.experiment import Experiment, code_hash, experiment_from_json
-from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
-from dynammo_core.plan import Stage, Step
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.models.names import matching, travelling_names
+from dynammo_core.plan import LearningStage, Stage, Step
 from dynammo_core.support.seeding import seeded_initialisation
 from dynammo_core.wire.protocol import Instruction, Report
 
@@ -70,7 +71,8 @@ def ask_sites(experiment: Experiment, step: Step) -> list[Message]:
             code = code_hash(experiment.config)
             report = answer(Instruction(text, code, RUN, step.index, index, folder, sent), site)
             if not report.abstained:
-                images = experiment.method.training_set(step.stage, site.rehearsal(step.task))
+                assert isinstance(step.stage, LearningStage)
+                images = step.stage.learns_from(site.rehearsal(step.task))
                 messages.append(Message(experiment, step, index, sent, report, images))
     return messages
 

@@ -65,7 +65,7 @@ def recorded_task(experiment: Experiment) -> list[Cost]:
     from client.steps.local_steps import answer
     from client.steps.site_opening import simulated_site
     from dynammo_core.experiment import code_hash
-    from dynammo_core.models.incremental_model import matching, travelling_names
+    from dynammo_core.models.names import matching, travelling_names
     from dynammo_core.wire.protocol import Instruction
 
     text, costs = experiment.config.canonical_json(), []

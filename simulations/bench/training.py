@@ -19,7 +19,7 @@ from simulations.options import ConfigFile, Overrides
 
 if TYPE_CHECKING:
     from dynammo_core.experiment import Experiment
-    from dynammo_core.plan import Step
+    from dynammo_core.plan import Fit, Step
 
 console = Terminal()
 
@@ -43,7 +43,7 @@ def training(
     with readable_errors():
         from dynammo_core.configuration.config import load_config
         from dynammo_core.experiment import Experiment
-        from dynammo_core.plan import Action
+        from dynammo_core.plan import Fit
 
         settings = load_config(config, {**parse_overrides(set_ or []), "federation.sites": 1})
         experiment = Experiment(settings)
@@ -59,10 +59,9 @@ def training(
             "of real sites' later rounds",
         )
         for step in experiment.steps:
-            if step.task or step.round or step.stage.action is not Action.FIT:
+            if step.task or step.round or not isinstance(step.stage, Fit):
                 continue
-            images, first, later, from_disk, plain = stage_seconds(experiment, step, repeats)
-            assert step.stage.optimisation is not None
+            images, first, later, from_disk, plain = stage_seconds(experiment, step, step.stage, repeats)
             epochs = step.stage.optimisation.epochs
             rates = (epochs * images / first, epochs * images / plain)
             numbers = (str(epochs), str(images), *(f"{rate:.0f}" for rate in rates))
@@ -73,7 +72,9 @@ def training(
             console.print(_sequences(settings, (settings.method.name, PASS_PER_TASK), unkept))
 
 
-def stage_seconds(experiment: Experiment, step: Step, repeats: int) -> tuple[int, float, float, float, float]:
+def stage_seconds(
+    experiment: Experiment, step: Step, stage: Fit, repeats: int
+) -> tuple[int, float, float, float, float]:
     """Images of a stage, and best seconds of one round.
 
     Of its first round, of a later one, of a later one at a real site, whose processes find features encrypted on its
@@ -83,7 +84,7 @@ def stage_seconds(experiment: Experiment, step: Step, repeats: int) -> tuple[int
     from client.steps.local_steps import answer
     from client.steps.site_opening import simulated_site
     from dynammo_core.experiment import code_hash
-    from dynammo_core.models.incremental_model import matching, travelling_names
+    from dynammo_core.models.names import matching, travelling_names
     from dynammo_core.wire.protocol import Instruction
 
     model = experiment.build_model(step.task)
@@ -93,7 +94,7 @@ def stage_seconds(experiment: Experiment, step: Step, repeats: int) -> tuple[int
         site = simulated_site(experiment, 0, Path(folder), "bench")
         text = experiment.config.canonical_json()
         instruction = Instruction(text, code_hash(experiment.config), "bench", step.index, 0, folder, sent)
-        samples = experiment.method.training_set(step.stage, site.rehearsal(step.task))
+        samples = stage.learns_from(site.rehearsal(step.task))
         files = FeatureFiles(Path(folder), 2**34, run="bench", site="bench", key=bytes(range(32)))
         real = replace(site, features=files)
         first, later, from_disk, plain = [], [], [], []
@@ -105,7 +106,7 @@ def stage_seconds(experiment: Experiment, step: Step, repeats: int) -> tuple[int
             answer(instruction, real)
             _forget(experiment)
             from_disk.append(_seconds(lambda: answer(instruction, real)))
-            plain.append(_seconds(lambda: _plain_loop(experiment, step, samples)))
+            plain.append(_seconds(lambda: _plain_loop(experiment, step.task, stage, samples)))
     return len(samples), min(first), min(later), min(from_disk), min(plain)
 
 
@@ -114,28 +115,27 @@ def _forget(experiment: Experiment) -> None:
     experiment.__dict__.pop("feature_cache", None)
 
 
-def _plain_loop(experiment: Experiment, step: Step, samples: Any) -> None:
+def _plain_loop(experiment: Experiment, task: int, stage: Fit, samples: Any) -> None:
     """Stochastic gradient descent as one would write it down: each image through the whole network in each epoch."""
     import torch
 
     from dynammo_core.data.transforms import to_input
-    from dynammo_core.methods.base import LossContext
+    from dynammo_core.plan import LossContext
     from dynammo_core.training import train_only
     from dynammo_core.wire.protocol import names_up
 
-    optimisation = step.stage.optimisation
-    assert optimisation is not None
-    model = experiment.build_model(step.task).to(experiment.device)
-    parameters = train_only(model, set(names_up(model, step.stage)))
+    optimisation = stage.optimisation
+    model = experiment.build_model(task).to(experiment.device)
+    parameters = train_only(model, set(names_up(model, stage)))
     optimizer = torch.optim.SGD(parameters, lr=optimisation.learning_rate, momentum=optimisation.momentum)
-    context = LossContext(step.task, replace(step.stage, inputs="images"))
+    context = LossContext(task)
     for _ in range(optimisation.epochs):
         for index in torch.split(torch.randperm(len(samples)), optimisation.batch_size):
             if len(index) > 1:
                 inputs = to_input(samples.images[index], experiment.config.data.normalisation, experiment.device)
                 labels = samples.labels[index].to(experiment.device)
                 optimizer.zero_grad(set_to_none=True)
-                experiment.method.loss(model, inputs, labels, context).backward()  # type: ignore[no-untyped-call]
+                stage.loss(model, inputs, labels, context).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
 
 

@@ -21,7 +21,8 @@ from client.steps.local_steps import answer
 from client.steps.site import Site
 from dynammo_core.configuration.config import Config
 from dynammo_core.experiment import Experiment, project_hash
-from dynammo_core.models.incremental_model import matching, travelling_names
+from dynammo_core.models.names import matching, travelling_names
+from dynammo_core.plan import Summarise
 from dynammo_core.privacy.accounting import Charge
 from dynammo_core.support.errors import ConfigError
 from dynammo_core.wire.protocol import Instruction
@@ -102,7 +103,8 @@ def test_no_image_tells_of_itself_by_making_a_sum_infinite() -> None:
     stage = step_of(experiment, 0, "sum").stage
     batches = [(features, torch.tensor([0, 1, 0]))]
     noise = lambda shape, _: torch.zeros(shape, dtype=torch.float64)  # noqa: E731
-    sums = experiment.method.summarise_privately(model, batches, stage, {0: 2, 1: 1}, noise)
+    assert isinstance(stage, Summarise)
+    sums = stage.computes_privately(model, batches, {0: 2, 1: 1}, noise)
     assert all(bool(tensor.isfinite().all()) for tensor in sums.values())
 
 

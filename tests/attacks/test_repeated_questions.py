@@ -55,7 +55,7 @@ class Attack:
         return replace(sent, run=self.run, **changes)
 
     def correcting(self, number: int, taken: list[int]) -> Instruction:
-        stage = EXPERIMENT.method.forget(1)
+        stage = EXPERIMENT.correction_stage(1)
         assert stage is not None
         sent = instruction(EXPERIMENT, replace(EXPERIMENT.steps[-1], stage=stage, round=number), 0, self.folder)
         return replace(sent, run=self.run, correction=number, corrected=number - 1, taken=taken)

@@ -318,7 +318,7 @@ LEAVES = [
     for method in ALL_METHODS
     for key, _ in leaves(small_config(method).model_dump(mode="json"))
     if key != "method.name"
-    and not (key == "privacy.mechanism" and METHODS[method].obstacle_to_privacy(OWN[method], "example"))
+    and not (key == "privacy.mechanism" and METHODS[method].governance.obstacle_to_privacy(OWN[method], "example"))
 ]
 
 

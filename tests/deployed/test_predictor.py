@@ -115,7 +115,7 @@ def test_pixels_enter_the_network_as_in_training(finished: Finished, tmp_path: P
     module = predictor.module
     with torch.no_grad():
         features = module.model.extractor(to_input(images, normalisation, torch.device("cpu")))
-        known = module.method.predict(module.model, features).known
+        known = module.method.decision.predict(module.model, features).known
     assert torch.allclose(predictor.predict(images).open_set_scores, known, rtol=0, atol=1e-6)
 
 

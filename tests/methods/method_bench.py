@@ -14,13 +14,16 @@ from dynammo_core.data.samples import Samples
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.data.transforms import to_input
 from dynammo_core.methods import METHODS
-from dynammo_core.methods.adapter_tuning import AUXILIARY
-from dynammo_core.methods.base import CLASSES, TEACHER_PREFIX, LossContext, Method, Rehearsal
+from dynammo_core.methods.adapters import AUXILIARY
+from dynammo_core.methods.base import TEACHER_PREFIX, Method
+from dynammo_core.methods.decisions import CLASSES
+from dynammo_core.methods.rehearsal import Rehearsal
 from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.backbones import build_backbone
 from dynammo_core.models.heads import Head, head_rows, summed_names
-from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
-from dynammo_core.plan import Action, Stage
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.models.names import matching, travelling_names
+from dynammo_core.plan import Fit, LossContext, Remember, Stage, Summarise
 from dynammo_core.scoring.evaluation import embed_samples
 from dynammo_core.support.seeding import seeded_generator, seeded_initialisation
 from dynammo_core.training import fit, shuffled, train_only
@@ -72,9 +75,13 @@ class Bench:
     def stage(self, name: str, task: int) -> Stage:
         return next(stage for stage in self.method.all_stages(task) if stage.name == name)
 
+    def fits(self, task: int) -> list[Fit]:
+        """The stages that train."""
+        return [stage for stage in self.method.all_stages(task) if isinstance(stage, Fit)]
+
     def finish(self, name: str, task: int) -> None:
         with seeded_initialisation("finish", task, name):
-            self.method.finish_stage(self.model, self.archive, task, self.stage(name, task))
+            self.stage(name, task).finish(self.model, self.archive, task)
 
     def inputs(self, stage: Stage, images: Samples) -> Tensor:
         if stage.inputs == "images":
@@ -98,16 +105,15 @@ class Bench:
         teacher.load_state_dict({n.removeprefix(TEACHER_PREFIX): self.archive[n] for n in sent}, strict=False)
         return teacher.requires_grad_(False).eval()
 
-    def loss(self, stage: Stage, task: int, images: Samples) -> Tensor:
+    def loss(self, stage: Fit, task: int, images: Samples) -> Tensor:
         """The loss of all images in one batch, as a site has it."""
         inputs, teacher = self.inputs(stage, images), self.teacher(stage, task)
         train_only(self.model, set(names_up(self.model, stage)))
-        return self.method.loss(self.model, inputs, images.labels, LossContext(task, stage, teacher))
+        return stage.loss(self.model, inputs, images.labels, LossContext(task, stage.inputs, teacher))
 
-    def fit(self, stage: Stage, task: int, images: Samples) -> list[float]:
+    def fit(self, stage: Fit, task: int, images: Samples) -> list[float]:
         """All rounds of a stage at one site; the loss of each."""
         how = stage.optimisation
-        assert how is not None
         inputs, teacher = self.inputs(stage, images), self.teacher(stage, task)
         parameters = train_only(self.model, set(names_up(self.model, stage)))
 
@@ -116,18 +122,18 @@ class Bench:
                 yield inputs[index], images.labels[index]
 
         def loss(inputs: Tensor, labels: Tensor) -> Tensor:
-            return self.method.loss(self.model, inputs, labels, LossContext(task, stage, teacher))
+            return stage.loss(self.model, inputs, labels, LossContext(task, stage.inputs, teacher))
 
         return [fit(parameters, loss, batches, how, round_=round_) for round_ in range(stage.rounds)]
 
     @torch.no_grad()
-    def summarise(self, stage: Stage, sites: Sequence[Samples]) -> dict[str, Tensor]:
+    def summarise(self, stage: Summarise, sites: Sequence[Samples]) -> dict[str, Tensor]:
         """What the server makes of the sites' answers to a stage."""
         updates = []
         for images in sites:
             halves = [images.subset(range(start, len(images), 2)) for start in range(2)]
             batches = [(self.inputs(stage, half), half.labels) for half in halves if len(half)]
-            sums = self.method.summarise(self.model.eval(), batches, stage)
+            sums = stage.computes(self.model.eval(), batches)
             updates.append(Update(sums, images.class_counts(CLASS_COUNT)))
         rows, summed = head_rows(self.model), summed_names(self.model)
         merged = class_aware_mean(updates, rows, self.model.state_dict(), summed)
@@ -137,7 +143,7 @@ class Bench:
     @torch.no_grad()
     def accuracy(self, images: Samples) -> float:
         features = embed_samples(self.model, images, "half", CPU)
-        return (self.method.predict(self.model, features).labels == images.labels).double().mean().item()
+        return (self.method.decision.predict(self.model, features).labels == images.labels).double().mean().item()
 
 
 def new_model(kind: type[Method]) -> IncrementalModel:
@@ -158,12 +164,12 @@ def learn(made: Bench, tasks: int, first: int = 0) -> None:
         made.begin(task)
         held = rehearsal(task)
         for stage in made.method.all_stages(task):
-            if stage.action is Action.REMEMBER:
+            if isinstance(stage, Remember):
                 held = replace(held, memory=toy_images(STREAM.seen(task), each=3))
-            elif stage.action is Action.FIT:
-                made.fit(stage, task, made.method.training_set(stage, held))
-            elif stage.action is Action.SUMMARISE:
-                made.summarise(stage, [made.method.training_set(stage, held)])
+            elif isinstance(stage, Fit):
+                made.fit(stage, task, stage.learns_from(held))
+            elif isinstance(stage, Summarise):
+                made.summarise(stage, [stage.learns_from(held)])
             made.finish(stage.name, task)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dynammo_core.methods.base import CLASSES
+from dynammo_core.methods.decisions import CLASSES
 from dynammo_core.models.backbones import Backbone
 from dynammo_core.models.heads import CosineHead, Head
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel

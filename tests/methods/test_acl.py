@@ -8,11 +8,13 @@ from method_bench import CPU, STREAM, Bench, bench, learn, rehearsal, same, stat
 from torch import Tensor
 
 from dynammo_core.data.transforms import to_input
-from dynammo_core.methods.base import LossContext
-from dynammo_core.methods.task_heads import AUXILIARY, start_head_from_auxiliary
+from dynammo_core.methods.adapters import AUXILIARY
+from dynammo_core.methods.task_heads import start_head_from_auxiliary
 from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.heads import OTHERS
-from dynammo_core.models.incremental_model import AdaptedBackbone, ParallelBackbones, matching, travelling_names
+from dynammo_core.models.incremental_model import AdaptedBackbone, ParallelBackbones
+from dynammo_core.models.names import matching, travelling_names
+from dynammo_core.plan import LossContext
 
 BUDGET = {"alpha": 0.5, "adapt": {"epochs": 2}, "balance": {"epochs": 2}}
 
@@ -61,8 +63,8 @@ def test_stage_2_sums_the_cross_entropies_of_heads_on_their_own_passes_by_hand()
     for name in ("task0", "task1"):
         read_three_features(made, name)
     features = two_passes([1 / 2, 1 / 4, 1 / 4], [1 / 5, 3 / 5, 1 / 5]).expand(2, -1)
-    context = LossContext(1, made.stage("balance", 1))
-    loss = made.method.loss(made.model, features, torch.tensor([3, 0]), context).item()
+    context = LossContext(1, "features")
+    loss = made.stage("balance", 1).loss(made.model, features, torch.tensor([3, 0]), context).item()
     assert loss == pytest.approx((log(4) + log(5 / 3) + log(2) + log(5)) / 2)
 
 
@@ -76,7 +78,7 @@ def test_the_lowest_others_of_all_passes_names_the_task_by_hand() -> None:
             two_passes([0.2, 0.2, 0.6], [0.35, 0.25, 0.4]),  # head 1: class 2
         ]
     )
-    prediction = made.method.predict(made.model, features)
+    prediction = made.method.decision.predict(made.model, features)
     assert prediction.labels.tolist() == [0, 2]
     assert prediction.probability.tolist() == pytest.approx([0.6, 0.35])
     assert prediction.known.tolist() == pytest.approx([0.9, 0.6])
@@ -124,7 +126,7 @@ def test_each_set_starts_as_the_one_before_and_is_learnt_alone() -> None:
         made.begin(task)
         assert same(adapters(made, task), adapters(made, task - 1))
     before = state(made)
-    made.fit(made.stage("adapt", 3), 3, made.method.training_set(made.stage("adapt", 3), rehearsal(3)))
+    made.fit(made.stage("adapt", 3), 3, made.stage("adapt", 3).learns_from(rehearsal(3)))
     moved = {name for name, tensor in state(made).items() if not torch.equal(tensor, before[name])}
     assert moved == set(matching(before, ("extractor.parts.3.adapters.*", f"heads.{AUXILIARY}.*")))
 
@@ -153,7 +155,7 @@ def test_the_heads_of_later_tasks_start_as_the_auxiliary_head() -> None:
         assert same(state(made), after)
         changed = {name for name in after if not torch.equal(after[name], before[name])}
         assert changed == ({f"heads.task{task}.weight", f"heads.task{task}.bias"} if task else set())
-    start_head_from_auxiliary(made.model, 0)  # which has never seen "others"
+    start_head_from_auxiliary(made.model, {}, 0)  # which has never seen "others"
     assert same(state(made), after)
 
 
@@ -173,5 +175,5 @@ def test_what_travels() -> None:
 
 def test_a_site_without_new_images_abstains_from_adapting_and_balances_with_its_memory() -> None:
     made, lacking = begun(2), rehearsal(2, holds_new=False)
-    assert len(made.method.training_set(made.stage("adapt", 2), lacking)) == 0
-    assert made.method.training_set(made.stage("balance", 2), lacking).record_ids == lacking.memory.record_ids
+    assert len(made.stage("adapt", 2).learns_from(lacking)) == 0
+    assert made.stage("balance", 2).learns_from(lacking).record_ids == lacking.memory.record_ids

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dynammo_core.data.samples import Samples
 from dynammo_core.methods.closed_form import ridge_head
-from dynammo_core.models.incremental_model import MultiScaleBackbone, ParallelBackbones, matching, travelling_names
+from dynammo_core.models.incremental_model import MultiScaleBackbone, ParallelBackbones
+from dynammo_core.models.names import matching, travelling_names
 from dynammo_core.models.ridge import RidgeHead
 from dynammo_core.plan import Stage
 
@@ -60,7 +61,7 @@ def test_classes_weigh_the_same_under_merged_adapters() -> None:
     made = bench("dynammo_ridge", **QUICK)
     learn(made, 1)
     made.begin(1)
-    images = made.method.training_set(made.stage("sum", 1), rehearsal(1))
+    images = made.stage("sum", 1).learns_from(rehearsal(1))
     for name in ("count", "sum"):
         add_up(made, made.stage(name, 1), [images])
         made.finish(name, 1)
@@ -140,7 +141,7 @@ def test_merging_by_samples_needs_the_counts_of_the_tasks_own_classes() -> None:
         for label in STREAM.classes(task):
             counts[label] = count
         counts[7] = 1000  # exemplars and other classes do not weigh
-        made.method.note_counts(made.archive, task, made.stage("adapt", task), counts)
+        made.stage("adapt", task).note_counts(made.archive, task, counts)
         made.finish("adapt", task)
     # Alphas 0 and 1 with 20 and 60 images: 60 / 80.
     assert sets == [0.0, 1.0]

@@ -5,8 +5,9 @@ import torch
 from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods import METHODS
-from dynammo_core.methods.base import CLASSES, Method
+from dynammo_core.methods.base import Method
 from dynammo_core.methods.closed_form import ClosedFormSettings
+from dynammo_core.methods.decisions import CLASSES
 from dynammo_core.models.backbones import build_backbone
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.ridge import RidgeHead
@@ -25,12 +26,12 @@ def reads_labels() -> tuple[Method, IncrementalModel]:
 def test_probabilities_are_sharpened_and_answers_are_those_of_the_regressed_labels() -> None:
     method, model = reads_labels()
     features = torch.tensor([[0.8, 0.2, 0.0], [0.1, 0.35, 0.55]])
-    found = method.predict(model, features)
+    found = method.decision.predict(model, features)
     assert found.labels.tolist() == [4, 7]
     # e^6.4 / (e^6.4 + e^1.6 + 1) and e^4.4 / (e^0.8 + e^2.8 + e^4.4): two labels that differ by 0.2 by e^1.6.
     torch.testing.assert_close(found.probability, torch.tensor([0.990206, 0.813524]), atol=1e-6, rtol=0)
     many = torch.rand(500, 3, generator=seeded_generator("labels"))
-    assert torch.equal(method.predict(model, many).labels, torch.tensor([4, 1, 7])[many.argmax(dim=1)])
+    assert torch.equal(method.decision.predict(model, many).labels, torch.tensor([4, 1, 7])[many.argmax(dim=1)])
 
 
 def test_an_image_is_known_as_far_as_its_labels_are_not_negative() -> None:
@@ -39,4 +40,4 @@ def test_an_image_is_known_as_far_as_its_labels_are_not_negative() -> None:
     # Where they sum to 1, the odds of the share among positive ones to the fourth: 4^4, 1.6^4, and no other positive
     # one. Where they do not, as after noise: odds of 0.6 / 1.4 to 0.8 / 1.4, so 0.75^4; and no positive one.
     wanted = torch.tensor([256 / 257, 6.5536 / 7.5536, 1.0, 0.31640625 / 1.31640625, 0.0])
-    torch.testing.assert_close(method.predict(model, labels).known, wanted, atol=1e-6, rtol=0)
+    torch.testing.assert_close(method.decision.predict(model, labels).known, wanted, atol=1e-6, rtol=0)

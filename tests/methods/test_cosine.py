@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dynammo_core.data.samples import Samples
-from dynammo_core.methods.cosine import IMPRINT, WEIGHT
-from dynammo_core.models.incremental_model import matching, travelling_names
+from dynammo_core.methods.imprinting import WEIGHT
+from dynammo_core.models.names import matching, travelling_names
 
 cosine_methods = pytest.mark.parametrize("name", ["lucir", "podnet"])
 
@@ -35,15 +35,15 @@ def grown(name: str, **params: object) -> Bench:
 def unit_means(made: Bench) -> Tensor:
     """Directions of the mean unit features of the classes 2 and 3, over all sites' images."""
     pool = Samples.concatenate(SITES)
-    features = F.normalize(made.inputs(made.stage(IMPRINT, 1), pool), dim=1)
+    features = F.normalize(made.inputs(made.stage("imprint", 1), pool), dim=1)
     return F.normalize(torch.stack([features[pool.labels == label].mean(dim=0) for label in (2, 3)]), dim=1)
 
 
 def imprint(made: Bench) -> Tensor:
     """What stands in the new rows afterwards; all else is as it was."""
     before, old = state(made), len(made.head.weight) // 2
-    made.summarise(made.stage(IMPRINT, 1), SITES)
-    made.finish(IMPRINT, 1)
+    made.summarise(made.stage("imprint", 1), SITES)
+    made.finish("imprint", 1)
     after = state(made)
     assert {name for name in after if not torch.equal(after[name], before[name])} == {WEIGHT}
     torch.testing.assert_close(after[WEIGHT][:old], before[WEIGHT][:old])
@@ -73,12 +73,12 @@ def test_the_proxies_of_a_class_stand_apart_around_its_mean() -> None:
 def test_every_task_but_the_first_begins_by_imprinting(name: str) -> None:
     made = grown(name)
     for task in range(3):
-        assert (made.method.stages(task)[0].name == IMPRINT) is (task > 0)
-    stage, names = made.stage(IMPRINT, 1), travelling_names(made.model)
+        assert (made.method.stages(task)[0].name == "imprint") is (task > 0)
+    stage, names = made.stage("imprint", 1), travelling_names(made.model)
     assert matching(names, stage.up) == [WEIGHT]
     assert set(matching(names, stage.down)) == set(names)
     held = rehearsal(1)
-    assert made.method.training_set(stage, held).record_ids == held.new.record_ids
+    assert stage.learns_from(held).record_ids == held.new.record_ids
 
 
 @cosine_methods
@@ -86,7 +86,7 @@ def test_only_the_end_of_imprinting_draws_new_vectors(name: str) -> None:
     made = grown(name)
     before = state(made)
     for stage in made.method.all_stages(1):
-        if stage.name != IMPRINT:
+        if stage.name != "imprint":
             made.finish(stage.name, 1)
     assert same(state(made), before)
 
@@ -96,9 +96,9 @@ def test_a_class_that_reaches_a_site_late_does_not_lose_what_was_learnt_of_it(na
     made = grown(name)
     before, old = made.head.weight.detach().clone(), len(made.head.weight) // 2
     held = Samples.concatenate([toy_images((1,), 6), toy_images((2, 3), 4)])
-    stage = made.stage(IMPRINT, 1)
-    made.summarise(stage, [made.method.training_set(stage, replace(rehearsal(1), new=held))])
-    made.finish(IMPRINT, 1)
+    stage = made.stage("imprint", 1)
+    made.summarise(stage, [stage.learns_from(replace(rehearsal(1), new=held))])
+    made.finish("imprint", 1)
     torch.testing.assert_close(made.head.weight[:old].detach(), before[:old])
 
 
@@ -106,7 +106,7 @@ def test_a_class_that_reaches_a_site_late_does_not_lose_what_was_learnt_of_it(na
 def test_a_new_class_that_no_site_holds_starts_at_random(name: str) -> None:
     made = grown(name)
     drawn = made.head.weight[-1].detach().clone()
-    stage = made.stage(IMPRINT, 1)
+    stage = made.stage("imprint", 1)
     made.summarise(stage, [toy_images((2,), 5)])
     assert made.head.rows == STREAM.seen(1)
     torch.testing.assert_close(made.head.weight[-1].detach(), drawn)

@@ -9,11 +9,11 @@ from plain_networks import says
 
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import TEACHER_PREFIX
-from dynammo_core.methods.distillation import DistillingMethod, soft_cross_entropy, taught_logits
-from dynammo_core.methods.single_head import TRAINED
-from dynammo_core.models.incremental_model import matching, travelling_names
+from dynammo_core.methods.distillation import soft_cross_entropy, taught_logits
+from dynammo_core.methods.heads import NETWORK
+from dynammo_core.models.names import matching, travelling_names
 
-DISTILLING = [name for name, method in METHODS.items() if issubclass(method, DistillingMethod)]
+DISTILLING = ["icarl", "wa", "dark_er", "lucir", "podnet"]
 
 every_one = pytest.mark.parametrize("name", DISTILLING)
 
@@ -22,8 +22,10 @@ def taught(made: Bench) -> dict[str, torch.Tensor]:
     return {name.removeprefix(TEACHER_PREFIX): tensor for name, tensor in made.archive.items()}
 
 
-def test_these_keep_a_teacher() -> None:
-    assert set(DISTILLING) == {"icarl", "wa", "dark_er", "lucir", "podnet"}
+@pytest.mark.parametrize("name", METHODS)
+def test_these_alone_send_a_teacher(name: str) -> None:
+    sent = [pattern for stage in bench(name).method.all_stages(1) for pattern in stage.down]
+    assert any(pattern.startswith(TEACHER_PREFIX) for pattern in sent) is (name in DISTILLING)
 
 
 @every_one
@@ -33,7 +35,7 @@ def test_the_teacher_is_the_model_as_the_task_before_left_it(name: str) -> None:
     assert made.archive == {}
     for task in range(1, 4):
         made.head.weight.data.add_(task)  # as if it had learnt something
-        before = {n: t for n, t in state(made).items() if n in matching(travelling_names(made.model), TRAINED)}
+        before = {n: t for n, t in state(made).items() if n in matching(travelling_names(made.model), NETWORK)}
         made.begin(task)
         assert same(taught(made), before)  # and nothing of the teachers before
         with torch.no_grad():

@@ -8,16 +8,18 @@ from method_bench import STREAM, Bench, bench, rehearsal, same, state
 from plain_networks import Swap, images_of, plain_extractor, plain_model, says
 from torch import nn
 
-from dynammo_core.methods.base import CLASSES, LossContext
-from dynammo_core.methods.dynamic_er import AUXILIARY
+from dynammo_core.methods.adapters import AUXILIARY
+from dynammo_core.methods.decisions import CLASSES
 from dynammo_core.models.heads import OTHERS, LinearHead
-from dynammo_core.models.incremental_model import ParallelBackbones, matching, travelling_names
+from dynammo_core.models.incremental_model import ParallelBackbones
+from dynammo_core.models.names import matching, travelling_names
+from dynammo_core.plan import LossContext
 
 BUDGET = {"train": {"rounds": 1, "epochs": 2}, "balance": {"epochs": 2}}
 PROBABILITIES = [1 / 2, 1 / 4, 1 / 8, 1 / 8]
 
 
-def by_hand(stage: str, probabilities: list[float], **params: object) -> float:
+def by_hand(name: str, probabilities: list[float], **params: object) -> float:
     """Two networks, of which the newer swaps the features; an image of class 2 and an exemplar of class 0."""
     made = bench("dynamic_er", **params)
     model = plain_model(LinearHead(4, (0, 1, 2, 3)), nn.Identity())
@@ -28,8 +30,9 @@ def by_hand(stage: str, probabilities: list[float], **params: object) -> float:
         auxiliary.weight.copy_(torch.tensor([[1.0, 0], [0, 1], [0, 0]]))
         auxiliary.bias.zero_()
     images, labels = images_of((log(3), log(2)), (log(3), log(2))), torch.tensor([2, 0])
-    inputs = images if stage == "train" else model.extractor(images)
-    return made.method.loss(model, inputs, labels, LossContext(1, made.stage(stage, 1))).item()
+    inputs = images if name == "train" else model.extractor(images)
+    stage = made.stage(name, 1)
+    return stage.loss(model, inputs, labels, LossContext(1, stage.inputs)).item()
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.0, 0.3])
@@ -55,8 +58,8 @@ def begun(last: int) -> Bench:
     made = bench("dynamic_er", **BUDGET)
     for task in range(last):
         made.begin(task)
-        for stage in made.method.stages(task):
-            made.fit(stage, task, made.method.training_set(stage, rehearsal(task)))
+        for stage in made.fits(task):
+            made.fit(stage, task, stage.learns_from(rehearsal(task)))
             made.finish(stage.name, task)
     made.begin(last)
     return made
@@ -65,7 +68,7 @@ def begun(last: int) -> Bench:
 def moved(made: Bench, stage: str, task: int) -> set[str]:
     """The tensors that a stage changes."""
     before, held = state(made), rehearsal(task)
-    made.fit(made.stage(stage, task), task, made.method.training_set(made.stage(stage, task), held))
+    made.fit(made.stage(stage, task), task, made.stage(stage, task).learns_from(held))
     after = state(made)
     return {name for name in after if not torch.equal(after[name], before[name])}
 
@@ -100,7 +103,7 @@ def test_stage_2_moves_the_classifier_and_not_one_statistic() -> None:
     made.fit(made.stage("train", 1), 1, rehearsal(1).new)
     made.finish("train", 1)
     assert moved(made, "balance", 1) == {f"heads.{CLASSES}.weight", f"heads.{CLASSES}.bias"}
-    balanced = made.method.training_set(made.stage("balance", 1), rehearsal(1))
+    balanced = made.stage("balance", 1).learns_from(rehearsal(1))
     assert balanced.class_counts(8) == [3, 3, 3, 3, 0, 0, 0, 0]
 
 
@@ -117,7 +120,7 @@ def test_stage_2_starts_from_a_classifier_drawn_anew() -> None:
 
 def test_the_first_task_has_one_stage_and_keeps_its_classifier() -> None:
     made = begun(0)
-    assert [stage.name for stage in made.method.stages(0)] == ["train"]
+    assert [stage.name for stage in made.fits(0)] == ["train"]
     before = state(made)
     made.finish("train", 0)
     assert same(state(made), before)

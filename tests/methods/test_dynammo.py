@@ -8,14 +8,14 @@ import torch
 from method_bench import STREAM, Bench, adapters, bench, grown, learn, rehearsal, toy_images
 from plain_networks import says
 
-from dynammo_core.methods.adapter_tuning import AUXILIARY
-from dynammo_core.methods.base import LossContext
-from dynammo_core.models.incremental_model import matching, travelling_names
+from dynammo_core.methods.adapters import AUXILIARY
+from dynammo_core.models.names import matching, travelling_names
+from dynammo_core.plan import LossContext
 
 
 def loss_on_features(made: Bench, stage: str, task: int, labels: list[int]) -> float:
-    context = LossContext(task, replace(made.stage(stage, task), inputs="features"))
-    return made.method.loss(made.model, torch.randn(len(labels), 64), torch.tensor(labels), context).item()
+    context = LossContext(task, "features")
+    return made.stage(stage, task).loss(made.model, torch.randn(len(labels), 64), torch.tensor(labels), context).item()
 
 
 # Loss
@@ -44,9 +44,8 @@ def test_the_loss_starts_from_the_level_it_is_given() -> None:
     adapters(made).eval()
     stage, values = made.stage("adapt", 1), []
     for level in ("images", "prefix", "features"):
-        at_level = replace(stage, inputs=level)
-        inputs = made.inputs(at_level, images)
-        values.append(made.method.loss(made.model, inputs, images.labels, LossContext(1, at_level)).item())
+        inputs = made.inputs(replace(stage, inputs=level), images)
+        values.append(stage.loss(made.model, inputs, images.labels, LossContext(1, level)).item())
     assert values == pytest.approx([values[0]] * 3)
 
 
@@ -70,7 +69,7 @@ def test_the_lowest_others_names_the_task_and_its_best_class_is_the_answer() -> 
             head.weight.copy_(torch.eye(64)[3 * task : 3 * task + 3])
     says(made.model.head(AUXILIARY), [0.999, 0.0005, 0.0005])  # takes no part in predictions
     features = torch.cat([answers.log(), torch.zeros(4, 58)], dim=1)
-    prediction = made.method.predict(made.model, features)
+    prediction = made.method.decision.predict(made.model, features)
     assert prediction.labels.tolist() == [0, 3, 1, 1]
     assert prediction.probability.tolist() == pytest.approx([0.6, 0.35, 0.03, 0.46])
     assert prediction.known.tolist() == pytest.approx([0.9, 0.6, 0.05, 0.9])
@@ -115,23 +114,22 @@ def test_what_travels_in_each_stage() -> None:
 def test_stages_of_a_task(params: dict[str, object], first: list[str], later: list[str]) -> None:
     method = bench("dynammo", **params).method
     for task, names in enumerate([first, later, later]):
-        assert [stage.name for stage in method.stages(task)] == names
         assert [stage.name for stage in method.all_stages(task)] == [*names, "remember", "evaluate"]
 
 
 def test_training_sets() -> None:
     made = grown(tasks=3)
     all_, stages = rehearsal(2), {name: made.stage(name, 2) for name in ("adapt", "recalibrate", "balance")}
-    adapted = made.method.training_set(stages["adapt"], all_)
+    adapted = stages["adapt"].learns_from(all_)
     assert adapted.record_ids == all_.new.record_ids + all_.memory.record_ids
     for name in ("recalibrate", "balance"):  # 3 exemplars of each old class, 3 images of each new one
-        assert made.method.training_set(stages[name], all_).class_counts(8) == [3] * 6 + [0] * 2
+        assert stages[name].learns_from(all_).class_counts(8) == [3] * 6 + [0] * 2
 
 
 def test_a_site_without_new_images_abstains_from_adapting_and_balances_with_its_memory() -> None:
     made, lacking = grown(tasks=3), rehearsal(2, holds_new=False)
-    assert len(made.method.training_set(made.stage("adapt", 2), lacking)) == 0
-    assert made.method.training_set(made.stage("balance", 2), lacking).record_ids == lacking.memory.record_ids
+    assert len(made.stage("adapt", 2).learns_from(lacking)) == 0
+    assert made.stage("balance", 2).learns_from(lacking).record_ids == lacking.memory.record_ids
 
 
 # The control without adapters

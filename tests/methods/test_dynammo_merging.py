@@ -27,7 +27,7 @@ from dynammo_core.data.samples import Samples
 from dynammo_core.data.transforms import to_input
 from dynammo_core.merging.averages import merge_mean
 from dynammo_core.merging.task_sets import TaskSets
-from dynammo_core.methods.adapter_tuning import AUXILIARY
+from dynammo_core.methods.adapters import AUXILIARY
 from dynammo_core.models.heads import OTHERS
 
 FIRST_STATISTICS = ("0.residual.1.running_mean", "0.residual.1.running_var")
@@ -129,7 +129,7 @@ def test_nothing_but_heads_grows_and_the_backbone_never_changes() -> None:
 def recalibrated(made: Bench, batches: list[Samples]) -> dict[str, Tensor]:
     inputs = [(to_input(batch.images, "half", CPU), batch.labels) for batch in batches]
     with torch.no_grad():
-        sums = made.method.summarise(made.model.eval(), inputs, made.stage("recalibrate", 1))
+        sums = made.stage("recalibrate", 1).computes(made.model.eval(), inputs)
     return {name.removeprefix("extractor.adapters."): tensor for name, tensor in sums.items()}
 
 

@@ -15,15 +15,16 @@ from dynammo_core.configuration.settings import MethodSettings
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods import METHODS
-from dynammo_core.methods.single_head import MEANS, RehearsalMethod
+from dynammo_core.methods.decisions import MEANS
+from dynammo_core.methods.heads import RehearsalSettings
 from dynammo_core.models.heads import head_rows
-from dynammo_core.models.incremental_model import matching, travelling_names
-from dynammo_core.plan import Action, Stage, plan_steps
+from dynammo_core.models.names import matching, travelling_names
+from dynammo_core.plan import Action, Evaluate, Fit, LearningStage, Remember, Stage, Summarise, plan_steps
 from dynammo_core.scoring.evaluation import embed_samples
 from dynammo_core.support.seeding import seeded_initialisation
 from dynammo_core.wire.protocol import names_up
 
-REHEARSED = [name for name, method in METHODS.items() if issubclass(method, RehearsalMethod)]
+REHEARSED = [name for name, method in METHODS.items() if issubclass(method.Params, RehearsalSettings)]
 VARIANTS: Mapping[str, tuple[str, dict[str, object]]] = {
     **{name: (name, {}) for name in METHODS},
     "dynammo without adapters": ("dynammo", {"adapters": False}),
@@ -31,6 +32,9 @@ VARIANTS: Mapping[str, tuple[str, dict[str, object]]] = {
     **{f"{name} by nearest mean": (name, {"prediction": "nearest_mean"}) for name in REHEARSED if name != "icarl"},
     "dynammo_ridge with the bare network": ("dynammo_ridge", {"frozen_beside": True, "pooling": "grid"}),
     "icarl by classifier": ("icarl", {"prediction": "classifier"}),
+}
+KINDS: Mapping[Action, type[Stage]] = {
+    **{Action.FIT: Fit, Action.SUMMARISE: Summarise, Action.REMEMBER: Remember, Action.EVALUATE: Evaluate},
 }
 TASKS = range(len(STREAM))
 WITHOUT_GRADIENTS = {"ridge", "streaming_ridge"}
@@ -54,10 +58,6 @@ def begun(variant: str, last: int, stream: TaskStream = STREAM) -> Bench:
             for stage in made.method.stages(task):
                 made.finish(stage.name, task)
     return made
-
-
-def fits(made: Bench, task: int) -> list[Stage]:
-    return [stage for stage in made.method.stages(task) if stage.action is Action.FIT]
 
 
 def shapes(made: Bench) -> dict[str, torch.Size]:
@@ -96,10 +96,10 @@ def test_a_site_grows_the_structure_the_server_has(variant: str, task: int) -> N
 @pytest.mark.parametrize("task", TASKS)
 def test_losses_are_finite_and_reach_exactly_what_goes_up(variant: str, task: int) -> None:
     made = begun(variant, task)
-    assert bool(fits(made, task)) == (variant not in (WITHOUT_GRADIENTS | ADAPT_ONCE if task else WITHOUT_GRADIENTS))
-    for stage in fits(made, task):
+    assert bool(made.fits(task)) == (variant not in (WITHOUT_GRADIENTS | ADAPT_ONCE if task else WITHOUT_GRADIENTS))
+    for stage in made.fits(task):
         made.model.zero_grad()
-        loss = made.loss(stage, task, made.method.training_set(stage, rehearsal(task)))
+        loss = made.loss(stage, task, stage.learns_from(rehearsal(task)))
         assert loss.shape == ()
         assert loss.isfinite()
         assert loss > 0
@@ -117,7 +117,7 @@ def test_stages_declare_what_travels(variant: str, task: int) -> None:
     assert len({stage.name for stage in stages}) == len(stages)
     assert stages[-1].action is Action.EVALUATE
     for stage in stages:
-        assert (stage.optimisation is not None) == (stage.action is Action.FIT)
+        assert isinstance(stage, KINDS[stage.action])
         if stage.action is Action.FIT:
             assert set(matching(names, stage.up)) <= set(matching(names, stage.down))  # nobody trains what is unset
         assert bool(stage.up) == (stage.action in (Action.FIT, Action.SUMMARISE))
@@ -150,7 +150,9 @@ def test_what_is_deployed_is_enough_to_predict(variant: str) -> None:
 @torch.no_grad()
 def answers(made: Bench) -> Tensor:
     """Labels, probabilities and how known it all is, for images of all classes: Tensor[3, N]."""
-    prediction = made.method.predict(made.model, embed_samples(made.model, toy_images(STREAM.seen(3)), "half", CPU))
+    prediction = made.method.decision.predict(
+        made.model, embed_samples(made.model, toy_images(STREAM.seen(3)), "half", CPU)
+    )
     return torch.stack([prediction.labels.float(), prediction.probability, prediction.known])
 
 
@@ -177,7 +179,7 @@ def test_a_plan_visits_every_stage_of_every_task(variant: str) -> None:
 # Sites and streams as they may come
 
 
-def gradient(made: Bench, stage: Stage, task: int, images: Samples) -> Tensor:
+def gradient(made: Bench, stage: Fit, task: int, images: Samples) -> Tensor:
     """Of the loss, all parameters in a row."""
     made.model.zero_grad()
     loss = made.loss(stage, task, images)
@@ -190,7 +192,7 @@ def gradient(made: Bench, stage: Stage, task: int, images: Samples) -> Tensor:
 @pytest.mark.parametrize("classes", [(0, 1), (2, 3), (2,), (0,)], ids=["exemplars", "new", "one new", "one old"])
 def test_any_batch_can_be_learnt_from(variant: str, classes: tuple[int, ...]) -> None:
     made = begun(variant, 1)
-    for stage in fits(made, 1):
+    for stage in made.fits(1):
         assert gradient(made, stage, 1, toy_images(classes, each=2)).isfinite().all()
 
 
@@ -198,7 +200,7 @@ def test_any_batch_can_be_learnt_from(variant: str, classes: tuple[int, ...]) ->
 @pytest.mark.parametrize("task", range(3))
 def test_tasks_may_bring_a_single_class(variant: str, task: int) -> None:
     made = begun(variant, task, TaskStream(((0,), (1,), (2,))))
-    for stage in fits(made, task):
+    for stage in made.fits(task):
         assert gradient(made, stage, task, toy_images(tuple(range(task + 1)), each=4)).isfinite().all()
 
 
@@ -207,13 +209,13 @@ def test_a_site_that_holds_nothing_abstains_and_one_without_exemplars_learns_wha
     made = begun(variant, 1)
     held = replace(rehearsal(1), memory=Samples.empty(), seen=rehearsal(1).new)
     for stage in made.method.all_stages(1):
-        if stage.action not in (Action.FIT, Action.SUMMARISE):
+        if not isinstance(stage, LearningStage):
             continue
         nothing = replace(held, new=Samples.empty(), seen=Samples.empty())
-        assert not len(made.method.training_set(stage, nothing))
-        trained = made.method.training_set(stage, held)
+        assert not len(stage.learns_from(nothing))
+        trained = stage.learns_from(held)
         assert trained.record_ids == (() if stage.name == MEANS else held.new.record_ids)
-        if stage.action is Action.FIT:
+        if isinstance(stage, Fit):
             assert gradient(made, stage, 1, trained).any()
 
 

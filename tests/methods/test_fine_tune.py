@@ -5,7 +5,7 @@ from method_bench import STREAM, bench, learn, rehearsal, toy_images
 
 def test_it_trains_on_the_new_images_alone_and_keeps_none() -> None:
     made, held = bench("fine_tune"), rehearsal(2)
-    assert made.method.training_set(made.stage("train", 2), held) is held.new
+    assert made.stage("train", 2).learns_from(held) is held.new
     assert not made.method.uses_memory
     assert [stage.name for stage in made.method.all_stages(2)] == ["train", "evaluate"]
 

@@ -9,9 +9,8 @@ from plain_networks import says
 from torch.nn import functional as F
 
 from dynammo_core.data.samples import Samples
-from dynammo_core.methods.base import CLASSES
-from dynammo_core.methods.single_head import MEANS
-from dynammo_core.models.incremental_model import matching, travelling_names
+from dynammo_core.methods.decisions import CLASSES, MEANS
+from dynammo_core.models.names import matching, travelling_names
 
 
 def odds(*probabilities: float) -> list[float]:
@@ -66,16 +65,16 @@ def test_means_come_after_the_memory_and_hold_nothing_else() -> None:
     assert matching(names, means.up) == [f"heads.{MEANS}.weight"]
     assert all(name.startswith("extractor.") for name in matching(names, means.down))
     held = rehearsal(1)
-    assert made.method.training_set(means, held) is held.memory
+    assert means.learns_from(held) is held.memory
     # No gradient reaches the means, and the classifier that distils is not the one that answers.
     assert matching(names, made.stage("train", 1).up) == [name for name in names if MEANS not in name]
-    assert made.method.answering_head == MEANS
+    assert made.method.decision.heads(made.model) == [made.model.head(MEANS)]
 
 
 def test_without_nearest_mean_the_classifier_answers_and_no_means_are_asked_for() -> None:
     made = grown(prediction="classifier")
     assert list(made.model.heads) == [CLASSES]
-    assert made.method.answering_head == CLASSES
+    assert made.method.decision.heads(made.model) == [made.head]
     assert [stage.name for stage in made.method.all_stages(1)] == ["train", "remember", "evaluate"]
 
 
@@ -104,7 +103,7 @@ def test_the_answer_is_the_nearest_mean_by_hand() -> None:
     features = torch.zeros(2, 64)
     features[0, :2] = torch.tensor([3.0, 4.0])
     features[1, 2] = 0.01
-    prediction = made.method.predict(made.model, features)
+    prediction = made.method.decision.predict(made.model, features)
     assert prediction.labels.tolist() == [1, 2]
     # Squared distances 0 to the own mean, 2 to the three others.
     assert prediction.probability[1].item() == pytest.approx(1 / (1 + 3 * torch.tensor(-2.0).exp().item()))
@@ -117,7 +116,7 @@ def test_a_class_without_an_exemplar_anywhere_is_never_the_answer() -> None:
         made.model.head(MEANS).weight[:2] = torch.eye(2, 64)
     features = torch.zeros(1, 64)
     features[0, :3] = torch.tensor([0.1, 0.2, 0.9])
-    assert made.method.predict(made.model, features).labels.tolist() == [1]
+    assert made.method.decision.predict(made.model, features).labels.tolist() == [1]
 
 
 def test_means_follow_the_network_of_each_task() -> None:

@@ -5,7 +5,7 @@ from method_bench import STREAM, bench, learn, rehearsal, toy_images
 
 def test_it_trains_on_every_image_ever_seen_and_needs_no_memory() -> None:
     made, held = bench("joint"), rehearsal(2)
-    trained = made.method.training_set(made.stage("train", 2), held)
+    trained = made.stage("train", 2).learns_from(held)
     assert trained.class_counts(8) == [12] * 6 + [0, 0]
     assert len(set(trained.record_ids)) == len(trained)
     assert [stage.name for stage in made.method.all_stages(2)] == ["train", "evaluate"]
@@ -13,7 +13,7 @@ def test_it_trains_on_every_image_ever_seen_and_needs_no_memory() -> None:
 
 def test_a_site_without_new_images_trains_on_its_old_ones() -> None:
     made, held = bench("joint"), rehearsal(2, holds_new=False)
-    assert made.method.training_set(made.stage("train", 2), held) is held.seen
+    assert made.stage("train", 2).learns_from(held) is held.seen
 
 
 def test_it_knows_all_tasks() -> None:

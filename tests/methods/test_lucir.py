@@ -8,9 +8,11 @@ from method_bench import bench
 from plain_networks import Swap, cosine_head, images_of, plain_model
 from torch import Tensor, nn
 
-from dynammo_core.methods.base import CLASSES, LossContext
+from dynammo_core.methods.decisions import CLASSES
 from dynammo_core.methods.distillation import cosine_distance
+from dynammo_core.methods.lucir import margin_ranking
 from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.plan import LossContext
 
 # Vectors of the old classes 0 and 1 and the new ones 2 and 3; lengths do not count.
 VECTORS = [[1.0, 0.0], [0.0, 5.0], [0.6, 0.8], [-2.0, 0.0]]
@@ -31,10 +33,9 @@ def loss(
 ) -> float:
     made = bench("lucir", **params)
     taught = IncrementalModel(plain_model(cosine_head(VECTORS, scale=1.0), teacher).extractor.backbone)
-    stage = next(stage for stage in made.method.stages(task) if stage.name == "train")
     model = plain_model(cosine_head(vectors, scale=scale), nn.Identity())
-    context = LossContext(task, stage, taught.eval() if teacher else None)
-    return made.method.loss(model, images, labels, context).item()
+    context = LossContext(task, "images", taught.eval() if teacher else None)
+    return made.stage("train", task).loss(model, images, labels, context).item()
 
 
 def test_the_first_task_is_the_cross_entropy_of_scaled_cosines_by_hand() -> None:
@@ -89,9 +90,8 @@ def test_without_exemplars_nothing_is_ranked() -> None:
 
 def test_ranking_pulls_exemplars_from_new_classes() -> None:
     """A margin that is a no-op has no slope."""
-    made = bench("lucir")
     cosines = torch.tensor([[0.5, 0.0, 0.4, -0.9], [0.0, 0.1, 0.2, 0.3], [0.0, 0.9, 0.1, 0.1]], requires_grad=True)
-    value = made.method._ranking(cosines, torch.tensor([0, 2, 1]), 2)
+    value = margin_ranking(cosines, torch.tensor([0, 2, 1]), 2, margin=0.5, hard_negatives=2)
     value.backward()
     # Two exemplars, two new classes each: only 0.5 - 0.5 + 0.4 > 0 is not yet far enough; each counts a quarter.
     assert value.item() == pytest.approx(0.4 / 4)
@@ -108,8 +108,8 @@ def test_the_old_vectors_stand_still_while_new_ones_learn() -> None:
     made = bench("lucir")
     model = plain_model(cosine_head(VECTORS, scale=2.0), nn.Identity())
     teacher = plain_model(cosine_head(VECTORS[:2], scale=2.0), nn.Identity())
-    stage = next(stage for stage in made.method.stages(1) if stage.name == "train")
-    made.method.loss(model, IMAGES, LABELS, LossContext(1, stage, teacher)).backward()
+    stage = made.stage("train", 1)
+    stage.loss(model, IMAGES, LABELS, LossContext(1, "images", teacher)).backward()
     slope = model.head(CLASSES).weight.grad
     assert slope is not None
     assert not slope[:2].any()

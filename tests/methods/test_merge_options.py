@@ -62,9 +62,9 @@ def test_a_stage_of_its_own_where_it_is_asked_for_and_nowhere_else(method: str) 
         assert [stage.name for stage in stages[:2]] == ["adapt", "fisher"]
         assert [*stages[:1], *stages[2:]] == list(plain.method.all_stages(task))
     held = rehearsal(1)
-    adapt, fisher = (listed.method.training_set(listed.stage(name, 1), held) for name in ("adapt", "fisher"))
+    adapt, fisher = (listed.stage(name, 1).learns_from(held) for name in ("adapt", "fisher"))
     assert fisher.record_ids == adapt.record_ids
-    assert not len(listed.method.training_set(listed.stage("fisher", 1), rehearsal(1, holds_new=False)))
+    assert not len(listed.stage("fisher", 1).learns_from(rehearsal(1, holds_new=False)))
 
 
 def test_of_several_sites_it_is_that_of_their_images_pooled() -> None:
@@ -121,7 +121,7 @@ def test_what_one_operator_of_a_list_needs_is_kept() -> None:
     made = bench("dynammo", merge=("ties", "weighted", "fisher"))
     for task in range(2):
         made.begin(task)
-        made.method.note_counts(made.archive, task, made.stage("adapt", task), [1 + task] * 8)
+        made.stage("adapt", task).note_counts(made.archive, task, [1 + task] * 8)
         finish_stage_1(made, task)
         made.finish("fisher", task)
     assert {name.partition(".")[0] for name in made.archive} == {
@@ -224,7 +224,7 @@ def test_aggregators_that_choose_choose_among_what_sites_say(aggregator: str) ->
     answers = []
     for images in sites:
         with torch.no_grad():
-            answers.append(made.method.summarise(made.model, [(made.inputs(stage, images), images.labels)], stage))
+            answers.append(stage.computes(made.model, [(made.inputs(stage, images), images.labels)]))
     updates = [Update(answer, [5, 5, *[0] * 6]) for answer in answers]
     chosen = AGGREGATORS[aggregator](1, True)(updates, {}, made.model.state_dict())
     for name, tensor in chosen.items():

@@ -8,9 +8,9 @@ from method_bench import Bench, bench, learn, rehearsal, state, toy_images
 from plain_networks import Swap, cosine_head, images_of, plain_model
 from torch import Tensor, nn
 
-from dynammo_core.methods.base import LossContext
 from dynammo_core.methods.podnet import pooled_distance
-from dynammo_core.models.incremental_model import matching, travelling_names
+from dynammo_core.models.names import matching, travelling_names
+from dynammo_core.plan import LossContext
 
 # As for LUCIR: one image of class 0 with the cosines 1, 0, 0.6, -1 and one of class 2 with the cosines 0, 1, 0.8, 0.
 VECTORS = [[1.0, 0.0], [0.0, 5.0], [0.6, 0.8], [-2.0, 0.0]]
@@ -25,9 +25,9 @@ def loss(stage: str = "train", task: int = 1, taught_by: nn.Module | None = None
     made = bench("podnet", proxies=1, **params)
     model = plain_model(cosine_head(VECTORS, scale=2.0), nn.Identity(), nn.Identity())
     teacher = plain_model(cosine_head(VECTORS[:2], scale=2.0), nn.Identity(), taught_by) if taught_by else None
-    context = LossContext(task, next(s for s in made.method.stages(task) if s.name == stage), teacher)
+    found = made.stage(stage, task)
     inputs = IMAGES if stage == "train" else model.extractor(IMAGES)
-    return made.method.loss(model, inputs, LABELS, context).item()
+    return found.loss(model, inputs, LABELS, LossContext(task, found.inputs, teacher)).item()
 
 
 def test_classification_by_hand() -> None:
@@ -61,7 +61,7 @@ def test_proxies_are_weighted_by_the_softmax_of_their_similarities_by_hand() -> 
     # label 1: the excess is e / (e + 1) - 0.
     made = bench("podnet", proxies=2, margin=0.0)
     model = plain_model(cosine_head([[1.0, 0], [0, 1], [0, 1], [0, -1]], scale=1.0, proxies=2), nn.Identity())
-    value = made.method.loss(model, images_of((3, 0)), torch.tensor([1]), LossContext(0, made.stage("train", 0)))
+    value = made.stage("train", 0).loss(model, images_of((3, 0)), torch.tensor([1]), LossContext(0))
     assert value.item() == pytest.approx(exp(1) / (exp(1) + 1))
 
 
@@ -94,9 +94,9 @@ def trained(last: int) -> Bench:
 def test_the_balanced_stage_trains_the_classifier_and_nothing_else() -> None:
     made = trained(1)
     held, stage = rehearsal(1), made.stage("balance", 1)
-    assert made.method.training_set(stage, held).class_counts(8) == [3, 3, 3, 3, 0, 0, 0, 0]
+    assert stage.learns_from(held).class_counts(8) == [3, 3, 3, 3, 0, 0, 0, 0]
     before = state(made)
-    made.fit(stage, 1, made.method.training_set(stage, held))
+    made.fit(stage, 1, stage.learns_from(held))
     after = state(made)
     moved = {name for name in after if not torch.equal(after[name], before[name])}
     assert moved == {"heads.classes.weight", "heads.classes.scale"}
@@ -105,8 +105,8 @@ def test_the_balanced_stage_trains_the_classifier_and_nothing_else() -> None:
 def test_stages_and_what_travels() -> None:
     made = trained(1)
     names = travelling_names(made.model)
-    assert [stage.name for stage in made.method.stages(0)] == ["train"]
-    assert [stage.name for stage in made.method.stages(1)] == ["imprint", "train", "balance"]
+    assert [stage.name for stage in made.method.stages(0)] == ["train", "remember"]
+    assert [stage.name for stage in made.method.stages(1)] == ["imprint", "train", "balance", "remember"]
     balance = made.stage("balance", 1)
     assert matching(names, balance.up) == ["heads.classes.weight", "heads.classes.scale"]
     assert matching(names, balance.down) == names

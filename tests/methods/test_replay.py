@@ -5,7 +5,7 @@ from method_bench import STREAM, bench, learn, rehearsal, toy_images
 
 def test_it_trains_on_the_new_images_and_every_exemplar() -> None:
     made, held = bench("replay"), rehearsal(2)
-    trained = made.method.training_set(made.stage("train", 2), held)
+    trained = made.stage("train", 2).learns_from(held)
     assert trained.record_ids == held.new.record_ids + held.memory.record_ids
     # Classes 4 and 5 are new, 12 images each; 3 exemplars of each of the four before.
     assert trained.class_counts(8) == [3, 3, 3, 3, 12, 12, 0, 0]
@@ -14,7 +14,7 @@ def test_it_trains_on_the_new_images_and_every_exemplar() -> None:
 
 def test_a_site_without_new_images_trains_on_its_exemplars() -> None:
     made, held = bench("replay"), rehearsal(2, holds_new=False)
-    assert made.method.training_set(made.stage("train", 2), held).record_ids == held.memory.record_ids
+    assert made.stage("train", 2).learns_from(held).record_ids == held.memory.record_ids
 
 
 def test_exemplars_keep_old_tasks_alive() -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from method_bench import STREAM, Bench, bench, toy_images
 
-from dynammo_core.methods.base import CLASSES, LossContext
-from dynammo_core.models.incremental_model import matching, travelling_names
+from dynammo_core.methods.decisions import CLASSES
+from dynammo_core.models.names import matching, travelling_names
+from dynammo_core.plan import LossContext
 
 pytestmark = pytest.mark.parametrize("name", ["fine_tune", "replay", "joint"])
 
@@ -51,6 +52,5 @@ def test_the_whole_network_travels_both_ways_and_statistics_with_it(name: str) -
 
 def test_a_class_that_has_not_come_yet_is_an_error(name: str) -> None:
     made = grown(name, 2)
-    context = LossContext(1, made.stage("train", 1))
     with pytest.raises(ValueError, match=r"label 4 has no row in a head of the classes \(0, 1, 2, 3\)"):
-        made.method.loss(made.model, torch.randn(2, 3, 16, 16), torch.tensor([0, 4]), context)
+        made.stage("train", 1).loss(made.model, torch.randn(2, 3, 16, 16), torch.tensor([0, 4]), LossContext(1))

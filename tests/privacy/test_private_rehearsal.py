@@ -14,11 +14,13 @@ from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.memory.rehearsal import SIMULATED_DAY
 from dynammo_core.memory.store import ReplayMemory, Taken
 from dynammo_core.methods.dynammo import DynaMMo, DynaMMoSettings
+from dynammo_core.plan import LearningStage
 from dynammo_core.privacy.rehearsal import PrivateRehearsal, hashed, kept, remember_by_record
 
 STREAM = TaskStream(((0, 1), (2, 3)))
 CENSUS = {0: 40, 1: 38, 2: 60, 3: 1}
 METHOD = DynaMMo(DynaMMoSettings(name="dynammo", norm="group"), STREAM)
+STAGES = [stage for stage in METHOD.stages(1) if isinstance(stage, LearningStage)]
 CHANCE = hashed(7)
 
 
@@ -59,13 +61,12 @@ EMPTY = ReplayMemory(-1, Samples.empty())
 @pytest.mark.parametrize("removed", [0, 17, 55, 77])
 def test_a_record_less_takes_itself_and_nothing_else_out_of_memory_and_training_sets(removed: int) -> None:
     first, second = samples({0: 40, 1: 38}), samples({2: 60, 3: 1})
-    stages = METHOD.stages(1)
-    assert [stage.name for stage in stages] == ["adapt", "balance"]
+    assert [stage.name for stage in STAGES] == ["adapt", "balance"]
 
     def everything(first: Samples) -> dict[str, set[str]]:
         memory = remembered(EMPTY, first)
         later = rehearsal(second, memory.samples)
-        sets = {stage.name: set(METHOD.training_set(stage, later).record_ids) for stage in stages}
+        sets = {stage.name: set(stage.learns_from(later).record_ids) for stage in STAGES}
         return {**sets, "memory": set(remembered(memory, second, task=1, share=5).record_ids)}
 
     lost = first.record_ids[removed]
@@ -79,8 +80,8 @@ def test_a_new_record_is_the_only_one_that_changes_too() -> None:
     memory = remembered(EMPTY, samples({0: 40, 1: 38})).samples
     for new in (samples({2: 60, 3: 1}), samples({2: 60}), Samples.empty()):
         less = new.subset(range(1, len(new))) if len(new) else new
-        for stage in METHOD.stages(1):
-            one, other = (set(METHOD.training_set(stage, rehearsal(own, memory)).record_ids) for own in (new, less))
+        for stage in STAGES:
+            one, other = (set(stage.learns_from(rehearsal(own, memory)).record_ids) for own in (new, less))
             assert one - set(new.record_ids[:1]) == other
             assert other  # whether the site trains at all is the census's to say, not the images'
 
@@ -112,7 +113,7 @@ def test_exemplars_keep_the_task_and_day_of_their_coming() -> None:
 def test_the_shadow_is_as_large_as_the_census_says_and_holds_no_image() -> None:
     real = rehearsal(samples({2: 9}), samples({0: 3}))
     shadow = real.shadow()
-    adapt, balance = (METHOD.training_set(stage, shadow).class_counts(4) for stage in METHOD.stages(1))
+    adapt, balance = (stage.learns_from(shadow).class_counts(4) for stage in STAGES)
     assert adapt == [10, 10, 60, 1]
     assert balance == [10, 10, 10, 1]
     assert set(shadow.new.record_ids) == {""}

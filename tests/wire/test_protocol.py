@@ -17,8 +17,9 @@ from small_runs import ALL_METHODS, small_config, step_of
 from torch import Tensor
 
 from dynammo_core.experiment import Experiment
-from dynammo_core.models.incremental_model import IncrementalModel, travelling_names
-from dynammo_core.plan import Action, Stage
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.models.names import travelling_names
+from dynammo_core.plan import Action, Stage, Summarise, nothing
 from dynammo_core.scoring.reliability import Reliability
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.wire.compression import CODECS, pack
@@ -53,7 +54,8 @@ def model() -> IncrementalModel:
 def stage_of(action: Action) -> Stage:
     stage = step_of(experiment(), 1, STAGES[action]).stage
     if action is Action.FORGET:  # beside the plan: it takes back what another stage brought
-        return replace(stage, name="forget", action=action)
+        assert isinstance(stage, Summarise)
+        return replace(stage, correct=nothing).correction()
     assert stage.action is action
     return stage
 

@@ -25,7 +25,7 @@ from dynammo_core.data.samples import Samples
 from dynammo_core.data.transforms import to_input
 from dynammo_core.deployed.model_files import ModelFiles
 from dynammo_core.deployed.predictor import Predictor
-from dynammo_core.models.incremental_model import Level
+from dynammo_core.models.names import Level
 
 app = typer.Typer()
 app.command()(predict)
@@ -216,7 +216,7 @@ def run_among(
             local.experiment.stream.seen(task)
         ):
             name = local.experiment.config.federation.site_label(local.site.index)
-            rows = torch.cat(local.experiment.method.probabilities(local.model, features), dim=1)
+            rows = torch.cat(local.experiment.method.decision.probabilities(local.model, features), dim=1)
             parts.setdefault((name, task + 1), []).append((samples, rows))
         return features
 
@@ -234,7 +234,7 @@ def run_among(
 def all_rows(predictor: Predictor, samples: Samples) -> torch.Tensor:
     module, normalisation = predictor.module, predictor.facts.normalisation
     features = module.model.extractor(to_input(samples.images, normalisation, torch.device("cpu")))
-    return torch.cat(module.method.probabilities(module.model, features), dim=1)
+    return torch.cat(module.method.decision.probabilities(module.model, features), dim=1)
 
 
 @pytest.mark.parametrize(

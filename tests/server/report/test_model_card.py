@@ -96,7 +96,7 @@ def test_numbers_hashes_and_classes_are_those_of_the_files(run: Path) -> None:
 def test_methods_without_others_say_so(finished: Finished) -> None:
     for method, words in (("replay", "maximum softmax probability"), ("streaming_ridge", "largest regressed label")):
         card = card_of(finished(method).path)
-        assert f"- `open_set_score` is {METHODS[method].open_set_words}.\n" in card
+        assert f"- `open_set_score` is {METHODS[method].decision.open_set_score}.\n" in card
         assert words in card
         assert "others" not in card.split("## How to read its answers")[1].split("##")[0]
 

@@ -22,7 +22,7 @@ from dynammo_core.data.transforms import to_input
 from dynammo_core.deployed.model_files import tensors_sha256
 from dynammo_core.experiment import Experiment, project_hash
 from dynammo_core.models.backbones import Backbone
-from dynammo_core.models.incremental_model import matching
+from dynammo_core.models.names import matching
 from dynammo_core.scoring.reliability import Reliability
 from server.run.checkpoint import Progress
 from server.run.results import write_model, write_results
@@ -158,7 +158,7 @@ def test_the_deployed_model_answers_as_it_was_measured(finished: Finished, metho
     samples = load_samples(split, np.flatnonzero(np.isin(split.labels, seen)), 16)
     with torch.no_grad():
         features = model.eval().extractor(to_input(samples.images, run.config.data.normalisation, torch.device("cpu")))
-        predicted = experiment.method.predict(model, features).labels
+        predicted = experiment.method.decision.predict(model, features).labels
     accuracy = 100 * float((predicted == samples.labels).double().mean())
     assert run.summary["last_accuracy"] == pytest.approx(accuracy, abs=1e-3)
 

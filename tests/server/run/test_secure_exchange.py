@@ -27,7 +27,7 @@ from dynammo_core.aggregation.class_aware import Update, class_aware_mean
 from dynammo_core.configuration.config import Config, Scalar
 from dynammo_core.experiment import Experiment
 from dynammo_core.models.heads import head_rows, summed_names
-from dynammo_core.models.incremental_model import matching, travelling_names
+from dynammo_core.models.names import matching, travelling_names
 from dynammo_core.plan import Action, Step
 from dynammo_core.support.errors import RunError
 from dynammo_core.wire.envelope import PHASE_TYPES, encode_report

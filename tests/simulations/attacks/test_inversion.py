@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from small_runs import Finished, small_config
@@ -12,8 +10,7 @@ from torch import Tensor, nn
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.transforms import to_input
 from dynammo_core.experiment import Experiment
-from dynammo_core.methods.base import LossContext
-from dynammo_core.plan import Action
+from dynammo_core.plan import Fit, LossContext
 from dynammo_core.training import train_only
 from dynammo_core.wire.protocol import names_up
 from simulations.attacks.audited_run import AuditedRun
@@ -36,7 +33,7 @@ def run(finished: Finished) -> AuditedRun:
 
 def message_of(run: AuditedRun) -> Message:
     experiment = tiny(run.experiment)
-    step = first_step(experiment, lambda stage: stage.action is Action.FIT)
+    step = first_step(experiment, lambda stage: isinstance(stage, Fit))
     assert step is not None
     (message,) = ask_sites(experiment, step)
     return message
@@ -74,20 +71,20 @@ def test_the_message_of_a_site_is_explained_by_its_images_and_no_others(run: Aud
 def test_what_one_step_shows_is_the_gradient() -> None:
     """Rate and weight decay are accounted for; the decay is so large that it would show."""
     experiment = tiny(Experiment(small_config("dynammo", {"method.adapt.weight_decay": 0.5})))
-    step = first_step(experiment, lambda stage: stage.action is Action.FIT)
+    step = first_step(experiment, lambda stage: isinstance(stage, Fit))
     assert step is not None
     (message,) = ask_sites(experiment, step)
     model, data = message.model(), experiment.config.data
     parameters = train_only(model, set(names_up(model, step.stage)))
     inputs = to_input(message.images.images, data.normalisation, experiment.device)
-    context = LossContext(0, replace(step.stage, inputs="images"))
-    loss = experiment.method.loss(model, inputs, message.images.labels, context)
+    assert isinstance(step.stage, Fit)
+    loss = step.stage.loss(model, inputs, message.images.labels, LossContext(0))
     for seen, true in zip(seen_gradient(message), torch.autograd.grad(loss, parameters), strict=True):
         torch.testing.assert_close(seen, true, rtol=1e-3, atol=1e-4)
 
 
 def test_the_run_itself_is_asked_for_the_message_with_the_fewest_images(run: AuditedRun) -> None:
-    step = first_step(run.experiment, lambda stage: stage.action is Action.FIT)
+    step = first_step(run.experiment, lambda stage: isinstance(stage, Fit))
     assert step is not None
     messages = ask_sites(run.experiment, step)
     sizes = [len(message.images) for message in messages]
@@ -141,7 +138,7 @@ def test_noise_hides_the_gradient() -> None:
     for private in (False, True):
         mechanism = "example" if private else "none"
         experiment = tiny(Experiment(small_config("dynammo", {**plain, "privacy.mechanism": mechanism})))
-        step = first_step(experiment, lambda stage: stage.action is Action.FIT)
+        step = first_step(experiment, lambda stage: isinstance(stage, Fit))
         assert step is not None
         (message,) = ask_sites(experiment, step)
         distance = message_distance(message, message.images.labels)

@@ -1,0 +1,108 @@
+"""What methods with adapters share: an adapter set in a frozen backbone, tuned with a head that is thrown away."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from dynammo_core.configuration.settings import MethodSettings, Optimisation
+from dynammo_core.data.task_stream import TaskStream
+from dynammo_core.methods.rehearsal import if_it_holds
+from dynammo_core.models.adapters import AdapterSet
+from dynammo_core.models.heads import OTHERS, LinearHead
+from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, ParallelBackbones
+from dynammo_core.models.names import Level
+from dynammo_core.plan import Finish, Fit, LossContext, NotesCounts, nothing
+
+AUXILIARY = "auxiliary"
+"""Name of the head that tells a task's new classes from all others, while its adapters are tuned."""
+ADAPTERS = "extractor.*adapters.*"
+"""Pattern of the tensors of adapters, be the network alone or beside another."""
+
+
+class AdapterSettings(MethodSettings):
+    """Adapters, and the stage that tunes them."""
+
+    alpha: float = Field(default=0.02, gt=0, description="weight of an adapter at the start; learnt from there on")
+    padding: Literal[0, 1] = Field(
+        default=1, description="of the adapters' convolutions; 0: the paper, needs maps of 3x3 pixels at every stage"
+    )
+    norm: Literal["batch", "group"] = Field(
+        default="batch", description="of the adapters; group: has no statistics over images, as privacy needs"
+    )
+    adapt: Optimisation = Optimisation(epochs=10, learning_rate=0.02)
+
+
+def adapt(
+    params: AdapterSettings,
+    classes: tuple[int, ...],
+    *,
+    adapters: str = ADAPTERS,
+    note_counts: NotesCounts = nothing,
+    finish: Finish = nothing,
+) -> Fit:
+    """Make the stage that tunes a task's adapters and its auxiliary head, which learns `classes` and "others".
+
+    Exemplars are "others". A site without images of the task's own classes abstains. Source: stage 1 of DynaMMo (arXiv
+    2404.14099, section 3) and ACL (arXiv 2304.09042, section 2).
+    """
+    tuned = (adapters, f"heads.{AUXILIARY}.*")
+    return Fit(
+        "adapt",
+        down=tuned,
+        up=tuned,
+        inputs="prefix",
+        optimisation=params.adapt,
+        learns_from=if_it_holds(classes),
+        loss=auxiliary_cross_entropy,
+        note_counts=note_counts,
+        finish=finish,
+    )
+
+
+def auxiliary_cross_entropy(model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
+    """Compute the cross-entropy of the auxiliary head on the last features, with exemplars as "others"."""
+    logits = auxiliary_logits(model, inputs, context.inputs)
+    return nn.functional.cross_entropy(logits, model.head(AUXILIARY).targets(labels))
+
+
+def auxiliary_logits(model: IncrementalModel, inputs: Tensor, start: Level) -> Tensor:
+    """Compute the auxiliary head's logits Tensor[B, R] of inputs Tensor[B, ...] that stand at the level `start`."""
+    logits: Tensor = model.head(AUXILIARY)(tuned(model).embed_last(inputs, start=start))
+    return logits
+
+
+def grow_auxiliary(model: IncrementalModel, stream: TaskStream, task: int) -> None:
+    """Give the model a new auxiliary head of the task's classes and "others"."""
+    width = tuned(model).backbone.feature_dim
+    model.heads[AUXILIARY] = LinearHead(width, (*stream.classes(task), OTHERS))
+
+
+def new_adapters(extractor: AdaptedBackbone, params: AdapterSettings) -> AdapterSet:
+    """Make a fresh adapter set that fits an extractor."""
+    return AdapterSet(extractor.backbone.channels, params.alpha, params.padding, norm=params.norm)
+
+
+def tuned(model: IncrementalModel) -> AdaptedBackbone:
+    """Find the extractor whose adapters the stage `adapt` tunes: the newest of several side by side."""
+    extractor = model.extractor.newest if isinstance(model.extractor, ParallelBackbones) else model.extractor
+    assert isinstance(extractor, AdaptedBackbone)
+    return extractor
+
+
+def adapters_of(extractor: AdaptedBackbone) -> AdapterSet:
+    """Find the adapters of an extractor that has been given some."""
+    assert extractor.adapters is not None
+    return extractor.adapters
+
+
+def obstacle_of_batch_norm(params: AdapterSettings) -> str:
+    """Explain why adapters with batch norm cannot be tuned privately; empty if they have group norm."""
+    if params.norm == "group":
+        return ""
+    return (
+        "batch norm mixes the images of a batch, and sends statistics of them that no gradient clipping bounds; "
+        "set method.norm: group"
+    )

@@ -1,0 +1,122 @@
+"""What methods with one growing classifier share: how it grows and learns, and the nearest mean of exemplars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dynammo_core.configuration.settings import MethodSettings, Optimisation
+from dynammo_core.data.task_stream import TaskStream
+from dynammo_core.methods.decisions import CLASSES, MEANS
+from dynammo_core.methods.rehearsal import exemplars
+from dynammo_core.models.heads import Head, LinearHead, NearestMeanHead
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.plan import Batch, Finish, Fit, LearnsFrom, Loss, LossContext, Remember, Stage, Summarise, nothing
+
+HEAD = (f"heads.{CLASSES}.*",)
+"""The classifier."""
+NETWORK = ("extractor.*", *HEAD)
+"""The whole network and its classifier."""
+
+
+class SingleHeadSettings(MethodSettings):
+    """One training stage over the whole network."""
+
+    train: Optimisation = Optimisation(rounds=10, epochs=1, learning_rate=0.01)
+
+
+class RehearsalSettings(SingleHeadSettings):
+    """Which of the two answers that a rehearsed network can give is taken."""
+
+    prediction: Literal["classifier", "nearest_mean"] = Field(
+        default="classifier", description="nearest_mean: the class whose exemplars' mean feature is nearest (iCaRL)"
+    )
+
+
+def grow_classifier(
+    model: IncrementalModel,
+    stream: TaskStream,
+    task: int,
+    first: Callable[[int, tuple[int, ...]], Head] = LinearHead,
+) -> None:
+    """Add a row for each new class to the classifier; the first task makes it by `first(feature_dim, classes)`."""
+    new = stream.classes(task)
+    model.heads[CLASSES] = model.head(CLASSES).extended(new) if task else first(model.feature_dim, new)
+
+
+def cross_entropy(model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
+    """Compute the cross-entropy of the classifier."""
+    head = model.head(CLASSES)
+    logits = head(model.extractor.embed(inputs, start=context.inputs))
+    return nn.functional.cross_entropy(logits, head.targets(labels))
+
+
+def train(
+    params: SingleHeadSettings,
+    learns_from: LearnsFrom,
+    loss: Loss = cross_entropy,
+    *,
+    beside: tuple[str, ...] = (),
+    finish: Finish = nothing,
+) -> Fit:
+    """Make the stage that trains the whole network and its classifier; sites are sent the tensors `beside` as well."""
+    return Fit(
+        "train",
+        down=(*NETWORK, *beside),
+        up=NETWORK,
+        optimisation=params.train,
+        learns_from=learns_from,
+        loss=loss,
+        finish=finish,
+    )
+
+
+def grow_class_means(model: IncrementalModel, stream: TaskStream, task: int, params: RehearsalSettings) -> None:
+    """Grow the head of class means, if the method answers by it."""
+    if params.prediction == "nearest_mean":
+        model.heads[MEANS] = NearestMeanHead(model.feature_dim, stream.seen(task))
+
+
+def remember(params: RehearsalSettings, deployed: tuple[str, ...]) -> tuple[Stage, ...]:
+    """List the stages that end a task with exemplars: each site takes its own, and may send their class means.
+
+    The means are iCaRL's (arXiv 1611.07725, algorithm 1): of unit features, over all sites' exemplars of a class. A
+    site sends its own means and how many exemplars stand behind each; the server's weighted mean is that of the pool.
+    """
+    memory = Remember(down=deployed)
+    if params.prediction == "classifier":
+        return (memory,)
+    means = Summarise(
+        MEANS,
+        down=("extractor.*",),
+        up=(f"heads.{MEANS}.weight",),
+        inputs="features",
+        learns_from=exemplars,
+        computes=class_means,
+    )
+    return (memory, means)
+
+
+def class_means(model: IncrementalModel, batches: Iterable[Batch]) -> dict[str, Tensor]:
+    """Compute the mean unit feature of each class; zeros for a class that the site does not hold."""
+    means = mean_unit_features(batches, model.head(MEANS))
+    return {f"heads.{MEANS}.weight": torch.where(means.isnan(), 0.0, means)}
+
+
+def mean_unit_features(batches: Iterable[Batch], head: Head) -> Tensor:
+    """Compute the mean of the unit features of each row's class, Tensor[R, D]; nan for a class without images.
+
+    Args:
+        batches: features Tensor[B, D] and global labels Tensor[B].
+        head: whose rows name the classes.
+    """
+    total, count = 0.0 * head.weight[: len(head.rows)], head.weight.new_zeros(len(head.rows), 1)
+    for features, labels in batches:
+        rows = head.targets(labels)
+        total = total.index_add(0, rows, nn.functional.normalize(features, dim=1))
+        count = count.index_add(0, rows, torch.ones_like(features[:, :1]))
+    return total / count

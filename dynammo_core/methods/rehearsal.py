@@ -1,0 +1,86 @@
+"""What a site may train on in a task, and the choices that methods make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynammo_core.configuration.settings import MemorySettings
+from dynammo_core.data.samples import Samples
+from dynammo_core.memory.rehearsal import balanced_set
+from dynammo_core.support.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """All images that a method may choose a site's training set from.
+
+    Attributes:
+        task: counts from 0.
+        new: images of the classes that reach the site with this task.
+        seen: images of all classes that have reached it so far, as only a method without limits may use them.
+        memory: its exemplars.
+        settings: of the memory.
+        sites: number of sites that share the memory.
+        seed: of what is drawn at random.
+    """
+
+    task: int
+    new: Samples
+    seen: Samples
+    memory: Samples
+    settings: MemorySettings
+    sites: int
+    seed: int
+
+    def has_new(self, classes: Sequence[int]) -> bool:
+        """Tell whether there are new images of any of these classes."""
+        return bool(torch.isin(self.new.labels, torch.tensor(classes)).any())
+
+    def balanced(self) -> Samples:
+        """Draw exemplars and equally many samples of each new class."""
+        seed = derive_seed(self.seed, "balanced", self.task)
+        return balanced_set(self.memory, self.new, settings=self.settings, sites=self.sites, seed=seed)
+
+
+def new_images(rehearsal: Rehearsal) -> Samples:
+    """Take the task's own images."""
+    return rehearsal.new
+
+
+def exemplars(rehearsal: Rehearsal) -> Samples:
+    """Take the memory alone."""
+    return rehearsal.memory
+
+
+def new_and_exemplars(rehearsal: Rehearsal) -> Samples:
+    """Take the task's own images and the whole memory: experience replay."""
+    return Samples.concatenate([rehearsal.new, rehearsal.memory])
+
+
+def balanced(rehearsal: Rehearsal) -> Samples:
+    """Take exemplars and equally many images of each new class."""
+    return rehearsal.balanced()
+
+
+def everything_seen(rehearsal: Rehearsal) -> Samples:
+    """Take all images of all tasks so far, as if none ever had to be given up."""
+    return rehearsal.seen
+
+
+def if_it_holds(classes: Sequence[int]) -> Callable[[Rehearsal], Samples]:
+    """Make a choice of new images and exemplars for sites that hold new images of `classes`; all others abstain."""
+    return lambda rehearsal: new_and_exemplars(rehearsal) if rehearsal.has_new(classes) else Samples.empty()
+
+
+def of_classes(classes: Sequence[int]) -> Callable[[Rehearsal], Samples]:
+    """Make a choice of the new images of `classes` alone: others may reach a site late."""
+    return lambda rehearsal: rehearsal.new.subset(is_any_of(classes, rehearsal.new.labels).nonzero().squeeze(1))
+
+
+def is_any_of(classes: Sequence[int], labels: Tensor) -> Tensor:
+    """Tell which labels Tensor[B] are among `classes`: Tensor[B] bool."""
+    return torch.isin(labels, torch.tensor(classes, device=labels.device))

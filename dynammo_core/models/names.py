@@ -1,0 +1,36 @@
+"""The names of a network's tensors: which of them travel, which fit a pattern, and the levels between its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Literal, Protocol
+
+Level = Literal["images", "prefix", "features"]
+"""How far an input has come: normalised images, the maps before the first adapter, or the features for the heads."""
+
+
+class Network(Protocol):
+    """Anything whose tensors and modules have names, as those of a PyTorch module have."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Returns all tensors by name."""
+        ...
+
+    def named_modules(self, *, remove_duplicate: bool = ...) -> Iterable[tuple[str, Any]]:
+        """Yields every module with its name."""
+        ...
+
+
+def travelling_names(model: Network) -> list[str]:
+    """List the names of all tensors that may change in a run: everything except frozen backbones."""
+    frozen = tuple(
+        f"{name}." for name, module in model.named_modules(remove_duplicate=False) if getattr(module, "frozen", False)
+    )
+    return [name for name in model.state_dict() if not name.startswith(frozen) and "num_batches_tracked" not in name]
+
+
+def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """List the names that fit at least one of the shell-style patterns, in their given order."""
+    wanted = tuple(patterns)
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted)]
