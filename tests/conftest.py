@@ -25,7 +25,7 @@ settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 
 WHOLE = re.compile(
-    r"^(?:import|from) (?:subprocess|multiprocessing|site_bench|superlinks|ray|onnx|simulations\.rehearsal)\b"
+    r"^(?:import|from) (?:subprocess|multiprocessing|site_bench|superlinks|ray|onnx|simulations\.(?:rehearsal|bench))\b"
     r"|\b(?:run_small|run_local|run_flower|run_and_report|preloaded)\b|mark\.slow",
     re.MULTILINE,
 )
