@@ -5,18 +5,25 @@ Where the output is not a terminal, such as a log: a line for each run that has 
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from dynammo_core.support.terminal import Terminal
 from server.watch.progress import RunState
-from simulations.comparisons.compare import Outcome
+from simulations.comparisons.compare import Cell, Outcome, Pool, missing_cells
 
 
 class TimeLeft(ProgressColumn):
@@ -119,3 +126,58 @@ class ComparisonView:
             count=f"{self._finished}/{self._total} runs",
             ends=self._ends,
         )
+
+
+def run_under_display(cells: Sequence[Cell], runs: Path, console: Console, *, workers: int | None) -> dict[str, str]:
+    """Run what is missing of comparisons under a display, and say on standard error why runs failed.
+
+    Args:
+        cells: all runs of the comparisons.
+        runs: folder of the run directories.
+        console: where the progress is shown.
+        workers: runs at a time, a single one in this process; None for as many as this machine carries.
+
+    Returns:
+        Why runs failed, by their name.
+
+    Raises:
+        RunError: the workers cannot go on.
+        typer.Exit: with 130, stopped by Ctrl-C or SIGTERM; no worker is left.
+    """
+    from simulations.comparisons.process_pool import in_processes, one_by_one
+
+    pool: Pool = one_by_one if workers == 1 else partial(in_processes, workers=workers)
+    missing = missing_cells(cells, runs)
+    failed: list[Outcome] = []
+    labels = {run_name: cell.label for run_name, cell in missing.items()}
+    finished = len({cell.run_name for cell in cells}) - len(missing)
+    try:
+        with (
+            _sigterm_as_interrupt(),
+            ComparisonView(console, labels, finished) as view,
+            closing(pool(list(missing.values()), runs, view.update)) as outcomes,
+        ):
+            for outcome in outcomes:  # a failure does not keep the others from running
+                view.finish(outcome)
+                failed += [outcome] if outcome.error else []
+    except KeyboardInterrupt:
+        console.print("\nStopped. Go on with the same command; what has finished is not run again.", soft_wrap=True)
+        raise typer.Exit(130) from None
+    for outcome in failed:
+        text = f"[bold red]error[/] {escape(f'{labels[outcome.run_name]}: {outcome.error}')}"
+        Terminal(stderr=True).print(text, soft_wrap=True, highlight=False)
+    return {outcome.run_name: outcome.error for outcome in failed}
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM stop what Ctrl-C stops: a process that just dies would leave its workers at work."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

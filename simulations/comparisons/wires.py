@@ -1,15 +1,21 @@
-"""Sites that lie on the wire: they train as they should, and what arrives of it is something else."""
+"""Simulated wires that change what sites answer: some lie about what they trained, or all but one keep silent."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
+from client.app import app as client_app
+from dynammo_core.configuration.config import Config
+from dynammo_core.plan import Action
+from server.run.exchange import MESSAGE_TYPES
+from simulations.comparisons.compare import Wire
 from simulations.engines.local_grid import LocalGrid
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -17,6 +23,7 @@ Attack = Callable[[RecordDict, RecordDict], RecordDict]
 """From what the server sent and a site's true answer, which holds tensors, to what the site answers instead."""
 
 TIMES = 10
+TRAINING = frozenset(MESSAGE_TYPES[action] for action in (Action.FIT, Action.SUMMARISE))
 
 
 def sign_flip(sent: RecordDict, answer: RecordDict) -> RecordDict:
@@ -63,6 +70,30 @@ class LyingGrid(LocalGrid):
         held = dict(self._sent.values())
         self._sent |= {name: (known, held[known]) for name, known in hashes.items()}
         return RecordDict({"weights": ArrayRecord({name: held[known] for name, known in hashes.items()})})
+
+
+class LonelyGrid(LocalGrid):
+    """A grid on which one node learns: the others abstain from all that trains, and do the rest."""
+
+    def __init__(self, client_app: ClientApp, nodes: int, *, learner: int) -> None:
+        super().__init__(client_app, nodes, run_config={})
+        self._learner = self.get_node_ids()[learner]
+
+    def _answer(self, message: Message) -> Message:
+        learns = message.metadata.dst_node_id == self._learner
+        if learns or message.metadata.message_type not in TRAINING:
+            return super()._answer(message)
+        return Message(silence(message.content, message.content), reply_to=message)
+
+
+def grid_of(wire: Wire, config: Config[Any]) -> LocalGrid:
+    """Return a grid of the experiment's sites that answers as the wire says."""
+    nodes = config.federation.sites
+    if wire.attack:
+        return LyingGrid(client_app, nodes, liars=config.federation.liars, attack=ATTACKS[wire.attack])
+    if wire.learner is not None:
+        return LonelyGrid(client_app, nodes, learner=wire.learner)
+    return LocalGrid(client_app, nodes, run_config={})
 
 
 def _with_updates(
