@@ -160,7 +160,7 @@ def cost(
     as_json: Annotated[bool, typer.Option("--json", help="Print rows as JSON instead of a table.")] = False,
     set_: Overrides = None,
 ) -> None:
-    """MACs, parameters and latency of one prediction, by method and number of tasks."""
+    """Count MACs and parameters of one prediction and time it, by method and number of tasks."""
     with readable_errors():
         from dynammo_core.experiment import Experiment
         from dynammo_core.scoring.cost import cost_table, method_settings
@@ -217,7 +217,7 @@ def report(
 
 
 def _checked(file: Path, overrides: dict[str, Scalar]) -> str:
-    """What a valid file is: an experiment's hash, or the number of a comparison's runs."""
+    """Check a file; return the experiment's hash, or the number of the comparison's runs."""
     from simulations.comparisons.compare import is_comparison, load_comparison
 
     if is_comparison(file):

@@ -43,7 +43,7 @@ def memory(
     megabytes: Annotated[int, typer.Option(min=1, help="Size of the replay memory.")] = 128,
     repeats: Annotated[int, typer.Option(min=1, help="Times that each kind is read.")] = 9,
 ) -> None:
-    """How fast a replay memory is read, plain and encrypted; exit code 1 below 80 % of plain."""
+    """Measure how fast a replay memory is read, plain and encrypted; exit code 1 below 80 % of plain."""
     with readable_errors():
         with tempfile.TemporaryDirectory() as folder:
             seconds = memory_reading(Path(folder), megabytes, repeats)
@@ -62,7 +62,7 @@ def sites(
     engine: Annotated[str, typer.Option(help="local or flower.")] = "flower",
     set_: Overrides = None,
 ) -> None:
-    """How much memory a federation of many simulated sites takes at its peak, and how long a round."""
+    """Measure the peak memory of a federation of many simulated sites, and the time of a round."""
     with readable_errors():
         from dynammo_core.configuration.config import load_config
         from server.watch.progress import ProgressView
@@ -87,7 +87,7 @@ def sites(
 
 
 def memory_reading(folder: Path, megabytes: int, repeats: int) -> Mapping[str, float]:
-    """Median seconds to read a memory of so many 10^6 bytes of colour images, 64 pixels wide, by kind of file.
+    """Return median seconds to read a memory of so many 10^6 bytes of colour images, 64 pixels wide, by kind of file.
 
     The kinds take turns, so that what else the machine does falls on all alike. The files come from the page cache:
     a disk, slower than that, would hide what encryption costs.

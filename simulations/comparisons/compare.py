@@ -70,7 +70,7 @@ class ComparisonFile(Section):
 
     @property
     def sweep(self) -> Sweep | None:
-        """The grid; None where settings stand by themselves."""
+        """Return the grid; None if settings stand by themselves."""
         if not self.grid:
             return None
         along, across = self.grid
@@ -79,7 +79,7 @@ class ComparisonFile(Section):
 
     @property
     def conditions(self) -> dict[str, dict[str, Scalar]]:
-        """The overrides of each setting, be it named or a point of the grid."""
+        """Return the overrides of each setting, be it named or a point of the grid."""
         if (sweep := self.sweep) is None:
             return self.settings
         one, other = self.grid[sweep.along], self.grid[sweep.across]
@@ -133,20 +133,20 @@ class Cell:
 
     @property
     def run_name(self) -> str:
-        """The path of the run directory in the folder of all runs."""
+        """Return the path of the run directory in the folder of all runs."""
         return str(Path(self.wire.folder) / self.config.run_name)
 
     @property
     def label(self) -> str:
-        """What people call this run."""
+        """Return what people call this run."""
         return " · ".join(part for part in (self.setting, self.row, f"seed {self.seed}") if part)
 
     def directory(self, runs: Path) -> Path:
-        """Where the run leaves its results."""
+        """Return the directory in which the run leaves its results."""
         return runs / self.run_name
 
     def summary(self, runs: Path) -> Json | None:
-        """The summary of the finished run by this very code, or none."""
+        """Return the summary of the finished run by this very code; None if there is none."""
         try:
             summary: Json = json.loads((self.directory(runs) / "summary.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
@@ -165,7 +165,7 @@ class Comparison:
     sweep: Sweep | None = None
 
     def groups(self, runs: Path) -> list[Group]:
-        """The finished runs of every row under every setting, in the file's order."""
+        """Return the finished runs of every row under every setting, in the file's order."""
         return grouped(self.cells, runs)
 
 
@@ -213,7 +213,7 @@ def is_comparison(path: Path) -> bool:
 
 
 def load_comparison(path: Path) -> Comparison:
-    """Every run that a comparison file asks for, each configuration validated.
+    """Return every run that a comparison file asks for, each configuration validated.
 
     A row's overrides win over its setting's, and those over the common ones.
 
@@ -262,7 +262,7 @@ def grouped(cells: Sequence[Cell], runs: Path) -> list[Group]:
 
 
 def missing_cells(cells: Sequence[Cell], runs: Path) -> dict[str, Cell]:
-    """The cells that have no finished run yet, by the name of the run; comparisons may share a run."""
+    """Return the cells that have no finished run yet, by the name of the run; comparisons may share a run."""
     return {cell.run_name: cell for cell in cells if cell.summary(runs) is None}
 
 

@@ -90,12 +90,12 @@ def one_by_one(cells: Sequence[Cell], runs: Path, on_event: OnEvent) -> Generato
 
 
 def device_of(slot: int, gpus: int) -> int | None:
-    """Index of the GPU of a worker, dealt round; None where there is no GPU."""
+    """Return the index of a worker's GPU, dealt round; None if there is no GPU."""
     return slot % gpus if gpus else None
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -34,12 +34,12 @@ class TimeLeft(ProgressColumn):
         self._clock = clock
 
     def text(self, ends: float | None) -> str:
-        """`0:12:05 left`."""
+        """Format as `0:12:05 left`; empty if unknown."""
         seconds = 0 if ends is None else max(round(ends - self._clock()), 0)
         return f"{timedelta(seconds=seconds)} left" if seconds else ""
 
     def render(self, task: Task) -> Text:
-        """The text, dimmed."""
+        """Return the text, dimmed."""
         return Text(self.text(task.fields["ends"]), style="dim")
 
 
@@ -113,7 +113,7 @@ class ComparisonView:
             self._console.print(line, *time_left, sep=", ", markup=False, highlight=False, soft_wrap=True)
 
     def _show_all(self) -> None:
-        """The time left is that of the runs to come, at the speed so far: all shares of runs done since the start."""
+        """Update the bar of all runs; the time left is that of the runs to come, at the speed so far."""
         shares = [state.finished / len(state.start["plan"]) for state in self._states.values() if state.start["plan"]]
         done = self._ended + sum(shares)
         self._ends = None

@@ -19,18 +19,18 @@ class SecureCost:
     secure: Mapping[str, Any]
 
     def ratio(self, key: str) -> float:
-        """Of `seconds`, `bytes_up` or `bytes_down`, secure to plain."""
+        """Return the ratio, secure to plain, of `seconds`, `bytes_up` or `bytes_down`."""
         return float(self.secure[key] / self.plain[key])
 
     @property
     def bytes_ratio(self) -> float:
-        """Of all bytes of tensors, both ways."""
+        """Return the ratio, secure to plain, of the bytes of all tensors, both ways."""
         secure, plain = (run["bytes_up"] + run["bytes_down"] for run in (self.secure, self.plain))
         return float(secure / plain)
 
     @property
     def accuracy_difference(self) -> float:
-        """Largest difference of the accuracies after each task, in points."""
+        """Return the largest difference of the accuracies after a task, in points."""
         pairs = zip(self.secure["accuracy_after_tasks"], self.plain["accuracy_after_tasks"], strict=True)
         return max(abs(float(secure) - float(plain)) for secure, plain in pairs)
 

@@ -27,17 +27,17 @@ TRAINING = frozenset(MESSAGE_TYPES[action] for action in (Action.FIT, Action.SUM
 
 
 def sign_flip(sent: RecordDict, answer: RecordDict) -> RecordDict:
-    """The update the other way round."""
+    """Reverse the update."""
     return _with_updates(sent, answer, lambda update: -update)
 
 
 def scale(sent: RecordDict, answer: RecordDict) -> RecordDict:
-    """Ten times the update."""
+    """Multiply the update by ten."""
     return _with_updates(sent, answer, lambda update: TIMES * update)
 
 
 def silence(sent: RecordDict, answer: RecordDict) -> RecordDict:
-    """No update at all, as of a site without images: what is lost by the mere absence of the site's knowledge."""
+    """Abstain, as a site without images does: what is lost is only what the site knows."""
     return RecordDict(
         {"weights": ArrayRecord({}), "numbers": MetricRecord({}), "report": ConfigRecord({"abstained": True})}
     )
@@ -64,7 +64,7 @@ class LyingGrid(LocalGrid):
         return reply
 
     def _completed(self, sent: RecordDict) -> RecordDict:
-        """An instruction with the tensors in it that did not have to travel, since they did before."""
+        """Return an instruction with the tensors in it that did not have to travel, since they did before."""
         hashes = {name: str(known) for name, known in sent.config_records["tensors"].items()}
         self._sent |= {name: (hashes[name], array) for name, array in sent.array_records["weights"].items()}
         held = dict(self._sent.values())
@@ -99,7 +99,7 @@ def grid_of(wire: Wire, config: Config[Any]) -> LocalGrid:
 def _with_updates(
     sent: RecordDict, answer: RecordDict, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]
 ) -> RecordDict:
-    """The answer with other updates; of what was not sent down, the whole tensor is the update.
+    """Return the answer with other updates; of what was not sent down, the whole tensor is the update.
 
     Variances stay at least 0: a negative one gives the lie away.
     """
