@@ -19,10 +19,14 @@ from simulations.comparisons.compare import Cell, Json
 Columns = Mapping[str, Callable[[Json], str]]
 """What each column of a printed table shows of a row, by its heading."""
 
+MOST_WIDE = 6
+"""Columns that stand well apart in a terminal; more of them move together."""
+
 
 def printed(rows: Sequence[Json], columns: Columns, title: str, *, part: str = "") -> Table:
     """Draw rows for people; `part` names the key by which they are divided under headings of their own."""
-    drawn = Table(*columns, box=SIMPLE, padding=0, show_edge=False, title=escape(title), title_justify="left")
+    padding = 0 if len(columns) > MOST_WIDE else (0, 1)
+    drawn = Table(*columns, box=SIMPLE, padding=padding, show_edge=False, title=escape(title), title_justify="left")
     for heading, own in groupby(rows, key=lambda row: str(row[part]) if part else ""):
         if heading:
             drawn.add_section()
