@@ -24,6 +24,7 @@ from rich.text import Text
 from dynammo_core.support.terminal import Terminal
 from server.watch.progress import RunState
 from simulations.comparisons.compare import Cell, Outcome, Pool, missing_cells
+from simulations.comparisons.process_pool import in_processes, one_by_one
 
 
 class TimeLeft(ProgressColumn):
@@ -144,8 +145,6 @@ def run_under_display(cells: Sequence[Cell], runs: Path, console: Console, *, wo
         RunError: the workers cannot go on.
         typer.Exit: with 130, stopped by Ctrl-C or SIGTERM; no worker is left.
     """
-    from simulations.comparisons.process_pool import in_processes, one_by_one
-
     pool: Pool = one_by_one if workers == 1 else partial(in_processes, workers=workers)
     missing = missing_cells(cells, runs)
     failed: list[Outcome] = []
