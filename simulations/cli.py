@@ -18,8 +18,8 @@ from dynammo_core.support.errors import ConfigError, DynammoError, unknown_name
 from dynammo_core.support.terminal import Terminal, command_line, parse_overrides, readable_errors
 from simulations.attacks.command import audit_privacy
 from simulations.bench.command import bench
-from simulations.comparisons.heterogeneity_command import heterogeneity
-from simulations.options import ConfigFile, Overrides
+from simulations.comparisons.commands import heterogeneity, robustness
+from simulations.options import ConfigFile, Overrides, Workers
 from simulations.rehearsal.deploy_command import deploy
 from simulations.rehearsal.faults_command import faults
 
@@ -81,7 +81,7 @@ def compare(
         list[Path], typer.Argument(metavar="COMPARISON...", help="Files of configs/compare/.", show_default=False)
     ],
     runs: Annotated[Path, typer.Option(help="Folder for run directories and pages.")] = Path("runs/compare"),
-    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time.", show_default="GPUs or cores")] = None,
+    workers: Workers = None,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -94,9 +94,9 @@ def compare(
 ) -> None:
     """Run what is missing of comparisons and write a page about each; safe to stop and go on."""
     with readable_errors():
-        from simulations.comparisons.command import run_under_display
         from simulations.comparisons.compare import load_comparison, missing_cells, part_of
         from simulations.comparisons.page import write_page
+        from simulations.comparisons.progress import run_under_display
         from simulations.comparisons.table import table
 
         comparisons = {file.stem: load_comparison(file) for file in files}
@@ -104,7 +104,7 @@ def compare(
             raise ConfigError("two comparisons have the same file name", accepted="files of different names")
         every = [cell for comparison in comparisons.values() for cell in comparison.cells]
         own = every if shard is None else part_of(every, shard)
-        failed = 0 if no_run else run_under_display(own, runs, console, workers=workers)
+        failed = {} if no_run else run_under_display(own, runs, console, workers=workers)
         if shard is not None and (left := missing_cells(every, runs)):
             text = f"{len(left)} runs of all parts are missing; the part that ends last writes the page"
             console.print(text, soft_wrap=True, markup=False, highlight=False)
@@ -127,35 +127,11 @@ def compare(
             raise typer.Exit(1)
 
 
-@app.command()
-def robustness(
-    config: ConfigFile,
-    liars: Annotated[int, typer.Option(min=1, help="Sites that lie, and that the aggregators have to withstand.")] = 1,
-    attack: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="[bold]sign_flip[/]: updates reversed. [bold]scale[/]: ten times as long. [bold]silence[/]: none. "
-            "Repeatable.",
-            show_default="sign_flip, scale",
-        ),
-    ] = None,
-    aggregator: Annotated[
-        list[str] | None, typer.Option(help="An aggregator beside the mean. Repeatable.", show_default="all")
-    ] = None,
-    set_: Overrides = None,
-    runs: Annotated[Path, typer.Option(help="Folder for run directories and the table.")] = Path("runs/robustness"),
-) -> None:
-    """Let sites lie and see which aggregators withstand it; what has finished is not run again."""
-    with readable_errors():
-        from simulations.comparisons.robustness_command import measure
-
-        measure(config, parse_overrides(set_ or []), console, liars, attack, aggregator, runs)
-
-
 app.command("audit-privacy")(audit_privacy)
 app.command()(deploy)
 app.command()(faults)
 app.command()(heterogeneity)
+app.command()(robustness)
 app.add_typer(bench, name="bench")
 
 
@@ -203,7 +179,7 @@ def cost(
     as_json: Annotated[bool, typer.Option("--json", help="Print rows as JSON instead of a table.")] = False,
     set_: Overrides = None,
 ) -> None:
-    """MACs, parameters and latency of one prediction, by method and number of tasks."""
+    """Count MACs and parameters of one prediction and time it, by method and number of tasks."""
     with readable_errors():
         from dynammo_core.experiment import Experiment
         from dynammo_core.scoring.cost import cost_table, method_settings
@@ -260,7 +236,7 @@ def report(
 
 
 def _checked(file: Path, overrides: dict[str, Scalar]) -> str:
-    """What a valid file is: an experiment's hash, or the number of a comparison's runs."""
+    """Check a file; return the experiment's hash, or the number of the comparison's runs."""
     from simulations.comparisons.compare import is_comparison, load_comparison
 
     if is_comparison(file):

@@ -1,4 +1,4 @@
-"""The argument and the option that nearly every command takes: a configuration, and what overrides it."""
+"""Arguments and options that many commands take."""
 
 from __future__ import annotations
 
@@ -11,4 +11,8 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The experime
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf, such as --set federation.sites=10. Repeatable."),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Runs at a time; a single one is in this process.", show_default="GPUs or cores"),
 ]

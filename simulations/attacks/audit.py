@@ -11,7 +11,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from simulations.attacks.audited_run import AuditedRun
-from simulations.attacks.findings import Finding, Outcome, Tell
+from simulations.attacks.findings import AttackResult, Finding, Tell
 from simulations.attacks.inversion import attack_messages
 from simulations.attacks.membership import attack_membership
 from simulations.attacks.statistics import attack_statistics
@@ -24,20 +24,20 @@ class Audit:
     """What the attacks found in one run, by their names."""
 
     run: AuditedRun
-    outcomes: Mapping[str, Outcome]
+    outcomes: Mapping[str, AttackResult]
 
     @property
     def findings(self) -> dict[tuple[str, str, str], Finding]:
-        """All figures, by what they measure."""
+        """Return all figures, by what they measure."""
         return {one.key: one for outcome in self.outcomes.values() for one in outcome.findings}
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Why attacks did not apply, by their names."""
+        """Return why attacks did not apply, by their names."""
         return {name: outcome.skipped for name, outcome in self.outcomes.items() if outcome.skipped}
 
     def as_json(self) -> dict[str, Any]:
-        """The run, its figures, and the attacks that did not apply."""
+        """Return the run, its figures, and the attacks that did not apply."""
         return {
             "run": str(self.run.path),
             "name": self.run.experiment.config.name,
@@ -49,7 +49,7 @@ class Audit:
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """A line of the table: one measure, of how many records, what guessing gives, and what was found in each run."""
 
     attack: str
@@ -78,7 +78,7 @@ def audit(
         DynammoError: the run's data, weights or sites cannot serve.
     """
     run.experiment.use_torch()
-    table: Mapping[str, Callable[[], Outcome]] = {
+    table: Mapping[str, Callable[[], AttackResult]] = {
         "membership": partial(attack_membership, run, pairs=shadow_pairs, seed=seed, tell=tell),
         "inversion": partial(attack_messages, run, iterations=iterations, tell=tell),
         "statistics": partial(attack_statistics, run, iterations=iterations, tell=tell),
@@ -86,8 +86,8 @@ def audit(
     return Audit(run, {name: table[name]() for name in attacks})
 
 
-def rows(audits: Sequence[Audit]) -> list[Row]:
-    """What all audits measured, in the order of the first in which it occurs."""
+def rows(audits: Sequence[Audit]) -> list[Measurement]:
+    """Return what all audits measured, in the order of the first in which it occurs."""
     found = [audit.findings for audit in audits]
     keys = list(dict.fromkeys(key for own in found for key in own))
     lines = []
@@ -98,12 +98,12 @@ def rows(audits: Sequence[Audit]) -> list[Row]:
         values = tuple(_found(own[key]) if key in own else "-" for own in found)
         notes = tuple(dict.fromkeys(one.note for one in known if one.note))
         attack, target, measure = key
-        lines.append(Row(attack, target, ", ".join(records), measure, ", ".join(guesses), values, notes))
+        lines.append(Measurement(attack, target, ", ".join(records), measure, ", ".join(guesses), values, notes))
     return lines
 
 
-def printed(audits: Sequence[Audit], lines: Sequence[Row]) -> Table:
-    """The rows for people, an attack and its target named once."""
+def printed(audits: Sequence[Audit], lines: Sequence[Measurement]) -> Table:
+    """Return the rows for people, an attack and its target named once."""
     names = [audit.run.path.name for audit in audits]
     drawn = Table("attack", "on", "records", "measure", "guess", *names, box=SIMPLE, padding=(0, 1, 0, 0))
     before: tuple[str, ...] = ()
@@ -117,7 +117,7 @@ def printed(audits: Sequence[Audit], lines: Sequence[Row]) -> Table:
 
 
 def _found(one: Finding) -> str:
-    """The value and its interval."""
+    """Return the value and its interval."""
     text = _shown(one.value, one)
     if one.low is not None and one.high is not None:
         text += f" [{_shown(one.low, one, unit=False)}, {_shown(one.high, one, unit=False)}]"
@@ -125,7 +125,7 @@ def _found(one: Finding) -> str:
 
 
 def _records(one: Finding) -> str:
-    """How many records a figure speaks of, those on the other side of the question behind a colon."""
+    """Format how many records a figure speaks of, with those on the other side of the question behind a colon."""
     counts = (one.members, one.others)
     return " : ".join(str(count) for count in counts if count is not None)
 

@@ -53,7 +53,7 @@ class AuditedRun:
 
     @classmethod
     def open(cls, path: Path) -> AuditedRun:
-        """The run in a directory.
+        """Return the run in a directory.
 
         Raises:
             RunError: there is no run, it has not finished, or its sites were real: their images are not here.
@@ -77,22 +77,22 @@ class AuditedRun:
 
     @property
     def config_hash(self) -> str:
-        """Hash of its configuration."""
+        """Return the hash of its configuration."""
         return self.experiment.config.content_hash
 
     @cached_property
     def sites(self) -> list[Site]:
-        """Its sites, with the memories that they have at the end."""
+        """Return its sites, with the memories that they have at the end."""
         count = self.experiment.config.federation.sites
         return [simulated_site(self.experiment, index, self.path / "sites", self.run) for index in range(count)]
 
     def predictor(self) -> Predictor:
-        """The deployed model."""
+        """Return the deployed model."""
         return Predictor.load(self.path, self.experiment.config.compute.device)
 
     @cached_property
     def records(self) -> Records:
-        """The images of all sites, decoded."""
+        """Return the images of all sites, decoded."""
         seen = self.experiment.stream.seen(len(self.experiment.stream) - 1)
         parts: list[Samples] = []
         member, exemplar, owners = [], [], []
@@ -106,7 +106,7 @@ class AuditedRun:
         return Records(Samples.concatenate(parts), np.array(member), np.array(exemplar), tuple(owners))
 
     def strangers(self, label: int) -> Samples:
-        """The test images of a class, of all sites: such as anyone may have."""
+        """Return the test images of a class, of all sites: such as anyone may have."""
         samples = self.records.samples
         outside = torch.from_numpy(~self.records.member) & (samples.labels == label)
         return samples.subset(outside.nonzero().flatten())

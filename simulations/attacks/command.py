@@ -6,14 +6,47 @@ import json
 import shlex
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from dynammo_core.support.errors import ConfigError, unknown_name
 from dynammo_core.support.files import write_atomically
 from dynammo_core.support.terminal import Terminal, readable_errors
+
+
+class AttackView:
+    """Shows a bar for each part of the work; a context manager whose `update` is a `Tell`.
+
+    Args:
+        console: where to.
+        name: what people call the run.
+    """
+
+    def __init__(self, console: Console, name: str) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=console)
+        self._name = name
+        self._bars: dict[str, TaskID] = {}
+
+    def __enter__(self) -> AttackView:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def update(self, what: str, done: int, total: int) -> None:
+        """Show how much of a part is done."""
+        if what not in self._bars:
+            self._bars[what] = self.progress.add_task(f"{escape(self._name)}: {what}", total=total)
+        self.progress.update(self._bars[what], completed=done)
 
 
 def audit_privacy(
@@ -41,7 +74,6 @@ def audit_privacy(
         from simulations.attacks.audit import ATTACKS, audit, printed, rows
         from simulations.attacks.audited_run import AuditedRun
         from simulations.attacks.page import page
-        from simulations.attacks.progress import AttackView
 
         chosen = list(dict.fromkeys(word.strip() for word in attacks.split(",")))
         for name in chosen:

@@ -16,7 +16,7 @@ Tell = Callable[[str, int, int], None]
 
 
 def told_to_nobody(what: str, done: int, total: int) -> None:
-    """A `Tell` that is silent."""
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Finding:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What is the same in two runs that are compared."""
+        """Return what is the same in two runs that are compared."""
         return self.attack, self.target, self.measure
 
 
@@ -62,12 +62,12 @@ class Picture:
 
     @property
     def inline(self) -> str:
-        """The picture as the address of an image in a page."""
+        """Return the picture as the address of an image in a page."""
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AttackResult:
     """All that an attack on one run brought; `skipped` says why there is nothing."""
 
     findings: list[Finding] = field(default_factory=list)

@@ -12,15 +12,15 @@ from dynammo_core.plan import Fit, LossContext
 from dynammo_core.training import learning_rate, train_only
 from dynammo_core.wire.protocol import names_up
 from simulations.attacks.audited_run import AuditedRun
-from simulations.attacks.findings import Finding, Outcome, Picture, Tell
-from simulations.attacks.message import Message, ask_sites, easiest, first_step, some_labels, tiny
+from simulations.attacks.findings import AttackResult, Finding, Picture, Tell
+from simulations.attacks.message import SiteMessage, ask_sites, easiest, first_step, some_labels, tiny
 from simulations.attacks.reconstruction import best_matches, counted, gallery, reconstruct
 
 MOST_IMAGES = 8
 """Images sought at a time: more explain an update no better, and take longer."""
 
 
-def attack_messages(run: AuditedRun, *, iterations: int, tell: Tell) -> Outcome:
+def attack_messages(run: AuditedRun, *, iterations: int, tell: Tell) -> AttackResult:
     """Invert two messages of the first stage that trains: the one an attacker would wish for, and one of the run.
 
     The first rests on the fewest images that a site answers for, in one step of plain descent: the update is the
@@ -36,7 +36,7 @@ def attack_messages(run: AuditedRun, *, iterations: int, tell: Tell) -> Outcome:
     Raises:
         DynammoError: a site cannot answer.
     """
-    outcome = Outcome()
+    outcome = AttackResult()
     for target, experiment in (("two images, one step", tiny(run.experiment)), ("as in the run", run.experiment)):
         step = first_step(experiment, lambda stage: isinstance(stage, Fit))
         messages = ask_sites(experiment, step) if step else []
@@ -49,11 +49,11 @@ def attack_messages(run: AuditedRun, *, iterations: int, tell: Tell) -> Outcome:
         compared = compare_with_truth(found, labels, message, run, "update inversion", target)
         outcome.findings.extend(compared.findings)
         outcome.pictures.extend(compared.pictures)
-    return outcome if outcome.findings else Outcome(skipped="no site sends weights that it trained")
+    return outcome if outcome.findings else AttackResult(skipped="no site sends weights that it trained")
 
 
-def seen_gradient(message: Message) -> list[Tensor]:
-    """What the update tells of the gradient, for each trained parameter, up to a common factor.
+def seen_gradient(message: SiteMessage) -> list[Tensor]:
+    """Return what the update tells of the gradient, per trained parameter, up to a common factor.
 
     After one step of plain descent w' = w - rate (g + decay w) it is g. After several steps, or with another
     optimiser, it is the direction in which the weights moved.
@@ -70,8 +70,8 @@ def seen_gradient(message: Message) -> list[Tensor]:
     ]
 
 
-def message_distance(message: Message, labels: Tensor) -> Callable[[Tensor], Tensor]:
-    """How far the update that images [B, C, S, S] in [0, 1] would cause points from the one that was seen.
+def message_distance(message: SiteMessage, labels: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a distance: how far the update that images [B, C, S, S] in [0, 1] cause points from the one that was seen.
 
     The attacker knows the network, what was sent, the loss and the labels: class counts tell them where nothing hides
     those, and elsewhere he is granted them.
@@ -92,7 +92,7 @@ def message_distance(message: Message, labels: Tensor) -> Callable[[Tensor], Ten
 def gradient_distance(
     loss: Callable[[Tensor], Tensor], parameters: Sequence[Tensor], seen: Sequence[Tensor]
 ) -> Callable[[Tensor], Tensor]:
-    """One minus the cosine between a gradient that was seen and that of the loss of images.
+    """Return one minus the cosine between a gradient that was seen and that of the loss of images.
 
     Equation 4 of Geiping et al. (arXiv 2003.14053), without the smoothness.
     """
@@ -106,7 +106,7 @@ def gradient_distance(
 
 
 def class_means(run: AuditedRun, labels: Tensor) -> Tensor:
-    """The mean test image of each label's class, Tensor[B, C, S, S] in [0, 1]: what anyone may know of it.
+    """Return the mean test image of each label's class, Tensor[B, C, S, S] in [0, 1]: what anyone may know of it.
 
     A class without test images has a grey one.
     """
@@ -114,9 +114,9 @@ def class_means(run: AuditedRun, labels: Tensor) -> Tensor:
 
 
 def compare_with_truth(
-    found: Tensor, labels: Tensor, message: Message, run: AuditedRun, attack: str, target: str
-) -> Outcome:
-    """How like the images of a message what was found is, beside what needs no message at all.
+    found: Tensor, labels: Tensor, message: SiteMessage, run: AuditedRun, attack: str, target: str
+) -> AttackResult:
+    """Compare what was found with the images of a message, and with what needs no message at all.
 
     Both guesses come from test images of the same class: their mean, where the search started, and one of them. All
     three are compared with that image of their class behind the message which they are most like.
@@ -138,7 +138,7 @@ def compare_with_truth(
     )
     caption = f"{attack}, {target}: {len(labels)} of the {len(message.images)} images behind the message sought."
     rows = [("nearest true image", ratios["found"][1]), *by_name.items()]
-    return Outcome([finding], [Picture(caption, gallery(rows))])
+    return AttackResult([finding], [Picture(caption, gallery(rows))])
 
 
 def _strangers(run: AuditedRun, label: int) -> Tensor:
@@ -146,7 +146,7 @@ def _strangers(run: AuditedRun, label: int) -> Tensor:
     return images if len(images) else torch.full((1, *images.shape[1:]), 0.5)
 
 
-def _trained_names(message: Message) -> list[str]:
+def _trained_names(message: SiteMessage) -> list[str]:
     model = message.model()
     train_only(model, set(names_up(model, message.step.stage)))
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]

@@ -15,7 +15,7 @@ from dynammo_core.scoring.evaluation import embed_samples
 from dynammo_core.support.errors import RunError
 from dynammo_core.support.seeding import derive_seed
 from simulations.attacks.audited_run import AuditedRun, Records
-from simulations.attacks.findings import Finding, Flags, Outcome, Tell, Values
+from simulations.attacks.findings import AttackResult, Finding, Flags, Tell, Values
 from simulations.attacks.shadows import shadow_models
 
 FALSE_POSITIVES = 0.01
@@ -26,7 +26,7 @@ LEAST = 1e-300
 
 @torch.no_grad()
 def confidences(predictor: Predictor, samples: Samples) -> Values:
-    """How sure a model is of the true class of N images: log(p / (1 - p)), [N].
+    """Compute how sure a model is of the true class of N images: log(p / (1 - p)), [N].
 
     The logit scaling of Carlini et al. (arXiv 2112.03570, equation 4), which makes confidences near Gaussian; it falls
     with the cross-entropy -log p, so that a threshold on the one is a threshold on the other. The heads compute in
@@ -51,7 +51,7 @@ def confidences(predictor: Predictor, samples: Samples) -> Values:
 
 
 def class_weights(labels: NDArray[np.int64], member: Flags) -> Values:
-    """Weights [N] by which each class counts as much among the non-members as among the members.
+    """Return weights [N] by which each class counts as much among the non-members as among the members.
 
     Without them an attack would look good where the members are but of easier classes.
     """
@@ -65,7 +65,7 @@ def class_weights(labels: NDArray[np.int64], member: Flags) -> Values:
 
 
 def rates(scores: Values, member: Flags, weights: Values) -> tuple[float, float]:
-    """Area under the ROC curve, and the true-positive rate at a false-positive rate of at most 1 %."""
+    """Return the area under the ROC curve, and the true-positive rate at a false-positive rate of at most 1 %."""
     false, true, _ = roc_curve(member, scores, sample_weight=weights, drop_intermediate=False)
     return float(auc(false, true)), float(true[false <= FALSE_POSITIVES].max())
 
@@ -73,7 +73,7 @@ def rates(scores: Values, member: Flags, weights: Values) -> tuple[float, float]
 def judge(
     scores: Values, member: Flags, labels: NDArray[np.int64], *, attack: str, target: str, seed: int
 ) -> list[Finding]:
-    """What scores, high for supposed members, tell of membership.
+    """Evaluate scores, high for supposed members, as a test of membership.
 
     Args:
         scores: [N].
@@ -113,7 +113,7 @@ def judge(
     ]
 
 
-def attack_membership(run: AuditedRun, *, pairs: int, seed: int, tell: Tell) -> Outcome:
+def attack_membership(run: AuditedRun, *, pairs: int, seed: int, tell: Tell) -> AttackResult:
     """Attack exemplars, and the other training images, each against the test images of the same classes.
 
     - The loss threshold of Yeom et al. (arXiv 1709.01604): what the model is surer of was trained on.
@@ -147,7 +147,7 @@ def attack_membership(run: AuditedRun, *, pairs: int, seed: int, tell: Tell) -> 
         expected = np.nanmean(outside, axis=0)
         scores["likelihood ratio"] = surety - expected
         scores["control"] = expected
-    return Outcome(findings=_findings(records, scores, seed))
+    return AttackResult(findings=_findings(records, scores, seed))
 
 
 def _findings(records: Records, scores: dict[str, Values], seed: int) -> list[Finding]:

@@ -26,7 +26,7 @@ RUN = "audit-message"
 
 
 @dataclass(frozen=True)
-class Message:
+class SiteMessage:
     """A message of the first task.
 
     Attributes:
@@ -46,19 +46,19 @@ class Message:
     images: Samples
 
     def model(self) -> IncrementalModel:
-        """The network with the tensors that were sent, as the server can build it."""
+        """Return the network with the tensors that were sent, as the server can build it."""
         model = self.experiment.build_model(self.step.task)
         model.load_state_dict(dict(self.sent), strict=False)
         return model.to(self.experiment.device)
 
 
 def first_step(experiment: Experiment, wanted: Callable[[Stage], bool]) -> Step | None:
-    """The first step of the run whose stage is as wanted, if it belongs to the first task."""
+    """Return the first step of the run whose stage is as wanted, if it belongs to the first task."""
     return next((step for step in experiment.steps if step.task == 0 and wanted(step.stage)), None)
 
 
-def ask_sites(experiment: Experiment, step: Step) -> list[Message]:
-    """What the sites answer in a step of the first task, sent what the server starts it with; none of who abstains."""
+def ask_sites(experiment: Experiment, step: Step) -> list[SiteMessage]:
+    """Ask all sites for their answer in a step of the first task; return the messages of those that do not abstain."""
     model = experiment.new_model()
     with seeded_initialisation(experiment.config.seed, "grow", step.task):
         experiment.method.begin_task(model, {}, step.task)
@@ -73,17 +73,17 @@ def ask_sites(experiment: Experiment, step: Step) -> list[Message]:
             if not report.abstained:
                 assert isinstance(step.stage, LearningStage)
                 images = step.stage.learns_from(site.rehearsal(step.task))
-                messages.append(Message(experiment, step, index, sent, report, images))
+                messages.append(SiteMessage(experiment, step, index, sent, report, images))
     return messages
 
 
-def easiest(messages: list[Message]) -> Message:
-    """The message that rests on the fewest images."""
+def easiest(messages: list[SiteMessage]) -> SiteMessage:
+    """Return the message that rests on the fewest images."""
     return min(messages, key=lambda message: len(message.images))
 
 
 def tiny(experiment: Experiment) -> Experiment:
-    """The same experiment as an attacker would wish it: one site, the fewest images that it answers for, one step.
+    """Return the experiment as an attacker would wish it: one site, the fewest images that it answers for, one step.
 
     The images are one of each of the first classes of the run, and stages that train take one step of plain descent.
     """
@@ -100,6 +100,6 @@ def tiny(experiment: Experiment) -> Experiment:
 
 
 def some_labels(images: Samples, most: int) -> Tensor:
-    """Labels, ascending, of at most so many images, in the proportions of the classes."""
+    """Return the ascending labels of at most so many images, in the proportions of the classes."""
     labels = images.labels.sort().values
     return labels[torch.linspace(0, len(labels) - 1, min(most, len(labels))).round().long()]

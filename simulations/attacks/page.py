@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from server.report.page import page_environment
-from simulations.attacks.audit import Audit, Row
+from simulations.attacks.audit import Audit, Measurement
 
 TEMPLATE = """{% extends "page" %}
 {% block title %}{{ audits[0].run.path.name }} · privacy audit{% endblock %}
@@ -69,8 +69,8 @@ Sources: Yeom et al. 2018 (loss threshold), Carlini et al. 2022 (likelihood rati
 """
 
 
-def page(audits: Sequence[Audit], rows: Sequence[Row], command: str) -> str:
-    """The page about audits of one or several runs; the same findings give the same text."""
+def page(audits: Sequence[Audit], rows: Sequence[Measurement], command: str) -> str:
+    """Return the page about audits of one or several runs; the same findings give the same text."""
     pictures = [
         (audit.run.path.name, picture)
         for audit in audits

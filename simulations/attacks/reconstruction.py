@@ -28,7 +28,7 @@ MOST_DECIBELS = 100.0
 def reconstruct(
     distance: Callable[[Tensor], Tensor], start: Tensor, *, iterations: int, smoothness: float = SMOOTHNESS
 ) -> Tensor:
-    """Images in [0, 1], Tensor[B, C, S, S], that are near to what was seen, and smooth.
+    """Search for smooth images in [0, 1], Tensor[B, C, S, S], that are near to what was seen.
 
     As Geiping et al. (arXiv 2003.14053, section 4): Adam on the distance plus total variation, pixels held in their
     range, the rate divided by ten after 3/8, 5/8 and 7/8 of the way. Deviations: the gradients themselves instead of
@@ -59,7 +59,7 @@ def reconstruct(
 
 
 def counted(distance: Callable[[Tensor], Tensor], what: str, total: int, tell: Tell) -> Callable[[Tensor], Tensor]:
-    """A distance that tells how often it was asked for."""
+    """Return a distance that tells how often it was asked for."""
     done = 0
 
     def counting(images: Tensor) -> Tensor:
@@ -72,12 +72,12 @@ def counted(distance: Callable[[Tensor], Tensor], what: str, total: int, tell: T
 
 
 def decibels(image: Tensor, truth: Tensor) -> float:
-    """Peak signal-to-noise ratio of an image in [0, 1], at most `MOST_DECIBELS`."""
+    """Return the peak signal-to-noise ratio of an image in [0, 1], at most `MOST_DECIBELS`."""
     return min(float(peak_signal_noise_ratio(image, truth, data_range=1.0)), MOST_DECIBELS)
 
 
 def best_matches(images: Tensor, labels: Tensor, truths: Samples) -> tuple[list[float], Tensor]:
-    """For each image of [B, C, S, S] the highest ratio, in decibels, to any true image of its label, and that image."""
+    """Return per image of [B, C, S, S] the highest ratio, in decibels, to a true image of its label, and that image."""
     ratios, nearest = [], []
     for image, label in zip(images, labels.tolist(), strict=True):
         candidates = truths.of_class(label).images.float() / 255
@@ -88,7 +88,7 @@ def best_matches(images: Tensor, labels: Tensor, truths: Samples) -> tuple[list[
 
 
 def gallery(rows: Sequence[tuple[str, Tensor]]) -> bytes:
-    """Rows of images [B, C, S, S] in [0, 1] under each other, each with its name, as PNG."""
+    """Draw rows of images [B, C, S, S] in [0, 1] under each other, each with its name, as PNG."""
     columns = max(len(images) for _, images in rows)
     with rc_context(STYLE):
         figure = Figure(figsize=(1.9 + 1.1 * columns, 1.2 * len(rows)))

@@ -67,7 +67,7 @@ def shadow_models(run: AuditedRun, *, pairs: int, seed: int, tell: Tell) -> Iter
 
 
 def halves(labels: np.ndarray[Any, np.dtype[np.int64]], seed: int) -> Flags:
-    """Which half each image is in, [N]: of every class as many in the one as in the other, give or take one."""
+    """Return which half each image is in, [N]; the halves have as many of each class, give or take one."""
     rng = np.random.default_rng(seed)
     half = np.zeros(len(labels), dtype=np.bool_)
     for label in np.unique(labels).tolist():
@@ -77,14 +77,14 @@ def halves(labels: np.ndarray[Any, np.dtype[np.int64]], seed: int) -> Flags:
 
 
 def _write_images(records: Records, folder: Path) -> None:
-    """As they enter the network, so that a shadow run decodes the very same pixels."""
+    """Write images as they enter the network, so that a shadow run decodes the very same pixels."""
     for number, image in enumerate(records.samples.images.numpy()):
         pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
         Image.fromarray(np.ascontiguousarray(pixels)).save(folder / f"{number}.png")
 
 
 def _write_manifest(run: AuditedRun, records: Records, trained: Flags, file: Path) -> int:
-    """The images to train on, and one other to test on, which a data set needs; returns the number of their sites."""
+    """Write the manifest of images to train on and of the one test image that must be; return the number of sites."""
     names, labels = run.experiment.class_names, records.samples.labels.tolist()
     content = array_keys(records.samples.images.numpy())
     known = {content[i] for i in np.flatnonzero(trained).tolist()}
@@ -99,7 +99,7 @@ def _write_manifest(run: AuditedRun, records: Records, trained: Flags, file: Pat
 
 
 def _config(run: AuditedRun, manifest: Path, sites: int, seed: int) -> Config[Any]:
-    """The audited configuration on other images: the same tasks in the same order, whatever the seed."""
+    """Return the audited configuration on other images: the same tasks in the same order, whatever the seed."""
     experiment = run.experiment
     tasks = experiment.stream.tasks
     settings = experiment.config.model_dump(mode="json")

@@ -14,9 +14,9 @@ from dynammo_core.experiment import Experiment
 from dynammo_core.methods.decisions import CLASSES
 from dynammo_core.scoring.evaluation import embed_samples
 from simulations.attacks.audited_run import AuditedRun
-from simulations.attacks.findings import Finding, Outcome, Tell
+from simulations.attacks.findings import AttackResult, Finding, Tell
 from simulations.attacks.inversion import class_means, compare_with_truth
-from simulations.attacks.message import Message, ask_sites, first_step, tiny
+from simulations.attacks.message import SiteMessage, ask_sites, first_step, tiny
 from simulations.attacks.reconstruction import counted, reconstruct
 
 PRODUCTS = f"heads.{CLASSES}.products"
@@ -34,17 +34,17 @@ class RowMean:
         features: the true features of the class's images behind it, Tensor[k, D].
     """
 
-    message: Message
+    message: SiteMessage
     label: int
     read: Tensor
     features: Tensor
 
     def cosine(self) -> float:
-        """Between what was read and the true mean feature, which of a single image is its own."""
+        """Return the distance between what was read and the true mean feature, which for a single image is its own."""
         return _cosine(self.read, self.features.mean(dim=0))
 
 
-def attack_statistics(run: AuditedRun, *, iterations: int, tell: Tell) -> Outcome:
+def attack_statistics(run: AuditedRun, *, iterations: int, tell: Tell) -> AttackResult:
     """Read features off the sums, and seek the image behind one.
 
     A row of `products` is the sum over a class's images of (x, 1), all with the same weight: over its last number it is
@@ -60,7 +60,7 @@ def attack_statistics(run: AuditedRun, *, iterations: int, tell: Tell) -> Outcom
     """
     own = read_rows(run.experiment)
     if not own:
-        return Outcome(skipped="no site sends sums of features")
+        return AttackResult(skipped="no site sends sums of features")
     alone = read_rows(tiny(run.experiment))[0]
     single, fewest = sum(len(row.features) == 1 for row in own), min(own, key=lambda row: len(row.features))
     findings = [
@@ -72,11 +72,11 @@ def attack_statistics(run: AuditedRun, *, iterations: int, tell: Tell) -> Outcom
     found = reconstruct(distance, class_means(run, labels), iterations=iterations)
     message = replace(alone.message, images=alone.message.images.of_class(alone.label))
     compared = compare_with_truth(found, labels, message, run, ATTACK, "one image of a class")
-    return Outcome([*findings, *compared.findings], compared.pictures)
+    return AttackResult([*findings, *compared.findings], compared.pictures)
 
 
 def read_rows(experiment: Experiment) -> list[RowMean]:
-    """The rows of the sums that sites send in the first task, of classes that they hold."""
+    """Return the rows of the sums that sites send in the first task, of classes that they hold."""
     step = first_step(experiment, lambda stage: PRODUCTS in stage.up)
     if step is None:
         return []
@@ -92,7 +92,7 @@ def read_rows(experiment: Experiment) -> list[RowMean]:
 
 
 def feature_distance(row: RowMean) -> Callable[[Tensor], Tensor]:
-    """One minus the cosine between what was read and the features of images [B, C, S, S] in [0, 1]."""
+    """Return one minus the cosine between what was read and the features of images [B, C, S, S] in [0, 1]."""
     experiment, model = row.message.experiment, row.message.model().eval().requires_grad_(False)
     seen = row.read.float().to(experiment.device)
 
@@ -104,7 +104,7 @@ def feature_distance(row: RowMean) -> Callable[[Tensor], Tensor]:
 
 
 def _likeness(row: RowMean, run: AuditedRun, target: str, note: str = "") -> Finding:
-    """How near the row is to the truth, beside how near the features of other images of the class are."""
+    """Return how near the row is to the truth, beside how near the features of other images of the class are."""
     others = _features(row.message, run.strangers(row.label))
     truth = row.features.mean(dim=0)
     return Finding(
@@ -119,7 +119,7 @@ def _likeness(row: RowMean, run: AuditedRun, target: str, note: str = "") -> Fin
     )
 
 
-def _features(message: Message, samples: Samples) -> Tensor:
+def _features(message: SiteMessage, samples: Samples) -> Tensor:
     experiment = message.experiment
     model, normalisation = message.model(), experiment.config.data.normalisation
     return embed_samples(model, samples, normalisation, experiment.device).cpu().double()

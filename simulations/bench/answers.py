@@ -21,7 +21,7 @@ KEY = bytes(range(32))
 
 
 @dataclass(frozen=True)
-class Cost:
+class RecordingCost:
     """What one answer costs: seconds of the step, of recording and of giving it again, and bytes."""
 
     stage: str
@@ -33,7 +33,7 @@ class Cost:
 
 
 def answers(config: ConfigFile, set_: Overrides = None) -> None:
-    """Seconds and bytes of recording each answer of the first task, encrypted, beside the step that makes it."""
+    """Measure what recording each answer of the first task, encrypted, takes beside the step that makes it."""
     with readable_errors():
         from dynammo_core.configuration.config import load_config
         from dynammo_core.experiment import Experiment
@@ -58,7 +58,7 @@ def answers(config: ConfigFile, set_: Overrides = None) -> None:
         console.print(f"recording takes {100 * share:.2f} % of the first task's steps", highlight=False)
 
 
-def recorded_task(experiment: Experiment) -> list[Cost]:
+def recorded_task(experiment: Experiment) -> list[RecordingCost]:
     """Do the first task's steps at one site, and record and repeat each answer."""
     from client.consent.settings import SiteMemory
     from client.state.answer_ledger import AnswerLedger, Question
@@ -86,5 +86,5 @@ def recorded_task(experiment: Experiment) -> list[Cost]:
             again = time.perf_counter()
             size = (ledger.folder / question.file).stat().st_size
             name = f"{step.stage.name} {step.round + 1}/{step.stage.rounds}"
-            costs.append(Cost(name, done - started, kept - done, again - kept, report.bytes, size))
+            costs.append(RecordingCost(name, done - started, kept - done, again - kept, report.bytes, size))
     return costs

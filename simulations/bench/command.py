@@ -17,16 +17,18 @@ import typer
 from dynammo_core.support.errors import ConfigError, unknown_name
 from dynammo_core.support.terminal import Terminal, command_line, parse_overrides, readable_errors
 from simulations.bench.answers import answers
-from simulations.bench.bytes_table import bytes_table
 from simulations.bench.growth_command import growth
 from simulations.bench.inference import inference
 from simulations.bench.shares import shares_table
 from simulations.bench.training import training
+from simulations.comparisons.commands import privacy, secure, traffic
 from simulations.options import ConfigFile, Overrides
 
 bench = command_line("Measure the speed of parts of the machinery, and what travels.")
 bench.command()(answers)
-bench.command("bytes")(bytes_table)
+bench.command("bytes")(traffic)
+bench.command()(privacy)
+bench.command()(secure)
 bench.command()(growth)
 bench.command()(inference)
 bench.command()(training)
@@ -41,7 +43,7 @@ def memory(
     megabytes: Annotated[int, typer.Option(min=1, help="Size of the replay memory.")] = 128,
     repeats: Annotated[int, typer.Option(min=1, help="Times that each kind is read.")] = 9,
 ) -> None:
-    """How fast a replay memory is read, plain and encrypted; exit code 1 below 80 % of plain."""
+    """Measure how fast a replay memory is read, plain and encrypted; exit code 1 below 80 % of plain."""
     with readable_errors():
         with tempfile.TemporaryDirectory() as folder:
             seconds = memory_reading(Path(folder), megabytes, repeats)
@@ -60,7 +62,7 @@ def sites(
     engine: Annotated[str, typer.Option(help="local or flower.")] = "flower",
     set_: Overrides = None,
 ) -> None:
-    """How much memory a federation of many simulated sites takes at its peak, and how long a round."""
+    """Measure the peak memory of a federation of many simulated sites, and the time of a round."""
     with readable_errors():
         from dynammo_core.configuration.config import load_config
         from server.watch.progress import ProgressView
@@ -84,49 +86,8 @@ def sites(
         )
 
 
-@bench.command()
-def privacy(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A private experiment's file.", show_default=False)],
-    epsilon: Annotated[
-        list[float] | None, typer.Option(help="A budget. Repeatable.", show_default="8, 4, 2", min=0.01)
-    ] = None,
-    set_: Overrides = None,
-) -> None:
-    """What differential privacy costs in accuracy: the experiment without it, then with each budget."""
-    with readable_errors():
-        from simulations.bench.privacy_table import privacy_rows, privacy_table
-
-        with tempfile.TemporaryDirectory(prefix="dynammo-privacy-") as folder:
-            rows = list(privacy_rows(config, epsilon or [8, 4, 2], parse_overrides(set_ or []), Path(folder)))
-        console.print(privacy_table(rows, " ".join([str(config), *(set_ or [])])))
-
-
-@bench.command()
-def secure(
-    config: ConfigFile,
-    set_: Overrides = None,
-) -> None:
-    """What secure aggregation costs an experiment in bytes and seconds: it is run with and without."""
-    with readable_errors():
-        from dynammo_core.configuration.config import load_config
-        from simulations.bench.secure_cost import secure_cost
-
-        experiment = load_config(config, parse_overrides(set_ or []))
-        with tempfile.TemporaryDirectory(prefix="dynammo-secure-") as folder:
-            cost = secure_cost(experiment, Path(folder))
-        console.print(
-            f"{cost.secure['sites']} sites, secure / plain: bytes {cost.bytes_ratio:.2f} "
-            f"(up {cost.ratio('bytes_up'):.2f}, down {cost.ratio('bytes_down'):.2f}), "
-            f"seconds {cost.ratio('seconds'):.2f} ({cost.secure['seconds']:.1f} / {cost.plain['seconds']:.1f}); "
-            f"last accuracy {cost.secure['last_accuracy']:.1f} / {cost.plain['last_accuracy']:.1f} %, "
-            f"accuracies differ by {cost.accuracy_difference:.2f} points at most",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
 def memory_reading(folder: Path, megabytes: int, repeats: int) -> Mapping[str, float]:
-    """Median seconds to read a memory of so many 10^6 bytes of colour images, 64 pixels wide, by kind of file.
+    """Return median seconds to read a memory of so many 10^6 bytes of colour images, 64 pixels wide, by kind of file.
 
     The kinds take turns, so that what else the machine does falls on all alike. The files come from the page cache:
     a disk, slower than that, would hide what encryption costs.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
@@ -30,7 +30,6 @@ from dynammo_core.support.seeding import derive_seed
 from dynammo_core.wire.protocol import tensor_bytes
 from server.run.run import run_experiment
 from server.run.run_directory import Event
-from simulations.bench.exponents import Growth
 from simulations.bench.memory_watch import forget_peak, own_memory
 from simulations.comparisons.process_pool import follow_parent
 from simulations.engines.local_grid import LocalGrid
@@ -63,7 +62,7 @@ QUANTITIES: Mapping[str, str] = MappingProxyType(
         "heads": "deployed heads",
     }
 )
-"""What is measured, and what it is called; rounds are those of the last task."""
+"""Words for each quantity that is measured; rounds are those of the last task."""
 
 Measured = Mapping[str, float]
 """By the name of a quantity: seconds, or bytes."""
@@ -88,7 +87,7 @@ class Shape:
     exemplars: int = 80
 
     def config(self, folder: Path, overrides: Mapping[str, Scalar]) -> Config[Any]:
-        """The experiment on the images that `write_numbers` put into a folder."""
+        """Return the experiment on the images that `write_numbers` put into a folder."""
         own = {
             "data": {"dataset": "manifest", "root": str(folder), "image_size": 16},
             "tasks": {"sizes": self.classes},
@@ -100,7 +99,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Axis:
-    """Something that grows: in words, at which values it is looked at, between which it could be, the run at each."""
+    """Something that grows: its words, the values to measure at, the limits of these, and the run at each."""
 
     words: str
     values: tuple[int, ...]
@@ -140,9 +139,10 @@ AXES: Mapping[str, Axis] = MappingProxyType(
 
 
 def write_numbers(folder: Path, classes: int, images: int) -> None:
-    """Pictures of the numbers 0, 1, 2, ... below 1,000 in three handwritten digits each, no two alike: 8 x 24 pixels.
+    """Write pictures of the numbers from 0 on, in three handwritten digits each, no two alike: 8 x 24 pixels.
 
-    A folder with `manifest.csv`; a class has so many images for training, and a tenth as many, at least one, for tests.
+    The folder gets a `manifest.csv`; per class there are as many images for training as `images` says, and a tenth as
+    many, at least one, for tests.
     """
     digits = load_digits()
     drawn = [(digits.images[digits.target == digit] * 15).astype(np.uint8) for digit in range(10)]
@@ -163,7 +163,7 @@ def write_numbers(folder: Path, classes: int, images: int) -> None:
 
 
 def measure(shape: Shape, overrides: Mapping[str, Scalar]) -> Measured:
-    """Run an experiment of this shape in this process, after a small one that warms it up: what it takes.
+    """Run an experiment of this shape in this process, after a small one that warms it up; return what it takes.
 
     Memory is that of this run only in a process that has not run anything larger before.
     """
@@ -187,7 +187,7 @@ def measure(shape: Shape, overrides: Mapping[str, Scalar]) -> Measured:
 
 
 def measured_apart(shape: Shape, overrides: Mapping[str, Scalar]) -> Measured:
-    """As `measure`, in a process of its own.
+    """Do what `measure` does in a process of its own.
 
     Raises:
         DynammoError: the run cannot go on, or its process was killed.
@@ -203,7 +203,7 @@ def measured_apart(shape: Shape, overrides: Mapping[str, Scalar]) -> Measured:
 
 
 class Meter(LocalGrid):
-    """A grid that weighs messages, and listens to how long rounds take; what counts are those of the last task."""
+    """A grid that weighs messages and times rounds; those of the last task count."""
 
     def __init__(self, sites: int) -> None:
         super().__init__(app, sites, run_config={})
@@ -211,7 +211,7 @@ class Meter(LocalGrid):
         self._sums: dict[str, float] = {}
 
     def listen(self, event: Event) -> None:
-        """Hear an event of the run: a round ends where the next begins, with all that is written in between."""
+        """Take in an event of the run: a round ends when the next begins, with all that is written in between."""
         if event["event"] == "step_started" and event["task"] != self._task:
             self._task, self._rounds, self._clock = event["task"], 0, time.process_time()
             self._sums = dict.fromkeys(("up", "down", "messages"), 0.0)
@@ -223,7 +223,7 @@ class Meter(LocalGrid):
             self._clock = time.process_time() - self._clock
 
     def measured(self, sites: int) -> Measured:
-        """Seconds a round, and bytes a site and round, of a run that has finished."""
+        """Return seconds per round, and bytes per site and round, of the finished run."""
         bytes_ = {name: total / self._rounds / sites for name, total in self._sums.items()}
         return {"seconds": self._clock / self._rounds, **bytes_}
 
@@ -235,7 +235,7 @@ class Meter(LocalGrid):
 
 
 def _weight(message: Message) -> int:
-    """Bytes of a message by Flower's own count, which fails at an empty list."""
+    """Count the bytes of a message as Flower does, whose count fails at an empty list."""
     counted = 0
     for record in message.content.values():
         if isinstance(record, ConfigRecord):
@@ -251,14 +251,31 @@ def _run(shape: Shape, overrides: Mapping[str, Scalar], folder: Path) -> tuple[M
     return meter, run_experiment(meter, config, runs=folder, resume=None, listeners=[meter.listen]).path
 
 
+@dataclass(frozen=True)
+class Growth:
+    """How a quantity grows: its value at each point, and y ~ x^exponent over all points and over the last two.
+
+    If a constant part hides the growth at first, the second exponent is the larger, and nearer to what becomes of it.
+    """
+
+    values: tuple[float, ...]
+    exponent: float | None
+    last: float | None
+
+
 def growths(points: Sequence[int], measured: Sequence[Measured]) -> dict[str, Growth]:
-    """The growth of every quantity along an axis."""
-    return {name: Growth.of(points, [one[name] for one in measured]) for name in QUANTITIES}
+    """Return the growth of every quantity along an axis."""
+    found = {}
+    for name in QUANTITIES:
+        values = [one[name] for one in measured]
+        found[name] = Growth(tuple(values), exponent(points, values), exponent(points[-2:], values[-2:]))
+    return found
 
 
-def along(
-    values: Mapping[str, Sequence[int]], take: Callable[[Shape], Measured]
-) -> Iterator[tuple[str, Sequence[Measured]]]:
-    """Each axis with what was measured at its values."""
-    for name, points in values.items():
-        yield name, [take(AXES[name].shape(point)) for point in points]
+def exponent(points: Sequence[int], values: Sequence[float]) -> float | None:
+    """Return the slope of log(values) on log(points) by least squares; None for one point, or values down to 0."""
+    if min(values) <= 0 or len(set(points)) < 2:
+        return None
+    x, y = np.log(np.array(points, dtype=np.float64)), np.log(np.array(values, dtype=np.float64))
+    x -= x.mean()
+    return float(np.round(x @ (y - y.mean()) / (x @ x), 6) + 0.0)

@@ -1,30 +1,30 @@
-"""`dynammo-sim bench growth`: time, memory and bytes against tasks, sites, classes and exemplars, on one page."""
+"""`dynammo-sim bench growth`: time, memory and bytes against tasks, sites, classes and exemplars."""
 
 from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE
+from rich.filesize import decimal
 from rich.progress import Progress
 from rich.table import Table
 
 from dynammo_core.support.errors import ConfigError, unknown_name
 from dynammo_core.support.terminal import Terminal, parse_overrides, readable_errors
-from simulations.bench.inference import PASS_PER_TASK
 from simulations.options import Overrides
 
 if TYPE_CHECKING:
-    from dynammo_core.configuration.config import Scalar
-    from simulations.bench.growth import Measured, Shape
-    from simulations.bench.growth_page import Answers
+    from server.report.plots import Drawing
+    from simulations.bench.growth import Growth
+
+    Found = Mapping[str, tuple[Sequence[int], Mapping[str, Growth]]]
 
 console = Terminal()
-ANSWERING = "efficientnet_lite0"
-ANSWERING_PIXELS = 48
 
 
 def growth(
@@ -36,70 +36,98 @@ def growth(
             show_default="all four",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("runs/growth"),
+    out: Annotated[Path, typer.Option(help="Folder of the numbers and the figure.")] = Path("runs/growth"),
     set_: Overrides = None,
 ) -> None:
-    """What grows with what: small real runs, each in its own process; a table, and a page of log-log plots."""
+    """Measure what grows with what in small real runs, each in its own process: tables, and one log-log figure."""
     with readable_errors():
         from dataclasses import asdict
 
         from dynammo_core.experiment import project_hash
         from dynammo_core.support.files import write_atomically
-        from simulations.bench.growth import AXES, SMALLEST, along, growths, measured_apart
-        from simulations.bench.growth_page import ANSWER_COLUMNS, answer_rows, growth_page, rows
+        from simulations.bench.growth import AXES, SMALLEST, growths, measured_apart
 
         overrides = parse_overrides(set_ or [])
         SMALLEST.config(Path("images"), overrides)  # what is wrong there is said before the first process starts
         values = _values(only)
-        found = {}
+        found: dict[str, tuple[Sequence[int], Mapping[str, Growth]]] = {}
         with Progress(console=console, transient=True) as progress:
             bar = progress.add_task("Measuring", total=sum(map(len, values.values())))
-
-            def take(shape: Shape) -> Measured:
-                measured = measured_apart(shape, overrides)
-                progress.advance(bar)
-                return measured
-
-            for name, taken in along(values, take):
-                points, grown = found[name] = (values[name], growths(values[name], taken))
+            for name, points in values.items():
+                taken = []
+                for point in points:
+                    taken.append(measured_apart(AXES[name].shape(point), overrides))
+                    progress.advance(bar)
+                found[name] = (points, growths(points, taken))
                 table = Table(name, *map(str, points), "exponent", "last two", box=SIMPLE, caption=AXES[name].words)
-                for row in rows(points, grown):
+                for row in rows(*found[name]):
                     table.add_row(*row)
                 console.print(table)
-        answers = _answers(values.get("tasks", ()), overrides)
-        if answers:
-            table = Table(*ANSWER_COLUMNS, box=SIMPLE, caption=f"an answer of {ANSWERING}")
-            for row in answer_rows(answers):
-                table.add_row(*row)
-            console.print(table)
-        command = shlex.join(["dynammo-sim", "bench", "growth", *_options("--only", only), *_options("--set", set_)])
-        page = growth_page(
-            found,
-            answers,
-            network=f"{ANSWERING} at {ANSWERING_PIXELS} pixels",
-            command=command,
-            code=project_hash()[:12],
-        )
+        options = [word for one in only or () for word in ("--only", one)]
+        options += [word for one in set_ or () for word in ("--set", one)]
         axes = {
             name: {"points": points, **{quantity: asdict(one) for quantity, one in grown.items()}}
             for name, (points, grown) in found.items()
         }
-        content = {"command": command, "code_hash": project_hash(), "axes": axes, "answers": answers}
-        out.mkdir(parents=True, exist_ok=True)
+        command = shlex.join(["dynammo-sim", "bench", "growth", *options])
+        content = {"command": command, "code_hash": project_hash(), "axes": axes}
         write_atomically(out / "growth.json", (json.dumps(content, indent=2) + "\n").encode())
-        write_atomically(out / "growth.html", page.encode())
-        console.print(f"Page: {out / 'growth.html'}", soft_wrap=True, markup=False, highlight=False)
+        drawn = figure(found)
+        write_atomically(out / "growth.svg", drawn.svg.encode())
+        write_atomically(out / "growth.png", drawn.png())
+        console.print(f"Numbers and figure: {out}/growth.*", soft_wrap=True, markup=False, highlight=False)
 
 
-def _options(name: str, given: list[str] | None) -> list[str]:
-    return [word for value in given or () for word in (name, value)]
+def rows(points: Sequence[int], growth: Mapping[str, Growth]) -> list[list[str]]:
+    """Return for people a row per quantity that there is: its words, its values, both exponents.
+
+    Seconds are multiples of those at the first point, as bare ones say more about the machine.
+    """
+    from simulations.bench.growth import QUANTITIES
+
+    table = []
+    for name, one in growth.items():
+        if any(one.values):
+            shown = [f"× {v / one.values[0]:.2f}" if name == "seconds" else decimal(round(v)) for v in one.values]
+            slopes = ("" if slope is None else f"{slope + 0.0:.2f}" for slope in (one.exponent, one.last))
+            table.append([QUANTITIES[name], *shown, *slopes])
+    return table
+
+
+def figure(found: Found) -> Drawing:
+    """Draw a panel per axis, both scales logarithmic: multiples of the first point, a line per quantity."""
+    from server.report.plots import MUTED, RULE, drawing
+    from simulations.comparisons.plots import COLOURS, DASHES, MARKERS
+
+    label = f"Log-log plots of multiples of the first point along {', '.join(found)}; dashed: in proportion."
+    with drawing("growth", label, 3.2 * len(found) + 1, 4.2) as drawn:
+        drawn.axes.remove()
+        (panels,) = drawn.figure.subplots(1, len(found), squeeze=False)
+        for panel, (axis, (points, growth)) in zip(panels, found.items(), strict=True):
+            panel.plot(points, [x / points[0] for x in points], color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
+            for place, (name, one) in enumerate(growth.items()):
+                if min(one.values) > 0:
+                    panel.plot(
+                        points,
+                        [value / one.values[0] for value in one.values],
+                        color=COLOURS[place % len(COLOURS)],
+                        linestyle=DASHES[place // len(COLOURS)],
+                        marker=MARKERS[place % len(MARKERS)],
+                        markersize=4,
+                        label=name,
+                    )
+            panel.set(xscale="log", yscale="log", xlabel=axis)
+            panel.grid(color=RULE, linewidth=0.5)
+        lines = {text: line for panel in panels for line, text in zip(*panel.get_legend_handles_labels(), strict=True)}
+        drawn.figure.legend(lines.values(), lines, loc="outside upper left", ncols=5, fontsize=8)
+    return drawn
 
 
 def _values(only: list[str] | None) -> dict[str, tuple[int, ...]]:
-    """The values of each axis that is asked for.
+    """Return the values of each axis that is asked for.
 
     Raises:
-        ConfigError: an unknown axis, or values that are no numbers that it can have.
+        ConfigError: an unknown axis, or values that it cannot have.
     """
     from simulations.bench.growth import AXES
 
@@ -117,25 +145,3 @@ def _values(only: list[str] | None) -> dict[str, tuple[int, ...]]:
         if not least <= chosen[name][0] <= chosen[name][-1] <= most:
             raise ConfigError(f"--only {text}: out of range", accepted=f"{least} to {most}")
     return chosen
-
-
-def _answers(tasks: tuple[int, ...], overrides: dict[str, Scalar]) -> Answers:
-    """What an answer costs after so many tasks of two classes, by the method and by one with a pass for each task."""
-    if not tasks:
-        return []
-    from dynammo_core.configuration.settings import BackboneSettings
-    from dynammo_core.experiment import Experiment
-    from dynammo_core.scoring.cost import cost_table, method_settings
-    from simulations.bench.growth import SMALLEST
-
-    config = SMALLEST.config(Path("images"), overrides)
-    Experiment(config).use_torch()
-    names = dict.fromkeys([config.method.name, PASS_PER_TASK])
-    return cost_table(
-        BackboneSettings(name=ANSWERING, weights="random"),
-        method_settings(list(names), config.method),
-        seed=config.seed,
-        image_size=ANSWERING_PIXELS,
-        classes_per_task=2,
-        tasks=tasks,
-    )

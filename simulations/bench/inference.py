@@ -33,7 +33,7 @@ def inference(
     repeats: Annotated[int, typer.Option(min=1, help="Times that each is measured; the best counts.")] = 20,
     set_: Overrides = None,
 ) -> None:
-    """Latency of the deployed model after T tasks: as trained, with batch norm folded, and by ONNX Runtime.
+    """Time the deployed model after T tasks: as trained, with batch norm folded, and by ONNX Runtime.
 
     Beside it the model of `acl`, folded too, which makes a pass for each task. All take turns, so that what else the
     machine does meets all alike: read the ratios. Threads are those of compute.threads; of a single one the processor
@@ -61,7 +61,7 @@ def inference(
 
 
 def latencies(settings: Config[Any], tasks: Sequence[int], batches: Sequence[int], repeats: int) -> Mapping[Key, float]:
-    """Best seconds of each model on each number of images; nothing is trained, as latency depends on no weight."""
+    """Return each model's best seconds per number of images; nothing is trained, as no weight changes them."""
     import torch
 
     from dynammo_core.models.backbones import build_backbone
@@ -100,7 +100,7 @@ def latencies(settings: Config[Any], tasks: Sequence[int], batches: Sequence[int
 
 
 def _by_onnx(model: Deployed, example: Tensor) -> Callable[[Tensor], object]:
-    """The model in ONNX Runtime, with as many threads as PyTorch."""
+    """Return the model in ONNX Runtime, with as many threads as PyTorch."""
     import onnxruntime
     import torch
 

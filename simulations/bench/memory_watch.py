@@ -25,7 +25,7 @@ class Peak:
 
 @contextmanager
 def peak_memory() -> Iterator[Peak]:
-    """The peak of this process and its descendants while the block runs; Linux only."""
+    """Watch the peak memory of this process and its descendants while the block runs; Linux only."""
     peak, done = Peak(), threading.Event()
 
     def watch() -> None:
@@ -42,7 +42,7 @@ def peak_memory() -> Iterator[Peak]:
 
 
 def _proportional_set(process: int) -> int:
-    """Bytes of a process, by `smaps_rollup`; 0 for one that has gone."""
+    """Return the bytes of a process, by `smaps_rollup`; 0 for one that has gone."""
     with suppress(OSError):
         for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
@@ -50,20 +50,20 @@ def _proportional_set(process: int) -> int:
     return 0
 
 
-class Held(NamedTuple):
+class ProcessMemory(NamedTuple):
     """Bytes that a process holds now, and the most that it has held."""
 
     now: int
     peak: int
 
 
-def own_memory() -> Held:
-    """Of this process alone, exactly; Linux only."""
+def own_memory() -> ProcessMemory:
+    """Return what this process alone holds, exactly; Linux only."""
     text = Path("/proc/self/status").read_text()
     now, peak = (int(re.findall(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)[0]) for name in ("VmRSS", "VmHWM"))
-    return Held(1024 * now, 1024 * peak)
+    return ProcessMemory(1024 * now, 1024 * peak)
 
 
 def forget_peak() -> None:
-    """The peak of `own_memory` counts from now on."""
+    """Let the peak of `own_memory` count from now on."""
     Path("/proc/self/clear_refs").write_text("5")

@@ -25,7 +25,7 @@ SITES = (5, 10, 20)
 
 
 @dataclass(frozen=True)
-class Held:
+class Reweighting:
     """What a limit does to honest sites, over the tasks of many partitions.
 
     Attributes:
@@ -53,7 +53,7 @@ def shares_table(
     seeds: Annotated[int, typer.Option(min=1, help="Partitions of each kind.")] = 100,
     set_: Overrides = None,
 ) -> None:
-    """How often a limit on one site's share changes the weights of honest sites, and by how much."""
+    """Count how often a limit on one site's share changes the weights of honest sites, and by how much."""
     with readable_errors():
         table = Table("alpha", "sites", "tasks", "held", "weight moved then", "at most", box=SIMPLE)
         table.title = escape(" ".join([str(config), *(set_ or [])]))
@@ -70,8 +70,8 @@ def shares_table(
         console.print(table)
 
 
-def held(config: Path, overrides: Mapping[str, Scalar], seeds: int) -> Held:
-    """What the limit does to the partitions of so many seeds."""
+def held(config: Path, overrides: Mapping[str, Scalar], seeds: int) -> Reweighting:
+    """Return what the limit does to the partitions of so many seeds."""
     from dynammo_core.configuration.config import load_config
     from dynammo_core.experiment import Experiment
 
@@ -82,11 +82,11 @@ def held(config: Path, overrides: Mapping[str, Scalar], seeds: int) -> Held:
     ]
     parts = [part for part in moved if part > 0] or [0.0]
     share = 100 * sum(part > 0 for part in moved) / len(moved)
-    return Held(len(moved), share, 100 * sum(parts) / len(parts), 100 * max(parts))
+    return Reweighting(len(moved), share, 100 * sum(parts) / len(parts), 100 * max(parts))
 
 
 def moved_weights(experiment: Experiment) -> Iterator[float]:
-    """Of each task, the part of all weight that the limit takes from one site's new images and gives to the others."""
+    """Yield per task the part of all weight that the limit takes from one site's new images and gives to the others."""
     import torch
 
     from client.steps.local_step import FEWEST_SAMPLES

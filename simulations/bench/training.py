@@ -35,7 +35,7 @@ def training(
     ] = False,
     set_: Overrides = None,
 ) -> None:
-    """Speed of each training stage of the first task at one site: features kept, against a plain loop over the network.
+    """Time each training stage of the first task at one site: features kept, against a plain loop over the network.
 
     The plain loop does the same epochs on the same images, and runs the whole network on each. Both take turns; read
     the ratios. A site's step loads its weights and checks its answer; the plain loop does not.
@@ -75,7 +75,7 @@ def training(
 def stage_seconds(
     experiment: Experiment, step: Step, stage: Fit, repeats: int
 ) -> tuple[int, float, float, float, float]:
-    """Images of a stage, and best seconds of one round.
+    """Return the number of images of a stage, and the best seconds of one round.
 
     Of its first round, of a later one, of a later one at a real site, whose processes find features encrypted on its
     disk, and of the plain loop.
@@ -111,12 +111,12 @@ def stage_seconds(
 
 
 def _forget(experiment: Experiment) -> None:
-    """As in a process that sees the images for the first time."""
+    """Forget kept features, as a process does that sees the images for the first time."""
     experiment.__dict__.pop("feature_cache", None)
 
 
 def _plain_loop(experiment: Experiment, task: int, stage: Fit, samples: Any) -> None:
-    """Stochastic gradient descent as one would write it down: each image through the whole network in each epoch."""
+    """Do stochastic gradient descent as one would write it down: each image through the whole network in each epoch."""
     import torch
 
     from dynammo_core.data.transforms import to_input
@@ -140,7 +140,7 @@ def _plain_loop(experiment: Experiment, task: int, stage: Fit, samples: Any) -> 
 
 
 def _sequences(settings: Any, methods: Sequence[str], unkept: bool) -> Table:
-    """All tasks by each method, features kept and perhaps not, beside the first."""
+    """Time all tasks by each method, with and perhaps without keeping features, beside the first."""
     table = Table("all tasks by", "features", "seconds", "times the first", "last %")
     first = 0.0
     for kept in (True, False) if unkept else (True,):
@@ -153,7 +153,7 @@ def _sequences(settings: Any, methods: Sequence[str], unkept: bool) -> Table:
 
 
 def _sequence(settings: Any, method: str, kept: bool) -> tuple[float, float]:
-    """Seconds and last accuracy of all tasks, in this process."""
+    """Run all tasks in this process; return seconds and the last accuracy."""
     from dynammo_core.configuration.config import resolve
     from server.watch.progress import ProgressView
     from simulations.engines.engines import run_local

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -71,7 +70,7 @@ class ComparisonFile(Section):
 
     @property
     def sweep(self) -> Sweep | None:
-        """The grid; None where settings stand by themselves."""
+        """Return the grid; None if settings stand by themselves."""
         if not self.grid:
             return None
         along, across = self.grid
@@ -80,7 +79,7 @@ class ComparisonFile(Section):
 
     @property
     def conditions(self) -> dict[str, dict[str, Scalar]]:
-        """The overrides of each setting, be it named or a point of the grid."""
+        """Return the overrides of each setting, be it named or a point of the grid."""
         if (sweep := self.sweep) is None:
             return self.settings
         one, other = self.grid[sweep.along], self.grid[sweep.across]
@@ -103,25 +102,51 @@ class Sweep:
 
 
 @dataclass(frozen=True)
+class Wire:
+    """What the simulated wire does to the sites' answers, which no configuration says.
+
+    Attributes:
+        folder: subfolder of the run directories, as runs over different wires have the same configuration.
+        attack: name of the lie that the first `federation.liars` sites tell; empty if all answer truly.
+        learner: the one site that trains; None for all.
+    """
+
+    folder: str = ""
+    attack: str = ""
+    learner: int | None = None
+
+    @property
+    def honest(self) -> bool:
+        """Whether all sites train and answer truly."""
+        return not self.attack and self.learner is None
+
+
+@dataclass(frozen=True)
 class Cell:
-    """One run of a comparison; the setting is empty where the file names none."""
+    """One run of a comparison; the setting is empty if the comparison names none."""
 
     setting: str
     row: str
     seed: int
     config: Config[Any]
+    wire: Wire = Wire()
+
+    @property
+    def run_name(self) -> str:
+        """Return the path of the run directory in the folder of all runs."""
+        return str(Path(self.wire.folder) / self.config.run_name)
 
     @property
     def label(self) -> str:
-        """What people call this run."""
+        """Return what people call this run."""
         return " · ".join(part for part in (self.setting, self.row, f"seed {self.seed}") if part)
 
     def directory(self, runs: Path) -> Path:
-        """Where the run leaves its results."""
-        return runs / self.config.run_name
+        """Return the directory in which the run leaves its results."""
+        return runs / self.run_name
 
     def summary(self, runs: Path) -> Json | None:
-        """The summary of the finished run by this very code, or none."""
+        """Return the summary of the finished run by this very code; None if there is none."""
         try:
             summary: Json = json.loads((self.directory(runs) / "summary.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
@@ -140,23 +165,8 @@ class Comparison:
     sweep: Sweep | None = None
 
     def groups(self, runs: Path) -> list[Group]:
-        """The finished runs of every row under every setting, in the file's order."""
-        cells: dict[tuple[str, str], list[Cell]] = {}
-        for cell in self.cells:
-            cells.setdefault((cell.setting, cell.row), []).append(cell)
-        return [
-            Group(
-                setting,
-                row,
-                own[0].config.method,
-                tuple(
-                    Result(cell.seed, cell.directory(runs), summary)
-                    for cell in own
-                    if (summary := cell.summary(runs)) is not None
-                ),
-            )
-            for (setting, row), own in cells.items()
-        ]
+        """Return the finished runs of every row under every setting, in the file's order."""
+        return grouped(self.cells, runs)
 
 
 @dataclass(frozen=True)
@@ -186,7 +196,7 @@ class Outcome:
     error: str
 
 
-Pool = Callable[[Sequence[Config[Any]], Path, OnEvent], Generator[Outcome, None, None]]
+Pool = Callable[[Sequence[Cell], Path, OnEvent], Generator[Outcome, None, None]]
 """Runs all the experiments, leaves their run directories in the folder, and yields each outcome as it is known.
 
 Closing the generator, or an exception that passes through it, stops every run in hand.
@@ -203,7 +213,7 @@ def is_comparison(path: Path) -> bool:
 
 
 def load_comparison(path: Path) -> Comparison:
-    """Every run that a comparison file asks for, each configuration validated.
+    """Return every run that a comparison file asks for, each configuration validated.
 
     A row's overrides win over its setting's, and those over the common ones.
 
@@ -231,9 +241,29 @@ def load_comparison(path: Path) -> Comparison:
     return Comparison(path, METRICS[read.metric], tuple(cells.values()), read.sweep)
 
 
+def grouped(cells: Sequence[Cell], runs: Path) -> list[Group]:
+    """Return the finished runs of every row under every setting, in the order of the cells."""
+    found: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault((cell.setting, cell.row), []).append(cell)
+    return [
+        Group(
+            setting,
+            row,
+            own[0].config.method,
+            tuple(
+                Result(cell.seed, cell.directory(runs), summary)
+                for cell in own
+                if (summary := cell.summary(runs)) is not None
+            ),
+        )
+        for (setting, row), own in found.items()
+    ]
+
+
 def missing_cells(cells: Sequence[Cell], runs: Path) -> dict[str, Cell]:
-    """The cells that have no finished run yet, by the name of the run; comparisons may share a run."""
-    return {cell.config.run_name: cell for cell in cells if cell.summary(runs) is None}
+    """Return the cells that have no finished run yet, by the name of the run; comparisons may share a run."""
+    return {cell.run_name: cell for cell in cells if cell.summary(runs) is None}
 
 
 def part_of(cells: Sequence[Cell], shard: str) -> list[Cell]:
@@ -250,29 +280,4 @@ def part_of(cells: Sequence[Cell], shard: str) -> list[Cell]:
         raise ConfigError(
             f"--shard {shard!r} is not a part of the runs", accepted="K/N with K from 1 to N, such as 2/8"
         )
-    return list({cell.config.run_name: cell for cell in cells}.values())[number - 1 :: count]
-
-
-def run_missing(
-    missing: Mapping[str, Cell], runs: Path, pool: Pool, on_event: OnEvent, on_outcome: Callable[[Outcome], None]
-) -> list[Outcome]:
-    """Run cells; stopping at any time loses only what the runs in hand did since their last checkpoint.
-
-    Args:
-        missing: the cells, by the name of their run.
-        runs: folder of the run directories.
-        pool: where they run.
-        on_event: told every event of every run.
-        on_outcome: told how each run ended, when it ends.
-
-    Returns:
-        The outcomes of those that failed; a failure does not keep the others from running.
-    """
-    failed = []
-    if missing:
-        with closing(pool([cell.config for cell in missing.values()], runs, on_event)) as outcomes:
-            for outcome in outcomes:
-                on_outcome(outcome)
-                if outcome.error:
-                    failed.append(outcome)
-    return failed
+    return list({cell.run_name: cell for cell in cells}.values())[number - 1 :: count]

@@ -98,7 +98,7 @@ def _spread(spread: Spread | None) -> str:
 
 
 def _contents(groups: Sequence[Group], metric: Metric, cost: Sequence[Json]) -> Json:
-    """Everything the template shows, setting by setting."""
+    """Return everything that the template shows, setting by setting."""
     names = _names(groups)
     by_line = {(line.setting, line.row): line for line in lines(groups, metric)}
     settings = []
@@ -134,14 +134,14 @@ def _contents(groups: Sequence[Group], metric: Metric, cost: Sequence[Json]) -> 
 
 
 def _provenance(groups: Sequence[Group]) -> list[tuple[str, list[tuple[int, str]]]]:
-    """Each row's seeds with the hashes of their configurations."""
+    """Return each row's seeds with the hashes of their configurations."""
     return [
         (group.row, [(result.seed, result.summary["config_hash"][:8]) for result in group.results]) for group in groups
     ]
 
 
 def _by_row(groups: Sequence[Group]) -> list[Json]:
-    """Each row that has finished anywhere, with the provenance of its runs under all settings."""
+    """Return each row that has finished anywhere, with the provenance of its runs under all settings."""
     rows = dict.fromkeys(group.row for group in groups if group.results)
     return [
         {
@@ -172,7 +172,7 @@ def _curves(groups: Sequence[Group], metric: Metric) -> Iterator[tuple[str, Draw
 
 
 def _confusions(groups: Sequence[Group]) -> Iterator[tuple[str, Drawing]]:
-    """Of the first seed: with a shuffled order of classes, seeds have other tasks and cannot be pooled."""
+    """Draw the matrix of the first seed: seeds with shuffled classes have other tasks and cannot be pooled."""
     names = _names(groups)
     for group in groups:
         if group.results:
@@ -190,7 +190,7 @@ def _confusion(name: str, row: str, result: Result) -> Drawing:
 
 
 def _cost(groups: Sequence[Group]) -> list[Json]:
-    """A row for each backbone, row of the comparison and number of tasks; settings share their rows' methods."""
+    """Return a row for each backbone, row of the comparison and number of tasks; settings share their rows' methods."""
     methods = {group.row: group.method for group in reversed(groups)}
     rows = list(dict.fromkeys(group.row for group in groups))
     return [
@@ -203,7 +203,7 @@ def _cost(groups: Sequence[Group]) -> list[Json]:
 
 @cache
 def _cost_of(backbone: str, method: str, settings: str) -> list[Json]:
-    """Counted once for all pages of a process; seconds, where a method keeps a network for each task.
+    """Count the cost once for all pages of a process: it takes seconds if a method keeps a network per task.
 
     Adapters are counted unpadded, as the papers have them, whatever the runs did on small images.
     """
@@ -214,7 +214,7 @@ def _cost_of(backbone: str, method: str, settings: str) -> list[Json]:
 
 
 def _by_backbone_and_row(cost: Sequence[Json]) -> dict[str, dict[str, list[Json]]]:
-    """The cells of each table line, by the number of tasks."""
+    """Return the cells of each table line, by the number of tasks."""
     tables: dict[str, dict[str, list[Json]]] = {}
     for cell in cost:
         tables.setdefault(cell["backbone"], {}).setdefault(cell["row"], []).append(cell)
@@ -222,7 +222,7 @@ def _by_backbone_and_row(cost: Sequence[Json]) -> dict[str, dict[str, list[Json]
 
 
 def _traffic(group: Group) -> Json:
-    """Bytes of a row, means over its seeds: in all, and by task."""
+    """Return the bytes of a row, means over its seeds: in all, and by task."""
     runs = [bytes_by_task(RunFiles.read(result.directory)) for result in group.results]
     summary = group.results[0].summary
     return {
@@ -247,7 +247,7 @@ def _floats(values: Sequence[float | None]) -> Values:
 
 
 def _names(groups: Sequence[Group]) -> dict[tuple[str, str], str]:
-    """Names of figures, for files and ids: of each setting's curves, and of each row's matrix under it.
+    """Return the names of figures, for files and ids: of each setting's curves, and of each row's matrix under it.
 
     They are numbered, since other texts may come to the same letters: `confusion-2-five-sites-no-adapters`.
     """

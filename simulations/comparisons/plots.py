@@ -24,7 +24,7 @@ def accuracy_curves(
     along: str = "after task",
     ticks: Sequence[str] = (),
 ) -> Drawing:
-    """A line for each row, its mean over seeds, in a band of one standard deviation (figure 2 of the paper).
+    """Draw a line for each row, its mean over seeds, in a band of one standard deviation (figure 2 of the paper).
 
     Args:
         name: keeps the ids of figures on a page apart.
@@ -66,7 +66,7 @@ def accuracy_curves(
 
 
 def mean_and_deviation(values: Values) -> tuple[Values, Values]:
-    """Mean and sample standard deviation over the seeds, two float64 [T]; the deviation of a single seed is 0."""
+    """Return mean and sample standard deviation over seeds, two float64 [T]; a single seed has the deviation 0."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of tasks that no seed has a value for, which stay nan
         middle = np.nanmean(values, axis=0)

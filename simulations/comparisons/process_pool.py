@@ -1,4 +1,4 @@
-"""Runs of a comparison in processes of this machine, in parallel over its cores and GPUs."""
+"""Runs of a comparison on this machine: in processes over its cores and GPUs, or one by one in this process."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from dynammo_core.experiment import code_hash
 from dynammo_core.models.backbones import weights_sha256
 from dynammo_core.support.errors import CheckpointError, DynammoError, RunError
 from server.run.checkpoint import CheckpointStore, Identity
-from simulations.comparisons.compare import OnEvent, Outcome
-from simulations.engines.engines import run_local
+from server.run.run import run_and_report
+from simulations.comparisons.compare import Cell, OnEvent, Outcome, Wire
+from simulations.comparisons.wires import grid_of
 
 POLL_SECONDS = 0.2
 Event = Mapping[str, Any]
@@ -33,12 +35,12 @@ events: SimpleQueue[Told] | None = None
 
 
 def in_processes(
-    configs: Sequence[Config[Any]], runs: Path, on_event: OnEvent, *, workers: int | None = None
+    cells: Sequence[Cell], runs: Path, on_event: OnEvent, *, workers: int | None = None
 ) -> Generator[Outcome, None, None]:
     """Run experiments in processes; one that was cut off goes on from its last checkpoint.
 
     Args:
-        configs: the experiments.
+        cells: the runs.
         runs: folder of their run directories.
         on_event: told every event of every run.
         workers: runs at a time; by default one a GPU, or as many as the cores carry.
@@ -46,9 +48,11 @@ def in_processes(
     Raises:
         RunError: a process was killed, which ends the others too.
     """
-    gpus = torch.cuda.device_count() if any(config.compute.device == "auto" for config in configs) else 0
-    threads = max(config.compute.threads for config in configs)
-    count = min(workers or gpus or max(1, usable_cores() // threads), len(configs))
+    if not cells:
+        return
+    gpus = torch.cuda.device_count() if any(cell.config.compute.device == "auto" for cell in cells) else 0
+    threads = max(cell.config.compute.threads for cell in cells)
+    count = min(workers or gpus or max(1, usable_cores() // threads), len(cells))
     context = multiprocessing.get_context("spawn")
     devices: SimpleQueue[int | None] = context.SimpleQueue()
     told: SimpleQueue[Told] = context.SimpleQueue()
@@ -58,7 +62,10 @@ def in_processes(
     pool = ProcessPoolExecutor(count, context, _prepare, (devices, told))
     try:
         with _interrupts_held():
-            running = {pool.submit(_run, config.canonical_json(), runs): config.run_name for config in configs}
+            running = {
+                pool.submit(_work, cell.run_name, cell.config.canonical_json(), cell.wire, runs): cell.run_name
+                for cell in cells
+            }
         while running:
             finished, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
             while not told.empty():
@@ -76,13 +83,19 @@ def in_processes(
         pool.shutdown(cancel_futures=True)
 
 
+def one_by_one(cells: Sequence[Cell], runs: Path, on_event: OnEvent) -> Generator[Outcome, None, None]:
+    """Run experiments in this process, one after the other, as `in_processes` does beside each other."""
+    for cell in cells:
+        yield Outcome(cell.run_name, _run(cell.config, cell.wire, runs, partial(on_event, cell.run_name)))
+
+
 def device_of(slot: int, gpus: int) -> int | None:
-    """Index of the GPU of a worker, dealt round; None where there is no GPU."""
+    """Return the index of a worker's GPU, dealt round; None if there is no GPU."""
     return slot % gpus if gpus else None
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -122,24 +135,34 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _run(config_json: str, runs: Path) -> str:
-    """In a worker: run an experiment; returns the text of the error that stopped it, or nothing."""
-    config = resolve(json.loads(config_json), "the comparison", {})
+def _work(run_name: str, config_json: str, wire: Wire, runs: Path) -> str:
+    """Run an experiment in a worker; return the text of the error that stopped it, or nothing."""
 
     def tell(event: Event) -> None:
-        if events is not None and tells_progress(event):
-            events.put((config.run_name, event))
+        if events is not None:
+            events.put((run_name, event))
 
+    return _run(resolve(json.loads(config_json), "the comparison", {}), wire, runs, tell)
+
+
+def _run(config: Config[Any], wire: Wire, runs: Path, tell: Callable[[Event], None]) -> str:
+    """Run an experiment over its wire, or go on with it; return the text of the error that stopped it, or nothing."""
+
+    def listener(event: Event) -> None:
+        if tells_progress(event):
+            tell(event)
+
+    folder = runs / wire.folder
+    resume = _to_go_on_with(config, folder / config.run_name)
     try:
-        run_local(config, runs, _to_go_on_with(config, runs), tell)
+        run_and_report(grid_of(wire, config), config, runs=folder, resume=resume, listeners=[listener])
     except DynammoError as error:
         return str(error)
     return ""
 
 
-def _to_go_on_with(config: Config[Any], runs: Path) -> Path | None:
-    """The directory of this very run, cut off, if its last checkpoint is whole."""
-    directory = runs / config.run_name
+def _to_go_on_with(config: Config[Any], directory: Path) -> Path | None:
+    """Return the directory of this very run, cut off, if its last checkpoint is whole."""
     identity = Identity(config.canonical_json(), code_hash(config), weights_sha256(config.backbone))
     try:
         CheckpointStore(directory / "checkpoints", identity).load()

@@ -5,18 +5,26 @@ Where the output is not a terminal, such as a log: a line for each run that has 
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from dynammo_core.support.terminal import Terminal
 from server.watch.progress import RunState
-from simulations.comparisons.compare import Outcome
+from simulations.comparisons.compare import Cell, Outcome, Pool, missing_cells
+from simulations.comparisons.process_pool import in_processes, one_by_one
 
 
 class TimeLeft(ProgressColumn):
@@ -27,12 +35,12 @@ class TimeLeft(ProgressColumn):
         self._clock = clock
 
     def text(self, ends: float | None) -> str:
-        """`0:12:05 left`."""
+        """Format as `0:12:05 left`; empty if unknown."""
         seconds = 0 if ends is None else max(round(ends - self._clock()), 0)
         return f"{timedelta(seconds=seconds)} left" if seconds else ""
 
     def render(self, task: Task) -> Text:
-        """The text, dimmed."""
+        """Return the text, dimmed."""
         return Text(self.text(task.fields["ends"]), style="dim")
 
 
@@ -106,7 +114,7 @@ class ComparisonView:
             self._console.print(line, *time_left, sep=", ", markup=False, highlight=False, soft_wrap=True)
 
     def _show_all(self) -> None:
-        """The time left is that of the runs to come, at the speed so far: all shares of runs done since the start."""
+        """Update the bar of all runs; the time left is that of the runs to come, at the speed so far."""
         shares = [state.finished / len(state.start["plan"]) for state in self._states.values() if state.start["plan"]]
         done = self._ended + sum(shares)
         self._ends = None
@@ -119,3 +127,56 @@ class ComparisonView:
             count=f"{self._finished}/{self._total} runs",
             ends=self._ends,
         )
+
+
+def run_under_display(cells: Sequence[Cell], runs: Path, console: Console, *, workers: int | None) -> dict[str, str]:
+    """Run what is missing of comparisons under a display, and say on standard error why runs failed.
+
+    Args:
+        cells: all runs of the comparisons.
+        runs: folder of the run directories.
+        console: where the progress is shown.
+        workers: runs at a time, a single one in this process; None for as many as this machine carries.
+
+    Returns:
+        Why runs failed, by their name.
+
+    Raises:
+        RunError: the workers cannot go on.
+        typer.Exit: with 130, stopped by Ctrl-C or SIGTERM; no worker is left.
+    """
+    pool: Pool = one_by_one if workers == 1 else partial(in_processes, workers=workers)
+    missing = missing_cells(cells, runs)
+    failed: list[Outcome] = []
+    labels = {run_name: cell.label for run_name, cell in missing.items()}
+    finished = len({cell.run_name for cell in cells}) - len(missing)
+    try:
+        with (
+            _sigterm_as_interrupt(),
+            ComparisonView(console, labels, finished) as view,
+            closing(pool(list(missing.values()), runs, view.update)) as outcomes,
+        ):
+            for outcome in outcomes:  # a failure does not keep the others from running
+                view.finish(outcome)
+                failed += [outcome] if outcome.error else []
+    except KeyboardInterrupt:
+        console.print("\nStopped. Go on with the same command; what has finished is not run again.", soft_wrap=True)
+        raise typer.Exit(130) from None
+    for outcome in failed:
+        text = f"[bold red]error[/] {escape(f'{labels[outcome.run_name]}: {outcome.error}')}"
+        Terminal(stderr=True).print(text, soft_wrap=True, highlight=False)
+    return {outcome.run_name: outcome.error for outcome in failed}
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM stop what Ctrl-C stops: a process that just dies would leave its workers at work."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

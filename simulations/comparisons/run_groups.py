@@ -16,14 +16,14 @@ Leaves = dict[str, Any]
 
 
 def groups_of(directories: Sequence[Path]) -> tuple[list[Group], list[str]]:
-    """Rows and settings of finished runs, in the order in which they are named, and which runs are not finished.
+    """Return the rows and settings of finished runs, in the order of their names, and which runs are not finished.
 
     A row is named after its method, and after the keys of the section `method` in which runs of that method differ; a
     setting after the keys of other sections in which the runs differ.
 
     Raises:
         RunError: there is no run in a directory, or two directories hold the same experiment.
-        ConfigError: the settings of a run are none that this version accepts.
+        ConfigError: this version does not accept the settings of a run.
     """
     runs = {directory: RunFiles.read(directory) for directory in directories}
     configs = {directory: load_config(directory / "config.yaml") for directory in directories}

@@ -13,7 +13,7 @@ from simulations.comparisons.plots import accuracy_curves
 
 
 def sweep_figures(groups: Sequence[Group], metric: Metric, sweep: Sweep) -> dict[str, Drawing]:
-    """The last value of the measure over the grid, by the name of the figure, in the order of the rows.
+    """Draw the last value of the measure over the grid; return figures by name, in the order of the rows.
 
     Args:
         groups: the finished runs; a row without any has no figure.
@@ -31,7 +31,7 @@ def sweep_figures(groups: Sequence[Group], metric: Metric, sweep: Sweep) -> dict
 
 
 def sweep_curves(groups: Sequence[Group], metric: Metric, sweep: Sweep) -> tuple[list[str], dict[str, Values]]:
-    """The values along the grid, and for each value across it float64 [seeds, values along]; nan where unknown.
+    """Return the values along the grid, and for each value across it float64 [seeds, values along]; nan where unknown.
 
     Args:
         groups: of one row.

@@ -39,12 +39,12 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Spread:
-        """Over the values that are known."""
+        """Compute both over the values that are known."""
         known = [value for value in values if value is not None]
         return cls(mean(known) if known else None, stdev(known) if len(known) > 1 else None)
 
     def __str__(self) -> str:
-        """`84.6 ± 0.4`; a dash where there is nothing yet."""
+        """Format as `84.6 ± 0.4`; a dash if there is nothing yet."""
         if self.mean is None:
             return "-"
         return f"{self.mean:.1f}" + ("" if self.deviation is None else f" ± {self.deviation:.1f}")
@@ -71,17 +71,17 @@ class Line:
 
     @property
     def spreads(self) -> dict[str, Spread | None]:
-        """All figures by name, in the order of the columns."""
+        """Return all figures by name, in the order of the columns."""
         return {name: value for name, value in vars(self).items() if name not in {"setting", "row", "seeds"}}
 
 
 def by_setting(groups: Iterable[Group]) -> list[tuple[str, list[Group]]]:
-    """The groups of each setting, in order."""
+    """Return the groups of each setting, in order."""
     return [(setting, list(own)) for setting, own in groupby(groups, key=lambda group: group.setting)]
 
 
 def lines(groups: Sequence[Group], metric: Metric) -> list[Line]:
-    """The table's lines, in the order of the groups, which stand setting by setting."""
+    """Return the table's lines, in the order of the groups, which stand setting by setting."""
     return [_line(group, own[0], metric) for _, own in by_setting(groups) for group in own]
 
 
@@ -111,7 +111,7 @@ def _line(group: Group, first: Group, metric: Metric) -> Line:
 
 
 def reliability(summary: Json) -> dict[str, float | None]:
-    """One number a measure: the calibration error after the last task, means of the others over tasks that have them.
+    """Return the calibration error after the last task, and of each other measure the mean over the tasks that have it.
 
     After the last task no class is to come, so there is none of these. None where a run has measured nothing.
     """
@@ -128,7 +128,7 @@ def _if_measured(group: Group, name: str) -> Spread | None:
 
 
 def table(groups: Sequence[Group], metric: Metric, title: str = "") -> Table:
-    """The lines for a terminal of 80 columns."""
+    """Return the lines for a terminal of 80 columns."""
     headings = ("row", "seeds", *TERMINAL_HEADINGS.values())
     caption = f"{title}: {metric.words}" if title else metric.words
     result = Table(*headings, box=SIMPLE, padding=0, show_edge=False, title=escape(caption), title_justify="left")
@@ -143,7 +143,7 @@ def table(groups: Sequence[Group], metric: Metric, title: str = "") -> Table:
 
 
 def bytes_by_task(run: RunFiles) -> dict[int, tuple[int, int]]:
-    """Bytes up and down in each task, counted from 0, of all sites and rounds."""
+    """Return the bytes up and down in each task, counted from 0, of all sites and rounds."""
     totals: dict[int, list[int]] = defaultdict(lambda: [0, 0])
     for step in run.steps:
         totals[step["task"]][0] += step["bytes_up"]
@@ -152,7 +152,7 @@ def bytes_by_task(run: RunFiles) -> dict[int, tuple[int, int]]:
 
 
 def write_tables(groups: Sequence[Group], metric: Metric, cost: Sequence[Json], folder: Path) -> None:
-    """`table.csv`, `runs.csv`, `curves.csv`, `confusion.csv`, `bytes.csv` and `cost.csv`, each whole or not at all."""
+    """Write `table`, `runs`, `curves`, `confusion`, `bytes` and `cost`, all `.csv`, each whole or not at all."""
     named = ("setting", "row", "seed")
     results = [
         ({"setting": group.setting, "row": group.row, "seed": result.seed}, result)
@@ -200,7 +200,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _last_confusion(result: Result) -> list[dict[str, str | int]]:
-    """After the last task, pooled over sites."""
+    """Return the rows of the confusion matrix after the last task, pooled over sites."""
     run = RunFiles.read(result.directory)
     names = [name for task in run.task_names for name in task]
     if run.confusion is None:
@@ -214,7 +214,7 @@ def _last_confusion(result: Result) -> list[dict[str, str | int]]:
 
 
 def _traffic(result: Result) -> list[dict[str, int]]:
-    """Bytes of each site in each task, counted from 1; sites count from 0."""
+    """Return the bytes of each site in each task, counted from 1; sites count from 0."""
     totals: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0, 0])
     for step in RunFiles.read(result.directory).steps:
         for site in step["sites"]:

@@ -57,17 +57,17 @@ class LocalGrid(Grid):
 
     @property
     def run(self) -> Run:
-        """The description of the run."""
+        """Return the description of the run."""
         return self._run
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """Deprecated by Flower in favour of `Message(...)`, but part of the interface."""
+        """Make a message; deprecated by Flower in favour of `Message(...)`, but part of the interface."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
-        """Ids of the nodes, by partition."""
+        """Return the ids of the nodes, by partition."""
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -124,7 +124,7 @@ class LocalGrid(Grid):
 
 
 def _copy(message: Message) -> Message:
-    """The message as it arrives at the other end of a wire."""
+    """Return the message as it arrives at the other end of a wire."""
     return message_from_proto(message_to_proto(message))
 
 
@@ -133,7 +133,7 @@ def _expired(message: Message) -> bool:
 
 
 def _unavailable(message_id: str) -> Message:
-    """What Flower's server answers about a message that expired, was answered before, or was never sent."""
+    """Return what Flower's server answers about a message that expired, was answered before, or was never sent."""
     metadata = Metadata(
         run_id=RUN_ID,
         message_id=str(uuid4()),

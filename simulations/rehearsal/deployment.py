@@ -39,7 +39,7 @@ POLL_SECONDS = 0.1
 
 
 def deployed_config(experiment: Experiment, names: Sequence[str], keys: Sequence[str] | None = None) -> Config[Any]:
-    """The experiment of a simulation, as the same sites under names run it: the server holds no images.
+    """Return the experiment of a simulation, as the same sites under names run it: the server holds no images.
 
     Args:
         experiment: the simulation's.
@@ -56,7 +56,7 @@ def deployed_config(experiment: Experiment, names: Sequence[str], keys: Sequence
 
 
 def hospital_names(count: int) -> list[str]:
-    """hospital-a to hospital-z, and numbers behind them."""
+    """Return names from hospital-a to hospital-z, numbered after that."""
     return [f"hospital-{ascii_lowercase[site] if site < 26 else site + 1}" for site in range(count)]
 
 
@@ -90,11 +90,11 @@ class Deployment:
             yield name
 
     def site_folder(self, name: str) -> Path:
-        """Where a site has all that is its own."""
+        """Return the folder of all that belongs to a site."""
         return self.folder / name
 
     def site_yaml(self, name: str) -> Path:
-        """A site's settings."""
+        """Return a site's settings."""
         return self.site_folder(name) / "site.yaml"
 
     def open(self) -> None:
@@ -133,12 +133,12 @@ class Deployment:
             register.add(name, self.site_folder(name) / "site.key.pub")
 
     def config(self) -> Config[Any]:
-        """The experiment that names the prepared sites and their keys."""
+        """Return the experiment that names the prepared sites and their keys."""
         keys = [fingerprint(self.site_folder(name) / "site.key.pub") for name in self.names]
         return deployed_config(self.experiment, self.names, keys)
 
     def approve(self, config: Config[Any], runs: int = 1) -> None:
-        """What each site's engineer does with the experiment that the operator sent by mail, for so many runs."""
+        """Approve the experiment at each site, as its engineer would, for so many runs."""
         for name in self.names:
             approve_proposal(load_site(self.site_yaml(name)), Proposal.of(config), f"engineer of {name}", runs)
 
@@ -147,12 +147,12 @@ class Deployment:
         self._start(name, ["dynammo-site", "start", str(self.site_yaml(name))], environment)
 
     def said(self, name: str) -> str:
-        """What `server` or a site has printed since it was started last."""
+        """Return what `server` or a site has printed since its last start."""
         printed = (self.folder / f"{name}.out").read_bytes()[self._printed[name] :]
         return printed.decode(errors="replace")
 
     def process(self, name: str) -> subprocess.Popen[str]:
-        """The process of `server` or of a site."""
+        """Return the process of `server` or of a site."""
         return self._running[name][1]
 
     def end(self, name: str) -> None:
@@ -185,7 +185,7 @@ class Deployment:
 
 @contextmanager
 def deployment(folder: Path, experiment: Experiment, names: Sequence[str]) -> Iterator[Deployment]:
-    """A deployment that is closed again, whatever happens."""
+    """Yield a deployment, and close it again whatever happens."""
     made = Deployment(folder, experiment, names)
     try:
         yield made

@@ -38,12 +38,12 @@ class Scene:
     run: Path
 
     def processes(self, name: str) -> list[int]:
-        """All processes of the site, or of the `server`."""
+        """Return all processes of the site, or of the `server`."""
         return list(process_tree(self.deployment.process(name).pid))
 
     @property
     def memory(self) -> MemoryStore:
-        """The site's replay memory."""
+        """Return the site's replay memory."""
         return memory_store(self.deployment, self.site, self.run)
 
 
@@ -85,7 +85,7 @@ def _restart_site(scene: Scene) -> None:
 
 
 def _freeze_site(scene: Scene) -> None:
-    """As a network that is cut: nothing of the site moves."""
+    """Freeze the site's processes, as a cut network would."""
     processes = scene.processes(scene.site)
     for process in processes:
         with suppress(ProcessLookupError):
@@ -97,7 +97,7 @@ def _freeze_site(scene: Scene) -> None:
 
 
 def _fill_disk(scene: Scene) -> None:
-    """No file of the site may grow beyond three quarters of its memory."""
+    """Limit the site's files to three quarters of its memory's size, as a full disk would."""
     _limit_files(scene, scene.memory.path.stat().st_size * 3 // 4)
 
 
@@ -113,7 +113,7 @@ def _limit_files(scene: Scene, most: int) -> None:
 
 
 def _flip_a_bit(scene: Scene) -> None:
-    """Of the memory, in its middle."""
+    """Damage the memory in its middle."""
     path = scene.memory.path
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -121,7 +121,7 @@ def _flip_a_bit(scene: Scene) -> None:
 
 
 def _restore_memory(scene: Scene) -> None:
-    """From a backup, unless the site has meanwhile written a new one."""
+    """Repair the memory, as from a backup, unless the site has meanwhile written a new one."""
     try:
         scene.memory.load()
     except MemoryStoreError:
@@ -129,7 +129,7 @@ def _restore_memory(scene: Scene) -> None:
 
 
 def _advance_clock(scene: Scene) -> None:
-    """The site starts again a day ahead of the server, and is told so."""
+    """Start the site again with its clock a day ahead of the server's."""
     libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
     if not libraries:
         raise ConfigError("another clock for one process needs libfaketime", remedy="apt-get install faketime")
@@ -159,7 +159,7 @@ def _kill_server_app(scene: Scene) -> None:
 
 
 def _nothing(scene: Scene) -> None:
-    """It heals by itself, or there is nothing to do."""
+    """Do nothing: it heals by itself."""
 
 
 FAULTS: Mapping[str, Fault] = MappingProxyType(
@@ -217,13 +217,13 @@ def run_with_fault(
 
 
 def exemplars(deployment: Deployment, run: Path) -> dict[str, tuple[int, list[str]]]:
-    """What each site keeps after a run: the task that its memory stands after, and its record ids."""
+    """Return what each site keeps after a run: the task after which its memory was written, and its record ids."""
     memories = {site: memory_store(deployment, site, run).load() for site in deployment.names}
     return {site: (memory.task, list(memory.record_ids)) for site, memory in memories.items()}
 
 
 def memory_store(deployment: Deployment, site: str, run: Path) -> MemoryStore:
-    """The replay memory that a site keeps for a run."""
+    """Return the replay memory that a site keeps for a run."""
     name = json.loads((run / EVENTS).read_text(encoding="utf-8").splitlines()[0])["run"]
     settings = load_site(deployment.site_yaml(site))
     key = load_key(settings.memory.key) if settings.memory.key else None

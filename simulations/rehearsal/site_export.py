@@ -46,7 +46,7 @@ def export_sites(experiment: Experiment, folders: Sequence[Path]) -> Iterator[Pa
 
 
 def _pixels(experiment: Experiment, split: Split, index: int, site: int) -> NDArray[np.uint8]:
-    """The image as it is stored; of sites with scanners that differ, as the site's own shows it, at its final size."""
+    """Return the image as it is stored; with scanners that differ, as the site's own shows it, at its final size."""
     config = experiment.config
     if config.scanners.kind == "same":
         return split.source.read(index)

@@ -22,7 +22,7 @@ from simulations.attacks.inversion import (
     message_distance,
     seen_gradient,
 )
-from simulations.attacks.message import Message, ask_sites, easiest, first_step, some_labels, tiny
+from simulations.attacks.message import SiteMessage, ask_sites, easiest, first_step, some_labels, tiny
 from simulations.attacks.reconstruction import MOST_DECIBELS, best_matches, decibels, reconstruct
 
 
@@ -31,7 +31,7 @@ def run(finished: Finished) -> AuditedRun:
     return AuditedRun.open(finished("dynammo").path)
 
 
-def message_of(run: AuditedRun) -> Message:
+def message_of(run: AuditedRun) -> SiteMessage:
     experiment = tiny(run.experiment)
     step = first_step(experiment, lambda stage: isinstance(stage, Fit))
     assert step is not None

@@ -13,9 +13,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from simulations.bench.exponents import Growth, exponent
-from simulations.bench.growth import QUANTITIES, Measured, Shape, growths, measure, write_numbers
-from simulations.bench.growth_page import GROUPS, answer_rows, growth_page, rows
+from simulations.bench.growth import QUANTITIES, Growth, Measured, Shape, exponent, growths, measure, write_numbers
+from simulations.bench.growth_command import figure, rows
 from simulations.cli import app
 
 
@@ -37,7 +36,9 @@ def test_an_exponent_is_the_slope_between_logarithms() -> None:
     assert exponent([1, 2], [0.0, 1.0]) is None
     assert exponent([4], [1.0]) is None
     # A constant part hides the growth at first: 100 + x.
-    hidden = Growth.of([1, 100, 10_000], [101.0, 200.0, 10_100.0])
+    points, values = [1, 100, 10_000], (101.0, 200.0, 10_100.0)
+    hidden = growths(points, [dict.fromkeys(QUANTITIES, value) for value in values])["memory"]
+    assert hidden.values == values
     assert (hidden.exponent, hidden.last) == (pytest.approx(0.5, abs=1e-3), pytest.approx(0.852, abs=1e-3))
 
 
@@ -99,26 +100,21 @@ def test_the_memory_on_disk_grows_with_the_exemplars_alone() -> None:
     assert found.last == pytest.approx(1, abs=0.1)
 
 
-def test_a_page_shows_every_quantity_and_the_table_its_exponents() -> None:
-    assert [name for names in GROUPS.values() for name in names] == list(QUANTITIES)
+def test_the_table_and_the_figure_show_every_quantity_that_there_is() -> None:
     points = [1, 10, 100]
-    grown = {name: Growth.of(points, [5.0, 50.0, 500.0]) for name in QUANTITIES}
-    grown |= {"network": Growth.of(points, [7e6] * 3), "exemplars": Growth.of(points, [0.0] * 3)}
+    grown = {name: Growth((5.0, 50.0, 500.0), 1.0, 1.0) for name in QUANTITIES}
+    grown |= {"network": Growth((7e6,) * 3, 0.0, 0.0), "exemplars": Growth((0.0,) * 3, None, None)}
     table = {row[0]: row[1:] for row in rows(points, grown)}
     assert set(table) == {QUANTITIES[name] for name in QUANTITIES if name != "exemplars"}
     assert table[QUANTITIES["seconds"]] == ["× 1.00", "× 10.00", "× 100.00", "1.00", "1.00"]
     assert table[QUANTITIES["network"]] == ["7.0 MB", "7.0 MB", "7.0 MB", "0.00", "0.00"]
-    cost = {"macs": 2e6, "parameters": 1e6}
-    answers = [{"method": "acl", "tasks": n, **cost, "latency_ms": 2.0 * n} for n in (5, 1)]
-    assert [row[-1] for row in answer_rows(answers)] == ["1.00", "5.00"]
-    page = growth_page({"sites": (points, grown)}, answers, network="a network", command="<command>", code="abc")
-    assert page == growth_page(
-        {"sites": (points, grown)}, answers, network="a network", command="<command>", code="abc"
-    )
-    assert page.count("<svg") == len(GROUPS) + 3
-    assert "network: 0.00" in page
-    assert "latency" not in page
-    assert "&lt;command&gt;" in page
+    drawn = figure({"sites": (points, grown), "tasks": (points, grown)})
+    assert [panel.get_xlabel() for panel in drawn.figure.axes] == ["sites", "tasks"]
+    for panel in drawn.figure.axes:
+        lines = {line.get_label(): list(line.get_ydata()) for line in panel.get_lines()[1:]}
+        assert list(lines) == [name for name in QUANTITIES if name != "exemplars"]
+        assert (lines["memory"], lines["network"]) == ([1, 10, 100], [1, 1, 1])
+    assert drawn.svg == figure({"sites": (points, grown), "tasks": (points, grown)}).svg
 
 
 def test_the_command_runs_each_point_in_a_process_of_its_own(tmp_path: Path) -> None:
@@ -139,10 +135,9 @@ def test_the_command_runs_each_point_in_a_process_of_its_own(tmp_path: Path) -> 
     for name in ("up", "down", "exemplars", "network", "heads"):
         assert found["axes"]["tasks"][name]["values"] == [measured[name]]
     assert found["axes"]["tasks"]["memory"]["values"][0] > 0
-    assert {row["method"] for row in found["answers"]} == {"dynammo", "acl"}
-    assert (
-        "bench growth --only tasks=1 --set memory.quota_megabytes=512" in (tmp_path / "out" / "growth.html").read_text()
-    )
+    assert found["command"] == "dynammo-sim bench growth --only tasks=1 --set memory.quota_megabytes=512"
+    assert (tmp_path / "out" / "growth.svg").read_text().startswith("<svg")
+    assert (tmp_path / "out" / "growth.png").stat().st_size > 0
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,10 @@ from typer.testing import CliRunner
 from dynammo_core.experiment import project_hash
 from dynammo_core.support.errors import ConfigError
 from simulations.cli import app
-from simulations.comparisons import page as comparison_page
 from simulations.comparisons.compare import Cell, Comparison, load_comparison, missing_cells, part_of
 from simulations.comparisons.table import Spread, lines, table
+
+pytestmark = pytest.mark.usefixtures("one_cost_backbone")
 
 
 def write_comparison(folder: Path, **changes: object) -> Path:
@@ -192,8 +193,7 @@ def test_a_run_by_other_code_or_without_a_whole_summary_does_not_count(tmp_path:
 
 
 @pytest.mark.slow
-def test_the_command_runs_what_is_missing_and_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison_page, "COST_BACKBONES", ("small_cnn",))
+def test_the_command_runs_what_is_missing_and_nothing_twice(tmp_path: Path) -> None:
     rows = {"dynammo": {}, "no adapters": {"method.adapters": False}}
     lost = {"data.dataset": "manifest", "data.root": "/nowhere"}
     file, runs = write_comparison(tmp_path, seeds=[1], rows=rows | {"lost": lost}), tmp_path / "runs"

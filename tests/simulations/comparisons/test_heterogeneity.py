@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from client.app import app as client_app
 from dynammo_core.experiment import Experiment
 from simulations.cli import app
-from simulations.comparisons.heterogeneity import LonelyGrid
+from simulations.comparisons.wires import LonelyGrid
 
+pytestmark = pytest.mark.usefixtures("one_cost_backbone")
 OVERRIDES = {
     "data.train_per_class": 60,
     "federation.sites": 2,
@@ -34,7 +35,8 @@ def command(folder: Path, *options: str, **overrides: object) -> Result:
     file = folder / "small.yaml"
     file.write_text(yaml.safe_dump(small_settings()))
     given = [word for key, value in {**OVERRIDES, **overrides}.items() for word in ("--set", f"{key}={value}")]
-    return CliRunner().invoke(app, ["heterogeneity", str(file), "--runs", str(folder / "runs"), *given, *options])
+    words = ["heterogeneity", str(file), "--runs", str(folder / "runs"), "--workers", "1"]
+    return CliRunner().invoke(app, [*words, *given, *options])
 
 
 @pytest.fixture(scope="module")

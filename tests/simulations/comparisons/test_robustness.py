@@ -17,8 +17,11 @@ from small_runs import small_settings
 from typer.testing import CliRunner
 
 from simulations.cli import app
-from simulations.comparisons.robustness import Row, missing, plan, printed, rows
+from simulations.comparisons.compare import missing_cells
+from simulations.comparisons.figures import printed
+from simulations.comparisons.robustness import COLUMNS, plan, rows
 
+pytestmark = pytest.mark.usefixtures("one_cost_backbone")
 ROW_KEYS = {"aggregator", "attack", "average", "last", "error"}
 # Enough images that the network learns its four classes even without the fifth site's.
 OVERRIDES = {
@@ -35,7 +38,8 @@ def command(folder: Path, *options: str) -> Result:
     file = folder / "small.yaml"
     file.write_text(yaml.safe_dump(small_settings()))
     overrides = [word for key, value in OVERRIDES.items() for word in ("--set", f"{key}={value}")]
-    return CliRunner().invoke(app, ["robustness", str(file), "--runs", str(folder / "runs"), *overrides, *options])
+    words = ["robustness", str(file), "--runs", str(folder / "runs"), "--workers", "1"]
+    return CliRunner().invoke(app, [*words, *overrides, *options])
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +97,14 @@ def test_a_run_that_breaks_down_has_no_figures_but_a_reason(folder: Path) -> Non
     """A run that stopped left no summary: as one with a seed that nobody has run."""
     overrides = {**OVERRIDES, "seed": 2}
     cells = plan(folder / "small.yaml", overrides, aggregators=[], attacks=["scale"], liars=1)
-    assert set(missing(cells, folder / "runs")) == {"clean · mean · seed 2", "scale · mean · seed 2"}
-    table = rows(cells, folder / "runs", {"scale · mean · seed 2": "no site answered"})
-    assert table[1] == Row("mean", "scale", None, None, None, None, None, None, "no site answered")
+    missing = missing_cells(cells, folder / "runs")
+    assert [cell.label for cell in missing.values()] == ["clean · mean · seed 2", "scale · mean · seed 2"]
+    assert [name.split("/")[0] for name in missing] == ["clean", "scale"]
+    table = rows(cells, folder / "runs", {cells[1].run_name: "no site answered"})
+    figures = dict.fromkeys(f"{name}{of}" for name in ("average", "last") for of in ("", "_from_own", "_from_mean"))
+    assert table[1] == {"aggregator": "mean", "attack": "scale", **figures, "error": "no site answered"}
     buffer = io.StringIO()
-    Console(width=100, file=buffer).print(printed(table, "small"))
+    Console(width=100, file=buffer).print(printed(table, COLUMNS, "small"))
     assert "broke down" in buffer.getvalue()
 
 

@@ -13,24 +13,32 @@ from small_runs import SITES, Finished, small_config
 from typer.testing import CliRunner
 
 from dynammo_core.support.errors import DynammoError
-from simulations.bench.bytes_table import measured, whole_network, with_method
 from simulations.cli import app
+from simulations.comparisons import commands
+from simulations.comparisons.progress import run_under_display
+from simulations.comparisons.traffic import plan, rows, whole_network, with_method
 
+pytestmark = pytest.mark.usefixtures("one_cost_backbone")
 DIGITS = Path(__file__).parents[3] / "configs" / "digits.yaml"
 
 
-def test_each_row_is_less_than_the_one_before(finished: Finished) -> None:
-    sent, once, half, byte, both = measured(small_config(), "dynammo")
-    assert [row.kind for row in (sent, once, half, byte, both)] == [
+def test_each_row_is_less_than_the_one_before(finished: Finished, tmp_path: Path) -> None:
+    cells = plan(small_config(), [])
+    assert run_under_display(cells, tmp_path, Console(quiet=True), workers=1) == {}
+    whole, sent, once, half, byte, both = rows(cells, tmp_path, 1000)
+    assert (whole["kind"], whole["up"], whole["down"], whole["accuracy"]) == ("the whole network", 1000, 1000, None)
+    assert [row["kind"] for row in (sent, once, half, byte, both)] == [
         *("what dynammo sends", "once per change"),
         *("float16", "int8", "int8_both"),
     ]
-    assert sent.total > once.total > half.total > byte.total > both.total
-    assert (half.up, byte.down) == (once.up / 2, half.down)
-    assert byte.up == both.up < half.up
+    totals = [row["up"] + row["down"] for row in (sent, once, half, byte, both)]
+    assert totals == sorted(set(totals), reverse=True)
+    assert [row["times_fewer"] for row in (sent, once)] == [2000 / total for total in totals[:2]]
+    assert (half["up"], byte["down"]) == (once["up"] / 2, half["down"])
+    assert byte["up"] == both["up"] < half["up"]
     summary = json.loads((finished("dynammo").path / "summary.json").read_text())
-    assert (once.up * SITES, once.down * SITES) == (summary["bytes_up"], summary["bytes_down"])
-    assert once.accuracy == sent.accuracy == summary["last_accuracy"]
+    assert (once["up"] * SITES, once["down"] * SITES) == (summary["bytes_up"], summary["bytes_down"])
+    assert once["accuracy"] == sent["accuracy"] == summary["last_accuracy"]
 
 
 def test_the_whole_network_is_counted_by_hand() -> None:
@@ -39,7 +47,7 @@ def test_the_whole_network_is_counted_by_hand() -> None:
     # tasks one of adapting and two of balancing.
     whole, channels = whole_network(small_config()), (3, 8, 16, 32, 64)
     network = sum(9 * a * b + 4 * b for a, b in pairwise(channels)) + 3 * 3 * 65
-    assert (whole.up, whole.down, whole.accuracy) == (6 * 4 * network, 6 * 4 * network, None)
+    assert whole == 6 * 4 * network
 
 
 def test_another_method_keeps_what_it_shares() -> None:
@@ -59,18 +67,20 @@ def test_another_method_keeps_what_it_shares() -> None:
             with_method(config, wrong)
 
 
-def test_the_command_prints_a_part_for_each_method(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simulations.bench.bytes_table.console", Console(width=120))
+def test_the_command_prints_a_part_for_each_method(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(commands, "console", Console(width=120))
     overrides = ("backbone.name=small_cnn", "backbone.weights=random", "data.image_size=16", "data.train_per_class=8")
     overrides += ("method.name=streaming_ridge", "federation.sites=2", "tasks.sizes=[2, 2]", "data.test_per_class=4")
     words = [word for override in overrides for word in ("--set", override)]
-    result = CliRunner().invoke(app, ["bench", "bytes", str(DIGITS), *words, "--beside", "ridge"])
+    more = ("--beside", "ridge", "--runs", str(tmp_path), "--workers", "1")
+    result = CliRunner().invoke(app, ["bench", "bytes", str(DIGITS), *words, *more])
     assert result.exit_code == 0, result.output
-    printed = [re.split(r"\s*│\s*", line.strip(" │")) for line in result.stdout.splitlines() if "│" in line]
-    assert [row[0] for row in printed] == [
-        "the whole network",
-        *("what streaming_ridge sends", "once per change", "float16", "int8", "int8_both"),
-        *("what ridge sends", "once per change", "float16", "int8", "int8_both"),
+    printed = [re.split(r" {2,}", line.strip()) for line in result.stdout.splitlines()]
+    sent = [row for row in printed if len(row) > 4]
+    kinds = ("once per change", "float16", "int8", "int8_both")
+    assert [row[0] for row in sent] == [
+        *("what travels", "the whole network", "what streaming_ridge sends", *kinds, "what ridge sends", *kinds)
     ]
-    by_kind = {row[0]: row for row in printed}
+    assert [row[0] for row in printed if row[0] in {"streaming_ridge", "ridge"}] == ["streaming_ridge", "ridge"]
+    by_kind = {row[0]: row for row in sent}
     assert by_kind["what streaming_ridge sends"][-1] == by_kind["what ridge sends"][-1] == "+0.00"

@@ -1,0 +1,215 @@
+"""Measurements that are grids of runs, as commands: each runs what is missing and leaves a table and a page."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dynammo_core.support.terminal import Terminal, parse_overrides, readable_errors
+from simulations.options import ConfigFile, Overrides, Workers
+
+if TYPE_CHECKING:
+    from simulations.comparisons.compare import Cell, Json
+
+console = Terminal()
+
+
+def robustness(
+    config: ConfigFile,
+    liars: Annotated[int, typer.Option(min=1, help="Sites that lie, and that the aggregators have to withstand.")] = 1,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="[bold]sign_flip[/]: updates reversed. [bold]scale[/]: ten times as long. [bold]silence[/]: none. "
+            "Repeatable.",
+            show_default="sign_flip, scale",
+        ),
+    ] = None,
+    aggregator: Annotated[
+        list[str] | None, typer.Option(help="An aggregator beside the mean. Repeatable.", show_default="all")
+    ] = None,
+    set_: Overrides = None,
+    runs: Annotated[Path, typer.Option(help="Folder for run directories and the table.")] = Path("runs/robustness"),
+    workers: Workers = None,
+) -> None:
+    """Let sites lie and see which aggregators withstand it; what has finished is not run again."""
+    with readable_errors():
+        from dynammo_core.aggregation import AGGREGATORS
+        from simulations.comparisons.figures import printed
+        from simulations.comparisons.progress import run_under_display
+        from simulations.comparisons.robustness import COLUMNS, plan, rows
+
+        cells = plan(
+            config,
+            parse_overrides(set_ or []),
+            aggregators=aggregator or list(AGGREGATORS),
+            attacks=list(dict.fromkeys(attack or ("sign_flip", "scale"))),
+            liars=liars,
+        )
+        errors = run_under_display(cells, runs, console, workers=workers)
+        table, shared = rows(cells, runs, errors), cells[0].config
+        federation = shared.federation
+        title = f"{shared.name}: {liars} of {federation.sites} sites lying, {federation.partition}"
+        console.print(printed(table, COLUMNS, title))
+        facts = {
+            "sites": federation.sites,
+            "liars": liars,
+            "partition": federation.partition,
+            "seed": shared.seed,
+        }
+        options = {"--liars": [liars], "--attack": attack, "--aggregator": aggregator, "--set": set_, "--runs": [runs]}
+        command = _again("robustness", config, options)
+        _leave("robustness", table, cells, errors, runs, runs / shared.run_name, facts, command)
+
+
+def heterogeneity(
+    config: ConfigFile,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(help="A seed of the runs. Repeatable; figures are means.", show_default="the experiment's"),
+    ] = None,
+    statistics: Annotated[
+        list[str] | None,
+        typer.Option(help="A value of scanners.own_statistics to try. Repeatable.", show_default="trained, frozen"),
+    ] = None,
+    set_: Overrides = None,
+    runs: Annotated[Path, typer.Option(help="Folder for run directories and the table.")] = Path("runs/heterogeneity"),
+    workers: Workers = None,
+) -> None:
+    """Train at one site and test at all, with one scanner and with others; what has finished is not run again."""
+    with readable_errors():
+        from simulations.comparisons.figures import printed
+        from simulations.comparisons.heterogeneity import columns, plan, rows
+        from simulations.comparisons.progress import run_under_display
+
+        cells = plan(
+            config,
+            parse_overrides(set_ or []),
+            seeds=list(dict.fromkeys(seed or [])),
+            statistics=statistics or ["trained", "frozen"],
+        )
+        errors = run_under_display(cells, runs, console, workers=workers)
+        table, shared = rows(cells, runs), cells[-1].config
+        seeds = list(dict.fromkeys(cell.seed for cell in cells))
+        title = f"{shared.name}: last accuracy by site, mean over seeds {seeds}"
+        console.print(printed(table, columns(shared.federation.sites), title, part="scanners"))
+        options = {"--seed": seed, "--statistics": statistics, "--set": set_, "--runs": [runs]}
+        command = _again("heterogeneity", config, options)
+        _leave("heterogeneity", table, cells, errors, runs, runs / shared.name, {"seeds": seeds}, command)
+
+
+def privacy(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A private experiment's file.", show_default=False)],
+    epsilon: Annotated[
+        list[float] | None, typer.Option(help="A budget. Repeatable.", show_default="8, 4, 2", min=0.01)
+    ] = None,
+    set_: Overrides = None,
+    runs: Annotated[Path, typer.Option(help="Folder for run directories and the table.")] = Path("runs/privacy"),
+    workers: Workers = None,
+) -> None:
+    """Measure what differential privacy costs in accuracy: the experiment without it, then with each budget."""
+    with readable_errors():
+        from simulations.comparisons.figures import printed
+        from simulations.comparisons.privacy import COLUMNS, plan, rows
+        from simulations.comparisons.progress import run_under_display
+
+        cells = plan(config, epsilon or [8, 4, 2], parse_overrides(set_ or []))
+        errors = run_under_display(cells, runs, console, workers=workers)
+        if table := rows(cells, runs):
+            console.print(printed(table, COLUMNS, " ".join([str(config), *(set_ or [])])))
+        command = _again("bench privacy", config, {"--epsilon": epsilon, "--set": set_, "--runs": [runs]})
+        _leave("privacy", table, cells, errors, runs, runs / cells[0].config.run_name, {}, command)
+
+
+def traffic(
+    config: ConfigFile,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METHOD[,KEY=VALUE...]",
+            help="Another method too, with what it shares with the configuration's. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    set_: Overrides = None,
+    runs: Annotated[Path, typer.Option(help="Folder for run directories and the table.")] = Path("runs/bytes"),
+    workers: Workers = None,
+) -> None:
+    """Count the bytes that a site sends and is sent: the whole network, the method, and with each compression."""
+    with readable_errors():
+        from dynammo_core.configuration.config import load_config
+        from simulations.comparisons.figures import printed
+        from simulations.comparisons.progress import run_under_display
+        from simulations.comparisons.traffic import COLUMNS, plan, rows, whole_network
+
+        settings = load_config(config, parse_overrides(set_ or []))
+        cells = plan(settings, beside or [])
+        errors = run_under_display(cells, runs, console, workers=workers)
+        table = rows(cells, runs, whole_network(settings))
+        console.print(printed(table, COLUMNS, str(config), part="method"))
+        command = _again("bench bytes", config, {"--beside": beside, "--set": set_, "--runs": [runs]})
+        _leave("bytes", table, cells, errors, runs, runs / settings.run_name, {}, command)
+
+
+def secure(config: ConfigFile, set_: Overrides = None) -> None:
+    """Measure what secure aggregation costs in bytes and seconds: the experiment is run with and without it.
+
+    Both runs are made anew, in this process: seconds of another day and of other work beside it say nothing.
+    """
+    with readable_errors():
+        from dynammo_core.configuration.config import load_config
+        from simulations.comparisons.progress import run_under_display
+        from simulations.comparisons.secure import plan, secure_cost
+
+        cells = plan(load_config(config, parse_overrides(set_ or [])))
+        with tempfile.TemporaryDirectory(prefix="dynammo-secure-") as folder:
+            run_under_display(cells, Path(folder), console, workers=1)
+            cost = secure_cost(cells, Path(folder))
+        if cost is None:
+            raise typer.Exit(1)
+        console.print(str(cost), highlight=False, soft_wrap=True)
+
+
+def _again(command: str, config: Path, options: Mapping[str, Sequence[object] | None]) -> str:
+    """Return the command line that makes the same page."""
+    given = [str(word) for name, values in options.items() for value in values or () for word in (name, value)]
+    return shlex.join(["dynammo-sim", *command.split(), str(config), *given])
+
+
+def _leave(
+    name: str,
+    table: Sequence[Json],
+    cells: Sequence[Cell],
+    errors: Mapping[str, str],
+    runs: Path,
+    folder: Path,
+    facts: Mapping[str, object],
+    command: str,
+) -> None:
+    """Write the table and the page of all runs.
+
+    Raises:
+        typer.Exit: with 1, a run over an honest wire failed.
+    """
+    from simulations.comparisons.compare import METRICS, grouped, missing_cells
+    from simulations.comparisons.figures import write_rows
+    from simulations.comparisons.page import write_page
+
+    if table:
+        file = write_rows(name, table, cells, folder, facts)
+        page = write_page(
+            folder,
+            title=name,
+            command=command,
+            groups=grouped(cells, runs),
+            metric=METRICS["accuracy"],
+            missing=[cell.label for cell in missing_cells(cells, runs).values()],
+        )
+        console.print(f"Table: {file}\nPage: {page}", soft_wrap=True, markup=False, highlight=False)
+    if any(cell.wire.honest for cell in cells if cell.run_name in errors):
+        raise typer.Exit(1)
