@@ -40,7 +40,7 @@ def robustness(
     """Let sites lie and see which aggregators withstand it; what has finished is not run again."""
     with readable_errors():
         from dynammo_core.aggregation import AGGREGATORS
-        from simulations.comparisons.figures import printed
+        from simulations.comparisons.measurements import printed
         from simulations.comparisons.progress import run_under_display
         from simulations.comparisons.robustness import COLUMNS, plan, rows
 
@@ -83,8 +83,8 @@ def heterogeneity(
 ) -> None:
     """Train at one site and test at all, with one scanner and with others; what has finished is not run again."""
     with readable_errors():
-        from simulations.comparisons.figures import printed
         from simulations.comparisons.heterogeneity import columns, plan, rows
+        from simulations.comparisons.measurements import printed
         from simulations.comparisons.progress import run_under_display
 
         cells = plan(
@@ -114,7 +114,7 @@ def privacy(
 ) -> None:
     """Measure what differential privacy costs in accuracy: the experiment without it, then with each budget."""
     with readable_errors():
-        from simulations.comparisons.figures import printed
+        from simulations.comparisons.measurements import printed
         from simulations.comparisons.privacy import COLUMNS, plan, rows
         from simulations.comparisons.progress import run_under_display
 
@@ -143,7 +143,7 @@ def traffic(
     """Count the bytes that a site sends and is sent: the whole network, the method, and with each compression."""
     with readable_errors():
         from dynammo_core.configuration.config import load_config
-        from simulations.comparisons.figures import printed
+        from simulations.comparisons.measurements import printed
         from simulations.comparisons.progress import run_under_display
         from simulations.comparisons.traffic import COLUMNS, plan, rows, whole_network
 
@@ -197,7 +197,7 @@ def _leave(
         typer.Exit: with 1, a run over an honest wire failed.
     """
     from simulations.comparisons.compare import METRICS, grouped, missing_cells
-    from simulations.comparisons.figures import write_rows
+    from simulations.comparisons.measurements import write_rows
     from simulations.comparisons.page import write_page
 
     if table:

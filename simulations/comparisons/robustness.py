@@ -9,7 +9,7 @@ from dynammo_core.aggregation import AGGREGATORS
 from dynammo_core.configuration.config import Scalar, load_config
 from dynammo_core.support.errors import ConfigError, unknown_name
 from simulations.comparisons.compare import METRICS, Cell, Json, Wire
-from simulations.comparisons.figures import Columns
+from simulations.comparisons.measurements import Columns
 from simulations.comparisons.wires import ATTACKS
 
 CLEAN = "clean"

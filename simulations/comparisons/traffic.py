@@ -16,7 +16,7 @@ from dynammo_core.support.terminal import parse_overrides
 from dynammo_core.wire.compression import CODECS
 from server.watch.run_files import RunFiles
 from simulations.comparisons.compare import Cell, Json
-from simulations.comparisons.figures import Columns, decimals
+from simulations.comparisons.measurements import Columns, decimals
 
 WHOLE = "the whole network"
 KEY = "federation.compression"

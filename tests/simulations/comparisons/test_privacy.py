@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from dynammo_core.support.errors import ConfigError
 from simulations.cli import app
-from simulations.comparisons.figures import printed
+from simulations.comparisons.measurements import printed
 from simulations.comparisons.privacy import COLUMNS, plan
 
 pytestmark = pytest.mark.usefixtures("one_cost_backbone")

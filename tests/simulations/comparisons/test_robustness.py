@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from simulations.cli import app
 from simulations.comparisons.compare import missing_cells
-from simulations.comparisons.figures import printed
+from simulations.comparisons.measurements import printed
 from simulations.comparisons.robustness import COLUMNS, plan, rows
 
 pytestmark = pytest.mark.usefixtures("one_cost_backbone")
