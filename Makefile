@@ -17,7 +17,7 @@ FASHION := --set data.dataset=fashion_mnist --set data.image_size=64 --set data.
 SUMS := --set method.name=streaming_ridge --set method.multi_scale=false --set privacy.feature_norm=65
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo deploy-demo secure-demo privacy bench soak test lint format lock sbom stop clean
+.PHONY: help install demo deploy-demo secure-demo privacy bench soak test lint format docs lock sbom stop clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' '$(ROOT)/Makefile'
@@ -74,6 +74,9 @@ lint: install ## Check style (ruff) and types (mypy --strict)
 
 format: install ## Format the code
 	@cd '$(ROOT)' && '$(BIN)/ruff' check --fix . && '$(BIN)/ruff' format .
+
+docs: install ## Write the parts of docs/reference that the code decides
+	@cd '$(ROOT)' && PYTHONPATH=. '$(BIN)/python' docs/generate.py
 
 lock: install ## Pin what a site and a server install, with hashes, as pyproject.toml allows it
 	@cd '$(ROOT)' && for part in site server; do \

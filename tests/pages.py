@@ -9,8 +9,12 @@ from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path
+    for path in (*(ROOT / name for name in ("README.md", "REPRODUCIBILITY.md")), *sorted(ROOT.glob("docs/**/*.md")))
+}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+HERE_DOCUMENT = re.compile(r"(?<=<<EOF\n).*?^EOF\n", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
 
 
@@ -28,7 +32,8 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def shell(page: str) -> list[list[str]]:
-    lines = chain.from_iterable(block.splitlines() for block in blocks(page, "sh"))
+    """The words of each command in a page's blocks of shell, without the files that some of them write."""
+    lines = chain.from_iterable(HERE_DOCUMENT.sub("", block).splitlines() for block in blocks(page, "sh"))
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
