@@ -60,11 +60,12 @@ bench: install ## Speed, as ratios within one run: answers, training, memory, by
 	@'$(BIN)/dynammo-sim' bench bytes '$(ROOT)/configs/digits.yaml'
 	@'$(BIN)/dynammo-sim' bench growth --out '$(ROOT)/runs/growth'
 
-soak: install ## Faults done to a real deployment, lying sites, 100 and 1,000 simulated sites: about an hour
+soak: install ## Faults in a real deployment, lying sites, 100 and 1,000 simulated sites, the tutorials: over an hour
 	@'$(BIN)/dynammo-sim' faults '$(ROOT)/configs/deployed_digits.yaml' --set federation.attempts=2 --set tasks.sizes='[2, 2]'
 	@'$(BIN)/dynammo-sim' robustness '$(ROOT)/configs/digits.yaml' --runs '$(ROOT)/runs/robustness'
 	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 100 --engine flower $(MANY_SITES)
 	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 1000 --engine local $(MANY_SITES)
+	@cd '$(ROOT)' && DYNAMMO_TUTORIALS=1 '$(BIN)/python' -m pytest tests/end_to_end/test_tutorials.py
 
 test: install ## Run all tests
 	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -n auto
