@@ -24,7 +24,7 @@ from dynammo_core.config import Config
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods import METHODS
 from dynammo_core.plan import Stage
-from dynammo_core.settings import MethodSettings, Optimisation
+from dynammo_core.settings import Optimisation
 from server.cli import app as server_app
 from server.settings import ServerSettings
 from simulations.cli import app as simulation_app
@@ -64,11 +64,11 @@ def commands(program: str, app: typer.Typer) -> str:
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo, str]]:
     """Yield the key, the field and the description of every setting, those of nested sections too."""
     for name, field in model.model_fields.items():
-        nested = field.annotation
+        nested = getattr(field.annotation, "__bound__", field.annotation)  # a section's type may be a variable
         if isinstance(nested, type) and issubclass(nested, BaseModel):
-            if not issubclass(nested, Optimisation | MethodSettings):
+            if not issubclass(nested, Optimisation):
                 yield from leaves(nested, f"{prefix}{name}.")
-        elif not field.exclude and nested is not type(None):
+        elif not field.exclude:
             yield f"{prefix}{name}", field, _description(model, name)
 
 
@@ -102,12 +102,8 @@ def default(field: FieldInfo) -> str:
 
 
 def settings(model: type[BaseModel]) -> str:
-    """Return a table of all settings of a model; the section `method` has tables of its own."""
-    rows = [
-        (f"`{key}`", accepts(field), default(field), meaning)
-        for key, field, meaning in leaves(model)
-        if key != "method"
-    ]
+    """Return a table of all settings of a model."""
+    rows = [(f"`{key}`", accepts(field), default(field), meaning) for key, field, meaning in leaves(model)]
     return table(("Key", "Accepts", "Default", "Meaning"), rows)
 
 
