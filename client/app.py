@@ -12,19 +12,19 @@ import torch
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.admission import admit
-from client.announcement import announcement
-from client.answer_ledger import Answering
-from client.audit import audit_log
-from client.door import declared, encode, error_words, let_announcement_out, let_out
-from client.local_steps import answer
-from client.parcels import arriving, opened, packed
-from client.secure_steps import secure_answer
-from client.site_opening import open_site
-from dynammo_core.errors import DynammoError, ProtocolError
+from client.consent.admission import admit
+from client.consent.audit import audit_log
+from client.consent.door import declared, encode, error_words, let_announcement_out, let_out
+from client.service.announcement import announcement
+from client.state.answer_ledger import Answering
+from client.steps.local_steps import answer
+from client.steps.parcels import arriving, opened, packed
+from client.steps.secure_steps import secure_answer
+from client.steps.site_opening import open_site
 from dynammo_core.experiment import code_hash
 from dynammo_core.plan import Action
-from dynammo_core.protocol import MOST, SITES, Instruction, Phase
+from dynammo_core.support.errors import DynammoError, ProtocolError
+from dynammo_core.wire.protocol import MOST, SITES, Instruction, Phase
 
 app = ClientApp()
 logger = logging.getLogger("dynammo.client")

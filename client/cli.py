@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from client.approve_command import approve
-from client.audit_command import audit
-from client.doctor import doctor
-from client.init_command import init
-from client.memory_command import memory
-from client.predict_command import predict
-from client.start_command import start
-from dynammo_core.terminal import command_line
+from client.commands.approve import approve
+from client.commands.audit import audit
+from client.commands.init import init
+from client.commands.memory import memory
+from client.commands.predict import predict
+from client.commands.start import start
+from client.doctor.doctor import doctor
+from dynammo_core.support.terminal import command_line
 
 app = command_line(
     "Run a hospital's site of a federation: set it up, check it, start it, approve what runs, look into its memory, "

@@ -18,15 +18,15 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from client.cli import app as site_app
-from client.policy import Policy
-from client.settings import SiteSettings
-from dynammo_core.config import Config
+from client.consent.policy import Policy
+from client.consent.settings import SiteSettings
+from dynammo_core.configuration.config import Config
+from dynammo_core.configuration.settings import Optimisation
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods import METHODS
 from dynammo_core.plan import Stage
-from dynammo_core.settings import Optimisation
 from server.cli import app as server_app
-from server.settings import ServerSettings
+from server.consortium.settings import ServerSettings
 from simulations.cli import app as simulation_app
 
 PAGES = Path(__file__).parent / "reference"

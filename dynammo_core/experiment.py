@@ -12,17 +12,14 @@ from typing import Any
 
 import torch
 
-from dynammo_core.code_files import code_files
-from dynammo_core.config import Config, resolve
+from dynammo_core.configuration.config import Config, resolve
+from dynammo_core.configuration.limits import most_samples
 from dynammo_core.data.arrivals import Arrivals, build_arrivals
 from dynammo_core.data.feature_cache import FeatureCache, fingerprint
 from dynammo_core.data.loading import open_dataset, open_own
 from dynammo_core.data.samples import Dataset
 from dynammo_core.data.site_partition import SitePartition, partition_sites
 from dynammo_core.data.task_stream import TaskStream, build_task_stream
-from dynammo_core.devices import find_device
-from dynammo_core.errors import ConfigError, ProtocolError, RunError, unknown_name
-from dynammo_core.limits import most_samples
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
 from dynammo_core.models.backbones import Backbone, build_backbone
@@ -30,7 +27,10 @@ from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Step, plan_steps
 from dynammo_core.privacy.checks import check_samples_apart
 from dynammo_core.privacy.plan import noise_of_run
-from dynammo_core.seeding import seeded_initialisation
+from dynammo_core.support.code_files import code_files
+from dynammo_core.support.devices import find_device
+from dynammo_core.support.errors import ConfigError, ProtocolError, RunError, unknown_name
+from dynammo_core.support.seeding import seeded_initialisation
 
 
 class Experiment:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from dynammo_core.configuration.settings import Optimisation
 from dynammo_core.models.incremental_model import Level
-from dynammo_core.settings import Optimisation
 
 
 class Action(StrEnum):

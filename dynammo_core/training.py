@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from dynammo_core.settings import Optimisation
+from dynammo_core.configuration.settings import Optimisation
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 """The batches of one local epoch, by the number of the epoch: shuffled, augmented and on the device."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from dynammo_core.config import Scalar, leaf_keys, load_config
+from dynammo_core.configuration.config import Scalar, leaf_keys, load_config
 
 app = ServerApp()
 APP_ROOT = Path(__file__).resolve().parent.parent
@@ -18,13 +18,13 @@ APP_ROOT = Path(__file__).resolve().parent.parent
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run config names; an empty value there means «as the YAML file says»."""
-    from dynammo_core.terminal import Terminal  # all this takes seconds that `flwr` itself need not wait for
-    from server.progress import ProgressView, final_table
-    from server.run import run_and_report
+    from dynammo_core.support.terminal import Terminal  # all this takes seconds that `flwr` itself need not wait for
+    from server.run.run import run_and_report
+    from server.watch.progress import ProgressView, final_table
 
     values = context.run_config
     if announce := str(values.get("announce", "")):
-        from server.announce import ask_all
+        from server.jobs.announce import ask_all
 
         ask_all(grid, Path(announce))
         return
@@ -34,12 +34,12 @@ def main(grid: Grid, context: Context) -> None:
     base = Path(os.environ.get("DYNAMMO_CHECKOUT", Path.cwd()))
     resume = str(values.get("resume", ""))
     if evaluate := str(values.get("evaluate", "")):
-        from server.evaluate import evaluate_run
+        from server.jobs.evaluate import evaluate_run
 
         evaluate_run(grid, config, Path(resume), Path(evaluate))
         return
     if forget := str(values.get("forget", "")):
-        from server.forget import forget_run
+        from server.jobs.forget import forget_run
 
         forget_run(grid, config, Path(resume), Path(forget))
         return

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from dynammo_core.terminal import Terminal, command_line, parse_overrides, printable_lines, readable_errors
-from server.export_command import export
-from server.sites_command import HERE, Folder, sites_app
-from server.status_command import status
+from dynammo_core.support.terminal import Terminal, command_line, parse_overrides, printable_lines, readable_errors
+from server.consortium.sites_command import HERE, Folder, sites_app
+from server.report.export_command import export
+from server.watch.status_command import status
 
 app = command_line("Run the server of a consortium of hospitals: certificates, sites, runs and models.")
 app.add_typer(sites_app, name="sites")
@@ -40,8 +40,8 @@ def init(
 ) -> None:
     """Make a consortium: certificate authority, server certificate and a commented server.yaml."""
     with readable_errors():
-        from server.certificates import fingerprint
-        from server.consortium import make_consortium
+        from server.consortium.certificates import fingerprint
+        from server.consortium.consortium import make_consortium
 
         settings = make_consortium(folder, host, port=port, listen=listen)
         console.say(f"Made {settings.folder}. Next:")
@@ -58,9 +58,9 @@ def init(
 def renew(folder: Folder = HERE) -> None:
     """Make a new server certificate under the same authority; start the server again to use it."""
     with readable_errors():
-        from server.certificates import expires
-        from server.consortium import renew as renew_certificate
-        from server.settings import load_server
+        from server.consortium.certificates import expires
+        from server.consortium.consortium import renew as renew_certificate
+        from server.consortium.settings import load_server
 
         settings = load_server(folder)
         renew_certificate(settings)
@@ -73,8 +73,8 @@ def renew(folder: Folder = HERE) -> None:
 def start(folder: Folder = HERE) -> None:
     """Run the SuperLink in the foreground: TLS, registered keys only; Ctrl-C or SIGTERM ends it."""
     with readable_errors():
-        from server.settings import load_server
-        from server.superlink import become_superlink
+        from server.consortium.settings import load_server
+        from server.consortium.superlink import become_superlink
 
         become_superlink(load_server(folder))
 
@@ -88,9 +88,9 @@ def run(
 ) -> None:
     """Run an experiment among the registered sites that it names, and follow it."""
     with readable_errors():
-        from dynammo_core.config import load_config
-        from server.follow import launch_and_follow
-        from server.settings import load_server
+        from dynammo_core.configuration.config import load_config
+        from server.consortium.follow import launch_and_follow
+        from server.consortium.settings import load_server
 
         experiment = load_config(config, parse_overrides(set_ or []))
         launch_and_follow(load_server(folder), experiment, resume=None, detach=detach, console=console)
@@ -106,9 +106,9 @@ def resume(
 ) -> None:
     """Go on with a run where it was cut off; --set may change quorum, deadlines and who only evaluates."""
     with readable_errors():
-        from dynammo_core.config import load_config
-        from server.follow import launch_and_follow
-        from server.settings import load_server
+        from dynammo_core.configuration.config import load_config
+        from server.consortium.follow import launch_and_follow
+        from server.consortium.settings import load_server
 
         experiment = load_config(run_dir / "config.yaml", parse_overrides(set_ or []))
         launch_and_follow(
@@ -128,10 +128,10 @@ def classes(
 ) -> None:
     """Ask the connected sites which classes they can bring, and show which of them a run has not learnt."""
     with readable_errors():
-        from dynammo_core.config import load_config
-        from server.jobs import announcements
-        from server.settings import load_server
-        from server.tables import classes_table
+        from dynammo_core.configuration.config import load_config
+        from server.consortium.settings import load_server
+        from server.jobs.jobs import announcements
+        from server.watch.tables import classes_table
 
         registry = load_config(run_dir / "config.yaml").data.classes or () if run_dir else ()
         console.print(classes_table(announcements(load_server(folder)), registry))
@@ -151,13 +151,13 @@ def extend(
 ) -> None:
     """Go on with a finished run by one task more, which brings new classes; what was learnt stays."""
     with readable_errors():
-        from dynammo_core.class_registry import with_new_task
-        from dynammo_core.config import load_config
-        from server.control import Control
-        from server.follow import launch_and_follow
-        from server.lineage import with_sites
-        from server.settings import load_server
-        from server.sites import SiteRegister
+        from dynammo_core.configuration.config import load_config
+        from dynammo_core.wire.announcement import with_new_task
+        from server.consortium.control import Control
+        from server.consortium.follow import launch_and_follow
+        from server.consortium.settings import load_server
+        from server.consortium.sites import SiteRegister
+        from server.run.lineage import with_sites
 
         experiment = with_new_task(load_config(run_dir / "config.yaml"), new, distinct=distinct)
         settings = load_server(folder)
@@ -177,9 +177,9 @@ def extend(
 def evaluate(run_dir: RunDir, folder: Folder = HERE) -> None:
     """Test a run's latest model at every connected site, without training; kept in RUN_DIR/evaluations."""
     with readable_errors():
-        from server.jobs import evaluation
-        from server.settings import load_server
-        from server.tables import evaluation_tables
+        from server.consortium.settings import load_server
+        from server.jobs.jobs import evaluation
+        from server.watch.tables import evaluation_tables
 
         for table in evaluation_tables(evaluation(load_server(folder), run_dir)):
             console.print(table)
@@ -189,9 +189,9 @@ def evaluate(run_dir: RunDir, folder: Folder = HERE) -> None:
 def forget(run_dir: RunDir, folder: Folder = HERE) -> None:
     """Take records that sites have withdrawn out of the sums of a run, and solve and test its model anew."""
     with readable_errors():
-        from server.jobs import correction
-        from server.settings import load_server
-        from server.tables import correction_lines
+        from server.consortium.settings import load_server
+        from server.jobs.jobs import correction
+        from server.watch.tables import correction_lines
 
         for line in correction_lines(correction(load_server(folder), run_dir)):
             console.say(line)
@@ -210,8 +210,8 @@ def show_data_flow(
 ) -> None:
     """Write what leaves a site, when, why and to whom, as Markdown, from the plan and the protocol themselves."""
     with readable_errors():
-        from dynammo_core.files import write_atomically
-        from server.data_flow import data_flow
+        from dynammo_core.support.files import write_atomically
+        from server.report.data_flow import data_flow
 
         text = data_flow(source)
         if output is None:
@@ -228,8 +228,8 @@ def rollback(
 ) -> None:
     """Put the model after an earlier task in the place of the latest, for `export` and `predict`."""
     with readable_errors():
-        from server.results import roll_back
-        from server.run_directory import RunDirectory
+        from server.run.results import roll_back
+        from server.run.run_directory import RunDirectory
 
         roll_back(RunDirectory(run_dir), task - 1)
         console.say(f"{run_dir}/model.safetensors is the model after task {task}.")
@@ -239,9 +239,9 @@ def rollback(
 def stop(run_dir: RunDir, folder: Folder = HERE) -> None:
     """End a run; `resume` goes on with it."""
     with readable_errors():
-        from server.control import Control
-        from server.launch import flower_run
-        from server.settings import load_server
+        from server.consortium.control import Control
+        from server.consortium.launch import flower_run
+        from server.consortium.settings import load_server
 
         Control(load_server(folder)).stop(flower_run(run_dir))
         console.say(f"Stopped. Go on with: dynammo-server resume {run_dir}")

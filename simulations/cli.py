@@ -12,15 +12,15 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from dynammo_core.config import Scalar, load_config
-from dynammo_core.errors import ConfigError, DynammoError, unknown_name
-from dynammo_core.terminal import Terminal, command_line, parse_overrides, readable_errors
-from simulations.audit_privacy_command import audit_privacy
-from simulations.benchmarks import bench
-from simulations.deploy_command import deploy
-from simulations.faults_command import faults
-from simulations.heterogeneity_command import heterogeneity
+from dynammo_core.configuration.config import Scalar, load_config
+from dynammo_core.support.errors import ConfigError, DynammoError, unknown_name
+from dynammo_core.support.terminal import Terminal, command_line, parse_overrides, readable_errors
+from simulations.attacks.command import audit_privacy
+from simulations.bench.command import bench
+from simulations.comparisons.heterogeneity_command import heterogeneity
 from simulations.options import ConfigFile, Overrides
+from simulations.rehearsal.deploy_command import deploy
+from simulations.rehearsal.faults_command import faults
 
 app = command_line("Run, check and measure federated class-incremental experiments.")
 console = Terminal()
@@ -49,8 +49,8 @@ def run(
 ) -> None:
     """Run an experiment and leave a run directory with metrics, model and report.html."""
     with readable_errors():
-        from server.progress import ProgressView, final_table
-        from simulations.engines import ENGINES, run_by_flower
+        from server.watch.progress import ProgressView, final_table
+        from simulations.engines.engines import ENGINES, run_by_flower
 
         if engine not in ENGINES:
             raise ConfigError(unknown_name("engine", engine, ENGINES), accepted=", ".join(ENGINES))
@@ -90,10 +90,10 @@ def compare(
 ) -> None:
     """Run what is missing of comparisons and write a page about each; safe to stop and go on."""
     with readable_errors():
-        from simulations.compare import load_comparison, missing_cells
-        from simulations.compare_command import run_under_display
-        from simulations.comparison_page import write_page
-        from simulations.comparison_table import table
+        from simulations.comparisons.command import run_under_display
+        from simulations.comparisons.compare import load_comparison, missing_cells
+        from simulations.comparisons.page import write_page
+        from simulations.comparisons.table import table
 
         comparisons = {file.stem: load_comparison(file) for file in files}
         if len(comparisons) < len(files):
@@ -138,7 +138,7 @@ def robustness(
 ) -> None:
     """Let sites lie and see which aggregators withstand it; what has finished is not run again."""
     with readable_errors():
-        from simulations.robustness_command import measure
+        from simulations.comparisons.robustness_command import measure
 
         measure(config, parse_overrides(set_ or []), console, liars, attack, aggregator, runs)
 
@@ -177,8 +177,8 @@ def cost(
 ) -> None:
     """MACs, parameters and latency of one prediction, by method and number of tasks."""
     with readable_errors():
-        from dynammo_core.cost import cost_table, method_settings
         from dynammo_core.experiment import Experiment
+        from dynammo_core.scoring.cost import cost_table, method_settings
 
         settings = load_config(config, parse_overrides(set_ or []))
         Experiment(settings).use_torch()
@@ -209,14 +209,14 @@ def report(
     """Write report.html of a run anew, or one page that compares several runs, from nothing but their files."""
     with readable_errors():
         if len(runs) == 1 and output is None:
-            from server.report import write_report
+            from server.report.report import write_report
 
             console.print(str(write_report(runs[0])), soft_wrap=True, markup=False)
             return
-        from simulations.compare import METRICS
-        from simulations.comparison_page import write_page
-        from simulations.comparison_table import table
-        from simulations.run_groups import groups_of
+        from simulations.comparisons.compare import METRICS
+        from simulations.comparisons.page import write_page
+        from simulations.comparisons.run_groups import groups_of
+        from simulations.comparisons.table import table
 
         if metric not in METRICS:
             raise ConfigError(unknown_name("metric", metric, METRICS), accepted=", ".join(METRICS))
@@ -233,7 +233,7 @@ def report(
 
 def _checked(file: Path, overrides: dict[str, Scalar]) -> str:
     """What a valid file is: an experiment's hash, or the number of a comparison's runs."""
-    from simulations.compare import is_comparison, load_comparison
+    from simulations.comparisons.compare import is_comparison, load_comparison
 
     if is_comparison(file):
         return f"{len(load_comparison(file).cells)} runs"

@@ -15,16 +15,16 @@ from flwr.app import Context, Message
 from flwr.serverapp.grid.grid import NodeInfo
 from small_runs import small_settings, write_hospitals
 
-from client.admission import approve_proposal
 from client.app import app
-from client.approvals import Approvals, Proposal
-from client.settings import load_site
-from dynammo_core.config import Config, resolve
+from client.consent.admission import approve_proposal
+from client.consent.approvals import Approvals, Proposal
+from client.consent.settings import load_site
+from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.data.loading import open_dataset
-from dynammo_core.errors import DynammoError
 from dynammo_core.experiment import config_from_json, experiment_from_json
-from dynammo_core.secure_aggregation.offers import fingerprint
-from simulations.local_grid import LocalGrid
+from dynammo_core.support.errors import DynammoError
+from dynammo_core.wire.secure_aggregation.offers import fingerprint
+from simulations.engines.local_grid import LocalGrid
 
 
 class Hospitals(LocalGrid):

@@ -23,12 +23,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client.node_key import new_key_pair
-from client.settings import SiteSettings, load_site
+from client.consent.settings import SiteSettings, load_site
+from client.service.node_key import new_key_pair
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-START = "import typer; from client.start_command import start; typer.run(start)"
+START = "import typer; from client.commands.start import start; typer.run(start)"
 FLOWER: Mapping[str, str] = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",

@@ -17,18 +17,18 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from client.app import app
-from client.site import Site
-from client.site_opening import simulated_site
-from dynammo_core.config import Config, Scalar, resolve
+from client.steps.site import Site
+from client.steps.site_opening import simulated_site
+from dynammo_core.configuration.config import Config, Scalar, resolve
 from dynammo_core.experiment import Experiment, code_hash, experiment_from_json
 from dynammo_core.methods import METHODS
 from dynammo_core.models.incremental_model import matching, travelling_names
 from dynammo_core.plan import Step
-from dynammo_core.protocol import Instruction
-from dynammo_core.tensor_store import tensor_hash
-from server.run import run_experiment
-from server.run_directory import Listener, RunDirectory
-from simulations.local_grid import LocalGrid
+from dynammo_core.wire.protocol import Instruction
+from dynammo_core.wire.tensor_store import tensor_hash
+from server.run.run import run_experiment
+from server.run.run_directory import Listener, RunDirectory
+from simulations.engines.local_grid import LocalGrid
 
 ALL_METHODS = sorted(METHODS)
 SITES = 3

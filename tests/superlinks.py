@@ -15,10 +15,10 @@ from pathlib import Path
 
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
-from dynammo_core.processes import process_group
-from server.consortium import make_consortium
-from server.operator_token import HEADER, read_token
-from server.settings import ServerSettings, load_server
+from dynammo_core.support.processes import process_group
+from server.consortium.consortium import make_consortium
+from server.consortium.settings import ServerSettings, load_server
+from server.gate.operator_token import HEADER, read_token
 
 THIS_MACHINE, OPERATOR, STRANGER = "127.0.0.1", "127.0.0.9", "127.0.0.2"
 """Addresses of this machine's loopback: the first two are operators', the server's own without being in `operators`."""

@@ -70,9 +70,9 @@ def import_time_imports(path: Path) -> set[str]:
 
 def test_there_is_a_house_to_look_at() -> None:
     assert {path.relative_to(ROOT).parts[0] for path in FILES} == set(ROOMS)
-    assert "dynammo_core.settings" in all_imports(ROOT / "dynammo_core" / "config.py")
-    assert "server.run" in all_imports(ROOT / "server" / "app.py")
-    assert "server.run" not in import_time_imports(ROOT / "server" / "app.py")
+    assert "dynammo_core.configuration.settings" in all_imports(ROOT / "dynammo_core" / "configuration" / "config.py")
+    assert "server.run.run" in all_imports(ROOT / "server" / "app.py")
+    assert "server.run.run" not in import_time_imports(ROOT / "server" / "app.py")
 
 
 @every_file
@@ -102,12 +102,12 @@ def test_private_modules_of_flower_are_used_in_few_files() -> None:
         if module not in public
     }
     assert users == {
-        "simulations/local_grid.py",
-        "server/gate.py",
-        "server/gate_signatures.py",
-        "server/flower_programs.py",
-        "client/own_app.py",
-        "client/own_node.py",
+        "simulations/engines/local_grid.py",
+        "server/gate/gate.py",
+        "server/gate/signatures.py",
+        "server/consortium/flower_programs.py",
+        "client/service/own_app.py",
+        "client/service/own_node.py",
     }
 
 
@@ -136,7 +136,7 @@ def test_server_and_client_never_name_a_method(path: Path) -> None:
         for node in ast.walk(tree(path))
         if isinstance(node, ast.Constant) and node.value in METHODS and id(node) not in docstrings
     }
-    if path in (ROOT / "server" / "results.py", ROOT / "client" / "doctor_checks.py"):
+    if path in (ROOT / "server" / "run" / "results.py", ROOT / "client" / "doctor" / "checks.py"):
         named -= {"dynammo"}  # there it is this package, and its version
     assert not named
     of_methods = {name for name in all_imports(path) if name.startswith("dynammo_core.methods")}

@@ -25,26 +25,26 @@ from pydantic import BaseModel
 from small_runs import SITES, Finished, events, run_small, small_config, small_settings
 
 from client.app import app as client_app
-from client.door import UNEXPECTED
-from dynammo_core import config as config_module
+from client.consent.door import UNEXPECTED
 from dynammo_core import experiment as experiment_module
 from dynammo_core.aggregation import AGGREGATORS
-from dynammo_core.config import Config, leaf_keys, load_config, resolve
+from dynammo_core.configuration import config as config_module
+from dynammo_core.configuration.config import Config, leaf_keys, load_config, resolve
+from dynammo_core.configuration.settings import BackboneSettings, DataSettings
 from dynammo_core.data.datasets import DATASETS
 from dynammo_core.data.loading import load_samples
 from dynammo_core.data.scanners import SCANNERS
-from dynammo_core.errors import DataError, DynammoError
 from dynammo_core.merging.operators import MERGE_OPERATORS
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
 from dynammo_core.models import backbones
-from dynammo_core.protocol import NUMBERS, PHASE_DOWN, PHASE_UP, PRIVATE_NUMBERS, Instruction, Phase, Report
-from dynammo_core.settings import BackboneSettings, DataSettings
-from server.exchange import MESSAGE_TYPES, PHASE_TYPES
-from server.run import run_and_report
+from dynammo_core.support.errors import DataError, DynammoError
+from dynammo_core.wire.protocol import NUMBERS, PHASE_DOWN, PHASE_UP, PRIVATE_NUMBERS, Instruction, Phase, Report
+from server.run.exchange import MESSAGE_TYPES, PHASE_TYPES
+from server.run.run import run_and_report
 from simulations.cli import app, parse_overrides
-from simulations.compare import is_comparison, load_comparison
-from simulations.local_grid import LocalGrid
+from simulations.comparisons.compare import is_comparison, load_comparison
+from simulations.engines.local_grid import LocalGrid
 
 METHOD, SECURE_AGGREGATION = "docs/how-to/add-a-method.md", "docs/how-to/use-secure-aggregation.md"
 CONFIGURATION, NAMES, MESSAGES, RUN_DIRECTORY, ERRORS = (

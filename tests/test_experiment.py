@@ -10,9 +10,9 @@ import torch
 from small_runs import ALL_METHODS, hospital_config, small_config, write_hospitals
 
 from dynammo_core import experiment as module
-from dynammo_core.errors import ConfigError, DataError, DynammoError, RunError
 from dynammo_core.experiment import Experiment, code_hash, experiment_from_json
 from dynammo_core.plan import Action
+from dynammo_core.support.errors import ConfigError, DataError, DynammoError, RunError
 
 ROOT = Path(__file__).parent.parent
 
@@ -152,7 +152,9 @@ def test_code_hash_is_that_of_what_server_and_sites_run(copied_code: Path) -> No
     assert compute() == start
 
 
-@pytest.mark.parametrize("change", ["edit client/app.py", "add server/new.py", "move client/site.py", "add nested"])
+@pytest.mark.parametrize(
+    "change", ["edit client/app.py", "add server/new.py", "move client/steps/site.py", "add nested"]
+)
 def test_code_hash_sees_every_change(copied_code: Path, change: str) -> None:
     start = code_hash.__wrapped__()
     if change == "edit client/app.py":
@@ -160,8 +162,8 @@ def test_code_hash_sees_every_change(copied_code: Path, change: str) -> None:
             file.write("\n")
     elif change == "add server/new.py":
         (copied_code / "server" / "new.py").write_text("")
-    elif change == "move client/site.py":
-        (copied_code / "client" / "site.py").rename(copied_code / "client" / "place.py")
+    elif change == "move client/steps/site.py":
+        (copied_code / "client" / "steps" / "site.py").rename(copied_code / "client" / "steps" / "place.py")
     else:
         (copied_code / "dynammo_core" / "methods" / "new.py").write_text("")
     assert code_hash.__wrapped__() != start

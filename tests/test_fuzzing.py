@@ -20,20 +20,20 @@ from hypothesis import strategies as st
 from small_runs import RUN, instruction, records, small_config, step_of
 from typer.testing import CliRunner
 
-from client.admission import admit, approve_proposal
-from client.approvals import DECISIONS, Approvals, Proposal
-from client.approve_command import approve
-from client.audit import AuditLog
-from client.audit_command import audit
-from client.door import UNEXPECTED
-from client.policy import POLICY_TEMPLATE, load_policy
-from client.settings import load_site
-from dynammo_core.chained_log import chain_line
-from dynammo_core.config import load_config
-from dynammo_core.errors import DynammoError, MemoryStoreError
+from client.commands.approve import approve
+from client.commands.audit import audit
+from client.consent.admission import admit, approve_proposal
+from client.consent.approvals import DECISIONS, Approvals, Proposal
+from client.consent.audit import AuditLog
+from client.consent.door import UNEXPECTED
+from client.consent.policy import POLICY_TEMPLATE, load_policy
+from client.consent.settings import load_site
+from client.state.chained_log import chain_line
+from dynammo_core.configuration.config import load_config
 from dynammo_core.experiment import Experiment
 from dynammo_core.memory.store import MemoryStore
-from server.exchange import MESSAGE_TYPES
+from dynammo_core.support.errors import DynammoError, MemoryStoreError
+from server.run.exchange import MESSAGE_TYPES
 
 EXAMPLES = int(os.environ.get("DYNAMMO_FUZZ", "0"))
 fuzzed = settings(

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynammo_core.configuration.settings import Optimisation
 from dynammo_core.plan import Action, Stage, plan_steps
-from dynammo_core.settings import Optimisation
 
 
 class Planner:

@@ -19,7 +19,7 @@ from dynammo_core.data.samples import Samples
 from dynammo_core.data.transforms import to_input
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Step
-from dynammo_core.protocol import NUMBERS, names_up
+from dynammo_core.wire.protocol import NUMBERS, names_up
 
 every_method = pytest.mark.parametrize("method", ALL_METHODS)
 CPU = torch.device("cpu")

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
+from dynammo_core.configuration.settings import BackboneSettings, Optimisation
 from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.backbones import build_backbone
 from dynammo_core.models.heads import LinearHead
 from dynammo_core.models.incremental_model import IncrementalModel, travelling_names
-from dynammo_core.seeding import seeded_generator, seeded_initialisation
-from dynammo_core.settings import BackboneSettings, Optimisation
+from dynammo_core.support.seeding import seeded_generator, seeded_initialisation
 from dynammo_core.training import fit, learning_rate, shuffled, train_only
 
 

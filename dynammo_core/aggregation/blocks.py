@@ -12,7 +12,7 @@ from torch import Tensor
 from dynammo_core.aggregation.batch_norm import MEAN, VARIANCE, is_batch_norm_statistic
 from dynammo_core.aggregation.class_aware import Update, row_weights
 from dynammo_core.aggregation.voices import mixed, voices
-from dynammo_core.errors import ConfigError
+from dynammo_core.support.errors import ConfigError
 
 Aggregator = Callable[
     [Sequence[Update], Mapping[str, tuple[int, ...]], Mapping[str, Tensor], Collection[str]], dict[str, Tensor]

@@ -9,10 +9,10 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from dynammo_core.configuration.federation import FederationSettings
 from dynammo_core.data.site_partition import SitePartition
 from dynammo_core.data.task_stream import TaskStream
-from dynammo_core.federation_settings import FederationSettings
-from dynammo_core.seeding import derive_seed
+from dynammo_core.support.seeding import derive_seed
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dynammo_core.errors import DataError
-from dynammo_core.settings import DataSettings
+from dynammo_core.configuration.settings import DataSettings
+from dynammo_core.support.errors import DataError
 
 DATA_VARIABLE = "DYNAMMO_DATA"
 DEFAULT_HOME = "~/.cache/dynammo"

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets import DATASETS, LABELS
 from dynammo_core.data.samples import Dataset, ImageSource, Samples, Split
 from dynammo_core.data.sources import ArraySource, resolve_selection, select
-from dynammo_core.errors import ConfigError, DataError, unknown_name
-from dynammo_core.seeding import derive_seed
-from dynammo_core.settings import DataSettings
+from dynammo_core.support.errors import ConfigError, DataError, unknown_name
+from dynammo_core.support.seeding import derive_seed
 
 CHUNK = 512
 """Images read and resized at a time: bounds the memory that pictures of many megapixels take."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from dynammo_core.data.samples import Dataset, Split
 from dynammo_core.data.sources import FileSource, file_keys, named
-from dynammo_core.errors import DataError, nearest_match
-from dynammo_core.seeding import derive_seed
+from dynammo_core.support.errors import DataError, nearest_match
+from dynammo_core.support.seeding import derive_seed
 
 TEST_SHARE = 0.2
 SPLIT_SEED = 0

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dynammo_core.configuration.scanners import ScannerSettings
 from dynammo_core.data.samples import Samples
-from dynammo_core.data.scanner_settings import ScannerSettings
-from dynammo_core.seeding import seeded_generator
+from dynammo_core.support.seeding import seeded_generator
 
 Part = Callable[[Tensor, Sequence[str], float, torch.Generator], Tensor]
 """(images [N, C, S, S] in 0..1, their N record ids, strength, the site's generator) -> images of that shape.

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dynammo_core.configuration.federation import FederationSettings
 from dynammo_core.data.samples import Dataset
-from dynammo_core.errors import ConfigError, DataError
-from dynammo_core.federation_settings import FederationSettings
-from dynammo_core.seeding import derive_seed
+from dynammo_core.support.errors import ConfigError, DataError
+from dynammo_core.support.seeding import derive_seed
 
 Indices = NDArray[np.int64]
 Partitioner = Callable[[Dataset, FederationSettings, np.random.Generator], "SitePartition"]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dynammo_core.data.samples import ImageSource, Split
-from dynammo_core.errors import DataError
+from dynammo_core.support.errors import DataError
 
 GREY_MODES = ("1", "L", "LA", "La")
 COLOUR_MODES = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dynammo_core.errors import ConfigError
-from dynammo_core.settings import TaskSettings
+from dynammo_core.configuration.settings import TaskSettings
+from dynammo_core.support.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynammo_core.errors import ConfigError, unknown_name
+from dynammo_core.support.errors import ConfigError, unknown_name
 
 # The input statistics that pretrained weights were trained with: timm's Inception constants and ImageNet's own.
 NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import GCM
 
-from dynammo_core.errors import ConfigError
+from dynammo_core.support.errors import ConfigError
 
 KEY_BYTES = 32
 NONCE_BYTES = 12

@@ -8,11 +8,11 @@ from datetime import date
 import torch
 from torch import Tensor
 
+from dynammo_core.configuration.settings import MemorySettings
 from dynammo_core.data.samples import Samples
 from dynammo_core.memory.selection import SELECTIONS
 from dynammo_core.memory.store import ReplayMemory, Taken
-from dynammo_core.seeding import derive_seed
-from dynammo_core.settings import MemorySettings
+from dynammo_core.support.seeding import derive_seed
 
 SIMULATED_DAY = date(2000, 1, 1)
 """The day on which all simulations take their exemplars in: what they store depends on no clock."""

@@ -15,8 +15,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
 
-from dynammo_core.errors import MemoryStoreError
 from dynammo_core.memory.encryption import CHUNK, NONCE_BYTES, Decryption, encrypt, fingerprint
+from dynammo_core.support.errors import MemoryStoreError
 
 FORMAT = "dynammo-sealed-1"
 LONGEST_LINE = 4096

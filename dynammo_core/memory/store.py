@@ -18,9 +18,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dynammo_core.data.samples import Samples
-from dynammo_core.errors import MemoryStoreError
-from dynammo_core.files import write_atomically
 from dynammo_core.memory.sealed_file import seal, unreadable, unseal
+from dynammo_core.support.errors import MemoryStoreError
+from dynammo_core.support.files import write_atomically
 
 MEMORY_FILE = "memory.safetensors"
 

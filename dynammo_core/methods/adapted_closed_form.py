@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from dynammo_core.configuration.settings import MethodSettings
 from dynammo_core.methods.adapter_tuning import ADAPTERS, AdapterMethod, AdapterSettings
 from dynammo_core.methods.closed_form import ANSWERS, ClosedFormMethod, ClosedFormSettings
 from dynammo_core.models.incremental_model import IncrementalModel, ParallelBackbones
-from dynammo_core.settings import MethodSettings
 
 
 class AdaptedClosedFormSettings(AdapterSettings, ClosedFormSettings):

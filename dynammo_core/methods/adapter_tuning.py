@@ -7,13 +7,13 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from dynammo_core.configuration.settings import MethodSettings, Optimisation
 from dynammo_core.data.samples import Samples
 from dynammo_core.methods.base import LossContext, Method, Rehearsal
 from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.heads import OTHERS, LinearHead
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, ParallelBackbones
 from dynammo_core.plan import Action, Stage
-from dynammo_core.settings import MethodSettings, Optimisation
 
 AUXILIARY = "auxiliary"
 ADAPTERS = "extractor.*adapters.*"

@@ -10,16 +10,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dynammo_core.configuration.federation import FederationSettings
+from dynammo_core.configuration.privacy import PrivacySettings
+from dynammo_core.configuration.settings import BackboneSettings, MemorySettings, MethodSettings
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.task_stream import TaskStream
-from dynammo_core.federation_settings import FederationSettings
 from dynammo_core.memory.rehearsal import balanced_set
 from dynammo_core.models.heads import Head
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Stage
-from dynammo_core.privacy.settings import PrivacySettings
-from dynammo_core.seeding import derive_seed
-from dynammo_core.settings import BackboneSettings, MemorySettings, MethodSettings
+from dynammo_core.support.seeding import derive_seed
 
 TEACHER_PREFIX = "teacher."
 """Tensors of the archive under this prefix make the model of the previous task, for methods that distil."""

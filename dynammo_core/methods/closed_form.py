@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from dynammo_core.configuration.settings import MethodSettings
 from dynammo_core.data.samples import Samples
 from dynammo_core.methods.base import CLASSES, Archive, Batch, Method, Prediction, Rehearsal, SumNoise
 from dynammo_core.models.backbones import Backbone
@@ -17,7 +18,6 @@ from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalMo
 from dynammo_core.models.ridge import MOST_WEIGHT, RidgeHead
 from dynammo_core.models.ridge_checks import MOST_NOISED_WEIGHT
 from dynammo_core.plan import Action, Stage
-from dynammo_core.settings import MethodSettings
 
 HEAD = f"heads.{CLASSES}"
 GRAM = f"{HEAD}.gram"

@@ -9,13 +9,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from dynammo_core.configuration.settings import Optimisation
 from dynammo_core.data.samples import Samples
 from dynammo_core.methods.base import CLASSES, Archive, LossContext, Rehearsal
 from dynammo_core.methods.single_head import RehearsalMethod, RehearsalSettings
 from dynammo_core.models.heads import OTHERS, LinearHead
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, ParallelBackbones
 from dynammo_core.plan import Action, Stage
-from dynammo_core.settings import Optimisation
 
 AUXILIARY = "auxiliary"
 

@@ -10,9 +10,9 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from dynammo_core.aggregation.batch_norm import is_batch_norm_statistic
+from dynammo_core.configuration.federation import FederationSettings
+from dynammo_core.configuration.settings import BackboneSettings, MethodSettings
 from dynammo_core.data.samples import Samples
-from dynammo_core.errors import unknown_name
-from dynammo_core.federation_settings import FederationSettings
 from dynammo_core.merging.fisher import comparable, diagonal_fisher
 from dynammo_core.merging.operators import MERGE_OPERATORS, merge
 from dynammo_core.merging.task_sets import TaskSets
@@ -24,7 +24,7 @@ from dynammo_core.models.backbones import BACKBONES
 from dynammo_core.models.batch_statistics import batch_statistics
 from dynammo_core.models.incremental_model import IncrementalModel, matching
 from dynammo_core.plan import Action, Stage
-from dynammo_core.settings import BackboneSettings, MethodSettings
+from dynammo_core.support.errors import unknown_name
 
 STATISTICS = "extractor.*adapters.*.running_*"
 PARAMETERS = tuple(f"extractor.*adapters.*.{kind}" for kind in ("alpha", "weight", "bias"))

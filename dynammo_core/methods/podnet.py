@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from dynammo_core.configuration.settings import Optimisation
 from dynammo_core.data.samples import Samples
 from dynammo_core.methods.base import CLASSES, LossContext, Rehearsal
 from dynammo_core.methods.cosine import CosineMethod, cosine_head
@@ -18,7 +19,6 @@ from dynammo_core.methods.single_head import RehearsalSettings
 from dynammo_core.models.heads import CosineHead
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel
 from dynammo_core.plan import Action, Stage
-from dynammo_core.settings import Optimisation
 
 
 class PODNetSettings(RehearsalSettings):

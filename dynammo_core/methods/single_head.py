@@ -9,12 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from dynammo_core.configuration.settings import MethodSettings, Optimisation
 from dynammo_core.data.samples import Samples
 from dynammo_core.methods.base import CLASSES, Batch, LossContext, Method, Rehearsal
 from dynammo_core.models.heads import Head, LinearHead, NearestMeanHead
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Stage
-from dynammo_core.settings import MethodSettings, Optimisation
 
 MEANS = "means"
 """Name of the head, and of the stage, of class means."""

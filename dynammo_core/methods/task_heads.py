@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dynammo_core.configuration.settings import MethodSettings, Optimisation
 from dynammo_core.data.samples import Samples
 from dynammo_core.methods.adapter_tuning import AUXILIARY, AdapterMethod, AdapterSettings
 from dynammo_core.methods.base import LossContext, Prediction, Rehearsal
 from dynammo_core.models.heads import OTHERS, Head, LinearHead
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Stage
-from dynammo_core.settings import MethodSettings, Optimisation
 
 TASK_HEADS = "heads.task*"
 

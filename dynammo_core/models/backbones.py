@@ -11,7 +11,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from dynammo_core.errors import ConfigError, unknown_name
+from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.models.pretrained import (
     RANDOM,
     ImageNetSource,
@@ -21,8 +21,8 @@ from dynammo_core.models.pretrained import (
     locate_weights,
     torchvision_weights,
 )
-from dynammo_core.seeding import seeded_initialisation
-from dynammo_core.settings import BackboneSettings
+from dynammo_core.support.errors import ConfigError, unknown_name
+from dynammo_core.support.seeding import seeded_initialisation
 
 
 class Backbone(nn.Module):

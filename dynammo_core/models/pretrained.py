@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dynammo_core.errors import ConfigError, WeightsError, nearest_match
-from dynammo_core.settings import BackboneSettings
+from dynammo_core.configuration.settings import BackboneSettings
+from dynammo_core.support.errors import ConfigError, WeightsError, nearest_match
 
 RANDOM = "random"
 IMAGENET = "imagenet"

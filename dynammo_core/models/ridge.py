@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dynammo_core.errors import ProtocolError
 from dynammo_core.models.heads import Head
 from dynammo_core.models.ridge_checks import MOST_NOISED_WEIGHT, obstacle_to_sums
+from dynammo_core.support.errors import ProtocolError
 
 CANDIDATES = torch.logspace(-6, 3, 37, dtype=torch.float64)
 """Regularisers that are tried, as multiples of the number of samples."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynammo_core.compression.float16 import LARGEST
+from dynammo_core.wire.compression.float16 import LARGEST
 
 MOST_NOISED_WEIGHT = 1.0
 """What a class's samples may weigh in sums that are noised: the noise is made for it, whatever weights are received."""

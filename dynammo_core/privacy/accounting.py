@@ -10,7 +10,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Protocol
 
-from dynammo_core.errors import ConfigError
+from dynammo_core.support.errors import ConfigError
 
 MECHANISMS: Mapping[str, str] = MappingProxyType(
     {

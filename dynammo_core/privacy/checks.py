@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dynammo_core.errors import ConfigError
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Step
-from dynammo_core.protocol import names_up
+from dynammo_core.support.errors import ConfigError
+from dynammo_core.wire.protocol import names_up
 
 
 def check_samples_apart(model: IncrementalModel, steps: Sequence[Step]) -> None:

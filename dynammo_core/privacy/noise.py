@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynammo_core.seeding import seeded_generator
+from dynammo_core.support.seeding import seeded_generator
 
 
 class Noise(Protocol):

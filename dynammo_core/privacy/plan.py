@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dynammo_core.configuration.privacy import PrivacySettings
+from dynammo_core.configuration.settings import MemorySettings
 from dynammo_core.data.task_stream import TaskStream
-from dynammo_core.errors import ConfigError
 from dynammo_core.methods.base import Method
 from dynammo_core.plan import Action, Step
 from dynammo_core.privacy.accounting import Charge, compose, least_noise, site_epsilon
 from dynammo_core.privacy.noise import steps_of_epoch
 from dynammo_core.privacy.rehearsal import PrivateRehearsal, blank, evenly
-from dynammo_core.privacy.settings import PrivacySettings
-from dynammo_core.settings import MemorySettings
+from dynammo_core.support.errors import ConfigError
 
 CENSUS = "census"
 

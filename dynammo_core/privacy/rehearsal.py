@@ -13,11 +13,11 @@ from datetime import date
 import torch
 from torch import Tensor
 
+from dynammo_core.configuration.settings import MemorySettings
 from dynammo_core.data.samples import Samples
 from dynammo_core.memory.rehearsal import exemplars_per_class
 from dynammo_core.memory.store import ReplayMemory, Taken
 from dynammo_core.methods.base import Rehearsal
-from dynammo_core.settings import MemorySettings
 
 Chance = Callable[[Samples], Tensor]
 """A number in [0, 1) for each sample, Tensor[N] float64: samples with low ones are kept."""

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.site import Site
-from client.site_opening import simulated_site
-from dynammo_core.config import load_config
+from client.steps.site import Site
+from client.steps.site_opening import simulated_site
+from dynammo_core.configuration.config import load_config
 from dynammo_core.data.samples import Samples
-from dynammo_core.errors import RunError
+from dynammo_core.deployed.predictor import Predictor
 from dynammo_core.experiment import Experiment, experiment_from_json
-from dynammo_core.predictor import Predictor
-from server.run_files import RunFiles
+from dynammo_core.support.errors import RunError
+from server.watch.run_files import RunFiles
 from simulations.attacks.findings import Flags
 
 

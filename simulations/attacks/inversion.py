@@ -11,8 +11,8 @@ from torch import Tensor
 from dynammo_core.data.transforms import to_input
 from dynammo_core.methods.base import LossContext
 from dynammo_core.plan import Action
-from dynammo_core.protocol import names_up
 from dynammo_core.training import learning_rate, train_only
+from dynammo_core.wire.protocol import names_up
 from simulations.attacks.audited_run import AuditedRun
 from simulations.attacks.findings import Finding, Outcome, Picture, Tell
 from simulations.attacks.message import Message, ask_sites, easiest, first_step, some_labels, tiny

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import auc, roc_curve
 
 from dynammo_core.data.samples import Samples
-from dynammo_core.errors import RunError
-from dynammo_core.evaluation import embed_samples
-from dynammo_core.predictor import Predictor
-from dynammo_core.seeding import derive_seed
+from dynammo_core.deployed.predictor import Predictor
+from dynammo_core.scoring.evaluation import embed_samples
+from dynammo_core.support.errors import RunError
+from dynammo_core.support.seeding import derive_seed
 from simulations.attacks.audited_run import AuditedRun, Records
 from simulations.attacks.findings import Finding, Flags, Outcome, Tell, Values
 from simulations.attacks.shadows import shadow_models

@@ -10,16 +10,16 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from client.local_step import FEWEST_SAMPLES
-from client.local_steps import answer
-from client.site_opening import simulated_site
+from client.steps.local_step import FEWEST_SAMPLES
+from client.steps.local_steps import answer
+from client.steps.site_opening import simulated_site
+from dynammo_core.configuration.settings import Optimisation
 from dynammo_core.data.samples import Samples
 from dynammo_core.experiment import Experiment, code_hash, experiment_from_json
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 from dynammo_core.plan import Stage, Step
-from dynammo_core.protocol import Instruction, Report
-from dynammo_core.seeding import seeded_initialisation
-from dynammo_core.settings import Optimisation
+from dynammo_core.support.seeding import seeded_initialisation
+from dynammo_core.wire.protocol import Instruction, Report
 
 RUN = "audit-message"
 

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, total_variation
 
+from dynammo_core.configuration.settings import Optimisation
 from dynammo_core.data.samples import Samples
-from dynammo_core.settings import Optimisation
 from dynammo_core.training import fit
-from server.plots import STYLE
+from server.report.plots import STYLE
 from simulations.attacks.findings import Tell
 
 SMOOTHNESS = 1.0

@@ -13,16 +13,16 @@ import numpy as np
 from PIL import Image
 
 from client.app import app as client_app
-from dynammo_core.config import Config, resolve
-from dynammo_core.csv_text import as_cell
+from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.data.sources import array_keys
-from dynammo_core.predictor import Predictor
-from dynammo_core.seeding import derive_seed
-from server.run import run_experiment
-from server.run_directory import Event
+from dynammo_core.deployed.predictor import Predictor
+from dynammo_core.support.csv_text import as_cell
+from dynammo_core.support.seeding import derive_seed
+from server.run.run import run_experiment
+from server.run.run_directory import Event
 from simulations.attacks.audited_run import AuditedRun, Records
 from simulations.attacks.findings import Flags, Tell
-from simulations.local_grid import LocalGrid
+from simulations.engines.local_grid import LocalGrid
 
 COLUMNS = ("path", "label", "split", "site", "record_id")
 

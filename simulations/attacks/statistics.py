@@ -10,9 +10,9 @@ from torch import Tensor
 
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.transforms import to_input
-from dynammo_core.evaluation import embed_samples
 from dynammo_core.experiment import Experiment
 from dynammo_core.methods.base import CLASSES
+from dynammo_core.scoring.evaluation import embed_samples
 from simulations.attacks.audited_run import AuditedRun
 from simulations.attacks.findings import Finding, Outcome, Tell
 from simulations.attacks.inversion import class_means, compare_with_truth

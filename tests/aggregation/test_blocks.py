@@ -15,10 +15,10 @@ from torch import Tensor
 
 from dynammo_core.aggregation import AGGREGATORS
 from dynammo_core.aggregation.class_aware import Update, class_aware_mean
-from dynammo_core.errors import ConfigError
-from dynammo_core.federation_settings import MORE_THAN_TWICE_THE_LIARS, FederationSettings
+from dynammo_core.configuration.federation import MORE_THAN_TWICE_THE_LIARS, FederationSettings
 from dynammo_core.models.heads import OTHERS
-from dynammo_core.yaml_files import validate
+from dynammo_core.support.errors import ConfigError
+from dynammo_core.support.yaml_files import validate
 
 CLASSES = 4
 ROWS = (2, 0, OTHERS)

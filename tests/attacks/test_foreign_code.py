@@ -18,9 +18,9 @@ from flwr.cli.build import build_fab_from_disk
 from foreign_apps import CLIENT, SERVER, app_of
 from site_bench import BIN, Started, SuperLink, processes_of, running_superlink, wait_until
 
-from client.audit import AuditLog
-from client.settings import SiteSettings, load_site
-from dynammo_core.errors import ForeignApp
+from client.consent.audit import AuditLog
+from client.consent.settings import SiteSettings, load_site
+from dynammo_core.support.errors import ForeignApp
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -133,7 +133,7 @@ def _two_files(attack: Attack, folder: Path) -> None:
 
 def _our_name(attack: Attack, folder: Path) -> None:
     """It says that it is ours, and brings modules of our names and of those that Python looks for by itself."""
-    names = ("client/__init__.py", "client/own_app.py", "dynammo_core/__init__.py", "torch/__init__.py")
+    names = ("client/__init__.py", "client/service/own_app.py", "dynammo_core/__init__.py", "torch/__init__.py")
     files = dict.fromkeys((*names, "sitecustomize.py", "usercustomize.py", "flwr_datasets.py"), attack.evil)
     files |= {"stranger_server.py": SERVER, "client/app.py": attack.evil + CLIENT}
     app_of(folder, files, publisher="dynammo", name="dynammo", clientapp="client.app:app")

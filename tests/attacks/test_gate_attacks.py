@@ -31,13 +31,13 @@ from superlinks import (
     status_of,
 )
 
-from client.node_key import load_private_key, new_key_pair
-from server.control import Control
-from server.gate_bodies import GRACE_SECONDS
-from server.gate_connections import HEADER_SECONDS, MOST_FROM_ONE
-from server.operator_token import HEADER
-from server.settings import ServerSettings
-from server.sites import SiteRegister
+from client.service.node_key import load_private_key, new_key_pair
+from server.consortium.control import Control
+from server.consortium.settings import ServerSettings
+from server.consortium.sites import SiteRegister
+from server.gate.bodies import GRACE_SECONDS
+from server.gate.connections import HEADER_SECONDS, MOST_FROM_ONE
+from server.gate.operator_token import HEADER
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs all of 127.0.0.0/8, and /proc")
 

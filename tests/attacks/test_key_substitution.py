@@ -14,18 +14,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hospitals import deployed, key_of, make_hospital, with_images
 from small_runs import instruction, step_of
 
-from client.secure_steps import secure_answer
-from client.site import Site
-from client.site_opening import open_site
-from dynammo_core.config import resolve
-from dynammo_core.errors import ConfigError, ProtocolError
+from client.steps.secure_steps import secure_answer
+from client.steps.site import Site
+from client.steps.site_opening import open_site
+from dynammo_core.configuration.config import resolve
 from dynammo_core.experiment import Experiment
-from dynammo_core.protocol import ATTEMPT, KEYS, PHASE_UP, SHARES, SITES, SURVIVORS, Instruction, Phase
-from dynammo_core.secure_aggregation.encoding import Encoding
-from dynammo_core.secure_aggregation.masking import PUBLIC_BYTES, Context, SiteKeys, unmasked
-from dynammo_core.secure_aggregation.offers import OFFER_BYTES, Signatory, fingerprint, unsigned
-from dynammo_core.secure_aggregation.shamir import combine
-from dynammo_core.secure_aggregation.sharing import deal, opened
+from dynammo_core.support.errors import ConfigError, ProtocolError
+from dynammo_core.wire.protocol import ATTEMPT, KEYS, PHASE_UP, SHARES, SITES, SURVIVORS, Instruction, Phase
+from dynammo_core.wire.secure_aggregation.encoding import Encoding
+from dynammo_core.wire.secure_aggregation.masking import PUBLIC_BYTES, Context, SiteKeys, unmasked
+from dynammo_core.wire.secure_aggregation.offers import OFFER_BYTES, Signatory, fingerprint, unsigned
+from dynammo_core.wire.secure_aggregation.shamir import combine
+from dynammo_core.wire.secure_aggregation.sharing import deal, opened
 
 NAMES = ["alpha", "beta", "gamma", "delta", "eta"]
 SECURE = {"federation": {"secure_aggregation": True}}

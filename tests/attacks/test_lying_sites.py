@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from small_runs import events, run_small, small_config
 
 from client.app import app
-from dynammo_core.config import Scalar
-from dynammo_core.errors import ProtocolError, RunError
+from dynammo_core.configuration.config import Scalar
 from dynammo_core.models.ridge import pack, unpack
-from simulations.local_grid import LocalGrid
+from dynammo_core.support.errors import ProtocolError, RunError
+from simulations.engines.local_grid import LocalGrid
 
 SITES, LIAR = 4, 2
 ALIKE: Mapping[str, Scalar] = {"federation.sites": SITES, "federation.partition": "iid", "federation.quorum": 0.75}

@@ -15,31 +15,31 @@ import torch
 from hospitals import deployed, make_hospital, with_images
 from typer.testing import CliRunner
 
-from client.memory_command import memory
-from client.predict_command import Finding, as_csv
-from client.run_folders import OF_A_RUN, run_folder, runs_folder
-from client.settings import load_site
-from client.site import Site
-from client.site_opening import open_site
-from dynammo_core.csv_text import as_cell, csv_lines, csv_table, from_cell, read_csv_table
+from client.commands.memory import memory
+from client.commands.predict import Finding, as_csv
+from client.consent.settings import load_site
+from client.state.feature_files import FOLDER
+from client.state.run_folders import OF_A_RUN, run_folder, runs_folder
+from client.state.statistics_file import STATISTICS_FILE, TESTED_FILE
+from client.state.sums_note import NOTE_FILE
+from client.state.withdrawal import LEDGER_FILE, WithdrawalLedger
+from client.steps.site import Site
+from client.steps.site_opening import open_site
+from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets.manifest import load_manifest
 from dynammo_core.data.samples import Samples
-from dynammo_core.errors import MemoryStoreError, ProtocolError
+from dynammo_core.deployed.model_files import WEIGHTS
 from dynammo_core.experiment import code_hash
-from dynammo_core.memory.feature_files import FOLDER
-from dynammo_core.memory.statistics_file import STATISTICS_FILE, TESTED_FILE
 from dynammo_core.memory.store import MEMORY_FILE, MemoryStore, ReplayMemory, Taken
-from dynammo_core.memory.sums_note import NOTE_FILE
-from dynammo_core.memory.withdrawal import LEDGER_FILE, WithdrawalLedger
-from dynammo_core.model_files import WEIGHTS
-from dynammo_core.protocol import Instruction
-from dynammo_core.settings import DataSettings
-from dynammo_core.tensor_store import FILE
-from server.markdown import markdown
-from server.run_directory import RunDirectory
-from server.run_files import RunFiles
-from simulations.comparison_table import _write
-from simulations.heterogeneity import write_rows
+from dynammo_core.support.csv_text import as_cell, csv_lines, csv_table, from_cell, read_csv_table
+from dynammo_core.support.errors import MemoryStoreError, ProtocolError
+from dynammo_core.wire.protocol import Instruction
+from dynammo_core.wire.tensor_store import FILE
+from server.report.markdown import markdown
+from server.run.run_directory import RunDirectory
+from server.watch.run_files import RunFiles
+from simulations.comparisons.heterogeneity import write_rows
+from simulations.comparisons.table import _write
 
 NAMES_OF_A_SITE = (LEDGER_FILE, "runs", "features", "tested", "privacy.json", MEMORY_FILE, "withdrawn.jsonl.x", "a..b")
 TODAY = date(2026, 3, 2)

@@ -12,20 +12,20 @@ from flwr.app import Message
 from hospitals import Hospitals, deployed, make_hospital, with_images
 from small_runs import records, small_config, step_of
 
-from client.local_steps import answer
-from client.policy import Policy, violations
-from client.privacy_budget import PrivacyBudget
-from client.settings import load_site
-from client.site import Site
-from client.site_opening import open_site
-from dynammo_core.config import Config
-from dynammo_core.errors import ConfigError
+from client.consent.policy import Policy, violations
+from client.consent.settings import load_site
+from client.state.privacy_budget import PrivacyBudget
+from client.state.privacy_ledger import LedgerFile
+from client.state.site_ledger import SiteLedger, total_epsilon
+from client.steps.local_steps import answer
+from client.steps.site import Site
+from client.steps.site_opening import open_site
+from dynammo_core.configuration.config import Config
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.models.incremental_model import matching, travelling_names
 from dynammo_core.privacy.accounting import Charge
-from dynammo_core.privacy.ledger import LedgerFile
-from dynammo_core.privacy.site_ledger import SiteLedger, total_epsilon
-from dynammo_core.protocol import Instruction
+from dynammo_core.support.errors import ConfigError
+from dynammo_core.wire.protocol import Instruction
 
 CLASSES = ["0", "1", "2", "3"]
 HELD = {"0": 9, "1": 9, "2": 9, "3": 9}

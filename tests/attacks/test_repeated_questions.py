@@ -16,15 +16,15 @@ from hospitals import Hospitals, deployed, make_hospital, make_hospitals, with_i
 from small_runs import instruction, records, run_small, step_of
 from torch import Tensor
 
-from client.admission import approve_proposal
-from client.approvals import Proposal
-from client.settings import load_site
-from dynammo_core.config import Config
-from dynammo_core.errors import AnsweredBefore, NotApproved, PolicyError, ProtocolError, RunError
+from client.consent.admission import approve_proposal
+from client.consent.approvals import Proposal
+from client.consent.settings import load_site
+from client.state.withdrawal import WithdrawalLedger
+from dynammo_core.configuration.config import Config
 from dynammo_core.experiment import Experiment
-from dynammo_core.memory.withdrawal import WithdrawalLedger
-from dynammo_core.protocol import Instruction
-from server.exchange import MESSAGE_TYPES
+from dynammo_core.support.errors import AnsweredBefore, NotApproved, PolicyError, ProtocolError, RunError
+from dynammo_core.wire.protocol import Instruction
+from server.run.exchange import MESSAGE_TYPES
 
 HELD = {"0": 12, "1": 12, "2": 12, "3": 12}
 CONFIG = deployed(["alpha"], ["0", "1", "2", "3"], "streaming_ridge", {"tasks": {"sizes": [2, 2]}})

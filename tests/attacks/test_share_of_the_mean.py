@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 from client.app import app
 from dynammo_core.aggregation.class_aware import Update, class_aware_mean, held_to_share
 from dynammo_core.aggregation.voices import shares_kept
-from dynammo_core.config import Scalar, load_config
+from dynammo_core.configuration.config import Scalar, load_config
+from dynammo_core.configuration.limits import LimitSettings
 from dynammo_core.experiment import Experiment
-from dynammo_core.limits import LimitSettings
+from simulations.bench.shares import held, moved_weights
 from simulations.cli import app as command_line
-from simulations.local_grid import LocalGrid
-from simulations.shares_bench import held, moved_weights
+from simulations.engines.local_grid import LocalGrid
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SITES, LIAR, CLAIM = 4, 2, 400_000

@@ -19,20 +19,20 @@ from rich.console import RenderableType
 from rich.table import Table
 from typer.testing import CliRunner
 
-from client import audit_command
-from client.audit import AuditLog
 from client.cli import app
-from client.predict_command import Finding, as_table
+from client.commands import audit as audit_command
+from client.commands.predict import Finding, as_table
+from client.consent.audit import AuditLog
 from dynammo_core.data.samples import Samples
-from dynammo_core.errors import ConfigError
 from dynammo_core.memory.store import MemoryStore, ReplayMemory, Taken
-from dynammo_core.terminal import Terminal, readable_errors
+from dynammo_core.support.errors import ConfigError
+from dynammo_core.support.terminal import Terminal, readable_errors
 from server import cli as server_cli
-from server.lookout import Overview
-from server.progress import ProgressView, final_table, progress_panel
-from server.status import RunStatus
-from server.status_command import remarks, run_view, runs_table
-from server.tables import classes_table, correction_lines, evaluation_tables
+from server.watch.lookout import Overview
+from server.watch.progress import ProgressView, final_table, progress_panel
+from server.watch.status import RunStatus
+from server.watch.status_command import remarks, run_view, runs_table
+from server.watch.tables import classes_table, correction_lines, evaluation_tables
 
 CLEAR, TITLE, REVERSED, MARKUP = "\x1b[2J", "\x1b]0;x\x07", "\u202e", "[red]mass"
 EVIL = f"{CLEAR}{TITLE}{REVERSED}\x9b2J{MARKUP}\nforged"
@@ -230,6 +230,6 @@ def test_a_forgotten_name_gets_no_further_than_the_terminal(show: Callable[[str]
 
 
 def test_a_data_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.data_flow.data_flow", lambda source: f"# {CLEAR}{TITLE}\n{REVERSED}{MARKUP}\n")
+    monkeypatch.setattr("server.report.data_flow.data_flow", lambda source: f"# {CLEAR}{TITLE}\n{REVERSED}{MARKUP}\n")
     shown = CliRunner().invoke(server_cli.app, ["data-flow", str(tmp_path)])
     assert shown.output == f"# ?[2J?]0;x?\n?{MARKUP}\n\n"

@@ -13,13 +13,13 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from small_runs import instruction, records, small_config, small_site, step_of
 
 from client.app import app
-from client.door import UNEXPECTED
-from client.local_steps import answer
-from dynammo_core.errors import CheckpointError, ConfigError, DataError, MemoryStoreError, ProtocolError
+from client.consent.door import UNEXPECTED
+from client.steps.local_steps import answer
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action
-from server.exchange import MESSAGE_TYPES
-from simulations.local_grid import LocalGrid
+from dynammo_core.support.errors import CheckpointError, ConfigError, DataError, MemoryStoreError, ProtocolError
+from server.run.exchange import MESSAGE_TYPES
+from simulations.engines.local_grid import LocalGrid
 
 EXPERIMENT = Experiment(small_config())
 SECRET = "patient-4711"
@@ -162,7 +162,7 @@ def test_no_text_of_an_error_leaves_the_site(
     def fail(*_: Any) -> NoReturn:
         raise error
 
-    monkeypatch.setattr("client.site.load_samples", fail)
+    monkeypatch.setattr("client.steps.site.load_samples", fail)
     experiment = Experiment(small_config(overrides={"seed": 1000 + code}))  # nothing of it is in a cache yet
     sent = instruction(experiment, experiment.steps[0], 0, tmp_path)
     content = records(sent)

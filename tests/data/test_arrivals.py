@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynammo_core.configuration.federation import FederationSettings
+from dynammo_core.configuration.settings import TaskSettings
 from dynammo_core.data.arrivals import Arrivals, build_arrivals
 from dynammo_core.data.site_partition import SitePartition
 from dynammo_core.data.task_stream import TaskStream, build_task_stream
-from dynammo_core.errors import ConfigError
-from dynammo_core.federation_settings import FederationSettings
-from dynammo_core.settings import TaskSettings
+from dynammo_core.support.errors import ConfigError
 
 
 def partition(owners: list[int], sites: int) -> SitePartition:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.folders import data_root, require_folder
-from dynammo_core.errors import DataError
-from dynammo_core.settings import DataSettings
+from dynammo_core.support.errors import DataError
 
 
 def test_the_configured_root_comes_first_then_the_variable_then_the_cache(

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data import loading
 from dynammo_core.data.loading import load_samples, open_dataset
 from dynammo_core.data.samples import Samples, Split
 from dynammo_core.data.sources import ArraySource, FileSource, select
-from dynammo_core.errors import ConfigError, DataError
-from dynammo_core.settings import DataSettings
+from dynammo_core.support.errors import ConfigError, DataError
 
 WriteClasses = Callable[..., Path]
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynammo_core.data.records import ImageRecord, assemble, refuse_empty_classes, seeded_split
-from dynammo_core.errors import DataError
+from dynammo_core.support.errors import DataError
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=200))

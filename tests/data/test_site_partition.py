@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dynammo_core.configuration.federation import FederationSettings
 from dynammo_core.data.samples import Dataset, Split
 from dynammo_core.data.site_partition import PARTITIONERS, apportion, partition_sites
 from dynammo_core.data.sources import ArraySource
-from dynammo_core.errors import ConfigError, DataError
-from dynammo_core.federation_settings import FederationSettings
+from dynammo_core.support.errors import ConfigError, DataError
 
 
 def split(labels: list[int], sites: tuple[str, ...] | None = None) -> Split:
@@ -147,7 +147,7 @@ import numpy as np
 from dynammo_core.data.samples import Dataset, Split
 from dynammo_core.data.site_partition import partition_sites
 from dynammo_core.data.sources import ArraySource
-from dynammo_core.federation_settings import FederationSettings
+from dynammo_core.configuration.federation import FederationSettings
 labels = np.arange(60) % 6
 split = Split(ArraySource(np.zeros((60, 1, 1), np.uint8)), labels, ("",) * 60)
 parts = partition_sites(Dataset(tuple("012345"), split, split), FederationSettings(sites=4, partition="dirichlet"), 1)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dynammo_core.data.samples import Split
 from dynammo_core.data.sources import ArraySource, FileSource, Selection, array_keys, decode_image, file_keys, select
-from dynammo_core.errors import DataError
+from dynammo_core.support.errors import DataError
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynammo_core.configuration.settings import TaskSettings
 from dynammo_core.data.task_stream import build_task_stream
-from dynammo_core.errors import ConfigError
-from dynammo_core.settings import TaskSettings
+from dynammo_core.support.errors import ConfigError
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from(["fixed", "shuffled"]), st.integers(0, 2**40))

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dynammo_core.data.transforms import augment, to_input
-from dynammo_core.errors import ConfigError
+from dynammo_core.support.errors import ConfigError
 
 CPU = torch.device("cpu")
 

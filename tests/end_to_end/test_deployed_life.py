@@ -14,11 +14,11 @@ from small_runs import small_settings
 from typer.testing import CliRunner
 
 from client.cli import app as site_commands
-from dynammo_core.class_registry import with_new_task
-from dynammo_core.config import Config, load_config, resolve
+from dynammo_core.configuration.config import Config, load_config, resolve
 from dynammo_core.experiment import Experiment
+from dynammo_core.wire.announcement import with_new_task
 from server.cli import app as server_commands
-from simulations.deployment import Deployment, deployed_config, deployment
+from simulations.rehearsal.deployment import Deployment, deployed_config, deployment
 
 NAMES = ("north", "east", "south")
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from small_runs import small_config
 
-from client.site_opening import simulated_site
+from client.steps.site_opening import simulated_site
 from dynammo_core.experiment import Experiment
-from dynammo_core.processes import process_tree
-from server.jobs import announcements, evaluation
-from simulations.deployment import Deployment, deployed_config, deployment
-from simulations.engines import run_local
-from simulations.faults import exemplars, run_with_fault
+from dynammo_core.support.processes import process_tree
+from server.jobs.jobs import announcements, evaluation
+from simulations.engines.engines import run_local
+from simulations.rehearsal.deployment import Deployment, deployed_config, deployment
+from simulations.rehearsal.faults import exemplars, run_with_fault
 
 NAMES = ("north", "east", "south")
 EQUAL = ("accuracy_after_tasks", "site_accuracies", "last_accuracy", "forgetting", "bytes_up", "rounds", "status")

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from small_runs import Outcome
 
-from dynammo_core.config import load_config
-from simulations.engines import run_local
+from dynammo_core.configuration.config import load_config
+from simulations.engines.engines import run_local
 
 ROOT = Path(__file__).resolve().parents[2]
 OVERRIDES = {

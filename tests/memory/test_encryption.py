@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from keyring.backend import KeyringBackend
 from keyring.errors import KeyringLocked
 
-from dynammo_core.errors import ConfigError
 from dynammo_core.memory.encryption import CHUNK, Decryption, encrypt, fingerprint, load_key, new_key_file
+from dynammo_core.support.errors import ConfigError
 
 KEY = bytes(range(200, 232))
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dynammo_core.configuration.settings import MemorySettings
 from dynammo_core.data.samples import Samples
 from dynammo_core.memory.rehearsal import (
     SIMULATED_DAY,
@@ -21,8 +22,7 @@ from dynammo_core.memory.rehearsal import (
 )
 from dynammo_core.memory.selection import SELECTIONS
 from dynammo_core.memory.store import ReplayMemory, Taken
-from dynammo_core.seeding import derive_seed, seeded_generator
-from dynammo_core.settings import MemorySettings
+from dynammo_core.support.seeding import derive_seed, seeded_generator
 
 SIDE = 4
 BEFORE = ReplayMemory(-1, Samples.empty())

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dynammo_core.configuration.settings import MemorySettings
 from dynammo_core.memory.selection import SELECTIONS, Selection, closest_to_mean, herding, random_choice
-from dynammo_core.seeding import seeded_generator
-from dynammo_core.settings import MemorySettings
+from dynammo_core.support.seeding import seeded_generator
 
 operators = pytest.mark.parametrize("select", SELECTIONS.values(), ids=list(SELECTIONS))
 sizes = st.integers(1, 12)

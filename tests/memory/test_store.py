@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from dynammo_core.data.samples import Samples
-from dynammo_core.errors import DynammoError, MemoryStoreError
 from dynammo_core.memory.sealed_file import seal
 from dynammo_core.memory.store import MemoryStore, ReplayMemory, Taken, locked_folder
+from dynammo_core.support.errors import DynammoError, MemoryStoreError
 
 KEY = bytes(range(32))
 OWNER = {"run": "run-7", "site": "north"}

@@ -14,7 +14,7 @@ from dynammo_core.merging.averages import merge_mean
 from dynammo_core.merging.fisher import FLOOR, comparable, diagonal_fisher, merge_fisher
 from dynammo_core.merging.task_sets import TaskSets
 from dynammo_core.models.adapters import Adapter
-from dynammo_core.seeding import seeded_generator, seeded_initialisation
+from dynammo_core.support.seeding import seeded_generator, seeded_initialisation
 
 NOBODY = torch.zeros(0)
 """Labels, which are not read."""

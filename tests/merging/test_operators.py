@@ -17,7 +17,7 @@ from dynammo_core.merging.operators import MERGE_OPERATORS, merge
 from dynammo_core.merging.task_sets import TaskSets
 from dynammo_core.methods.dynammo import DynaMMoSettings
 from dynammo_core.models.adapters import AdapterSet
-from dynammo_core.seeding import seeded_initialisation
+from dynammo_core.support.seeding import seeded_initialisation
 
 State = dict[str, Tensor]
 operators = pytest.mark.parametrize("operator", MERGE_OPERATORS)

@@ -21,7 +21,7 @@ from dynammo_core.merging.task_vectors import (
     task_arithmetic,
     ties,
 )
-from dynammo_core.seeding import seeded_generator, seeded_initialisation
+from dynammo_core.support.seeding import seeded_generator, seeded_initialisation
 
 BASE = torch.tensor([[1.0, 1.0, 1.0, 1.0]])
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dynammo_core.aggregation.class_aware import Update, class_aware_mean
+from dynammo_core.configuration.settings import BackboneSettings, MemorySettings
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.data.transforms import to_input
-from dynammo_core.evaluation import embed_samples
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.adapter_tuning import AUXILIARY
 from dynammo_core.methods.base import CLASSES, TEACHER_PREFIX, LossContext, Method, Rehearsal
@@ -21,10 +21,10 @@ from dynammo_core.models.backbones import build_backbone
 from dynammo_core.models.heads import Head, head_rows, summed_names
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 from dynammo_core.plan import Action, Stage
-from dynammo_core.protocol import names_up
-from dynammo_core.seeding import seeded_generator, seeded_initialisation
-from dynammo_core.settings import BackboneSettings, MemorySettings
+from dynammo_core.scoring.evaluation import embed_samples
+from dynammo_core.support.seeding import seeded_generator, seeded_initialisation
 from dynammo_core.training import fit, shuffled, train_only
+from dynammo_core.wire.protocol import names_up
 
 STREAM = TaskStream(((0, 1), (2, 3), (4, 5), (6, 7)))
 CLASS_COUNT = 8

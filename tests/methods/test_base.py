@@ -7,10 +7,10 @@ import torch
 from method_bench import STREAM, bench, rehearsal
 from torch import nn
 
+from dynammo_core.configuration.settings import MethodSettings
 from dynammo_core.methods.base import CLASSES, Method
 from dynammo_core.models.heads import LinearHead
 from dynammo_core.plan import Action
-from dynammo_core.settings import MethodSettings
 
 
 class Nothing(Method):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import torch
 
+from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import CLASSES, Method
@@ -9,8 +10,7 @@ from dynammo_core.methods.closed_form import ClosedFormSettings
 from dynammo_core.models.backbones import build_backbone
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.ridge import RidgeHead
-from dynammo_core.seeding import seeded_generator
-from dynammo_core.settings import BackboneSettings
+from dynammo_core.support.seeding import seeded_generator
 
 
 def reads_labels() -> tuple[Method, IncrementalModel]:

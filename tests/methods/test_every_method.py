@@ -11,17 +11,17 @@ import torch
 from method_bench import CPU, STREAM, Bench, bench, learn, rehearsal, toy_images
 from torch import Tensor
 
+from dynammo_core.configuration.settings import MethodSettings
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.task_stream import TaskStream
-from dynammo_core.evaluation import embed_samples
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.single_head import MEANS, RehearsalMethod
 from dynammo_core.models.heads import head_rows
 from dynammo_core.models.incremental_model import matching, travelling_names
 from dynammo_core.plan import Action, Stage, plan_steps
-from dynammo_core.protocol import names_up
-from dynammo_core.seeding import seeded_initialisation
-from dynammo_core.settings import MethodSettings
+from dynammo_core.scoring.evaluation import embed_samples
+from dynammo_core.support.seeding import seeded_initialisation
+from dynammo_core.wire.protocol import names_up
 
 REHEARSED = [name for name, method in METHODS.items() if issubclass(method, RehearsalMethod)]
 VARIANTS: Mapping[str, tuple[str, dict[str, object]]] = {

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from dynammo_core.aggregation import AGGREGATORS
 from dynammo_core.aggregation.class_aware import Update
-from dynammo_core.config import Scalar
+from dynammo_core.configuration.config import Scalar
 from dynammo_core.data.samples import Samples
-from dynammo_core.errors import ConfigError
 from dynammo_core.merging.averages import merge_last, merge_mean
 from dynammo_core.merging.fisher import comparable, merge_fisher
 from dynammo_core.merging.task_sets import TaskSets
 from dynammo_core.models.adapters import folded_alphas
+from dynammo_core.support.errors import ConfigError
 
 MERGING = pytest.mark.parametrize("method", ["dynammo", "dynammo_ridge"])
 

@@ -14,9 +14,10 @@ from small_runs import Outcome, events, run_small, small_settings
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynammo_core import config as config_module
 from dynammo_core import experiment as experiment_module
-from dynammo_core.config import resolve
+from dynammo_core.configuration import config as config_module
+from dynammo_core.configuration.config import resolve
+from dynammo_core.configuration.settings import MethodSettings, Optimisation
 from dynammo_core.data.samples import Samples
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import CLASSES, TEACHER_PREFIX, Archive, Batch, LossContext, Method, Rehearsal
@@ -24,7 +25,6 @@ from dynammo_core.methods.single_head import mean_unit_features
 from dynammo_core.models.heads import LinearHead, NearestMeanHead
 from dynammo_core.models.incremental_model import IncrementalModel, travelling_names
 from dynammo_core.plan import Action, Stage, plan_steps
-from dynammo_core.settings import MethodSettings, Optimisation
 
 
 class DistilSettings(MethodSettings):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynammo_core.errors import ConfigError
+from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.backbones import BACKBONES, Backbone, build_backbone, weights_sha256
-from dynammo_core.seeding import seeded_initialisation
-from dynammo_core.settings import BackboneSettings
+from dynammo_core.support.errors import ConfigError
+from dynammo_core.support.seeding import seeded_initialisation
 
 
 def images(count: int = 2, side: int = 64) -> Tensor:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.backbones import BACKBONES, build_backbone
 from dynammo_core.models.folding import fold_batch_norm
 from dynammo_core.models.incremental_model import AdaptedBackbone
-from dynammo_core.seeding import seeded_generator, seeded_initialisation
-from dynammo_core.settings import BackboneSettings
+from dynammo_core.support.seeding import seeded_generator, seeded_initialisation
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=seeded_generator("folding"))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.backbones import build_backbone
 from dynammo_core.models.heads import LinearHead
@@ -21,8 +22,7 @@ from dynammo_core.models.incremental_model import (
     matching,
     travelling_names,
 )
-from dynammo_core.seeding import seeded_initialisation
-from dynammo_core.settings import BackboneSettings
+from dynammo_core.support.seeding import seeded_initialisation
 
 LEVELS: tuple[Level, ...] = ("images", "prefix", "features")
 

@@ -12,11 +12,11 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
-from dynammo_core.errors import ConfigError, WeightsError
+from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.models.backbones import BACKBONES, build_backbone, weights_sha256
 from dynammo_core.models.pretrained import WeightsFile, hub_file, lite0_to_timm, load_pretrained
-from dynammo_core.seeding import seeded_initialisation
-from dynammo_core.settings import BackboneSettings
+from dynammo_core.support.errors import ConfigError, WeightsError
+from dynammo_core.support.seeding import seeded_initialisation
 
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 SMALL = BACKBONES["small_cnn"]

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dynammo_core.configuration.settings import BackboneSettings, Optimisation
 from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.backbones import Backbone, build_backbone
 from dynammo_core.models.heads import OTHERS, CosineHead, LinearHead
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, travelling_names
 from dynammo_core.models.stacked_adapters import in_turns, stack, unstack
-from dynammo_core.seeding import seeded_generator, seeded_initialisation
-from dynammo_core.settings import BackboneSettings, Optimisation
+from dynammo_core.support.seeding import seeded_generator, seeded_initialisation
 from dynammo_core.training import fit, train_only
 
 SITES, BATCH, HEAD = 3, 6, "auxiliary"

@@ -7,8 +7,8 @@ from statistics import NormalDist
 
 import pytest
 
-from dynammo_core.errors import ConfigError
 from dynammo_core.privacy.accounting import Charge, by_class, compose, least_noise, site_epsilon
+from dynammo_core.support.errors import ConfigError
 
 DELTA = 1e-5
 PHI = NormalDist().cdf

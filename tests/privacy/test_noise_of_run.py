@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from small_runs import small_config
 
-from dynammo_core.errors import ConfigError
 from dynammo_core.experiment import Experiment
 from dynammo_core.privacy.accounting import compose
 from dynammo_core.privacy.plan import client_charges
+from dynammo_core.support.errors import ConfigError
 
 CLIENT = {"method.adapters": False, "privacy.mechanism": "client", "privacy.epsilon": 2.0}
 

@@ -8,13 +8,13 @@ from datetime import date
 import pytest
 import torch
 
+from dynammo_core.configuration.settings import MemorySettings
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.memory.rehearsal import SIMULATED_DAY
 from dynammo_core.memory.store import ReplayMemory, Taken
 from dynammo_core.methods.dynammo import DynaMMo, DynaMMoSettings
 from dynammo_core.privacy.rehearsal import PrivateRehearsal, hashed, kept, remember_by_record
-from dynammo_core.settings import MemorySettings
 
 STREAM = TaskStream(((0, 1), (2, 3)))
 CENSUS = {0: 40, 1: 38, 2: 60, 3: 1}

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from superlinks import free_port, running_superlink
 
-from client.node_key import new_key_pair
-from server.consortium import make_consortium
-from server.settings import ServerSettings
+from client.service.node_key import new_key_pair
+from server.consortium.consortium import make_consortium
+from server.consortium.settings import ServerSettings
 
 
 @pytest.fixture(scope="session")

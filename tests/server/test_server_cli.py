@@ -12,11 +12,11 @@ from hospitals import deployed
 from small_runs import small_settings
 from typer.testing import CliRunner, Result
 
-from client.node_key import new_key_pair
-from dynammo_core.config import load_config
-from server.certificates import fingerprint
+from client.service.node_key import new_key_pair
+from dynammo_core.configuration.config import load_config
 from server.cli import app
-from server.settings import ServerSettings, load_server
+from server.consortium.certificates import fingerprint
+from server.consortium.settings import ServerSettings, load_server
 
 
 def typed(*words: object, folder: Path | None = None) -> Result:
@@ -46,7 +46,7 @@ def test_init_says_what_is_to_be_done_next(tmp_path: Path) -> None:
 
 
 def test_a_fingerprint_is_printed_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.certificates.fingerprint", lambda _: "0f:ab:12:cd:00:a:b:x:100:")
+    monkeypatch.setattr("server.consortium.certificates.fingerprint", lambda _: "0f:ab:12:cd:00:a:b:x:100:")
     assert "0f:ab:12:cd:00:a:b:x:100:" in typed("init", "--host", "a", folder=tmp_path / "c").stdout
     # the same of a message that names a file
     assert "/:cd:/:ab:" in refused("classes", folder=tmp_path / ":cd:" / ":ab:")

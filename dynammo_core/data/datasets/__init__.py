@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets.cifar100 import load_cifar100
 from dynammo_core.data.datasets.digits import load_digits
 from dynammo_core.data.datasets.fashion_mnist import load_fashion_mnist
@@ -15,7 +16,6 @@ from dynammo_core.data.datasets.medmnist import load_medmnist
 from dynammo_core.data.datasets.path16 import load_path16
 from dynammo_core.data.datasets.skin8 import load_skin8
 from dynammo_core.data.samples import Dataset
-from dynammo_core.settings import DataSettings
 
 DATASETS: Mapping[str, Callable[[DataSettings], Dataset]] = {
     "cifar100": load_cifar100,

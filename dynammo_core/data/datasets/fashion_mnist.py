@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.downloads import download_into
 from dynammo_core.data.folders import data_root, missing
 from dynammo_core.data.samples import Dataset, Split
 from dynammo_core.data.sources import ArraySource
-from dynammo_core.errors import DataError
-from dynammo_core.settings import DataSettings
+from dynammo_core.support.errors import DataError
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets.isic2019 import CLASSES, IMAGES, SOURCE, Row, read_table
 from dynammo_core.data.folders import missing, require_folder
 from dynammo_core.data.records import ImageRecord, assemble
 from dynammo_core.data.samples import Dataset
-from dynammo_core.errors import DataError
-from dynammo_core.settings import DataSettings
+from dynammo_core.support.errors import DataError
 
 CENTRES = ("BCN", "HAM_vidir_molemax", "HAM_vidir_modern", "HAM_rosendahl", "MSK", "HAM_vienna_dias")
 """The centres 0..5 by the names that FLamby gives them."""

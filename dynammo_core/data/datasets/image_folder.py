@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.folders import require_folder
 from dynammo_core.data.records import ImageRecord, assemble, require_registered
 from dynammo_core.data.samples import Dataset
-from dynammo_core.errors import DataError
-from dynammo_core.settings import DataSettings
+from dynammo_core.support.errors import DataError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 LAYOUT = "ROOT/train/<class>/<image> and ROOT/test/<class>/<image>, or ROOT/<class>/<image> to be split 80/20"

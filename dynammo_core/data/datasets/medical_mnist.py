@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets.image_folder import load_class_folders
 from dynammo_core.data.samples import Dataset
-from dynammo_core.settings import DataSettings
 
 CLASSES = ("AbdomenCT", "BreastMRI", "CXR", "ChestCT", "Hand", "HeadCT")
 LAYOUT = (

@@ -11,11 +11,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.folders import data_root, missing
 from dynammo_core.data.samples import Dataset, ImageSource, Split
 from dynammo_core.data.sources import ArraySource
-from dynammo_core.errors import ConfigError, DataError, unknown_name
-from dynammo_core.settings import DataSettings
+from dynammo_core.support.errors import ConfigError, DataError, unknown_name
 
 SUFFIXES = ("", "_64", "_128", "_224")
 """Of the files' names, by the side of their images; 28 pixels have none."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets.image_folder import class_folders, image_files, subfolders
 from dynammo_core.data.folders import require_folder
 from dynammo_core.data.records import ImageRecord, assemble
 from dynammo_core.data.samples import Dataset
-from dynammo_core.errors import DataError, nearest_match
-from dynammo_core.settings import DataSettings
+from dynammo_core.support.errors import DataError, nearest_match
 
 # Names, class counts and order as in ACL's released loader (its order 5); the names of the classes are not published
 SETS: Mapping[str, int] = {

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets.isic2019 import (
     GROUND_TRUTH,
     IMAGES,
@@ -21,9 +22,8 @@ from dynammo_core.data.folders import require_folder
 from dynammo_core.data.records import SPLIT_SEED, ImageRecord, assemble
 from dynammo_core.data.samples import Dataset
 from dynammo_core.data.sources import file_keys
-from dynammo_core.errors import DataError
-from dynammo_core.seeding import derive_seed
-from dynammo_core.settings import DataSettings
+from dynammo_core.support.errors import DataError
+from dynammo_core.support.seeding import derive_seed
 
 Part = Literal["train", "test"]
 

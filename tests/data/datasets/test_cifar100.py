@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR100
 
+from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets import DATASETS, cifar100
 from dynammo_core.data.samples import Dataset
-from dynammo_core.errors import DataError
-from dynammo_core.settings import DataSettings
+from dynammo_core.support.errors import DataError
 
 PUBLISHED = CIFAR100.url
 FOLDER = "cifar-100-python"

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 from sklearn.datasets import load_digits
 
+from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets import DATASETS
-from dynammo_core.settings import DataSettings
 
 
 def test_digits_are_all_there_and_split_within_each_class() -> None:

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torchvision.datasets
 
+from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets import DATASETS, fashion_mnist
 from dynammo_core.data.samples import Dataset
-from dynammo_core.errors import DataError
-from dynammo_core.settings import DataSettings
+from dynammo_core.support.errors import DataError
 
 PUBLISHED = dict(fashion_mnist.FILES)
 SHAPES = {

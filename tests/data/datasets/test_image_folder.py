@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets import DATASETS
 from dynammo_core.data.samples import Dataset
-from dynammo_core.errors import DataError
-from dynammo_core.settings import DataSettings
+from dynammo_core.support.errors import DataError
 
 WriteClasses = Callable[..., Path]
 

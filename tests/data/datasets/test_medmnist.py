@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets import DATASETS
 from dynammo_core.data.datasets.medmnist import published_sets
 from dynammo_core.data.loading import load_samples, open_dataset
 from dynammo_core.data.samples import Dataset
-from dynammo_core.errors import ConfigError, DataError
-from dynammo_core.settings import DataSettings
+from dynammo_core.support.errors import ConfigError, DataError
 
 Publish = Callable[..., None]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dynammo_core.configuration.settings import DataSettings, TaskSettings
 from dynammo_core.data.datasets import DATASETS
 from dynammo_core.data.loading import load_samples
 from dynammo_core.data.samples import Dataset
 from dynammo_core.data.task_stream import build_task_stream
-from dynammo_core.errors import DataError
-from dynammo_core.settings import DataSettings, TaskSettings
+from dynammo_core.support.errors import DataError
 
 WriteClasses = Callable[..., Path]
 # The seven sets in the order in which ACL's tasks 2, 2, 2, 2, 4, 2, 2 take them

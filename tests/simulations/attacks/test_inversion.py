@@ -14,8 +14,8 @@ from dynammo_core.data.transforms import to_input
 from dynammo_core.experiment import Experiment
 from dynammo_core.methods.base import LossContext
 from dynammo_core.plan import Action
-from dynammo_core.protocol import names_up
 from dynammo_core.training import train_only
+from dynammo_core.wire.protocol import names_up
 from simulations.attacks.audited_run import AuditedRun
 from simulations.attacks.findings import told_to_nobody
 from simulations.attacks.inversion import (

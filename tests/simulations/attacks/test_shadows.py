@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_runs import Finished
 
-from dynammo_core.predictor import Predictor
+from dynammo_core.deployed.predictor import Predictor
 from simulations.attacks.audited_run import AuditedRun
 from simulations.attacks.findings import Flags
 from simulations.attacks.membership import attack_membership

@@ -6,8 +6,8 @@ import pytest
 import torch
 from small_runs import Finished, small_config
 
-from dynammo_core.evaluation import embed_samples
 from dynammo_core.experiment import Experiment
+from dynammo_core.scoring.evaluation import embed_samples
 from simulations.attacks.audited_run import AuditedRun
 from simulations.attacks.findings import told_to_nobody
 from simulations.attacks.message import tiny

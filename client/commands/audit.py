@@ -1,0 +1,162 @@
+"""`dynammo-site audit`: check that the record of what left this site is whole, and read it on one page."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from client.consent.settings import load_site
+from dynammo_core.support.errors import CheckpointError, ConfigError
+from dynammo_core.support.terminal import Terminal, cell, command_line, readable_errors
+
+if TYPE_CHECKING:
+    from client.consent.audit import AuditLog
+    from client.state.chained_log import Chain
+
+audit = command_line("What left this site: check the audit log, and read it on one page.")
+console = Terminal(emoji=False, highlight=False)
+SiteYaml = Annotated[Path, typer.Argument(metavar="SITE.YAML", help="The site's settings.")]
+HERE = Path("site.yaml")
+HASH = r"[0-9a-f]{16,64}"
+VERDICTS = ("approved", "rejected", "revoked")
+Fields = dict[str, Any]
+
+
+@audit.command()
+def verify(
+    site_yaml: SiteYaml = HERE,
+    expect: Annotated[
+        str | None, typer.Option(metavar="HASH", help="As written down earlier: it must still be there.")
+    ] = None,
+) -> None:
+    """Find any line that was edited, removed or moved. The exit code is 1 when something is wrong."""
+    from client.consent.audit import AuditLog
+
+    with readable_errors():
+        if expect is not None and not re.fullmatch(HASH, expect):
+            raise ConfigError(f"--expect {expect!r} is no hash", accepted="its 64 hexadecimal digits, or the first 16")
+        log = AuditLog(load_site(site_yaml).audit)
+        chain = log.read()
+        places = [line.number for line in chain.whole if expect is not None and line.link.startswith(expect)]
+        if expect is not None and not places:
+            raise CheckpointError(
+                f"the audit log {log.path} has no line with the hash {expect}",
+                remedy="Lines were cut off its end, or it was written anew, after this hash was written down",
+            )
+        console.say(
+            f"{log.path}: {chain.lines} lines, {'each' if not chain.cut_off else 'each whole one'} as it was written."
+        )
+        for place in places:
+            console.say(f"The expected hash stands in line {place}: up to there nothing was cut off.")
+        _say_cut_off(chain)
+        console.say(f"Lines: {chain.lines}")
+        console.say(f"Hash of the last whole line: {chain.last_link or 'none'}")
+        console.say(
+            "That lines were cut off the end cannot be found from the file alone. Write both down elsewhere, and"
+        )
+        console.say("give the hash as --expect next time.")
+        raise typer.Exit(1 if chain.open_end else 0)
+
+
+@audit.command()
+def report(site_yaml: SiteYaml = HERE) -> None:
+    """Print what left on one page: for each run, task and stage the answers, bytes, norms and numbers."""
+    from client.consent.audit import AuditLog
+    from client.consent.policy import load_policy
+    from client.state.privacy_budget import PrivacyBudget
+
+    with readable_errors():
+        site = load_site(site_yaml)
+        log = AuditLog(site.audit)
+        chain = log.read()
+        entries = [entry.fields for entry in chain.entries]
+        console.say(f"What left {site.site}: {chain.lines} lines in {log.path}{_since(entries)}")
+        _say_cut_off(chain)
+        _report(entries, log)
+        console.say(f"Privacy: {PrivacyBudget(site.memory.folder, load_policy(site.policy)).words()}")
+
+
+def _since(entries: list[Fields]) -> str:
+    return f", {entries[0].get('time')} to {entries[-1].get('time')}" if entries else ""
+
+
+def _report(entries: list[Fields], log: AuditLog) -> None:
+    try:
+        for run, answers in _grouped(_of(entries, "answered"), lambda entry: entry["run"]).items():
+            console.print(_run_table(run, answers))
+        for verdict in VERDICTS:
+            for decided in _of(entries, verdict):
+                what = f"{decided['name']} ({decided['proposal'][:16]}), code {decided['code'][:12]}"
+                console.say(f"{decided['time']} {verdict} by {decided['by']}: {what}")
+        for announced in _of(entries, "announced"):
+            bands = ", ".join(f"{name}: {band}+" for name, band in announced["classes"].items())
+            console.say(f"{announced['time']} announced classes and bands: {bands or 'none'}")
+        for memory in {(entry["run"], entry["task"]): entry for entry in _of(entries, "memory")}.values():
+            held = ", ".join(f"{name}: {count}" for name, count in memory["exemplars"].items())
+            console.say(
+                f"{memory['time']} memory of {memory['run']} after task {memory['task'] + 1}: {held or 'empty'}"
+            )
+        for purge in _of(entries, "purged"):
+            counts = f"{purge['records']} records, {purge['exemplars']} exemplars"
+            console.say(f"{purge['time']} purged by {purge['selection']}: {counts}")
+        refusals = Counter((entry["asked"], entry["code"], entry["class"]) for entry in _of(entries, "refused"))
+        for (asked, code, name), count in refusals.items():
+            console.say(f"refused {count} times: {asked or 'a message'} with {code} {name}; the texts are in the log")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"the audit log {log.path} holds lines that no site writes ({type(error).__name__}: {error})",
+            remedy="Somebody wrote it anew, hashes and all, or a newer version of dynammo-site did",
+        ) from error
+
+
+def _run_table(run: str, answers: list[Fields]) -> Table:
+    size = sum(entry["bytes"] for entry in answers)
+    table = Table(title=cell(f"{run}: {len(answers)} answers, {size:,} bytes of tensors"), title_justify="left")
+    for column in ("task", "stage", "answers", "abstained", "tensors", "bytes", "norm", "samples", "numbers"):
+        words = column in ("stage", "numbers")
+        table.add_column(column, justify="left" if words else "right", overflow="fold")
+    for (task, stage), own in _grouped(answers, _place).items():
+        norms = [entry["norm"] for entry in own if entry["tensors"]]
+        table.add_row(
+            str(task + 1),
+            cell(stage),
+            str(len(own)),
+            str(sum(entry["abstained"] for entry in own)),
+            str(sum(group["count"] for entry in own for group in entry["tensors"].values())),
+            f"{sum(entry['bytes'] for entry in own):,}",
+            f"{min(norms):.4g} to {max(norms):.4g}" if norms else "",
+            str(max(sum(entry["class_counts"] or ()) for entry in own)),
+            cell(", ".join(sorted({name for entry in own for name in entry["numbers"]}))),
+        )
+    return table
+
+
+def _place(entry: Fields) -> tuple[int, str]:
+    """Task and stage, and of secure aggregation the exchange too."""
+    return entry["task"], " ".join(filter(None, (entry["stage"], entry.get("exchange"))))
+
+
+def _of(entries: Iterable[Fields], event: str) -> list[Fields]:
+    return [entry for entry in entries if entry.get("event") == event]
+
+
+def _grouped(entries: Iterable[Fields], key: Callable[[Fields], Any]) -> dict[Any, list[Fields]]:
+    groups: dict[Any, list[Fields]] = {}
+    for entry in entries:
+        groups.setdefault(key(entry), []).append(entry)
+    return groups
+
+
+def _say_cut_off(chain: Chain) -> None:
+    for number in chain.cut_off:
+        console.say(
+            f"Line {number} is cut off: by a crash while it was written, so that what it tells of was not sent."
+        )
+    if chain.open_end:
+        console.say("The next line that the site writes closes it; if no crash is known, somebody cut it.")

@@ -1,0 +1,72 @@
+"""Which runs of an experiment an approval covers: two runs tell more of a site's images than one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from client.consent.approvals import Approvals, Proposal, write_line
+from client.state.chained_log import read_chain
+from dynammo_core.memory.store import locked_folder
+from dynammo_core.support.errors import CheckpointError, NotApproved
+
+RUNS = "runs.jsonl"
+
+
+class ApprovedRuns:
+    """The list of runs that have answers of this site, in the folder of its approvals."""
+
+    def __init__(self, approvals: Approvals) -> None:
+        self._approvals = approvals
+        self._path = approvals.folder / RUNS
+
+    def of(self, proposal: Proposal) -> list[str]:
+        """Name the runs of an experiment, in whatever version of the code, in their order.
+
+        Raises:
+            CheckpointError: the list was changed, or cannot be read.
+        """
+        names = list[str]()
+        try:
+            for entry in read_chain(self._path.read_bytes()).entries:
+                if entry.fields["experiment"] == proposal.experiment_hash:
+                    names = [name for name in names if name != entry.fields.get("instead")]
+                    names.append(str(entry.fields["run"]))
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"the list of runs {self._path} cannot be read ({type(error).__name__}: {error})",
+                remedy="Restore it from a backup; without it nobody knows how often an experiment ran",
+            ) from error
+        return names
+
+    def bind(self, proposal: Proposal, run: str, began_as_this: Callable[[str], bool]) -> str | None:
+        """Count a run among those that the approval of its experiment covers; returns the run whose place it takes.
+
+        Args:
+            proposal: the experiment.
+            run: the name of the run.
+            began_as_this: whether another run asked what this one asks now, and nothing else. Then this one takes its
+                place: another site had refused the first step, say, and the operator started anew.
+
+        Raises:
+            NotApproved: the approval covers other runs.
+            CheckpointError: the list cannot be read or written.
+        """
+        with locked_folder(self._path.parent):
+            known = self.of(proposal)
+            if run in known:
+                return None
+            entry = {"experiment": proposal.experiment_hash, "run": run}
+            if len(known) >= (covered := self._approvals.covered(proposal)):
+                before = next((other for other in reversed(known) if began_as_this(other)), None)
+                if before is None:
+                    raise NotApproved(
+                        f"the experiment {proposal.plain['name']} ({proposal.id[:16]}) is approved for {covered} run"
+                        f"{'s' if covered > 1 else ''} ({', '.join(known[-3:])}), and this is another one, {run}",
+                        remedy="The difference of two runs' sums can be a single image. To allow it all the same: "
+                        f"`dynammo-site approve --yes {proposal.id[:16]} --runs {len(known) + 1}`",
+                    )
+                entry["instead"] = before
+            write_line(self._path, entry)
+        return entry.get("instead")

@@ -1,0 +1,168 @@
+"""The audit log: what left this site, what its memory took in and gave up, line by line; nothing leaves unrecorded."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from client.consent.settings import load_site
+from client.state.chained_log import Chain, append, read_chain
+from dynammo_core.plan import Action, Step
+from dynammo_core.support.errors import CheckpointError
+from dynammo_core.wire.announcement import Announcement
+from dynammo_core.wire.protocol import Instruction, Phase, Report, tensor_bytes
+
+TEXT = 2000
+"""Characters of an error's text that are kept: a server that sends nonsense shall not fill the disk with it."""
+
+
+class AuditLog:
+    """An append-only file of JSON lines, mode 0600, each chained to the line before; it never leaves the site.
+
+    A line is written before what it tells of is sent. So a line may stand for an answer that a crash kept back, but no
+    answer leaves without its line; and an answer that is asked for twice has two.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def check_writable(self) -> None:
+        """Find out before the work whether it could be recorded.
+
+        Raises:
+            CheckpointError: the log cannot be opened for writing.
+        """
+        self._append()
+
+    def answered(
+        self,
+        instruction: Instruction,
+        step: Step,
+        report: Report,
+        class_names: tuple[str, ...],
+        wire: Mapping[str, Tensor],
+        phase: Phase | None = None,
+        held: Sequence[int] | None = None,
+        *,
+        again: bool = False,
+    ) -> None:
+        """An answer that is about to leave, and for `remember` what the memory holds now.
+
+        Args:
+            instruction: what was asked; of its experiment the hash is kept.
+            step: the step it names.
+            report: the checked answer.
+            class_names: of the experiment, in the order of `class_counts`.
+            wire: its tensors as they travel, whose bytes are recorded; norms are those of the report.
+            phase: the exchange of secure aggregation that it answers, where it does.
+            held: exemplars of each class after `remember`, where the report does not say them.
+            again: whether the answer was recorded when it was asked for first.
+
+        Raises:
+            CheckpointError: the log cannot be written; so do all other methods.
+        """
+        run, counts = {"run": instruction.run}, report.numbers.get("class_counts")
+        entries: list[dict[str, Any]] = []
+        kept = counts if held is None else held
+        if step.stage.action is Action.REMEMBER and isinstance(kept, Sequence):
+            exemplars = {name: count for name, count in zip(class_names, kept, strict=True) if count}
+            entries.append({"event": "memory", **run, "task": step.task, "exemplars": exemplars})
+        place = {"task": step.task, "stage": step.stage.name, "round": step.round, "action": step.stage.action.value}
+        if phase is not None:
+            place["exchange"] = phase.value
+        left = {
+            "abstained": report.abstained,
+            "bytes": tensor_bytes(wire),
+            "norm": norm(report.weights),
+            "tensors": _groups(report.weights, wire),
+            "numbers": sorted(report.numbers),
+            "class_counts": counts,
+        }
+        if again:
+            left["again"] = True
+        if "epsilon" in report.numbers:
+            left["epsilon"] = report.numbers["epsilon"]
+        experiment = hashlib.sha256(instruction.experiment.encode("utf-8", "surrogatepass")).hexdigest()
+        hashes = {"experiment": experiment, "code": instruction.code_hash}
+        self._append(*entries, {"event": "answered", **run, **hashes, **place, **left})
+
+    def refused(self, asked: str, code: int, error: Exception) -> None:
+        """A step that failed: its code and class leave, its text is kept here; `asked` is the message's type."""
+        text = str(error)[:TEXT]
+        self._append({"event": "refused", "asked": asked, "code": code, "class": type(error).__name__, "text": text})
+
+    def announced(self, announcement: Announcement) -> None:
+        """Names of classes and bands of their numbers, about to leave."""
+        self._append({"event": "announced", "classes": dict(announcement.bands)})
+
+    def purged(self, records: int, exemplars: int, selection: str) -> None:
+        """So many records (as many hashes in the ledger) were withdrawn, by `selection`: record, class or date."""
+        self._append({"event": "purged", "records": records, "exemplars": exemplars, "selection": selection})
+
+    def decided(self, decision: Mapping[str, Any]) -> None:
+        """A person approved or rejected an experiment here, or revoked an approval."""
+        self._append({"event": decision["verdict"], **{key: decision[key] for key in decision if key != "verdict"}})
+
+    def read(self) -> Chain:
+        """All lines, checked.
+
+        Raises:
+            CheckpointError: there is no log, or a line of it is not as it was written.
+        """
+        try:
+            return read_chain(self.path.read_bytes())
+        except OSError as error:
+            raise CheckpointError(
+                f"the audit log {self.path} cannot be read: {error.strerror}",
+                remedy="A site writes it with its first answer; if it has answered, somebody took the log away",
+            ) from error
+        except ValueError as error:
+            raise CheckpointError(
+                f"the audit log {self.path} was changed: {error}",
+                remedy="It, or lines before it, were edited, removed or moved; compare it with a copy or a backup",
+            ) from error
+
+    def _append(self, *entries: Mapping[str, Any]) -> None:
+        time = datetime.now().astimezone().isoformat(timespec="seconds")
+        try:
+            append(self.path, [{"time": time, **entry} for entry in entries])
+        except OSError as error:
+            raise CheckpointError(
+                f"the audit log {self.path} cannot be written: {error.strerror}",
+                remedy="Free disk space or permit writing there: nothing leaves this site unrecorded",
+            ) from error
+
+
+def audit_log(node_config: Mapping[str, object]) -> AuditLog | None:
+    """The log of this hospital; a simulated site has none.
+
+    Raises:
+        ConfigError: the `site.yaml` is wrong.
+    """
+    file = node_config.get("site-config")
+    return None if file is None else AuditLog(load_site(Path(str(file))).audit)
+
+
+def norm(weights: Mapping[str, Tensor]) -> float:
+    """L2 norm of all tensors together, added up in float64."""
+    return math.sqrt(sum(float(torch.linalg.vector_norm(t.double())) ** 2 for t in weights.values()))
+
+
+def _groups(weights: Mapping[str, Tensor], wire: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Number, bytes and norm of the tensors by the first two parts of their names, such as heads.task1."""
+    groups: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+    for place, tensors in enumerate((weights, wire)):
+        for name, tensor in tensors.items():
+            group = ".".join(name.partition(":")[0].split(".")[:2])
+            groups.setdefault(group, ({}, {}))[place][name] = tensor
+    return {
+        group: {"count": len(own), "bytes": tensor_bytes(sent), "norm": norm(own)}
+        for group, (own, sent) in groups.items()
+    }

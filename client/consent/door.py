@@ -1,0 +1,240 @@
+"""The door: the one place through which a site's answers leave, and the last that sees them before Flower does.
+
+It takes nothing on trust from the code that made an answer. Records, keys and their order, types, shapes and every byte
+must be those that the protocol declares for the step, else the answer stays here. What it cannot see is what a changed
+program hides within weights and counts that are as declared: against that, a person approves the hash of the code.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from client.steps.site import Site
+from dynammo_core.configuration.limits import most_samples
+from dynammo_core.experiment import Experiment
+from dynammo_core.plan import Action, Stage, Step
+from dynammo_core.scoring.reliability import UNIT, Reliability
+from dynammo_core.support.errors import DynammoError, ProtocolError
+from dynammo_core.wire.announcement import Announcement
+from dynammo_core.wire.compression import CODECS, packed_form
+from dynammo_core.wire.protocol import PHASE_UP, Phase, Report, lengths_of, names_up, numbers_of, phase_shape
+from dynammo_core.wire.report_contents import check_tests
+from dynammo_core.wire.secure_aggregation.encoding import Encoding
+
+UNEXPECTED = 199
+"""The code of an error that nobody raised on purpose."""
+
+SECONDS = frozenset({"seconds"})
+
+Form = tuple[str, tuple[int, ...]]
+"""Type and shape of a tensor, in numpy's words."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """All that may leave in the answer to one step.
+
+    Attributes:
+        action: says which numbers.
+        tensors: the form of each tensor by its name, in their order.
+        classes: number C of classes.
+        most: no more samples than the site can have.
+        fewest: a count of a class is none, or at least this.
+        numbers: names of the numbers.
+        abstaining: names of those of a site that abstains, which may also have all or none.
+        hidden: secure aggregation hides whether the site abstains, and every count.
+    """
+
+    action: Action
+    tensors: Mapping[str, Form]
+    classes: int
+    most: int
+    fewest: int = 1
+    numbers: frozenset[str] = frozenset()
+    abstaining: frozenset[str] = frozenset()
+    hidden: bool = False
+
+
+def declared(site: Site, step: Step, phase: Phase | None = None, peers: int = 0) -> Declared:
+    """What the protocol declares for a step at a site, or for an exchange of secure aggregation with so many sites."""
+    secure = site.experiment.config.federation.secure_aggregation
+    if phase is not None:
+        dtype, shape = phase_shape(phase, peers, _vector_length(site.experiment, step.task, step.stage))
+        form = {PHASE_UP[phase]: (str(dtype).removeprefix("torch."), shape)}
+        numbers = SECONDS if phase is Phase.MASKED else frozenset()
+        return Declared(step.stage.action, form, 0, 0, numbers=numbers, hidden=True)
+    experiment, tests = site.experiment, step.stage.action is Action.EVALUATE
+    data = experiment.dataset
+    images = len((data.test if tests else data.train).labels)
+    most = most_samples(images, step.stage.action, experiment.config, experiment.classes)
+    fewest = site.fewest_images if tests or step.stage.action is Action.FORGET else site.fewest_exemplars
+    forms, action = _forms(experiment, step.task, step.stage), step.stage.action
+    if secure:
+        return Declared(action, forms, experiment.classes, most, fewest, SECONDS, hidden=True)
+    if experiment.protects_images and not tests:  # counts are noised: they say nothing small, and may say too much
+        spent = frozenset({"epsilon"})
+        return Declared(action, forms, experiment.classes, most, 1, numbers_of(action, True), spent)
+    return Declared(action, forms, experiment.classes, most, fewest, numbers_of(action, False))
+
+
+def encode(report: Report, step: Declared) -> RecordDict:
+    """A checked report in Flower's records, names in the order in which they are declared."""
+    arrays = {name: Array(report.weights[name].contiguous().numpy()) for name in step.tensors if name in report.weights}
+    return RecordDict(
+        {
+            "weights": ArrayRecord(arrays),
+            "numbers": MetricRecord({name: report.numbers[name] for name in sorted(report.numbers)}),
+            "report": ConfigRecord({"abstained": report.abstained}),
+        }
+    )
+
+
+def let_out(content: RecordDict, step: Declared) -> RecordDict:
+    """The answer to a step, if all of it is declared.
+
+    Raises:
+        ProtocolError: it holds anything else, or lacks something; nothing of it may leave.
+    """
+    weights, numbers, report = _records(content, weights=ArrayRecord, numbers=MetricRecord, report=ConfigRecord)
+    abstained = _value(report, "abstained", bool)
+    _same_keys(report, ["abstained"])
+    _same_keys(weights, [] if abstained else list(step.tensors))
+    for name, array in weights.items():
+        _check_array(name, array, step.tensors[name])
+    if abstained and step.hidden:
+        raise ProtocolError("under secure aggregation nobody says that a site abstains")
+    if abstained and not numbers:
+        return content
+    only_spent = abstained and set(numbers) == step.abstaining
+    _same_keys(numbers, sorted(step.abstaining if only_spent else step.numbers))
+    lengths = lengths_of(step.classes)
+    for name in numbers:
+        if name in lengths:
+            _check_counts(name, numbers[name], lengths[name], step.most * (UNIT + 2 if name == "calibration" else 1))
+        elif not math.isfinite(_value(numbers, name, float)):
+            raise ProtocolError(f"number {name!r} is not finite")
+    if only_spent or step.hidden:
+        return content
+    counts = _value(numbers, "class_counts", list)
+    if any(0 < count < step.fewest for count in counts):
+        raise ProtocolError(f"number 'class_counts' counts fewer than {step.fewest} samples of a class")
+    if "confusion" in numbers:
+        check_tests(numbers, step.classes, step.most)  # type: ignore[arg-type]  # counts, as has been checked
+        if 0 < Reliability.of(numbers).to_come < step.fewest:
+            raise ProtocolError(f"number 'open_set' counts fewer than {step.fewest} images of classes to come")
+    return content
+
+
+def let_announcement_out(content: RecordDict) -> RecordDict:
+    """An announcement of classes, if it is nothing else.
+
+    Raises:
+        ProtocolError: it holds anything but printable names with bands.
+    """
+    (record,) = _records(content, announcement=ConfigRecord)
+    _same_keys(record, ["classes", "bands"])
+    names, bands = _value(record, "classes", list), _value(record, "bands", list)
+    if {type(name) for name in names} - {str} or {type(band) for band in bands} - {int} or len(names) != len(bands):
+        raise ProtocolError("the announcement is no list of names with bands")
+    Announcement(dict(zip(names, bands, strict=True)))
+    return content
+
+
+def error_words(error: Exception) -> tuple[int, str]:
+    """All that may leave of an error: its code, and the name of its class, which must be one that the code defines.
+
+    A class that was made up at work could carry a text in its name.
+    """
+    kind = type(error)
+    if getattr(sys.modules.get(kind.__module__), kind.__name__, None) is not kind:
+        return UNEXPECTED, "Exception"
+    return (kind.code if issubclass(kind, DynammoError) else UNEXPECTED), kind.__name__
+
+
+def _records(content: RecordDict, **kinds: type) -> list[Mapping[str, object]]:
+    """The records of an answer, by name, each of exactly its kind, in their order, and no other."""
+    if type(content) is not RecordDict:
+        raise ProtocolError(f"the answer is a {type(content).__name__}")
+    _same_keys(content, list(kinds))
+    return [_value(content, name, kind) for name, kind in kinds.items()]
+
+
+def _value(record: Mapping[str, object], name: str, kind: type) -> Any:
+    value = record.get(name)
+    if type(value) is not kind:
+        raise ProtocolError(f"{name!r} is a {type(value).__name__}", accepted=kind.__name__)
+    return value
+
+
+def _same_keys(record: Mapping[str, object], names: list[str]) -> None:
+    """Their order too: many names in an order of one's choice say a lot."""
+    keys = list(record)
+    if keys != names or {type(key) for key in keys} - {str}:
+        odd = sorted({str(key) for key in keys} ^ set(names))
+        raise ProtocolError(
+            f"{len(odd)} names are missing, undeclared or not in their order, such as {(odd or ['all'])[0]!r}",
+            accepted=", ".join(names[:8]) or "none",
+        )
+
+
+def _check_array(name: str, array: object, form: Form) -> None:
+    if type(array) is not Array or (array.dtype, array.shape, array.stype) != (*form, "numpy.ndarray"):
+        raise ProtocolError(f"tensor {name!r} is not of the form that is declared", accepted=str(form))
+    words = (type(array.dtype), type(array.stype), type(array.data), type(array.shape))
+    if words != (str, str, bytes, tuple) or {type(side) for side in array.shape} - {int}:
+        raise ProtocolError(f"tensor {name!r} is described by something else than texts and numbers")
+    values = _decoded(name, array.data)
+    if (values.dtype.name, values.shape) != form:
+        raise ProtocolError(f"tensor {name!r} holds {values.dtype} {values.shape}", accepted=str(form))
+    if (
+        name not in PHASE_UP.values()
+        and values.dtype.name != "int8"
+        and (values.dtype.kind != "f" or not np.isfinite(values).all())
+    ):
+        raise ProtocolError(f"tensor {name!r} holds values that are not finite floating-point numbers")
+    if Array(values).data != array.data:
+        raise ProtocolError(f"tensor {name!r} holds bytes that its values do not account for")
+
+
+def _decoded(name: str, data: bytes) -> NDArray[np.generic]:
+    try:
+        values = np.load(BytesIO(data), allow_pickle=False)
+    except Exception as error:  # what odd bytes make numpy raise has no common type
+        raise ProtocolError(f"tensor {name!r} cannot be read ({type(error).__name__})") from error
+    if type(values) is not np.ndarray:
+        raise ProtocolError(f"tensor {name!r} is no array")
+    return values
+
+
+def _check_counts(name: str, value: object, length: int, most: int) -> None:
+    if type(value) is not list or {type(count) for count in value} - {int} or len(value) != length:
+        raise ProtocolError(f"number {name!r} is not a list of {length} counts")
+    if any(count < 0 for count in value) or sum(value) > most:
+        raise ProtocolError(f"number {name!r} counts more samples than there are", accepted=f"0 to {most}")
+
+
+@lru_cache(maxsize=64)
+def _vector_length(experiment: Experiment, task: int, stage: Stage) -> int:
+    """Of a stage's answers under masks."""
+    return len(Encoding(stage, experiment.build_model(task), experiment.classes, experiment.config.federation.sites))
+
+
+@lru_cache(maxsize=64)
+def _forms(experiment: Experiment, task: int, stage: Stage) -> Mapping[str, Form]:
+    """Of the tensors that a stage sends up, as its codec writes them; kept, as a network is costly to build."""
+    model = experiment.build_model(task)
+    state = model.state_dict()
+    form = packed_form(
+        CODECS[experiment.config.federation.compression], {name: state[name] for name in names_up(model, stage)}
+    )
+    return {name: (str(dtype).removeprefix("torch."), shape) for name, (dtype, shape) in form.items()}

@@ -1,0 +1,141 @@
+"""What a person reads before approving an experiment: what it does, what of it leaves, and what is new in it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import yaml
+
+from client.consent.approvals import Approvals, Proposal
+from client.consent.approved_runs import ApprovedRuns
+from client.consent.policy import load_policy, promised_epsilon, training_rounds, violations
+from client.consent.settings import SiteSettings
+from client.state.privacy_budget import PrivacyBudget
+from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.wire.protocol import numbers_of
+
+
+def forbidden(site: SiteSettings, proposal: Proposal) -> list[str]:
+    """What of a proposal the site's policy forbids."""
+    return violations(load_policy(site.policy), proposal.config)
+
+
+def last_approved(approvals: Approvals, proposal: Proposal) -> Proposal | None:
+    """What a proposal is compared with: the last approved experiment of its name, else the last of any."""
+    others = [other for other in approvals.approved() if other.id != proposal.id]
+    named = [other for other in others if other.plain["name"] == proposal.plain["name"]]
+    return next(reversed(named or others), None)
+
+
+def difference(before: Proposal | None, now: Proposal) -> list[str]:
+    """Unified diff of code hash and configuration; all of it, where there is nothing to compare with."""
+    old, new = ([] if one is None else _lines(one) for one in (before, now))
+    name = f"approved, {before.id[:16]}" if before else "nothing approved yet"
+    return list(difflib.unified_diff(old, new, name, f"proposed, {now.id[:16]}", lineterm="", n=2))
+
+
+def same_sums(approvals: Approvals, proposal: Proposal) -> list[Proposal]:
+    """The approved experiments that hide the same sums of other sites: their difference can be what one site sent."""
+    mine = _summed(proposal)
+    others = [other for other in approvals.approved() if other.experiment_hash != proposal.experiment_hash]
+    return [other for other in others if mine is not None and _summed(other) == mine]
+
+
+def _summed(proposal: Proposal) -> dict[str, Any] | None:
+    """What an experiment learns, whatever it is called and whoever takes part; None without secure aggregation."""
+    plain = proposal.plain
+    if not plain["federation"].get("secure_aggregation"):
+        return None
+    return {name: plain[name] for name in ("data", "tasks", "method", "backbone") if name in plain}
+
+
+def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict[str, Any]:
+    """All that is shown, as plain data: tasks and stages with what leaves in them, by the plan and the protocol."""
+    decision = approvals.state(proposal)
+    known: dict[str, Any] = {"proposal": proposal.id, "experiment": proposal.experiment_hash, "code": proposal.code}
+    known |= {"name": proposal.plain["name"], "run": proposal.run, "first_seen": proposal.first_seen}
+    known |= {"installed_code": proposal.code == code_hash(), "state": decision["verdict"] if decision else "waiting"}
+    experiment = Experiment(proposal.config)
+    before = approvals.approved()
+    classes = {name for other in before for name in other.plain["data"]["classes"] or ()}
+    sites = {name for other in before for name in other.plain["federation"]["site_names"] or ()}
+    names = experiment.class_names
+    last = len(experiment.stream) - 1
+    budget = PrivacyBudget(site.memory.folder, load_policy(site.policy))
+    return known | {
+        "method": proposal.config.method.name,
+        "sites": list(proposal.config.federation.site_names or ()),
+        "site_keys": list(proposal.config.federation.site_keys or ()),
+        "tasks": [[names[label] for label in task] for task in experiment.stream.tasks],
+        "new_sites": [name for name in proposal.config.federation.site_names or () if name not in sites],
+        "new_classes": [name for name in names if name not in classes],
+        "training_rounds": training_rounds(experiment),
+        "stages": [
+            {
+                "stage": stage.name,
+                "action": stage.action.value,
+                "rounds": stage.rounds,
+                "tensors": list(stage.up),
+                "numbers": sorted(numbers_of(stage.action, experiment.protects_images)),
+            }
+            for stage in experiment.method.all_stages(last)
+        ],
+        "privacy": proposal.plain.get("privacy"),
+        "epsilon": epsilon if (epsilon := promised_epsilon(proposal.config)) < float("inf") else None,
+        "spent": budget.words(),
+        "epsilon_of_all_runs_after": budget.after(experiment),
+        "forbidden": forbidden(site, proposal),
+        "runs": ApprovedRuns(approvals).of(proposal),
+        "same_sums": [other.id for other in same_sums(approvals, proposal)],
+    }
+
+
+def page(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> Iterator[str]:
+    """The lines that a person reads."""
+    told = fields(site, approvals, proposal)
+    yield f"{told['name']}  {told['proposal']}"
+    yield f"  state        {told['state']}, first seen {told['first_seen']}" + (
+        f" in {proposal.run}" if proposal.run else ""
+    )
+    yield f"  experiment   {told['experiment']}"
+    yield f"  code         {told['code']}"
+    if not told["installed_code"]:
+        yield f"               NOT the code that is installed here ({code_hash()[:16]}), which made this page"
+    yield f"  method       {told['method']}, {told['training_rounds']} rounds of training in all"
+    yield f"  sites        {_marked(told['sites'], told['new_sites'])}"
+    for name, key in zip(told["sites"], told["site_keys"], strict=False):
+        yield f"  key          {key} of {name}"
+    for number, task in enumerate(told["tasks"], start=1):
+        yield f"  task {number:<7} {_marked(task, told['new_classes'])}"
+    for stage in told["stages"]:
+        yield f"  {stage['stage']:<12} {stage['action']}, {stage['rounds']} rounds a task; what leaves:"
+        yield f"               tensors: {', '.join(stage['tensors']) or 'none'}"
+        yield f"               numbers: {', '.join(stage['numbers'])}"
+    if told["epsilon"] is None:
+        yield "  privacy      no differential privacy"
+    else:
+        yield f"  privacy      {yaml.safe_dump(told['privacy'], default_flow_style=True, width=10**6).strip()}"
+        yield f"  all runs     {told['spent']}"
+    if (after := told["epsilon_of_all_runs_after"]) is not None:
+        yield f"               a whole run of this one would bring it to {after:.3g}"
+    before = last_approved(approvals, proposal)
+    yield "Changes against the last approved experiment:" if before else "Nothing was approved before. All of it:"
+    yield from (f"  {line}" for line in difference(before, proposal) or ["none"])
+    if told["runs"]:
+        yield f"RUNS that were answered, in some version of the code: {', '.join(told['runs'])}"
+    for other in told["same_sums"]:
+        yield f"WARNING: {other[:16]} asks for the same sums. If other sites take part, the two tell what one site sent"
+    for sentence in told["forbidden"]:
+        yield f"FORBIDDEN by {site.policy}: {sentence}"
+
+
+def _marked(names: Iterable[str], new: Iterable[str]) -> str:
+    unknown = set(new)
+    return ", ".join(f"{name} (NEW)" if name in unknown else name for name in names) or "none named"
+
+
+def _lines(proposal: Proposal) -> list[str]:
+    # Without allow_unicode: what could command a terminal is escaped.
+    return [f"code: {proposal.code}", *yaml.safe_dump(proposal.plain, sort_keys=True, width=10**6).splitlines()]

@@ -1,0 +1,100 @@
+"""What `dynammo-site doctor` looks at in the site's images: how many of each class, and whether all can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from client.consent.settings import SiteSettings
+from client.doctor.findings import Finding
+from dynammo_core.configuration.config import Config
+from dynammo_core.configuration.settings import DataSettings
+from dynammo_core.data.loading import open_own
+from dynammo_core.data.samples import Dataset, Split
+from dynammo_core.support.errors import DataError
+
+NAMED = 10
+"""Unreadable images that are named; of more only the number is told."""
+CHUNK = 256
+FEWEST = 2
+"""With fewer training images a site abstains."""
+Advance = Callable[[int, int], None]
+
+
+def data(settings: SiteSettings, config: Config[Any] | None, advance: Advance) -> Iterator[Finding]:
+    """Open the data set, count, and decode every image.
+
+    Args:
+        settings: the site.
+        config: the experiment, whose class registry is used; without one the data name their own classes.
+        advance: is told how many images of how many are done.
+
+    Raises:
+        ConfigError: no such data set, or its classes are not the experiment's.
+        DataError: the data set cannot be opened.
+    """
+    dataset = open_own(_own(settings, config), 0)
+    yield _counted(dataset, settings)
+    total = len(dataset.train.labels) + len(dataset.test.labels)
+    unreadable = list(_unreadable(dataset, lambda done: advance(done, total)))
+    if not unreadable:
+        yield Finding("images", "ok", f"all {total} can be read")
+        return
+    more = len(unreadable) - NAMED
+    details = unreadable[:NAMED] + ([f"and {more} more"] if more > 0 else [])
+    what = f"{len(unreadable)} of {total} cannot be read"
+    remedy = "Replace these files or take them out of the data set: a step that meets one fails"
+    yield Finding("images", "wrong", what, remedy, tuple(details))
+
+
+def _own(settings: SiteSettings, config: Config[Any] | None) -> DataSettings:
+    dataset, root = settings.data.dataset, settings.data.root
+    if config is None:
+        return DataSettings(dataset=dataset, root=root)
+    every = {"train_per_class": None, "test_per_class": None, "validation_per_class": 0}
+    return config.data.model_copy(update={"dataset": dataset, "root": root, **every})
+
+
+def _counted(dataset: Dataset, settings: SiteSettings) -> Finding:
+    """`3 classes, 10 training + 4 test images: a 4+1, b 6+3; none of: c`."""
+    counts = [
+        np.bincount(split.labels, minlength=len(dataset.class_names)).tolist()
+        for split in (dataset.train, dataset.test)
+    ]
+    held = {name: (train, test) for name, train, test in zip(dataset.class_names, *counts, strict=True)}
+    listed = ", ".join(f"{name} {train}+{test}" for name, (train, test) in held.items() if train or test)
+    absent = [name for name, (train, test) in held.items() if not train and not test]
+    present = len(held) - len(absent)
+    what = f"{present} classes, {sum(counts[0])} training + {sum(counts[1])} test images: {listed}"
+    what += f"; none of: {', '.join(absent)}" if absent else ""
+    if few := [name for name, (train, _) in held.items() if 0 < train < FEWEST]:
+        remedy = f"Get more of them: with fewer than {FEWEST} images of a task this site abstains from it"
+        return Finding("data", "warning", f"{what}; few of: {', '.join(few)}", remedy)
+    if not present:
+        return Finding(
+            "data", "wrong", f"{settings.data.root} holds no image of the experiment's classes", "Correct data.root"
+        )
+    return Finding("data", "ok", what)
+
+
+def _unreadable(dataset: Dataset, advance: Callable[[int], None]) -> Iterator[str]:
+    """A line for each image that cannot be decoded: where it is and why."""
+    done = 0
+    with ThreadPoolExecutor() as pool:
+        for split in (dataset.train, dataset.test):
+            for start in range(0, len(split.labels), CHUNK):
+                indices = range(start, min(start + CHUNK, len(split.labels)))
+                yield from filter(None, pool.map(lambda index, split=split: _problem(split, index), indices))
+                done += len(indices)
+                advance(done)
+
+
+def _problem(split: Split, index: int) -> str | None:
+    try:
+        split.source.read(index)
+    except DataError as error:
+        return str(error).partition(". Accepted:")[0]
+    return None

@@ -1,0 +1,132 @@
+"""What a process that runs for months needs: a lock, a log that rotates, a wanted stop, children that end with it."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import TextIOWrapper
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from client.consent.settings import SiteSettings
+from dynammo_core.support.errors import ConfigError, RunError
+
+LOG_BYTES, LOG_FILES = 10_000_000, 5
+POLL_SECONDS = 0.2
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass
+class Backoff:
+    """Seconds to wait before the next start: doubling with each failure, from the first again after a steady time."""
+
+    first: float = 1.0
+    longest: float = 60.0
+    steady: float = 60.0
+    _next: float = field(default=0.0, init=False)
+
+    def after(self, lived: float) -> float:
+        """The wait after an attempt that lasted `lived` seconds."""
+        wait = self.first if lived >= self.steady or not self._next else self._next
+        self._next = min(2 * wait, self.longest)
+        return wait
+
+
+@contextmanager
+def only_one(settings: SiteSettings) -> Iterator[None]:
+    """The lock of this site's state folder, which falls with the process that holds it.
+
+    Raises:
+        RunError: another process holds it.
+        ConfigError: the folder cannot be written.
+    """
+    path = settings.state / "start.lock"
+    try:
+        (settings.state / "cwd").mkdir(parents=True, exist_ok=True)
+        settings.state.chmod(0o700)
+        file = path.open("a+")
+    except OSError as error:
+        raise ConfigError(
+            f"the state folder {settings.state} cannot be written: {error.strerror}",
+            remedy="Permit the account that runs the site to write there, or correct state",
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise RunError(
+                f"the site {settings.site} runs already (process {file.read().strip() or 'unknown'} holds {path})",
+                remedy="Stop that one first; two would answer for the same images",
+            ) from error
+        file.truncate(0)
+        print(os.getpid(), file=file, flush=True)
+        yield
+
+
+class _LogFile(RotatingFileHandler):
+    """Readable by the site's account alone; a full disk costs lines, not the site."""
+
+    def _open(self) -> TextIOWrapper:
+        stream = super()._open()
+        Path(self.baseFilename).chmod(0o600)
+        return stream
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Do without this line."""
+
+
+@contextmanager
+def log_file(settings: SiteSettings) -> Iterator[logging.Logger]:
+    """The site's log: each line with its time, in files of ten megabytes of which the last six are kept.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    logger = logging.Logger(f"dynammo-site {settings.site}", logging.INFO)
+    try:
+        settings.log.parent.mkdir(parents=True, exist_ok=True)
+        handler = _LogFile(settings.log, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"the log {settings.log} cannot be written: {error.strerror}",
+            remedy="Permit the account that runs the site to write there, or correct log",
+        ) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+    logger.addHandler(handler)
+    try:
+        yield logger
+    finally:
+        handler.close()
+
+
+class Stop:
+    """Whether this process was asked to stop; no Event, since a signal handler that sets one may wait for itself."""
+
+    asked = False
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long, or until it is asked; whether it was."""
+        limit = time.monotonic() + seconds
+        while not self.asked and (left := limit - time.monotonic()) > 0:
+            time.sleep(min(left, POLL_SECONDS))
+        return self.asked
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """What SIGTERM, SIGINT and a closed terminal ask for, where they are not ignored (`nohup`); in the main thread."""
+    stop = Stop()
+    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda *_: setattr(stop, "asked", True)) for number in heard}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

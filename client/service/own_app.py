@@ -1,0 +1,94 @@
+"""The process that answers one message at a site: Flower's own, but for the app, which is the installed one always.
+
+Where Flower would unpack the app that came with the run and import it, the app is compared with what is installed,
+as bytes: if it is another, the message is answered by an error before anything of its content is decoded.
+(flwr 1.41 and 1.42: supernode/runtime/run_clientapp.py)
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from flwr.app import Context, Message
+
+from client.service.foreign_app import difference
+from dynammo_core.support.errors import ForeignApp
+
+NAME_LENGTH = 100
+"""Characters of a foreign app's name and version that are told."""
+Answer = Callable[[Message, Context], Message]
+
+
+class InstalledApp:
+    """Stands where Flower expects whatever app a run brings."""
+
+    def __init__(self) -> None:
+        self._difference: str | None = "nobody compared it"
+
+    def compare(self, content: bytes, **_: object) -> None:
+        """Look at an app, in the place of `install_from_fab`."""
+        self._difference = difference(content)
+
+    def loader(self, **_: object) -> Callable[[str, str, str], Answer]:
+        """Stand in for `get_load_client_app_fn`."""
+        return self._load
+
+    def _load(self, fab_id: str, fab_version: str, _: str) -> Answer:
+        if self._difference is None:
+            return _installed
+        error = ForeignApp(
+            f"the run's app {fab_id[:NAME_LENGTH]!r}, version {fab_version[:NAME_LENGTH]!r}, is not the one that is "
+            f"installed here: {self._difference}",
+            remedy="Nothing of it was unpacked or executed. If it is a newer version, install the same on both sides",
+        )
+
+        def refuse(message: Message, context: Context) -> Message:
+            from client.app import refusal
+
+            # Flower's own form of a line, which `dynammo-site start` shows.
+            logging.getLogger("flwr").error("run %s refused: %s", context.run_id, error)
+            return refusal(message, context, error)
+
+        return refuse
+
+
+def _installed(message: Message, context: Context) -> Message:
+    from client.app import app
+
+    return app(message, context)
+
+
+def replace(module: ModuleType, name: str, stand_in: object) -> None:
+    """Put something in the place of what a module of Flower uses.
+
+    Raises:
+        RuntimeError: the module does not know the name, so that the replacement would change nothing.
+    """
+    if not hasattr(module, name):
+        raise RuntimeError(f"this version of Flower has no {module.__name__}.{name}: a site cannot run by it safely")
+    setattr(module, name, stand_in)
+
+
+def main() -> None:
+    """Answer the message of the task whose token stands in the standard input, where no other account can read it."""
+    address, parent = sys.argv[1:]
+    app, flower = InstalledApp(), import_module("flwr.supernode.runtime.run_clientapp")
+    replace(flower, "install_from_fab", app.compare)
+    replace(flower, "get_project_dir", lambda *_: Path())
+    replace(flower, "get_load_client_app_fn", app.loader)
+    flower.run_clientapp(
+        runtime_api_address=address,
+        token=sys.stdin.readline().strip(),
+        insecure=True,
+        parent_pid=int(parent),
+        runtime_dependency_install=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

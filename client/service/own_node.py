@@ -1,0 +1,138 @@
+"""Flower's SuperNode at a site, and a process of this project for each message that it receives.
+
+The SuperNode hands its tasks to whoever knows a secret, which is made anew for each start and never leaves this
+process; the token of a task goes to the process that answers it by a pipe. So no other account of this machine can
+take a task, read a message or answer one, though all of them can reach the port. Whatever kind of task a server asks
+for, an agent's too, the same process answers it (`client/service/own_app.py`). Nothing here reads the app of a run.
+(flwr 1.41 and 1.42: supernode/cli/flower_supernode.py, supernode/start_client_internal.py)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import httpx
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.fleet_http_client import FleetHttpClient
+
+from client.service.own_app import replace
+from client.service.own_code import start_command
+
+POLL_SECONDS = 0.25
+LARGEST_ANSWER = 64 * 2**20
+"""Bytes of an answer of the SuperLink; Flower cuts tensors into pieces of 20 megabytes, and an app has at most ten."""
+ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+
+
+class BoundedAnswer(httpx.SyncByteStream):
+    """The body of an answer, as it comes, which ends in an error where it grows too large."""
+
+    def __init__(self, body: httpx.SyncByteStream) -> None:
+        self._body = body
+
+    def __iter__(self) -> Iterator[bytes]:
+        size = 0
+        for part in self._body:
+            size += len(part)
+            if size > LARGEST_ANSWER:
+                raise RuntimeError(f"the SuperLink sends more than {LARGEST_ANSWER} bytes in one answer")
+            yield part
+
+    def close(self) -> None:
+        """Close the connection's stream."""
+        self._body.close()
+
+
+class BoundedFleetClient(FleetHttpClient):
+    """Flower's connection to its SuperLink, which never takes in more at once than an honest one sends."""
+
+    def __init__(self, *words: Any, **settings: Any) -> None:
+        super().__init__(*words, **settings)
+        self._client.headers["accept-encoding"] = "identity"
+        self._client.event_hooks = {"response": [_bound]}
+
+
+def _bound(response: httpx.Response) -> None:
+    """Before its body is read."""
+    if response.headers.get("content-encoding", "identity") != "identity":  # a few bytes could become any number
+        raise RuntimeError("the SuperLink sends a compressed answer, though it was asked for a plain one")
+    assert isinstance(response.stream, httpx.SyncByteStream)
+    response.stream = BoundedAnswer(response.stream)
+
+
+def start_processes(address: str, secret: bytes) -> None:
+    """Start a process for each task of the SuperNode at `address`, as long as this one lives.
+
+    When it fails, this whole process ends: a SuperNode whose messages nobody answers had better be started again.
+    """
+    try:
+        _start_processes(address, secret)
+    except Exception:
+        logging.getLogger("flwr").exception("no more tasks are started")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _start_processes(address: str, secret: bytes) -> None:
+    signed = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={ACQUIRE})
+    client = RuntimeHttpClient.from_server_address(
+        server_address=address,
+        insecure=True,
+        root_certificates=None,
+        interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec"), signed],
+        retry_invoker=make_simple_http_retry_invoker(),
+    )
+    anything = AcquireTaskRequest(supported_task_types=list(TaskType))
+    command = start_command("client.service.own_app", address, str(os.getpid()))
+    running: list[subprocess.Popen[str]] = []
+    while True:
+        token = client.AcquireTask(anything).token
+        if token:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+            assert process.stdin is not None
+            with process.stdin as pipe:
+                pipe.write(f"{token}\n")
+            running.append(process)
+        running = [process for process in running if process.poll() is None]
+        time.sleep(POLL_SECONDS)
+
+
+def main() -> None:
+    """Run `flower-supernode`, with its own arguments, as a site does."""
+    secret = secrets.token_bytes(32)
+    shell = import_module("flwr.supernode.cli.flower_supernode")
+    loop = import_module("flwr.supernode.start_client_internal")
+    read, run = shell._parse_supernode_lifespan_config, shell.start_client_internal
+
+    def with_secret() -> Any:
+        config = read()
+        config.superexec_auth_secret = secret
+        return config
+
+    def with_processes(**settings: Any) -> None:
+        if (settings["superexec_auth_secret"], settings["isolation"]) != (secret, "process"):
+            raise RuntimeError("this version of Flower does not keep its tasks for who knows the secret")
+        threading.Thread(target=start_processes, args=(settings["runtime_api_address"], secret), daemon=True).start()
+        run(**settings)
+
+    replace(shell, "_parse_supernode_lifespan_config", with_secret)
+    replace(shell, "start_client_internal", with_processes)
+    replace(import_module("flwr.supernode.fleet_http_connection"), "FleetHttpClient", BoundedFleetClient)
+    replace(loop, "get_fused_config_from_fab", lambda *_: {})  # or it would unpack a description of any size
+    shell.flower_supernode()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""An instruction, unpacked: what a step at a site works with, and the batches that it trains on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from client.steps.own_statistics import deciding_names, with_own_statistics
+from client.steps.site import Site
+from dynammo_core.data.feature_cache import fingerprint
+from dynammo_core.data.samples import Samples
+from dynammo_core.data.transforms import augment, to_input
+from dynammo_core.experiment import Experiment
+from dynammo_core.methods.base import TEACHER_PREFIX, Batch
+from dynammo_core.models.incremental_model import IncrementalModel, Level, matching, travelling_names
+from dynammo_core.plan import Step
+from dynammo_core.scoring.evaluation import embed_samples
+from dynammo_core.support.errors import ProtocolError
+from dynammo_core.support.seeding import derive_seed, seeded_generator
+from dynammo_core.training import shuffled
+from dynammo_core.wire.protocol import Instruction
+from dynammo_core.wire.received import check_values
+
+FEWEST_SAMPLES = 2
+"""A site with fewer abstains: one image has no batch statistics, and what it teaches would tell too much of it."""
+
+
+@dataclass(frozen=True)
+class LocalStep:
+    """An instruction, unpacked: the step, the site that does it, and the models with the weights received.
+
+    `taken` is that of the instruction.
+    """
+
+    step: Step
+    site: Site
+    model: IncrementalModel
+    teacher: IncrementalModel | None
+    taken: Sequence[int] = ()
+
+    @property
+    def experiment(self) -> Experiment:
+        """As the site sees it: with its own data and device."""
+        return self.site.experiment
+
+    @property
+    def seed(self) -> int:
+        """The seed of this step at this site."""
+        step = self.step
+        return derive_seed(self.experiment.config.seed, step.stage.name, step.task, step.round, self.site.index)
+
+    def embed(self, samples: Samples, end: Level) -> Tensor:
+        """Samples carried to a level of the network."""
+        config, device = self.experiment.config, self.experiment.device
+        return embed_samples(self.model, samples, config.data.normalisation, device, end)
+
+    def embed_once(self, samples: Samples, end: Level) -> Tensor:
+        """As `embed`, but kept for the next rounds, which bring the same images to the same frozen weights.
+
+        Rounded as `compute.features` says, whether it was kept or not.
+        """
+        state = self.model.state_dict()
+        names = [name for name in deciding_names(self.model) if end == "features" or ".adapters." not in name]
+        what = (end, fingerprint({name: state[name] for name in names}))
+        precision = getattr(torch, self.experiment.config.compute.features)
+        return self.site.once(what, samples, lambda: self.embed(samples, end).to(precision))
+
+
+def unpack(instruction: Instruction, site: Site) -> LocalStep:
+    """Build what a step needs, with the weights received in it.
+
+    Raises:
+        ProtocolError: the instruction does not fit the experiment, or holds values that no honest server sends.
+    """
+    experiment = site.experiment
+    step = experiment.step(instruction.step, instruction.correction)
+    own = {name: t for name, t in instruction.weights.items() if not name.startswith(TEACHER_PREFIX)}
+    taught = {name.removeprefix(TEACHER_PREFIX): t for name, t in instruction.weights.items() if name not in own}
+    model = experiment.build_model(step.task)
+    check_values(instruction.weights)
+    _load(model, own, matching(travelling_names(model), step.stage.down))
+    experiment.method.check_received(model)
+    teacher = None
+    if taught:
+        teacher = copy.deepcopy(experiment.build_model(step.task - 1))
+        declared = matching((f"{TEACHER_PREFIX}{name}" for name in travelling_names(teacher)), step.stage.down)
+        _load(teacher, taught, [name.removeprefix(TEACHER_PREFIX) for name in declared])
+        teacher.requires_grad_(False).eval().to(experiment.device)
+    normalised = with_own_statistics(model.to(experiment.device), step, site)
+    return LocalStep(step, site, normalised, teacher, instruction.taken)
+
+
+def _load(model: IncrementalModel, weights: Mapping[str, Tensor], expected: list[str]) -> None:
+    if set(weights) != set(expected):
+        odd = sorted(set(weights) ^ set(expected))
+        raise ProtocolError(f"{len(odd)} tensors are missing or were not declared for this stage, such as {odd[0]!r}")
+    try:
+        model.load_state_dict(dict(weights), strict=False)
+    except RuntimeError as error:
+        raise ProtocolError(f"the weights received do not fit the model ({' '.join(str(error).split())})") from error
+
+
+class EpochBatches:
+    """Shuffled batches of a training set, epoch by epoch; what lies before the level is computed once."""
+
+    def __init__(self, local: LocalStep, samples: Samples, level: Level, batch_size: int | None = None) -> None:
+        self.level = level
+        self._local = local
+        self._labels = samples.labels.to(local.experiment.device)
+        self._inputs = samples.images if level == "images" or not len(samples) else local.embed_once(samples, level)
+        optimisation = local.step.stage.optimisation
+        self._batch_size = batch_size or (optimisation.batch_size if optimisation else 128)
+
+    def order(self, epoch: int) -> tuple[list[Tensor], torch.Generator]:
+        """The indices of each batch of an epoch, and the generator that augments them."""
+        generator = seeded_generator(self._local.seed, "epoch", epoch)
+        return shuffled(len(self._labels), self._batch_size, generator), generator
+
+    def __call__(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch."""
+        data, device = self._local.experiment.config.data, self._local.experiment.device
+        batches, generator = self.order(epoch)
+        for index in batches:
+            inputs = self._inputs[index]
+            if self.level != "images":
+                inputs = inputs.float()
+            elif len(index):
+                inputs = to_input(augment(inputs, data.augmentation, generator), data.normalisation, device)
+            yield inputs, self._labels[index]
+
+
+def start_level(wanted: Level, augmentation: str) -> Level:
+    """Augmented images differ in every epoch, so nothing before the first trained layer can be kept."""
+    return "images" if wanted == "prefix" and augmentation != "none" else wanted
+
+
+def take(model: IncrementalModel, names: list[str]) -> dict[str, Tensor]:
+    """Copies of the model's tensors of these names, for sending."""
+    state = model.state_dict()
+    return {name: state[name].detach().cpu().clone() for name in names}

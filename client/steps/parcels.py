@@ -1,0 +1,66 @@
+"""What travels, at a site: an instruction completed by what the site holds already, and its answer packed up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from client.state.error_feedback import ErrorFeedback
+from client.steps.site import Site
+from dynammo_core.support.errors import ProtocolError
+from dynammo_core.wire.compression import CODECS, pack, unpack
+from dynammo_core.wire.compression.base import Codec
+from dynammo_core.wire.protocol import Instruction, Report
+
+
+def opened(instruction: Instruction, hashes: Mapping[str, str], site: Site) -> Instruction:
+    """The whole instruction, its tensors as they are computed with, of one that holds only those that were sent.
+
+    Raises:
+        MissingTensorsError: the site lacks a tensor that was not sent.
+        ProtocolError: a tensor is not the one that is named.
+    """
+    wire = site.received.complete(hashes, instruction.weights)
+    return replace(instruction, weights=unpack(_codec(site).downwards, wire, {}))
+
+
+def packed(report: Report, instruction: Instruction, site: Site) -> Report:
+    """The answer to a whole instruction as it travels, with what rounding lost of earlier ones added to it.
+
+    Raises:
+        ProtocolError: a value is too large for the form in which it would travel.
+        DynammoError: what rounding loses cannot be written down.
+    """
+    codec, sent = _codec(site), instruction.weights
+    if not any(codec.feeds_back(tensor) for tensor in report.weights.values()):
+        return replace(report, weights=_finite(pack(codec, report.weights, sent)))
+    step, feedback = site.experiment.steps[instruction.step], ErrorFeedback(site.store.path.parent)
+    before = feedback.before(step)
+    meant = {name: tensor + before.get(name, 0) for name, tensor in report.weights.items()}
+    wire = _finite(pack(codec, meant, sent))
+    arriving = unpack(codec, wire, sent)
+    after = {name: meant[name] - arriving[name] for name in meant if codec.feeds_back(meant[name])}
+    feedback.keep(step, before, after)
+    return replace(report, weights=wire)
+
+
+def arriving(wire: Report, instruction: Instruction, site: Site) -> Report:
+    """The report as the server reads it from the wire."""
+    return replace(wire, weights=unpack(_codec(site), wire.weights, instruction.weights))
+
+
+def _codec(site: Site) -> Codec:
+    return CODECS[site.experiment.config.federation.compression]
+
+
+def _finite(wire: dict[str, Tensor]) -> dict[str, Tensor]:
+    for name, tensor in wire.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ProtocolError(
+                f"tensor {name!r} has values that {tensor.dtype} cannot hold",
+                remedy="Set federation.compression: none, or find out why the values grow",
+            )
+    return wire

@@ -1,0 +1,246 @@
+"""The steps under example-level differential privacy: what leaves is noised, and paid for first."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from client.state.privacy_ledger import Ledger, LedgerFile
+from client.steps.local_step import FEWEST_SAMPLES, EpochBatches, LocalStep, start_level, take
+from dynammo_core.data.samples import Samples
+from dynammo_core.methods.base import LossContext
+from dynammo_core.models.incremental_model import Level
+from dynammo_core.privacy.accounting import Charge
+from dynammo_core.privacy.gradients import PrivateGradients
+from dynammo_core.privacy.noise import Noise, SeededNoise, SystemNoise, poisson_batches
+from dynammo_core.privacy.plan import CENSUS, census_charge, charge_of, classes_of_step
+from dynammo_core.privacy.rehearsal import (
+    Chance,
+    PrivateRehearsal,
+    blank,
+    evenly,
+    hashed,
+    kept,
+    public_share,
+    remember_by_record,
+)
+from dynammo_core.support.seeding import derive_seed
+from dynammo_core.training import fit, train_only
+from dynammo_core.wire.protocol import Report, names_up
+
+logger = logging.getLogger("dynammo.client")
+
+
+@dataclass(frozen=True)
+class Permit:
+    """An answer that is paid for.
+
+    Attributes:
+        samples: the training set.
+        counts: noised number of its images by class, C of them.
+        classes: that it may hold.
+        noise: for the answer.
+        multiplier: of that noise.
+        epsilon: that the site has spent, this answer included.
+    """
+
+    samples: Samples
+    counts: list[int]
+    classes: tuple[int, ...]
+    noise: Noise
+    multiplier: float
+    epsilon: float
+
+    @classmethod
+    def of(cls, local: LocalStep) -> Self | Report:
+        """Pay for the step, or abstain: for lack of images as far as the census tells, or of budget.
+
+        The charge is on the disk before the answer exists. A simulated site draws the same noise when it is
+        asked again and says nothing new, so it is charged once; a real one draws new noise, and is charged anew.
+        """
+        method, site = local.experiment.method, local.site
+        settings, multiplier = local.experiment.config.privacy, local.experiment.noise_multiplier
+        with LedgerFile(site.store.path.parent).changing() as ledger:
+            if not _counted(local, ledger):
+                return Report(True, {}, {"epsilon": ledger.epsilon(settings.delta)})
+            rehearsal = _rehearsal(local, ledger.census)
+            shadow = method.training_set(local.step.stage, rehearsal.shadow())
+            charge = charge_of(local.step, method, multiplier)
+            enough = len(shadow) >= FEWEST_SAMPLES
+            if not enough or (charge and not _paid(local, ledger, charge)):
+                return Report(True, {}, {"epsilon": ledger.epsilon(settings.delta)})
+            spent = ledger.epsilon(settings.delta)
+        samples = method.training_set(local.step.stage, rehearsal)
+        counts = shadow.class_counts(local.experiment.classes)
+        classes = classes_of_step(local.step, method)
+        return cls(samples, counts, classes, _noise(local, "answer"), multiplier, spent)
+
+    @property
+    def numbers(self) -> dict[str, float | list[int]]:
+        """What is said beside the tensors."""
+        return {"class_counts": self.counts, "epsilon": self.epsilon}
+
+
+def private_fit_step(local: LocalStep) -> Report:
+    """As `fit_step`, by DP-SGD: Poisson batches, shortened gradients of samples, noise."""
+    permit = Permit.of(local)
+    if isinstance(permit, Report):
+        return permit
+    stage, config = local.step.stage, local.experiment.config
+    assert stage.optimisation is not None
+    rate = config.privacy.sampling_rate
+    names = names_up(local.model, stage)
+    level = start_level(stage.inputs, config.data.augmentation)
+    batches = PoissonBatches(local, permit.samples, level, rate, permit.noise)
+    parameters = train_only(local.model, set(names))
+    context = LossContext(local.step.task, replace(stage, inputs=batches.level), local.teacher)
+
+    def loss(inputs: Tensor, labels: Tensor) -> Tensor:
+        return local.experiment.method.loss(local.model, inputs, labels, context)
+
+    gradients = PrivateGradients(
+        local.model,
+        loss,
+        clip=config.privacy.clip,
+        noise_multiplier=permit.multiplier,
+        expected=max(1.0, rate * sum(permit.counts)),
+        noise=permit.noise,
+    )
+    fit(parameters, loss, batches, stage.optimisation, round_=local.step.round, gradients=gradients)
+    return Report(False, take(local.model, names), permit.numbers)
+
+
+@torch.no_grad()
+def private_summarise_step(local: LocalStep) -> Report:
+    """As `summarise_step`, with noise on the sums."""
+    permit = Permit.of(local)
+    if isinstance(permit, Report):
+        return permit
+    method, stage = local.experiment.method, local.step.stage
+    batches = EpochBatches(local, permit.samples, stage.inputs, batch_size=128)
+    local.model.eval()
+
+    def noise(shape: tuple[int, ...], sensitivity: float) -> Tensor:
+        drawn = permit.noise.normal(torch.Size(shape).numel()).view(shape)
+        return permit.multiplier * sensitivity * drawn
+
+    counts = {label: permit.counts[label] for label in permit.classes}
+    found = batches(0) if len(permit.samples) else ()
+    sums = method.summarise_privately(local.model, found, stage, counts, noise)
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in sums.items()}
+    return Report(False, tensors, permit.numbers)
+
+
+@torch.no_grad()
+def private_remember_step(local: LocalStep) -> Report:
+    """As `remember_step`, each image by itself; what is said of the memory is made of the census."""
+    task, experiment, site = local.step.task, local.experiment, local.site
+    settings = experiment.config.privacy
+    with LedgerFile(site.store.path.parent).changing() as ledger:
+        _counted(local, ledger)
+        epsilon, census = ledger.epsilon(settings.delta), dict(ledger.census)
+    share = _share(local, len(experiment.stream.seen(task)))
+    with site.store.locked():
+        memory = site.memory_to_extend(task)
+        if memory.task < task:
+            memory = remember_by_record(
+                memory,
+                _of_classes(site.new_images(task), census),
+                task=task,
+                share=share,
+                census=census,
+                chance=_chance(local),
+                today=site.today,
+                class_names=experiment.class_names,
+            )
+            site.store.save(memory)
+    expected = kept(blank(census), share, census, evenly)
+    return Report(False, {}, {"class_counts": expected.class_counts(experiment.classes), "epsilon": epsilon})
+
+
+class PoissonBatches(EpochBatches):
+    """Batches that each sample enters by itself with the same probability; some may be empty."""
+
+    def __init__(self, local: LocalStep, samples: Samples, level: Level, rate: float, noise: Noise) -> None:
+        super().__init__(local, samples, level)
+        self._count, self._rate, self._noise = len(samples), rate, noise
+
+    def order(self, epoch: int) -> tuple[list[Tensor], torch.Generator]:
+        """Drawn anew in each epoch, from the source of the noise: who is in a batch is a secret too."""
+        return poisson_batches(self._count, self._rate, self._noise), self._noise.generator()
+
+
+def _counted(local: LocalStep, ledger: Ledger) -> bool:
+    """Whether the census holds the task's classes: taken now where it does not, if the budget allows."""
+    task, settings = local.step.task, local.experiment.config.privacy
+    classes = local.experiment.stream.classes(task)
+    if set(classes) <= set(ledger.census):
+        return True
+    if not _paid(local, ledger, census_charge(task, classes, settings)):
+        return False
+    counts = torch.tensor(local.site.new_images(task).class_counts(local.experiment.classes), dtype=torch.float64)
+    noised = counts[list(classes)] + settings.count_noise * _noise(local, CENSUS).normal(len(classes))
+    ledger.census.update(zip(classes, noised.round().clamp_min(0).int().tolist(), strict=True))
+    return True
+
+
+def _paid(local: LocalStep, ledger: Ledger, charge: Charge) -> bool:
+    """Enter a charge, unless it was entered before for the same bits, or would pass the budget."""
+    settings = local.experiment.config.privacy
+    name = f"{charge.task + 1}/{charge.stage}/{charge.round + 1}"
+    if local.site.share is None:
+        name += f"/{len(ledger.charges)}"
+    elif name in ledger.charges:
+        return True
+    wanted = ledger.epsilon(settings.delta, charge)
+    if math.isnan(wanted) or wanted > settings.epsilon:
+        logger.warning("abstains from %s: epsilon would be %.3f, the budget is %g", name, wanted, settings.epsilon)
+        return False
+    budget = local.site.budget
+    if budget is not None and not budget.pay(charge, local.experiment.class_names):
+        return False
+    ledger.charges[name] = charge
+    return True
+
+
+def _rehearsal(local: LocalStep, census: Mapping[int, int]) -> PrivateRehearsal:
+    task, experiment = local.step.task, local.experiment
+    usual = local.site.rehearsal(task)
+    old = experiment.stream.seen(task - 1)
+    fields = {**vars(usual), "new": _of_classes(usual.new, census), "memory": _of_classes(usual.memory, census)}
+    return PrivateRehearsal(
+        **fields, census=dict(census), old=old, image_bytes=_image_bytes(local), chance=_chance(local)
+    )
+
+
+def _of_classes(samples: Samples, census: Mapping[int, int]) -> Samples:
+    """Images of the classes that were counted: the others are paid for by no charge."""
+    return samples.subset(torch.nonzero(torch.isin(samples.labels, torch.tensor(sorted(census)))).flatten())
+
+
+def _share(local: LocalStep, classes: int) -> int:
+    config = local.experiment.config
+    return public_share(config.memory, config.federation.sites, classes, _image_bytes(local))
+
+
+def _image_bytes(local: LocalStep) -> int:
+    return 3 * int(local.experiment.config.data.image_size) ** 2
+
+
+def _chance(local: LocalStep) -> Chance:
+    return hashed(derive_seed(local.experiment.config.seed, "memory", local.site.index))
+
+
+def _noise(local: LocalStep, purpose: str) -> Noise:
+    """Of an answer, or of a task's census, which is the same whichever step asks for it first."""
+    if local.site.share is None:
+        return SystemNoise()
+    if purpose == CENSUS:
+        return SeededNoise(local.experiment.config.seed, CENSUS, local.step.task, local.site.index)
+    return SeededNoise(local.seed, purpose)

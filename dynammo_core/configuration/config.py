@@ -1,0 +1,227 @@
+"""One YAML file, one experiment: read, overridden, validated once, frozen, and known by the hash of its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Generic, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
+
+from dynammo_core.configuration.federation import FederationSettings
+from dynammo_core.configuration.limits import LimitSettings
+from dynammo_core.configuration.privacy import PrivacySettings
+from dynammo_core.configuration.scanners import ScannerSettings
+from dynammo_core.configuration.settings import (
+    BackboneSettings,
+    ComputeSettings,
+    DataSettings,
+    MemorySettings,
+    MethodSettings,
+    Section,
+    TaskSettings,
+)
+from dynammo_core.methods import METHODS
+from dynammo_core.support.errors import ConfigError, unknown_name
+from dynammo_core.support.yaml_files import read_yaml, validate
+
+M = TypeVar("M", bound=MethodSettings)
+Scalar = str | int | float | bool
+PATH_KEYS = (("data", "root"), ("backbone", "weights"))
+WEIGHTS_BY_NAME = ("imagenet", "random")
+
+
+class Config(Section, Generic[M]):
+    """Everything that decides what an experiment computes."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run directory")
+    seed: int = Field(default=1, ge=0, description="random seed of everything")
+    data: DataSettings
+    tasks: TaskSettings = TaskSettings()
+    federation: FederationSettings = FederationSettings()
+    limits: LimitSettings = LimitSettings()
+    scanners: ScannerSettings = ScannerSettings()
+    backbone: BackboneSettings = BackboneSettings()
+    method: M
+    memory: MemorySettings = MemorySettings()
+    privacy: PrivacySettings = PrivacySettings()
+    compute: ComputeSettings = ComputeSettings()
+
+    @field_validator("limits")
+    @classmethod
+    def _of_the_named(cls, limits: LimitSettings, info: ValidationInfo) -> LimitSettings:
+        federation = info.data.get("federation")
+        if federation is not None and isinstance(limits.most_images, dict):
+            for name in sorted(set(limits.most_images) - set(federation.site_names or ())):
+                raise ValueError(
+                    f"most_images: {unknown_name('site', name, federation.site_names or ())}; accepted: names of "
+                    "federation.site_names, or one number for all sites"
+                )
+        return limits
+
+    @field_validator("scanners")
+    @classmethod
+    def _simulated(cls, scanners: ScannerSettings, info: ValidationInfo) -> ScannerSettings:
+        federation = info.data.get("federation")
+        if scanners.kind != "same" and federation is not None and federation.site_names:
+            raise ValueError(
+                f"{scanners.kind} is a simulation's; sites with names have scanners of their own, and their images are "
+                "not to be changed; take kind: same"
+            )
+        return scanners
+
+    @field_validator("method")
+    @classmethod
+    def _fits(cls, method: M, info: ValidationInfo) -> M:
+        federation, backbone = info.data.get("federation"), info.data.get("backbone")
+        if federation is None or backbone is None:  # what is missing is refused already
+            return method
+        if misfit := METHODS[method.name].misfit(method, federation, backbone):
+            raise ValueError(misfit)
+        return method
+
+    @field_validator("privacy")
+    @classmethod
+    def _can_be_kept(cls, privacy: PrivacySettings, info: ValidationInfo) -> PrivacySettings:
+        mechanism, method, federation = privacy.mechanism, info.data.get("method"), info.data.get("federation")
+        if mechanism == "none" or method is None or federation is None:  # what is missing is refused already
+            return privacy
+        if federation.secure_aggregation:
+            raise ValueError(
+                f"{mechanism} does not go with federation.secure_aggregation: what a site has spent, and its noised "
+                "counts, reach the server one by one"
+            )
+        if obstacle := METHODS[method.name].obstacle_to_privacy(method, mechanism):
+            raise ValueError(f"{mechanism} does not go with method.name: {method.name}: {obstacle}")
+        scanners = info.data.get("scanners")
+        if mechanism == "example" and scanners is not None and scanners.own_statistics != "none":
+            raise ValueError(
+                f"example does not go with scanners.own_statistics: {scanners.own_statistics}: statistics of a site's "
+                "images mix each of them into the features of all others"
+            )
+        if mechanism == "client" and federation.aggregator != "mean":
+            raise ValueError(
+                f"client does not go with federation.aggregator: {federation.aggregator}: the noise is made for a "
+                "mean, of which no site is a larger part than another"
+            )
+        if mechanism == "example" and federation.arrival != "synchronous":
+            raise ValueError(
+                f"example does not go with federation.arrival: {federation.arrival}: the task with which a class "
+                "arrives would tell who holds it"
+            )
+        return privacy
+
+    @model_validator(mode="after")
+    def _registry_of_the_named(self) -> Self:
+        if self.federation.site_names and self.data.classes is None:
+            raise ValueError("federation.site_names needs data.classes: the server itself holds no images to name")
+        return self
+
+    def canonical_json(self) -> str:
+        """The resolved configuration as JSON with sorted keys: the same content, the same text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the canonical JSON, as 64 hexadecimal digits."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run directory: the experiment's own, and the first eight digits of the content hash."""
+        return f"{self.name}-{self.content_hash[:8]}"
+
+    def to_yaml(self) -> str:
+        """The resolved configuration, every default filled in, in the order of its sections."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: Path, overrides: Mapping[str, Scalar] | None = None) -> Config[Any]:
+    """Read an experiment's YAML.
+
+    Args:
+        path: the file.
+        overrides: values by dotted key, such as {"federation.sites": 10}; texts are read as YAML, relative paths from
+            the working directory. Another `method.name` replaces the file's whole section `method`.
+
+    Raises:
+        ConfigError: no such file, no YAML, or a key or value that is not accepted; it names file, key and remedy.
+    """
+    data, tree = read_yaml(path)
+    given = dict(overrides or {})
+    for key in map(".".join, PATH_KEYS):
+        if isinstance(value := given.get(key), str) and value not in ("", "null"):
+            given[key] = _place(value, Path.cwd())
+    return resolve(_beside(path, data), str(path), given, tree)
+
+
+def resolve(data: Any, source: str, overrides: Mapping[str, Scalar], tree: yaml.Node | None = None) -> Config[Any]:
+    """Validate plain data as a configuration; `source` and `tree` serve the error messages."""
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source} holds no mapping of keys to values", accepted=", ".join(Config.model_fields))
+    method = data.get("method")
+    if isinstance(method, dict) and overrides.get("method.name", method.get("name")) != method.get("name"):
+        data["method"] = {}  # another method has other parameters: it starts from its own defaults
+    for key, value in overrides.items():
+        _set_leaf(data, key, _parsed(key, value))
+    method = data.get("method")
+    name = str(method.get("name")) if isinstance(method, dict) else ""
+    if name not in METHODS:
+        raise ConfigError(
+            f"{source}, method.name: {unknown_name('method', name, METHODS)}", accepted=", ".join(METHODS)
+        )
+    return validate(_config_of(METHODS[name].Params), data, source, tree, overrides)
+
+
+def leaf_keys() -> list[str]:
+    """The dotted key of every leaf that any method's configuration may have, sorted."""
+    models = [_config_of(method.Params) for method in METHODS.values()]
+    return sorted({leaf for model in models for leaf in _leaves(model)})
+
+
+def _beside(path: Path, data: Any) -> Any:
+    """Relative paths in a file mean places beside that file, wherever the run is started."""
+    for section, key in PATH_KEYS:
+        values = data.get(section) if isinstance(data, dict) else None
+        if isinstance(values, dict) and isinstance(values.get(key), str):
+            values[key] = _place(values[key], path.parent)
+    return data
+
+
+def _place(value: str, folder: Path) -> str:
+    """`value` as an absolute path, unless it names weights or a home folder."""
+    return value if value in WEIGHTS_BY_NAME or value.startswith("~") else str(folder.absolute() / value)
+
+
+def _config_of(params: type[MethodSettings]) -> type[Config[Any]]:
+    """The configuration whose section `method` is of the type `params`."""
+    return Config.__class_getitem__(params)  # type: ignore[return-value]
+
+
+def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            yield from _leaves(section, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _parsed(key: str, value: Scalar) -> Any:
+    try:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"the value {value!r} of the override {key!r} is not valid YAML: {reason}") from error
+
+
+def _set_leaf(data: dict[str, Any], key: str, value: Any) -> None:
+    *sections, leaf = key.split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"the override {key!r} goes through {section!r}, which is a value and not a section")
+    data[leaf] = value

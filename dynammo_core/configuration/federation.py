@@ -1,0 +1,189 @@
+"""The section `federation` of an experiment: who takes part, how long a round waits, how answers are merged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from dynammo_core.configuration.settings import Section
+
+FINGERPRINT = r"SHA256:[A-Za-z0-9+/]{43}"
+"""A public key's SHA-256, as `ssh-keygen -l` prints it."""
+
+
+class RoundRules(Section):
+    """What a stage asks of its rounds; what is left out is as for the other stages."""
+
+    quorum: float | None = Field(default=None, gt=0, le=1)
+    deadline_seconds: float | None = Field(default=None, gt=0)
+
+
+MORE_THAN_TWICE_THE_LIARS: Mapping[str, int] = MappingProxyType(
+    {"median": 1, "trimmed_mean": 1, "krum": 3, "multi_krum": 3, "norm_clipping": 1}
+)
+"""Sites that an aggregator needs beyond twice those that may lie: else liars may be the majority (Yin et al., arXiv
+1803.01498), or each other's nearest (Blanchard et al., arXiv 1703.02757)."""
+
+
+class FederationSettings(Section):
+    """Who takes part, how a simulation spreads the data, and how long the server waits."""
+
+    sites: int = Field(default=1, ge=1, le=10_000, description="number of sites; site_names decide it if given")
+    partition: Literal["iid", "dirichlet", "quantity", "natural"] = Field(
+        default="iid",
+        description="how images are spread over simulated sites; dirichlet: label skew; quantity: size skew; natural: "
+        "the data's own sites",
+    )
+    alpha: float = Field(
+        default=0.5, gt=0, description="concentration of dirichlet and quantity: a smaller value means more skew"
+    )
+    arrival: Literal["synchronous", "asynchronous"] = Field(
+        default="synchronous", description="asynchronous: a class may reach some sites some tasks later than others"
+    )
+    max_delay: int = Field(default=2, ge=0, description="longest delay of asynchronous arrival, in tasks")
+    site_names: tuple[str, ...] | None = Field(
+        default=None,
+        description="registered names of the hospitals that take part, in an order that stays; null: simulated sites",
+    )
+    site_keys: tuple[str, ...] | None = Field(
+        default=None,
+        description="fingerprints of the registered keys of site_names, in the same order; secure aggregation among "
+        "hospitals needs them",
+    )
+    evaluate_only: tuple[str, ...] = Field(default=(), description="sites of site_names that test but do not train")
+    quorum: float = Field(default=1.0, gt=0, le=1, description="share of the sites that must answer in each round")
+    deadline_seconds: float = Field(default=3600, gt=0, description="how long a round waits for its slowest site")
+    stages: dict[str, RoundRules] | None = Field(
+        default=None, description="another quorum or deadline per stage, such as {adapt: {quorum: 0.5}}"
+    )
+    attempts: int = Field(default=1, ge=1, description="how often a round asks a site that fails")
+    patience_seconds: float = Field(
+        default=120,
+        gt=0,
+        description="how long a round waits for a site that is not connected",
+    )
+    compression: Literal["none", "float16", "int8", "int8_both"] = Field(
+        default="none",
+        description="how float32 travels; float16: half the bytes both ways; int8: float16 to the sites, matrices as "
+        "int8 differences from them; int8_both: matrices in int8 to the sites, too",
+    )
+    aggregator: Literal["mean", "median", "trimmed_mean", "krum", "multi_krum", "norm_clipping"] = Field(
+        default="mean", description="how answers of sites are merged"
+    )
+    liars: int = Field(default=1, ge=0, description="number of sites that may send anything; mean ignores it")
+    mixing: bool = Field(
+        default=True,
+        description="every aggregator except mean first replaces each update by the mean of its nearest ones, which "
+        "skewed labels need",
+    )
+
+    secure_aggregation: bool = Field(
+        default=False,
+        description="the server learns only the sum of the answers; needs mean, no compression and 3 sites that train",
+    )
+    secure_threshold: int | None = Field(
+        default=None, description="sites that must stay to the end of a step; null: over two thirds"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_names(cls, given: Any) -> Any:
+        """Named sites need not be counted."""
+        if isinstance(given, dict) and isinstance(names := given.get("site_names"), list | tuple):
+            return {"sites": len(names), **given}
+        return given
+
+    @field_validator("liars")
+    @classmethod
+    def _few_enough(cls, liars: int, info: ValidationInfo) -> int:
+        aggregator, beyond = str(info.data.get("aggregator")), MORE_THAN_TWICE_THE_LIARS
+        sites = info.data.get("sites", 1) - len(info.data.get("evaluate_only", ()))
+        if aggregator in beyond and sites < (fewest := 2 * liars + beyond[aggregator]):
+            raise ValueError(
+                f"{aggregator} withstands that many liars among {fewest} sites or more (twice their number and "
+                f"{beyond[aggregator]}), and {sites} take part in training"
+            )
+        return liars
+
+    @field_validator("secure_aggregation")
+    @classmethod
+    def _only_sums(cls, secure: bool, info: ValidationInfo) -> bool:
+        aggregator, compression = info.data.get("aggregator", "mean"), info.data.get("compression", "none")
+        if secure and (aggregator, compression) != ("mean", "none"):
+            what = f"{compression} packs" if aggregator == "mean" else f"{aggregator} compares"
+            raise ValueError(f"{what} single updates, of which the server is to see none; take mean and no compression")
+        sites = info.data.get("sites", 3) - len(info.data.get("evaluate_only", ()))
+        if secure and sites < 3:
+            raise ValueError(f"a sum hides its terms among 3 sites or more, and {sites} take part in training")
+        return secure
+
+    @field_validator("secure_threshold")
+    @classmethod
+    def _majority(cls, threshold: int | None, info: ValidationInfo) -> int | None:
+        sites = info.data.get("sites", 1)
+        training = sites - len(info.data.get("evaluate_only", ()))
+        if threshold is not None and info.data.get("secure_aggregation") and not sites < 2 * threshold <= 2 * training:
+            raise ValueError(
+                f"{threshold} must be more than half of all {sites} sites, or two halves could be told different "
+                f"things, and at most the {training} that train"
+            )
+        return threshold
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        names = self.site_names
+        if names is None:
+            for key in ("evaluate_only", "site_keys"):
+                if given := getattr(self, key):
+                    raise ValueError(f"{key} {list(given)} needs site_names")
+            return self
+        if not all(names) or len(set(names)) < len(names) or len(names) != self.sites:
+            raise ValueError(f"site_names {list(names)} must name each of the {self.sites} sites, none of them twice")
+        if not set(self.evaluate_only) < set(names):
+            raise ValueError(f"evaluate_only {list(self.evaluate_only)} must be some, not all, of {list(names)}")
+        self._check_keys(names)
+        if self.arrival != "synchronous":
+            raise ValueError("arrival: asynchronous is a simulation's; sites with names bring classes when they come")
+        return self
+
+    def _check_keys(self, names: tuple[str, ...]) -> None:
+        if self.site_keys is None:
+            if self.secure_aggregation:
+                raise ValueError(
+                    "site_keys must name the fingerprint of each site's key, or a server could play the other sites "
+                    "to one of them; `dynammo-server sites keys` prints the lines for the experiment's file"
+                )
+            return
+        for key in self.site_keys:
+            if not re.fullmatch(FINGERPRINT, key):
+                raise ValueError(f"site_keys: {key!r} is no fingerprint, such as `ssh-keygen -l` prints: SHA256:...")
+        if len(set(self.site_keys)) < len(self.site_keys) or len(self.site_keys) != len(names):
+            raise ValueError(f"site_keys must hold a key for each of the {len(names)} site_names, none of them twice")
+
+    def rules(self, stage: str) -> tuple[float, float]:
+        """Quorum and deadline in seconds of a stage."""
+        own = (self.stages or {}).get(stage, RoundRules())
+        return own.quorum or self.quorum, own.deadline_seconds or self.deadline_seconds
+
+    @property
+    def tested_apart(self) -> int:
+        """Number of sites whose tests the server can tell apart; 1 where it learns the sum alone."""
+        return 1 if self.secure_aggregation else self.sites
+
+    def taking_part(self, *, testing: bool) -> list[int]:
+        """The sites that a step asks: all, but for those that only evaluate unless it is a test."""
+        names = self.site_names or ()
+        idle = set() if testing else {names.index(name) for name in self.evaluate_only}
+        return [site for site in range(self.sites) if site not in idle]
+
+    def threshold(self, sites: int) -> int:
+        """Of so many sites that take part in a step of secure aggregation, those that must stay until its end."""
+        return self.secure_threshold or 2 * sites // 3 + 1
+
+    def site_label(self, site: int) -> str:
+        """What people call a site."""
+        return self.site_names[site] if self.site_names else f"site {site}"

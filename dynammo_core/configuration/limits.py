@@ -1,0 +1,61 @@
+"""What is believed of one site at most: how many images it may speak for, and how much it weighs in a mean."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from dynammo_core.configuration.settings import Section
+from dynammo_core.plan import Action
+
+MOST_IMAGES = 1_000_000
+"""More images than a site has whose number nobody has set."""
+
+NOISE_AT_MOST = 10
+"""Deviations by which noise raises a count: more than any normal number that will ever be drawn."""
+
+
+class LimitSettings(Section):
+    """What one site may claim, and what it may weigh."""
+
+    most_images: int | dict[str, int] = Field(
+        default=MOST_IMAGES,
+        description="images of one split that a site may speak for; or a number by site, such as {clinic-a: 20000}",
+    )
+    largest_share: float = Field(
+        default=0.75,
+        gt=0,
+        le=1,
+        description="largest weight of one of several sites in a mean, whatever it claims; 1: no limit",
+    )
+
+    @field_validator("most_images")
+    @classmethod
+    def _positive(cls, most: int | dict[str, int]) -> int | dict[str, int]:
+        if min(most.values() if isinstance(most, dict) else [most], default=1) < 1:
+            raise ValueError(f"{most} must leave each site an image")
+        return most
+
+    def images(self, name: str) -> int:
+        """The most images of one split that a site of that name may speak for."""
+        return self.most_images.get(name, MOST_IMAGES) if isinstance(self.most_images, dict) else self.most_images
+
+
+def most_samples(images: int, action: Action, config: Any, classes: int) -> int:
+    """How many samples an answer can speak for, of a site with so many images of the split that the action reads.
+
+    Training sets hold exemplars beside images; and numbers of training images that are noised may say too much.
+
+    Args:
+        images: that the site has, or is believed to have.
+        action: that was asked for.
+        config: the experiment's configuration.
+        classes: number C of classes.
+    """
+    if action is Action.EVALUATE:
+        return images
+    noised = config.privacy.mechanism == "example"
+    room = math.ceil(NOISE_AT_MOST * config.privacy.count_noise * classes) if noised else 0
+    return int(images + config.memory.exemplars + room)

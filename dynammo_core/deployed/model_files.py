@@ -1,0 +1,193 @@
+"""The files of a deployed model: weights as safetensors, and JSON that says what they are, beside or inside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import safetensors.torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+
+from dynammo_core.methods import METHODS
+from dynammo_core.methods.base import Method
+from dynammo_core.models.backbones import BACKBONES
+from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
+from dynammo_core.support.errors import WeightsError, nearest_match, unknown_name
+
+WEIGHTS = "model.safetensors"
+FACTS = "model.json"
+METADATA_KEY = "dynammo_model"
+"""Under which a file that stands alone carries its description."""
+
+
+class Lineage(BaseModel):
+    """Where a model comes from; `tensors_sha256` is absent in files of versions that did not write it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    config_hash: str
+    code_hash: str
+    backbone_sha256: str
+    after_task: int
+    tensors_sha256: str | None = None
+
+
+class OwnStatistics(BaseModel):
+    """That the sites were tested with batch-norm statistics of their own, which stay there.
+
+    Attributes:
+        kind: which, by `scanners.own_statistics`.
+        tested_sha256: of the tensors as they arrived at the sites, by which a site knows the model again.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+    tested_sha256: str
+
+
+class ModelFacts(BaseModel):
+    """What `model.json` says: all that is needed to build the network and to name its answers.
+
+    Of the sites' test images of learnt classes, 95 % have an open-set score of at least `open_set_threshold`; None
+    where nobody counted. Without `own_statistics` all sites were tested with the statistics in the file.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    class_names: tuple[str, ...]
+    tasks: tuple[tuple[str, ...], ...] = Field(min_length=1)
+    backbone: str
+    insertion_points: tuple[str, ...]
+    method: dict[str, Any]
+    image_size: int = Field(ge=1)
+    normalisation: Literal["half", "imagenet"]
+    heads: dict[str, tuple[int, ...]]
+    open_set_threshold: float | None = None
+    own_statistics: OwnStatistics | None = None
+    versions: dict[str, str]
+    lineage: Lineage
+
+    @property
+    def open_set_words(self) -> str:
+        """What the method's open-set score is."""
+        return METHODS[self.method["name"]].open_set_words
+
+    @model_validator(mode="after")
+    def _known_here(self) -> Self:
+        if self.backbone not in BACKBONES:
+            raise ValueError(unknown_name("backbone", self.backbone, BACKBONES))
+        if self.insertion_points != BACKBONES[self.backbone].insertion_points:
+            raise ValueError(f"{self.backbone} is cut here at {BACKBONES[self.backbone].insertion_points}")
+        name = str(self.method.get("name"))
+        if name not in METHODS:
+            raise ValueError(unknown_name("method", name, METHODS))
+        METHODS[name].Params.model_validate(self.method)
+        learnt = [name for names in self.tasks for name in names]
+        if len(set(learnt)) < len(learnt) or not learnt or not set(learnt) <= set(self.class_names):
+            raise ValueError("tasks must name some of class_names, each at most once")
+        return self
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The contents of a deployed model's files.
+
+    Attributes:
+        facts: what the model is.
+        tensors: its weights, by name.
+        origin: the file of weights, for messages.
+    """
+
+    facts: ModelFacts
+    tensors: dict[str, Tensor]
+    origin: Path
+
+    @classmethod
+    def read(cls, path: Path) -> ModelFiles:
+        """A folder with model.safetensors and model.json, such as a run directory, or one `.safetensors` file.
+
+        A file holds its description itself, or has it beside it, under its own name with the suffix `.json`.
+
+        Raises:
+            WeightsError: a file is absent, unreadable, corrupt, or describes no model that this version knows.
+        """
+        weights = path / WEIGHTS if path.is_dir() else path
+        return cls.parse(_read(weights), weights)
+
+    @classmethod
+    def parse(cls, content: bytes, origin: Path) -> ModelFiles:
+        """The model in the bytes of a safetensors file. Raises what `read` raises."""
+        try:
+            tensors = safetensors.torch.load(content)
+            size = int.from_bytes(content[:8], "little")
+            inside = json.loads(content[8 : 8 + size]).get("__metadata__", {}).get(METADATA_KEY)
+        except Exception as error:  # what a damaged file makes a decoder raise has no common type
+            raise WeightsError(
+                f"{origin} is no safetensors file, or a damaged one ({type(error).__name__})",
+                accepted="a run directory, its model.safetensors, or what `dynammo-server export` wrote as safetensors",
+            ) from error
+        beside = origin.with_suffix(".json")
+        facts = _facts(inside, origin) if inside else _facts(_read(beside), beside)
+        expected = facts.lineage.tensors_sha256
+        if expected is not None and (found := tensors_sha256(tensors)) != expected:
+            raise WeightsError(
+                f"the tensors in {origin} have the SHA-256 {found}, and their description says {expected}",
+                remedy="Fetch both files again: one of them is damaged, or of another model",
+            )
+        return cls(facts, tensors, origin)
+
+    def in_one_file(self) -> bytes:
+        """The weights as a safetensors file that carries its description."""
+        content: bytes = safetensors.torch.save(self.tensors, metadata={METADATA_KEY: self.facts.model_dump_json()})
+        return content
+
+
+def deployed_names(method: Method, model: IncrementalModel) -> list[str]:
+    """Names in the state dict of all that prediction needs, the frozen backbone included."""
+    changing = set(travelling_names(model))
+    kept = set(matching(changing, method.deployed))
+    return [name for name in model.state_dict() if name not in changing or name in kept]
+
+
+def deployed_tensors(method: Method, model: IncrementalModel) -> dict[str, Tensor]:
+    """These tensors, on the CPU; one that parts share (a backbone of many passes) once, under its first name."""
+    state = model.state_dict()
+    first = {state[name].data_ptr(): name for name in reversed(deployed_names(method, model))}
+    return {name: state[name].cpu().contiguous() for name in sorted(first.values())}
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values, in hex: the same for the same tensors in whatever file."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        here = [str(file) for file in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
+        raise WeightsError(
+            f"cannot read {path}: {error.strerror}{nearest_match(str(path), here)}",
+            accepted=f"a folder with {WEIGHTS} and {FACTS}, or a .safetensors file with its .json beside it",
+        ) from error
+
+
+def _facts(text: str | bytes, origin: Path) -> ModelFacts:
+    try:
+        return ModelFacts.model_validate_json(text)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'the whole'}: {e['msg']}" for e in error.errors()]
+        raise WeightsError(
+            f"{origin} describes no model that this version can build ({'; '.join(problems)})",
+            remedy="Use the file that the run wrote, and the version of this project that its `versions` name",
+        ) from error

@@ -1,0 +1,160 @@
+"""What a prediction costs as tasks come in: MACs, parameters and latency of each method's deployed model."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dynammo_core.configuration.settings import BackboneSettings, MethodSettings
+from dynammo_core.data.task_stream import TaskStream
+from dynammo_core.methods import METHODS
+from dynammo_core.methods.base import Method
+from dynammo_core.models.backbones import Backbone, build_backbone
+from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
+from dynammo_core.support.errors import ConfigError, unknown_name
+from dynammo_core.support.seeding import seeded_initialisation
+
+COMPARED = ("dynammo", "acl", "dynamic_er", "fine_tune")
+"""The ways to grow: not at all, by adapters and passes, by whole networks, and the bare network with one classifier."""
+
+
+class Deployed(nn.Module):
+    """A model as it is deployed: from images to answers, by the method's own prediction."""
+
+    def __init__(self, method: Method, model: IncrementalModel) -> None:
+        super().__init__()
+        self.method = method
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Labels Tensor[B] of normalised images Tensor[B, 3, S, S]."""
+        return self.method.predict(self.model, self.model.extractor(images)).labels
+
+    def parameter_count(self) -> int:
+        """Parameters that prediction needs, without batch-norm statistics."""
+        changing = set(travelling_names(self.model))
+        kept = set(matching(changing, self.method.deployed))
+        parameters = self.model.named_parameters()
+        return sum(parameter.numel() for name, parameter in parameters if name not in changing or name in kept)
+
+
+def deployed_after(tasks: int, method: MethodSettings, backbone: Backbone, classes_per_task: int) -> Deployed:
+    """The model of a method after `tasks` tasks of `classes_per_task` classes each; nothing of it is trained."""
+    stream = TaskStream(
+        tuple(tuple(range(task * classes_per_task, (task + 1) * classes_per_task)) for task in range(tasks))
+    )
+    grown = METHODS[method.name](method, stream)
+    own = copy.deepcopy(backbone)
+    model = IncrementalModel(own.freeze() if grown.freezes_backbone else own)
+    for task in range(tasks):
+        grown.grow(model, task)
+    return Deployed(grown, model.eval())
+
+
+def method_settings(names: Sequence[str], given: MethodSettings) -> list[MethodSettings]:
+    """Settings of each named method: what `given` says where it has the same parameter, else the method's defaults.
+
+    Raises:
+        ConfigError: no such method.
+    """
+    for name in names:
+        if name not in METHODS:
+            raise ConfigError(unknown_name("method", name, METHODS), accepted=", ".join(METHODS))
+    shared = given.model_dump()
+    return [
+        params.model_validate({key: shared[key] for key in params.model_fields if key in shared} | {"name": name})
+        for name, params in ((name, METHODS[name].Params) for name in names)
+    ]
+
+
+@torch.no_grad()
+def multiply_accumulates(module: nn.Module, image_size: int) -> int:
+    """MACs of one image Tensor[1, 3, S, S], as half of the FLOPs that PyTorch's own counter sees."""
+    module.eval()
+    device = next(module.parameters()).device
+    counter = FlopCounterMode(display=False)
+    with counter:
+        module(torch.zeros(1, 3, image_size, image_size, device=device))
+    return counter.get_total_flops() // 2
+
+
+def cost_table(
+    settings: BackboneSettings,
+    methods: Sequence[MethodSettings],
+    *,
+    seed: int,
+    image_size: int,
+    classes_per_task: int,
+    tasks: Sequence[int],
+    repeats: int = 30,
+) -> list[dict[str, object]]:
+    """Rows {method, tasks, macs, parameters, latency_ms}, for each T and each method.
+
+    Latency is the best of `repeats` single images, taken in turns over all rows, so that a disturbance of the machine
+    meets all of them alike.
+    """
+    backbone = build_backbone(settings, seed)
+    with seeded_initialisation(seed, "cost"):
+        models = {
+            (method.name, count): deployed_after(count, method, backbone, classes_per_task)
+            for count in tasks
+            for method in methods
+        }
+    latencies = _latencies(list(models.values()), image_size, repeats)
+    return [
+        {**_row(name, count, model, image_size), "latency_ms": round(latency * 1000, 3)}
+        for ((name, count), model), latency in zip(models.items(), latencies, strict=True)
+    ]
+
+
+def macs_table(
+    *,
+    backbones: Sequence[str] = ("resnet18", "mobilenet_v2", "efficientnet_b0"),
+    methods: Sequence[MethodSettings],
+    tasks: Sequence[int] = (1, 5, 10),
+    image_size: int = 224,
+    classes_per_task: int = 10,
+) -> list[dict[str, object]]:
+    """Rows {backbone, method, tasks, macs, parameters}; shapes alone are computed, no pixel and no weight is."""
+    rows = []
+    for name in backbones:
+        with torch.device("meta"):
+            backbone = build_backbone(BackboneSettings(name=name, weights="random"), 0)
+            rows += [
+                {
+                    "backbone": name,
+                    **_row(method.name, count, deployed_after(count, method, backbone, classes_per_task), image_size),
+                }
+                for method in methods
+                for count in tasks
+            ]
+    return rows
+
+
+def _row(name: str, tasks: int, model: Deployed, image_size: int) -> dict[str, object]:
+    return {
+        "method": name,
+        "tasks": tasks,
+        "macs": multiply_accumulates(model, image_size),
+        "parameters": model.parameter_count(),
+    }
+
+
+@torch.no_grad()
+def _latencies(modules: Sequence[nn.Module], image_size: int, repeats: int) -> list[float]:
+    """Best seconds of each module on one image."""
+    image = torch.zeros(1, 3, image_size, image_size)
+    best = [float("inf")] * len(modules)
+    for repeat in range(repeats + 3):
+        for index, module in enumerate(modules):
+            started = time.perf_counter()
+            module(image)
+            elapsed = time.perf_counter() - started
+            if repeat >= 3:
+                best[index] = min(best[index], elapsed)
+    return best

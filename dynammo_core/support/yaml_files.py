@@ -1,0 +1,96 @@
+"""Reading a YAML file into a frozen model: every mistake is named with its file, line and key, and what is accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from dynammo_core.support.errors import ConfigError, nearest_match
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
+    """The plain data of a YAML file, and its tree, which knows the lines.
+
+    Raises:
+        ConfigError: no such file, it cannot be read, or it is no YAML.
+    """
+    if not path.is_file():
+        here = sorted(str(file) for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ConfigError(
+            f"no configuration file {str(path)!r}{nearest_match(str(path), here)}",
+            accepted=", ".join(here) or "a YAML file",
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        return yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", remedy="Permit reading it") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date such as 2024-13-45
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def validate(
+    model: type[T], data: Any, source: str, tree: yaml.Node | None = None, overridden: Collection[str] = ()
+) -> T:
+    """`data` as a `model`; `source`, `tree` and the dotted keys `overridden` serve the error messages.
+
+    Raises:
+        ConfigError: naming every key that is unknown, missing or has a wrong value.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source} holds no mapping of keys to values", accepted=", ".join(model.model_fields))
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = [_explain(problem, model, source, tree, overridden) for problem in error.errors()]
+        raise ConfigError("; ".join(problems)) from error
+
+
+def _explain(
+    problem: ErrorDetails, model: type[BaseModel], source: str, tree: yaml.Node | None, overridden: Collection[str]
+) -> str:
+    """`FILE line 3, data.datset: unknown key (did you mean 'dataset'?); accepted: ...`."""
+    path = [str(part) for part in problem["loc"]]
+    names = _accepted_names(model, path[:-1])
+    steps = []
+    for part in path:
+        steps.append(part)
+        if part not in _accepted_names(model, steps[:-1]):
+            break
+    keys = {".".join(steps[:end]) for end in range(1, len(steps) + 1)}
+    line = _line(tree, steps) if keys.isdisjoint(overridden) else None
+    place = f"{source}{f' line {line}' if line else ''}, {'.'.join(steps)}"
+    if problem["type"] == "extra_forbidden":
+        return f"{place}: unknown key{nearest_match(path[-1], names)}; accepted: {', '.join(names)}"
+    if problem["type"] == "missing":
+        return f"{place}: this key is required"
+    return f"{place}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}"
+
+
+def _accepted_names(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(part)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+def _line(tree: yaml.Node | None, path: list[str]) -> int | None:
+    """Line, from 1, of the key at `path`, or of the list it is in; none where an override or a default put it there."""
+    line = None
+    for part in path:
+        if not isinstance(tree, yaml.MappingNode):
+            return line
+        match = [(key, value) for key, value in tree.value if key.value == part]
+        if not match:
+            return None
+        line, tree = match[0][0].start_mark.line + 1, match[0][1]
+    return line

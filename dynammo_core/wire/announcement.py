@@ -1,0 +1,90 @@
+"""Names of diseases: what a site may bring, and how one disease under two names is noticed before it becomes two."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dynammo_core.configuration.config import Config, resolve
+from dynammo_core.data.task_stream import build_task_stream
+from dynammo_core.support.errors import ConfigError, ProtocolError
+
+BANDS = (1, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
+"""A site says of a class only the largest of these numbers of images that it reaches."""
+
+CLOSE = 0.85
+LONGEST_NAME, MOST_NAMES = 200, 1000
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """The classes that a site can bring, by the names its own labels have.
+
+    Attributes:
+        bands: for each class the largest of `BANDS` that its number of images reaches, training and test together.
+    """
+
+    bands: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        for name, band in self.bands.items():
+            # What cannot be printed could command the operator's terminal.
+            if not name or len(name) > LONGEST_NAME or not name.isprintable() or band not in BANDS:
+                raise ProtocolError(f"the announcement of {name[:LONGEST_NAME]!r} with {band}", accepted=str(BANDS))
+        if len(self.bands) > MOST_NAMES:
+            raise ProtocolError(f"an announcement of {len(self.bands)} classes", accepted=f"at most {MOST_NAMES}")
+
+
+def band(count: int) -> int:
+    """The largest of `BANDS` that `count`, at least 1, reaches."""
+    return max(bound for bound in BANDS if bound <= count)
+
+
+def same_disease(name: str, names: Iterable[str]) -> str | None:
+    """The name among `names` that seems to mean what `name` means: but for case, spaces and marks, or nearly equal."""
+    plain = {_plain(other): other for other in names}
+    close = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=CLOSE)
+    return plain[close[0]] if close else None
+
+
+def with_new_task(config: Config[Any], classes: Sequence[str], *, distinct: bool = False) -> Config[Any]:
+    """The experiment with one task more, which brings new classes; all that was there keeps its number.
+
+    Args:
+        config: an experiment with a registry of classes.
+        classes: the new names.
+        distinct: a person has seen that names which look alike mean different diseases.
+
+    Raises:
+        ConfigError: no registry to add to, a name that is there already, or one that looks like another.
+    """
+    registry = config.data.classes
+    if registry is None:
+        raise ConfigError("the experiment has no registry of classes to add to", remedy="Set data.classes")
+    known = list(registry)
+    for name in classes:
+        if name in known:
+            raise ConfigError(f"the class {name!r} is in the registry already", accepted="names of new classes")
+        if not distinct and (other := same_disease(name, known)):
+            raise ConfigError(
+                f"the class {name!r} looks like {other!r}, which is in the registry",
+                remedy=f"If it is the same disease, let the site call it {other!r}; if not, add --distinct",
+            )
+        known.append(name)
+    stream = build_task_stream(config.tasks, len(registry), config.seed)
+    data = config.model_dump(mode="json")
+    data["data"]["classes"] = known
+    data["tasks"] = {
+        "sizes": [len(task) for task in stream.tasks] + [len(classes)],
+        "class_order": [*stream.seen(len(stream) - 1), *range(len(registry), len(known))],
+    }
+    return resolve(data, "the extended experiment", {})
+
+
+def _plain(name: str) -> str:
+    # Decomposed, so that an accent is a mark of its own: one name is written with it and without, in one or two signs.
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKD", name)).casefold()

@@ -1,0 +1,49 @@
+"""Fewer bytes on the wire: the table of codecs, and whole messages through one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from dynammo_core.wire.compression.base import Codec, Form
+from dynammo_core.wire.compression.float16 import Float16
+from dynammo_core.wire.compression.int8 import Int8, Int8Both
+from dynammo_core.wire.compression.plain import Plain
+
+CODECS: Mapping[str, Codec] = MappingProxyType(
+    {"none": Plain(), "float16": Float16(), "int8": Int8(), "int8_both": Int8Both()}
+)
+"""By the value of `federation.compression`."""
+
+Tensors = Mapping[str, Tensor]
+
+
+def packed_form(codec: Codec, declared: Tensors) -> Form:
+    """Type and shape of every tensor on the wire, by its name there, for tensors such as those declared."""
+    return {f"{name}{part}": form for name, like in declared.items() for part, form in codec.form(like).items()}
+
+
+def pack(codec: Codec, weights: Tensors, sent: Tensors) -> dict[str, Tensor]:
+    """The tensors as they travel; `sent` holds what the site was sent, and zeros stand for all that it was not."""
+    return {
+        f"{name}{part}": tensor
+        for name, whole in weights.items()
+        for part, tensor in codec.encode(whole, sent.get(name, torch.zeros_like(whole))).items()
+    }
+
+
+def unpack(codec: Codec, packed: Tensors, sent: Tensors) -> dict[str, Tensor]:
+    """The tensors that `pack` packed."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in packed.items():
+        name, colon, suffix = key.partition(":")
+        parts.setdefault(name, {})[f"{colon}{suffix}"] = tensor
+    return {name: codec.decode(own, sent.get(name, torch.zeros(()))) for name, own in parts.items()}
+
+
+def carried(codec: Codec, weights: Tensors) -> dict[str, Tensor]:
+    """What arrives at a site of tensors that the server sends."""
+    return unpack(codec.downwards, pack(codec.downwards, weights, {}), {})

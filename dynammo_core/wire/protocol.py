@@ -1,0 +1,185 @@
+"""All that travels between the server and a site, and nothing else does: both ends check every message against this."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
+from dynammo_core.plan import Action, Stage
+from dynammo_core.scoring.reliability import LENGTHS as RELIABILITY
+from dynammo_core.wire.secure_aggregation.offers import OFFER_BYTES
+from dynammo_core.wire.secure_aggregation.shamir import SHARE_BYTES
+from dynammo_core.wire.secure_aggregation.sharing import SEALED_BYTES
+
+Numbers = Mapping[str, float | list[int]]
+"""Numbers by name: a float, or a list of counts."""
+
+NUMBERS: Mapping[Action, frozenset[str]] = MappingProxyType(
+    {
+        Action.FIT: frozenset({"class_counts", "loss", "seconds"}),
+        Action.SUMMARISE: frozenset({"class_counts", "seconds"}),
+        Action.REMEMBER: frozenset({"class_counts", "memory_bytes", "seconds"}),
+        Action.EVALUATE: frozenset({"class_counts", "confusion", *RELIABILITY, "seconds"}),
+        Action.FORGET: frozenset({"class_counts", "seconds"}),
+    }
+)
+"""The numbers a site returns, by action. `class_counts` [C]: samples used of each class; `loss`: mean of the last
+epoch; `memory_bytes`: size of its memory; `confusion` [C * C]: its test images by true and predicted class, row by row;
+`calibration` [45] and `open_set` [256]: these by confidence, and by open-set score beside those of classes to come, see
+`Reliability`; `seconds`: time the site took."""
+
+PRIVATE_NUMBERS: Mapping[Action, frozenset[str]] = MappingProxyType(
+    {
+        Action.FIT: frozenset({"class_counts", "epsilon"}),
+        Action.SUMMARISE: frozenset({"class_counts", "epsilon"}),
+        Action.REMEMBER: frozenset({"class_counts", "epsilon"}),
+        Action.EVALUATE: NUMBERS[Action.EVALUATE],
+    }
+)
+"""The same under example-level differential privacy, which speaks of training images alone: `class_counts` are made of
+noised numbers, `epsilon` is what the site has spent so far, and nothing that was not noised goes with them. A site that
+abstains says `epsilon` alone."""
+
+
+def numbers_of(action: Action, private: bool) -> frozenset[str]:
+    """Names of the numbers of an action, of training images that are protected one by one or not."""
+    return (PRIVATE_NUMBERS if private else NUMBERS)[action]
+
+
+def lengths_of(classes: int) -> dict[str, int]:
+    """Lengths of the numbers that are lists of counts, for C classes."""
+    return {"class_counts": classes, "confusion": classes**2, **RELIABILITY}
+
+
+NEVER_NEGATIVE = frozenset({"seconds", "memory_bytes", "epsilon"})
+"""The single numbers that are amounts."""
+
+MOST = 10**12
+"""More images than any site has: a larger count is no count, before anyone asks how many this site may have."""
+
+SUMMED: Mapping[Action, frozenset[str]] = MappingProxyType(
+    {action: NUMBERS[action] - {"seconds"} for action in (Action.FIT, Action.SUMMARISE, Action.EVALUATE)}
+)
+"""The actions whose answers are added up under masks by secure aggregation, and the numbers that leave in no other way.
+Then `remember` tells nothing but its seconds."""
+
+
+class Phase(StrEnum):
+    """The four exchanges of a step of which the server learns only the sum."""
+
+    KEYS = "keys"
+    SHARES = "shares"
+    MASKED = "masked"
+    OPEN = "open"
+
+
+ATTEMPT, SITES, KEYS, SHARES, SURVIVORS = (
+    f"secure.{name}" for name in ("attempt", "sites", "keys", "shares", "survivors")
+)
+ATTEMPT_BYTES = 16
+PHASE_DOWN: Mapping[Phase, frozenset[str]] = MappingProxyType(
+    {
+        Phase.KEYS: frozenset({ATTEMPT}),
+        Phase.SHARES: frozenset({ATTEMPT, SITES, KEYS}),
+        Phase.MASKED: frozenset({ATTEMPT, SITES, KEYS}),
+        Phase.OPEN: frozenset({ATTEMPT, SITES, KEYS, SHARES, SURVIVORS}),
+    }
+)
+"""What goes down in an exchange; in MASKED, the tensors of the stage too. `attempt` uint8 [16]: random bytes, by which
+sites tell attempts at a step apart; `sites` int64 [n], ascending, and `keys` uint8 [n, 338]: who takes part, and their
+public keys, signed (see `offers`); `shares` uint8 [n, 82]: what each of them dealt to the receiver; `survivors` int64:
+those in the sum."""
+
+PHASE_UP: Mapping[Phase, str] = MappingProxyType(
+    {
+        Phase.KEYS: "secure.keys",
+        Phase.SHARES: "secure.shares",
+        Phase.MASKED: "secure.masked",
+        Phase.OPEN: "secure.opened",
+    }
+)
+"""The one tensor that comes up. `keys` uint8 [338]; `shares` uint8 [n, 82]: for each of the sites, encrypted for it;
+`masked` int64 [N]: the masked vector; `opened` uint8 [n, 33]: of each survivor the share of its own mask, of each other
+site that of its masking key."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What the server asks of a site in one step.
+
+    Attributes:
+        experiment: the resolved configuration as canonical JSON.
+        code_hash: of the code the server runs; a site with other code refuses.
+        run: unique name of the run; a site keeps one memory for each.
+        step: index of the step in the experiment's plan.
+        site: index of the site that is asked.
+        workspace: folder for the site's private state; used by simulated sites only, a deployed site has its own.
+        weights: tensors by name, exactly those the stage sends down.
+        correction: 0 for a step of the plan; else the number of a correction, and `step` is the last one done.
+        taken: of a correction, the contributions of this site (`Step.contribution`) that the server's sums contain.
+        corrected: corrections that the run's sums had before; what was asked before one may be asked anew after it.
+    """
+
+    experiment: str
+    code_hash: str
+    run: str
+    step: int
+    site: int
+    workspace: str
+    weights: Mapping[str, Tensor]
+    correction: int = 0
+    taken: list[int] = field(default_factory=list)
+    corrected: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a site answers.
+
+    Attributes:
+        abstained: the site has nothing to learn from in this stage and sends no tensors.
+        weights: tensors by name, exactly those the stage sends up.
+        numbers: exactly those that `NUMBERS` lists for the stage's action.
+    """
+
+    abstained: bool
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    numbers: Numbers = field(default_factory=dict)
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Samples of each class that the report speaks for."""
+        counts = self.numbers["class_counts"]
+        assert isinstance(counts, list)
+        return counts
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its tensors."""
+        return tensor_bytes(self.weights)
+
+
+def tensor_bytes(weights: Mapping[str, Tensor]) -> int:
+    """Bytes that the tensors take on the wire, without framing."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+
+
+def names_up(model: IncrementalModel, stage: Stage) -> list[str]:
+    """Names of the model's tensors that a site may return in a stage."""
+    return matching(travelling_names(model), stage.up)
+
+
+def phase_shape(phase: Phase, sites: int, length: int) -> tuple[torch.dtype, tuple[int, ...]]:
+    """Type and shape of what comes up in an exchange among n sites with vectors of N integers."""
+    return {
+        Phase.KEYS: (torch.uint8, (OFFER_BYTES,)),
+        Phase.SHARES: (torch.uint8, (sites, SEALED_BYTES)),
+        Phase.MASKED: (torch.int64, (length,)),
+        Phase.OPEN: (torch.uint8, (sites, SHARE_BYTES)),
+    }[phase]

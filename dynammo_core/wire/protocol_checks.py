@@ -1,0 +1,185 @@
+"""The check of every message against the protocol, by both ends: what is not declared is an error, not a warning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.plan import Stage
+from dynammo_core.support.errors import ProtocolError, unknown_name
+from dynammo_core.wire.compression import packed_form, unpack
+from dynammo_core.wire.compression.base import Codec
+from dynammo_core.wire.protocol import (
+    MOST,
+    NEVER_NEGATIVE,
+    PHASE_UP,
+    Numbers,
+    Phase,
+    Report,
+    lengths_of,
+    names_up,
+    numbers_of,
+    phase_shape,
+)
+from dynammo_core.wire.report_contents import check_counts, check_tensors, check_tests
+
+
+def check_packed(report: Report, stage: Stage, model: IncrementalModel, codec: Codec) -> None:
+    """Refuse a report whose tensors do not have the very types and shapes in which the codec writes those declared.
+
+    Raises:
+        ProtocolError: a tensor that is undeclared, missing, or of another form.
+    """
+    state = model.state_dict()
+    form = packed_form(codec, {} if report.abstained else {name: state[name] for name in names_up(model, stage)})
+    _same_names("tensor", set(report.weights), set(form))
+    for name, tensor in report.weights.items():
+        dtype, shape = form[name]
+        if (tensor.dtype, tuple(tensor.shape)) != (dtype, shape):
+            raise ProtocolError(
+                f"tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)} on the wire, in the stage {stage.name!r}",
+                accepted=f"{dtype} {shape}",
+            )
+
+
+def opened_report(
+    report: Report,
+    stage: Stage,
+    model: IncrementalModel,
+    classes: int,
+    seen: Collection[int] | None = None,
+    *,
+    codec: Codec,
+    sent: Mapping[str, Tensor],
+    most: int = MOST,
+    private: bool = False,
+    secure: bool = False,
+) -> Report:
+    """The report that a codec packed, checked in both forms; `sent` is what the site was sent in this step.
+
+    The other arguments are those of `check_report`.
+
+    Raises:
+        ProtocolError: of `check_packed` or `check_report`.
+    """
+    check_packed(report, stage, model, codec)
+    report = replace(report, weights=unpack(codec, report.weights, sent))
+    check_report(report, stage, model, classes, seen, most=most, private=private, secure=secure)
+    return report
+
+
+def check_report(
+    report: Report,
+    stage: Stage,
+    model: IncrementalModel,
+    classes: int,
+    seen: Collection[int] | None = None,
+    *,
+    most: int = MOST,
+    private: bool = False,
+    secure: bool = False,
+    own: bool = False,
+) -> None:
+    """Refuse a report that holds anything but what the stage declares, or what no images could give; at both ends.
+
+    Args:
+        report: the answer.
+        stage: the stage it answers.
+        model: a model with the structure of the stage's task, and what was sent for it.
+        classes: number C of classes of the experiment.
+        seen: the classes learnt so far, all C by default: an answer speaks of no other.
+        most: samples that the site can speak for.
+        private: whether training images are protected one by one, see `PRIVATE_NUMBERS`.
+        secure: whether the report leaves under secure aggregation as it is, so without all that says how many.
+        own: whether it is the site itself that asks, which made the tensors: the factorisation of sums is left out.
+
+    Raises:
+        ProtocolError: a tensor or number that is undeclared, missing, of another shape or type, not finite, or not to
+            be had from so many samples.
+    """
+    state = model.state_dict()
+    declared = {name: state[name] for name in names_up(model, stage)} if not report.abstained else {}
+    _same_names("tensor", set(report.weights), set(declared))
+    for name, tensor in report.weights.items():
+        if tensor.shape != declared[name].shape or tensor.dtype != declared[name].dtype:
+            raise ProtocolError(
+                f"tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)} in the stage {stage.name!r}",
+                accepted=f"{declared[name].dtype} {tuple(declared[name].shape)}",
+            )
+        if not tensor.is_floating_point():
+            raise ProtocolError(f"tensor {name!r} holds values that are not finite floating-point numbers")
+    if report.abstained and not report.numbers:
+        return
+    if secure:
+        numbers = frozenset({"seconds"})
+    elif private and report.abstained:
+        numbers = frozenset({"epsilon"})
+    else:
+        numbers = numbers_of(stage.action, private)
+    _same_names("number", set(report.numbers), set(numbers))
+    _check_forms(report.numbers, classes)
+    if "class_counts" in numbers:
+        check_counts(report.numbers, classes, range(classes) if seen is None else seen, most)
+    if "confusion" in numbers:
+        check_tests(report.numbers, classes, most)
+    if report.weights:
+        if not any(report.class_counts):
+            raise ProtocolError("the tensors come from no sample", accepted="an answer that abstains, without tensors")
+        check_tensors(report.weights, stage, model, report.class_counts, noised=private, own=own)
+
+
+def _check_forms(numbers: Numbers, classes: int) -> None:
+    """Refuse numbers that are not a list of counts of the right length, or one finite number."""
+    lengths = lengths_of(classes)
+    for name, value in numbers.items():
+        if name in lengths:
+            fits = isinstance(value, list) and len(value) == lengths[name]
+            if not fits or not all(type(count) is int and 0 <= count <= MOST for count in value):  # type: ignore[union-attr]
+                raise ProtocolError(f"number {name!r} is not a list of {lengths[name]} counts")
+        elif isinstance(value, list):
+            raise ProtocolError(f"number {name!r} is a list", accepted="one number")
+        elif not math.isfinite(value) or (value < 0 and name in NEVER_NEGATIVE):
+            raise ProtocolError(f"number {name!r} is {value}", accepted="a finite number, and no negative amount")
+
+
+def check_phase(report: Report, phase: Phase, sites: int, length: int) -> None:
+    """Refuse an answer of an exchange of secure aggregation that is not exactly as declared; at both ends.
+
+    Args:
+        report: the answer.
+        phase: the exchange.
+        sites: number n of sites whose keys were sent.
+        length: number N of a vector's integers.
+
+    Raises:
+        ProtocolError: it abstains, or a tensor or number is undeclared, missing, or of another shape or type.
+    """
+    if report.abstained:
+        raise ProtocolError("a site that has nothing to say says so in its vector, as 0")
+    _same_names("tensor", set(report.weights), {PHASE_UP[phase]})
+    _same_names("number", set(report.numbers), {"seconds"} if phase is Phase.MASKED else set())
+    check_tensor(PHASE_UP[phase], report.weights[PHASE_UP[phase]], *phase_shape(phase, sites, length))
+    if any(isinstance(value, list) or not math.isfinite(value) for value in report.numbers.values()):
+        raise ProtocolError("number 'seconds' is not one finite number")
+
+
+def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Refuse a tensor of another type or shape.
+
+    Raises:
+        ProtocolError: it is.
+    """
+    if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+        raise ProtocolError(f"tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)}", accepted=f"{dtype} {shape}")
+
+
+def _same_names(kind: str, got: set[str], declared: set[str]) -> None:
+    for name in sorted(got - declared):
+        raise ProtocolError(unknown_name(kind, name, declared), accepted=", ".join(sorted(declared)[:8]) or "none")
+    for name in sorted(declared - got):
+        raise ProtocolError(f"the {kind} {name!r} is missing")

@@ -1,0 +1,122 @@
+"""Whether what a report says can be: counts that add up, variances, squares and sums that some samples could give."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynammo_core.aggregation.batch_norm import VARIANCE
+from dynammo_core.models.heads import Head, summed_names
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.plan import Action, Stage
+from dynammo_core.scoring.reliability import Reliability
+from dynammo_core.support.errors import ProtocolError
+from dynammo_core.wire.compression.float16 import LARGEST
+from dynammo_core.wire.protocol import Numbers
+
+
+def check_counts(numbers: Numbers, classes: int, seen: Collection[int], most: int) -> None:
+    """Refuse counts of samples of classes that are not learnt yet, or of more samples than a site can have.
+
+    Args:
+        numbers: of an answer, each of the right length.
+        classes: number C of classes.
+        seen: the classes learnt so far.
+        most: samples that the answer can speak for.
+
+    Raises:
+        ProtocolError: the counts cannot be.
+    """
+    counts = _list(numbers, "class_counts")
+    if any(count for label, count in enumerate(counts) if label not in seen):
+        raise ProtocolError("number 'class_counts' counts samples of classes that are not learnt yet")
+    if sum(counts) > most:
+        raise ProtocolError(
+            f"number 'class_counts' speaks for {sum(counts)} samples",
+            accepted=f"at most {most}",
+            remedy="If the site has so many, raise limits.most_images",
+        )
+    if "confusion" not in numbers:
+        return
+    known = {true * classes + predicted for true in seen for predicted in seen}
+    if any(count for cell, count in enumerate(_list(numbers, "confusion")) if cell not in known):
+        raise ProtocolError("number 'confusion' counts images of classes that are not learnt yet")
+
+
+def check_tests(numbers: Numbers, classes: int, most: int) -> None:
+    """Refuse tables of a test that are not of the same images, or of more of them than a site can have.
+
+    Raises:
+        ProtocolError: the tables do not add up.
+    """
+    counts = _list(numbers, "class_counts")
+    rows = np.array(_list(numbers, "confusion"), dtype=np.int64).reshape(classes, classes)
+    if rows.sum(axis=1).tolist() != counts:
+        raise ProtocolError("the rows of 'confusion' do not add up to 'class_counts'")
+    tables = Reliability.of(numbers)
+    if obstacle := tables.obstacle(images=sum(counts), right=int(rows.trace())):
+        raise ProtocolError(obstacle)
+    if tables.to_come + sum(counts) > most:
+        raise ProtocolError(
+            f"number 'open_set' counts {tables.to_come} images of classes to come, beside {sum(counts)} of learnt ones",
+            accepted=f"at most {most} together",
+        )
+
+
+def check_tensors(
+    weights: Mapping[str, Tensor],
+    stage: Stage,
+    model: IncrementalModel,
+    class_counts: Sequence[int],
+    *,
+    noised: bool = False,
+    own: bool = False,
+    rounding: float = 0.0,
+) -> None:
+    """Refuse tensors that no training and no samples could give; their forms are checked already.
+
+    No number may be larger than float16 holds, in which weights may travel: those of networks that have learnt anything
+    stay below a hundredth of that, its squares are finite in float32, and sums of its squares in float64.
+
+    Args:
+        weights: tensors by name.
+        stage: whose answer they are; those of a correction are negative sums.
+        model: with the structure of the stage's task, and what the server sent for it.
+        class_counts: [C] samples of each class that the tensors speak for.
+        noised: whether noise hides single images, which leaves sums no longer those of any samples.
+        own: whether whoever asks has made them: the server alone looks for what takes long to find out.
+        rounding: how far each number may lie from what it should be, beside what float64 rounds.
+
+    Raises:
+        ProtocolError: one of them cannot be.
+    """
+    summed, within = summed_names(model), LARGEST**2 if stage.squares else LARGEST
+    for name, tensor in weights.items():
+        if not tensor.numel():
+            continue
+        low, high = (float(bound) for bound in torch.aminmax(tensor))  # nan where one of them is
+        if not -torch.inf < low <= high < torch.inf:
+            raise ProtocolError(f"tensor {name!r} holds values that are not finite floating-point numbers")
+        if name not in summed and max(-low, high) > within:
+            raise ProtocolError(f"tensor {name!r} reaches {max(-low, high):.3g}", accepted=f"at most {within:g}")
+        if low < 0 and (stage.squares or name.endswith(VARIANCE)):
+            raise ProtocolError(f"tensor {name!r} holds {low:.3g}, and no variance or square is below 0")
+    sign = -1 if stage.action is Action.FORGET else 1
+    for prefix, head in heads_by_prefix(model).items():
+        told = {name.removeprefix(prefix): sign * tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        if told and (obstacle := head.obstacle(told, class_counts, noised=noised, own=own, rounding=rounding)):
+            raise ProtocolError(f"tensors {prefix}*: {obstacle}")
+
+
+def heads_by_prefix(model: IncrementalModel) -> dict[str, Head]:
+    """Each head, by how the names of its tensors begin."""
+    return {f"{name}.": module for name, module in model.named_modules() if isinstance(module, Head)}
+
+
+def _list(numbers: Numbers, name: str) -> list[int]:
+    value = numbers[name]
+    assert isinstance(value, list)
+    return value

@@ -1,0 +1,51 @@
+"""Shares of a site's two secrets, encrypted for each other site: the server carries them and cannot read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from dynammo_core.wire.secure_aggregation.masking import KEY_BYTES, Context, SiteKeys, agree, keystream
+from dynammo_core.wire.secure_aggregation.shamir import RANDOM_BYTES, SHARE_BYTES, split
+
+TAG_BYTES = 16
+SEALED_BYTES = 2 * SHARE_BYTES + TAG_BYTES
+"""Of an encrypted pair of shares: of the sender's own mask, and of its masking key."""
+
+
+def deal(site: int, keys: SiteKeys, roster: Mapping[int, bytes], threshold: int, context: Context) -> dict[int, bytes]:
+    """A pair of shares for each site of the roster, the dealer included, encrypted for it.
+
+    Raises:
+        ValueError: a public key in the roster is none.
+    """
+    needed = RANDOM_BYTES * (threshold - 1)
+    random = keystream(keys.random, 2 * needed)
+    own = split(keys.own, list(roster), threshold, random[:needed])
+    masking = split(keys.masking, list(roster), threshold, random[needed:])
+    return {
+        other: _cipher(keys, public, context, site, other).encrypt(bytes(12), own[other] + masking[other], None)
+        for other, public in roster.items()
+    }
+
+
+def opened(
+    site: int, keys: SiteKeys, sender: int, public: bytes, sealed: bytes, context: Context
+) -> tuple[bytes, bytes]:
+    """The pair of shares that a sender has dealt to this site: of its own mask, and of its masking key.
+
+    Raises:
+        ValueError: they are not what was dealt, or not to this site in this attempt.
+    """
+    try:
+        plain = _cipher(keys, public, context, sender, site).decrypt(bytes(12), sealed, None)
+    except InvalidTag as error:
+        raise ValueError(f"the shares of site {sender} are not those that it dealt to site {site}") from error
+    return plain[:SHARE_BYTES], plain[SHARE_BYTES:]
+
+
+def _cipher(keys: SiteKeys, public: bytes, context: Context, sender: int, receiver: int) -> AESGCM:
+    """AES-256-GCM under a key for one message alone: dealt again, it is the same, so that no nonce is needed."""
+    return AESGCM(context.derive(agree(keys.channel, public[:KEY_BYTES]), "shares", sender, receiver))

@@ -1,0 +1,116 @@
+"""Flower's programs on the server, as operators: each shows the operator's token, and none executes foreign code.
+
+Flower's command line, SuperExec and ServerApp call the SuperLink by a client that knows of no token, so each is started
+through this module, which adds it. `dynammo-server start` puts scripts of Flower's names first on the path of its
+SuperLink for that. A ServerApp is always the one that is installed here: what a run brings is compared with it,
+never unpacked and never imported. Programs of other kinds of apps, which Flower would start as well, end with an error.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import tempfile
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from flwr.cli.build import build_fab_from_disk
+from flwr.server.run_serverapp import run
+from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
+from flwr.supercore.protobuf import client as flower_client
+
+from dynammo_core.support.errors import ConfigError, RunError
+from server.consortium.flower_app import APP_DIRECTORY, staged_app
+from server.gate.operator_token import FILE_VARIABLE, HEADER, read_token
+
+COMMAND_LINE, EXECUTOR, SERVER_APP = "flwr", "flower-superexec", "flwr-serverapp"
+STARTED = (EXECUTOR, *sorted(set(TASK_TYPE_TO_COMMAND.values())))
+"""Names of the programs that a SuperLink, or what it starts, finds on its path."""
+
+
+def install_programs(folder: Path) -> None:
+    """Write the scripts into `folder`, which is to come first on the PATH of a SuperLink.
+
+    Raises:
+        ConfigError: they cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in STARTED:
+            words = shlex.join([sys.executable, "-P", "-m", __name__, name])
+            (folder / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n', encoding="utf-8")
+            (folder / name).chmod(0o700)
+    except OSError as error:
+        raise ConfigError(
+            f"the folder {folder} cannot be written: {error.strerror}",
+            remedy="Permit the account that runs the server to write there",
+        ) from error
+
+
+def show_token(token: str) -> None:
+    """From now on every Flower client of this process sends the token with each request."""
+    plain = flower_client.ProtobufClient._send
+
+    def send(self: Any, context: Any, *, stream: bool = False) -> Any:
+        context.request.headers[HEADER] = token
+        return plain(self, context, stream=stream)
+
+    flower_client.ProtobufClient._send = send  # type: ignore[method-assign]
+
+
+def refuse_foreign_app(bundle: bytes) -> None:
+    """Compare the bundle of a run, as Flower built it, with one of the files that are installed here.
+
+    Raises:
+        RunError: they differ in any byte.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        own = build_fab_from_disk(staged_app(APP_DIRECTORY, Path(folder) / "app"))
+    if bundle != own:
+        raise RunError(
+            "the app of this run is not the one that is installed on the server, so it is not started",
+            remedy="Submit runs by `dynammo-server run`, from the installation that started the server",
+        )
+
+
+def run_own_server_app(*_: object, grid: Any, context: Any, **__: object) -> Any:
+    """Run the installed ServerApp, whatever app a run names."""
+    from server.app import app
+
+    return run(grid=grid, context=context, server_app_dir=str(APP_DIRECTORY), loaded_server_app=app)
+
+
+def keep_to_own_server_app() -> None:
+    """From now on this process neither unpacks nor loads what a run brings; its settings are the installed ones."""
+
+    def compared(bundle: bytes, **_: object) -> Path:
+        refuse_foreign_app(bundle)
+        return APP_DIRECTORY
+
+    def directory(*_: object) -> Path:
+        return APP_DIRECTORY
+
+    runner: Any = import_module("flwr.superlink.runtime.run_serverapp")
+    for name, own in (("install_from_fab", compared), ("get_project_dir", directory), ("run_", run_own_server_app)):
+        getattr(runner, name)  # raises where another version of Flower would go on to load what comes with a run
+        setattr(runner, name, own)
+
+
+def main() -> None:
+    """Start the program that the first argument names; the other arguments are Flower's."""
+    name = sys.argv.pop(1)
+    if name not in (COMMAND_LINE, EXECUTOR, SERVER_APP):
+        sys.exit(f"{name} is not started on the server of a consortium")
+    show_token(read_token(Path(os.environ[FILE_VARIABLE])))
+    if name == SERVER_APP:
+        keep_to_own_server_app()
+    sys.argv[0] = name
+    (program,) = entry_points(group="console_scripts", name=name)
+    program.load()()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Starting a run among sites from a terminal, and watching it there: Ctrl-C stops watching, not the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from dynammo_core.configuration.config import Config
+from dynammo_core.support.terminal import Terminal
+from server.consortium.launch import follow, launch
+from server.consortium.settings import ServerSettings
+from server.run.run_directory import EVENTS
+from server.watch.event_tail import EventTail
+from server.watch.progress import ProgressView, final_table
+
+
+def launch_and_follow(
+    settings: ServerSettings,
+    config: Config[Any],
+    *,
+    resume: Path | None,
+    accept_new_code: bool = False,
+    detach: bool,
+    console: Terminal,
+) -> None:
+    """Submit an experiment and show its progress, then its results.
+
+    Raises:
+        DynammoError: it cannot start, or it fails.
+    """
+    before = EventTail(resume / EVENTS, from_end=True) if resume else None
+    directory = launch(settings, config, resume=resume, accept_new_code=accept_new_code)
+    console.say(f"Run directory: {directory}")
+    if detach:
+        return
+    try:
+        with ProgressView() as view:
+            follow(settings, directory, before or EventTail(directory / EVENTS, from_end=False), view.update)
+    except KeyboardInterrupt:
+        console.print(
+            f"\nThe run goes on. Watch it with: dynammo-server status; end it with: dynammo-server stop {directory}",
+            soft_wrap=True,
+            markup=False,
+        )
+        raise typer.Exit(130) from None
+    console.print(final_table(json.loads((directory / "summary.json").read_text(encoding="utf-8"))))
+    console.say(f"Report: {directory / 'report.html'}")

@@ -1,0 +1,158 @@
+"""A run among real sites: submitted to the SuperLink, followed from its event log until it ends or dies."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dynammo_core.configuration.config import Config, Scalar
+from dynammo_core.experiment import Experiment
+from dynammo_core.support.errors import ConfigError, RunError, nearest_match
+from server.consortium.control import Control
+from server.consortium.flower_app import APP_DIRECTORY, staged_app
+from server.consortium.settings import ServerSettings
+from server.consortium.sites import SiteRegister
+from server.run.run_directory import Event, Listener, RunDirectory
+from server.watch.event_tail import EventTail
+
+FLOWER_RUN = "flower_run.json"
+FOLLOW_SECONDS, ASK_SECONDS, END_SECONDS = 0.5, 10.0, 30.0
+
+
+def launch(
+    settings: ServerSettings, config: Config[Any], *, resume: Path | None = None, accept_new_code: bool = False
+) -> Path:
+    """Submit an experiment, or the rest of one, to the SuperLink; returns the run directory.
+
+    Raises:
+        ConfigError: the experiment names no sites, or one that is not registered.
+        RunError: the run goes on already.
+        DynammoError: it cannot work, or the SuperLink refuses it.
+    """
+    control = Control(settings)
+    _require_registered(config, SiteRegister(settings, control))
+    Experiment(config).check()
+    refuse_a_second(control, resume or settings.runs / config.run_name)
+    directory = RunDirectory(resume) if resume else RunDirectory.create(settings.runs, config)
+    submitted = settings.flower_home / "submitted" / f"{config.run_name}.yaml"
+    submitted.parent.mkdir(parents=True, exist_ok=True)
+    submitted.write_text(config.to_yaml(), encoding="utf-8")
+    run_config: Mapping[str, Scalar] = {
+        "config": str(submitted),
+        "runs": str(settings.runs),
+        "resume": str(resume) if resume else "",
+        "accept-new-code": "yes" if accept_new_code else "",
+    }
+    directory.write_json(FLOWER_RUN, {"run-id": submit(settings, control, run_config)})
+    return directory.path
+
+
+def submit(settings: ServerSettings, control: Control, run_config: Mapping[str, Scalar]) -> int:
+    """Hand the app of this checkout to the SuperLink; returns Flower's id of the run."""
+    settings.flower_home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="app-", dir=settings.flower_home) as folder:
+        return control.submit(staged_app(APP_DIRECTORY, Path(folder) / "app"), run_config)
+
+
+def follow(settings: ServerSettings, directory: Path, tail: EventTail, listener: Listener) -> None:
+    """Tell the listener the run's events until it has ended.
+
+    Raises:
+        RunError: it failed, was stopped, or its process died.
+    """
+    control, run = Control(settings), flower_run(directory)
+    ended: list[Event] = []
+
+    def hear(event: Event) -> None:
+        listener(event)
+        if event["event"] in ("run_finished", "run_failed"):
+            ended.append(event)
+
+    asked = time.monotonic()
+    while not ended:
+        tail.feed(hear)
+        if not ended and time.monotonic() - asked > ASK_SECONDS:
+            status, details = status_of(control, run)
+            if status.startswith("finished"):
+                tail.feed(hear)
+                if not ended:
+                    raise _died(control, run, directory, f"{status} {details}".strip())
+            asked = time.monotonic()
+        time.sleep(FOLLOW_SECONDS)
+    # For Flower a run ends a moment later: whoever starts another one in its place then shall not be refused.
+    limit = time.monotonic() + END_SECONDS
+    while not status_of(control, run)[0].startswith("finished") and time.monotonic() < limit:
+        time.sleep(FOLLOW_SECONDS)
+    if ended[-1]["event"] == "run_failed":
+        raise RunError(str(ended[-1]["message"]), remedy=_remedy(directory))
+
+
+def flower_run(directory: Path) -> int:
+    """Flower's id of the run in a run directory.
+
+    Raises:
+        ConfigError: no run was submitted from there.
+    """
+    try:
+        return int(json.loads((directory / FLOWER_RUN).read_text(encoding="utf-8"))["run-id"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{directory} is not the directory of a run among sites ({error})", accepted="runs/NAME-HASH"
+        ) from error
+
+
+def status_of(control: Control, run: int) -> tuple[str, str]:
+    """Flower's status of a run, such as `finished:failed`, and its details."""
+    for known in control.runs():
+        if int(known["run-id"]) == run:
+            return str(known["status"]), str(known.get("status-details", ""))
+    return "finished:unknown", "the SuperLink's database does not know the run"
+
+
+def refuse_a_second(control: Control, directory: Path) -> None:
+    """Two runs in one directory would overwrite each other's checkpoints.
+
+    Raises:
+        RunError: the run in this directory goes on.
+    """
+    if not (directory / FLOWER_RUN).exists():
+        return
+    status, _ = status_of(control, flower_run(directory))
+    if not status.startswith("finished"):
+        raise RunError(
+            f"the run in {directory} is {status}", remedy=f"Let it end, or `dynammo-server stop {directory}` first"
+        )
+
+
+def _died(control: Control, run: int, directory: Path, status: str) -> RunError:
+    log = directory / "flower.log"
+    log.write_text(control.log_of(run), encoding="utf-8")
+    return RunError(f"the run ended as {status}", remedy=f"{_remedy(directory)}; Flower's log is in {log}")
+
+
+def _remedy(directory: Path) -> str:
+    return f"Go on with `dynammo-server resume {directory}`"
+
+
+def _require_registered(config: Config[Any], register: SiteRegister) -> None:
+    known = register.load()
+    names = config.federation.site_names
+    if names is None:
+        raise ConfigError("the experiment names no sites", accepted=f"federation.site_names: some of {list(known)}")
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"federation.site_names: the site {name!r} is not registered{nearest_match(name, known)}",
+                accepted=", ".join(known) or "none yet",
+                remedy="`dynammo-server sites add NAME KEY.pub` registers a site",
+            )
+    for name, key in zip(names, config.federation.site_keys or (), strict=False):
+        if known[name].fingerprint != key:
+            raise ConfigError(
+                f"federation.site_keys: the site {name} is registered by the key {known[name].fingerprint}, not {key}",
+                remedy="`dynammo-server sites keys` prints the lines; every hospital approves what changes",
+            )

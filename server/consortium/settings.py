@@ -1,0 +1,137 @@
+"""What an operator configures: `server.yaml` in the consortium's folder, beside its keys, database and runs."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from pydantic import Field, field_validator
+
+from dynammo_core.configuration.settings import Section
+from dynammo_core.support.errors import ConfigError
+from dynammo_core.support.yaml_files import read_yaml, validate
+
+FILE_NAME = "server.yaml"
+HOST_NAME = r"(?=.{1,253}$)[A-Za-z0-9][A-Za-z0-9-]{0,62}(\.[A-Za-z0-9][A-Za-z0-9-]{0,62})*"
+EVERY_ADDRESS: Mapping[str, str] = MappingProxyType({"0.0.0.0": "127.0.0.1", "::": "::1"})
+"""Where a program on this machine reaches a server that listens everywhere."""
+
+
+class ServerSettings(Section):
+    """The SuperLink of a consortium. The folder is where `server.yaml` lies; its files have fixed names."""
+
+    host_names: tuple[str, ...] = Field(min_length=1, description="names and addresses by which sites reach the server")
+    listen: str = Field(default="0.0.0.0", description="address to listen on; 127.0.0.1: this machine alone")
+    port: int = Field(default=9092, ge=1, le=65535, description="port of all of Flower's interfaces")
+    operators: tuple[str, ...] = Field(
+        default=("127.0.0.1", "::1"),
+        description="addresses from which the holder of the operator's token may submit runs and register sites",
+    )
+    largest_message_megabytes: int = Field(
+        default=32, ge=8, le=1024, description="largest request with weights; Flower sends weights in parts of 5 MiB"
+    )
+    folder: Path = Field(default=Path(), exclude=True)
+
+    @field_validator("host_names")
+    @classmethod
+    def _names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not _is_address(name) and not re.fullmatch(HOST_NAME, name):
+                raise ValueError(f"{name!r} is no host name and no address; it stands without scheme and port")
+        return names
+
+    @field_validator("listen", "operators")
+    @classmethod
+    def _addresses(cls, given: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for address in [given] if isinstance(given, str) else given:
+            if not _is_address(address):
+                raise ValueError(f"{address!r} is no address, such as 10.0.0.5")
+        return given
+
+    @property
+    def own_address(self) -> str:
+        """From which, and at which, programs on this machine reach the SuperLink."""
+        return EVERY_ADDRESS.get(self.listen, self.listen)
+
+    @property
+    def address(self) -> str:
+        """Where commands on this machine reach the SuperLink, with the port."""
+        own = self.own_address
+        return f"[{own}]:{self.port}" if ":" in own else f"{own}:{self.port}"
+
+    @property
+    def ca_certificate(self) -> Path:
+        """The certificate authority's certificate, which every site gets."""
+        return self.folder / "ca.pem"
+
+    @property
+    def ca_key(self) -> Path:
+        """The certificate authority's key, needed to renew the server's certificate; keep a copy off this machine."""
+        return self.folder / "ca.key"
+
+    @property
+    def certificate(self) -> Path:
+        """The server's certificate."""
+        return self.folder / "server.pem"
+
+    @property
+    def key(self) -> Path:
+        """The server's key."""
+        return self.folder / "server.key"
+
+    @property
+    def operator_token(self) -> Path:
+        """What only operators can read, and show to the SuperLink."""
+        return self.folder / "operator.token"
+
+    @property
+    def database(self) -> Path:
+        """Flower's database: registered sites, runs and, in passing, the weights sent."""
+        return self.folder / "superlink.db"
+
+    @property
+    def flower_home(self) -> Path:
+        """Flower's own files."""
+        return self.folder / "flower"
+
+    @property
+    def sites(self) -> Path:
+        """The registered sites."""
+        return self.folder / "sites.json"
+
+    @property
+    def runs(self) -> Path:
+        """Run directories."""
+        return self.folder / "runs"
+
+    @property
+    def log(self) -> Path:
+        """The SuperLink's log, a file a day."""
+        return self.folder / "superlink.log"
+
+
+def load_server(folder: Path) -> ServerSettings:
+    """Read the `server.yaml` of a consortium's folder.
+
+    Raises:
+        ConfigError: no such file, no YAML, or a key or value that is not accepted; it names file, line and key.
+    """
+    file = folder / FILE_NAME
+    if not file.is_file():
+        raise ConfigError(
+            f"there is no consortium in {folder}: no {FILE_NAME}",
+            remedy="`dynammo-server init` makes one; name its folder by --folder or DYNAMMO_CONSORTIUM",
+        )
+    data, tree = read_yaml(file)
+    return validate(ServerSettings, data, str(file), tree).model_copy(update={"folder": folder.absolute()})
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,144 @@
+"""The sites of a consortium: whose key may connect, and under which name."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+
+from dynammo_core.configuration.settings import SITE_NAME
+from dynammo_core.support.errors import CheckpointError, ConfigError, unknown_name
+from dynammo_core.support.files import write_atomically
+from dynammo_core.wire.secure_aggregation.offers import fingerprint as fingerprint_of
+from server.consortium.control import Control
+from server.consortium.settings import ServerSettings
+
+
+@dataclass(frozen=True)
+class RegisteredSite:
+    """A site that may connect.
+
+    Attributes:
+        node: its id in Flower, the same as long as its key is.
+        fingerprint: of its public key, as `ssh-keygen -l` prints it.
+        added: day on which the operator registered it.
+    """
+
+    node: int
+    fingerprint: str
+    added: str
+
+
+class SiteRegister:
+    """The file `sites.json`, and the SuperLink's own list of keys behind it."""
+
+    def __init__(self, settings: ServerSettings, control: Control) -> None:
+        self._file = settings.sites
+        self._control = control
+
+    def load(self) -> dict[str, RegisteredSite]:
+        """Registered sites by name.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
+        if not self._file.exists():
+            return {}
+        try:
+            content = json.loads(self._file.read_text(encoding="utf-8"))
+            return {name: RegisteredSite(**fields) for name, fields in content.items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{self._file} cannot be read ({error})", remedy="Restore it from a backup") from error
+
+    def key_lines(self, names: Sequence[str] = ()) -> list[str]:
+        """The lines of an experiment that name sites and their keys' fingerprints; of all sites by default.
+
+        Raises:
+            ConfigError: a name is not registered.
+        """
+        known = self.load()
+        for name in names:
+            if name not in known:
+                raise ConfigError(unknown_name("site", name, known), accepted=", ".join(known) or "none is registered")
+        chosen = list(names) or list(known)
+        keys = [f"    - {known[name].fingerprint}  # {name}" for name in chosen]
+        return ["federation:", f"  site_names: [{', '.join(chosen)}]", "  site_keys:", *keys]
+
+    def with_status(self) -> dict[str, tuple[RegisteredSite, str, str]]:
+        """Each registered site with its status (registered, online, offline) and since when."""
+        nodes = self._control.nodes()
+        table = {}
+        for name, site in self.load().items():
+            node = nodes.get(site.node, {"status": "unknown to the SuperLink"})
+            since = node.get({"online": "online-at", "offline": "offline-at"}.get(node["status"], ""), "")
+            table[name] = (site, str(node["status"]), str(since))
+        return table
+
+    def add(self, name: str, public_key: Path) -> RegisteredSite:
+        """Register a site's key under a name.
+
+        Raises:
+            ConfigError: no name, a name or key that is taken, or no key.
+            RunError: the SuperLink refuses.
+        """
+        sites = self.load()
+        if not re.fullmatch(SITE_NAME, name):
+            raise ConfigError(f"{name!r} is no name for a site", accepted="small letters, digits and hyphens")
+        found = fingerprint(public_key)
+        for other, site in sites.items():
+            if other == name or site.fingerprint == found:
+                raise ConfigError(
+                    f"{'the name' if other == name else 'this key'} is taken by the site {other!r}, registered on "
+                    f"{site.added} with the key {site.fingerprint}",
+                    remedy=f"If the site has a new key, `dynammo-server sites remove {other}` first",
+                )
+        site = RegisteredSite(self._control.register(name, public_key), found, datetime.now(UTC).date().isoformat())
+        try:
+            self._save({**sites, name: site})
+        except CheckpointError:
+            self._control.unregister(site.node)  # or this key could be neither registered nor removed any more
+            raise
+        return site
+
+    def remove(self, name: str) -> None:
+        """Let a site connect no more.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        sites = self.load()
+        if name not in sites:
+            raise ConfigError(unknown_name("site", name, sites), accepted=", ".join(sites) or "none is registered")
+        site = sites.pop(name)
+        if site.node in self._control.nodes():
+            self._control.unregister(site.node)
+        self._save(sites)
+
+    def _save(self, sites: dict[str, RegisteredSite]) -> None:
+        text = json.dumps({name: asdict(site) for name, site in sorted(sites.items())}, indent=2)
+        write_atomically(self._file, text.encode() + b"\n")
+
+
+def fingerprint(public_key: Path) -> str:
+    """SHA-256 of an OpenSSH public key, as `ssh-keygen -l` prints it: for people to compare over the telephone.
+
+    Raises:
+        ConfigError: the file holds no elliptic-curve public key, or a private one.
+    """
+    try:
+        key = load_ssh_public_key(public_key.read_bytes())
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise ValueError("another kind of key")
+        return fingerprint_of(key)
+    except (OSError, ValueError, IndexError, UnsupportedAlgorithm) as error:
+        raise ConfigError(
+            f"{public_key} is no public key of a site ({error})",
+            accepted="the file site.key.pub that `dynammo-site init` made; the private site.key never leaves a site",
+        ) from error

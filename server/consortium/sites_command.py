@@ -1,0 +1,81 @@
+"""`dynammo-server sites`: whose keys may connect, and the lines by which an experiment names them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from dynammo_core.support.terminal import Terminal, cell, command_line, readable_errors
+
+if TYPE_CHECKING:
+    from server.consortium.sites import SiteRegister
+
+sites_app = command_line("Register, list and remove the sites of the consortium.")
+console = Terminal(emoji=False)  # a fingerprint may hold ":cd:", which is the name of one
+
+Folder = Annotated[
+    Path,
+    typer.Option("--folder", envvar="DYNAMMO_CONSORTIUM", help="The consortium's folder, made by `init`."),
+]
+HERE = Path("consortium")
+
+
+@sites_app.command("add")
+def add_site(
+    name: Annotated[str, typer.Argument(help="The name in the site's site.yaml.", show_default=False)],
+    public_key: Annotated[Path, typer.Argument(metavar="KEY.pub", help="The key it sent.", show_default=False)],
+    folder: Folder = HERE,
+) -> None:
+    """Let the holder of a key connect, under a name."""
+    with _register(folder) as register:
+        site = register.add(name, public_key)
+        console.say(f"Registered {name}: {site.fingerprint}. Compare this with the site by telephone.")
+
+
+@sites_app.command("remove")
+def remove_site(
+    name: Annotated[str, typer.Argument(help="A registered name.", show_default=False)], folder: Folder = HERE
+) -> None:
+    """Let a site connect no more."""
+    with _register(folder) as register:
+        register.remove(name)
+        console.say(f"Removed {name}; its key is refused from now on.")
+
+
+@sites_app.command("list")
+def list_sites(folder: Folder = HERE) -> None:
+    """The registered sites, and which of them are connected."""
+    with _register(folder) as register:
+        table = Table("site", "status", "since", "registered", "key")
+        for name, (site, status, since) in register.with_status().items():
+            table.add_row(*map(cell, (name, status, since, site.added, site.fingerprint)))
+        console.print(table)
+
+
+@sites_app.command("keys")
+def site_keys(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Registered names.", show_default="all of them")
+    ] = None,
+    folder: Folder = HERE,
+) -> None:
+    """Print the lines of an experiment that name its sites and their keys, which secure aggregation needs."""
+    with _register(folder) as register:
+        for line in register.key_lines(names or []):
+            typer.echo(line)
+
+
+@contextmanager
+def _register(folder: Path) -> Iterator[SiteRegister]:
+    with readable_errors():
+        from server.consortium.control import Control
+        from server.consortium.settings import load_server
+        from server.consortium.sites import SiteRegister
+
+        settings = load_server(folder)
+        yield SiteRegister(settings, Control(settings))

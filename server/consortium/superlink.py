@@ -1,0 +1,52 @@
+"""Starting the consortium's SuperLink: TLS, only registered keys, a database that survives, and the gate before it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import UTC, datetime
+
+from dynammo_core.support.errors import ConfigError
+from server.consortium.certificates import expires
+from server.consortium.flower_app import flower_environment
+from server.consortium.flower_programs import install_programs
+from server.consortium.settings import ServerSettings
+from server.gate.gate import LARGEST_MESSAGE, OPERATORS
+from server.gate.operator_token import FILE_VARIABLE, make_token
+
+
+def become_superlink(settings: ServerSettings) -> None:
+    """Replace this process by the SuperLink; a service manager sees one process, and its signals end it cleanly.
+
+    Raises:
+        ConfigError: certificates are missing or have expired, or others may read the operator's token.
+    """
+    for file in (settings.ca_certificate, settings.certificate, settings.key):
+        if not file.is_file():
+            raise ConfigError(f"there is no {file}", remedy="`dynammo-server init` makes a consortium's folder")
+    if (end := expires(settings.certificate)) <= datetime.now(UTC):
+        raise ConfigError(
+            f"the server's certificate expired on {end:%Y-%m-%d}", remedy="`dynammo-server renew` makes a new one"
+        )
+    make_token(settings.operator_token)  # for consortia that were made without one
+    home = settings.flower_home
+    home.mkdir(parents=True, exist_ok=True)
+    os.chdir(home)  # Flower's processes look for code in their working directory before anywhere else
+    programs = home / "programs"
+    install_programs(programs)
+    # Flower's own processes on this machine are served as operators are, and show the token as they do.
+    operators = dict.fromkeys([*settings.operators, settings.own_address])
+    environment = flower_environment(home) | {OPERATORS: ",".join(operators)}
+    environment |= {
+        FILE_VARIABLE: str(settings.operator_token),
+        LARGEST_MESSAGE: str(settings.largest_message_megabytes << 20),
+        "PATH": os.pathsep.join([str(programs), environment["PATH"]]),
+    }
+    environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "1.0"  # for months, not for one run
+    command = [sys.executable, "-P", "-m", "server.gate.gate", "--host", settings.listen, "--port", str(settings.port)]
+    command += ["--ssl-ca-certfile", str(settings.ca_certificate), "--ssl-certfile", str(settings.certificate)]
+    command += ["--ssl-keyfile", str(settings.key), "--enable-supernode-auth"]
+    command += ["--database", str(settings.database), "--log-file", str(settings.log)]
+    command += ["--log-rotation-interval-hours", "24", "--log-rotation-backup-count", "30"]
+    command += ["--disable-runtime-dependency-installation"]
+    os.execve(command[0], command, environment)

@@ -1,0 +1,87 @@
+"""Small questions to the sites that need no training: each is a short Flower app run that leaves one JSON file."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from dynammo_core.configuration.config import Config, load_config
+from dynammo_core.experiment import Experiment
+from dynammo_core.support.errors import RunError
+from dynammo_core.wire.protocol import Phase
+from server.consortium.control import Control
+from server.consortium.launch import refuse_a_second, status_of, submit
+from server.consortium.settings import ServerSettings
+
+SECONDS = 300.0
+"""For what a job takes besides the sites' work: Flower starts several processes."""
+
+
+def announcements(settings: ServerSettings) -> dict[str, dict[str, Any]]:
+    """What every connected site can bring: {site: {"classes": {name: band}} or {"error": class}}.
+
+    Raises:
+        RunError: the SuperLink does not answer, or the job fails.
+    """
+    return _ask(settings, settings.folder / "announcements.json", {"announce": ""})
+
+
+def evaluation(settings: ServerSettings, run: Path) -> dict[str, Any]:
+    """Metrics of a run's latest model at every site that is connected now; they are kept in `<run>/evaluations/`.
+
+    Raises:
+        ConfigError: the run's configuration cannot be read.
+        RunError: the SuperLink does not answer, or the job fails.
+    """
+    config = run / "config.yaml"
+    limit = longest(load_config(config), "evaluate")
+    output = run / "evaluations" / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.json"
+    values = {"evaluate": "", "config": str(config.absolute()), "resume": str(run.absolute())}
+    return _ask(settings, output, values, limit)
+
+
+def correction(settings: ServerSettings, run: Path) -> dict[str, Any]:
+    """Take withdrawn records out of a run's sums; what the sites said is kept in `<run>/corrections/`.
+
+    Raises:
+        ConfigError: the run's configuration cannot be read.
+        RunError: its method keeps no sums, it goes on, the SuperLink does not answer, or the job fails.
+    """
+    config = run / "config.yaml"
+    experiment = Experiment(load_config(config))
+    experiment.step(0, correction=1)
+    refuse_a_second(Control(settings), run)
+    output = run / "corrections" / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.json"
+    values = {"forget": "", "config": str(config.absolute()), "resume": str(run.absolute())}
+    return _ask(settings, output, values, longest(experiment.config, "forget", "evaluate"))
+
+
+def longest(config: Config[Any], *stages: str) -> float:
+    """Seconds that a job may take which asks the sites of an experiment in these stages, one after the other."""
+    federation = config.federation
+    exchanges = len(Phase) if federation.secure_aggregation else 1
+    asked = sum(federation.patience_seconds + federation.rules(stage)[1] for stage in stages)
+    return SECONDS + exchanges * federation.attempts * asked
+
+
+def _ask(settings: ServerSettings, output: Path, values: dict[str, str], seconds: float = SECONDS) -> dict[str, Any]:
+    """Submit a job whose first value is the file to write, and wait for it."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.unlink(missing_ok=True)
+    first = next(iter(values))
+    control = Control(settings)
+    run = submit(settings, control, {**values, first: str(output.absolute())})  # the ServerApp has another directory
+    limit = time.monotonic() + seconds
+    status = ""
+    while time.monotonic() < limit and not output.exists():
+        status, details = status_of(control, run)
+        if status.startswith("finished") and not output.exists():
+            last = [line for line in control.log_of(run).splitlines() if "Error" in line][-1:]
+            raise RunError(f"the job ended as {status} ({' '.join([details, *last]).strip()})")
+        time.sleep(1)
+    if not output.exists():
+        control.stop(run)
+        raise RunError(f"the job gave no answer within {seconds:.0f} s (it is {status})")
+    return dict(json.loads(output.read_text(encoding="utf-8")))

@@ -1,0 +1,204 @@
+"""The data-flow sheet: what leaves a site, when, why and to whom, from the plan and the protocol that enforce it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from rich import filesize
+from torch import Tensor
+
+from dynammo_core.configuration.config import Config, load_config
+from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
+from dynammo_core.plan import Action, Stage
+from dynammo_core.wire.compression import CODECS, pack
+from dynammo_core.wire.protocol import PHASE_UP, SUMMED, Phase, names_up, numbers_of, phase_shape, tensor_bytes
+from dynammo_core.wire.secure_aggregation.encoding import Encoding
+from server.report.markdown import markdown
+from server.watch.run_files import RunFiles
+
+WHY: Mapping[Action, str] = MappingProxyType(
+    {
+        Action.FIT: "what the site has trained, to be averaged with that of the others",
+        Action.SUMMARISE: "statistics of the site's images, to be added up or pooled with those of the others",
+        Action.REMEMBER: "how many exemplars the site keeps; the exemplars stay",
+        Action.EVALUATE: "how well the model answers on the site's test images",
+        Action.FORGET: "statistics of their images, to be subtracted",
+    }
+)
+
+TEMPLATE = """\
+# Data flow: {{ name | cell }}
+
+Made from the plan of the experiment and from the protocol by which every message is checked: once at the site, before
+it leaves, and once at the server's door. What is not in the tables is refused at both.
+
+| | |
+|---|---|
+| Experiment | `{{ config_hash }}` |
+| Code | `{{ code }}` |
+| Method | `{{ method }}`, {{ tasks | length }} tasks |
+| From | {{ sites | map("cell") | join(", ") }} |
+| To | the operator's server, and nobody else; the sites never talk to each other |
+
+## What leaves each site
+
+| Task | Stage | Times | Why | Tensors (number, type, size) | Numbers |
+|---|---|---|---|---|---|
+{% for row in rows %}
+| {{ row.task }} | {{ row.stage }} | {{ row.rounds }} | {{ row.why }} | {{ row.up }} | {{ row.numbers }} |
+{% endfor %}
+
+{% if secure %}
+Under secure aggregation the tensors and the counts of a stage leave in `secure.masked` alone, under masks that vanish
+in the sum over sites: that sum is all that the server learns of them.
+
+{% endif %}
+{{ up | size }} of tensors in all at most, by each site. Beside this:
+
+- of a failure a number and the name of its class, never its text;
+- when the operator asks, the names of the classes that the site's labels name, each with a band of the number of its
+  images.
+{% if beside %}
+- when the operator asks after records were withdrawn, {{ beside.why }}: {{ beside.up }}; {{ beside.numbers }}.
+{% endif %}
+
+The tasks: {% for names in tasks %}{{ loop.index }}. {{ names | map("cell") | join(", ") }}{{ "; " if not loop.last }}
+{%- endfor %}.
+
+## What comes to each site
+
+| Task | Stage | Times | Tensors (number, type, size) |
+|---|---|---|---|
+{% for row in rows %}
+| {{ row.task }} | {{ row.stage }} | {{ row.rounds }} | {{ row.down }} |
+{% endfor %}
+
+Of these, those that the site does not hold since an earlier step. Beside this: the hash of each tensor, the
+experiment's configuration, the hash of the code, the name of the run, and the number of the step
+{%- if beside %}; when records are to leave sums, which answers of the site these contain{% endif %}.
+{% if secure %}
+In the exchanges of secure aggregation, all sites' signed public keys and what they encrypted for this site.
+{% endif %}
+
+## What never leaves
+
+Images, exemplars, features of an image, predictions for an image, record ids, file names, paths, logs, the texts of
+errors. Sums and weights can betray something of what they were made of: see the security page.
+{% if left %}
+
+## What did leave in this run
+
+| Site | Answers | Without tensors | Failures | Tensors sent | Tensors received |
+|---|---|---|---|---|---|
+{% for row in left %}
+| {{ row.site | cell }} | {{ row.answers }} | {{ row.abstained }} | {{ row.failures }} | {{ row.up | size }} | {{
+  row.down | size }} |
+{% endfor %}
+{% endif %}
+"""
+
+
+def data_flow(source: Path) -> str:
+    """The sheet, as Markdown, of an experiment's YAML file, or of a run directory with what did leave in that run.
+
+    Raises:
+        ConfigError: the configuration cannot be read.
+        RunError: the run's files cannot be read.
+    """
+    run = RunFiles.read(source) if source.is_dir() else None
+    config: Config[Any] = load_config(source / "config.yaml" if run else source)
+    experiment = Experiment(config)
+    names = experiment.class_names
+    last = len(experiment.stream) - 1
+    beside = experiment.method.forget(last)
+    rows = [row for task in range(last + 1) for row in _rows(experiment, task, experiment.method.all_stages(task))]
+    contents = {
+        "name": config.name,
+        "config_hash": config.content_hash,
+        "code": run.started.get("code_hash", code_hash()) if run else code_hash(),
+        "method": config.method.name,
+        "sites": [config.federation.site_label(site) for site in range(config.federation.sites)],
+        "tasks": [[names[label] for label in task] for task in experiment.stream.tasks],
+        "rows": rows,
+        "secure": config.federation.secure_aggregation,
+        "beside": next(_rows(experiment, last, [beside])) if beside and experiment.keeps_plain_sums else None,
+        "up": sum(int(row["bytes"]) * int(row["rounds"]) for row in rows),
+        "left": _left(run) if run else [],
+    }
+    return markdown().from_string(TEMPLATE).render(contents)
+
+
+def _rows(experiment: Experiment, task: int, stages: Iterable[Stage]) -> Iterator[dict[str, Any]]:
+    model, codec = experiment.build_model(task), CODECS[experiment.config.federation.compression]
+    secure = experiment.config.federation.secure_aggregation
+    for stage in stages:
+        hidden = secure and stage.action in SUMMED
+        plain = _tensors(model, names_up(model, stage))
+        up = _exchanges(experiment, model, stage) if hidden else pack(codec, plain, {})
+        numbers = {"seconds"} if secure else numbers_of(stage.action, experiment.protects_images)
+        yield {
+            "task": task + 1,
+            "stage": stage.name,
+            "rounds": stage.rounds,
+            "why": WHY[stage.action],
+            "up": _groups(up),
+            "down": _groups(pack(codec.downwards, _down(model, stage), {})),
+            "numbers": ", ".join(f"`{name}`" for name in sorted(numbers)),
+            "bytes": tensor_bytes(up),
+        }
+
+
+def _exchanges(experiment: Experiment, model: IncrementalModel, stage: Stage) -> dict[str, Tensor]:
+    """What a site sends in the exchanges of secure aggregation when all sites take part."""
+    federation = experiment.config.federation
+    sites = len(federation.taking_part(testing=stage.action is Action.EVALUATE))
+    length = len(Encoding(stage, model, experiment.classes, federation.sites))
+    shapes = {PHASE_UP[phase]: phase_shape(phase, sites, length) for phase in Phase}
+    return {name: torch.empty(shape, dtype=dtype, device="meta") for name, (dtype, shape) in shapes.items()}
+
+
+def _down(model: IncrementalModel, stage: Stage) -> dict[str, Tensor]:
+    """Without what the archive may add: the tensors of an earlier model, which have the shapes of this one's."""
+    return _tensors(model, matching(travelling_names(model), stage.down))
+
+
+def _tensors(model: IncrementalModel, names: Iterable[str]) -> dict[str, Tensor]:
+    state = model.state_dict()
+    return {name: state[name] for name in names}
+
+
+def _groups(tensors: Mapping[str, Tensor]) -> str:
+    """`extractor.adapters` (40 float32, 1.2 MB), by the first two parts of the names."""
+    groups: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        key = (".".join(name.split(".")[:2]), str(tensor.dtype).removeprefix("torch."))
+        groups.setdefault(key, {})[name] = tensor
+    return (
+        "; ".join(
+            f"`{group}` ({len(own)} {kind}, {filesize.decimal(tensor_bytes(own))})"
+            for (group, kind), own in groups.items()
+        )
+        or "none"
+    )
+
+
+def _left(run: RunFiles) -> list[dict[str, Any]]:
+    """What each site sent and got, over the finished steps."""
+    names = run.started.get("site_names", [])
+    sums: dict[int, Counter[str]] = defaultdict(Counter)
+    for step in run.steps:
+        for answer in step["sites"]:
+            sums[answer["site"]].update(
+                answers=1, abstained=bool(answer["abstained"]), up=answer["bytes_up"], down=answer["bytes_down"]
+            )
+        for failure in step["failures"]:
+            sums[failure["site"]].update(failures=1)
+    keys = ("answers", "abstained", "failures", "up", "down")
+    labels = {site: names[site] if site < len(names) else f"site {site}" for site in sorted(sums)}
+    return [{"site": label, **{key: sums[site][key] for key in keys}} for site, label in labels.items()]

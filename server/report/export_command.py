@@ -1,0 +1,62 @@
+"""`dynammo-server export`: a run's model as one file for other software, and its model card beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dynammo_core.support.errors import ConfigError
+from dynammo_core.support.files import write_atomically
+from dynammo_core.support.terminal import Terminal, readable_errors
+
+
+def export(
+    run_directory: Annotated[
+        Path, typer.Argument(metavar="RUN_DIR", help="The directory that a run left.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.", show_default=False)],
+    format_name: Annotated[
+        str, typer.Option("--format", help="safetensors, torchscript, or onnx (pip install '.\\[onnx]').")
+    ] = "safetensors",
+    card: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where the model card goes.", show_default="beside the model, as .md"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+) -> None:
+    """Write the model of a run as one file, once it has answered as the original, and a model card beside it.
+
+    TorchScript and ONNX take RGB bytes of the model's size, any number of images at a time, and give label,
+    probabilities and open-set score; their metadata say how.
+    """
+    with readable_errors():
+        from dynammo_core.deployed.model_files import ModelFiles
+        from server.report.export import TOLERANCE, check_format, export_model
+        from server.report.model_card import model_card
+
+        check_format(format_name)
+        card = card or output.with_suffix(".md")
+        if card == output:
+            raise ConfigError(f"model and card are both to be written to {output}", accepted="two different files")
+        there = [str(path) for path in (output, card) if path.exists()]
+        if there and not force:
+            raise ConfigError(f"{' and '.join(there)} is there already", remedy="Name another file, or add --force")
+        files = ModelFiles.read(run_directory)
+
+        def describe(sha256: str) -> str:
+            return model_card(run_directory, files.facts, file=output.name, format_name=format_name, sha256=sha256)
+
+        describe("")  # a run that cannot be described leaves no model without a card
+        exported = export_model(files, format_name, output)
+        write_atomically(card, describe(exported.sha256).encode())
+        Terminal(emoji=False).print(
+            f"Model: {output} ({format_name}, {output.stat().st_size / 1e6:.1f} MB)\n"
+            f"SHA-256: {exported.sha256}\n"
+            f"Largest difference from PyTorch on random images: {exported.difference:.2g} ({TOLERANCE:g} is accepted)\n"
+            f"Card: {card}",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )

@@ -1,0 +1,222 @@
+"""The model card: one Markdown page beside an exported model, made from nothing but the files of its run."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from dynammo_core.deployed.model_files import ModelFacts
+from dynammo_core.support.errors import RunError
+from server.report.markdown import markdown
+from server.report.privacy_rows import privacy_rows
+from server.watch.run_files import Json, RunFiles
+
+TEMPLATE = """\
+# Model card: {{ summary.name | cell }}
+
+A classifier of images, learnt task by task over {{ summary.sites }} sites, none of which gave its images away.
+This page is made from the files of the run, by the command that exported the model.
+
+| | |
+|---|---|
+| File | `{{ file }}` ({{ format }}) |
+| SHA-256 of the file | `{{ sha256 }}` |
+| Input | {{ facts.image_size }}x{{ facts.image_size }} pixels, RGB; normalisation `{{ facts.normalisation }}`{{
+  "" if format == "safetensors" else ", done inside the file" }} |
+| Method | `{{ facts.method.name }}` on `{{ facts.backbone }}` |
+| Data | {{ summary.dataset | cell }} |
+| Learnt | {{ facts.tasks | length }} of {{ summary.tasks }} tasks{{
+  "" if summary.status == "completed" else "; the run is **" ~ summary.status ~ "**" }} |
+| Multiply-accumulates for one image | {{ "{:,}".format(summary.macs_per_image) }} |
+| Parameters | {{ "{:,}".format(summary.deployed_parameters) }} |
+{% if facts.own_statistics %}
+| Batch-norm statistics | common to all sites; each tested the model with its own (`{{ facts.own_statistics.kind }}`) |
+{% endif %}
+
+## Classes
+
+| Task | Classes |
+|---|---|
+{% for names in facts.tasks %}
+| {{ loop.index }} | {{ names | map("cell") | join(", ") }} |
+{% endfor %}
+{% if unlearnt %}
+
+Named in the registry, and not learnt: {{ unlearnt | map("cell") | join(", ") }}. An image of one of these gets another
+class as its answer.
+{% endif %}
+
+## How well it answers
+
+On the sites' own test images, of all classes above, without being told the task. Percent.
+
+| | |
+|---|---|
+| Accuracy | {{ summary.last_accuracy | percent }} |
+| Mean class recall | {{ summary.mean_class_recall | percent }} |
+| Worst site's accuracy | {{ summary.worst_site_accuracy | percent }} |
+| Accuracy at each site | {{ summary.site_accuracies | map("percent") | join(", ") or "hidden in the sum" }} |
+| Accuracy after each task | {{ summary.accuracy_after_tasks | map("percent") | join(", ") }} |
+| Average incremental accuracy | {{ summary.average_incremental_accuracy | percent }} |
+| Forgetting, in points | {{ summary.forgetting | percent }} |
+
+{% if facts.own_statistics %}
+**Measured with other statistics than those in this file.** Each site put batch-norm statistics of its own images in
+their place, which stay there. At a site that took part `dynammo-site predict --site SITE.YAML` does the same, with the
+model as safetensors. Nothing on this page was measured with the statistics in this file, which other software uses;
+neither was the threshold of the open-set score below.
+
+{% endif %}
+| Class | Task | Recall | Test images | Most often taken for |
+|---|---|---|---|---|
+{% for row in recalls %}
+| {{ row.name | cell }} | {{ row.task }} | {{ row.recall | percent }} | {{ row.images }} | {{ row.mistake | cell }} |
+{% endfor %}
+
+## How to read its answers
+
+- `label` is the answer, an index into the classes in the order above. `probabilities` are of each class: compare them,
+  do not read them as the chance of a disease.
+{% if error is not none %}
+  On the sites' test images, the probability of an answer and how often it is right are {{ error | percent }} points
+  apart (expected calibration error).
+{% else %}
+  This run has not measured how well they are calibrated.
+{% endif %}
+{% if others %}
+- There is one head a task, with a row for everything else ("others"). The head with the lowest probability of "others"
+  gives the answer; a class's probability is that of its own task's head. Heads judge independently: probabilities need
+  not sum to 1, and the answer need not be the largest of them.
+{% endif %}
+- `open_set_score` is {{ facts.open_set_words }}.
+- The open-set score is near 1 for a class that was learnt and near 0 for an image like nothing learnt.
+{% if facts.open_set_threshold is not none %}
+  Of the sites' test images of the classes above, 95 % score {{ "%.6g" | format(facts.open_set_threshold) }} or more:
+  take a lower score as "I have not seen this".
+{% if passed %}
+  By such a threshold {{ passed.share | percent }} % of the images of classes to come went unnoticed after task
+  {{ passed.task }}.
+{% endif %}
+  Check the threshold on images of the place where the model is used.
+{% else %}
+  Choose its threshold on images of the place where the model is used; this run has not measured one.
+{% endif %}
+
+## Data flow
+
+- Images stayed at their sites. To the server went weights or sums of features, counts and losses:
+  {{ summary.bytes_up | size }}; to the sites went {{ summary.bytes_down | size }}, over {{ summary.rounds }} rounds.
+- Behind this page are counts by class, from each site's evaluation; nothing in it is of a single image or record.
+
+{% if privacy %}
+
+## What is promised about training images
+
+| | |
+|---|---|
+{% for title, value in privacy %}
+| {{ title }} | {{ value | cell }} |
+{% endfor %}
+{% endif %}
+
+## Limits
+
+- Research software: no medical device, no approval, no clinical study. A person decides.
+- Measured on the test images of the {{ summary.sites }} sites that took part, with seed {{ summary.seed }}:
+  another hospital, scanner or population may differ. The worst site above says how far that goes among these.
+{% if few %}
+- Fewer than {{ few_images }} test images stand behind the recall of: {{ few | map("cell") | join(", ") }}.
+{% endif %}
+- It always names one of its classes, for any image whatever.
+- Weights can betray something of the images that they were learnt from.
+
+## Lineage
+
+| | |
+|---|---|
+| Configuration | `{{ facts.lineage.config_hash }}` |
+| Code | `{{ facts.lineage.code_hash }}` |
+| Backbone's weights | `{{ facts.lineage.backbone_sha256 }}` |
+| Tensors | `{{ facts.lineage.tensors_sha256 or "not recorded" }}` |
+| Versions | {% for name, version in facts.versions.items() -%}
+  {{ name }} {{ version }}{{ " |" if loop.last else ", " }}
+  {%- endfor %}
+
+"""
+
+FEW_IMAGES = 30
+"""With fewer test images than this, the standard error of a recall of 80 % exceeds 7 points."""
+
+
+def model_card(run_directory: Path, facts: ModelFacts, *, file: str, format_name: str, sha256: str) -> str:
+    """The card, as Markdown, of a run's model that was exported to `file` with the hash `sha256`.
+
+    Raises:
+        RunError: the run's files cannot be read, lack something, or are not of the run that the model comes from.
+    """
+    run = RunFiles.read(run_directory)
+    measured = (run.summary.get("config_hash"), len(run.summary.get("accuracy_after_tasks", ())))
+    if measured != (facts.lineage.config_hash, facts.lineage.after_task):
+        raise RunError(
+            f"summary.json in {run_directory} is of the configuration {measured[0]} after {measured[1]} tasks, and the "
+            f"model of {facts.lineage.config_hash} after {facts.lineage.after_task}",
+            remedy="Restore both files from one run, or let it go on with --resume: results and model belong together",
+        )
+    recalls = _recalls(run, facts)
+    learnt = {name for names in facts.tasks for name in names}
+    contents: Json = {
+        "facts": facts,
+        "summary": run.summary,
+        "recalls": recalls,
+        "few": [row["name"] for row in recalls if row["images"] < FEW_IMAGES],
+        "few_images": FEW_IMAGES,
+        "error": next(reversed(run.summary.get("calibration_error_after_tasks", [])), None),
+        "passed": _passed(run.summary),
+        "unlearnt": [name for name in facts.class_names if name not in learnt],
+        "others": any(-1 in rows for rows in facts.heads.values()),
+        "privacy": privacy_rows(run),
+        **{"file": file, "format": format_name, "sha256": sha256},
+    }
+    try:
+        return markdown(percent=_percent).from_string(TEMPLATE).render(contents)
+    except (jinja2.UndefinedError, TypeError) as error:
+        raise RunError(
+            f"The files of the run in {run_directory} do not fit together ({type(error).__name__}: {error})",
+            remedy="Make the card with the version of this project that made the run",
+        ) from error
+
+
+def _passed(summary: Json) -> Json | None:
+    """The last task after which classes were still to come, and how many of their images were taken for learnt ones."""
+    shares = enumerate(summary.get("open_set_fpr95_after_tasks", ()), start=1)
+    return next(({"task": task, "share": share} for task, share in reversed([*shares]) if share is not None), None)
+
+
+def _recalls(run: RunFiles, facts: ModelFacts) -> list[dict[str, Any]]:
+    """Each learnt class: its task, recall in percent over all sites, test images, and what it is taken for most."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for row in run.confusions:
+        if int(row["after_task"]) == facts.lineage.after_task:
+            counts[row["true"], row["predicted"]] += int(row["count"])
+    return [
+        {"name": name, "task": task, **_recall(name, counts)}
+        for task, names in enumerate(facts.tasks, start=1)
+        for name in names
+    ]
+
+
+def _recall(name: str, counts: Mapping[tuple[str, str], int]) -> dict[str, Any]:
+    answers = {predicted: count for (true, predicted), count in counts.items() if true == name}
+    images = sum(answers.values())
+    recall = 100 * answers.pop(name, 0) / images if images else None
+    mistake = max(answers, key=lambda other: (answers[other], other), default="")
+    return {"recall": recall, "images": images, "mistake": mistake and f"{mistake} ({answers[mistake]})"}
+
+
+def _percent(value: float | None) -> str:
+    return "none measured" if value is None or math.isnan(value) else f"{value:.1f}"

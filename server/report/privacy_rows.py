@@ -1,0 +1,33 @@
+"""What a run promised about its training images, and what it has spent of that, in rows that pages and cards show."""
+
+from __future__ import annotations
+
+from server.watch.run_files import Json, RunFiles
+
+
+def privacy_rows(run: RunFiles) -> list[tuple[str, str]]:
+    """Pairs of a title and what to say of it; every epsilon stands with all that it needs to mean anything.
+
+    Runs without a summary, or of before there was privacy, give no rows.
+    """
+    if "privacy" not in run.summary:
+        return []
+    secure = run.config.get("federation", {}).get("secure_aggregation", False)
+    seen = "sums over sites alone (secure aggregation)" if secure else "each site's answers"
+    facts = run.summary["privacy"]
+    if facts is None:
+        return [("Differential privacy", "none: weights may betray training images"), ("The server sees", seen)]
+    return [
+        ("Epsilon, spent", _spent(facts)),
+        ("Delta", f"{facts['delta']:g}"),
+        ("Of", facts["neighbours"]),
+        ("Mechanism", f"{facts['mechanism']}; noise multiplier {facts['noise_multiplier']:g}"),
+        ("Accountant", facts["accountant"]),
+        ("The server sees", seen),
+    ]
+
+
+def _spent(facts: Json) -> str:
+    """By the site that spent most, where sites count for themselves."""
+    by_site = "epsilon_by_site" in facts
+    return f"{facts['epsilon']:.2f} of {facts['budget']:g}" + (", at the site that spent most" if by_site else "")

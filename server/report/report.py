@@ -1,0 +1,235 @@
+"""One self-contained page about one run, made from nothing but the files in its run directory.
+
+A run that has not finished gets its page too, from what is there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+from rich.filesize import decimal
+
+from dynammo_core.scoring import metrics
+from dynammo_core.support.errors import RunError
+from dynammo_core.support.files import write_atomically
+from server.report import plots
+from server.report.page import number, page_environment
+from server.report.privacy_rows import privacy_rows
+from server.report.reliability_section import reliability_section
+from server.report.report_template import TEMPLATE
+from server.watch.run_files import Json, RunFiles
+
+MOST_SITES = 30  # rows of a figure or table about sites; where there are more, those that need a look are shown
+
+
+def write_report(run_directory: Path) -> Path:
+    """Make `report.html` from the files of a run directory; the same files give the same bytes.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        RunError: there is no run in the directory, or its files cannot be read or contradict each other.
+        CheckpointError: the page cannot be written; an older one stays as it is.
+    """
+    run = RunFiles.read(run_directory)
+    try:
+        page = page_environment().from_string(TEMPLATE).render(_contents(run))
+    except (jinja2.UndefinedError, KeyError, IndexError, TypeError, ValueError) as error:
+        what = f"The files of the run in {run_directory} do not fit together ({type(error).__name__}: {error})"
+        raise RunError(what, remedy="Make the page with the version of this project that made the run") from error
+    path = run_directory / "report.html"
+    write_atomically(path, page.encode())
+    return path
+
+
+def _contents(run: RunFiles) -> Json:
+    """Everything the template shows."""
+    numbers = run.summary or _numbers_so_far(run)
+    last = next((e for e in reversed(run.events) if e["event"] in {"run_started", "run_failed", "run_finished"}), {})
+    return {
+        "run": run,
+        "numbers": numbers,
+        "name": numbers.get("name") or run.started.get("name") or run.config.get("name") or "unnamed run",
+        "finished": run.summary.get("status", "running") != "running",
+        "failure": last.get("message", "") if last.get("event") == "run_failed" else "",
+        "resumes": max(len(run.of_kind("run_started")) - 1, 0),
+        "learning": _learning(run, numbers),
+        "confusions": _confusions(run),
+        "reliability": reliability_section(run.reliability),
+        "sites_seen": _sites(run, numbers),
+        "participation": _participation(run),
+        "stages": _stages(run),
+        "privacy": privacy_rows(run),
+        "settings": _settings(run.config),
+    }
+
+
+def _numbers_so_far(run: RunFiles) -> Json:
+    """What can be said before the first summary, which comes with the first finished task."""
+    so_far: Json = {"accuracy_after_tasks": [event["accuracy"] for event in run.evaluations]}
+    if run.evaluations:
+        so_far["last_accuracy"] = run.evaluations[-1]["accuracy"]
+        so_far["site_accuracies"] = run.evaluations[-1].get("site_accuracies", [])
+    return so_far | {key: run.started[key] for key in ("method", "dataset", "sites") if key in run.started}
+
+
+def _learning(run: RunFiles, numbers: Json) -> Json:
+    """The accuracy curve, the accuracy matrix, and the classes of each task."""
+    curve = _floats(numbers.get("accuracy_after_tasks", []))
+    sites = {event["task"]: _floats(event.get("site_accuracies", [])) for event in run.evaluations}
+    spread = [sites.get(task, np.array([])) for task in range(len(curve))]
+    contents: Json = {"curve": "", "matrix": "", "rows": []}
+    if len(curve):
+        told = ", ".join(f"{number(value)} after task {task}" for task, value in enumerate(curve, start=1))
+        contents["curve"] = plots.accuracy_curve(
+            curve,
+            np.array([np.fmin.reduce(values, initial=np.nan) for values in spread]),
+            np.array([np.fmax.reduce(values, initial=np.nan) for values in spread]),
+            max(len(run.task_names), len(curve)),
+            f"Curve of the accuracy over all classes learnt so far, in percent: {told}.",
+        )
+    matrix = np.empty((0, 0))
+    if run.confusion is not None:
+        matrix = metrics.accuracy_matrix(run.confusion, run.tasks)
+        told = ", ".join(f"task {task} {number(value)}" for task, value in enumerate(matrix[-1], start=1))
+        contents["matrix"] = plots.accuracy_heatmap(
+            matrix, f"Heatmap of the accuracy on each task after each task, in percent. After the last one: {told}."
+        )
+    for task, names in enumerate(run.task_names):
+        known = task < len(matrix)
+        contents["rows"].append(
+            {
+                "classes": ", ".join(names),
+                "first": matrix[task, task] if known else None,
+                "now": matrix[-1, task] if known else None,
+                "all": curve[task] if task < len(curve) else None,
+            }
+        )
+    return contents
+
+
+def _confusions(run: RunFiles) -> Json:
+    """The confusion matrix after the last finished task, and its most frequent mistakes."""
+    if run.confusion is None:
+        return {"plot": "", "worst": [], "after": 0}
+    after = len(run.confusion)
+    names = [name for task in run.task_names[:after] for name in task]
+    counts = run.confusion[-1, 0, : len(names), : len(names)]
+    mistakes = counts * ~np.eye(len(names), dtype=bool)
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:5]
+    worst = [
+        {"true": names[i], "predicted": names[j], "count": mistakes[i, j], "total": counts[i].sum()}
+        for i, j in zip(*np.unravel_index(order, counts.shape), strict=True)
+        if mistakes[i, j]
+    ]
+    told = "; ".join(f"{row['true']} taken for {row['predicted']} in {row['count']} of {row['total']}" for row in worst)
+    label = f"Confusion matrix of {len(names)} classes after task {after}. Most frequent mistakes: {told or 'none'}."
+    return {
+        "plot": plots.confusion_heatmap(counts, names, [len(task) for task in run.task_names[:after]], label),
+        "worst": worst,
+        "after": after,
+        "wide": 12 < len(names) <= plots.MOST_NUMBERED,
+    }
+
+
+def _sites(run: RunFiles, numbers: Json) -> Json:
+    """Bars of the accuracy at each site, the worst one marked."""
+    values = _floats(numbers.get("site_accuracies", []))
+    if not len(values) or np.isnan(values).all():
+        return {"plot": "", "worst": "", "shown": 0, "all": len(values)}
+    worst = int(np.nanargmin(values))
+    shown = np.arange(len(values)) if len(values) <= MOST_SITES else np.argsort(values, kind="stable")[:MOST_SITES]
+    told = ", ".join(f"{_site(k)} " + ("none" if np.isnan(values[k]) else f"{values[k]:.1f}") for k in shown)
+    plot = plots.site_bars(
+        [_site(k) for k in shown],
+        values[shown],
+        float(numbers["last_accuracy"]),
+        int(np.flatnonzero(shown == worst)[0]),
+        f"Bars of the accuracy at each site, in percent: {told}. The worst is {_site(worst)}.",
+    )
+    return {"plot": plot, "worst": _site(worst), "shown": len(shown), "all": len(values)}
+
+
+def _participation(run: RunFiles) -> Json:
+    """Which site answered, abstained or failed in which step: a figure, and the words for it."""
+    seen = {entry["site"] for step in run.steps for entry in [*step["sites"], *step["failures"]]}
+    everyone = sorted(seen, key=lambda site: (len(str(site)), str(site)))
+    row_of = {site: row for row, site in enumerate(everyone)}
+    states = np.zeros((len(everyone), len(run.steps)), np.int64)
+    abstained: dict[Any, Counter[str]] = defaultdict(Counter)
+    failed: dict[Any, Counter[str]] = defaultdict(Counter)
+    for column, step in enumerate(run.steps):
+        where = f"task {step['task'] + 1} {step['stage']}"
+        for entry in step["sites"]:
+            states[row_of[entry["site"]], column] = 2 if entry.get("abstained") else 1
+            abstained[entry["site"]].update([where] if entry.get("abstained") else [])
+        for entry in step["failures"]:
+            states[row_of[entry["site"]], column] = 3
+            failed[entry["site"]][f"{where} round {step['round'] + 1}: {entry['error']} (code {entry['code']})"] += 1
+    troubled = np.argsort(-(states > 1).sum(axis=1), kind="stable")[:MOST_SITES]
+    shown = np.sort(troubled)
+    words = [
+        {
+            "site": _site(everyone[k]),
+            "abstained": _listed(abstained[everyone[k]]),
+            "failed": _listed(failed[everyone[k]]),
+        }
+        for k in shown
+        if (states[k] > 1).any()
+    ]
+    label = f"Grid of {len(shown)} sites by {len(run.steps)} steps, with {(states == 2).sum()} abstentions and "
+    label += f"{(states == 3).sum()} failures; the table below it says where."
+    groups = [f"task {step['task'] + 1}" for step in run.steps]
+    plot = plots.participation_grid(states[shown], [_site(everyone[k]) for k in shown], groups, label) if seen else ""
+    return {"plot": plot, "words": words, "shown": len(shown), "all": len(everyone)}
+
+
+def _stages(run: RunFiles) -> Json:
+    """Steps, bytes and seconds by stage, over all tasks, rounds and sites."""
+    totals: dict[str, Counter[str]] = defaultdict(Counter)
+    for step in run.steps:
+        amounts = {key: step[key] for key in ("bytes_up", "bytes_down", "seconds")}
+        totals[step["stage"]].update({"steps": 1, **amounts})
+    if not totals:
+        return {"plot": "", "rows": {}}
+    up, down = (np.array([row[key] / 1e6 for row in totals.values()]) for key in ("bytes_up", "bytes_down"))
+    size = decimal
+    told = "; ".join(
+        f"{name} {size(row['bytes_up'])} up, {size(row['bytes_down'])} down" for name, row in totals.items()
+    )
+    return {"plot": plots.traffic_bars(list(totals), up, down, f"Bars of data by stage: {told}."), "rows": totals}
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Settings by section, inner keys joined by dots."""
+
+    def leaves(value: Any, key: str) -> Iterable[tuple[str, str]]:
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                yield from leaves(inner, f"{key}.{name}" if key else str(name))
+        else:
+            yield key, "–" if value is None else str(value)
+
+    general = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
+    sections = {str(key): list(leaves(value, "")) for key, value in config.items() if isinstance(value, Mapping)}
+    return {"experiment": list(leaves(general, "")), **sections} if config else {}
+
+
+def _listed(places: Counter[str]) -> str:
+    words = [place + (f" ({times} rounds)" if times > 1 else "") for place, times in places.items()]
+    return "; ".join(words[:6]) + (f"; and {len(words) - 6} more" if len(words) > 6 else "")
+
+
+def _site(site: Any) -> str:
+    return str(site) if isinstance(site, str) and not site.isdigit() else f"site {site}"
+
+
+def _floats(values: Iterable[float | None]) -> NDArray[np.float64]:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

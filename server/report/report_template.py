@@ -1,0 +1,196 @@
+"""The page of a run, as a Jinja template: a Python file, because Flower bundles no HTML."""
+
+from __future__ import annotations
+
+from server.report.reliability_section import TEMPLATE as RELIABILITY
+
+TEMPLATE = (
+    r"""{% extends "page" %}
+{% macro figure(svg, caption) %}
+<figure>
+  <div class="plot">{{ svg | safe }}</div>
+  <figcaption>{{ caption }}</figcaption>
+</figure>
+{% endmacro %}
+{% macro fact(title, value, note="") %}
+<div><dt>{{ title }}</dt><dd>{{ value }}{% if note %}<small>{{ note }}</small>{% endif %}</dd></div>
+{% endmacro %}
+{% set headlines = [
+  ("last_accuracy", "Accuracy at the end" if finished else "Accuracy so far", "%",
+   "Of 100 test images of all classes learnt, so many are recognised, with no hint at which task they belong to."),
+  ("average_incremental_accuracy", "Average accuracy", "%",
+   "After each task the model is tested on every class it has met so far; this is the mean of those tests."),
+  ("forgetting", "Forgetting", "points",
+   "How far the earlier classes have fallen from their best result; at 0, nothing was forgotten."),
+  ("worst_site_accuracy", "Worst site", "%",
+   "The accuracy on the images of the one site that the shared model serves least well."),
+  ("mean_class_recall", "Mean class recall", "%",
+   "The accuracy if every class counts the same, so that a rare disease weighs as much as a common one."),
+  ("backward_transfer", "Backward transfer", "points",
+   "What learning later classes did to the earlier ones: below 0 they lost, above 0 they gained."),
+] %}
+{% set class_count = run.tasks | sum(start=[]) | length %}
+{% block title %}{{ name }} · run report{% endblock %}
+{% block body %}
+<header>
+  <p class="kicker">Federated class-incremental learning · run report</p>
+  <h1>{{ name }} {% if finished %}<span class="status">{{ numbers.status | default("finished") }}</span>{% else %}<span class="status open">unfinished</span>{% endif %}</h1>
+  <p>
+    {%- set sites = numbers.sites | default(0) -%}
+    The method <strong>{{ numbers.method | default("of this run") }}</strong>
+    {{- " on the data set " if numbers.get("dataset") }}<strong>{{ numbers.dataset | default("") }}</strong>:
+    {{ sites or "an unknown number of" }} {{ "site" if sites == 1 else "sites" }}
+    {{ "learns" if sites == 1 else "learn" }} {{ class_count or "an unknown number of" }} classes in
+    {{ run.tasks | length or "several" }} {{ "task" if run.tasks | length == 1 else "tasks" }}, one task after the other{{ ", without sharing an image" if sites != 1 }}.
+  </p>
+</header>
+<main>
+{% if not finished %}
+<div class="banner" role="status">
+  <p><strong>This run has not finished.</strong>
+  {% if run.started.get("plan") %}{{ run.steps | length }} of {{ run.started.plan | length }} steps and {{ run.evaluations | length }} of {{ run.tasks | length }} tasks are done.{% endif %}
+  The page shows what its files hold so far.</p>
+  {% if failure %}<p>It stopped with this message: {{ failure }}</p>{% endif %}
+</div>
+{% endif %}
+{% if run.lost_lines %}
+<div class="banner"><p>{{ run.lost_lines }} unreadable {{ "line" if run.lost_lines == 1 else "lines" }} of events.jsonl could not be shown; an interruption can cut a line off.</p></div>
+{% endif %}
+
+<dl class="cards">
+{% for key, title, unit, meaning in headlines if numbers[key] is defined and numbers[key] | number != "–" %}
+  <div{% if key == "worst_site_accuracy" %} class="worst"{% endif %}><dt>{{ title }}</dt>
+    <dd><span class="value">{{ numbers[key] | number }} <span class="unit">{{ unit }}</span></span><small>{{ meaning }}</small></dd></div>
+{% endfor %}
+</dl>
+
+{% if learning.rows %}
+<h2>Learning, task after task</h2>
+<p>Each task brings new classes. The test is always on all classes so far, with no hint at the task.</p>
+{% if learning.curve or learning.matrix %}
+<div class="pair">
+{% if learning.curve %}{{ figure(learning.curve, "Accuracy on all classes learnt so far. More classes make a harder test, so a gentle fall is expected; a steep one is forgetting.") }}{% endif %}
+{% if learning.matrix %}{{ figure(learning.matrix, "Read a column downwards: how well one task’s classes are still recognised while later tasks are learnt. A column that stays dark was not forgotten.") }}{% endif %}
+</div>
+{% endif %}
+<div class="scroll"><table>
+  <caption>The tasks and their classes; accuracies in percent</caption>
+  <thead><tr><th>Task</th><th>Classes</th><th class="n">when<br>learnt</th><th class="n">{{ "at the end" if finished else "now" }}</th><th class="n">all classes<br>after it</th></tr></thead>
+  <tbody>
+  {% for row in learning.rows %}
+  <tr><th scope="row">{{ loop.index }}</th><td>{{ row.classes }}</td><td class="n">{{ row.first | number }}</td><td class="n">{{ row.now | number }}</td><td class="n">{{ row.all | number }}</td></tr>
+  {% endfor %}
+  </tbody>
+</table></div>
+{% endif %}
+
+{% if confusions.plot %}
+<h2>What is mistaken for what</h2>
+<p>The confusion matrix after task {{ confusions.after }}, over all sites.</p>
+<div{% if not confusions.wide %} class="pair"{% endif %}>
+{{ figure(confusions.plot, "Each row holds the test images of one true class, in percent of that row; the diagonal is what was recognised. Lines separate the tasks. Empty cells are below half a percent.") }}
+{% if confusions.worst %}
+<div class="scroll"><table>
+  <caption>The most frequent mistakes</caption>
+  <thead><tr><th>True class</th><th>taken for</th><th class="n">images</th><th class="n">of that class</th></tr></thead>
+  <tbody>
+  {% for row in confusions.worst %}
+  <tr><td>{{ row.true }}</td><td>{{ row.predicted }}</td><td class="n">{{ row.count }}</td><td class="n">{{ row.total }}</td></tr>
+  {% endfor %}
+  </tbody>
+</table></div>
+{% endif %}
+</div>
+{% endif %}
+
+"""
+    + RELIABILITY
+    + r"""
+{% if sites_seen.plot or participation.plot %}
+<h2>The sites</h2>
+<p>An average can hide a site that is served badly, so each site is tested on its own images.</p>
+{% if sites_seen.plot %}
+{{ figure(sites_seen.plot, "Accuracy of the one shared model at each site" ~ (" at the end" if finished else " so far") ~ ". The lowest is " ~ sites_seen.worst ~ "." ~ (" Shown are the " ~ sites_seen.shown ~ " lowest of " ~ sites_seen.all ~ " sites." if sites_seen.shown < sites_seen.all else "")) }}
+{% endif %}
+{% if participation.plot %}
+<h3>Who took part</h3>
+{{ figure(participation.plot, "One column a step. A site abstains from a step for which it has no images; a failed site did not answer, and the step went on without it." ~ (" Shown are " ~ participation.shown ~ " of " ~ participation.all ~ " sites, those that abstained or failed most." if participation.shown < participation.all else "")) }}
+{% if participation.words %}
+<div class="scroll"><table>
+  <caption>Abstentions and failures</caption>
+  <thead><tr><th>Site</th><th>abstained from</th><th>failed in</th></tr></thead>
+  <tbody>
+  {% for row in participation.words %}
+  <tr><th scope="row">{{ row.site }}</th><td>{{ row.abstained or "–" }}</td><td{% if row.failed %} class="bad"{% endif %}>{{ row.failed or "–" }}</td></tr>
+  {% endfor %}
+  </tbody>
+</table></div>
+{% else %}
+<p>Every site answered every step.</p>
+{% endif %}
+{% endif %}
+{% endif %}
+
+{% set costed = numbers.macs_per_image is defined %}
+{% if stages.plot or costed %}
+<h2>What it cost</h2>
+<p>What went over the network, how long it took, and what the model in use needs. Images never travel.</p>
+{% if costed %}
+<dl class="facts">
+  {{ fact("One prediction takes", numbers.macs_per_image | millions, "multiply-accumulate operations an image") }}
+  {{ fact("Size of the model in use", numbers.deployed_parameters | millions, "parameters") }}
+  {{ fact("Trained in a task", numbers.trainable_parameters | millions, "parameters") }}
+  {{ fact("Sent to the server", numbers.bytes_up | size, "by all sites together") }}
+  {{ fact("Sent to the sites", numbers.bytes_down | size, "to all sites together") }}
+  {{ fact("Time", numbers.seconds | duration, "in " ~ numbers.rounds ~ " rounds" ~ (", resumed " ~ resumes ~ (" time" if resumes == 1 else " times") if resumes else "")) }}
+</dl>
+{% endif %}
+{% if stages.plot %}
+<div class="pair">
+{{ figure(stages.plot, "Data by stage, over all tasks, rounds and sites.") }}
+<div class="scroll"><table>
+  <caption>By stage</caption>
+  <thead><tr><th>Stage</th><th class="n">steps</th><th class="n">up</th><th class="n">down</th><th class="n">time</th></tr></thead>
+  <tbody>
+  {% for stage, row in stages.rows.items() %}
+  <tr><th scope="row">{{ stage }}</th><td class="n">{{ row.steps }}</td><td class="n">{{ row.bytes_up | size }}</td><td class="n">{{ row.bytes_down | size }}</td><td class="n">{{ row.seconds | duration }}</td></tr>
+  {% endfor %}
+  </tbody>
+</table></div>
+</div>
+{% endif %}
+{% endif %}
+
+{% if privacy %}
+<h2>What it promises</h2>
+<p>Images never leave their site. What follows is promised beyond that, against whoever reads the weights.</p>
+<dl class="facts">
+{% for title, value in privacy %}
+  {{ fact(title, value) }}
+{% endfor %}
+</dl>
+{% endif %}
+
+{% if settings %}
+<h2>Settings</h2>
+<p>Everything this run was told, as resolved in config.yaml.</p>
+<div class="settings">
+{% for section, rows in settings.items() %}
+<section><h3>{{ section }}</h3>
+<table><tbody>
+{% for key, value in rows %}
+<tr><th scope="row">{{ key }}</th><td>{{ value }}</td></tr>
+{% endfor %}
+</tbody></table></section>
+{% endfor %}
+</div>
+{% endif %}
+</main>
+<footer>
+  Configuration {{ numbers.get("config_hash") or run.started.get("config_hash") or "unknown" }}, code {{ numbers.get("code_hash") or run.started.get("code_hash") or "unknown" }}{% if numbers.get("backbone") %}, backbone {{ numbers.backbone }}{% endif %}.
+  Accuracy, average accuracy: Rebuffi et al. 2017. Forgetting: Chaudhry et al. 2018. Backward transfer: Lopez-Paz &amp; Ranzato 2017. Calibration error: Guo et al. 2017.
+  The numbers behind this page lie beside it: summary.json, accuracy_matrix.csv, confusion_matrix.csv, calibration.csv, open_set.csv, events.jsonl.
+</footer>
+{% endblock %}
+"""
+)

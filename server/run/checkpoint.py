@@ -1,0 +1,153 @@
+"""Everything a run needs to go on, in one file that is replaced as a whole after every round."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from dynammo_core.support.errors import CheckpointError
+from dynammo_core.support.files import write_atomically
+from server.run.lineage import forbidden_changes
+
+
+@dataclass
+class Progress:
+    """How far a run has come, and what it has counted so far.
+
+    Attributes:
+        next_step: index of the step to do next.
+        bytes_up: bytes of tensors that sites have sent.
+        bytes_down: bytes of tensors that the server has sent.
+        seconds: time spent on finished steps.
+        confusion: [task][site][C * C] test counts after each finished task.
+        epsilon: what each site says it has spent, where training images are protected one by one.
+        run: unique name of the run, by which sites know its memory; a run keeps it when it goes on.
+        code_changes: step, old and new hash of the code, wherever the run went on under another code.
+        taken: the contributions of each site, by its number, that the archive's sums contain.
+        corrections: of these sums, made so far.
+        reliability: the tables of `Reliability` after each finished task, by its number, over all sites; none of tasks
+            that were finished under a version that did not count them.
+    """
+
+    next_step: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
+    confusion: list[list[list[int]]] = field(default_factory=list)
+    run: str = ""
+    epsilon: dict[str, float] = field(default_factory=dict)
+    code_changes: list[dict[str, int | str]] = field(default_factory=list)
+    taken: dict[str, list[int]] = field(default_factory=dict)
+    corrections: int = 0
+    reliability: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+
+    def grow(self, sites: int, classes: int) -> None:
+        """Make room for sites and classes that joined: they have no counts in earlier tasks."""
+        for by_site in self.confusion:
+            by_site += [[] for _ in range(sites - len(by_site))]
+            for site, counts in enumerate(by_site):
+                before = math.isqrt(len(counts))
+                rows = np.zeros((classes, classes), dtype=np.int64)
+                rows[:before, :before] = np.array(counts, dtype=np.int64).reshape(before, before)
+                by_site[site] = rows.flatten().tolist()
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What must be the same for a run to go on."""
+
+    config: str
+    code_hash: str
+    backbone_sha256: str
+
+
+class CheckpointStore:
+    """Saves and loads the checkpoint of one run directory."""
+
+    def __init__(self, folder: Path, identity: Identity) -> None:
+        self.path = folder / "latest.safetensors"
+        self._identity = identity
+
+    def save(self, progress: Progress, weights: dict[str, Tensor], archive: dict[str, Tensor]) -> None:
+        """Replace the checkpoint; the one before stays whole if this fails.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        tensors = {f"model/{name}": tensor.cpu().contiguous() for name, tensor in weights.items()}
+        tensors |= {f"archive/{name}": tensor.cpu().contiguous() for name, tensor in archive.items()}
+        notes = {"identity": json.dumps(vars(self._identity)), "progress": json.dumps(vars(progress))}
+        write_atomically(self.path, save(tensors, metadata=notes | {"sha256": _digest(notes, tensors)}))
+
+    def load(self, *, accept_new_code: bool = False) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
+        """The progress, the model's tensors and the archive as last saved.
+
+        Args:
+            accept_new_code: go on where another code has made the checkpoint; the progress then says so.
+
+        Raises:
+            CheckpointError: none is there, it is corrupt, or it was made by another configuration or code.
+        """
+        if not self.path.is_file():
+            raise CheckpointError(
+                f"there is no checkpoint {self.path}",
+                accepted="the directory of a run that has finished at least one round",
+                remedy="Start the run anew, without --resume",
+            )
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                notes = dict(file.metadata())
+                digest = notes.pop("sha256")
+                identity = Identity(**json.loads(notes["identity"]))
+                progress = Progress(**json.loads(notes["progress"]))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            if digest != _digest(notes, tensors):
+                raise ValueError("its content does not fit its checksum")
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the checkpoint {self.path} cannot be read ({type(error).__name__}: {error})",
+                remedy="Restore it from a backup, or start the run anew, without --resume",
+            ) from error
+        self._check(identity, accept_new_code)
+        if identity.code_hash != self._identity.code_hash:
+            hashes = {"then": identity.code_hash, "now": self._identity.code_hash}
+            progress.code_changes.append({"step": progress.next_step, **hashes})
+        return progress, _part(tensors, "model/"), _part(tensors, "archive/")
+
+    def _check(self, found: Identity, accept_new_code: bool) -> None:
+        differences = forbidden_changes(found.config, self._identity.config)
+        if found.backbone_sha256 != self._identity.backbone_sha256:
+            differences.append("the backbone's weights")
+        remedy = "Go on with those, or start a run anew, without --resume"
+        if found.code_hash != self._identity.code_hash and not accept_new_code:
+            if not differences:
+                remedy = "Go on with the old code; or with the new one, once every site has it, by --accept-new-code"
+            differences.append(f"the code (then {found.code_hash[:12]}, now {self._identity.code_hash[:12]})")
+        if differences:
+            raise CheckpointError(
+                f"the checkpoint {self.path} was made by another experiment: {'; '.join(differences)}",
+                accepted="the configuration, code and weights that the run was started with",
+                remedy=remedy,
+            )
+
+
+def _digest(notes: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over everything in a checkpoint: safetensors itself sees only damage to its header."""
+    digest = hashlib.sha256(json.dumps(dict(notes), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,96 @@
+"""Which changes of its configuration a run may take in when it goes on: new classes, new sites, and how rounds wait."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from dynammo_core.configuration.config import Config, resolve
+from dynammo_core.data.task_stream import build_task_stream
+from dynammo_core.support.errors import ConfigError
+
+OPERATION = (
+    *(
+        f"federation.{key}"
+        for key in ("quorum", "deadline_seconds", "stages", "attempts", "patience_seconds", "evaluate_only")
+    ),
+    "federation.site_keys",  # a site has a new key: every hospital approves its fingerprint
+    "limits.most_images",
+)
+"""What the operator may change at any time: it decides who is heard in a round, not what is learnt from whom."""
+
+GROWTH = ("data.classes", "tasks.sizes", "tasks.class_order", "federation.site_names", "federation.sites")
+"""What may grow at its end: old classes, tasks and sites keep their numbers."""
+
+
+def forbidden_changes(then: str, now: str) -> list[str]:
+    """`method.alpha (then 0.5, now 0.7)` for each change, between two canonical texts, that a run cannot take.
+
+    A key that the code did not know then has its default, with which everything is as it was without the key.
+    """
+    try:
+        before = resolve(json.loads(then), then, {})
+    except ConfigError:  # by a code that knew other keys: they are the difference
+        before = None
+    changes = _differences(before.model_dump(mode="json") if before else json.loads(then), json.loads(now))
+    allowed: tuple[str, ...] = OPERATION
+    if before and set(changes) & set(GROWTH) and _grows(before, resolve(json.loads(now), now, {})):
+        allowed += GROWTH
+    return [
+        f"{key} (then {old!r}, now {new!r})"
+        for key, (old, new) in changes.items()
+        if not any(key == name or key.startswith(f"{name}.") for name in allowed)
+    ]
+
+
+def with_sites(
+    config: Config[Any], names: Sequence[str], keys: Mapping[str, str] = MappingProxyType({})
+) -> Config[Any]:
+    """The experiment with sites that join; those that were there keep their numbers.
+
+    Args:
+        config: the experiment.
+        names: of the sites that join.
+        keys: fingerprints of the registered sites' keys, by name.
+
+    Raises:
+        ConfigError: one of them takes part already.
+    """
+    if not names:
+        return config
+    data = config.model_dump(mode="json")
+    data["federation"]["site_names"] = [*(config.federation.site_names or ()), *names]
+    data["federation"]["sites"] += len(names)
+    if config.federation.site_keys is not None:
+        joining = [keys[name] for name in names if name in keys]
+        data["federation"]["site_keys"] = [*config.federation.site_keys, *joining]
+    return resolve(data, "the extended experiment", {})
+
+
+def _grows(then: Config[Any], now: Config[Any]) -> bool:
+    """Whether classes, tasks and sites of the one begin with those of the other, in the same order."""
+    if then.data.classes is None or now.data.classes is None:
+        return False
+    before, after = (build_task_stream(c.tasks, len(c.data.classes or ()), c.seed).tasks for c in (then, now))
+    if len(after) > len(before) and then.privacy.mechanism == "client" and then.privacy.noise_multiplier is None:
+        return False  # noise is made for the whole plan: what the rounds that are done have cost would be told wrong
+    pairs = (
+        (then.data.classes, now.data.classes),
+        (before, after),
+        # Simulated sites share out one data set anew when their number changes.
+        (then.federation.site_names or (then.federation.sites,), now.federation.site_names or (now.federation.sites,)),
+    )
+    return all(new[: len(old)] == old for old, new in pairs)
+
+
+def _differences(then: object, now: object, path: str = "") -> dict[str, tuple[object, object]]:
+    """The two values of every leaf that differs, by its dotted key."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        return {
+            key: pair
+            for name in sorted({*then, *now})
+            for key, pair in _differences(then.get(name), now.get(name), f"{path}.{name}" if path else name).items()
+        }
+    return {} if then == now else {path: (then, now)}

@@ -1,0 +1,60 @@
+"""How the server makes one model of a round's updates: the configured aggregator, or the private mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from dynammo_core.aggregation import AGGREGATORS
+from dynammo_core.aggregation.class_aware import Update, held_to_share
+from dynammo_core.experiment import Experiment
+from dynammo_core.models.heads import head_rows, summed_names
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.plan import Step
+from dynammo_core.privacy.client_level import noised_mean
+from dynammo_core.privacy.noise import SeededNoise, SystemNoise
+from dynammo_core.wire.protocol import names_up
+
+
+def held_to_limits(
+    experiment: Experiment, model: IncrementalModel, step: Step, updates: Sequence[Update]
+) -> list[Update]:
+    """The updates, of which none counts for more than its share, where they are weighed by what sites claim.
+
+    What is added up stays as it is: a part of a site's sums is no sum that a record could be taken out of. And with
+    client-level privacy no claim weighs anything.
+    """
+    added_up = set(names_up(model, step.stage)) <= summed_names(model)
+    if added_up or experiment.config.privacy.mechanism == "client":
+        return list(updates)
+    return held_to_share(updates, experiment.config.limits.largest_share)
+
+
+def merge_updates(
+    experiment: Experiment, model: IncrementalModel, step: Step, updates: Sequence[Update], *, sites: int
+) -> dict[str, Tensor]:
+    """The tensors of a stage after a round, by name.
+
+    Args:
+        experiment: says how.
+        model: the server's own.
+        step: that was asked.
+        updates: at least one, sorted by site.
+        sites: that were asked, whether they answered or not.
+    """
+    config, state = experiment.config, model.state_dict()
+    if config.privacy.mechanism != "client":
+        aggregate = AGGREGATORS[config.federation.aggregator](config.federation.liars, config.federation.mixing)
+        return aggregate(updates, head_rows(model), state, summed_names(model))
+    # Simulated sites get noise of the seed, so that a run repeats; real ones noise that nobody can draw again.
+    seeded = SeededNoise(config.seed, "client noise", step.index)
+    return noised_mean(
+        [update.weights for update in updates],
+        state,
+        names=names_up(model, step.stage),
+        sites=sites,
+        clip=config.privacy.clip,
+        noise_multiplier=experiment.noise_multiplier,
+        noise=SystemNoise() if config.federation.site_names else seeded,
+    )

@@ -1,0 +1,241 @@
+"""What a run has reached, written from its counts: metrics, tables and the deployable model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.torch import save
+from torch import Tensor
+
+from dynammo_core import __version__
+from dynammo_core.deployed.model_files import FACTS, WEIGHTS, deployed_tensors, tensors_sha256
+from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.models.backbones import BACKBONES, weights_sha256
+from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
+from dynammo_core.plan import Action
+from dynammo_core.privacy.accounting import ACCOUNTANT, MECHANISMS, NEIGHBOURS, compose
+from dynammo_core.privacy.plan import client_charges
+from dynammo_core.scoring import metrics
+from dynammo_core.scoring.cost import Deployed, multiply_accumulates
+from dynammo_core.scoring.reliability import COLUMNS, MEASURES, Reliability, known_threshold, table_rows
+from dynammo_core.support.errors import ConfigError
+from dynammo_core.wire.compression import CODECS, carried
+from dynammo_core.wire.protocol import names_up
+from server.run.checkpoint import Progress
+from server.run.exchange import Answers
+from server.run.run_directory import RunDirectory
+
+RECORDED_VERSIONS = ("flwr", "torch", "torchvision", "timm")
+
+
+def write_results(
+    directory: RunDirectory, experiment: Experiment, model: IncrementalModel, progress: Progress, *, status: str
+) -> dict[str, object]:
+    """Write the tables of counts as CSV and `summary.json`; returns the summary."""
+    confusion, tasks = _confusion(experiment, progress), experiment.stream.tasks
+    names = experiment.class_names
+    directory.write_csv(
+        "accuracy_matrix.csv",
+        ["site", "after_task", "task", "class", "correct", "total"],
+        _by_site(experiment, metrics.accuracy_rows(confusion, tasks, names)),
+    )
+    directory.write_csv(
+        "confusion_matrix.csv",
+        ["site", "after_task", "true", "predicted", "count"],
+        _by_site(experiment, metrics.confusion_rows(confusion, tasks, names)),
+    )
+    tables = reliability_after_tasks(progress)
+    for table, columns in COLUMNS.items():
+        directory.write_csv(f"{table}.csv", ["after_task", "bin", *columns], table_rows(table, tables))
+    summary = summarise(experiment, model, progress, status)
+    directory.write_json("summary.json", summary)
+    return summary
+
+
+def summarise(experiment: Experiment, model: IncrementalModel, progress: Progress, status: str) -> dict[str, object]:
+    """The summary of a run. Accuracies are in percent, bytes are those of tensors, seconds those of finished steps."""
+    config, confusion, tasks = experiment.config, _confusion(experiment, progress), experiment.stream.tasks
+    deployed = Deployed(experiment.method, model)
+    by_site = metrics.site_accuracies(confusion, tasks) if not config.federation.secure_aggregation else np.empty(0)
+    return {
+        "name": config.name,
+        "method": config.method.name,
+        "dataset": config.data.dataset,
+        "backbone": config.backbone.name,
+        "seed": config.seed,
+        "tasks": len(tasks),
+        "sites": config.federation.sites,
+        "average_incremental_accuracy": number(metrics.average_incremental_accuracy(confusion, tasks)),
+        "last_accuracy": number(metrics.last_accuracy(confusion, tasks)),
+        "forgetting": number(metrics.forgetting(confusion, tasks)),
+        "backward_transfer": number(metrics.backward_transfer(confusion, tasks)),
+        "mean_class_recall": number(metrics.mean_class_recall(confusion, tasks)),
+        "average_mean_class_recall": number(metrics.average_mean_class_recall(confusion, tasks)),
+        "worst_site_accuracy": number(np.fmin.reduce(by_site, initial=np.nan)),
+        "accuracy_after_tasks": [number(value) for value in metrics.accuracy_after_tasks(confusion, tasks)],
+        "mean_class_recall_after_tasks": [
+            number(value) for value in metrics.mean_class_recall_after_tasks(confusion, tasks)
+        ],
+        "site_accuracies": [number(value) for value in by_site],
+        **reliability_summary(progress),
+        "macs_per_image": multiply_accumulates(deployed, config.data.image_size),
+        "deployed_parameters": deployed.parameter_count(),
+        "trainable_parameters": _trainable_parameters(experiment, model, len(progress.confusion) - 1),
+        "bytes_up": progress.bytes_up,
+        "bytes_down": progress.bytes_down,
+        "rounds": progress.next_step,
+        "seconds": round(progress.seconds, 3),
+        "privacy": privacy_summary(experiment, progress),
+        "status": status,
+        "config_hash": config.content_hash,
+        "code_hash": code_hash(),
+    }
+
+
+def reliability_after_tasks(progress: Progress) -> dict[int, Reliability]:
+    """The tables of each finished task that has them."""
+    return {int(task): Reliability.of(numbers) for task, numbers in progress.reliability.items()}
+
+
+def reliability_summary(progress: Progress) -> dict[str, list[float | None]]:
+    """Each measure after each finished task; None where no image speaks for it."""
+    after_tasks = reliability_after_tasks(progress)
+    tables = [after_tasks.get(task, Reliability.of({})) for task in range(len(progress.confusion))]
+    measured = {name: [number(measure(one)) for one in tables] for name, measure in MEASURES.items()}
+    measured["open_set_threshold"] = [_fine(known_threshold(one)) for one in tables]
+    return {f"{name}_after_tasks": values for name, values in measured.items()}
+
+
+def pooled(answers: Answers) -> Reliability:
+    """The tables of a test over all sites that answered it."""
+    if answers.total:
+        return Reliability.of(answers.total.counts)
+    return sum((Reliability.of(report.numbers) for report in answers.reports.values()), Reliability.of({}))
+
+
+def privacy_summary(experiment: Experiment, progress: Progress) -> dict[str, object] | None:
+    """What was promised to whom, and what has been spent of it; None without differential privacy."""
+    config, settings = experiment.config, experiment.config.privacy
+    if settings.mechanism == "none":
+        return None
+    facts: dict[str, object] = {
+        "mechanism": MECHANISMS[settings.mechanism],
+        "neighbours": NEIGHBOURS[settings.mechanism],
+        "accountant": ACCOUNTANT,
+        "delta": settings.delta,
+        "budget": settings.epsilon,
+        "noise_multiplier": experiment.noise_multiplier,
+    }
+    if settings.mechanism == "client":
+        done = client_charges(experiment.steps[: progress.next_step], experiment.noise_multiplier)
+        return {**facts, "epsilon": round(compose(done, settings.delta), 4)}
+    by_site = [progress.epsilon.get(str(site), 0.0) for site in range(config.federation.sites)]
+    return {**facts, "epsilon": number(max(by_site)), "epsilon_by_site": [number(spent) for spent in by_site]}
+
+
+def write_model(
+    directory: RunDirectory,
+    experiment: Experiment,
+    model: IncrementalModel,
+    task: int,
+    tested: Reliability | None = None,
+) -> None:
+    """Write `model.safetensors`, whole and ready to predict, and `model.json`, which says what it is.
+
+    Both also stay in `models/task-NN`, so that a run can go back to the model after an earlier task. `tested` is what
+    it answered to the sites' test images.
+    """
+    tensors = deployed_tensors(experiment.method, model)
+    config, class_names = experiment.config, experiment.class_names
+    facts = {
+        "class_names": list(class_names),
+        "tasks": [[class_names[label] for label in own] for own in experiment.stream.tasks[: task + 1]],
+        "backbone": config.backbone.name,
+        "insertion_points": list(BACKBONES[config.backbone.name].insertion_points),
+        "method": config.method.model_dump(mode="json"),
+        "image_size": config.data.image_size,
+        "normalisation": config.data.normalisation,
+        "heads": {name: list(model.head(name).rows) for name in _deployed_heads(experiment, model)},
+        "open_set_threshold": _fine(known_threshold(tested)) if tested else None,
+        "own_statistics": _own_statistics(experiment, model, tensors),
+        "versions": {"dynammo": __version__} | {package: version(package) for package in RECORDED_VERSIONS},
+        "lineage": {
+            "config_hash": config.content_hash,
+            "code_hash": code_hash(),
+            "backbone_sha256": weights_sha256(config.backbone),
+            "after_task": task + 1,
+            "tensors_sha256": tensors_sha256(tensors),
+        },
+    }
+    for folder in (model_folder(task), ""):
+        directory.write(f"{folder}{WEIGHTS}", save(tensors))
+        directory.write_json(f"{folder}{FACTS}", facts)
+
+
+def model_folder(task: int) -> str:
+    """Where in a run directory the model after a task stays."""
+    return f"models/task-{task + 1:02d}/"
+
+
+def roll_back(directory: RunDirectory, task: int) -> None:
+    """Put the model after an earlier task, counted from 0, in the place of the latest; the run itself stays as it is.
+
+    Raises:
+        ConfigError: the run has no model after that task.
+    """
+    kept = directory.path / model_folder(task)
+    if not (kept / WEIGHTS).is_file():
+        there = sorted(path.name for path in (directory.path / "models").glob("task-*"))
+        raise ConfigError(f"there is no model after task {task + 1} in {directory.path}", accepted=", ".join(there))
+    for name in (WEIGHTS, FACTS):
+        directory.write(name, (kept / name).read_bytes())
+    directory.log("rolled_back", task=task)
+
+
+def _own_statistics(
+    experiment: Experiment, model: IncrementalModel, tensors: dict[str, Tensor]
+) -> dict[str, str] | None:
+    """With what statistics sites have tested the tensors, which rounding may have changed on the way to them."""
+    config = experiment.config
+    if config.scanners.own_statistics == "none":
+        return None
+    sent = {name: tensors[name] for name in travelling_names(model) if name in tensors}
+    arrived = {**tensors, **carried(CODECS[config.federation.compression], sent)}
+    return {"kind": config.scanners.own_statistics, "tested_sha256": tensors_sha256(arrived)}
+
+
+def _deployed_heads(experiment: Experiment, model: IncrementalModel) -> list[str]:
+    """Names of the heads that prediction reads."""
+    return [name for name in model.heads if matching([f"heads.{name}.weight"], experiment.method.deployed)]
+
+
+def _trainable_parameters(experiment: Experiment, model: IncrementalModel, task: int) -> int:
+    """Parameters that any FIT stage of the task trains."""
+    stages = [stage for stage in experiment.method.all_stages(task) if stage.action is Action.FIT]
+    names = {name for stage in stages for name in names_up(model, stage)}
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if name in names)
+
+
+def _confusion(experiment: Experiment, progress: Progress) -> NDArray[np.int64]:
+    classes, sites = experiment.classes, experiment.config.federation.tested_apart
+    return np.array(progress.confusion, dtype=np.int64).reshape(len(progress.confusion), sites, classes, classes)
+
+
+def _by_site(experiment: Experiment, rows: Iterable[dict[str, int | str]]) -> Iterator[dict[str, int | str]]:
+    """The rows of a table; where the server learns the sum alone, of all sites together."""
+    hidden = experiment.config.federation.secure_aggregation
+    return (row | {"site": "all"} if hidden else row for row in rows)
+
+
+def _fine(score: float) -> float | None:
+    """Scores close to 1 differ in their last digits."""
+    return None if math.isnan(score) else round(score, 9)
+
+
+def number(value: float) -> float | None:
+    """Rounded for people and for JSON, which has no nan."""
+    return None if math.isnan(value) else round(float(value), 4)

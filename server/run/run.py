@@ -1,0 +1,76 @@
+"""One run from start to end on any Flower grid: check, start or resume, and say clearly how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from dynammo_core.configuration.config import Config
+from dynammo_core.experiment import Experiment
+from dynammo_core.support.errors import CheckpointError, DynammoError
+from server.report.report import write_report
+from server.run.exchange import Exchange
+from server.run.run_directory import Listener, RunDirectory
+from server.run.task_loop import TaskLoop
+
+
+def run_and_report(
+    grid: Grid,
+    config: Config[Any],
+    *,
+    runs: Path,
+    resume: Path | None,
+    accept_new_code: bool = False,
+    listeners: Iterable[Listener] = (),
+) -> RunDirectory:
+    """As `run_experiment`, and leave a page for people beside the files."""
+    directory = run_experiment(
+        grid, config, runs=runs, resume=resume, accept_new_code=accept_new_code, listeners=listeners
+    )
+    write_report(directory.path)
+    return directory
+
+
+def run_experiment(
+    grid: Grid,
+    config: Config[Any],
+    *,
+    runs: Path,
+    resume: Path | None,
+    accept_new_code: bool = False,
+    listeners: Iterable[Listener] = (),
+) -> RunDirectory:
+    """Run an experiment, or go on with the one in the directory `resume`.
+
+    Args:
+        grid: the sites.
+        config: the experiment.
+        runs: folder in which a new run makes its directory.
+        resume: directory of a run that was cut off; None starts anew.
+        accept_new_code: go on even where the run was last under another code.
+        listeners: told every event.
+
+    Raises:
+        DynammoError: it cannot go on; the event log holds the same text.
+    """
+    experiment = Experiment(config)
+    experiment.check()
+    if resume is not None and not resume.is_dir():
+        raise CheckpointError(
+            f"there is no run directory {resume}",
+            accepted="a directory that an earlier run made, such as runs/NAME-HASH",
+        )
+    directory = RunDirectory(resume, listeners) if resume else RunDirectory.create(runs, config, listeners)
+    exchange = Exchange(grid, config.federation)
+    try:
+        loop = TaskLoop(experiment, exchange, directory)
+        if resume:
+            loop.resume(accept_new_code=accept_new_code)
+        loop.run()
+    except DynammoError as error:
+        directory.log("run_failed", message=str(error))
+        raise
+    return directory

@@ -1,0 +1,85 @@
+"""The folder a run leaves behind: configuration, events, checkpoint, metrics and the deployable model."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dynammo_core.configuration.config import Config
+from dynammo_core.support.csv_text import csv_table
+from dynammo_core.support.errors import CheckpointError
+from dynammo_core.support.files import write_atomically
+
+EVENTS = "events.jsonl"
+Event = dict[str, Any]
+Listener = Callable[[Event], None]
+
+
+class RunDirectory:
+    """Names and writes the files of one run; every file but the event log is replaced as a whole."""
+
+    def __init__(self, path: Path, listeners: Iterable[Listener] = ()) -> None:
+        self.path = path
+        self.sites = path / "sites"
+        self.checkpoints = path / "checkpoints"
+        self._listeners = tuple(listeners)
+
+    @staticmethod
+    def create(runs: Path, config: Config[Any], listeners: Iterable[Listener] = ()) -> RunDirectory:
+        """A fresh `<runs>/<name>-<hash>/`; one in which an earlier run took place is moved aside, never deleted."""
+        path = runs / config.run_name
+        if (path / EVENTS).exists():
+            move_aside(path)
+        directory = RunDirectory(path, listeners)
+        directory.write("config.yaml", config.to_yaml())
+        return directory
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write a file of the run, whole or not at all."""
+        write_atomically(self.path / name, content if isinstance(content, bytes) else content.encode())
+
+    def write_json(self, name: str, content: object) -> None:
+        """Write `content` as indented JSON."""
+        self.write(name, json.dumps(content, indent=2) + "\n")
+
+    def write_csv(self, name: str, columns: list[str], rows: Iterable[Mapping[str, object]]) -> None:
+        """Write rows as CSV below a header of `columns`; texts are never formulas there."""
+        self.write(name, csv_table(columns, rows))
+
+    def log(self, event: str, **fields: object) -> None:
+        """Append one event to `events.jsonl` and tell the listeners.
+
+        Raises:
+            CheckpointError: the log cannot be written.
+        """
+        record = {"event": event, "time": round(time.time(), 3), **fields}
+        line = (json.dumps(record) + "\n").encode()
+        try:
+            descriptor = os.open(self.path / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                before = os.fstat(descriptor).st_size
+                if os.write(descriptor, line) < len(line):  # a full disk takes what still fits and says nothing
+                    os.ftruncate(descriptor, before)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write {self.path / EVENTS}: {error.strerror}",
+                remedy="Free disk space or permit writing there, then go on with --resume",
+            ) from error
+        for listener in self._listeners:
+            listener(record)
+
+
+def move_aside(path: Path) -> None:
+    """Rename a run directory to the first of `<path>.1`, `<path>.2`, ... that is free."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    path.rename(aside)

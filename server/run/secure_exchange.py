@@ -1,0 +1,149 @@
+"""A step of which the server learns only the sum: four exchanges with the sites, and the masks come off all together.
+
+Sites offer keys, deal shares to each other, send their masked vectors, and open what takes the masks off: of each site
+whose vector came the seed of its own mask, of each that dealt shares and then fell out its masking key.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dynammo_core.support.errors import RunError
+from dynammo_core.wire.protocol import (
+    ATTEMPT,
+    ATTEMPT_BYTES,
+    KEYS,
+    MOST,
+    PHASE_UP,
+    SHARES,
+    SITES,
+    SURVIVORS,
+    Phase,
+    Report,
+)
+from dynammo_core.wire.protocol_checks import check_phase
+from dynammo_core.wire.secure_aggregation.encoding import Encoding, Total
+from dynammo_core.wire.secure_aggregation.masking import PUBLIC_BYTES, Context, unmasked
+from dynammo_core.wire.secure_aggregation.shamir import combine
+from server.run.exchange import Answers, Failure
+
+Tensors = Mapping[str, Tensor]
+Vectors = Mapping[int, NDArray[np.uint64]]
+Ask = Callable[[Phase, Callable[[int, Report], Report], Mapping[int, Tensors], int], Answers]
+"""Asks sites in an exchange: what refuses an answer, what goes to each site, and how many of them are needed."""
+
+
+@dataclass
+class SecureExchange:
+    """One attempt at a step.
+
+    Attributes:
+        ask: sends and receives.
+        encoding: of the stage's vectors.
+        run: unique name of the run.
+        step: index of the step.
+        needed: sites whose vectors must be in the sum.
+        threshold: sites that must stay to the end, t; no fewer than the sum needs.
+        label: what people call a site.
+    """
+
+    ask: Ask
+    encoding: Encoding
+    run: str
+    step: int
+    needed: int
+    threshold: int
+    label: Callable[[int], str]
+    _failures: dict[int, Failure] = field(default_factory=dict)
+    _told: Answers = field(default_factory=Answers)  # what all exchanges cost
+
+    def sum_of(self, sites: Iterable[int], sent: Tensors) -> Answers:
+        """The sum over those sites that hold out, which received `sent` for the step itself.
+
+        Raises:
+            RunError: too few sites hold out, or what they sent gives no sum.
+        """
+        context = Context(self.run, self.step, secrets.token_bytes(ATTEMPT_BYTES))
+        attempt = {ATTEMPT: torch.frombuffer(bytearray(context.attempt), dtype=torch.uint8)}
+        offered = self._exchange(Phase.KEYS, dict.fromkeys(sites, attempt))
+        common = attempt | _roster({site: report.weights[PHASE_UP[Phase.KEYS]] for site, report in offered.items()})
+        dealt = self._exchange(Phase.SHARES, dict.fromkeys(offered, common), len(offered))
+        places = {site: place for place, site in enumerate(offered)}
+        keys = {site: offered[site].weights[PHASE_UP[Phase.KEYS]] for site in dealt}
+        common = attempt | _roster(keys)
+        asked = {**common, **sent}
+        hidden = self._exchange(Phase.MASKED, dict.fromkeys(dealt, asked), len(dealt))
+        ending = common | {SURVIVORS: torch.tensor(list(hidden))}
+        shares = {site: report.weights[PHASE_UP[Phase.SHARES]] for site, report in dealt.items()}
+        relayed = {site: torch.stack([dealt_by[places[site]] for dealt_by in shares.values()]) for site in hidden}
+        opened = self._exchange(Phase.OPEN, {site: ending | {SHARES: relayed[site]} for site in hidden}, len(dealt))
+        public = {site: offer.numpy().tobytes()[:PUBLIC_BYTES] for site, offer in keys.items()}
+        total = self._open({site: _vector(report) for site, report in hidden.items()}, opened, public, context)
+        failures = [failure for site, failure in sorted(self._failures.items()) if site not in hidden]
+        return replace(self._told, reports=hidden, failures=failures, total=total)
+
+    def _exchange(self, phase: Phase, sent: Mapping[int, Tensors], peers: int = 0) -> dict[int, Report]:
+        """The answers of one exchange, by site, ascending; a site that falls out is not asked again."""
+        needed = self.threshold if phase is Phase.OPEN else max(self.needed, self.threshold)
+        length = len(self.encoding)
+
+        def check(_: int, report: Report) -> Report:
+            check_phase(report, phase, peers, length)
+            return report
+
+        answers = self.ask(phase, check, sent, needed)
+        self._told = self._told.then(answers)
+        self._failures |= {failure.site: failure for failure in answers.failures}
+        if len(answers.reports) < needed:
+            failed = ", ".join(f"{self.label(f.site)} ({f.error}, code {f.code})" for f in self._failures.values())
+            raise RunError(
+                f"secure aggregation, exchange {list(Phase).index(phase) + 1} of 4 ({phase.value}): "
+                f"{len(answers.reports)} sites answered, {needed} are needed (threshold {self.threshold}); "
+                f"failed: {failed}",
+                remedy="Nothing of any site was learnt. Look at the log of each failed site, then go on with --resume",
+            )
+        return answers.reports
+
+    def _open(
+        self,
+        vectors: Vectors,
+        opened: Mapping[int, Report],
+        public: Mapping[int, bytes],
+        context: Context,
+    ) -> Total:
+        """Take the masks off the sum of the vectors."""
+        secret: dict[int, bytes] = {}
+        try:
+            for place, site in enumerate(public):
+                shares = {
+                    holder: report.weights[PHASE_UP[Phase.OPEN]][place].numpy().tobytes()
+                    for holder, report in opened.items()
+                }
+                secret[site] = combine(shares, self.threshold)
+            own = [secret[site] for site in vectors]
+            lost = {site: key for site, key in secret.items() if site not in vectors}
+            hidden: NDArray[np.uint64] = np.sum(list(vectors.values()), axis=0, dtype=np.uint64)
+            total = self.encoding.decode(unmasked(hidden, own, lost, vectors, public, context))
+            if not all(0 <= count <= len(vectors) * MOST for counts in total.counts.values() for count in counts):
+                raise ValueError("counts of images came out that cannot be")
+        except ValueError as error:
+            raise RunError(
+                f"secure aggregation, step {self.step}: the sum cannot be told ({error})",
+                remedy="A site broke the protocol, and the sum does not say which; let each run `dynammo-site doctor`",
+            ) from error
+        return total
+
+
+def _roster(keys: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    return {SITES: torch.tensor(list(keys)), KEYS: torch.stack(list(keys.values()))}
+
+
+def _vector(report: Report) -> NDArray[np.uint64]:
+    return report.weights[PHASE_UP[Phase.MASKED]].numpy().view(np.uint64)

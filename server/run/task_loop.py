@@ -1,0 +1,263 @@
+"""The run, at the server: for each step ask the sites, merge what they answer, and write down where we are."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from dynammo_core.aggregation.class_aware import Update
+from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.models.backbones import weights_sha256
+from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
+from dynammo_core.plan import Action, Step
+from dynammo_core.support.errors import RunError
+from dynammo_core.support.seeding import seeded_initialisation
+from dynammo_core.wire.compression import CODECS, carried
+from server.run.checkpoint import CheckpointStore, Identity, Progress
+from server.run.exchange import Answers, Exchange
+from server.run.merge import held_to_limits, merge_updates
+from server.run.questions import Questions
+from server.run.results import pooled, write_model, write_results
+from server.run.run_directory import RunDirectory
+
+
+class TaskLoop:
+    """Carries a model through all steps of an experiment; it can stop at any point and go on from the last step."""
+
+    def __init__(self, experiment: Experiment, exchange: Exchange, directory: RunDirectory) -> None:
+        self.experiment = experiment
+        self._questions = Questions(experiment, exchange, directory)
+        self.directory = directory
+        identity = Identity(experiment.config.canonical_json(), code_hash(), weights_sha256(experiment.config.backbone))
+        self.checkpoints = CheckpointStore(directory.checkpoints, identity)
+        self.model: IncrementalModel = experiment.new_model()
+        self.archive: dict[str, Tensor] = {}
+        self._codec = CODECS[experiment.config.federation.compression]
+        self.progress = Progress(run=f"{experiment.config.name}-{secrets.token_hex(8)}")
+
+    def resume(self, *, accept_new_code: bool = False) -> None:
+        """Take up the run where its last checkpoint stands, with what its configuration may have gained since.
+
+        Raises:
+            CheckpointError: of `load`.
+        """
+        self.load(accept_new_code=accept_new_code)
+        for change in self.progress.code_changes[-1:]:
+            if change["now"] == code_hash() and change["step"] == self.progress.next_step:
+                self.directory.log("code_changed", **change)
+        self.directory.write("config.yaml", self.experiment.config.to_yaml())
+
+    def load(self, *, accept_new_code: bool = False) -> None:
+        """Read the last checkpoint and change nothing.
+
+        Raises:
+            CheckpointError: no checkpoint, a corrupt one, or one of another experiment or, if not accepted, code.
+        """
+        self.progress, weights, self.archive = self.checkpoints.load(accept_new_code=accept_new_code)
+        self.progress.grow(self.experiment.config.federation.tested_apart, self.experiment.classes)
+        last_done = self.experiment.steps[self.progress.next_step - 1]
+        self.model = self.experiment.build_model(last_done.task)
+        self.model.load_state_dict(weights, strict=False)
+
+    @property
+    def stands_after_task(self) -> bool:
+        """Whether a task was finished with the last step, or one is half learnt."""
+        return self.experiment.steps[self.progress.next_step - 1].stage.action is Action.EVALUATE
+
+    def evaluate(self) -> tuple[int, Answers]:
+        """Test the model after the last finished task at every site; returns that task and the answers.
+
+        Raises:
+            RunError: no task is finished, or no site answers.
+        """
+        last = self.experiment.steps[self.progress.next_step - 1]
+        if not self.stands_after_task:
+            raise RunError(
+                f"the run stands in task {last.task + 1}, and its model is half learnt",
+                remedy="Evaluate after a task is finished, or look at the report for the last one",
+            )
+        return last.task, self._ask_beside(last)
+
+    def _ask_beside(self, step: Step) -> Answers:
+        """Ask once, beside the plan, whoever is there."""
+        self.experiment.use_torch()
+        sent = carried(self._codec, self._tensors(step.stage.down))
+        answers = self._ask(step, sent, needed=0)
+        if not answers.reports:
+            raise RunError("no site answered", remedy="`dynammo-server sites list` shows who is connected")
+        return answers
+
+    def run(self) -> dict[str, object]:
+        """Do every step that is left; returns the summary.
+
+        Raises:
+            RunError: fewer sites answered than the quorum, or nobody holds a task's data.
+            CheckpointError: the disk is full; the last checkpoint stands.
+        """
+        self.experiment.use_torch()
+        self._announce()
+        for step in self.experiment.steps[self.progress.next_step :]:
+            self._do(step)
+        summary = write_results(self.directory, self.experiment, self.model, self.progress, status="completed")
+        self.directory.log("run_finished", summary=summary)
+        return summary
+
+    def _do(self, step: Step) -> None:
+        started = time.monotonic()
+        self.directory.log("step_started", step=step.index, **step.as_fields())
+        if self._opens_task(step):
+            with seeded_initialisation(self.experiment.config.seed, "grow", step.task):
+                self.experiment.method.begin_task(self.model, self.archive, step.task)
+        sent = carried(self._codec, self._tensors(step.stage.down))
+        answers = self._ask(step, sent, self._questions.needed(step))
+        self._require_quorum(step, answers)
+        self._take_in(step, answers)
+        if step.is_last_round:
+            with seeded_initialisation(self.experiment.config.seed, "finish", step.task, step.stage.name):
+                self.experiment.method.finish_stage(self.model, self.archive, step.task, step.stage)
+        self._count(step, answers, time.monotonic() - started)
+
+    def _ask(self, step: Step, sent: Mapping[str, Tensor], needed: int) -> Answers:
+        progress = self.progress
+        return self._questions.ask(
+            step,
+            sent,
+            self.model,
+            run=progress.run,
+            needed=needed,
+            taken=progress.taken,
+            corrected=progress.corrections,
+        )
+
+    def _require_quorum(self, step: Step, answers: Answers) -> None:
+        needed = self._questions.needed(step)
+        if len(answers.reports) < needed:
+            label = self.experiment.config.federation.site_label
+            failed = ", ".join(f"{label(f.site)} ({f.error}, code {f.code})" for f in answers.failures)
+            raise RunError(
+                f"task {step.task + 1}, stage {step.stage.name}, round {step.round + 1}: {len(answers.reports)} of "
+                f"{len(self._questions.taking_part(step))} sites answered, {needed} are needed; failed: {failed}",
+                remedy="Look at the log of each failed site for the reason, then go on with --resume",
+            )
+
+    def _take_in(self, step: Step, answers: Answers) -> None:
+        """Aggregate what the sites sent up into the model and the archive."""
+        reports, total = answers.reports, answers.total
+        spent = {
+            str(site): report.numbers["epsilon"] for site, report in reports.items() if "epsilon" in report.numbers
+        }
+        self.progress.epsilon |= spent  # type: ignore[arg-type]  # one number, says the protocol
+        if step.stage.action is Action.EVALUATE:
+            empty = [0] * self.experiment.classes**2
+            counts = {site: report.numbers.get("confusion", empty) for site, report in reports.items()}
+            sites = range(self.experiment.config.federation.sites)
+            by_site = [list(counts.get(site, empty)) for site in sites]  # type: ignore[arg-type]
+            self.progress.confusion.append([total.counts["confusion"]] if total else by_site)
+            self.progress.reliability[str(step.task)] = pooled(answers).as_numbers()
+            return
+        if not step.stage.up:
+            return
+        updates = {
+            site: Update(report.weights, report.class_counts)
+            for site, report in sorted(reports.items())
+            if not total and not report.abstained
+        }
+        if not (total.samples if total else updates):
+            raise RunError(
+                f"task {step.task + 1}, stage {step.stage.name}: every site abstained: none has images of its classes"
+                f"{self._or_budget()}",
+                remedy="Give at least one site images of these classes (or, for a stage that needs exemplars, raise "
+                "memory.exemplars), or leave the task out",
+            )
+        if total:
+            samples = total.class_counts
+            merged = self._questions.encoding(step, self.model).mean(total, self.model.state_dict())
+        else:
+            held = held_to_limits(self.experiment, self.model, step, list(updates.values()))
+            limited = [site for site, update in zip(updates, held, strict=True) if update.kept < 1]
+            if limited:
+                self.directory.log("share_limited", step=step.index, sites=limited)
+            samples = [sum(of_class) for of_class in zip(*(update.counted for update in held), strict=True)]
+            asked = len(self._questions.taking_part(step))
+            merged = merge_updates(self.experiment, self.model, step, held, sites=asked)
+        self.model.load_state_dict(merged, strict=False)
+        if step.stage.action is not Action.FORGET:
+            self.experiment.method.note_counts(self.archive, step.task, step.stage, samples)
+        forget = self.experiment.method.forget(step.task)
+        if forget is not None and step.stage.up == forget.up:
+            for site, report in reports.items():
+                if not report.abstained:
+                    self.progress.taken.setdefault(str(site), []).append(step.contribution)
+
+    def _or_budget(self) -> str:
+        """What else may keep all sites from answering."""
+        return ", or none has privacy.epsilon left for it" if self.progress.epsilon else ""
+
+    def _count(self, step: Step, answers: Answers, seconds: float) -> None:
+        """Log the step, after a task write its results, and save the checkpoint.
+
+        The checkpoint comes last: a run that is cut off before it does the step again, and writes the results again.
+        """
+        down, up = answers.bytes_down.total(), answers.bytes_up.total()
+        self.progress.next_step = step.index + 1
+        self.progress.bytes_down += down
+        self.progress.bytes_up += up
+        self.progress.seconds += seconds
+        self.directory.log(
+            "step_finished",
+            step=step.index,
+            **step.as_fields(),
+            seconds=round(seconds, 3),
+            bytes_up=up,
+            bytes_down=down,
+            bytes_held=answers.bytes_held.total(),
+            sites=answers.site_fields(),
+            **({"total": answers.total.as_fields()} if answers.total else {}),
+            failures=[vars(failure) for failure in answers.failures],
+        )
+        if step.stage.action is Action.EVALUATE:
+            summary = write_results(self.directory, self.experiment, self.model, self.progress, status="running")
+            write_model(self.directory, self.experiment, self.model, step.task, pooled(answers))
+            self.directory.log(
+                "task_evaluated",
+                task=step.task,
+                accuracy=summary["last_accuracy"],
+                site_accuracies=summary["site_accuracies"],
+            )
+        self._save()
+
+    def _save(self) -> None:
+        self.checkpoints.save(self.progress, self._tensors(("*",), archive=False), self.archive)
+
+    def _opens_task(self, step: Step) -> bool:
+        """Whether this step is the first of its task; a resumed run has grown the model already."""
+        return step.index == 0 or self.experiment.steps[step.index - 1].task != step.task
+
+    def _tensors(self, patterns: Sequence[str], *, archive: bool = True) -> dict[str, Tensor]:
+        """The model's (and the archive's) tensors that fit the patterns."""
+        state = self.model.state_dict()
+        chosen = {name: state[name].detach().clone() for name in matching(travelling_names(self.model), patterns)}
+        if archive:
+            chosen |= {name: self.archive[name] for name in matching(self.archive, patterns)}
+        return chosen
+
+    def _announce(self) -> None:
+        experiment, config = self.experiment, self.experiment.config
+        names = experiment.class_names
+        self.directory.log(
+            "run_started",
+            name=config.name,
+            method=config.method.name,
+            dataset=config.data.dataset,
+            config_hash=config.content_hash,
+            code_hash=code_hash(),
+            sites=config.federation.sites,
+            site_names=[config.federation.site_label(site) for site in range(config.federation.sites)],
+            run=self.progress.run,
+            tasks=[[names[label] for label in task] for task in experiment.stream.tasks],
+            plan=[step.as_fields() for step in experiment.steps],
+            resumed_at=self.progress.next_step,
+        )

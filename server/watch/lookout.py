@@ -1,0 +1,127 @@
+"""Keeping an eye on the runs of a consortium: their files as they change, and now and then a question to Flower."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynammo_core.support.errors import DynammoError
+from server.consortium.launch import ASK_SECONDS, FLOWER_RUN, flower_run
+from server.run.run_directory import EVENTS
+from server.watch.status import RunStatus
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Runs at one moment.
+
+    Attributes:
+        runs: the last heard of first.
+        silence: why the SuperLink, asked about runs without an end, told nothing; empty if it told or was not asked.
+    """
+
+    runs: list[RunStatus]
+    silence: str = ""
+
+    def as_fields(self, now: float) -> dict[str, Any]:
+        """For JSON."""
+        return {"time": now, "superlink_silence": self.silence, "runs": [run.as_fields(now) for run in self.runs]}
+
+
+@dataclass(frozen=True)
+class _Word:
+    """What the SuperLink last said: when it was asked, and the status of each run by Flower's id."""
+
+    asked: float = 0.0
+    statuses: Mapping[int, str] | None = None
+    silence: str = ""
+
+
+class Lookout:
+    """Looks at runs as often as anybody likes, from any thread: files are read again only where they have changed.
+
+    Args:
+        directories: finds the directories of the runs.
+        flower_runs: asks the SuperLink for its runs, as `Control.runs` does. It takes seconds: only the first look
+            waits for it, and only if the log of some run tells of no end.
+    """
+
+    def __init__(
+        self, directories: Callable[[], Iterable[Path]], flower_runs: Callable[[], list[dict[str, Any]]]
+    ) -> None:
+        self._directories = directories
+        self._flower_runs = flower_runs
+        self._word: _Word | None = None
+        self._asking: threading.Thread | None = None
+        self._read: dict[Path, tuple[object, RunStatus]] = {}
+        self._lock = threading.Lock()
+
+    def look(self) -> Overview:
+        """The runs as they stand."""
+        with self._lock:
+            runs = self._runs()
+            if not any(run.goes_on and run.submitted for run in runs):
+                return Overview(runs)
+            if self._word is None:
+                self._ask()
+                runs = self._runs()  # once more after the question: a run may have ended, and said so, meanwhile
+            elif time.time() - self._word.asked > ASK_SECONDS and not (self._asking and self._asking.is_alive()):
+                self._asking = threading.Thread(target=self._ask, daemon=True)
+                self._asking.start()
+            return Overview(runs, self._word.silence if self._word else "")
+
+    def _ask(self) -> None:
+        asked = time.time()
+        try:
+            statuses = {int(run["run-id"]): str(run["status"]) for run in self._flower_runs()}
+            self._word = _Word(asked, statuses)
+        except DynammoError as error:
+            self._word = _Word(asked, silence=str(error))
+
+    def _runs(self) -> list[RunStatus]:
+        word = self._word or _Word()
+        self._read = {directory: self._run(directory, word) for directory in self._directories()}
+        runs = [run for _, run in self._read.values()]
+        return sorted(runs, key=lambda run: (-(run.heard or run.submitted or 0.0), run.directory.name))
+
+    def _run(self, directory: Path, word: _Word) -> tuple[object, RunStatus]:
+        """A run, and what it was made from: as long as that is the same, so is the run."""
+        log, submitted = _signature(directory / EVENTS), _signature(directory / FLOWER_RUN)
+        flower = _flower_status(directory, submitted[0] if submitted else None, word)
+        made_from = (log, submitted, flower)
+        known = self._read.get(directory)
+        if known and known[0] == made_from:
+            return known
+        try:
+            return made_from, RunStatus.read(directory, submitted=submitted and submitted[0], flower=flower)
+        except DynammoError as error:
+            return made_from, RunStatus.unreadable(directory, str(error))
+
+
+def run_directories(runs: Path) -> list[Path]:
+    """The directories of runs in a folder, which need not be there yet."""
+    return [path for path in sorted(runs.glob("*")) if any((path / name).is_file() for name in (EVENTS, "config.yaml"))]
+
+
+def _flower_status(directory: Path, submitted: float | None, word: _Word) -> str | None:
+    """Flower's status of a run; a run that was submitted after Flower was asked may be unknown to it."""
+    if submitted is None or word.statuses is None:
+        return None
+    try:
+        status = word.statuses.get(flower_run(directory))
+    except DynammoError:
+        return None
+    return "finished:unknown" if status is None and submitted < word.asked else status
+
+
+def _signature(path: Path) -> tuple[float, int] | None:
+    """Time of the last change in unix seconds, and bytes; None for no file."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime, stat.st_size

@@ -1,0 +1,295 @@
+"""What people see while a run goes on: a live panel in a terminal, one line a finished step in a log.
+
+It is fed by the events that the run log keeps, and knows nothing else of the run.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from statistics import fmean
+from types import TracebackType
+from typing import Any
+
+from rich import filesize
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from dynammo_core.support.terminal import Terminal, cell, printable
+
+Event = Mapping[str, Any]
+
+MOST_NAMED = 6  # sites or accuracies in one line; the rest is counted
+
+
+class RunState:
+    """How far a run has come, according to its events. Steps, tasks and rounds count from 0; times are unix seconds."""
+
+    def __init__(self) -> None:
+        self.start: Event = {"name": "run", "tasks": [], "plan": [], "time": 0.0}
+        self.step: Event = {}  # the step in hand, or the last one
+        self.finished = 0  # steps
+        self.answered = self.asked = 0  # sites, in the step in hand
+        self.waiting: Sequence[int] = ()  # sites that are not connected, while that is the last that was heard
+        self.accuracies: dict[int, float | None] = {}  # over all classes so far, by task
+        self.abstained = ""  # who last abstained, and from what
+        self.failures: list[str] = []
+        self.ending = ""
+        self._seconds: dict[str, list[float]] = defaultdict(list)  # of finished steps, by stage
+
+    def update(self, event: Event) -> None:
+        """Take note of an event; kinds that say nothing of progress are passed over."""
+        self.waiting = ()
+        match event["event"]:
+            case "run_started":
+                self.start, self.finished, self.ending = event, event["resumed_at"], ""
+            case "step_started":
+                self.step, self.answered, self.asked = event, 0, 0
+            case "waiting":
+                self.waiting = event["sites"]
+            case "answers":
+                self.answered, self.asked = event["answered"], event["asked"]
+            case "asking_again":
+                where = _where(self.start["plan"][event["step"]])
+                self.failures += [f"{words} in {where}, asked again" for words in self.failed(event["failures"])]
+            case "step_finished":
+                self.finished = event["step"] + 1
+                self._seconds[event["stage"]].append(event["seconds"])
+                if sites := _abstaining(event):
+                    self.abstained = f"{self.labels(sites)} from {_where(event)}"
+                self.failures += [f"{words} in {_where(event)}" for words in self.failed(event["failures"])]
+            case "task_evaluated":
+                self.accuracies[event["task"]] = event["accuracy"]
+            case "run_finished":
+                self.ending = str(event["summary"]["status"])
+            case "run_failed":
+                self.ending = f"failed: {event['message']}"
+
+    def label(self, site: int) -> str:
+        """What people call a site."""
+        names = self.start.get("site_names", ())
+        return str(names[site]) if site < len(names) else f"site {site}"
+
+    def labels(self, sites: Sequence[int]) -> str:
+        """`hospital-a, hospital-b and 3 more`; sites without names by their numbers."""
+        shown = sites[:MOST_NAMED]
+        words = [self.label(site) for site in shown]
+        if len(shown) > 1 and words == [f"site {site}" for site in shown]:
+            words = ["sites " + str(shown[0]), *map(str, shown[1:])]
+        return ", ".join(words) + (f" and {len(sites) - MOST_NAMED} more" if len(sites) > MOST_NAMED else "")
+
+    def failed(self, failures: Iterable[Event]) -> list[str]:
+        """`hospital-a (TimeoutError, code 5)` for each."""
+        return [f"{self.label(one['site'])} ({one['error']}, code {one['code']})" for one in failures]
+
+    def seconds_left(self, now: float) -> float | None:
+        """Estimate: the mean of the finished steps of its stage, for each step to come; None before the first step.
+
+        A stage not seen yet counts as a mean step, and the step in hand has used up some of its time.
+        """
+        to_come = self.start["plan"][self.finished :]
+        if self.ending or not to_come:
+            return 0.0
+        if not self._seconds:
+            return None
+        overall = fmean(seconds for stage in self._seconds.values() for seconds in stage)
+        means = {stage: fmean(seconds) for stage, seconds in self._seconds.items()}
+        expected = [means.get(step["stage"], overall) for step in to_come]
+        if self.step and self.step["step"] == self.finished:
+            expected[0] = max(expected[0] - max(now - self.step["time"], 0.0), 0.0)
+        return sum(expected)
+
+
+class ProgressView:
+    """Shows a run to people while it goes on; a context manager fed by `update`.
+
+    Args:
+        console: where to; standard output by default.
+        live: a panel that is drawn over and over; by default only where the console is a terminal that can do so.
+        clock: unix seconds.
+    """
+
+    def __init__(
+        self, console: Console | None = None, *, live: bool | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._console = console or Terminal()
+        self._state = RunState()
+        self._lock = threading.Lock()  # the panel is drawn by a thread of its own
+        self._clock = clock
+        if live is None:  # a log stays a log even where FORCE_COLOR makes rich see a terminal
+            live = self._console.is_interactive and self._console.file.isatty()
+        self._live = Live(console=self._console, get_renderable=self._panel, refresh_per_second=4) if live else None
+
+    def __enter__(self) -> ProgressView:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, event: Event) -> None:
+        """Show what an event of the run log changes."""
+        with self._lock:
+            self._state.update(event)
+        if self._live:
+            self._live.refresh()
+        elif line := _line(event, self._state):
+            # Not through rich's layout: a line of a log is not wrapped, and no character set may stop a run.
+            encoding = self._console.encoding
+            self._console.file.write(printable(line).encode(encoding, "replace").decode(encoding) + "\n")
+            self._console.file.flush()
+
+    def _panel(self) -> RenderableType:
+        with self._lock:
+            return progress_panel(self._state, self._clock())
+
+
+def progress_panel(state: RunState, now: float, ending: str | None = None) -> Panel:
+    """Where a run stands; `now` in unix seconds, `ending` as the log tells it unless somebody knows better."""
+    tasks, step = state.start["tasks"], state.step
+    ending = state.ending if ending is None else ending
+    total = len(state.start["plan"])
+    rows = Table.grid(padding=(0, 2), expand=True)
+    rows.add_column(style="dim", no_wrap=True)
+    rows.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    if step:
+        rows.add_row("Task", cell(f"{step['task'] + 1}/{len(tasks)}  {', '.join(tasks[step['task']])}"))
+        rows.add_row("Stage", cell(f"{step['stage']}, round {step['round'] + 1}/{step['rounds']}"))
+    if state.waiting and not ending:
+        rows.add_row("Sites", cell(f"waiting for {state.labels(state.waiting)}", "yellow"))
+    else:
+        rows.add_row("Sites", _bar(state.answered, state.asked, f"{state.answered}/{state.asked} answered"))
+    rows.add_row("Steps", _bar(state.finished, total, f"{state.finished}/{total}"))
+    left = None if ending else state.seconds_left(now)
+    elapsed = f"{duration(now - state.start['time'])} gone" if state.start["time"] else ""
+    rows.add_row("Time", elapsed + (f", about {duration(left)} left" if left else ""))
+    rows.add_row("Accuracy", _accuracies(state.accuracies))
+    rows.add_row("Abstained", cell(state.abstained or "-"))
+    failed = f"{len(state.failures)}, last: {state.failures[-1]}" if state.failures else "-"
+    rows.add_row("Failures", cell(failed, "red" if state.failures else ""))
+    if ending:
+        rows.add_row("Ended", cell(ending, "bold"))
+    border = "blue" if not ending else "green" if ending == "completed" else "red"
+    words = [str(state.start[key]) for key in ("name", "method") if key in state.start]
+    return Panel(rows, title=cell(" - ".join(words), "bold"), border_style=border)
+
+
+def final_table(summary: Event) -> Table:
+    """The numbers of `summary.json` as a table that fits 80 columns."""
+    heading = f"{summary['name']}: {summary['method']} on {summary['dataset']}, {summary['tasks']} tasks"
+    heading += f", {summary['sites']} sites, seed {summary['seed']}"
+    table = Table("", "", title=cell(heading, "bold"), show_header=False, title_justify="left")
+
+    def percents(values: Iterable[float | None]) -> str:
+        return ", ".join("-" if value is None else f"{value:.1f}" for value in values)
+
+    for key, unit in (
+        ("average_incremental_accuracy", "%"),
+        ("last_accuracy", "%"),
+        ("forgetting", "points"),
+        ("backward_transfer", "points"),
+        ("mean_class_recall", "%"),
+        ("worst_site_accuracy", "%"),
+    ):
+        table.add_row(key.replace("_", " "), f"{percents([summary[key]])} {unit}")
+    table.add_row("accuracy after each task", percents(summary["accuracy_after_tasks"]) + " %")
+    for key, words in (
+        ("calibration_error", "calibration error"),
+        ("open_set_auroc", "classes to come, AUROC"),
+        ("open_set_fpr95", "classes to come, FPR95"),
+    ):
+        values = summary.get(f"{key}_after_tasks", [])  # the results of an earlier version have none
+        if any(value is not None for value in values):
+            table.add_row(words, percents(values) + " %")
+    sites = summary["site_accuracies"]
+    if len(sites) <= 2 * MOST_NAMED:
+        words = percents(sites) + " %" if sites else "hidden in the sum"
+        table.add_row("accuracy at each site", words, end_section=True)
+    table.add_row("one prediction", f"{summary['macs_per_image'] / 1e6:,.1f} million multiply-accumulates")
+    deployed, trainable = (summary[key] / 1e6 for key in ("deployed_parameters", "trainable_parameters"))
+    table.add_row("parameters", f"{deployed:,.2f} million in use, {trainable:,.2f} million trained")
+    up, down = (filesize.decimal(summary[key]) for key in ("bytes_up", "bytes_down"))
+    table.add_row("sent", f"{up} to the server, {down} to the sites")
+    table.add_row("took", f"{duration(summary['seconds'])} in {summary['rounds']} rounds")
+    table.add_row("status", cell(str(summary["status"])))
+    return table
+
+
+def _line(event: Event, state: RunState) -> str:
+    """The line of a log that an event is worth; empty for none."""
+    tasks = state.start["tasks"]
+    match event["event"]:
+        case "run_started":
+            line = f"{event['name']}: {event['method']} on {event['dataset']}, {event['sites']} sites, "
+            line += f"{sum(map(len, tasks))} classes in {len(tasks)} tasks, {len(event['plan'])} steps"
+            return line + (f", going on after step {event['resumed_at']}" if event["resumed_at"] else "")
+        case "step_finished":
+            total, answered = len(state.start["plan"]), len(event["sites"])
+            parts = [
+                f"[{event['step'] + 1:{len(str(total))}}/{total}] {_where(event)}",
+                f"{answered}/{answered + len(event['failures'])} sites",
+                f"{event['seconds']:.1f} s",
+                filesize.decimal(event["bytes_up"] + event["bytes_down"]),
+            ]
+            left = state.seconds_left(event["time"])
+            line = ", ".join(parts) + (f", {duration(left)} left" if left else "")
+            line += f"; abstained: {state.labels(abstained)}" if (abstained := _abstaining(event)) else ""
+            return line + (f"; failed: {', '.join(state.failed(event['failures']))}" if event["failures"] else "")
+        case "waiting":
+            return f"waiting for {state.labels(event['sites'])}"
+        case "asking_again":
+            return f"asking again: {', '.join(state.failed(event['failures']))}"
+        case "task_evaluated":
+            known = [value for value in event["site_accuracies"] if value is not None]
+            spread = f" (sites: {min(known):.1f} to {max(known):.1f} %)" if known else ""
+            return f"task {event['task'] + 1}/{len(tasks)} learnt, accuracy {percent(event['accuracy'])}{spread}"
+        case "run_finished":
+            return f"run {state.ending}, accuracy {percent(event['summary']['last_accuracy'])} at the end"
+        case "run_failed":
+            return f"run {state.ending}"
+    return ""
+
+
+def _bar(done: int, total: int, words: str) -> Table:
+    row = Table.grid(padding=(0, 1), expand=True)
+    row.add_column(ratio=1)
+    row.add_column(no_wrap=True, justify="right", width=16)
+    row.add_row(ProgressBar(total=max(total, 1), completed=done), words)
+    return row
+
+
+def _where(step: Event) -> str:
+    return f"task {step['task'] + 1} {step['stage']} {step['round'] + 1}/{step['rounds']}"
+
+
+def _abstaining(step: Event) -> list[int]:
+    return [site["site"] for site in step["sites"] if site["abstained"]]
+
+
+def _accuracies(by_task: Mapping[int, float | None]) -> str:
+    latest = sorted(by_task)[-MOST_NAMED:]
+    if not latest:
+        return "-"
+    values = ", ".join(percent(by_task[task]).removesuffix(" %") for task in latest)
+    tasks = f"tasks {latest[0] + 1}-{latest[-1] + 1}" if len(latest) > 1 else f"task {latest[0] + 1}"
+    return f"{values} % after {tasks}"
+
+
+def percent(value: float | None) -> str:
+    """`83.1 %`, or a hyphen."""
+    return "-" if value is None else f"{value:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """`0:01:23`."""
+    return str(timedelta(seconds=max(round(seconds), 0)))

@@ -1,0 +1,157 @@
+"""What the files of a run directory say, finished or not: read once, checked, nothing computed twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from dynammo_core.scoring.metrics import Counts
+from dynammo_core.scoring.reliability import COLUMNS, Reliability, tables_from_rows
+from dynammo_core.support.csv_text import read_csv_table
+from dynammo_core.support.errors import RunError
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The contents of a run directory; a file that is not there yet is empty.
+
+    Attributes:
+        config: the resolved settings, `config.yaml`.
+        summary: `summary.json`; empty while the run is unfinished.
+        model: `model.json`.
+        events: the lines of `events.jsonl`, oldest first.
+        lost_lines: lines of it that cannot be read: a crash may cut one off.
+        confusions: the rows of `confusion_matrix.csv`.
+        reliability: the tables after each task, counted from 0; those of a run that did not count them are absent.
+    """
+
+    config: Json
+    summary: Json
+    model: Json
+    events: list[Json]
+    lost_lines: int
+    confusions: list[dict[str, str]]
+    reliability: dict[int, Reliability]
+
+    @classmethod
+    def read(cls, directory: Path) -> RunFiles:
+        """Read what is there.
+
+        Raises:
+            RunError: there are neither settings nor events in the directory, or a file cannot be read.
+        """
+        if not (directory / "config.yaml").is_file() and not (directory / "events.jsonl").is_file():
+            raise RunError(
+                f"There is no run in {directory}",
+                accepted="a directory that a run left, with config.yaml and events.jsonl",
+                remedy="Look for it under runs/",
+            )
+        lines = _text(directory / "events.jsonl").splitlines()
+        events = [event for event in map(_event, lines) if event]
+        return cls(
+            config=_mapping(directory / "config.yaml", yaml.safe_load),
+            summary=_mapping(directory / "summary.json", json.loads),
+            model=_mapping(directory / "model.json", json.loads),
+            events=events,
+            lost_lines=len(lines) - len(events),
+            confusions=_rows(directory / "confusion_matrix.csv"),
+            reliability=_reliability(directory),
+        )
+
+    def of_kind(self, kind: str) -> list[Json]:
+        """The events of one kind, oldest first."""
+        return [event for event in self.events if event["event"] == kind]
+
+    @cached_property
+    def started(self) -> Json:
+        """The latest start: a resumed run has several."""
+        return next(reversed(self.of_kind("run_started")), {})
+
+    @cached_property
+    def steps(self) -> list[Json]:
+        """The finished steps in order; of a step that was done again after a crash, the last time counts."""
+        return [step for _, step in sorted({event["step"]: event for event in self.of_kind("step_finished")}.items())]
+
+    @cached_property
+    def evaluations(self) -> list[Json]:
+        """The evaluation after each task, in order; the last one where a crash made it happen twice."""
+        return [
+            event for _, event in sorted({event["task"]: event for event in self.of_kind("task_evaluated")}.items())
+        ]
+
+    @cached_property
+    def task_names(self) -> list[list[str]]:
+        """The class names of each task, in the order of learning, tasks to come included."""
+        return self.started.get("tasks") or self.model.get("tasks") or []
+
+    @cached_property
+    def tasks(self) -> list[list[int]]:
+        """The classes of each task as places in the order of learning."""
+        ends = np.cumsum([len(names) for names in self.task_names]).tolist()
+        return [list(range(end - len(names), end)) for end, names in zip(ends, self.task_names, strict=True)]
+
+    @cached_property
+    def confusion(self) -> Counts | None:
+        """Counts [T, 1, C, C] in the order of learning, pooled over sites; None before the first."""
+        place = {name: index for index, name in enumerate(name for names in self.task_names for name in names)}
+        if not self.confusions or not place:
+            return None
+        counts = np.zeros((max(int(row["after_task"]) for row in self.confusions), 1, len(place), len(place)), np.int64)
+        for row in self.confusions:
+            counts[int(row["after_task"]) - 1, 0, place[row["true"]], place[row["predicted"]]] += int(row["count"])
+        return counts
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    return read_csv_table(_text(path))
+
+
+def _reliability(directory: Path) -> dict[int, Reliability]:
+    try:
+        return tables_from_rows({name: _rows(directory / f"{name}.csv") for name in COLUMNS})
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        names = " and ".join(f"{name}.csv" for name in COLUMNS)
+        raise RunError(
+            f"Cannot make sense of {names} in {directory} ({type(error).__name__}: {error})",
+            remedy="Restore the files, or delete them",
+        ) from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")  # as it is: names of classes may hold line breaks of any kind
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeError) as error:
+        raise RunError(
+            f"Cannot read {path}: {error}", remedy="Restore it from the machine that made the run"
+        ) from error
+
+
+def _mapping(path: Path, parse: Callable[[str], Any]) -> Json:
+    text = _text(path)
+    try:
+        parsed = parse(text) if text else {}
+    except (ValueError, yaml.YAMLError) as error:
+        where = " ".join(str(error).split())
+        raise RunError(f"Cannot make sense of {path}: {where}", remedy="Restore the file, or delete it") from error
+    if not isinstance(parsed, dict):
+        raise RunError(f"{path} holds a {type(parsed).__name__}", accepted="keys and values", remedy="Restore the file")
+    return parsed
+
+
+def _event(line: str) -> Json | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None

@@ -1,0 +1,237 @@
+"""Where a run stands, site by site: what its log tells, and for a log without an end, what Flower says."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from dynammo_core.support.errors import RunError
+from server.run.run_directory import EVENTS
+from server.watch.progress import Event, RunState, duration
+from server.watch.run_files import RunFiles
+
+
+@dataclass
+class SiteStatus:
+    """What the log of a run tells of one site.
+
+    Attributes:
+        name: what people call it.
+        answered: end of the last step that it answered, abstaining included, in unix seconds.
+        seconds: that it needed itself for the last step in which it did not abstain.
+        speeds: its images a second in each step that trained, each image counted once, however many the epochs.
+        accuracy: on its own test images after the last task, in percent.
+        abstained: steps.
+        failures: times that it was asked and did not answer well.
+        error: the last of them.
+        state: what it did when it was last asked (answered, abstained, failed), or that it is waited for.
+    """
+
+    name: str = ""
+    answered: float | None = None
+    seconds: float | None = None
+    speeds: list[float] = field(default_factory=list)
+    accuracy: float | None = None
+    abstained: int = 0
+    failures: int = 0
+    error: str = ""
+    state: str = "not asked yet"
+
+    @property
+    def speed(self) -> float | None:
+        """Median of its images a second."""
+        return median(self.speeds) if self.speeds else None
+
+    def answer(self, fields: Event, time: float) -> None:
+        """Take note of an answer, as `step_finished` lists it."""
+        self.answered, self.state = time, "abstained" if fields["abstained"] else "answered"
+        self.abstained += bool(fields["abstained"])
+        metrics = fields["metrics"]
+        self.seconds = metrics.get("seconds", self.seconds)
+        if "loss" in metrics and metrics["seconds"] > 0:  # a step without a loss trained nothing
+            self.speeds.append(fields["samples"] / metrics["seconds"])
+
+    def fail(self, fields: Event) -> None:
+        """Take note of a failure."""
+        self.failures, self.state = self.failures + 1, "failed"
+        self.error = f"{fields['error']}, code {fields['code']}"
+
+    def as_fields(self, now: float) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "name": self.name,
+            "state": self.state,
+            "last_answer": self.answered,
+            "seconds_since_answer": None if self.answered is None else round(max(now - self.answered, 0.0), 1),
+            "seconds_of_last_step": None if self.seconds is None else round(self.seconds, 3),
+            "images_per_second": None if self.speed is None else round(self.speed, 1),
+            "accuracy": self.accuracy,
+            "abstained": self.abstained,
+            "failures": self.failures,
+            "last_error": self.error,
+        }
+
+
+class RunStatus:
+    """One run at one moment.
+
+    Args:
+        directory: of the run.
+        events: of its log.
+        submitted: when it was last handed to Flower, in unix seconds; None: never.
+        flower: Flower's status of it, such as `finished:stopped`; None where Flower says nothing.
+
+    Attributes:
+        progress: of the run as a whole.
+        sites: in their order in the experiment.
+        started: its first start, in unix seconds.
+        heard: its last event, in unix seconds.
+        state: starting, running, completed, failed, stopped by an operator, dead without a word, unfinished (its log
+            tells of no end, and Flower nothing), or unreadable.
+        note: what there is to say or to do about the state.
+    """
+
+    def __init__(
+        self, directory: Path, events: Iterable[Event], *, submitted: float | None = None, flower: str | None = None
+    ) -> None:
+        self.directory = directory
+        self.submitted = submitted
+        self.progress = RunState()
+        self.sites: list[SiteStatus] = []
+        self.started: float | None = None
+        self.heard: float | None = None
+        self._waited_for: list[SiteStatus] = []
+        for event in events:
+            self._update(event)
+        self.state, self.note = self._judge(flower)
+
+    @staticmethod
+    def read(directory: Path, *, submitted: float | None = None, flower: str | None = None) -> RunStatus:
+        """The run in a directory; the other arguments are those of the class.
+
+        Raises:
+            RunError: there is none, or its files cannot be read or do not tell a run.
+        """
+        events = RunFiles.read(directory).events
+        try:
+            return RunStatus(directory, events, submitted=submitted, flower=flower)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise RunError(
+                f"{directory / EVENTS} does not tell a run ({type(error).__name__}: {error})",
+                remedy="Look at it with the version of this project that made the run",
+            ) from error
+
+    @staticmethod
+    def unreadable(directory: Path, reason: str) -> RunStatus:
+        """A run of which nothing but its name can be told."""
+        run = RunStatus(directory, ())
+        run.state, run.note = "unreadable", reason
+        return run
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it may get on without anybody's doing."""
+        return self.state in ("starting", "running", "unfinished")
+
+    @property
+    def accuracy(self) -> float | None:
+        """Over all classes so far after the last task, in percent."""
+        known = self.progress.accuracies
+        return known[max(known)] if known else None
+
+    @property
+    def task(self) -> str:
+        """`2/5`: the task in hand, or the last one."""
+        step, tasks = self.progress.step, self.progress.start["tasks"]
+        return f"{step['task'] + 1}/{len(tasks)}" if step else "-"
+
+    def moment(self, now: float) -> float:
+        """The time that a display shows: now, or the last event of a run that has ended; in unix seconds."""
+        return now if self.goes_on else self.heard or now
+
+    def seconds_left(self, now: float) -> float | None:
+        """Estimate; None where there is none to make."""
+        return self.progress.seconds_left(now) if self.goes_on and self.progress.start["plan"] else None
+
+    def as_fields(self, now: float) -> dict[str, Any]:
+        """For JSON; tasks and rounds count from 1, times are unix seconds, accuracies percent."""
+        progress, step = self.progress, self.progress.step
+        tasks, left = progress.start["tasks"], self.seconds_left(now)
+        return {
+            "name": self.directory.name,
+            "state": self.state,
+            "note": self.note,
+            "method": progress.start.get("method"),
+            "dataset": progress.start.get("dataset"),
+            "started": self.started,
+            "last_event": self.heard,
+            "seconds_left": None if left is None else round(left, 1),
+            "task": step["task"] + 1 if step else None,
+            "tasks": len(tasks),
+            "classes": tasks[step["task"]] if step else [],
+            "stage": step.get("stage"),
+            "round": step["round"] + 1 if step else None,
+            "rounds": step.get("rounds"),
+            "steps_finished": progress.finished,
+            "steps": len(progress.start["plan"]),
+            "sites_answered": progress.answered,
+            "sites_asked": progress.asked,
+            "waiting_for": [progress.label(site) for site in progress.waiting] if self.goes_on else [],
+            "accuracy": self.accuracy,
+            "accuracy_after_tasks": [accuracy for _, accuracy in sorted(progress.accuracies.items())],
+            "failures": progress.failures,
+            "sites": [site.as_fields(now) for site in self.sites],
+        }
+
+    def _judge(self, flower: str | None) -> tuple[str, str]:
+        ending = self.progress.ending
+        unheard = self.submitted is not None and self.submitted > (self.heard or 0.0)
+        if ending and not unheard:
+            state, _, message = ending.partition(": ")
+            return state, message
+        if flower is None:
+            return "unfinished", "its log tells of no end, and whether it goes on is not known"
+        if not flower.startswith("finished"):
+            return ("starting" if unheard else "running"), ""
+        state = "stopped" if flower == "finished:stopped" else "dead"
+        return state, f"go on with: dynammo-server resume {shlex.quote(str(self.directory))}"
+
+    def _update(self, event: Event) -> None:
+        self.progress.update(event)
+        self.heard = float(event["time"])
+        for site in self._waited_for:
+            site.state = "asked"
+        self._waited_for = []
+        match event["event"]:
+            case "run_started":
+                self.started = self.started or self.heard
+                self.sites += [SiteStatus() for _ in range(len(self.sites), event["sites"])]
+                for index, site in enumerate(self.sites):
+                    site.name = self.progress.label(index)
+            case "waiting":
+                self._waited_for = [self.sites[index] for index in event["sites"]]
+                for site in self._waited_for:
+                    site.state = "waited for"
+            case "asking_again":
+                self._fail(event)
+            case "step_finished":
+                for answer in event["sites"]:
+                    self.sites[answer["site"]].answer(answer, self.heard)
+                self._fail(event)
+            case "task_evaluated":
+                for site, accuracy in zip(self.sites, event["site_accuracies"], strict=False):
+                    site.accuracy = accuracy
+
+    def _fail(self, event: Event) -> None:
+        for failure in event["failures"]:
+            self.sites[failure["site"]].fail(failure)
+
+
+def age(moment: float, now: float) -> str:
+    """How long ago something was: `0:01:23`, or from two days on `5 days`; both in unix seconds."""
+    days = int((now - moment) // 86_400)
+    return f"{days} days" if days > 1 else duration(now - moment)

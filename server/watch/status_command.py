@@ -1,0 +1,140 @@
+"""`dynammo-server status`: all runs of a consortium, or one and its sites, in a terminal, as JSON or as a page."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+
+from dynammo_core.support.errors import ConfigError
+from dynammo_core.support.terminal import Terminal, cell, readable_errors
+from server.watch.progress import percent, progress_panel
+
+if TYPE_CHECKING:
+    from server.watch.lookout import Lookout, Overview
+    from server.watch.status import RunStatus
+
+LOOK_SECONDS = 0.5
+STYLES = {"completed": "green", "stopped": "yellow", "failed": "red", "dead": "red", "unreadable": "red"} | {
+    "waited for": "yellow"
+}
+
+
+def status(
+    run_dir: Annotated[
+        Path | None,
+        typer.Argument(metavar="RUN_DIR", help="Directory of a run; without it: all runs.", show_default=False),
+    ] = None,
+    serve: Annotated[
+        int | None,
+        typer.Option(metavar="PORT", min=0, max=65535, help="Show it as a page on 127.0.0.1; 0: on any free port."),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Show it once, even where it could be followed.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, once.")] = False,
+    folder: Annotated[
+        Path,
+        typer.Option("--folder", envvar="DYNAMMO_CONSORTIUM", help="The consortium's folder, made by `init`."),
+    ] = Path("consortium"),
+) -> None:
+    """Show where all runs stand, or one of them with its sites; Ctrl-C stops looking, not the run."""
+    with readable_errors():
+        from server.consortium.control import Control
+        from server.consortium.settings import load_server
+        from server.watch.lookout import Lookout, run_directories
+        from server.watch.status import RunStatus
+        from server.watch.status_page import serve_status
+
+        if serve is not None and (once or as_json):
+            raise ConfigError("--serve goes with neither --once nor --json", remedy="The page has /status.json")
+        settings = load_server(folder)
+        chosen = run_dir.resolve() if run_dir else None
+        if chosen:
+            RunStatus.read(chosen)  # or there is nothing to look at
+        lookout = Lookout(lambda: [chosen] if chosen else run_directories(settings.runs), Control(settings).runs)
+        console = Terminal()
+        if serve is not None:
+            serve_status(lookout, serve, on_ready=lambda url: console.print(f"{url} shows it. Ctrl-C ends this."))
+        elif as_json:
+            typer.echo(json.dumps(lookout.look().as_fields(time.time()), indent=2))
+        elif chosen and not once and console.is_interactive and console.file.isatty():
+            watch(lookout, console)
+        else:
+            overview, now = lookout.look(), time.time()
+            if overview.runs:
+                console.print(run_view(overview.runs[0], now) if chosen else runs_table(overview, now))
+            for words in remarks(overview):  # not wrapped: they hold commands to copy
+                console.say(words)
+
+
+def watch(lookout: Lookout, console: Console) -> None:
+    """Show the one run that is looked at until it ends, or until Ctrl-C."""
+    overview = lookout.look()
+    try:
+        with Live(_with_remarks(overview), console=console, auto_refresh=False) as live:
+            while overview.runs[0].goes_on:
+                time.sleep(LOOK_SECONDS)
+                overview = lookout.look()
+                live.update(_with_remarks(overview), refresh=True)
+    except KeyboardInterrupt:
+        return
+
+
+def runs_table(overview: Overview, now: float) -> Table:
+    """A row a run; `now` in unix seconds."""
+    from server.watch.status import age
+
+    table = _table("run", "state", "task", "accuracy", "started", "last event")
+    for run in overview.runs:
+        started = "-" if run.started is None else f"{datetime.fromtimestamp(run.started):%Y-%m-%d %H:%M}"
+        heard = "-" if run.heard is None else f"{age(run.heard, now)} ago"
+        state = cell(run.state, STYLES.get(run.state, ""))
+        table.add_row(cell(run.directory.name), state, run.task, percent(run.accuracy), started, heard)
+    return table
+
+
+def run_view(run: RunStatus, now: float) -> RenderableType:
+    """The progress of a run, and a row a site; `now` in unix seconds."""
+    from server.watch.status import age
+
+    table = _table("site", "state", "answered\nago", "took", "images\na second", "accuracy", "abs-\ntained", "failed")
+    for site in run.sites:
+        table.add_row(
+            cell(site.name),
+            cell(site.state, STYLES.get(site.state, "")),
+            "-" if site.answered is None else age(site.answered, now),
+            "-" if site.seconds is None else f"{site.seconds:.1f} s",
+            "-" if site.speed is None else f"{site.speed:.1f}",
+            percent(site.accuracy),
+            str(site.abstained),
+            cell(str(site.failures), "red" if site.failures else ""),
+        )
+    errors = [cell(f"{site.name} failed last with {site.error}") for site in run.sites if site.error]
+    return Group(progress_panel(run.progress, run.moment(now), "" if run.goes_on else run.state), table, *errors)
+
+
+def remarks(overview: Overview) -> list[str]:
+    """What there is to say or to do about single runs, and about what is not known."""
+    words = [f"{run.directory.name} is {run.state}: {run.note}" for run in overview.runs if run.note]
+    if overview.silence:
+        words.append(f"Shown is what the files say: {overview.silence}")
+    return words if overview.runs else ["There are no runs yet."]
+
+
+def _with_remarks(overview: Overview) -> Group:
+    return Group(run_view(overview.runs[0], time.time()), *map(cell, remarks(overview)))
+
+
+def _table(first: str, *others: str) -> Table:
+    """An empty table in which long names are folded, and nothing else."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column(first, overflow="fold")
+    for words in others:
+        table.add_column(words, no_wrap=True)
+    return table

@@ -1,0 +1,164 @@
+"""`dynammo-sim bench`: how fast a part of the machinery is, beside what it is compared with."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dynammo_core.support.errors import ConfigError, unknown_name
+from dynammo_core.support.terminal import Terminal, command_line, parse_overrides, readable_errors
+from simulations.bench.answers import answers
+from simulations.bench.bytes_table import bytes_table
+from simulations.bench.growth_command import growth
+from simulations.bench.inference import inference
+from simulations.bench.shares import shares_table
+from simulations.bench.stacked import stacked_table
+from simulations.bench.training import training
+from simulations.options import ConfigFile, Overrides
+
+bench = command_line("Measure the speed of parts of the machinery, and what travels.")
+bench.command()(answers)
+bench.command("bytes")(bytes_table)
+bench.command()(growth)
+bench.command()(inference)
+bench.command()(training)
+bench.command("shares")(shares_table)
+bench.command("stacked")(stacked_table)
+console = Terminal()
+WANTED = 0.8
+"""The least speed of reading through encryption, as a part of plain reading."""
+
+
+@bench.command()
+def memory(
+    megabytes: Annotated[int, typer.Option(min=1, help="Size of the replay memory.")] = 128,
+    repeats: Annotated[int, typer.Option(min=1, help="Times that each kind is read.")] = 9,
+) -> None:
+    """How fast a replay memory is read, plain and encrypted; exit code 1 below 80 % of plain."""
+    with readable_errors():
+        with tempfile.TemporaryDirectory() as folder:
+            seconds = memory_reading(Path(folder), megabytes, repeats)
+        for kind, taken in seconds.items():
+            console.print(f"{kind:<22}{megabytes / 1e3 / taken:6.2f} GB/s", highlight=False)
+        ratio = seconds["plain, checksum"] / seconds["encrypted"]
+        bare = seconds["safetensors, unchecked"] / seconds["encrypted"]
+        console.print(f"encrypted / plain: {ratio:.2f} (wanted: {WANTED}); / unchecked: {bare:.2f}", highlight=False)
+        raise typer.Exit(0 if ratio >= WANTED else 1)
+
+
+@bench.command()
+def sites(
+    config: ConfigFile,
+    count: Annotated[int, typer.Option(min=1, help="Simulated sites.")] = 100,
+    engine: Annotated[str, typer.Option(help="local or flower.")] = "flower",
+    set_: Overrides = None,
+) -> None:
+    """How much memory a federation of many simulated sites takes at its peak, and how long a round."""
+    with readable_errors():
+        from dynammo_core.configuration.config import load_config
+        from server.watch.progress import ProgressView
+        from simulations.bench.memory_watch import peak_memory
+        from simulations.engines.engines import ENGINES
+
+        if engine not in ENGINES:
+            raise ConfigError(unknown_name("engine", engine, ENGINES), accepted=", ".join(ENGINES))
+        overrides = {**parse_overrides(set_ or []), "federation.sites": count}
+        settings = load_config(config, overrides)
+        with tempfile.TemporaryDirectory(prefix="dynammo-sites-") as folder:
+            with peak_memory() as peak, ProgressView() as view:
+                run = ENGINES[engine](settings, Path(folder), None, view.update)
+            summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        seconds, gigabytes = summary["seconds"] / summary["rounds"], peak.bytes / 1e9
+        console.print(
+            f"{count} sites, engine {engine}: {summary['rounds']} rounds, {seconds:.2f} s a round, "
+            f"{gigabytes:.2f} GB at the peak, last accuracy {summary['last_accuracy']:.1f} %",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@bench.command()
+def privacy(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A private experiment's file.", show_default=False)],
+    epsilon: Annotated[
+        list[float] | None, typer.Option(help="A budget. Repeatable.", show_default="8, 4, 2", min=0.01)
+    ] = None,
+    set_: Overrides = None,
+) -> None:
+    """What differential privacy costs in accuracy: the experiment without it, then with each budget."""
+    with readable_errors():
+        from simulations.bench.privacy_table import privacy_rows, privacy_table
+
+        with tempfile.TemporaryDirectory(prefix="dynammo-privacy-") as folder:
+            rows = list(privacy_rows(config, epsilon or [8, 4, 2], parse_overrides(set_ or []), Path(folder)))
+        console.print(privacy_table(rows, " ".join([str(config), *(set_ or [])])))
+
+
+@bench.command()
+def secure(
+    config: ConfigFile,
+    set_: Overrides = None,
+) -> None:
+    """What secure aggregation costs an experiment in bytes and seconds: it is run with and without."""
+    with readable_errors():
+        from dynammo_core.configuration.config import load_config
+        from simulations.bench.secure_cost import secure_cost
+
+        experiment = load_config(config, parse_overrides(set_ or []))
+        with tempfile.TemporaryDirectory(prefix="dynammo-secure-") as folder:
+            cost = secure_cost(experiment, Path(folder))
+        console.print(
+            f"{cost.secure['sites']} sites, secure / plain: bytes {cost.bytes_ratio:.2f} "
+            f"(up {cost.ratio('bytes_up'):.2f}, down {cost.ratio('bytes_down'):.2f}), "
+            f"seconds {cost.ratio('seconds'):.2f} ({cost.secure['seconds']:.1f} / {cost.plain['seconds']:.1f}); "
+            f"last accuracy {cost.secure['last_accuracy']:.1f} / {cost.plain['last_accuracy']:.1f} %, "
+            f"accuracies differ by {cost.accuracy_difference:.2f} points at most",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def memory_reading(folder: Path, megabytes: int, repeats: int) -> Mapping[str, float]:
+    """Median seconds to read a memory of so many 10^6 bytes of colour images, 64 pixels wide, by kind of file.
+
+    The kinds take turns, so that what else the machine does falls on all alike. The files come from the page cache:
+    a disk, slower than that, would hide what encryption costs.
+    """
+    import torch
+    from safetensors.torch import load, save_file
+
+    from dynammo_core.data.samples import Samples
+    from dynammo_core.memory.store import MemoryStore, ReplayMemory, Taken
+    from dynammo_core.support.seeding import seeded_generator
+
+    count = megabytes * 10**6 // (3 * 64 * 64)
+    images = torch.randint(0, 256, (count, 3, 64, 64), generator=seeded_generator("bench"), dtype=torch.uint8)
+    samples = Samples(images, torch.arange(count) % 10, tuple(f"record-{i}" for i in range(count)))
+    kept = ReplayMemory(0, samples, (Taken(0, date(2000, 1, 1)),) * count)
+    keys = (("plain", None), ("encrypted", os.urandom(32)))
+    stores = [MemoryStore(folder / name, run="bench", site="bench", key=key) for name, key in keys]
+    for store in stores:
+        store.save(kept)
+    bare = folder / "bare.safetensors"
+    save_file({"images": images, "labels": samples.labels}, bare)
+    kinds: dict[str, Callable[[], object]] = {
+        "safetensors, unchecked": lambda: load(bare.read_bytes()),
+        "plain, checksum": stores[0].load,
+        "encrypted": stores[1].load,
+    }
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(repeats):
+        for kind, read in kinds.items():
+            started = time.perf_counter()
+            read()
+            seconds[kind].append(time.perf_counter() - started)
+    return {kind: statistics.median(times) for kind, times in seconds.items()}

@@ -1,0 +1,74 @@
+"""The figures that compare methods, in colours that the colour-blind can tell apart (Okabe and Ito, 2008)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from server.report.plots import RULE, Drawing, Values, drawing
+
+# Without their yellow, which is too pale for a line on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def accuracy_curves(
+    name: str,
+    curves: Mapping[str, Values],
+    words: str,
+    label: str,
+    *,
+    along: str = "after task",
+    ticks: Sequence[str] = (),
+) -> Drawing:
+    """A line for each row, its mean over seeds, in a band of one standard deviation (figure 2 of the paper).
+
+    Args:
+        name: keeps the ids of figures on a page apart.
+        curves: by row, float64 [seeds, T] in percent after each task; nan where unknown.
+        words: the measure.
+        label: read aloud.
+        along: what stands below.
+        ticks: what each of the T values is of; by default they are numbered.
+    """
+    with drawing(name, label, 8.4, max(4.0, 0.24 * len(curves) + 1.2)) as drawn:
+        axes = drawn.axes
+        lowest, longest = 100.0, 1
+        for place, (row, values) in enumerate(curves.items()):
+            middle, spread = mean_and_deviation(values)
+            after = np.arange(1, len(middle) + 1)
+            colour = COLOURS[place % len(COLOURS)]
+            axes.fill_between(after, middle - spread, middle + spread, color=colour, alpha=0.14, linewidth=0)
+            axes.plot(
+                after,
+                middle,
+                color=colour,
+                linestyle=DASHES[place // len(COLOURS) % len(DASHES)],
+                marker=MARKERS[place % len(MARKERS)],
+                markersize=5,
+                linewidth=1.8,
+                label=row,
+            )
+            lowest = min(lowest, float(np.nanmin(middle - spread, initial=100)))
+            longest = max(longest, len(middle))
+        axes.set(xlabel=along, ylabel=f"{words}, %", xlim=(0.8, longest + 0.2))
+        axes.set_ylim(max(0, 10 * np.floor((lowest - 1) / 10)), 101)
+        if ticks:
+            axes.set_xticks(range(1, len(ticks) + 1), ticks)
+        else:
+            axes.set_xticks(np.unique(np.linspace(1, longest, min(longest, 10)).round().astype(int)))
+        axes.grid(axis="y", color=RULE, linewidth=0.6)
+        drawn.figure.legend(loc="outside right upper", fontsize=9)
+    return drawn
+
+
+def mean_and_deviation(values: Values) -> tuple[Values, Values]:
+    """Mean and sample standard deviation over the seeds, two float64 [T]; the deviation of a single seed is 0."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of tasks that no seed has a value for, which stay nan
+        middle = np.nanmean(values, axis=0)
+        spread = np.nanstd(values, axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
+    return middle, np.nan_to_num(spread)

@@ -1,0 +1,121 @@
+"""`dynammo-sim deploy`: the experiment of a simulation once more, among real sites on this machine."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import track
+from rich.table import Table
+
+from dynammo_core.configuration.config import load_config
+from dynammo_core.support.errors import RunError
+from dynammo_core.support.terminal import Terminal, parse_overrides, readable_errors
+from simulations.options import ConfigFile, Overrides
+
+console = Terminal()
+COMPARED = (
+    "average_incremental_accuracy",
+    "last_accuracy",
+    "forgetting",
+    "worst_site_accuracy",
+    "accuracy_after_tasks",
+    "site_accuracies",
+)
+"""What must be the same to the last digit, whether sites are simulated or real."""
+
+
+def deploy(
+    config: ConfigFile,
+    set_: Overrides = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Keep the consortium and the sites in this new folder.", show_default="a temporary one"),
+    ] = None,
+    compare: Annotated[bool, typer.Option(help="Run the simulation too, and see that the results are equal.")] = True,
+) -> None:
+    """Rehearse a deployment on this machine: TLS, registered keys, a process for each site; then tear it all down.
+
+    Each simulated site's share of the images is written out as a manifest, as a hospital would have it. The commands
+    are those of the operator (dynammo-server) and of the engineers (dynammo-site).
+    """
+    with readable_errors(), _folder(folder) as place:
+        from dynammo_core.experiment import Experiment
+        from server.watch.progress import final_table
+        from simulations.rehearsal.deployment import hospital_names
+
+        experiment = Experiment(load_config(config, parse_overrides(set_ or [])))
+        experiment.check()
+        names = hospital_names(experiment.config.federation.sites)
+        run = _run_deployed(experiment, names, place)
+        deployed = _summary(run)
+        console.print(final_table(deployed))
+        if folder is not None:
+            console.print(f"Everything is in {folder}; the report: {run / 'report.html'}", soft_wrap=True, markup=False)
+        if compare:
+            _compare(deployed, _simulated(experiment, place))
+
+
+def _run_deployed(experiment: Any, names: list[str], place: Path) -> Path:
+    from server.consortium.launch import follow, launch
+    from server.run.run_directory import EVENTS
+    from server.watch.event_tail import EventTail
+    from server.watch.progress import ProgressView
+    from simulations.rehearsal.deployment import deployment
+
+    with deployment(place, experiment, names) as consortium:
+        for _ in track(consortium.prepare_sites(), "Writing the sites' images and keys", len(names), console=console):
+            pass
+        with console.status("Starting the SuperLink, registering and starting the sites"):
+            consortium.open()
+            config = consortium.config()
+            consortium.approve(config)
+            run = launch(consortium.server, config)
+        with ProgressView() as view:
+            follow(consortium.server, run, EventTail(run / EVENTS, from_end=False), view.update)
+    return run
+
+
+def _simulated(experiment: Any, place: Path) -> dict[str, Any]:
+    from server.watch.progress import ProgressView
+    from simulations.engines.engines import run_local
+
+    with ProgressView() as view:
+        return _summary(run_local(experiment.config, place / "simulation", None, view.update))
+
+
+def _compare(deployed: dict[str, Any], simulated: dict[str, Any]) -> None:
+    """Print both results.
+
+    Raises:
+        RunError: they differ.
+    """
+    table = Table("", "deployed", "simulated")
+    for key in COMPARED:
+        table.add_row(key.replace("_", " "), str(deployed[key]), str(simulated[key]))
+    console.print(table)
+    differing = [key for key in COMPARED if deployed[key] != simulated[key]]
+    if differing:
+        raise RunError(f"the deployed run differs from the simulated one in {', '.join(differing)}")
+    console.print("The deployed run equals the simulated one.")
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "summary.json").read_text(encoding="utf-8")))
+
+
+@contextmanager
+def _folder(chosen: Path | None) -> Iterator[Path]:
+    if chosen is not None:
+        if chosen.exists() and any(chosen.iterdir()):
+            raise RunError(f"the folder {chosen} is not empty", accepted="a new one: a rehearsal overwrites nothing")
+        chosen.mkdir(parents=True, exist_ok=True)
+        yield chosen.absolute()
+    else:
+        with tempfile.TemporaryDirectory(prefix="dynammo-deploy-") as temporary:
+            yield Path(temporary)

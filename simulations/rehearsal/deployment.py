@@ -1,0 +1,200 @@
+"""A whole consortium on this machine: authority, SuperLink with TLS, registered sites, each a process of its own.
+
+For rehearsals and tests. It is started by the commands that an operator and the engineers use; whatever ends this
+process also ends every process of it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Any
+
+from client.commands.init import write_site
+from client.consent.admission import approve_proposal
+from client.consent.approvals import Proposal
+from client.consent.settings import load_site
+from dynammo_core.configuration.config import Config, resolve
+from dynammo_core.experiment import Experiment
+from dynammo_core.support.errors import RunError
+from dynammo_core.support.files import write_atomically
+from dynammo_core.support.processes import process_group
+from server.consortium.consortium import make_consortium
+from server.consortium.control import Control
+from server.consortium.settings import ServerSettings
+from server.consortium.sites import SiteRegister, fingerprint
+from simulations.rehearsal.site_export import export_sites
+
+START_SECONDS = 90.0
+POLL_SECONDS = 0.1
+
+
+def deployed_config(experiment: Experiment, names: Sequence[str], keys: Sequence[str] | None = None) -> Config[Any]:
+    """The experiment of a simulation, as the same sites under names run it: the server holds no images.
+
+    Args:
+        experiment: the simulation's.
+        names: of the sites.
+        keys: fingerprints of their keys, which secure aggregation needs.
+    """
+    data = experiment.config.model_dump(mode="json")
+    # Each site holds what the simulation has drawn already.
+    data["data"] |= {"train_per_class": None, "test_per_class": None, "validation_per_class": 0, "sets": None}
+    data["data"]["classes"] = list(experiment.class_names)
+    data["scanners"]["kind"] = "same"
+    data["federation"] |= {"site_names": list(names), "sites": len(names), "site_keys": keys and list(keys)}
+    return resolve(data, "the rehearsal", {})
+
+
+def hospital_names(count: int) -> list[str]:
+    """hospital-a to hospital-z, and numbers behind them."""
+    return [f"hospital-{ascii_lowercase[site] if site < 26 else site + 1}" for site in range(count)]
+
+
+class Deployment:
+    """Makes the consortium's folder and each site's; starts and ends their processes."""
+
+    def __init__(self, folder: Path, experiment: Experiment, names: Sequence[str]) -> None:
+        self.folder = folder
+        self.experiment = experiment
+        self.names = tuple(names)
+        self._running: dict[str, tuple[ExitStack, subprocess.Popen[str]]] = {}
+        self._printed: dict[str, int] = {}
+        self.server: ServerSettings = make_consortium(
+            folder / "consortium", ["localhost"], port=_free_port(), listen="127.0.0.1"
+        )
+
+    def prepare_sites(self) -> Iterator[str]:
+        """Write each site's share of the images and its `site.yaml` with keys; yields each name that is done."""
+        folders = [self.site_folder(name) / "images" for name in self.names]
+        for name, images in zip(self.names, export_sites(self.experiment, folders), strict=True):
+            given = {
+                "site": name,
+                "superlink": f"localhost:{self.server.port}",
+                "data": str(images / "manifest.csv"),
+                "ca": str(self.server.ca_certificate),
+            }
+            settings, _ = write_site(self.site_yaml(name), given)
+            # A simulated site trains on a single image of a class, and the results are to be equal.
+            assert settings.policy is not None
+            write_atomically(settings.policy, b"fewest_images: 1\n")
+            yield name
+
+    def site_folder(self, name: str) -> Path:
+        """Where a site has all that is its own."""
+        return self.folder / name
+
+    def site_yaml(self, name: str) -> Path:
+        """A site's settings."""
+        return self.site_folder(name) / "site.yaml"
+
+    def open(self) -> None:
+        """Start the SuperLink, register the prepared sites and start them.
+
+        Raises:
+            RunError: the SuperLink does not start.
+        """
+        self.start_server()
+        self.register_sites()
+        for name in self.names:
+            self.start_site(name)
+
+    def start_server(self) -> None:
+        """Start the SuperLink and wait until it answers.
+
+        Raises:
+            RunError: it does not.
+        """
+        self._start("server", ["dynammo-server", "start", "--folder", str(self.server.folder)])
+        context = ssl.create_default_context(cafile=str(self.server.ca_certificate))
+        direct = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
+        limit = time.monotonic() + START_SECONDS
+        while self.process("server").poll() is None and time.monotonic() < limit:
+            with suppress(OSError), direct.open(f"https://localhost:{self.server.port}/health", timeout=2):
+                return
+            time.sleep(POLL_SECONDS)
+        raise RunError("the SuperLink did not start", remedy=f"Look at {self.folder / 'server.out'}")
+
+    def register_sites(self) -> None:
+        """Register every site's key under its name."""
+        register = SiteRegister(self.server, Control(self.server))
+        for name in self.names:
+            register.add(name, self.site_folder(name) / "site.key.pub")
+
+    def config(self) -> Config[Any]:
+        """The experiment that names the prepared sites and their keys."""
+        keys = [fingerprint(self.site_folder(name) / "site.key.pub") for name in self.names]
+        return deployed_config(self.experiment, self.names, keys)
+
+    def approve(self, config: Config[Any], runs: int = 1) -> None:
+        """What each site's engineer does with the experiment that the operator sent by mail, for so many runs."""
+        for name in self.names:
+            approve_proposal(load_site(self.site_yaml(name)), Proposal.of(config), f"engineer of {name}", runs)
+
+    def start_site(self, name: str, environment: Mapping[str, str] | None = None) -> None:
+        """Start a site, with more in its `environment` if given; it connects when it can."""
+        self._start(name, ["dynammo-site", "start", str(self.site_yaml(name))], environment)
+
+    def said(self, name: str) -> str:
+        """What `server` or a site has printed since it was started last."""
+        printed = (self.folder / f"{name}.out").read_bytes()[self._printed[name] :]
+        return printed.decode(errors="replace")
+
+    def process(self, name: str) -> subprocess.Popen[str]:
+        """The process of `server` or of a site."""
+        return self._running[name][1]
+
+    def end(self, name: str) -> None:
+        """End `server` or a site at once, with all of its processes."""
+        stack, _ = self._running.pop(name)
+        stack.close()
+
+    def close(self) -> None:
+        """End everything that still runs: the sites first, each politely, so that nobody waits for nobody."""
+        for name in [*self.names, "server"]:
+            if name in self._running:
+                process = self.process(name)
+                process.terminate()
+        for name in [*self.names, "server"]:
+            if name in self._running:
+                with suppress(subprocess.TimeoutExpired):
+                    self.process(name).wait(10)
+                self.end(name)
+
+    def _start(self, name: str, words: list[str], environment: Mapping[str, str] | None = None) -> None:
+        stack = ExitStack()
+        program = str(Path(sys.executable).with_name(words[0]))
+        output = stack.enter_context((self.folder / f"{name}.out").open("a", encoding="utf-8"))
+        command = [program, *words[1:]]
+        self._printed[name] = output.tell()
+        full = {**os.environ, **(environment or {})}
+        process = stack.enter_context(process_group(command, cwd=self.folder, environment=full, output=output))
+        self._running[name] = (stack, process)
+
+
+@contextmanager
+def deployment(folder: Path, experiment: Experiment, names: Sequence[str]) -> Iterator[Deployment]:
+    """A deployment that is closed again, whatever happens."""
+    made = Deployment(folder, experiment, names)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

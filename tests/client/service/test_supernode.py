@@ -1,0 +1,150 @@
+"""`dynammo-site start` against a real SuperLink: let in or told why not, started again, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from foreign_apps import CLIENT, SERVER, app_of
+from site_bench import (
+    ROOT,
+    START,
+    Started,
+    SuperLink,
+    free_port,
+    make_site,
+    processes_of,
+    running_superlink,
+    wait_until,
+)
+
+from client.consent.settings import SiteSettings
+from client.service.connection import connection_findings
+from client.service.daemon import Backoff
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+@pytest.fixture(scope="module")
+def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
+    with running_superlink(tmp_path_factory.mktemp("superlink")) as link:
+        yield link
+
+
+def site_at(link: SuperLink, folder: Path) -> tuple[SiteSettings, Path]:
+    return make_site(folder / "a b", link.address, link.authority.path)
+
+
+def status(link: SuperLink, node: str) -> str:
+    nodes = json.loads(link.flwr("supernode", "list", "here", "--format", "json"))["nodes"]
+    found: str = next(entry["status"] for entry in nodes if entry["node-id"] == node)
+    return found
+
+
+def test_a_key_is_waited_for_and_a_wanted_stop_takes_leave(superlink: SuperLink, tmp_path: Path) -> None:
+    settings, file = site_at(superlink, tmp_path)
+    started = Started(file)
+    try:
+        refused = started.said("not registered")
+        assert f"Send {settings.private_key}.pub to the operator" in refused[0]
+        superlink.register(settings)
+        node = started.said("connected as node")[0].split()[-1]
+        assert len(started.said("not registered")) == 1  # said once, asked again after 1 s, 2 s ...
+        assert connection_findings(settings)[-1].state == "ok"  # which does not disturb it, as the next line shows
+
+        second = subprocess.run(
+            [sys.executable, "-c", START, str(file)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        )
+        assert second.returncode == 1
+        assert f"runs already (process {started.process.pid} holds" in second.stderr
+        assert status(superlink, node) == "online"
+    finally:
+        started.process.terminate()
+    assert started.ended() == 0
+    assert started.lines[-1] == "stopped\n"
+    assert processes_of(settings.state) == []
+    assert status(superlink, node) == "offline"  # at once: a SuperNode that is killed counts as online for a minute
+    log = settings.log.read_text()
+    assert re.search(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} INFO +: +SuperNode ID: " + node, log, re.MULTILINE)
+    assert "\x1b" not in log
+    assert settings.log.stat().st_mode & 0o777 == 0o600
+    assert settings.state.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_supernode_that_dies_is_started_again(superlink: SuperLink, tmp_path: Path) -> None:
+    settings, file = site_at(superlink, tmp_path)
+    superlink.register(settings)
+    started = Started(file)
+    try:
+        child = int(re.findall(r"process (\d+)", started.said("SuperNode started")[0])[0])
+        started.said("connected as node")
+        before = processes_of(settings.state)
+        assert child in before
+        os.kill(child, signal.SIGKILL)
+        assert "exit code -9" in started.said("ended unasked")[0]
+        # The SuperLink counts the killed one as online, so the new one's activation fails until that has passed.
+        assert "another machine runs with the same private key" in started.said("is online already")[0]
+        assert not set(before) & set(processes_of(settings.state))
+        assert len(started.said("SuperNode started")) > 1
+    finally:
+        started.process.send_signal(signal.SIGINT)
+    assert started.ended() == 0
+    assert processes_of(settings.state) == []
+
+
+@pytest.mark.slow
+def test_a_step_in_progress_does_not_outlive_a_start_that_is_killed(superlink: SuperLink, tmp_path: Path) -> None:
+    settings, file = site_at(superlink, tmp_path)
+    superlink.register(settings)
+    app = app_of(tmp_path / "app", {"stranger_server.py": SERVER, "stranger.py": CLIENT})
+    started = Started(file)
+    try:
+        node = started.said("connected as node")[0].split()[-1]
+        superlink.flwr("run", str(app), "here", "--run-config", f"node='{node}' told='{tmp_path / 'told'}'")
+        at_work: list[Path] = []
+        wait_until(lambda: at_work.extend(answering(settings.state)) or at_work, seconds=60)
+        os.kill(int(at_work[0].name), signal.SIGSTOP)  # so that it cannot end by itself
+        assert not re.search(rb"[0-9a-f]{32}", (at_work[0] / "cmdline").read_bytes()), "every account can read this"
+        assert (at_work[0] / "cwd").readlink() == settings.state / "cwd"
+        assert re.search(r"^Umask:\s*0077$", (at_work[0] / "status").read_text(), re.MULTILINE)
+    finally:
+        started.process.kill()
+    started.ended()
+    wait_until(lambda: not processes_of(settings.state), seconds=5)
+
+
+def answering(state: Path) -> list[Path]:
+    """Folders in /proc of the processes of a site that answer a message."""
+    found = [Path("/proc", str(pid)) for pid in processes_of(state)]
+    return [place for place in found if b"\0client.own_app\0" in (place / "cmdline").read_bytes()]
+
+
+def test_once_ends_with_the_reason(superlink: SuperLink, tmp_path: Path) -> None:
+    _, unknown = site_at(superlink, tmp_path)
+    _, nowhere = make_site(tmp_path / "nowhere", f"127.0.0.1:{free_port()}", superlink.authority.path)
+    keyless, no_key = make_site(tmp_path / "keyless", superlink.address, superlink.authority.path)
+    keyless.private_key.unlink()
+    for path, words in {
+        unknown: "not let in: the key",
+        nowhere: "not let in: nothing listens at 127.0.0.1:",
+        no_key: "Make one by `dynammo-site init`",
+    }.items():
+        started = Started(path, "--once")
+        assert started.ended() == 1
+        started.said(words)
+        assert len(started.lines) == 2
+
+
+def test_waits_double_and_are_short_again_after_a_steady_time() -> None:
+    backoff = Backoff()
+    # doubling from 1 s, at most 60 s
+    assert [backoff.after(0) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert backoff.after(61) == 1
+    assert backoff.after(0) == 2

@@ -1,0 +1,154 @@
+"""A class of which a real site holds too few images takes no part there, so that no small count leaves."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+import pytest
+from flwr.app import Message, RecordDict
+from hospitals import Hospitals, deployed, make_hospital, with_images
+from small_runs import instruction, run_small, step_of
+
+from client.service.announcement import announcement
+from client.state.withdrawal import WithdrawalLedger
+from client.steps.local_steps import answer
+from client.steps.site import Site
+from client.steps.site_opening import open_site
+from dynammo_core.experiment import Experiment
+from dynammo_core.support.errors import ConfigError, PolicyError
+
+CLASSES = ["0", "1", "2", "3"]
+HELD = {"0": 12, "1": 5, "2": 4, "3": 1}
+CONFIG = deployed(["alpha"], CLASSES, sections={"memory": {"exemplars": 400}, "tasks": {"sizes": [4]}})
+
+
+def hospital(folder: Path, policy: str) -> Path:
+    """A site with so many training images of each class, and one test image."""
+    site_yaml = make_hospital(folder / "alpha", "alpha", with_images(folder, "alpha", HELD))
+    (site_yaml.parent / "policy.yaml").write_text(policy)
+    return site_yaml
+
+
+def opened(site_yaml: Path) -> Site:
+    experiment = Experiment(CONFIG)
+    sent = instruction(experiment, experiment.steps[0], 0, Path("/server"))
+    return open_site(sent, {"site-config": str(site_yaml)})
+
+
+def counts(site: Site, stage: str) -> list[int]:
+    step = step_of(site.experiment, 0, stage)
+    report = answer(instruction(site.experiment, step, 0, Path("/server")), site)
+    return [] if report.abstained else report.class_counts
+
+
+@pytest.mark.parametrize(
+    ("policy", "trained", "tested"),
+    [
+        ("fewest_images: 1", [12, 5, 4, 1], [1, 1, 1, 1]),
+        ("fewest_images: 5", [12, 5, 0, 0], [0, 0, 0, 0]),
+        ("{}", [12, 5, 0, 0], [0, 0, 0, 0]),  # five is the default
+        ("fewest_images: 6", [12, 0, 0, 0], [0, 0, 0, 0]),
+        ("fewest_images: 13", [], [0, 0, 0, 0]),
+    ],
+)
+def test_a_rare_class_is_not_trained_remembered_or_tested(
+    tmp_path: Path, policy: str, trained: list[int], tested: list[int]
+) -> None:
+    site = opened(hospital(tmp_path, policy))
+    assert counts(site, "train") == trained
+    assert counts(site, "remember") == (trained or [0, 0, 0, 0])
+    assert counts(site, "evaluate") == tested
+    assert site.memory().arrived == {label: 0 for label, count in enumerate(trained) if count}
+
+
+def test_a_site_without_a_policy_suppresses_too(tmp_path: Path) -> None:
+    site_yaml = hospital(tmp_path, "{}")
+    site_yaml.write_text(site_yaml.read_text().replace("policy: policy.yaml", ""))
+    assert counts(opened(site_yaml), "train") == [12, 5, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("policy", "bands"),
+    [
+        ("fewest_images: 1", {"0": 10, "1": 1, "2": 1, "3": 1}),
+        ("fewest_images: 4", {"0": 10, "1": 1, "2": 1}),
+        # With its one test image there are 5 of class 2, but no 5 of either kind.
+        ("fewest_images: 5", {"0": 10, "1": 1}),
+        ("fewest_images: 13", {}),
+    ],
+)
+def test_a_rare_class_is_not_announced(tmp_path: Path, policy: str, bands: dict[str, int]) -> None:
+    assert announcement({"site-config": str(hospital(tmp_path, policy))}).bands == bands
+
+
+def test_a_site_may_announce_nothing(tmp_path: Path) -> None:
+    site_yaml = hospital(tmp_path, "announce: false")
+    with pytest.raises(PolicyError, match="announces no classes"):
+        announcement({"site-config": str(site_yaml)})
+    grid = Hospitals({"alpha": site_yaml})
+    (reply,) = grid.send_and_receive([Message(RecordDict(), grid.get_node_ids()[0], "query.announce", ttl=60.0)])
+    assert (reply.error.code, reply.error.reason) == (PolicyError.code, "PolicyError")
+
+
+def test_withdrawals_can_make_a_class_rare(tmp_path: Path) -> None:
+    site = opened(hospital(tmp_path, "fewest_images: 5"))
+    assert counts(site, "remember")[:2] == [12, 5]
+    assert site.ledger is not None
+    ledger = WithdrawalLedger(site.ledger.path.parent)
+    ledger.withdraw([site.train_images((1,)).record_ids[0]], "consent", date(2026, 1, 1))
+    assert counts(site, "train")[:2] == [24, 0]  # of class 0 the images and the exemplars
+    assert site.memory().samples.class_counts(2) == [12, 0]
+    assert announcement({"site-config": str(tmp_path / "alpha" / "site.yaml")}).bands == {"0": 10}
+
+
+def test_a_small_memory_is_no_small_count(tmp_path: Path) -> None:
+    """Of 8 exemplars each of 4 classes has 2, whoever the patients are."""
+    config = deployed(["alpha"], CLASSES, sections={"memory": {"exemplars": 8}, "tasks": {"sizes": [4]}})
+    site_yaml = hospital(tmp_path, "fewest_images: 5")
+    sent = instruction(Experiment(config), Experiment(config).steps[0], 0, Path("/server"))
+    site = open_site(sent, {"site-config": str(site_yaml)})
+    assert site.fewest_exemplars == 2
+    # two classes take part, and share the memory of the one site
+    assert counts(site, "remember") == [4, 4, 0, 0]
+    assert site.memory().samples.class_counts(4) == [4, 4, 0, 0]
+
+
+def test_a_class_that_becomes_common_is_learnt_with_the_next_task(tmp_path: Path) -> None:
+    config = deployed(["alpha"], ["0", "1", "2", "3"])
+    site_yaml = make_hospital(tmp_path / "alpha", "alpha", with_images(tmp_path, "alpha", {"0": 9, "1": 3, "2": 9}))
+    (site_yaml.parent / "policy.yaml").write_text("fewest_images: 5")
+    first = Experiment(config)
+    site = open_site(instruction(first, first.steps[0], 0, Path("/server")), {"site-config": str(site_yaml)})
+    assert counts(site, "remember") == [9, 0, 0, 0]
+    with_images(tmp_path, "alpha", {"0": 9, "1": 7, "2": 9})
+    again = open_site(instruction(first, first.steps[0], 0, Path("/server")), {"site-config": str(site_yaml)})
+    assert again.rehearsal(1).new.class_counts(4) == [0, 7, 9, 0]
+
+
+def test_a_policy_that_cannot_be_read_stops_the_step(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fewest_images"):
+        opened(hospital(tmp_path, "fewest_images: none"))
+
+
+def test_whole_runs_send_no_small_count(tmp_path: Path) -> None:
+    """Three of four classes are rare at one of two sites, and the run goes through without them."""
+    files = {
+        "alpha": hospital(tmp_path, "fewest_images: 5"),
+        "beta": make_hospital(tmp_path / "beta", "beta", with_images(tmp_path, "beta", dict.fromkeys(CLASSES, 9))),
+    }
+    config = deployed(["alpha", "beta"], CLASSES, sections={"memory": {"exemplars": 80}})
+    grid = Hospitals(files)
+    sent: list[list[int]] = []
+    at_home = grid._app
+
+    def tapped(message: Message, context: object) -> Message:
+        reply = at_home(message, context)  # type: ignore[arg-type]
+        if context.node_config["site-config"] == str(files["alpha"]):  # type: ignore[attr-defined]
+            sent.extend(value for value in reply.content.metric_records["numbers"].values() if isinstance(value, list))
+        return reply
+
+    grid._app = tapped  # type: ignore[assignment]
+    run_small(config, tmp_path / "runs", grid=grid)
+    assert sent
+    assert not [count for value in sent for count in value if 0 < count < 5]

@@ -1,0 +1,134 @@
+"""A run handed to a real SuperLink: refused before it starts, watched, stopped, and not started twice."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hospitals import deployed
+from small_runs import events, small_config
+
+import server.consortium.launch
+from client.service.node_key import new_key_pair
+from dynammo_core.configuration.config import Config, load_config
+from dynammo_core.support.errors import ConfigError, RunError
+from server.consortium.control import Control
+from server.consortium.launch import FLOWER_RUN, flower_run, follow, launch, status_of
+from server.consortium.settings import ServerSettings
+from server.consortium.sites import SiteRegister
+from server.jobs.jobs import announcements, evaluation
+from server.run.run_directory import Event
+from server.watch.event_tail import EventTail
+
+CLASSES = ["0", "1", "2", "3"]
+
+
+def registered(settings: ServerSettings, *names: str) -> ServerSettings:
+    """As if these sites had been registered."""
+    site = {"node": 1, "fingerprint": "SHA256:x", "added": "2026-01-31"}
+    settings.sites.write_text(json.dumps(dict.fromkeys(names, site)))
+    return settings
+
+
+def refused(settings: ServerSettings, config: Config[Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        launch(settings, config)
+    assert not settings.runs.exists()
+    return str(caught.value)
+
+
+def test_a_simulation_is_no_run_among_sites(no_superlink: ServerSettings) -> None:
+    message = refused(registered(no_superlink, "general"), small_config("replay"))
+    assert "the experiment names no sites. Accepted: federation.site_names: some of ['general']" in message
+
+
+def test_a_site_that_is_not_registered(no_superlink: ServerSettings) -> None:
+    settings = registered(no_superlink, "general", "st-elsewhere")
+    message = refused(settings, deployed(["general", "st-elswhere"], CLASSES))
+    assert "the site 'st-elswhere' is not registered (did you mean 'st-elsewhere'?)" in message
+    assert "`dynammo-server sites add NAME KEY.pub` registers a site" in message
+    settings.sites.unlink()
+    assert "Accepted: none yet" in refused(settings, deployed(["general"], CLASSES))
+
+
+def test_what_cannot_work_is_refused_before_anyone_is_asked(no_superlink: ServerSettings) -> None:
+    config = deployed(["general"], CLASSES, "replay", {"federation": {"stages": {"trian": {"quorum": 0.5}}}})
+    assert "unknown stage 'trian' (did you mean 'train'?)" in refused(registered(no_superlink, "general"), config)
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"run-id": "x"}'])
+def test_a_folder_that_is_no_run_among_sites(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / FLOWER_RUN).write_text(content)
+    with pytest.raises(ConfigError, match="is not the directory of a run among sites"):
+        flower_run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def submitted(
+    superlink: ServerSettings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, Config[Any]]]:
+    """A run that waits for its one site, which never connects."""
+    key = tmp_path_factory.mktemp("key") / "site.key.pub"
+    key.write_bytes(new_key_pair("general")[1])
+    register = SiteRegister(superlink, Control(superlink))
+    register.add("general", key)
+    config = deployed(["general"], CLASSES, "replay", {"federation": {"patience_seconds": 3600}})
+    yield launch(superlink, config), config
+    register.remove("general")
+
+
+@pytest.mark.slow
+def test_a_run_waits_for_its_site_and_ends_when_it_is_stopped(
+    superlink: ServerSettings, submitted: tuple[Path, Config[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, config = submitted
+    control = Control(superlink)
+    assert path.parent == superlink.runs
+    assert load_config(path / "config.yaml") == config
+    limit = time.monotonic() + 300
+    while not (path / "events.jsonl").exists() or not events(path, "waiting"):
+        assert time.monotonic() < limit, control.log_of(flower_run(path))
+        time.sleep(0.2)
+    assert events(path, "waiting")[0]["sites"] == [0]
+    assert events(path, "run_started")[0]["site_names"] == ["general"]
+
+    for resume in (None, path):  # neither the same experiment again nor the rest of it
+        with pytest.raises(RunError, match=rf"the run in {path} is running.*`dynammo-server stop {path}` first"):
+            launch(superlink, config, resume=resume)
+
+    control.stop(flower_run(path))
+    monkeypatch.setattr(server.consortium.launch, "ASK_SECONDS", 0.0)
+    heard: list[Event] = []
+    with pytest.raises(RunError, match=rf"the run ended as finished:stopped.*resume {path}.*log is in .*flower.log"):
+        follow(superlink, path, EventTail(path / "events.jsonl", from_end=False), heard.append)
+    assert [event["event"] for event in heard][:3] == ["run_started", "step_started", "waiting"]
+    assert (path / "flower.log").is_file()
+
+
+@pytest.mark.slow
+def test_jobs_answer_or_say_why_not(superlink: ServerSettings, submitted: tuple[Path, Config[Any]]) -> None:
+    assert announcements(superlink) == {}  # nobody is connected
+    path, _ = submitted
+    with pytest.raises(RunError, match=r"the job ended as finished:failed .*CheckpointError: there is no checkpoint"):
+        evaluation(superlink, path)
+    with pytest.raises(ConfigError, match="no configuration file"):
+        evaluation(superlink, path / "nowhere")
+
+
+@pytest.mark.slow
+def test_what_the_superlink_refuses_is_said_in_its_words(superlink: ServerSettings, tmp_path: Path) -> None:
+    control = Control(superlink)
+    assert status_of(control, 424242)[0] == "finished:unknown"
+    for refusal in (
+        lambda: control.stop(424242),
+        lambda: control.submit(tmp_path, {}),
+    ):
+        with pytest.raises(RunError, match=r"`flwr .*` failed at the SuperLink 127.0.0.1:") as caught:
+            refusal()
+        assert "Is it running?" not in str(caught.value)
+        assert len(str(caught.value)) < 1000

@@ -1,0 +1,75 @@
+"""The operator's tables, as they are printed."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from server.watch.tables import classes_table, evaluation_tables
+
+
+def printed(table: Table) -> list[list[str]]:
+    """The words of each row, by column, and what stands below."""
+    console = Console(file=io.StringIO(), width=160, color_system=None)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    lines = [line for line in console.file.getvalue().splitlines() if not set(line) <= set("┏┳━┓┡╇┩├┼─┤└┴┘ ")]
+    return [[cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")] for line in lines]
+
+
+TOLD: dict[str, dict[str, Any]] = {
+    "alpha": {"classes": {"melanoma": 300, "naevus [mole]": 10}},
+    "beta": {"classes": {"Melanoma": 1, "lentigo": 100_000}},
+    "gamma": {"error": "DataError"},
+    "delta": {"error": "NoAnswerBeforeDeadline"},
+}
+
+
+def test_what_sites_can_bring_beside_what_is_learnt() -> None:
+    rows = printed(classes_table(TOLD, ("melanoma", "psoriasis")))
+    assert rows[0] == ["class", "alpha", "beta", "gamma", "delta", "registry"]
+    assert rows[1:5] == [
+        ["Melanoma", "-", "1+", "-", "-", "new; is it 'melanoma'?"],
+        ["lentigo", "-", "100000+", "-", "-", "new"],
+        ["melanoma", "300+", "-", "-", "-", "known"],
+        ["naevus [mole]", "10+", "-", "-", "-", "new"],
+    ]
+    assert " ".join(" ".join(row) for row in rows[5:]) == "gamma: DataError delta: NoAnswerBeforeDeadline"
+
+
+def test_two_names_of_two_sites_are_compared_before_anything_is_learnt() -> None:
+    rows = printed(classes_table(TOLD, ()))
+    assert [row[-1] for row in rows[1:5]] == ["new; is it 'melanoma'?", "new", "new; is it 'Melanoma'?", "new"]
+
+
+def test_nobody_and_nothing() -> None:
+    assert printed(classes_table({}, ())) == [["class", "registry"]]
+    assert printed(classes_table({"alpha": {"classes": {}}}, ("a",))) == [["class", "alpha", "registry"]]
+
+
+def test_an_evaluation() -> None:
+    result: dict[str, Any] = {
+        "after_task": 2,
+        "accuracy": 87.5,
+        "mean_class_recall": 80.0,
+        "worst_site_accuracy": None,
+        "calibration_error": 4.25,
+        "sites": {"alpha": {"images": 8, "accuracy": 87.5}, "beta": {"images": 0, "accuracy": None}},
+        "recall": {"naevus [mole]": 100.0, "lentigo": None},
+        "failures": {"gamma": "NotConnected, code 0"},
+    }
+    sites, recalls = evaluation_tables(result)
+    assert printed(sites) == [
+        ["After task 2"],
+        ["site", "images", "accuracy"],
+        ["alpha", "8", "87.5 %"],
+        ["beta", "0", "-"],
+        ["gamma", "-", "NotConnected, code 0"],
+        ["all", "", "87.5 %"],
+        ["worst", "", "-"],
+        ["calibration error", "", "4.2 %"],
+    ]
+    assert printed(recalls) == [["class", "recall"], ["naevus [mole]", "100.0 %"], ["lentigo", "-"]]

@@ -1,0 +1,236 @@
+"""Comparisons: rows, settings and seeds as data, only missing runs run, figures paired by seed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from statistics import mean
+
+import pytest
+import yaml
+from rich.console import Console
+from small_runs import small_settings
+from typer.testing import CliRunner
+
+from dynammo_core.experiment import code_hash
+from dynammo_core.support.errors import ConfigError
+from simulations.cli import app
+from simulations.comparisons import page as comparison_page
+from simulations.comparisons.compare import Cell, Comparison, load_comparison, missing_cells
+from simulations.comparisons.table import Spread, lines, table
+
+
+def write_comparison(folder: Path, **changes: object) -> Path:
+    (folder / "small.yaml").write_text(yaml.safe_dump(small_settings()))
+    comparison: dict[str, object] = {
+        "base": "small.yaml",
+        "seeds": [1, 2],
+        "overrides": {"method.adapt.epochs": 1},
+        "rows": {"dynammo": {}, "no adapters": {"method.adapters": False}},
+    }
+    file = folder / "comparison.yaml"
+    file.write_text(yaml.safe_dump({**comparison, **changes}, sort_keys=False))
+    return file
+
+
+def pretend(cell: Cell, runs: Path, *, average: float, code: str | None = None) -> None:
+    """A finished run's summary, as `server/run/results.py` leaves it."""
+    summary = {
+        "average_incremental_accuracy": average,
+        "last_accuracy": average - 10,
+        "average_mean_class_recall": average - 20,
+        "mean_class_recall": average - 30,
+        "forgetting": 1.0,
+        "status": "completed",
+        "config_hash": cell.config.content_hash,
+        "code_hash": code or code_hash(),
+    }
+    cell.directory(runs).mkdir(parents=True)
+    (cell.directory(runs) / "summary.json").write_text(json.dumps(summary))
+
+
+def printed(comparison: Comparison, runs: Path) -> list[str]:
+    buffer = io.StringIO()
+    Console(width=80, file=buffer).print(table(comparison.groups(runs), comparison.metric, "small"))
+    return buffer.getvalue().splitlines()
+
+
+def test_every_row_meets_every_seed_and_the_common_overrides(tmp_path: Path) -> None:
+    cells = load_comparison(write_comparison(tmp_path)).cells
+    assert [(cell.setting, cell.row, cell.seed) for cell in cells] == [
+        ("", "dynammo", 1),
+        ("", "no adapters", 1),
+        ("", "dynammo", 2),
+        ("", "no adapters", 2),
+    ]
+    assert [cell.config.method.adapters for cell in cells] == [True, False, True, False]
+    assert {cell.config.method.adapt.epochs for cell in cells} == {1}
+    assert [cell.config.seed for cell in cells] == [1, 1, 2, 2]
+
+
+def test_every_row_meets_every_setting_and_has_the_last_word(tmp_path: Path) -> None:
+    file = write_comparison(
+        tmp_path,
+        seeds=[1],
+        overrides={"federation.sites": 2, "memory.exemplars": 30},
+        settings={"as said": {}, "five sites": {"federation.sites": 5, "memory.exemplars": 40}},
+        rows={"dynammo": {}, "replay": {"method.name": "replay", "memory.exemplars": 50}},
+    )
+    found = [
+        (cell.label, cell.config.method.name, cell.config.federation.sites, cell.config.memory.exemplars)
+        for cell in load_comparison(file).cells
+    ]
+    assert found == [
+        ("as said · dynammo · seed 1", "dynammo", 2, 30),
+        ("as said · replay · seed 1", "replay", 2, 50),
+        ("five sites · dynammo · seed 1", "dynammo", 5, 40),
+        ("five sites · replay · seed 1", "replay", 5, 50),
+    ]
+
+
+GRID = {
+    "alpha": {"0.1": {"federation.alpha": 0.1}, "iid": {"federation.partition": "iid"}},
+    "sites": {"2": {"federation.sites": 2}, "5": {"federation.sites": 5}},
+}
+
+
+def test_a_grid_is_every_pair_of_its_values(tmp_path: Path) -> None:
+    comparison = load_comparison(write_comparison(tmp_path, seeds=[1], rows={"dynammo": {}}, grid=GRID))
+    found = [
+        (cell.setting, federation.partition, federation.alpha, federation.sites)
+        for cell in comparison.cells
+        if (federation := cell.config.federation)
+    ]
+    assert found == [
+        ("alpha 0.1, sites 2", "dirichlet", 0.1, 2),
+        ("alpha 0.1, sites 5", "dirichlet", 0.1, 5),
+        ("alpha iid, sites 2", "iid", 0.5, 2),
+        ("alpha iid, sites 5", "iid", 0.5, 5),
+    ]
+    assert comparison.sweep is not None
+    assert comparison.sweep.points["alpha iid, sites 2"] == ("iid", "2")
+    assert load_comparison(write_comparison(tmp_path)).sweep is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"grid": {"alpha": GRID["alpha"]}},
+        {"grid": {**GRID, "sites": {}}},
+        {"grid": GRID, "settings": {"five": {"federation.sites": 5}}},
+    ],
+)
+def test_a_grid_has_two_names_and_no_settings_beside_it(tmp_path: Path, changes: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="must be two names"):
+        load_comparison(write_comparison(tmp_path, **changes))
+
+
+def test_means_deviations_and_paired_differences(tmp_path: Path) -> None:
+    comparison, runs = load_comparison(write_comparison(tmp_path)), tmp_path / "runs"
+    for cell, average in zip(comparison.cells, (80.0, 78.0, 90.0, 86.0), strict=True):
+        pretend(cell, runs, average=average)
+    shown = printed(comparison, runs)
+    (dynammo,) = [line for line in shown if "dynammo" in line]
+    (control,) = [line for line in shown if "no adapters" in line]
+    # mean(80, 90) = 85, sample deviation 5 * sqrt(2) = 7.1; the pairs 78 - 80 and 86 - 90: mean -3, deviation 1.4
+    assert "85.0 ± 7.1" in dynammo
+    assert "82.0 ± 5.7" in control
+    assert "-3.0 ± 1.4" in control
+
+
+def test_the_metric_of_the_file_decides_what_average_and_last_are(tmp_path: Path) -> None:
+    comparison, runs = load_comparison(write_comparison(tmp_path, metric="mean_class_recall")), tmp_path / "runs"
+    pretend(comparison.cells[0], runs, average=80.0)
+    first, _ = lines(comparison.groups(runs), comparison.metric)
+    assert (first.average, first.last, first.seeds) == (Spread(60.0, None), Spread(50.0, None), (1,))
+    assert any("mean class recall" in line for line in printed(comparison, runs))
+
+
+def test_pairs_are_made_by_seed_and_setting_where_runs_are_missing(tmp_path: Path) -> None:
+    file = write_comparison(tmp_path, settings={"two": {"federation.sites": 2}, "three": {"federation.sites": 3}})
+    comparison, runs = load_comparison(file), tmp_path / "runs"
+    averages = {
+        ("two", "dynammo", 2): 90.0,
+        ("two", "no adapters", 1): 78.0,
+        ("two", "no adapters", 2): 86.0,
+        ("three", "dynammo", 1): 70.0,
+        ("three", "no adapters", 1): 75.0,
+    }
+    for cell in comparison.cells:
+        if (average := averages.get((cell.setting, cell.row, cell.seed))) is not None:
+            pretend(cell, runs, average=average)
+    found = {(line.setting, line.row): line for line in lines(comparison.groups(runs), comparison.metric)}
+    assert found["two", "no adapters"].average_difference == Spread(86.0 - 90.0, None)  # of seed 2 alone
+    assert found["three", "no adapters"].average_difference == Spread(75.0 - 70.0, None)
+    assert found["two", "dynammo"].average_difference is None
+    missing = [cell.label for cell in missing_cells(comparison.cells, runs).values()]
+    assert missing == ["two · dynammo · seed 1", "three · dynammo · seed 2", "three · no adapters · seed 2"]
+
+
+def test_the_table_fits_a_terminal(tmp_path: Path) -> None:
+    comparison, runs = load_comparison(write_comparison(tmp_path)), tmp_path / "runs"
+    for cell, average in zip(comparison.cells, (99.0, 20.0, 20.0, 99.0), strict=True):
+        pretend(cell, runs, average=average)
+    (control,) = [line for line in printed(comparison, runs) if "no adapters" in line]
+    # The pairs 20 - 99 and 99 - 20: mean 0, deviation 79 * sqrt(2) = 111.7, the widest that there is
+    assert "0.0 ± 111.7" in control
+
+
+@pytest.mark.parametrize("changed", ["code", "file"])
+def test_a_run_by_other_code_or_without_a_whole_summary_does_not_count(tmp_path: Path, changed: str) -> None:
+    (cell, *_) = load_comparison(write_comparison(tmp_path)).cells
+    pretend(cell, tmp_path / "runs", average=80.0, code="0" * 64 if changed == "code" else None)
+    if changed == "file":
+        assert cell.summary(tmp_path / "runs") is not None
+        (cell.directory(tmp_path / "runs") / "summary.json").write_text('{"status": "comp')
+    assert cell.summary(tmp_path / "runs") is None
+
+
+@pytest.mark.slow
+def test_the_command_runs_what_is_missing_and_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison_page, "COST_BACKBONES", ("small_cnn",))
+    rows = {"dynammo": {}, "no adapters": {"method.adapters": False}}
+    lost = {"data.dataset": "manifest", "data.root": "/nowhere"}
+    file, runs = write_comparison(tmp_path, seeds=[1], rows=rows | {"lost": lost}), tmp_path / "runs"
+    line = ["compare", str(file), "--runs", str(runs), "--workers", "1"]
+    first = CliRunner().invoke(app, line)
+    assert first.exit_code == 1
+    assert "lost · seed 1: " in first.stderr
+    assert "/nowhere" in first.stderr
+    found = list(csv.DictReader((runs / "comparison" / "tables" / "runs.csv").open()))
+    assert [row["row"] for row in found] == ["dynammo", "no adapters"]
+    assert 50 < mean(float(row["average_incremental_accuracy"]) for row in found) <= 100  # 50 is chance in task 1
+    assert (runs / "comparison" / "index.html").is_file()
+
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("events.jsonl")}
+    assert len(before) == 2
+    file = write_comparison(tmp_path, seeds=[1], rows=rows)
+    assert CliRunner().invoke(app, line).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("events.jsonl")} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"rows": {}}, "rows"),
+        ({"settings": {}}, "settings"),
+        ({"seedz": [1]}, "seedz"),
+        ({"metric": "recall"}, "mean_class_recall"),
+        ({"rows": {"x": {"method.alfa": 1}}}, "method.alfa"),
+        ({"base": "nowhere.yaml"}, "nowhere.yaml"),
+        ({"rows": {"one": {}, "other": {"method.adapters": True}}}, "'other · seed 1' is the same .* 'one · seed 1'"),
+    ],
+)
+def test_a_wrong_comparison_is_refused_by_name(tmp_path: Path, changes: dict[str, object], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        load_comparison(write_comparison(tmp_path, **changes))
+
+
+def test_files_that_would_share_a_page_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    files = [str(write_comparison(folder)) for folder in (tmp_path, tmp_path / "other")]
+    result = CliRunner().invoke(app, ["compare", *files, "--no-run", "--runs", str(tmp_path / "runs")])
+    assert result.exit_code == 1
+    assert "same file name" in result.stderr

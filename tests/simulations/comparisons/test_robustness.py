@@ -1,0 +1,117 @@
+"""The table of what lying sites do: real runs of five small sites, of which one lies."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import Result
+from rich.console import Console
+from small_runs import small_settings
+from typer.testing import CliRunner
+
+from simulations.cli import app
+from simulations.comparisons.robustness import Row, missing, plan, printed, rows
+
+ROW_KEYS = {"aggregator", "attack", "average", "last", "error"}
+# Enough images that the network learns its four classes even without the fifth site's.
+OVERRIDES = {
+    "data.train_per_class": 60,
+    "federation.sites": 5,
+    "federation.partition": "iid",
+    "memory.exemplars": 100,
+    "method.adapt.rounds": 2,
+    "method.balance.rounds": 3,
+}
+
+
+def command(folder: Path, *options: str) -> Result:
+    file = folder / "small.yaml"
+    file.write_text(yaml.safe_dump(small_settings()))
+    overrides = [word for key, value in OVERRIDES.items() for word in ("--set", f"{key}={value}")]
+    return CliRunner().invoke(app, ["robustness", str(file), "--runs", str(folder / "runs"), *overrides, *options])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("robustness")
+    result = command(folder, "--attack", "scale", "--aggregator", "median")
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> dict[str, Any]:
+    (file,) = (folder / "runs").glob("*/robustness.json")
+    content: dict[str, Any] = json.loads(file.read_text())
+    return content
+
+
+def test_the_mean_breaks_and_the_median_does_not(report: dict[str, Any]) -> None:
+    rows = {(row["aggregator"], row["attack"]): row for row in report["rows"]}
+    assert list(rows) == [("mean", "clean"), ("mean", "scale"), ("median", "clean"), ("median", "scale")]
+    assert rows["mean", "clean"]["last"] > 85
+    assert rows["mean", "scale"]["last_from_own"] < -30
+    assert abs(rows["median", "scale"]["average_from_own"]) <= 3
+    assert abs(rows["median", "scale"]["last_from_mean"]) <= 3
+
+
+def test_differences_are_those_of_the_figures(report: dict[str, Any]) -> None:
+    rows = {(row["aggregator"], row["attack"]): row for row in report["rows"]}
+    for (aggregator, _), row in rows.items():
+        for figure in ("average", "last"):
+            assert row[f"{figure}_from_own"] == pytest.approx(row[figure] - rows[aggregator, "clean"][figure])
+            assert row[f"{figure}_from_mean"] == pytest.approx(row[figure] - rows["mean", "clean"][figure])
+
+
+def test_the_csv_holds_the_same_rows(folder: Path, report: dict[str, Any]) -> None:
+    (file,) = (folder / "runs").glob("*/robustness.csv")
+    read = list(csv.DictReader(file.read_text().splitlines()))
+    assert [{key: str(value) for key, value in row.items()} for row in report["rows"]] == read
+    assert set(read[0]) >= ROW_KEYS
+    assert (report["sites"], report["liars"], report["config"]["federation"]["partition"]) == (5, 1, "iid")
+
+
+def test_what_has_finished_is_not_run_again(folder: Path, report: dict[str, Any]) -> None:
+    def logs() -> Iterator[tuple[Path, int]]:
+        return ((file, file.stat().st_mtime_ns) for file in sorted((folder / "runs").glob("*/*/events.jsonl")))
+
+    before = list(logs())
+    assert len(before) == 4
+    result = command(folder, "--attack", "scale", "--aggregator", "median")
+    assert list(logs()) == before
+    assert "median" in result.output
+
+
+def test_a_run_that_breaks_down_has_no_figures_but_a_reason(folder: Path) -> None:
+    """A run that stopped left no summary: as one with a seed that nobody has run."""
+    overrides = {**OVERRIDES, "seed": 2}
+    cells = plan(folder / "small.yaml", overrides, aggregators=[], attacks=["scale"], liars=1)
+    assert set(missing(cells, folder / "runs")) == {"clean · mean · seed 2", "scale · mean · seed 2"}
+    table = rows(cells, folder / "runs", {"scale · mean · seed 2": "no site answered"})
+    assert table[1] == Row("mean", "scale", None, None, None, None, None, None, "no site answered")
+    buffer = io.StringIO()
+    Console(width=100, file=buffer).print(printed(table, "small"))
+    assert "broke down" in buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--attack", "sing_flip"], "unknown attack 'sing_flip' (did you mean 'sign_flip'?)"),
+        (["--aggregator", "medain"], "unknown aggregator 'medain' (did you mean 'median'?)"),
+        (["--liars", "2", "--aggregator", "krum"], "federation.liars: krum withstands that many liars among 7 sites"),
+        (["--liars", "5", "--aggregator", "mean"], "--liars 5 leaves nobody honest among 5 sites"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(tmp_path: Path, options: list[str], said: str) -> None:
+    result = command(tmp_path, *options)
+    assert result.exit_code == 1
+    assert said in " ".join(result.stderr.split())
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,135 @@
+"""No child outlives whoever started it, however that one ends; looked at from outside, by process ids."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dynammo_core.support.processes import process_group
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX's")
+
+# A program with a child of its own, both deaf to polite signals; it tells both ids.
+FAMILY = """
+import os, signal, subprocess, sys, time
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+code = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)]; time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", code])
+with open(sys.argv[1] + ".new", "w") as file:
+    print(os.getpid(), child.pid, os.getpgid(0), os.umask(0), os.getcwd(), os.environ["GREETING"], file=file)
+os.rename(sys.argv[1] + ".new", sys.argv[1])
+print("said ä", flush=True)
+time.sleep(600)
+"""
+PARENT = """
+import os, sys, time
+from pathlib import Path
+from dynammo_core.support.processes import process_group
+told, command = Path(sys.argv[1]), sys.argv[2:]
+with process_group(command, cwd=told.parent, environment=dict(os.environ, GREETING="hello"), output=-3) as process:
+    time.sleep(600)
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    limit = time.monotonic() + 30
+    while any(map(alive, pids)):
+        assert time.monotonic() < limit, [pid for pid in pids if alive(pid)]
+        time.sleep(0.05)
+
+
+def family_of(told: Path) -> list[int]:
+    """Ids of the program and of its child, once they run."""
+    limit = time.monotonic() + 60
+    while not told.exists():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    return [int(pid) for pid in told.read_text().split()[:2]]
+
+
+def family(told: Path) -> list[str]:
+    return [sys.executable, "-c", FAMILY, str(told)]
+
+
+def test_the_group_ends_with_the_block(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    with process_group(family(told), cwd=tmp_path, environment={**os.environ, "GREETING": "hello"}) as process:
+        pids = family_of(told)
+        assert all(map(alive, pids))
+        pid, _, group, umask, folder, greeting = told.read_text().split()
+        assert process.stdout is not None
+        assert process.stdout.readline() == "said ä\n"
+    assert (int(pid), int(group)) == (process.pid, process.pid)
+    assert (int(umask), folder, greeting) == (0o077, str(tmp_path), "hello")
+    assert process.returncode == -signal.SIGKILL
+    wait_until_gone(pids)
+
+
+def test_the_group_ends_with_an_error_in_the_block(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    environment = {**os.environ, "GREETING": "hello"}
+    pids: list[int] = []
+    with (
+        pytest.raises(KeyboardInterrupt),
+        process_group(family(told), cwd=tmp_path, environment=environment, output=subprocess.DEVNULL),
+    ):
+        pids = family_of(told)
+        raise KeyboardInterrupt
+    assert len(pids) == 2
+    wait_until_gone(pids)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_the_group_ends_with_a_parent_that_is_killed(tmp_path: Path, number: signal.Signals) -> None:
+    told = tmp_path / "told"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(told), *family(told)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        pids = family_of(told)
+        assert all(map(alive, pids))
+        started = [pid for pid in children_of(parent.pid) if pid not in pids]
+        assert started  # the one that watches
+    finally:
+        parent.send_signal(number)
+        parent.wait(30)
+    wait_until_gone([*pids, *started])
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_what_ends_by_itself_keeps_its_exit_code(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "print('done'); raise SystemExit(7)"]
+    with process_group(command, cwd=tmp_path, environment=os.environ) as process:
+        assert process.communicate()[0] == "done\n"
+    assert process.returncode == 7
+
+
+def test_a_program_that_is_not_there(tmp_path: Path) -> None:
+    before = set(children_of(os.getpid())) if sys.platform == "linux" else set()
+    with (
+        pytest.raises(FileNotFoundError),
+        process_group([str(tmp_path / "nothing")], cwd=tmp_path, environment=os.environ),
+    ):
+        pass
+    if sys.platform == "linux":
+        assert set(children_of(os.getpid())) <= before

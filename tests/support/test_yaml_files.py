@@ -1,0 +1,108 @@
+"""A YAML file into a model: every mistake is named with file, line and key, and no text is too odd to be refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from dynammo_core.configuration.settings import Section
+from dynammo_core.support.errors import ConfigError
+from dynammo_core.support.yaml_files import read_yaml, validate
+
+
+class Inner(Section):
+    depth: int = Field(default=1, ge=1)
+    names: tuple[str, ...] = ()
+
+
+class Outer(Section):
+    title: str
+    inner: Inner = Inner()
+
+
+def read(folder: Path, text: str | bytes) -> Outer:
+    file = folder / "some.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    data, tree = read_yaml(file)
+    return validate(Outer, data, str(file), tree)
+
+
+def refused(folder: Path, text: str | bytes) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read(folder, text)
+    message = str(caught.value)
+    assert str(folder / "some.yaml") in message
+    assert "\n" not in message
+    return message
+
+
+def test_what_is_right_is_read(tmp_path: Path) -> None:
+    assert read(tmp_path, "title: a\ninner:\n  depth: 2\n  names: [x]\n") == Outer(
+        title="a", inner=Inner(depth=2, names=("x",))
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("title: a\n\ninner:\n  dept: 2\n", "line 4, inner.dept: unknown key (did you mean 'depth'?); accepted: depth"),
+        ("# comment\ntitel: a\n", "line 2, titel: unknown key (did you mean 'title'?)"),
+        ("inner: {depth: 0}\ntitle: a\n", "line 1, inner.depth: Input should be greater than or equal to 1, got 0"),
+        ("title: a\ninner:\n  names:\n    - x\n    - [y]\n", "line 3, inner.names"),
+        ("title: a\ninner: 5\n", "line 2, inner: "),
+        ("inner: {}\n", "title: this key is required"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, words: str) -> None:
+    assert words in refused(tmp_path, text)
+
+
+def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
+    message = refused(tmp_path, "titel: a\ninner: {depth: 0}\n")
+    assert all(words in message for words in ("titel: unknown", "title: this key is required", "inner.depth: "))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "just words", "5", "null", "- title: a"])
+def test_what_holds_no_keys(tmp_path: Path, text: str) -> None:
+    assert "holds no mapping of keys to values. Accepted: title, inner" in refused(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [", "a: b: c", "\tx", b"\xff\xfe\xff", "a: 2024-13-45", "!!python/object:os.x {}"]
+)
+def test_what_is_no_yaml(tmp_path: Path, text: str | bytes) -> None:
+    assert "is not valid YAML" in refused(tmp_path, text)
+
+
+@given(text=st.text(max_size=30))
+def test_no_text_raises_anything_else(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    try:
+        read(tmp_path_factory.getbasetemp(), f"title: {text}")
+    except ConfigError as error:
+        assert "some.yaml" in str(error)
+
+
+def test_a_file_that_is_not_there_is_named_with_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "server.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"no configuration file '.*serve.yaml' \(did you mean '.*server.yaml'\?\)"):
+        read_yaml(tmp_path / "serve.yaml")
+    with pytest.raises(ConfigError, match="Accepted: a YAML file"):
+        read_yaml(tmp_path / "nowhere" / "server.yaml")
+    with pytest.raises(ConfigError, match="no configuration file"):
+        read_yaml(tmp_path)
+
+
+def test_an_override_has_no_line() -> None:
+    with pytest.raises(ConfigError, match=r"^here, inner.depth: "):
+        validate(Outer, {"title": "a", "inner": {"depth": 0}}, "here", None, ["inner.depth"])
+
+
+def test_an_overridden_list_has_none_either(tmp_path: Path) -> None:
+    (tmp_path / "some.yaml").write_text("title: a\ninner:\n  names: [x]\n")
+    _, tree = read_yaml(tmp_path / "some.yaml")
+    with pytest.raises(ConfigError, match=r"^here, inner.names.1: "):
+        validate(Outer, {"title": "a", "inner": {"names": ["x", 5]}}, "here", tree, ["inner.names"])
