@@ -135,11 +135,11 @@ class Optimisation(Section):
     epochs: int = Field(default=5, ge=1, description="local epochs in each round")
     optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="its state starts anew in each round")
     learning_rate: float = Field(default=0.01, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="of SGD; Adam ignores it")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of sgd; adam ignores it")
     weight_decay: float = Field(default=5e-4, ge=0)
     batch_size: int = Field(default=32, ge=2, description="at least 2: one image has no batch statistics")
     schedule: Literal["constant", "step", "cosine"] = Field(
-        default="constant", description="of the learning rate, over the epochs of all rounds of the stage"
+        default="constant", description="schedule of the learning rate over all rounds of the stage"
     )
     milestones: tuple[int, ...] = Field(
         default=(), description="epochs after which step divides the learning rate by 10"
@@ -149,7 +149,7 @@ class Optimisation(Section):
 class MethodSettings(Section):
     """The section `method`: each method adds its own parameters to the name."""
 
-    name: str
+    name: str = Field(description="name of the method")
 
     @model_validator(mode="before")
     @classmethod
