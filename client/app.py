@@ -8,13 +8,12 @@ from dataclasses import replace
 from functools import wraps
 from types import MappingProxyType
 
-import torch
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.consent.admission import admit
 from client.consent.audit import audit_log
-from client.consent.door import declared, encode, error_words, let_announcement_out, let_out
+from client.consent.door import declared, error_words, let_announcement_out, let_out
 from client.service.announcement import announcement
 from client.state.answer_ledger import Answering
 from client.steps.local_steps import answer
@@ -24,7 +23,9 @@ from client.steps.site_opening import open_site
 from dynammo_core.experiment import code_hash
 from dynammo_core.plan import Action
 from dynammo_core.support.errors import DynammoError, ProtocolError
-from dynammo_core.wire.protocol import MOST, SITES, Instruction, Phase
+from dynammo_core.wire.envelope import decode_instruction, encode_announcement, encode_report
+from dynammo_core.wire.protocol import MOST, Phase
+from dynammo_core.wire.secure_aggregation.phases import SITES
 
 app = ClientApp()
 logger = logging.getLogger("dynammo.client")
@@ -70,7 +71,7 @@ def _log(error: Exception) -> None:
 
 def reply(content: RecordDict, node_config: NodeConfig, phase: Phase | None = None) -> RecordDict:
     """Answer one instruction, or an exchange of secure aggregation."""
-    instruction, hashes = _decode(content)
+    instruction, hashes = decode_instruction(content)
     if instruction.code_hash != code_hash():
         raise ProtocolError(
             f"the server runs the code {instruction.code_hash[:12]}, this site runs {code_hash()[:12]}",
@@ -92,7 +93,7 @@ def reply(content: RecordDict, node_config: NodeConfig, phase: Phase | None = No
     form = declared(site, step, phase, len(whole.weights.get(SITES, ())))
     if answering.again:  # the site may have had more images then
         form = replace(form, most=MOST)
-    leaving = let_out(encode(wire, form), form)
+    leaving = let_out(encode_report(wire, form.tensors), form)
     site.received.keep(hashes, instruction.weights)
     if log:
         remembered = step.stage.action is Action.REMEMBER
@@ -172,34 +173,7 @@ def open_sum(content: RecordDict, node_config: NodeConfig) -> RecordDict:
 def announce(content: RecordDict, node_config: NodeConfig) -> RecordDict:
     """Say which classes the site can bring, and about how many images of each."""
     announced = announcement(node_config)
-    bands = dict(announced.bands)
-    leaving = RecordDict({"announcement": ConfigRecord({"classes": list(bands), "bands": list(bands.values())})})
-    let_announcement_out(leaving)
+    leaving = let_announcement_out(encode_announcement(announced))
     if log := audit_log(node_config):
         log.announced(announced)
     return leaving
-
-
-def _decode(content: RecordDict) -> tuple[Instruction, dict[str, str]]:
-    """The instruction with the tensors that came, and the hashes of all that are meant, by name."""
-    try:
-        fields = content.config_records["instruction"]
-        weights = {
-            name: torch.from_numpy(array.numpy().copy()) for name, array in content.array_records["weights"].items()
-        }
-        hashes = {name: str(known) for name, known in content.config_records["tensors"].items()}
-        instruction = Instruction(
-            experiment=str(fields["experiment"]),
-            code_hash=str(fields["code_hash"]),
-            run=str(fields["run"]),
-            step=int(fields["step"]),  # type: ignore[arg-type]
-            site=int(fields["site"]),  # type: ignore[arg-type]
-            workspace=str(fields["workspace"]),
-            weights=weights,
-            correction=int(fields["correction"]),  # type: ignore[arg-type]
-            taken=list(map(int, fields["taken"])),  # type: ignore[arg-type]
-            corrected=int(fields["corrected"]),  # type: ignore[arg-type]
-        )
-        return instruction, hashes
-    except Exception as error:  # what a damaged or forged message makes a decoder raise has no common type
-        raise ProtocolError(f"the message is no instruction ({type(error).__name__}: {error})") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -24,8 +24,8 @@ from dynammo_core.experiment import Experiment, code_hash, experiment_from_json
 from dynammo_core.methods import METHODS
 from dynammo_core.models.incremental_model import matching, travelling_names
 from dynammo_core.plan import Step
+from dynammo_core.wire.envelope import Parcel, encode_instruction
 from dynammo_core.wire.protocol import Instruction
-from dynammo_core.wire.tensor_store import tensor_hash
 from server.run.run import run_experiment
 from server.run.run_directory import Listener, RunDirectory
 from simulations.engines.local_grid import LocalGrid
@@ -162,11 +162,7 @@ def instruction(experiment: Experiment, step: Step, site: int, workspace: Path) 
 
 def records(sent: Instruction, *, travelling: Iterable[str] | None = None) -> RecordDict:
     """An instruction in Flower's records; of its tensors those of these names travel, by default all."""
-    fields = {name: value for name, value in vars(sent).items() if name != "weights"}
-    names = sent.weights if travelling is None else travelling
-    weights = ArrayRecord({name: Array(sent.weights[name].numpy()) for name in names})
-    hashes = ConfigRecord({name: tensor_hash(tensor) for name, tensor in sent.weights.items()})
-    return RecordDict({"weights": weights, "tensors": hashes, "instruction": ConfigRecord(fields)})
+    return encode_instruction(sent, Parcel.of(sent.weights), travelling)
 
 
 def write_hospitals(folder: Path, holdings: Mapping[str, Mapping[str, int]]) -> Path:

@@ -39,8 +39,9 @@ from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
 from dynammo_core.models import backbones
 from dynammo_core.support.errors import DataError, DynammoError
-from dynammo_core.wire.protocol import NUMBERS, PHASE_DOWN, PHASE_UP, PRIVATE_NUMBERS, Instruction, Phase, Report
-from server.run.exchange import MESSAGE_TYPES, PHASE_TYPES
+from dynammo_core.wire.envelope import MESSAGE_TYPES, PHASE_TYPES
+from dynammo_core.wire.protocol import NUMBERS, PRIVATE_NUMBERS, Instruction, Phase, Report
+from dynammo_core.wire.secure_aggregation.phases import PHASE_DOWN, PHASE_UP
 from server.run.run import run_and_report
 from simulations.cli import app, parse_overrides
 from simulations.comparisons.compare import is_comparison, load_comparison

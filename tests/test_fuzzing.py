@@ -33,7 +33,7 @@ from dynammo_core.configuration.config import load_config
 from dynammo_core.experiment import Experiment
 from dynammo_core.memory.store import MemoryStore
 from dynammo_core.support.errors import DynammoError, MemoryStoreError
-from server.run.exchange import MESSAGE_TYPES
+from dynammo_core.wire.envelope import MESSAGE_TYPES
 
 EXAMPLES = int(os.environ.get("DYNAMMO_FUZZ", "0"))
 fuzzed = settings(

@@ -27,9 +27,10 @@ from dynammo_core.scoring.reliability import UNIT, Reliability
 from dynammo_core.support.errors import DynammoError, ProtocolError
 from dynammo_core.wire.announcement import Announcement
 from dynammo_core.wire.compression import CODECS, packed_form
-from dynammo_core.wire.protocol import PHASE_UP, Phase, Report, lengths_of, names_up, numbers_of, phase_shape
+from dynammo_core.wire.protocol import Phase, lengths_of, names_up, numbers_of
 from dynammo_core.wire.report_contents import check_tests
 from dynammo_core.wire.secure_aggregation.encoding import Encoding
+from dynammo_core.wire.secure_aggregation.phases import PHASE_UP, phase_shape
 
 UNEXPECTED = 199
 """The code of an error that nobody raised on purpose."""
@@ -85,18 +86,6 @@ def declared(site: Site, step: Step, phase: Phase | None = None, peers: int = 0)
         spent = frozenset({"epsilon"})
         return Declared(action, forms, experiment.classes, most, 1, numbers_of(action, True), spent)
     return Declared(action, forms, experiment.classes, most, fewest, numbers_of(action, False))
-
-
-def encode(report: Report, step: Declared) -> RecordDict:
-    """A checked report in Flower's records, names in the order in which they are declared."""
-    arrays = {name: Array(report.weights[name].contiguous().numpy()) for name in step.tensors if name in report.weights}
-    return RecordDict(
-        {
-            "weights": ArrayRecord(arrays),
-            "numbers": MetricRecord({name: report.numbers[name] for name in sorted(report.numbers)}),
-            "report": ConfigRecord({"abstained": report.abstained}),
-        }
-    )
 
 
 def let_out(content: RecordDict, step: Declared) -> RecordDict:

@@ -16,7 +16,11 @@ from client.steps.local_steps import do_step
 from client.steps.site import Site
 from dynammo_core.plan import Action, Step
 from dynammo_core.support.errors import ProtocolError
-from dynammo_core.wire.protocol import (
+from dynammo_core.wire.protocol import SUMMED, Instruction, Phase, Report
+from dynammo_core.wire.secure_aggregation.encoding import Encoding
+from dynammo_core.wire.secure_aggregation.masking import PUBLIC_BYTES, Context, SiteKeys, masked
+from dynammo_core.wire.secure_aggregation.offers import OFFER_BYTES, unsigned
+from dynammo_core.wire.secure_aggregation.phases import (
     ATTEMPT,
     ATTEMPT_BYTES,
     KEYS,
@@ -24,16 +28,10 @@ from dynammo_core.wire.protocol import (
     PHASE_UP,
     SHARES,
     SITES,
-    SUMMED,
     SURVIVORS,
-    Instruction,
-    Phase,
-    Report,
+    check_phase,
+    check_tensor,
 )
-from dynammo_core.wire.protocol_checks import check_phase, check_tensor
-from dynammo_core.wire.secure_aggregation.encoding import Encoding
-from dynammo_core.wire.secure_aggregation.masking import PUBLIC_BYTES, Context, SiteKeys, masked
-from dynammo_core.wire.secure_aggregation.offers import OFFER_BYTES, unsigned
 from dynammo_core.wire.secure_aggregation.sharing import SEALED_BYTES, deal, opened
 
 

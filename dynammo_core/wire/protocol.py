@@ -7,15 +7,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
-import torch
 from torch import Tensor
 
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 from dynammo_core.plan import Action, Stage
 from dynammo_core.scoring.reliability import LENGTHS as RELIABILITY
-from dynammo_core.wire.secure_aggregation.offers import OFFER_BYTES
-from dynammo_core.wire.secure_aggregation.shamir import SHARE_BYTES
-from dynammo_core.wire.secure_aggregation.sharing import SEALED_BYTES
 
 Numbers = Mapping[str, float | list[int]]
 """Numbers by name: a float, or a list of counts."""
@@ -77,36 +73,6 @@ class Phase(StrEnum):
     SHARES = "shares"
     MASKED = "masked"
     OPEN = "open"
-
-
-ATTEMPT, SITES, KEYS, SHARES, SURVIVORS = (
-    f"secure.{name}" for name in ("attempt", "sites", "keys", "shares", "survivors")
-)
-ATTEMPT_BYTES = 16
-PHASE_DOWN: Mapping[Phase, frozenset[str]] = MappingProxyType(
-    {
-        Phase.KEYS: frozenset({ATTEMPT}),
-        Phase.SHARES: frozenset({ATTEMPT, SITES, KEYS}),
-        Phase.MASKED: frozenset({ATTEMPT, SITES, KEYS}),
-        Phase.OPEN: frozenset({ATTEMPT, SITES, KEYS, SHARES, SURVIVORS}),
-    }
-)
-"""What goes down in an exchange; in MASKED, the tensors of the stage too. `attempt` uint8 [16]: random bytes, by which
-sites tell attempts at a step apart; `sites` int64 [n], ascending, and `keys` uint8 [n, 338]: who takes part, and their
-public keys, signed (see `offers`); `shares` uint8 [n, 82]: what each of them dealt to the receiver; `survivors` int64:
-those in the sum."""
-
-PHASE_UP: Mapping[Phase, str] = MappingProxyType(
-    {
-        Phase.KEYS: "secure.keys",
-        Phase.SHARES: "secure.shares",
-        Phase.MASKED: "secure.masked",
-        Phase.OPEN: "secure.opened",
-    }
-)
-"""The one tensor that comes up. `keys` uint8 [338]; `shares` uint8 [n, 82]: for each of the sites, encrypted for it;
-`masked` int64 [N]: the masked vector; `opened` uint8 [n, 33]: of each survivor the share of its own mask, of each other
-site that of its masking key."""
 
 
 @dataclass(frozen=True)
@@ -173,13 +139,3 @@ def tensor_bytes(weights: Mapping[str, Tensor]) -> int:
 def names_up(model: IncrementalModel, stage: Stage) -> list[str]:
     """Names of the model's tensors that a site may return in a stage."""
     return matching(travelling_names(model), stage.up)
-
-
-def phase_shape(phase: Phase, sites: int, length: int) -> tuple[torch.dtype, tuple[int, ...]]:
-    """Type and shape of what comes up in an exchange among n sites with vectors of N integers."""
-    return {
-        Phase.KEYS: (torch.uint8, (OFFER_BYTES,)),
-        Phase.SHARES: (torch.uint8, (sites, SEALED_BYTES)),
-        Phase.MASKED: (torch.int64, (length,)),
-        Phase.OPEN: (torch.uint8, (sites, SHARE_BYTES)),
-    }[phase]

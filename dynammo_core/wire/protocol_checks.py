@@ -6,7 +6,6 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from dynammo_core.models.incremental_model import IncrementalModel
@@ -14,18 +13,7 @@ from dynammo_core.plan import Stage
 from dynammo_core.support.errors import ProtocolError, unknown_name
 from dynammo_core.wire.compression import packed_form, unpack
 from dynammo_core.wire.compression.base import Codec
-from dynammo_core.wire.protocol import (
-    MOST,
-    NEVER_NEGATIVE,
-    PHASE_UP,
-    Numbers,
-    Phase,
-    Report,
-    lengths_of,
-    names_up,
-    numbers_of,
-    phase_shape,
-)
+from dynammo_core.wire.protocol import MOST, NEVER_NEGATIVE, Numbers, Report, lengths_of, names_up, numbers_of
 from dynammo_core.wire.report_contents import check_counts, check_tensors, check_tests
 
 
@@ -37,7 +25,7 @@ def check_packed(report: Report, stage: Stage, model: IncrementalModel, codec: C
     """
     state = model.state_dict()
     form = packed_form(codec, {} if report.abstained else {name: state[name] for name in names_up(model, stage)})
-    _same_names("tensor", set(report.weights), set(form))
+    same_names("tensor", set(report.weights), set(form))
     for name, tensor in report.weights.items():
         dtype, shape = form[name]
         if (tensor.dtype, tuple(tensor.shape)) != (dtype, shape):
@@ -104,7 +92,7 @@ def check_report(
     """
     state = model.state_dict()
     declared = {name: state[name] for name in names_up(model, stage)} if not report.abstained else {}
-    _same_names("tensor", set(report.weights), set(declared))
+    same_names("tensor", set(report.weights), set(declared))
     for name, tensor in report.weights.items():
         if tensor.shape != declared[name].shape or tensor.dtype != declared[name].dtype:
             raise ProtocolError(
@@ -121,7 +109,7 @@ def check_report(
         numbers = frozenset({"epsilon"})
     else:
         numbers = numbers_of(stage.action, private)
-    _same_names("number", set(report.numbers), set(numbers))
+    same_names("number", set(report.numbers), set(numbers))
     _check_forms(report.numbers, classes)
     if "class_counts" in numbers:
         check_counts(report.numbers, classes, range(classes) if seen is None else seen, most)
@@ -147,38 +135,12 @@ def _check_forms(numbers: Numbers, classes: int) -> None:
             raise ProtocolError(f"number {name!r} is {value}", accepted="a finite number, and no negative amount")
 
 
-def check_phase(report: Report, phase: Phase, sites: int, length: int) -> None:
-    """Refuse an answer of an exchange of secure aggregation that is not exactly as declared; at both ends.
-
-    Args:
-        report: the answer.
-        phase: the exchange.
-        sites: number n of sites whose keys were sent.
-        length: number N of a vector's integers.
+def same_names(kind: str, got: set[str], declared: set[str]) -> None:
+    """Refuse names that are not exactly the declared ones.
 
     Raises:
-        ProtocolError: it abstains, or a tensor or number is undeclared, missing, or of another shape or type.
+        ProtocolError: a name is undeclared or missing.
     """
-    if report.abstained:
-        raise ProtocolError("a site that has nothing to say says so in its vector, as 0")
-    _same_names("tensor", set(report.weights), {PHASE_UP[phase]})
-    _same_names("number", set(report.numbers), {"seconds"} if phase is Phase.MASKED else set())
-    check_tensor(PHASE_UP[phase], report.weights[PHASE_UP[phase]], *phase_shape(phase, sites, length))
-    if any(isinstance(value, list) or not math.isfinite(value) for value in report.numbers.values()):
-        raise ProtocolError("number 'seconds' is not one finite number")
-
-
-def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """Refuse a tensor of another type or shape.
-
-    Raises:
-        ProtocolError: it is.
-    """
-    if tensor.dtype != dtype or tuple(tensor.shape) != shape:
-        raise ProtocolError(f"tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)}", accepted=f"{dtype} {shape}")
-
-
-def _same_names(kind: str, got: set[str], declared: set[str]) -> None:
     for name in sorted(got - declared):
         raise ProtocolError(unknown_name(kind, name, declared), accepted=", ".join(sorted(declared)[:8]) or "none")
     for name in sorted(declared - got):

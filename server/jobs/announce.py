@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.support.files import write_atomically
-from dynammo_core.wire.announcement import Announcement
+from dynammo_core.wire.envelope import ANNOUNCE, decode_announcement
 from server.run.exchange import error_class
 
 SECONDS = 120.0
@@ -22,22 +22,17 @@ def ask_all(grid: Grid, output: Path) -> None:
     """Write as JSON what every connected site announces: {site: {"classes": {name: band}} or {"error": class}}."""
     names = {node.node_id: str(node.name) for node in grid.get_nodes()}
     told: Told = {name: {"error": "NoAnswerBeforeDeadline"} for name in names.values()}
-    messages = [Message(RecordDict(), node, "query.announce", ttl=SECONDS) for node in sorted(names)]
+    messages = [Message(RecordDict(), node, ANNOUNCE, ttl=SECONDS) for node in sorted(names)]
     for reply in grid.send_and_receive(messages, timeout=SECONDS) if messages else ():
         if name := names.get(reply.metadata.src_node_id):  # for a site that is gone the SuperLink itself answers
-            told[name] = _decoded(reply)
+            told[name] = _read(reply)
     write_atomically(output, json.dumps(told, indent=2, sort_keys=True).encode() + b"\n")
 
 
-def _decoded(reply: Message) -> dict[str, Any]:
+def _read(reply: Message) -> dict[str, Any]:
     if reply.has_error():
         return {"error": error_class(reply.error.reason)}
     try:
-        fields = reply.content.config_records["announcement"]
-        classes, bands = fields["classes"], fields["bands"]
-        assert isinstance(classes, list)
-        assert isinstance(bands, list)
-        said = Announcement({str(name): int(str(band)) for name, band in zip(classes, bands, strict=True)})
-    except (KeyError, ValueError, TypeError, AssertionError, ProtocolError) as error:
+        return {"classes": dict(decode_announcement(reply.content).bands)}
+    except ProtocolError as error:
         return {"error": type(error).__name__}
-    return {"classes": dict(said.bands)}

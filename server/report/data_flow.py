@@ -17,8 +17,9 @@ from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
 from dynammo_core.plan import Action, Stage
 from dynammo_core.wire.compression import CODECS, pack
-from dynammo_core.wire.protocol import PHASE_UP, SUMMED, Phase, names_up, numbers_of, phase_shape, tensor_bytes
+from dynammo_core.wire.protocol import SUMMED, Phase, names_up, numbers_of, tensor_bytes
 from dynammo_core.wire.secure_aggregation.encoding import Encoding
+from dynammo_core.wire.secure_aggregation.phases import PHASE_UP, phase_shape
 from server.report.markdown import markdown
 from server.watch.run_files import RunFiles
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -14,7 +14,34 @@ from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Step
 from dynammo_core.privacy.client_level import noised_mean
 from dynammo_core.privacy.noise import SeededNoise, SystemNoise
-from dynammo_core.wire.protocol import names_up
+from dynammo_core.wire.protocol import Report, names_up
+
+
+def merged(
+    experiment: Experiment, model: IncrementalModel, step: Step, reports: Mapping[int, Report], *, asked: int
+) -> tuple[dict[str, Tensor], list[int], list[int]]:
+    """Make one set of tensors of a round's reports.
+
+    Args:
+        experiment: says how.
+        model: the server's own.
+        step: the step that was asked.
+        reports: by site; at least one does not abstain.
+        asked: sites that were asked, whether they answered or not.
+
+    Returns:
+        The tensors of the stage by name, the samples per class [C] that count in them, and the sites that were held to
+        `limits.largest_share`.
+    """
+    updates = {
+        site: Update(report.weights, report.class_counts)
+        for site, report in sorted(reports.items())
+        if not report.abstained
+    }
+    held = held_to_limits(experiment, model, step, list(updates.values()))
+    limited = [site for site, update in zip(updates, held, strict=True) if update.kept < 1]
+    class_counts = [sum(per_site) for per_site in zip(*(update.counted for update in held), strict=True)]
+    return merge_updates(experiment, model, step, held, sites=asked), class_counts, limited
 
 
 def held_to_limits(

@@ -25,8 +25,8 @@ from dynammo_core.scoring.reliability import COLUMNS, MEASURES, Reliability, kno
 from dynammo_core.support.errors import ConfigError
 from dynammo_core.wire.compression import CODECS, carried
 from dynammo_core.wire.protocol import names_up
+from server.run.answers import Answers
 from server.run.checkpoint import Progress
-from server.run.exchange import Answers
 from server.run.run_directory import RunDirectory
 
 RECORDED_VERSIONS = ("flwr", "torch", "torchvision", "timm")

@@ -16,28 +16,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dynammo_core.support.errors import RunError
-from dynammo_core.wire.protocol import (
+from dynammo_core.wire.protocol import MOST, Phase, Report
+from dynammo_core.wire.secure_aggregation.encoding import Encoding, Total
+from dynammo_core.wire.secure_aggregation.masking import PUBLIC_BYTES, Context, unmasked
+from dynammo_core.wire.secure_aggregation.phases import (
     ATTEMPT,
     ATTEMPT_BYTES,
     KEYS,
-    MOST,
     PHASE_UP,
     SHARES,
     SITES,
     SURVIVORS,
-    Phase,
-    Report,
+    check_phase,
 )
-from dynammo_core.wire.protocol_checks import check_phase
-from dynammo_core.wire.secure_aggregation.encoding import Encoding, Total
-from dynammo_core.wire.secure_aggregation.masking import PUBLIC_BYTES, Context, unmasked
 from dynammo_core.wire.secure_aggregation.shamir import combine
-from server.run.exchange import Answers, Failure
+from server.run.answers import Answers, Failure
+from server.run.exchange import Check
 
 Tensors = Mapping[str, Tensor]
 Vectors = Mapping[int, NDArray[np.uint64]]
-Ask = Callable[[Phase, Callable[[int, Report], Report], Mapping[int, Tensors], int], Answers]
-"""Asks sites in an exchange: what refuses an answer, what goes to each site, and how many of them are needed."""
+Ask = Callable[[Phase, Check, Tensors, Mapping[int, Tensors], int], Answers]
+"""Asks sites in an exchange: what refuses an answer, what goes to all, to each alone, and how many are needed."""
 
 
 @dataclass
@@ -72,24 +71,25 @@ class SecureExchange:
         """
         context = Context(self.run, self.step, secrets.token_bytes(ATTEMPT_BYTES))
         attempt = {ATTEMPT: torch.frombuffer(bytearray(context.attempt), dtype=torch.uint8)}
-        offered = self._exchange(Phase.KEYS, dict.fromkeys(sites, attempt))
+        offered = self._exchange(Phase.KEYS, attempt, _nothing(sites))
         common = attempt | _roster({site: report.weights[PHASE_UP[Phase.KEYS]] for site, report in offered.items()})
-        dealt = self._exchange(Phase.SHARES, dict.fromkeys(offered, common), len(offered))
+        dealt = self._exchange(Phase.SHARES, common, _nothing(offered), peers=len(offered))
         places = {site: place for place, site in enumerate(offered)}
         keys = {site: offered[site].weights[PHASE_UP[Phase.KEYS]] for site in dealt}
         common = attempt | _roster(keys)
-        asked = {**common, **sent}
-        hidden = self._exchange(Phase.MASKED, dict.fromkeys(dealt, asked), len(dealt))
+        hidden = self._exchange(Phase.MASKED, {**common, **sent}, _nothing(dealt), peers=len(dealt))
         ending = common | {SURVIVORS: torch.tensor(list(hidden))}
         shares = {site: report.weights[PHASE_UP[Phase.SHARES]] for site, report in dealt.items()}
-        relayed = {site: torch.stack([dealt_by[places[site]] for dealt_by in shares.values()]) for site in hidden}
-        opened = self._exchange(Phase.OPEN, {site: ending | {SHARES: relayed[site]} for site in hidden}, len(dealt))
+        relayed = {
+            site: {SHARES: torch.stack([dealt_by[places[site]] for dealt_by in shares.values()])} for site in hidden
+        }
+        opened = self._exchange(Phase.OPEN, ending, relayed, peers=len(dealt))
         public = {site: offer.numpy().tobytes()[:PUBLIC_BYTES] for site, offer in keys.items()}
         total = self._open({site: _vector(report) for site, report in hidden.items()}, opened, public, context)
         failures = [failure for site, failure in sorted(self._failures.items()) if site not in hidden]
         return replace(self._told, reports=hidden, failures=failures, total=total)
 
-    def _exchange(self, phase: Phase, sent: Mapping[int, Tensors], peers: int = 0) -> dict[int, Report]:
+    def _exchange(self, phase: Phase, common: Tensors, own: Mapping[int, Tensors], peers: int = 0) -> dict[int, Report]:
         """The answers of one exchange, by site, ascending; a site that falls out is not asked again."""
         needed = self.threshold if phase is Phase.OPEN else max(self.needed, self.threshold)
         length = len(self.encoding)
@@ -98,7 +98,7 @@ class SecureExchange:
             check_phase(report, phase, peers, length)
             return report
 
-        answers = self.ask(phase, check, sent, needed)
+        answers = self.ask(phase, check, common, own, needed)
         self._told = self._told.then(answers)
         self._failures |= {failure.site: failure for failure in answers.failures}
         if len(answers.reports) < needed:
@@ -139,6 +139,11 @@ class SecureExchange:
                 remedy="A site broke the protocol, and the sum does not say which; let each run `dynammo-site doctor`",
             ) from error
         return total
+
+
+def _nothing(sites: Iterable[int]) -> dict[int, Tensors]:
+    """No tensors for any site alone."""
+    return {site: {} for site in sites}
 
 
 def _roster(keys: Mapping[int, Tensor]) -> dict[str, Tensor]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from dynammo_core.aggregation.class_aware import Update
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.models.backbones import weights_sha256
 from dynammo_core.models.incremental_model import IncrementalModel, matching, travelling_names
@@ -16,10 +15,11 @@ from dynammo_core.plan import Action, Step
 from dynammo_core.support.errors import RunError
 from dynammo_core.support.seeding import seeded_initialisation
 from dynammo_core.wire.compression import CODECS, carried
+from server.run.answers import Answers
+from server.run.asking import Asking
 from server.run.checkpoint import CheckpointStore, Identity, Progress
-from server.run.exchange import Answers, Exchange
-from server.run.merge import held_to_limits, merge_updates
-from server.run.questions import Questions
+from server.run.exchange import Exchange
+from server.run.merge import merged
 from server.run.results import pooled, write_model, write_results
 from server.run.run_directory import RunDirectory
 
@@ -29,7 +29,7 @@ class TaskLoop:
 
     def __init__(self, experiment: Experiment, exchange: Exchange, directory: RunDirectory) -> None:
         self.experiment = experiment
-        self._questions = Questions(experiment, exchange, directory)
+        self._asking = Asking(experiment, exchange, directory)
         self.directory = directory
         identity = Identity(experiment.config.canonical_json(), code_hash(), weights_sha256(experiment.config.backbone))
         self.checkpoints = CheckpointStore(directory.checkpoints, identity)
@@ -85,7 +85,7 @@ class TaskLoop:
         """Ask once, beside the plan, whoever is there."""
         self.experiment.use_torch()
         sent = carried(self._codec, self._tensors(step.stage.down))
-        answers = self._ask(step, sent, needed=0)
+        answers = self._asking.ask(step, sent, self.model, self.progress, needed=0)
         if not answers.reports:
             raise RunError("no site answered", remedy="`dynammo-server sites list` shows who is connected")
         return answers
@@ -112,7 +112,7 @@ class TaskLoop:
             with seeded_initialisation(self.experiment.config.seed, "grow", step.task):
                 self.experiment.method.begin_task(self.model, self.archive, step.task)
         sent = carried(self._codec, self._tensors(step.stage.down))
-        answers = self._ask(step, sent, self._questions.needed(step))
+        answers = self._asking.ask(step, sent, self.model, self.progress, needed=self._asking.needed(step))
         self._require_quorum(step, answers)
         self._take_in(step, answers)
         if step.is_last_round:
@@ -120,77 +120,66 @@ class TaskLoop:
                 self.experiment.method.finish_stage(self.model, self.archive, step.task, step.stage)
         self._count(step, answers, time.monotonic() - started)
 
-    def _ask(self, step: Step, sent: Mapping[str, Tensor], needed: int) -> Answers:
-        progress = self.progress
-        return self._questions.ask(
-            step,
-            sent,
-            self.model,
-            run=progress.run,
-            needed=needed,
-            taken=progress.taken,
-            corrected=progress.corrections,
-        )
-
     def _require_quorum(self, step: Step, answers: Answers) -> None:
-        needed = self._questions.needed(step)
+        needed = self._asking.needed(step)
         if len(answers.reports) < needed:
             label = self.experiment.config.federation.site_label
             failed = ", ".join(f"{label(f.site)} ({f.error}, code {f.code})" for f in answers.failures)
             raise RunError(
                 f"task {step.task + 1}, stage {step.stage.name}, round {step.round + 1}: {len(answers.reports)} of "
-                f"{len(self._questions.taking_part(step))} sites answered, {needed} are needed; failed: {failed}",
+                f"{len(self._asking.taking_part(step))} sites answered, {needed} are needed; failed: {failed}",
                 remedy="Look at the log of each failed site for the reason, then go on with --resume",
             )
 
     def _take_in(self, step: Step, answers: Answers) -> None:
-        """Aggregate what the sites sent up into the model and the archive."""
-        reports, total = answers.reports, answers.total
-        spent = {
-            str(site): report.numbers["epsilon"] for site, report in reports.items() if "epsilon" in report.numbers
-        }
-        self.progress.epsilon |= spent  # type: ignore[arg-type]  # one number, says the protocol
+        """Take what the sites answered into the model, the archive and the progress."""
+        epsilons = {str(site): report.numbers.get("epsilon") for site, report in answers.reports.items()}
+        self.progress.epsilon |= {site: spent for site, spent in epsilons.items() if isinstance(spent, float)}
         if step.stage.action is Action.EVALUATE:
-            empty = [0] * self.experiment.classes**2
-            counts = {site: report.numbers.get("confusion", empty) for site, report in reports.items()}
-            sites = range(self.experiment.config.federation.sites)
-            by_site = [list(counts.get(site, empty)) for site in sites]  # type: ignore[arg-type]
-            self.progress.confusion.append([total.counts["confusion"]] if total else by_site)
-            self.progress.reliability[str(step.task)] = pooled(answers).as_numbers()
-            return
-        if not step.stage.up:
-            return
-        updates = {
-            site: Update(report.weights, report.class_counts)
-            for site, report in sorted(reports.items())
-            if not total and not report.abstained
-        }
-        if not (total.samples if total else updates):
+            self._note_tests(step, answers)
+        elif step.stage.up:
+            self._learn(step, answers)
+            self._note_contributions(step, answers)
+
+    def _note_tests(self, step: Step, answers: Answers) -> None:
+        """Note the counts of a task's tests: by site, or, under secure aggregation, of all sites together."""
+        total, empty = answers.total, [0] * self.experiment.classes**2
+        counts = {site: report.numbers.get("confusion", empty) for site, report in answers.reports.items()}
+        sites = range(self.experiment.config.federation.sites)
+        by_site = [list(counts.get(site, empty)) for site in sites]  # type: ignore[arg-type]
+        self.progress.confusion.append([total.counts["confusion"]] if total else by_site)
+        self.progress.reliability[str(step.task)] = pooled(answers).as_numbers()
+
+    def _learn(self, step: Step, answers: Answers) -> None:
+        """Make one model of what the sites sent up."""
+        total = answers.total
+        if not (total.samples if total else any(not report.abstained for report in answers.reports.values())):
             raise RunError(
-                f"task {step.task + 1}, stage {step.stage.name}: every site abstained: none has images of its classes"
-                f"{self._or_budget()}",
+                f"task {step.task + 1}, stage {step.stage.name}: every site abstained: no site has images of its "
+                f"classes{self._or_budget()}",
                 remedy="Give at least one site images of these classes (or, for a stage that needs exemplars, raise "
                 "memory.exemplars), or leave the task out",
             )
         if total:
-            samples = total.class_counts
-            merged = self._questions.encoding(step, self.model).mean(total, self.model.state_dict())
+            class_counts = total.class_counts
+            learnt = self._asking.encoding(step, self.model).mean(total, self.model.state_dict())
         else:
-            held = held_to_limits(self.experiment, self.model, step, list(updates.values()))
-            limited = [site for site, update in zip(updates, held, strict=True) if update.kept < 1]
+            asked = len(self._asking.taking_part(step))
+            learnt, class_counts, limited = merged(self.experiment, self.model, step, answers.reports, asked=asked)
             if limited:
                 self.directory.log("share_limited", step=step.index, sites=limited)
-            samples = [sum(of_class) for of_class in zip(*(update.counted for update in held), strict=True)]
-            asked = len(self._questions.taking_part(step))
-            merged = merge_updates(self.experiment, self.model, step, held, sites=asked)
-        self.model.load_state_dict(merged, strict=False)
+        self.model.load_state_dict(learnt, strict=False)
         if step.stage.action is not Action.FORGET:
-            self.experiment.method.note_counts(self.archive, step.task, step.stage, samples)
+            self.experiment.method.note_counts(self.archive, step.task, step.stage, class_counts)
+
+    def _note_contributions(self, step: Step, answers: Answers) -> None:
+        """Note which sites' answers are in sums that the server keeps, so that records can be taken out of them."""
         forget = self.experiment.method.forget(step.task)
-        if forget is not None and step.stage.up == forget.up:
-            for site, report in reports.items():
-                if not report.abstained:
-                    self.progress.taken.setdefault(str(site), []).append(step.contribution)
+        if forget is None or step.stage.up != forget.up:
+            return
+        for site, report in answers.reports.items():
+            if not report.abstained:
+                self.progress.taken.setdefault(str(site), []).append(step.contribution)
 
     def _or_budget(self) -> str:
         """What else may keep all sites from answering."""

@@ -20,7 +20,7 @@ from dynammo_core.plan import Action
 from dynammo_core.support.csv_text import csv_table
 from dynammo_core.support.errors import ConfigError, DynammoError
 from dynammo_core.support.files import write_atomically
-from server.run.exchange import MESSAGE_TYPES
+from dynammo_core.wire.envelope import MESSAGE_TYPES
 from server.run.run import run_experiment
 from simulations.comparisons.compare import Cell, OnEvent, Outcome
 from simulations.comparisons.liars import silence

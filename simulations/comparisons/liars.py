@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
+from dynammo_core.wire.envelope import encode_report
+from dynammo_core.wire.protocol import Report
 from simulations.engines.local_grid import LocalGrid
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -31,9 +33,7 @@ def scale(sent: RecordDict, answer: RecordDict) -> RecordDict:
 
 def silence(sent: RecordDict, answer: RecordDict) -> RecordDict:
     """No update at all, as of a site without images: what is lost by the mere absence of the site's knowledge."""
-    return RecordDict(
-        {"weights": ArrayRecord({}), "numbers": MetricRecord({}), "report": ConfigRecord({"abstained": True})}
-    )
+    return encode_report(Report(abstained=True), [])
 
 
 ATTACKS: Mapping[str, Attack] = MappingProxyType({"sign_flip": sign_flip, "scale": scale, "silence": silence})

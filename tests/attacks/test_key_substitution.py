@@ -20,10 +20,11 @@ from client.steps.site_opening import open_site
 from dynammo_core.configuration.config import resolve
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import ConfigError, ProtocolError
-from dynammo_core.wire.protocol import ATTEMPT, KEYS, PHASE_UP, SHARES, SITES, SURVIVORS, Instruction, Phase
+from dynammo_core.wire.protocol import Instruction, Phase
 from dynammo_core.wire.secure_aggregation.encoding import Encoding
 from dynammo_core.wire.secure_aggregation.masking import PUBLIC_BYTES, Context, SiteKeys, unmasked
 from dynammo_core.wire.secure_aggregation.offers import OFFER_BYTES, Signatory, fingerprint, unsigned
+from dynammo_core.wire.secure_aggregation.phases import ATTEMPT, KEYS, PHASE_UP, SHARES, SITES, SURVIVORS
 from dynammo_core.wire.secure_aggregation.shamir import combine
 from dynammo_core.wire.secure_aggregation.sharing import deal, opened
 

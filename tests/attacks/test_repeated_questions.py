@@ -23,8 +23,8 @@ from client.state.withdrawal import WithdrawalLedger
 from dynammo_core.configuration.config import Config
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import AnsweredBefore, NotApproved, PolicyError, ProtocolError, RunError
+from dynammo_core.wire.envelope import MESSAGE_TYPES
 from dynammo_core.wire.protocol import Instruction
-from server.run.exchange import MESSAGE_TYPES
 
 HELD = {"0": 12, "1": 12, "2": 12, "3": 12}
 CONFIG = deployed(["alpha"], ["0", "1", "2", "3"], "streaming_ridge", {"tasks": {"sizes": [2, 2]}})

@@ -18,7 +18,7 @@ from client.steps.local_steps import answer
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action
 from dynammo_core.support.errors import CheckpointError, ConfigError, DataError, MemoryStoreError, ProtocolError
-from server.run.exchange import MESSAGE_TYPES
+from dynammo_core.wire.envelope import MESSAGE_TYPES
 from simulations.engines.local_grid import LocalGrid
 
 EXPERIMENT = Experiment(small_config())

@@ -22,17 +22,10 @@ from dynammo_core.plan import Action, Stage
 from dynammo_core.scoring.reliability import Reliability
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.wire.compression import CODECS, pack
-from dynammo_core.wire.protocol import (
-    NUMBERS,
-    PHASE_UP,
-    SUMMED,
-    Phase,
-    Report,
-    names_up,
-    tensor_bytes,
-)
-from dynammo_core.wire.protocol_checks import check_phase, check_report, opened_report
+from dynammo_core.wire.protocol import NUMBERS, SUMMED, Phase, Report, names_up, tensor_bytes
+from dynammo_core.wire.protocol_checks import check_report, opened_report
 from dynammo_core.wire.secure_aggregation.offers import OFFER_BYTES
+from dynammo_core.wire.secure_aggregation.phases import PHASE_UP, check_phase
 
 CLASSES = 10
 STAGES = {

@@ -23,8 +23,8 @@ from dynammo_core.configuration.config import resolve
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.plan import Action
 from dynammo_core.support.errors import CheckpointError, ConfigError, ProtocolError
+from dynammo_core.wire.envelope import MESSAGE_TYPES
 from dynammo_core.wire.protocol import Instruction
-from server.run.exchange import MESSAGE_TYPES
 from simulations.engines.local_grid import LocalGrid
 
 CLASSES = ["3", "1", "0", "2"]

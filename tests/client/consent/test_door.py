@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 from small_runs import RUN, instruction, records, small_config, small_site, step_of
 
 from client import app as client_app
-from client.consent.door import UNEXPECTED, Declared, declared, encode, error_words, let_announcement_out, let_out
+from client.consent.door import UNEXPECTED, Declared, declared, error_words, let_announcement_out, let_out
 from client.steps.local_steps import answer
 from client.steps.site import Site
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Step
 from dynammo_core.support.errors import DynammoError, MemoryStoreError, ProtocolError
+from dynammo_core.wire.envelope import MESSAGE_TYPES, encode_report
 from dynammo_core.wire.protocol import Instruction, Report
-from server.run.exchange import MESSAGE_TYPES
 from simulations.engines.local_grid import LocalGrid
 
 EXPERIMENT = Experiment(small_config())
@@ -59,7 +59,8 @@ def images() -> torch.Tensor:
 
 
 def content_of(stage: str) -> RecordDict:
-    return encode(*honest(stage))
+    report, form = honest(stage)
+    return encode_report(report, form.tensors)
 
 
 # --- ways out. Each changes an honest answer so that it carries the bytes of an image.
@@ -235,7 +236,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Callable[
     """The real app, in which the step is done once and its answer is then tampered with."""
     tampering: list[Callable[[RecordDict], Any]] = []
     monkeypatch.setattr(client_app, "answer", lambda sent, _: honest(EXPERIMENT.steps[sent.step].stage.name)[0])
-    monkeypatch.setattr(client_app, "encode", lambda report, form: tampering[-1](encode(report, form)))
+    monkeypatch.setattr(client_app, "encode_report", lambda *args: tampering[-1](encode_report(*args)))
     grid = LocalGrid(client_app.app, nodes=1, run_config={})
 
     def call(stage: str, tamper: Callable[[RecordDict], Any]) -> Message:

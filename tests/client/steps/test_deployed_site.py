@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 from hospitals import Hospitals, deployed, make_hospital, with_images
 from small_runs import RUN
 
@@ -22,6 +22,7 @@ from dynammo_core.data.samples import Samples
 from dynammo_core.experiment import code_hash
 from dynammo_core.support.errors import ConfigError, DataError, ProtocolError
 from dynammo_core.wire.announcement import BANDS
+from dynammo_core.wire.envelope import Parcel, encode_instruction
 from dynammo_core.wire.protocol import Instruction
 from simulations.engines.local_grid import LocalGrid
 
@@ -221,9 +222,7 @@ def test_it_remembers_in_its_own_folder_for_each_run(alpha: Path) -> None:
 
 
 def sent(instruction: Instruction) -> RecordDict:
-    fields = {name: value for name, value in vars(instruction).items() if name != "weights"}
-    nothing = {"weights": ArrayRecord(), "tensors": ConfigRecord()}
-    return RecordDict({**nothing, "instruction": ConfigRecord(fields)})
+    return encode_instruction(instruction, Parcel.of({}))
 
 
 def reply_of(grid: LocalGrid, content: RecordDict, kind: str) -> Message:

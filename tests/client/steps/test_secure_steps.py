@@ -14,14 +14,16 @@ from small_runs import Outcome, instruction, run_small, small_config, small_site
 from torch import Tensor
 
 from client.consent.audit import AuditLog
-from client.consent.door import declared, encode, let_out
+from client.consent.door import declared, let_out
 from client.consent.settings import load_site
 from client.state.secure_ledger import LEDGER_FILE
 from client.steps.local_steps import answer
 from client.steps.secure_steps import secure_answer
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import ProtocolError
-from dynammo_core.wire.protocol import ATTEMPT, KEYS, PHASE_UP, SHARES, SITES, SURVIVORS, Instruction, Phase
+from dynammo_core.wire.envelope import encode_report
+from dynammo_core.wire.protocol import Instruction, Phase
+from dynammo_core.wire.secure_aggregation.phases import ATTEMPT, KEYS, PHASE_UP, SHARES, SITES, SURVIVORS
 
 SECURE = {"federation.secure_aggregation": True, "federation.sites": 5, "federation.partition": "iid"}
 EXPERIMENT = Experiment(small_config("streaming_ridge", SECURE))  # threshold: 4 of 5
@@ -152,7 +154,7 @@ def test_the_door_lets_nothing_out_beside_what_an_exchange_declares(five: Consor
     site, name = small_site(EXPERIMENT, 0, five.folder), PHASE_UP[phase]
     report = secure_answer(phase, replace(five.sent(0), weights=weights), site)
     form = declared(site, STEP, phase, len(weights.get(SITES, ())))
-    let_out(encode(report, form), form)
+    let_out(encode_report(report, form.tensors), form)
     tensor = report.weights[name]
     for changed in (
         replace(report, numbers={**report.numbers, "class_counts": [1] * EXPERIMENT.classes}),
@@ -163,7 +165,7 @@ def test_the_door_lets_nothing_out_beside_what_an_exchange_declares(five: Consor
         replace(report, weights={}),
     ):
         with pytest.raises(ProtocolError):
-            let_out(encode(changed, form), form)
+            let_out(encode_report(changed, form.tensors), form)
 
 
 def test_deployed_sites_take_part_and_record_what_left(tmp_path: Path) -> None:

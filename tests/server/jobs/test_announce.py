@@ -69,13 +69,13 @@ def saying(**fields: Any) -> Answer:
 
 FORGED: dict[str, tuple[Answer, str]] = {
     "an exact count": (saying(classes=["a"], bands=[17]), "ProtocolError"),
-    "a text for a band": (saying(classes=["a"], bands=["many"]), "ValueError"),
-    "too few bands": (saying(classes=["a", "b"], bands=[1]), "ValueError"),
-    "no list": (saying(classes="a", bands=1), "AssertionError"),
+    "a text for a band": (saying(classes=["a"], bands=["many"]), "ProtocolError"),
+    "too few bands": (saying(classes=["a", "b"], bands=[1]), "ProtocolError"),
+    "no list": (saying(classes="a", bands=1), "ProtocolError"),
     "a flood": (saying(classes=[str(i) for i in range(1001)], bands=[1] * 1001), "ProtocolError"),
     "a command for the terminal": (saying(classes=["\x1b[2J"], bands=[1]), "ProtocolError"),
-    "no bands": (saying(classes=["a"]), "KeyError"),
-    "nothing": (lambda message: Message(RecordDict(), reply_to=message), "KeyError"),
+    "no bands": (saying(classes=["a"]), "ProtocolError"),
+    "nothing": (lambda message: Message(RecordDict(), reply_to=message), "ProtocolError"),
     "an error that tells": (
         lambda message: Message(Error(1, "OSError: /data/patient-4711"), reply_to=message),
         "OSError",

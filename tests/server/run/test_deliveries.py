@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from client.app import app
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import MissingTensorsError
 from dynammo_core.wire.compression import CODECS
+from dynammo_core.wire.envelope import Parcel
 from dynammo_core.wire.protocol import tensor_bytes
 from dynammo_core.wire.protocol_checks import opened_report
 from dynammo_core.wire.tensor_store import FILE
-from server.run.deliveries import Deliveries, Parcel
-from server.run.exchange import Answers, Exchange, Failure
+from server.run.answers import Answers, Failure
+from server.run.deliveries import Deliveries
+from server.run.exchange import Exchange, Question
 from simulations.engines.local_grid import LocalGrid
 
 EXPERIMENT = Experiment(small_config())
@@ -42,26 +45,22 @@ class Sites:
         self.exchange = Exchange(grid, EXPERIMENT.config.federation)
 
     def _counted(self, message: Message, context: Context) -> Message:
-        self.calls[int(message.content.config_records["instruction"]["site"])] += 1  # type: ignore[arg-type]
+        told = message.content.config_records["instruction"]
+        self.calls[int(told["site"])] += 1  # type: ignore[arg-type]
+        told["workspace"] = str(self.folder / str(told["site"]))  # a disk for each site
         return self._client(message, context)
 
     def ask(self, **changes: torch.Tensor) -> Answers:
         weights = {**SENT, **{name.replace("__", "."): tensor for name, tensor in changes.items()}}
-        sites = [instruction(EXPERIMENT, STEP, site, self.folder / str(site)) for site in range(SITES)]
-        for one in sites:
-            one.__dict__["weights"] = weights
-        return self.exchange.ask(
+        question = Question(
             STEP.stage.action,
-            sites,
-            group="",
-            needed=1,
-            deadline=60.0,
-            on_waiting=lambda _: None,
-            on_answers=lambda _: None,
+            replace(instruction(EXPERIMENT, STEP, -1, self.folder), weights=weights),
             check=lambda _, report: opened_report(
                 report, STEP.stage, EXPERIMENT.build_model(1), 10, codec=CODECS["none"], sent=weights
             ),
+            deadline=60.0,
         )
+        return self.exchange.ask(question, range(SITES), needed=1, on_waiting=lambda _: None, on_answers=lambda _: None)
 
 
 def bits(answers: Answers) -> list[dict[str, bytes]]:
@@ -129,7 +128,7 @@ def test_what_a_site_did_not_answer_well_to_it_is_not_taken_to_hold(tmp_path: Pa
 
 def test_of_each_name_a_site_is_taken_to_hold_the_last_tensor() -> None:
     def parcel(**values: float) -> Parcel:
-        return Parcel.of({name: torch.tensor(value) for name, value in values.items()}, CODECS["none"])
+        return Parcel.of({name: torch.tensor(value) for name, value in values.items()})
 
     deliveries = Deliveries()
     assert deliveries.lacking(0, parcel(a=1, b=2)) == ["a", "b"]

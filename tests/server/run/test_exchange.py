@@ -24,7 +24,8 @@ from dynammo_core.plan import Action
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.wire.protocol import Report
 from dynammo_core.wire.protocol_checks import check_report
-from server.run.exchange import Answers, Exchange, Failure
+from server.run.answers import Answers, Failure
+from server.run.exchange import Exchange, Question
 from simulations.engines.local_grid import LocalGrid
 
 EXPERIMENT = Experiment(small_config())
@@ -76,7 +77,7 @@ def check(_: int, report: Report) -> Report:
     return report
 
 
-OPTIONS: dict[str, Any] = {"group": "", "needed": 1, "deadline": 60.0, "on_waiting": lambda _: None}
+OPTIONS: dict[str, Any] = {"needed": 1, "on_waiting": lambda _: None}
 NAMED = FederationSettings(site_names=("a", "b", "c"), patience_seconds=0.2)
 
 
@@ -90,14 +91,11 @@ def ask(
     federation: FederationSettings = EXPERIMENT.config.federation,
 ) -> Answers:
     return Exchange(grid, federation).ask(
-        Action.FIT,
-        [instruction(EXPERIMENT, STEP, site, workspace) for site in range(SITES)],
-        group="task1/adapt/1",
+        Question(Action.FIT, instruction(EXPERIMENT, STEP, -1, workspace), check, deadline, group="task1/adapt/1"),
+        range(SITES),
         needed=1,
-        deadline=deadline,
         on_waiting=(waited if waited is not None else []).append,
         on_answers=(heard if heard is not None else []).append,
-        check=check,
     )
 
 
@@ -267,11 +265,7 @@ def test_any_bytes_are_a_failure_of_their_site(data: bytes, with_header: bool) -
     """Without the other two sites, for speed; half of the time with the header that makes numpy read on."""
     garbage = content(raw(npy(np.zeros(3))[:10] + data if with_header else data))
     answers = Exchange(grid_of(lambda message, _: Message(garbage, reply_to=message)), FederationSettings()).ask(
-        Action.FIT,
-        [replace(SENT, weights={})],
-        **OPTIONS,
-        on_answers=lambda _: None,
-        check=check,
+        Question(Action.FIT, replace(SENT, weights={}), check, 60.0), [0], **OPTIONS, on_answers=lambda _: None
     )
     assert answers.failures == [Failure(0, ProtocolError.code, "ProtocolError")]
     assert answers.reports == {}
@@ -320,10 +314,10 @@ def test_weights_that_all_sites_share_are_serialised_once(monkeypatch: pytest.Mo
         serialised.append(str(array.dtype))
         return Array(array)
 
-    monkeypatch.setattr("server.run.deliveries.Array", counted)
+    monkeypatch.setattr("dynammo_core.wire.envelope.Array", counted)
     silent = grid_of(lambda message, _: Message(Error(100, "DynammoError"), reply_to=message))
-    same = [replace(SENT, site=site) for site in range(50)]
     exchange = Exchange(silent, FederationSettings())
-    answers = exchange.ask(Action.FIT, same, **OPTIONS, on_answers=lambda _: None, check=check)
+    question = Question(Action.FIT, SENT, check, 60.0)
+    answers = exchange.ask(question, range(50), **OPTIONS, on_answers=lambda _: None)
     assert len(answers.failures) == 50
     assert len(serialised) == len(SENT.weights)

@@ -21,7 +21,7 @@ from small_runs import RUN, Finished, Outcome, Wire, events, run_small, small_co
 
 import client.steps.secure_steps
 from client.app import app
-from client.consent.door import declared, encode
+from client.consent.door import declared
 from client.steps.site import Site
 from dynammo_core.aggregation.class_aware import Update, class_aware_mean
 from dynammo_core.configuration.config import Config, Scalar
@@ -30,11 +30,15 @@ from dynammo_core.models.heads import head_rows, summed_names
 from dynammo_core.models.incremental_model import matching, travelling_names
 from dynammo_core.plan import Action, Step
 from dynammo_core.support.errors import RunError
-from dynammo_core.wire.protocol import PHASE_UP, SUMMED, Instruction, Phase, Report
+from dynammo_core.wire.envelope import PHASE_TYPES, encode_report
+from dynammo_core.wire.protocol import SUMMED, Instruction, Phase, Report
+from dynammo_core.wire.secure_aggregation.phases import PHASE_UP
 from server.jobs.evaluate import evaluate_run
 from server.report.report import write_report
-from server.run.exchange import PHASE_TYPES, Answers, Exchange
-from server.run.questions import Questions, _Question
+from server.run.answers import Answers
+from server.run.asking import Asking
+from server.run.checkpoint import Progress
+from server.run.exchange import Exchange
 from server.run.run_directory import RunDirectory
 from server.watch.progress import final_table
 from server.watch.status import RunStatus
@@ -77,15 +81,15 @@ def ask(
     state = model.state_dict()
     sent = {name: state[name].clone() for name in matching(travelling_names(model), step.stage.down)}
     folder.mkdir(exist_ok=True)
-    questions = Questions(experiment, Exchange(grid, config.federation), RunDirectory(folder))
-    return experiment, step, questions.ask(step, sent, model, run=RUN, needed=needed)
+    asking = Asking(experiment, Exchange(grid, config.federation), RunDirectory(folder))
+    return experiment, step, asking.ask(step, sent, model, Progress(run=RUN), needed=needed)
 
 
 def merged(experiment: Experiment, step: Step, answers: Answers) -> dict[str, torch.Tensor]:
     """What the server makes of them, by whichever way they came."""
     model = experiment.build_model(0)
     if answers.total:
-        encoding = Questions(experiment, None, None).encoding(step, model)  # type: ignore[arg-type]
+        encoding = Asking(experiment, None, None).encoding(step, model)  # type: ignore[arg-type]
         return encoding.mean(answers.total, model.state_dict())
     updates = [Update(report.weights, report.class_counts) for report in answers.reports.values()]
     return class_aware_mean(updates, head_rows(model), model.state_dict(), summed_names(model))
@@ -368,7 +372,7 @@ def test_the_search_finds_what_is_not_masked(seen: SecureRun) -> None:
     experiment = Experiment(seen.config)
     for site, step, report in true:
         form = declared(small_site(experiment, site, seen.path), step)
-        sent = payload(Message(encode(report, form), reply_to=handled[0][0]))
+        sent = payload(Message(encode_report(report, form.tensors), reply_to=handled[0][0]))
         assert sum(trace in sent for trace in traces(report)) >= (0 if report.abstained else 1)
         for name in ("class_counts", "confusion", "loss"):
             if name in report.numbers and (name == "loss" or any(report.numbers[name])):  # type: ignore[arg-type]
@@ -422,8 +426,8 @@ def test_a_plain_answer_is_refused_in_a_secure_run(tmp_path: Path) -> None:
     experiment = Experiment(config)
     step, model = step_of(experiment, 0, "train"), experiment.build_model(0)
     sent = {name: model.state_dict()[name] for name in matching(travelling_names(model), step.stage.down)}
-    questions = Questions(experiment, Exchange(grid_of(sites=3), config.federation), RunDirectory(tmp_path))
-    question = _Question(step, RUN, partial(questions._check, step, model))
-    answers = questions._ask(question, dict.fromkeys(range(3), sent), 1)
+    asking = Asking(experiment, Exchange(grid_of(sites=3), config.federation), RunDirectory(tmp_path))
+    check = partial(asking._check, step, model)
+    answers = asking._ask(asking._question(step, step.stage.action, sent, Progress(run=RUN), check), range(3), 1)
     assert answers.reports == {}
     assert [(failure.error, failure.code) for failure in answers.failures] == [("ProtocolError", 105)] * 3

@@ -293,7 +293,7 @@ def test_accepted_the_new_code_goes_on_once_the_sites_have_it_too(
 ) -> None:
     directory = stopped_run(tmp_path)
     old, new = events(directory, "run_started")[0]["code_hash"], "e" * 64
-    for module in ("server.run.task_loop", "server.run.questions"):
+    for module in ("server.run.task_loop", "server.run.asking"):
         monkeypatch.setattr(f"{module}.code_hash", lambda: new)
     with pytest.raises(RunError, match="ProtocolError"):  # the sites have the old one
         run_small(small_config(), tmp_path, resume=directory, accept_new_code=True)

@@ -1,0 +1,173 @@
+"""Encode and decode all that travels, side by side: Instruction, Report and Announcement as Flower's records.
+
+This is the one file of the library that knows Flower, so that both ends write and read a message by the same lines.
+Decoding trusts nothing: whatever a damaged or forged message holds, a decoder returns a valid object or raises
+ProtocolError. What a message may contain beyond that is for `protocol_checks` and the site's door to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from dynammo_core.plan import Action
+from dynammo_core.support.errors import ProtocolError
+from dynammo_core.wire.announcement import Announcement
+from dynammo_core.wire.protocol import Instruction, Phase, Report, tensor_bytes
+from dynammo_core.wire.tensor_store import tensor_hash
+
+ANNOUNCE = "query.announce"
+"""The type of the message that asks for an announcement; it has no content."""
+
+TENSORS, HASHES, INSTRUCTION = "weights", "tensors", "instruction"
+NUMBERS, REPORT, ANNOUNCEMENT = "numbers", "report", "announcement"
+"""Names of the records in a message."""
+
+FIELDS = tuple(entry.name for entry in fields(Instruction) if entry.name != "weights")
+TEXTS, LISTS = frozenset({"experiment", "code_hash", "run", "workspace"}), frozenset({"taken"})
+"""The fields of an instruction that are texts and lists of whole numbers; the others are whole numbers."""
+
+MESSAGE_TYPES: Mapping[Action, str] = MappingProxyType(
+    {action: "evaluate" if action is Action.EVALUATE else f"train.{action.value}" for action in Action}
+)
+PHASE_TYPES: Mapping[Phase, str] = MappingProxyType({phase: f"train.{phase.value}" for phase in Phase})
+"""The types of the Flower messages that ask for a stage's action, or for an exchange of secure aggregation."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """Tensors in Flower's form, serialised once however many sites receive them.
+
+    Attributes:
+        hashes: the SHA-256 of each tensor, by name.
+        arrays: each tensor in Flower's form, by name.
+        sizes: bytes of each tensor, by name.
+    """
+
+    hashes: Mapping[str, str]
+    arrays: Mapping[str, Array]
+    sizes: Mapping[str, int]
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor]) -> Parcel:
+        """Serialise tensors as they travel, so after the codec."""
+        return Parcel(
+            {name: tensor_hash(tensor) for name, tensor in tensors.items()},
+            {name: _array(tensor) for name, tensor in tensors.items()},
+            {name: tensor_bytes({name: tensor}) for name, tensor in tensors.items()},
+        )
+
+    def __or__(self, other: Parcel) -> Parcel:
+        """Return the tensors of both."""
+        return Parcel({**self.hashes, **other.hashes}, {**self.arrays, **other.arrays}, {**self.sizes, **other.sizes})
+
+
+@contextmanager
+def decoding(kind: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into a ProtocolError that says what the message should have been."""
+    try:
+        yield
+    except Exception as error:  # what a damaged or forged message makes a decoder raise has no common type
+        raise ProtocolError(f"the message is not {kind} ({type(error).__name__}: {error})") from error
+
+
+def encode_instruction(instruction: Instruction, parcel: Parcel, travelling: Iterable[str] | None = None) -> RecordDict:
+    """Encode an instruction, whose tensors are those of a parcel.
+
+    Args:
+        instruction: its `weights` are not read.
+        parcel: all tensors that are meant, named by their hashes.
+        travelling: names of the tensors that the site does not hold; all by default.
+    """
+    names = parcel.arrays if travelling is None else travelling
+    return RecordDict(
+        {
+            TENSORS: ArrayRecord({name: parcel.arrays[name] for name in names}),
+            HASHES: ConfigRecord(dict(parcel.hashes)),
+            INSTRUCTION: ConfigRecord({name: getattr(instruction, name) for name in FIELDS}),
+        }
+    )
+
+
+def decode_instruction(content: RecordDict) -> tuple[Instruction, dict[str, str]]:
+    """Decode an instruction with the tensors that travelled, and the hashes of all that are meant, by name.
+
+    Raises:
+        ProtocolError: the content is not an instruction.
+    """
+    with decoding("an instruction"):
+        record = content.config_records[INSTRUCTION]
+        values = {name: _field(name, record[name]) for name in FIELDS}
+        hashes = {name: str(known) for name, known in content.config_records[HASHES].items()}
+        return Instruction(weights=_tensors(content), **values), hashes  # type: ignore[arg-type]  # by `_field`
+
+
+def encode_report(report: Report, order: Iterable[str]) -> RecordDict:
+    """Encode a report, its tensors in a declared order and its numbers in alphabetical order.
+
+    Args:
+        report: what a site answers, its tensors as they travel.
+        order: names of the tensors; those that the report does not have are left out.
+    """
+    arrays = {name: _array(report.weights[name]) for name in order if name in report.weights}
+    return RecordDict(
+        {
+            TENSORS: ArrayRecord(arrays),
+            NUMBERS: MetricRecord({name: report.numbers[name] for name in sorted(report.numbers)}),
+            REPORT: ConfigRecord({"abstained": report.abstained}),
+        }
+    )
+
+
+def decode_report(content: RecordDict) -> Report:
+    """Decode a report; its tensors are those that travelled.
+
+    Raises:
+        ProtocolError: the content is not a report.
+    """
+    with decoding("a report"):
+        numbers = {
+            name: [int(count) for count in value] if isinstance(value, list) else float(value)
+            for name, value in content.metric_records[NUMBERS].items()
+        }
+        return Report(bool(content.config_records[REPORT]["abstained"]), _tensors(content), numbers)
+
+
+def encode_announcement(announcement: Announcement) -> RecordDict:
+    """Encode what a site announces: its classes, and a band of the number of images of each."""
+    bands = dict(announcement.bands)
+    return RecordDict({ANNOUNCEMENT: ConfigRecord({"classes": list(bands), "bands": list(bands.values())})})
+
+
+def decode_announcement(content: RecordDict) -> Announcement:
+    """Decode what a site announces.
+
+    Raises:
+        ProtocolError: the content is not an announcement.
+    """
+    with decoding("an announcement"):
+        record = content.config_records[ANNOUNCEMENT]
+        classes, bands = record["classes"], record["bands"]
+        if not isinstance(classes, list) or not isinstance(bands, list):
+            raise ProtocolError("classes and bands are not lists")
+        return Announcement({str(name): int(str(band)) for name, band in zip(classes, bands, strict=True)})
+
+
+def _field(name: str, value: object) -> str | int | list[int]:
+    if name in TEXTS:
+        return str(value)
+    return list(map(int, value)) if name in LISTS else int(value)  # type: ignore[call-overload]  # or it raises
+
+
+def _array(tensor: Tensor) -> Array:
+    return Array(tensor.detach().cpu().contiguous().numpy())
+
+
+def _tensors(content: RecordDict) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array.numpy().copy()) for name, array in content.array_records[TENSORS].items()}

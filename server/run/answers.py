@@ -1,0 +1,67 @@
+"""What came back from a question: reports by site, failures, and the bytes that it cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from dynammo_core.wire.protocol import Report
+from dynammo_core.wire.secure_aggregation.encoding import Total
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A site that did not answer well: Flower's or its own error code, and the class of the error, never its text."""
+
+    site: int
+    code: int
+    error: str
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Reports by site, ascending, and failures, whatever the order in which they came; and what that cost.
+
+    Attributes:
+        bytes_down: bytes of the tensors that went to each site.
+        bytes_held: bytes of the tensors that did not have to go, because the site holds them.
+        bytes_up: bytes of the tensors that came from each site.
+        total: with secure aggregation, all that the server learns.
+    """
+
+    reports: dict[int, Report] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    bytes_down: Counter[int] = field(default_factory=Counter)
+    bytes_held: Counter[int] = field(default_factory=Counter)
+    bytes_up: Counter[int] = field(default_factory=Counter)
+    total: Total | None = None
+
+    def site_fields(self) -> list[dict[str, object]]:
+        """Describe the reports for the event log; what a sum hides of a site is null."""
+        return [
+            {
+                "site": site,
+                "samples": _samples(report),
+                "abstained": report.abstained if self.total is None else None,
+                "bytes_up": self.bytes_up[site],
+                "bytes_down": self.bytes_down[site],
+                "metrics": {name: value for name, value in report.numbers.items() if not isinstance(value, list)},
+            }
+            for site, report in self.reports.items()
+        ]
+
+    def then(self, later: Answers) -> Answers:
+        """Return these answers with those to a second question, which went to the sites that failed in this one."""
+        reports = dict(sorted({**self.reports, **later.reports}.items()))
+        return Answers(
+            reports,
+            later.failures,
+            self.bytes_down + later.bytes_down,
+            self.bytes_held + later.bytes_held,
+            self.bytes_up + later.bytes_up,
+        )
+
+
+def _samples(report: Report) -> int | None:
+    counts = report.numbers.get("class_counts")
+    return sum(counts) if isinstance(counts, list) else 0 if report.abstained else None
