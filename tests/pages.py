@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,6 +15,8 @@ PAGES = {
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HERE_DOCUMENT = re.compile(r"(?<=<<EOF\n).*?^EOF\n", re.MULTILINE | re.DOTALL)
+SHELL = {">", "2>", "|", "||", "&", "<<EOF"}
+"""What ends a command's own words."""
 CODE = re.compile(r"`([^`\n]+)`")
 
 
@@ -34,7 +36,8 @@ def blocks(page: str, language: str) -> list[str]:
 def shell(page: str) -> list[list[str]]:
     """The words of each command in a page's blocks of shell, without the files that some of them write."""
     lines = chain.from_iterable(HERE_DOCUMENT.sub("", block).splitlines() for block in blocks(page, "sh"))
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    split = (shlex.split(line, comments=True) for line in lines)
+    return [words for line in split if (words := list(takewhile(lambda word: word not in SHELL, line)))]
 
 
 def section(page: str, heading: str) -> str:

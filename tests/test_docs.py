@@ -25,6 +25,7 @@ from pydantic import BaseModel
 from small_runs import SITES, Finished, events, run_small, small_config, small_settings
 
 from client.app import app as client_app
+from client.cli import app as site_app
 from client.consent.door import UNEXPECTED
 from dynammo_core import experiment as experiment_module
 from dynammo_core.aggregation import AGGREGATORS
@@ -42,6 +43,7 @@ from dynammo_core.support.errors import DataError, DynammoError
 from dynammo_core.wire.envelope import MESSAGE_TYPES, PHASE_TYPES
 from dynammo_core.wire.protocol import NUMBERS, PRIVATE_NUMBERS, Instruction, Phase, Report
 from dynammo_core.wire.secure_aggregation.phases import PHASE_DOWN, PHASE_UP
+from server.cli import app as server_app
 from server.run.run import run_and_report
 from simulations.cli import app, parse_overrides
 from simulations.comparisons.compare import is_comparison, load_comparison
@@ -54,6 +56,7 @@ CONFIGURATION, NAMES, MESSAGES, RUN_DIRECTORY, ERRORS = (
 TO_BE_MADE = {"dynammo_core/methods/distil.py", "dynammo_core/data/datasets/arrays.py"}
 """Files that the reader is told to make."""
 COMMANDS = typer.main.get_command(app)
+OTHERS = {"dynammo-server": typer.main.get_command(server_app), "dynammo-site": typer.main.get_command(site_app)}
 every_page = pytest.mark.parametrize("page", PAGES)
 
 
@@ -82,6 +85,8 @@ def test_commands_that_are_shown_would_run(page: str) -> None:
     for words in shell(page):
         if words[0] == "dynammo-sim":
             _parse(words[1:])
+        elif words[0] in OTHERS:
+            _parse_deeply(OTHERS[words[0]], words[1:])
     for words in map(str.split, code(prose(page))):
         if words[0] == "dynammo-sim" and len(words) > 1:
             options = {option for parameter in _command(words[1]).params for option in parameter.opts}
@@ -97,6 +102,12 @@ def _targets() -> set[str]:
 
 def _command(name: str) -> Any:
     return COMMANDS.commands[name]  # type: ignore[attr-defined]
+
+
+def _parse_deeply(command: Any, words: list[str]) -> None:
+    while hasattr(command, "commands"):
+        command, words = command.commands[words[0]], words[1:]
+    command.make_context("", words)
 
 
 def _parse(words: list[str]) -> None:
