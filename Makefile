@@ -17,7 +17,7 @@ FASHION := --set data.dataset=fashion_mnist --set data.image_size=64 --set data.
 SUMS := --set method.name=streaming_ridge --set method.multi_scale=false --set privacy.feature_norm=65
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo deploy-demo secure-demo privacy bench soak test quick lint format lock sbom stop clean
+.PHONY: help install demo deploy-demo secure-demo privacy bench soak test quick lint format docs lock sbom stop clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' '$(ROOT)/Makefile'
@@ -60,12 +60,13 @@ bench: install ## Speed, as ratios within one run: answers, training, memory, by
 	@'$(BIN)/dynammo-sim' bench bytes '$(ROOT)/configs/digits.yaml'
 	@'$(BIN)/dynammo-sim' bench growth --out '$(ROOT)/runs/growth'
 
-soak: install ## Every moment of a stop, faults in a deployment, lying sites, 100 and 1,000 sites: about an hour
+soak: install ## Every moment of a stop, faults in a deployment, lying sites, 1,000 sites, the tutorials: over an hour
 	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -n auto -m soak
 	@'$(BIN)/dynammo-sim' faults '$(ROOT)/configs/deployed_digits.yaml' --set federation.attempts=2 --set tasks.sizes='[2, 2]'
 	@'$(BIN)/dynammo-sim' robustness '$(ROOT)/configs/digits.yaml' --runs '$(ROOT)/runs/robustness'
 	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 100 --engine flower $(MANY_SITES)
 	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 1000 --engine local $(MANY_SITES)
+	@cd '$(ROOT)' && DYNAMMO_TUTORIALS=1 '$(BIN)/python' -m pytest tests/end_to_end/test_tutorials.py
 
 # A file's tests stay in one process, which makes what they share once. The longest files come in the middle.
 test: install ## Run all tests, some minutes on two cores
@@ -79,6 +80,9 @@ lint: install ## Check style (ruff) and types (mypy --strict)
 
 format: install ## Format the code
 	@cd '$(ROOT)' && '$(BIN)/ruff' check --fix . && '$(BIN)/ruff' format .
+
+docs: install ## Write the parts of docs/reference that the code decides
+	@cd '$(ROOT)' && PYTHONPATH=. '$(BIN)/python' docs/generate.py
 
 lock: install ## Pin what a site and a server install, with hashes, as pyproject.toml allows it
 	@cd '$(ROOT)' && for part in 'site/requirements' 'site/requirements-privacy --extra privacy' \

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from multiprocessing.context import ForkServerContext
@@ -30,6 +31,10 @@ WHOLE = re.compile(
     re.MULTILINE,
 )
 """What tells of a file of tests that it starts programs or runs whole experiments of its own."""
+
+# Each of the many programs that tests start would compile the whole project for itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A shell starts its background jobs deaf to Ctrl-C, and what they start inherits that; tests send it to programs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

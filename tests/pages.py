@@ -5,12 +5,18 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")))}
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path
+    for path in (*(ROOT / name for name in ("README.md", "REPRODUCIBILITY.md")), *sorted(ROOT.glob("docs/**/*.md")))
+}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+HERE_DOCUMENT = re.compile(r"(?<=<<EOF\n).*?^EOF\n", re.MULTILINE | re.DOTALL)
+SHELL = {">", "2>", "|", "||", "&", "<<EOF"}
+"""What ends a command's own words."""
 CODE = re.compile(r"`([^`\n]+)`")
 
 
@@ -28,8 +34,10 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def shell(page: str) -> list[list[str]]:
-    lines = chain.from_iterable(block.splitlines() for block in blocks(page, "sh"))
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    """The words of each command in a page's blocks of shell, without the files that some of them write."""
+    lines = chain.from_iterable(HERE_DOCUMENT.sub("", block).splitlines() for block in blocks(page, "sh"))
+    split = (shlex.split(line, comments=True) for line in lines)
+    return [words for line in split if (words := list(takewhile(lambda word: word not in SHELL, line)))]
 
 
 def section(page: str, heading: str) -> str:

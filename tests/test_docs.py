@@ -18,17 +18,22 @@ import pytest
 import torch
 import typer
 import yaml
+from generate import PART, PARTS, render, travelling_stages
 from pages import PAGES, ROOT, anchors, blocks, code, first_column, prose, section, shell, tables, text_of
+from pydantic import BaseModel
 from small_runs import SITES, Finished, events, small_config
 from tables import registered
 
 from client.app import app as client_app
+from client.cli import app as site_app
 from client.consent.door import UNEXPECTED
+from dynammo_core.aggregation import AGGREGATORS
 from dynammo_core.configuration.config import Config, leaf_keys, load_config, resolve
 from dynammo_core.configuration.settings import BackboneSettings, DataSettings
 from dynammo_core.data.datasets import DATASETS
 from dynammo_core.data.loading import load_samples, open_dataset
-from dynammo_core.data.task_stream import TaskStream
+from dynammo_core.data.scanners import SCANNERS
+from dynammo_core.merging.operators import MERGE_OPERATORS
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
 from dynammo_core.models import BACKBONES, backbones
@@ -37,15 +42,20 @@ from dynammo_core.support.errors import DataError, DynammoError
 from dynammo_core.wire.envelope import MESSAGE_TYPES, PHASE_TYPES
 from dynammo_core.wire.protocol import NUMBERS, PRIVATE_NUMBERS, Instruction, Phase, Report
 from dynammo_core.wire.secure_aggregation.phases import PHASE_DOWN, PHASE_UP
+from server.cli import app as server_app
 from server.run.run import run_and_report
 from simulations.cli import app, parse_overrides
 from simulations.comparisons.compare import is_comparison, load_comparison
 from simulations.engines.local_grid import LocalGrid
 
-RESEARCHER, SITE, OPERATOR = "docs/researcher.md", "docs/site-engineer.md", "docs/operator.md"
+SECURE_AGGREGATION = "docs/how-to/use-secure-aggregation.md"
+CONFIGURATION, NAMES, MESSAGES, RUN_DIRECTORY, ERRORS = (
+    f"docs/reference/{name}.md" for name in ("configuration", "names", "messages", "run-directory", "error-codes")
+)
 TO_BE_MADE = {"dynammo_core/data/datasets/arrays.py"}
 """Files that the reader is told to make."""
 COMMANDS = typer.main.get_command(app)
+OTHERS = {"dynammo-server": typer.main.get_command(server_app), "dynammo-site": typer.main.get_command(site_app)}
 every_page = pytest.mark.parametrize("page", PAGES)
 
 
@@ -64,7 +74,6 @@ def test_files_that_are_named_exist(page: str) -> None:
     named = re.findall(
         r"(?<![\w/.])(?:server|client|dynammo_core|simulations|configs|docs|tests)/[\w./*-]+", text_of(page)
     )
-    assert named
     for name in {name.rstrip(".") for name in named}:
         assert bool(list(ROOT.glob(name))) is (name not in TO_BE_MADE), name
 
@@ -75,6 +84,8 @@ def test_commands_that_are_shown_would_run(page: str) -> None:
     for words in shell(page):
         if words[0] == "dynammo-sim":
             _parse(words[1:])
+        elif words[0] in OTHERS:
+            _parse_deeply(OTHERS[words[0]], words[1:])
     for words in map(str.split, code(prose(page))):
         if words[0] == "dynammo-sim" and len(words) > 1:
             options = {option for parameter in _command(words[1]).params for option in parameter.opts}
@@ -90,6 +101,12 @@ def _targets() -> set[str]:
 
 def _command(name: str) -> Any:
     return COMMANDS.commands[name]  # type: ignore[attr-defined]
+
+
+def _parse_deeply(command: Any, words: list[str]) -> None:
+    while hasattr(command, "commands"):
+        command, words = command.commands[words[0]], words[1:]
+    command.make_context("", words)
 
 
 def _parse(words: list[str]) -> None:
@@ -111,23 +128,41 @@ def test_flower_knows_the_run_config_that_is_shown(page: str) -> None:
             assert values["config"].startswith("/path/") or (ROOT / values["config"]).is_file()
 
 
-def test_every_command_is_explained() -> None:
-    shown = {code(row[0])[0].split()[1] for row in tables(section(RESEARCHER, "Commands"))[0]}
-    assert shown == set(COMMANDS.commands)  # type: ignore[attr-defined]
+@every_page
+def test_what_the_code_decides_is_as_the_code_says(page: str) -> None:
+    assert render(text_of(page)) == text_of(page), "`make docs` writes the generated parts anew"
+
+
+def test_every_part_that_is_generated_stands_on_one_page() -> None:
+    shown = [name for page in PAGES for _, name, _ in PART.findall(text_of(page))]
+    assert sorted(shown) == sorted(PARTS)
+
+
+@every_page
+def test_a_page_can_be_reached_from_the_index(page: str) -> None:
+    linked = re.findall(r"\]\(\s*([^)#\s]+)", text_of("docs/README.md") + text_of("README.md").replace("](", "](../"))
+    assert PAGES[page] in {(ROOT / "docs" / link).resolve() for link in linked} | {ROOT / "README.md"}
 
 
 def test_the_tables_of_methods_data_sets_and_backbones_are_whole() -> None:
     assert set(first_column(tables(section("README.md", "Methods"))[0])) == set(METHODS)
-    assert set(first_column(tables(section(RESEARCHER, "Data sets"))[0])) == set(DATASETS)
-    assert set(first_column(tables(section(SITE, "Backbone weights without internet"))[0])) == set(BACKBONES)
+    assert set(first_column(tables(section(NAMES, "Data sets"))[0])) == set(DATASETS)
+    assert set(first_column(tables(section(NAMES, "Backbones"))[0])) == set(BACKBONES)
+    assert set(first_column(tables(section(NAMES, "Merge operators"))[0])) == set(MERGE_OPERATORS)
+    assert set(first_column(tables(section(NAMES, "Aggregators"))[0])) == set(AGGREGATORS)
+    assert set(first_column(tables(section(NAMES, "Scanners"))[0])) == {"same", *SCANNERS}
 
 
 def test_every_configuration_key_is_documented_with_its_default() -> None:
-    general, parameters, stages = tables(section(RESEARCHER, "Keys"))
-    shared = {code(row[0])[0]: row[1].strip("`") for row in general}
-    own = {(method, code(key)[0]): cell.strip("`") for key, methods, cell, _ in parameters for method in code(methods)}
+    (general,), (parameters,), (stages,) = (
+        tables(section(CONFIGURATION, name)) for name in ("Keys", "Keys of the methods", "Keys of a training stage")
+    )
+    shared = {code(row[0])[0]: row[2].strip("`") for row in general}
+    own = {
+        (method, code(key)[0]): cell.strip("`") for key, methods, _, cell, _ in parameters for method in code(methods)
+    }
     by_stage = {
-        column: {code(key)[0]: cells[index].strip("`") for key, *cells, _ in stages}
+        column: {code(key)[0]: cells[index].strip("`") for key, _, *cells, _ in stages}
         for index, column in enumerate(["adapt", "balance", "train", "podnet: balance", "dynamic_er: balance"])
     }
     for method in METHODS:
@@ -142,10 +177,19 @@ def test_every_configuration_key_is_documented_with_its_default() -> None:
 
 
 def test_sections_of_a_configuration_that_are_shown_are_valid() -> None:
-    shown = [yaml.safe_load(block) for block in blocks(RESEARCHER, "yaml")]
+    shown = [yaml.safe_load(block) for page in PAGES for block in blocks(page, "yaml")]
     assert {"path16", "medmnist"} <= {sections.get("data", {}).get("dataset") for sections in shown}
     for name, values in (item for sections in shown if "rows" not in sections for item in sections.items()):
-        Config.model_fields[name].annotation.model_validate(values)
+        if isinstance(kind := Config.model_fields[name].annotation, type) and issubclass(kind, BaseModel):
+            kind.model_validate(_with_fingerprints(values))
+
+
+def _with_fingerprints(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The section, with keys where the page has left them out."""
+    return {
+        key: [f"SHA256:{number:043}" for number in range(len(value))] if key == "site_keys" else value
+        for key, value in values.items()
+    }
 
 
 def _defaults(method: str) -> dict[str, Any]:
@@ -166,8 +210,7 @@ def test_every_file_and_key_of_a_run_directory_is_documented(tmp_path: Path) -> 
     files = {
         re.sub(r"-\d+", _as_letters, path.relative_to(run).as_posix()) for path in run.rglob("*") if path.is_file()
     }
-    directory = section(RESEARCHER, "The run directory")
-    listed = tables(directory)[0]
+    listed = tables(section(RUN_DIRECTORY, "Run directory"))[0]
     assert {name for row in listed for name in code(row[0])} == files | {
         "flower.log",
         "sites/site-NNN/feedback.safetensors",
@@ -183,7 +226,7 @@ def test_every_file_and_key_of_a_run_directory_is_documented(tmp_path: Path) -> 
             assert code(cells[name])[0] == ",".join(next(csv.reader(table)))
     assert set(json.loads((run / "model.json").read_text())) == set(code(cells["model.json"]))
 
-    keys = tables(section(RESEARCHER, "summary.json"))[0]
+    keys = tables(section(RUN_DIRECTORY, "summary.json"))[0]
     assert [code(row[0]) for row in keys] == [[key] for key in json.loads((run / "summary.json").read_text())]
     assert all(meaning and source for _, _, meaning, source in keys)
 
@@ -196,7 +239,7 @@ RARE = {"share_limited", "run_failed", "waiting", "asking_again", "rolled_back",
 
 
 def test_every_event_and_its_fields_are_documented(finished: Finished) -> None:
-    text = section(OPERATOR, "Reading events.jsonl")
+    text = section(RUN_DIRECTORY, "events.jsonl")
     rows = {code(kind)[0]: code(cell) for kind, cell in tables(text)[0]}
     logged = events(finished("dynammo").path)
     assert set(rows) == {event["event"] for event in logged} | RARE
@@ -208,58 +251,47 @@ def test_every_event_and_its_fields_are_documented(finished: Finished) -> None:
 
 
 def test_what_travels_is_listed_exactly() -> None:
-    handlers, instruction = (tables(section(SITE, name))[0] for name in ("What runs at a site", "What comes to a site"))
+    handlers, instruction = (
+        tables(section(MESSAGES, name))[0] for name in ("What runs at a site", "What comes to a site")
+    )
     assert {code(row[0])[0]: code(row[1])[0] for row in handlers} == dict(MESSAGE_TYPES)
     assert first_column(instruction) == [*(field.name for field in fields(Instruction)), "tensors"]
-    numbers, private, meanings, travelling = tables(section(SITE, "What leaves a site"))
+    numbers, private, meanings = tables(section(MESSAGES, "What leaves a site"))
     for table, declared in ((numbers, NUMBERS), (private, PRIVATE_NUMBERS)):
         assert {code(row[0])[0]: set(code(row[1])) for row in table} == dict(declared)
     assert set(first_column(meanings)) == set().union(*NUMBERS.values(), *PRIVATE_NUMBERS.values())
-    answer = re.findall(r"^\d\. `(\w+)`", section(SITE, "What leaves a site"), re.MULTILINE)
+    answer = re.findall(r"^\d\. `(\w+)`", section(MESSAGES, "What leaves a site"), re.MULTILINE)
     assert answer == ["abstained", "numbers", "weights"]
     assert set(answer) == {field.name for field in fields(Report)}
-    assert [[tuple(code(cell)) for cell in row] for row in travelling] == list(_stages())
+    (travelling,) = tables(section(MESSAGES, "Tensors by stage"))
+    listed = {
+        (method, *(tuple(code(cell)) for cell in (stage, action, down, up)))
+        for stage, action, methods, down, up in travelling
+        for method in code(methods)
+    }
+    assert listed == {
+        (name, (stage.name,), (stage.action.value,), stage.down, stage.up) for name, stage in travelling_stages()
+    }
 
 
 def test_what_travels_under_secure_aggregation_is_listed_exactly() -> None:
-    (exchanges,) = tables(section(SITE, "Under secure aggregation"))
+    (exchanges,) = tables(section(MESSAGES, "With secure aggregation"))
     listed = {code(row[0])[0]: (set(code(row[1])), code(row[2])) for row in exchanges}
     assert listed == {PHASE_TYPES[phase]: (PHASE_DOWN[phase], [PHASE_UP[phase]]) for phase in Phase}
-    explained, _costs = tables(section(OPERATOR, "The server learns only the sum"))
+    (explained,) = tables(section(SECURE_AGGREGATION, "Use secure aggregation"))
     assert first_column(explained) == [phase.value for phase in Phase]
 
 
-def _stages() -> Iterator[list[tuple[str, ...]]]:
-    """A row for each stage of each method: those of a first task that a second has no more, then those of a second.
-
-    With the one operator that has a stage of its own, where a method merges.
-    """
-    stream = TaskStream(((0, 1), (2, 3)))
-    for name, method in METHODS.items():
-        merging = {"merge": "fisher"} if "merge" in method.Params.model_fields else {}
-        made = method(method.Params(name=name, **merging), stream)
-        first, second = made.all_stages(0), [*made.all_stages(1), *corrections(made)]
-        names = {stage.name for stage in second}
-        for stage in (*(stage for stage in first if stage.name not in names), *second):
-            yield [(name,), (stage.name,), (stage.action.value,), stage.down, stage.up]
-
-
-def corrections(method: Method[Any]) -> list[Stage]:
-    """The stages beside the plan in which records leave what the server keeps."""
-    found = (stage.correction() for stage in method.stages(1) if isinstance(stage, Summarise))
-    return [stage for stage in found if stage]
-
-
 def test_every_error_code_is_documented() -> None:
-    rows = tables(section(SITE, "Error codes"))[0]
+    rows = tables(section(ERRORS, "Error codes"))[0]
     listed = {int(row[0]): row[1].strip("`") for row in rows}
     classes = [DynammoError, *DynammoError.__subclasses__()]
     assert listed == {c.code: c.__name__ for c in classes} | {UNEXPECTED: listed[UNEXPECTED]}
 
 
 def example(holds: str) -> str:
-    """The one block of Python for the researcher that holds a text."""
-    (found,) = [block for block in blocks(RESEARCHER, "python") if holds in block]
+    """The one block of Python in all pages that holds a text."""
+    (found,) = [block for page in PAGES for block in blocks(page, "python") if holds in block]
     return found
 
 

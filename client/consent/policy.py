@@ -54,20 +54,48 @@ announce: true
 class Policy(Section):
     """A site's limits. Those that are None forbid nothing."""
 
-    fewest_images: int = Field(default=5, ge=1, description="a class with fewer images takes no part here")
-    announce: bool = Field(default=True, description="whether names of classes and bands of their images may leave")
-    methods: tuple[str, ...] | None = Field(default=None, description="methods that are allowed")
-    classes: tuple[str, ...] | None = Field(default=None, description="classes that may be learnt")
-    most_corrections: int = Field(default=5, ge=0, description="times that withdrawn records may leave a run's sums")
-    most_tasks: int | None = Field(default=None, ge=1, description="tasks of an experiment")
-    most_rounds: int | None = Field(default=None, ge=1, description="rounds of training, of all tasks together")
-    most_epsilon: float | None = Field(default=None, gt=0, description="of all runs; then privacy is required")
-    mechanisms: tuple[Literal["example", "client"], ...] = Field(
-        default=("example",), min_length=1, description="of differential privacy, where most_epsilon requires it"
+    fewest_images: int = Field(
+        default=5, ge=1, description="a class of which the site holds fewer images takes no part"
     )
-    most_delta: float = Field(default=1e-5, gt=0, lt=1, description="of differential privacy, and of the site's ledger")
-    weekdays: tuple[Weekday, ...] | None = Field(default=None, description="days on which the site answers")
-    hours: str | None = Field(default=None, pattern=rf"^{TIME}-{TIME}$", description="HH:MM-HH:MM of its own clock")
+    announce: bool = Field(
+        default=True, description="whether the operator may ask for class names and bands of image counts"
+    )
+    methods: tuple[str, ...] | None = Field(default=None, description="methods that are allowed; null: all")
+    classes: tuple[str, ...] | None = Field(
+        default=None, description="classes that may be learnt; an experiment with another one is refused; null: all"
+    )
+    most_corrections: int = Field(
+        default=5, ge=0, description="how often withdrawn records may be taken out of the sums of a run"
+    )
+    most_tasks: int | None = Field(default=None, ge=1, description="largest number of tasks of an experiment")
+    most_rounds: int | None = Field(
+        default=None, ge=1, description="largest number of training rounds, all tasks together"
+    )
+    most_epsilon: float | None = Field(
+        default=None,
+        gt=0,
+        description="requires differential privacy, and limits epsilon per experiment and for all runs together",
+    )
+    mechanisms: tuple[Literal["example", "client"], ...] = Field(
+        default=("example",),
+        min_length=1,
+        description="mechanisms that satisfy most_epsilon; with client, raw updates leave the site",
+    )
+    most_delta: float = Field(
+        default=1e-5,
+        gt=0,
+        lt=1,
+        description="largest delta that satisfies most_epsilon; the ledger of all runs is added up at it",
+    )
+    weekdays: tuple[Weekday, ...] | None = Field(
+        default=None,
+        description="days on which the site answers, such as [mon, fri]; a night belongs to the day it began",
+    )
+    hours: str | None = Field(
+        default=None,
+        pattern=rf"^{TIME}-{TIME}$",
+        description='hours in which the site answers, such as "20:00-06:00", by its own clock',
+    )
 
 
 def load_policy(path: Path | None) -> Policy:

@@ -19,47 +19,52 @@ class SiteData(Section):
     """Where this site's images are."""
 
     dataset: Annotated[str, DATASETS] = Field(
-        default="manifest", description="how they are laid out: manifest, image_folder, or another"
+        default="manifest", description="layout of the images: manifest, image_folder, or the name of a data set"
     )
-    root: str = Field(description="the manifest, or the folder of the images")
+    root: str = Field(description="the manifest file, or the folder of images")
 
 
 class SiteMemory(Section):
     """The replay memory on this site's disk."""
 
-    folder: Path = Field(default=Path("memory"), description="where exemplars are kept")
+    folder: Path = Field(
+        default=Path("memory"), description="folder of the replay memories and of what belongs to all runs"
+    )
     key: str | None = Field(
-        default=None, description=f"encrypts them: {KEY_PLACES} of 32 bytes in base64; without it, plain files"
+        default=None, description=f"encrypts them: {KEY_PLACES} of 32 bytes in base64; null: plain files"
     )
-    expiry_days: int | None = Field(default=None, ge=1, description="exemplars older than this are dropped")
+    expiry_days: int | None = Field(default=None, ge=1, description="drop exemplars that are older")
     features_megabytes: int = Field(
-        default=1024, ge=0, description="disk space for features of images, kept from round to round; 0: none"
+        default=1024, ge=0, description="disk space for features that frozen layers computed; 0: keep none"
     )
-    answers_megabytes: int = Field(
-        default=2048, ge=1, description="disk space for each run's answers, given again where the same is asked again"
-    )
-    answers_days: int = Field(default=90, ge=1, description="answers older than this are dropped, and not given again")
+    answers_megabytes: int = Field(default=2048, ge=1, description="disk space for the recorded answers of each run")
+    answers_days: int = Field(default=90, ge=1, description="drop recorded answers that are older")
 
 
 class SiteSettings(Section):
     """One site: its name, its server, its images and its memory. Relative paths start beside `site.yaml`."""
 
-    site: str = Field(pattern=SITE_NAME, description="the name under which the operator registers this site")
+    site: str = Field(pattern=SITE_NAME, description="name under which the operator registers this site")
     superlink: str = Field(pattern=r"^[^\s/:]+:\d+$", description="host:port of the consortium's SuperLink")
-    ca_certificate: Path = Field(default=Path("ca.pem"), description="the certificate authority of the consortium")
-    private_key: Path = Field(default=Path("site.key"), description="proves to the SuperLink who we are; never sent")
+    ca_certificate: Path = Field(default=Path("ca.pem"), description="certificate of the consortium's authority")
+    private_key: Path = Field(default=Path("site.key"), description="key that identifies the site; it is never sent")
     data: SiteData
     memory: SiteMemory = SiteMemory()
-    weights: str | None = Field(default=None, description="file of the backbone's weights; default: as the experiment")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N of this machine")
-    state: Path = Field(default=Path("state"), description="folder for Flower's own files")
-    log: Path = Field(default=Path("site.log"), description="what the site did, and why a step failed")
-    audit: Path = Field(default=Path("audit.jsonl"), description="the audit log: what left the site, line by line")
-    approval: Literal["required", "off"] = Field(
-        default="required", description="whether a person must approve an experiment before it runs here"
+    weights: str | None = Field(
+        default=None, description="file of the backbone's weights on this machine; null: as the experiment says"
     )
-    approvals: Path = Field(default=Path("approvals"), description="folder of what waits, and of what was decided")
-    policy: Path | None = Field(default=None, description="what this site takes part in at all; default: anything")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    state: Path = Field(default=Path("state"), description="folder for Flower's own files")
+    log: Path = Field(
+        default=Path("site.log"), description="log of what the site did and why a step failed; it may name images"
+    )
+    audit: Path = Field(default=Path("audit.jsonl"), description="audit log of what left the site")
+    approval: Literal["required", "off"] = Field(
+        default="required",
+        description="required: nothing runs before a person approved it; off: whatever the operator submits runs",
+    )
+    approvals: Path = Field(default=Path("approvals"), description="folder of proposals and decisions")
+    policy: Path | None = Field(default=None, description="file of the site's policy; null: the defaults below")
 
     @field_validator("approval", mode="before")
     @classmethod

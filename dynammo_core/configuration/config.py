@@ -38,7 +38,7 @@ class Config(Section, Generic[M]):
     """Everything that decides what an experiment computes."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run directory")
-    seed: int = Field(default=1, ge=0)
+    seed: int = Field(default=1, ge=0, description="random seed of everything")
     data: DataSettings
     tasks: TaskSettings = TaskSettings()
     federation: FederationSettings = FederationSettings()

@@ -33,34 +33,35 @@ MORE_THAN_TWICE_THE_LIARS: Mapping[str, int] = MappingProxyType(
 class FederationSettings(Section):
     """Who takes part, how a simulation spreads the data, and how long the server waits."""
 
-    sites: int = Field(default=1, ge=1, le=10_000)
+    sites: int = Field(default=1, ge=1, le=10_000, description="number of sites; site_names decide it if given")
     partition: Literal["iid", "dirichlet", "quantity", "natural"] = Field(
         default="iid",
-        description="how images are spread over simulated sites; dirichlet: skewed labels; quantity: skewed sizes; "
-        "natural: the data's own `site` column",
+        description="how images are spread over simulated sites; dirichlet: label skew; quantity: size skew; natural: "
+        "the data's own sites",
     )
-    alpha: float = Field(default=0.5, gt=0, description="concentration of dirichlet and quantity: less is more skewed")
+    alpha: float = Field(
+        default=0.5, gt=0, description="concentration of dirichlet and quantity: a smaller value means more skew"
+    )
     arrival: Literal["synchronous", "asynchronous"] = Field(
-        default="synchronous", description="asynchronous: a class may reach some sites in a later task than others"
+        default="synchronous", description="asynchronous: a class may reach some sites some tasks later than others"
     )
-    max_delay: int = Field(default=2, ge=0, description="most tasks by which asynchronous arrival delays a class")
+    max_delay: int = Field(default=2, ge=0, description="longest delay of asynchronous arrival, in tasks")
     site_names: tuple[str, ...] | None = Field(
         default=None,
-        description="the hospitals that take part, by the names under which they are registered; without it sites are "
-        "simulated",
+        description="registered names of the hospitals that take part, in an order that stays; null: simulated sites",
     )
     site_keys: tuple[str, ...] | None = Field(
         default=None,
-        description="fingerprints of the keys by which site_names are registered, in their order: secure aggregation "
-        "among hospitals takes keys that are signed by these alone",
+        description="fingerprints of the registered keys of site_names, in the same order; secure aggregation among "
+        "hospitals needs them",
     )
-    evaluate_only: tuple[str, ...] = Field(default=(), description="those of site_names that test but do not train")
-    quorum: float = Field(default=1.0, gt=0, le=1, description="share of the sites that must answer a round")
+    evaluate_only: tuple[str, ...] = Field(default=(), description="sites of site_names that test but do not train")
+    quorum: float = Field(default=1.0, gt=0, le=1, description="share of the sites that must answer in each round")
     deadline_seconds: float = Field(default=3600, gt=0, description="how long a round waits for its slowest site")
     stages: dict[str, RoundRules] | None = Field(
-        default=None, description="another quorum or deadline in stages of these names, such as adapt: {quorum: 0.5}"
+        default=None, description="another quorum or deadline per stage, such as {adapt: {quorum: 0.5}}"
     )
-    attempts: int = Field(default=1, ge=1, description="times that a site that fails in a round is asked")
+    attempts: int = Field(default=1, ge=1, description="how often a round asks a site that fails")
     patience_seconds: float = Field(
         default=120,
         gt=0,
@@ -68,21 +69,24 @@ class FederationSettings(Section):
     )
     compression: Literal["none", "float16", "int8", "int8_both"] = Field(
         default="none",
-        description="how float32 travels; float16: both ways; int8: float16 to the sites and, of matrices, the "
-        "difference in int8 back; int8_both: matrices in int8 to the sites, too",
+        description="how float32 travels; float16: half the bytes both ways; int8: float16 to the sites, matrices as "
+        "int8 differences from them; int8_both: matrices in int8 to the sites, too",
     )
-    aggregator: Annotated[str, AGGREGATORS] = Field(default="mean", description="a name of the table AGGREGATORS")
-    liars: int = Field(default=1, ge=0, description="sites that may send anything; every aggregator but mean uses it")
+    aggregator: Annotated[str, AGGREGATORS] = Field(default="mean", description="how answers of sites are merged")
+    liars: int = Field(default=1, ge=0, description="number of sites that may send anything; mean ignores it")
     mixing: bool = Field(
         default=True,
-        description="every aggregator but mean first brings each update to the mean of its nearest ones, which skewed "
-        "labels need",
+        description="every aggregator except mean first replaces each update by the mean of its nearest ones, which "
+        "skewed labels need",
     )
 
     secure_aggregation: bool = Field(
-        default=False, description="the server learns only the sum of the sites' answers; needs aggregator: mean"
+        default=False,
+        description="the server learns only the sum of the answers; needs mean, no compression and 3 sites that train",
     )
-    secure_threshold: int | None = Field(default=None, description="sites that must stay (default: over two thirds)")
+    secure_threshold: int | None = Field(
+        default=None, description="sites that must stay to the end of a step; null: over two thirds"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -22,13 +22,13 @@ class LimitSettings(Section):
 
     most_images: int | dict[str, int] = Field(
         default=MOST_IMAGES,
-        description="images of one split that a site may speak for, in all; or such a number by the name of a site",
+        description="images of one split that a site may speak for; or a number by site, such as {clinic-a: 20000}",
     )
     largest_share: float = Field(
         default=0.75,
         gt=0,
         le=1,
-        description="of a mean over sites, the most that one of several may weigh, whatever it claims; 1: no limit",
+        description="largest weight of one of several sites in a mean, whatever it claims; 1: no limit",
     )
 
     @field_validator("most_images")

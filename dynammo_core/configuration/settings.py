@@ -29,29 +29,30 @@ class Section(BaseModel):
 class DataSettings(Section):
     """Which images, how many, and how they become tensors."""
 
-    dataset: Annotated[str, DATASETS] = Field(description="a name of the table DATASETS")
-    root: str | None = Field(default=None, description="folder (or manifest file) of the data; ~ is expanded")
+    dataset: Annotated[str, DATASETS] = Field(description="name of the data set")
+    root: str | None = Field(default=None, description="folder or manifest file of the data; ~ is expanded")
     classes: tuple[str, ...] | None = Field(
         default=None,
-        description="the registry of class names in their order, for image_folder and manifest: other labels are "
-        "refused, classes without any image are not (default: the names found, sorted)",
+        description="class names in a fixed order, for image_folder and manifest; any other label is refused, a class "
+        "without images is not; null: the names found, sorted",
     )
     sets: tuple[str, ...] | None = Field(
-        default=None, description="the sets of medmnist, one after the other: a file's name without .npz for each"
+        default=None, description="MedMNIST sets to learn one after another: the file names without .npz"
     )
-    image_size: int = Field(default=64, ge=8, le=1024, description="side in pixels that every image is resized to")
+    image_size: int = Field(default=64, ge=8, le=1024, description="side in pixels to which every image is resized")
     normalisation: Literal["half", "imagenet"] = Field(
         default="half", description="half: (x - 0.5) / 0.5; imagenet: ImageNet's mean and standard deviation"
     )
     augmentation: Literal["none", "crop", "crop_flip"] = Field(
-        default="none", description="random shifts of up to an eighth of the side; with flip, left-right mirroring"
+        default="none",
+        description="crop: random shifts of up to an eighth of the side; crop_flip: left-right mirroring too",
     )
-    train_per_class: int | None = Field(default=None, ge=1, description="keep this many training images a class")
-    test_per_class: int | None = Field(default=None, ge=1, description="keep this many test images a class")
+    train_per_class: int | None = Field(default=None, ge=1, description="keep this many training images per class")
+    test_per_class: int | None = Field(default=None, ge=1, description="keep this many test images per class")
     validation_per_class: int = Field(
         default=0,
         ge=0,
-        description="take this many training images a class from training, and test on them, not on the test set",
+        description="hold out this many training images per class and test on them instead of the test set",
     )
 
     @field_validator("classes")
@@ -72,11 +73,13 @@ class DataSettings(Section):
 class TaskSettings(Section):
     """How classes arrive."""
 
-    sizes: int | tuple[int, ...] = Field(default=2, description="classes a task, or one number for each task")
+    sizes: int | tuple[int, ...] = Field(
+        default=2, description="classes per task, or a list with one number for each task"
+    )
     class_order: Literal["fixed", "shuffled"] | tuple[int, ...] = Field(
         default="fixed",
-        description="shuffled: by the seed; or class indices in the order in which they arrive: those left out take no "
-        "part",
+        description="shuffled: by the seed, as in PyCIL; or class indices from 0 in their order of arrival: a class "
+        "that is left out takes no part",
     )
 
     @field_validator("sizes")
@@ -99,11 +102,11 @@ class TaskSettings(Section):
 class BackboneSettings(Section):
     """The pretrained network and where its weights come from."""
 
-    name: Annotated[str, BACKBONES] = "efficientnet_lite0"
+    name: Annotated[str, BACKBONES] = Field(default="efficientnet_lite0", description="name of the network")
     weights: str = Field(
-        default="imagenet", description="imagenet, random (by the seed), or the path of a file with weights"
+        default="imagenet", description="imagenet, random (by the seed), or the path of a weights file"
     )
-    sha256: str | None = Field(default=None, description="refuse weights whose file has another SHA-256")
+    sha256: str | None = Field(default=None, description="refuse a weights file that has another SHA-256")
 
     @field_validator("weights")
     @classmethod
@@ -123,18 +126,30 @@ class BackboneSettings(Section):
 class MemorySettings(Section):
     """The private replay memory: exemplars stay on the disk of the site that holds the images."""
 
-    exemplars: int = Field(default=200, ge=0, description="exemplars of all sites together, shared equally among them")
-    selection: Literal["herding", "random", "closest_to_mean"] = "herding"
-    quota_megabytes: float = Field(default=1024, gt=0, description="most disk space a site's memory may take")
+    exemplars: int = Field(
+        default=200,
+        ge=0,
+        description="exemplars of all sites together; each site gets an equal share, and so does each of its classes",
+    )
+    selection: Literal["herding", "random", "closest_to_mean"] = Field(
+        default="herding", description="how exemplars are chosen"
+    )
+    quota_megabytes: float = Field(default=1024, gt=0, description="disk space for the images in one site's memory")
 
 
 class ComputeSettings(Section):
     """Where the arithmetic happens. Another number of threads may change the last bits of a result."""
 
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
-    threads: int = Field(default=1, ge=1, description="CPU threads of one site; fixed, so that results repeat")
-    features: Literal["float32", "float16"] = Field(default="float32", description="how rounds keep features")
-    feature_megabytes: int = Field(default=512, ge=0, description="memory for features kept from round to round")
+    device: str = Field(default="auto", description="auto (CUDA if there is a GPU), cpu, cuda or cuda:N")
+    threads: int = Field(
+        default=1, ge=1, description="CPU threads per site; another number may change the last bits of a result"
+    )
+    features: Literal["float32", "float16"] = Field(
+        default="float32", description="type of the features that are kept for later rounds"
+    )
+    feature_megabytes: int = Field(
+        default=512, ge=0, description="memory per process for these features; 0: keep none, with the same results"
+    )
 
 
 class Optimisation(Section):
@@ -142,21 +157,23 @@ class Optimisation(Section):
 
     rounds: int = Field(default=1, ge=1, description="rounds of averaging across sites")
     epochs: int = Field(default=5, ge=1, description="local epochs in each round")
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="its state starts anew in each round")
     learning_rate: float = Field(default=0.01, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of sgd; adam ignores it")
     weight_decay: float = Field(default=5e-4, ge=0)
     batch_size: int = Field(default=32, ge=2, description="at least 2: one image has no batch statistics")
-    schedule: Literal["constant", "step", "cosine"] = "constant"
+    schedule: Literal["constant", "step", "cosine"] = Field(
+        default="constant", description="schedule of the learning rate over all rounds of the stage"
+    )
     milestones: tuple[int, ...] = Field(
-        default=(), description="epochs, counted over all rounds of the stage, after which step divides the rate by 10"
+        default=(), description="epochs after which step divides the learning rate by 10"
     )
 
 
 class MethodSettings(Section):
     """The section `method`: each method adds its own parameters to the name."""
 
-    name: str
+    name: str = Field(description="name of the method")
 
     @model_validator(mode="before")
     @classmethod

@@ -25,13 +25,13 @@ class ServerSettings(Section):
 
     host_names: tuple[str, ...] = Field(min_length=1, description="names and addresses by which sites reach the server")
     listen: str = Field(default="0.0.0.0", description="address to listen on; 127.0.0.1: this machine alone")
-    port: int = Field(default=9092, ge=1, le=65535, description="of all of Flower's interfaces")
+    port: int = Field(default=9092, ge=1, le=65535, description="port of all of Flower's interfaces")
     operators: tuple[str, ...] = Field(
         default=("127.0.0.1", "::1"),
-        description="addresses from which the holder of the operator's token may submit code and register sites",
+        description="addresses from which the holder of the operator's token may submit runs and register sites",
     )
     largest_message_megabytes: int = Field(
-        default=32, ge=8, le=1024, description="most of one request with weights; Flower sends them in parts of 5 MiB"
+        default=32, ge=8, le=1024, description="largest request with weights; Flower sends weights in parts of 5 MiB"
     )
     folder: Path = Field(default=Path(), exclude=True)
 

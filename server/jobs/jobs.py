@@ -72,7 +72,7 @@ def _ask(settings: ServerSettings, output: Path, values: dict[str, str], seconds
     output.unlink(missing_ok=True)
     first = next(iter(values))
     control = Control(settings)
-    run = submit(settings, control, {**values, first: str(output)})
+    run = submit(settings, control, {**values, first: str(output.absolute())})  # the ServerApp has another directory
     limit = time.monotonic() + seconds
     status = ""
     while time.monotonic() < limit and not output.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -76,7 +77,7 @@ def test_sites_announce_their_classes_and_test_the_model_at_any_time(run: Path, 
     assert {band for said in told.values() for band in said["classes"].values()} <= {1, 10, 30}
     summary = json.loads((run / "summary.json").read_text())
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "flower_run.json"}
-    result = evaluation(consortium.server, run)
+    result = evaluation(consortium.server, Path(os.path.relpath(run)))  # as a person would type it
     assert result["accuracy"] == summary["last_accuracy"]
     assert [row["accuracy"] for row in result["sites"].values()] == summary["site_accuracies"]
     assert {path: path.read_bytes() for path in before} == before
