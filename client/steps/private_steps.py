@@ -88,7 +88,7 @@ class Permit:
 
 
 def private_fit_step(local: LocalStep) -> Report:
-    """Train as `fit_step` does, by DP-SGD: Poisson batches, clipped gradients of single samples, noise."""
+    """As `fit_step`, by DP-SGD: Poisson batches, shortened gradients of samples, noise."""
     permit = Permit.of(local)
     if isinstance(permit, Report):
         return permit
@@ -118,7 +118,7 @@ def private_fit_step(local: LocalStep) -> Report:
 
 @torch.no_grad()
 def private_summarise_step(local: LocalStep) -> Report:
-    """Compute sums as `summarise_step` does, and add noise to them."""
+    """As `summarise_step`, with noise on the sums."""
     permit = Permit.of(local)
     if isinstance(permit, Report):
         return permit
