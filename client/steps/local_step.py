@@ -77,7 +77,7 @@ class LocalStep:
         return self.site.once(what, samples, lambda: self.embed(samples, end).to(precision))
 
 
-def unpack(instruction: Instruction, site: Site) -> LocalStep:
+def receive(instruction: Instruction, site: Site) -> LocalStep:
     """Build what a step needs, with the weights received in it.
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from client.steps.forgetting import kept_apart, withdrawn_from
-from client.steps.local_step import FEWEST_SAMPLES, EpochBatches, LocalStep, start_level, take, unpack
+from client.steps.local_step import FEWEST_SAMPLES, EpochBatches, LocalStep, receive, start_level, take
 from client.steps.private_steps import private_fit_step, private_remember_step, private_summarise_step
 from client.steps.site import Site
 from dynammo_core.data.samples import Samples
@@ -50,7 +50,7 @@ def do_step(instruction: Instruction, site: Site) -> Report:
     """
     started = time.monotonic()
     site.experiment.use_torch()
-    local = unpack(instruction, site)
+    local = receive(instruction, site)
     action, experiment = local.step.stage.action, site.experiment
     private = experiment.protects_images
     report = _done(local)

@@ -63,7 +63,7 @@ def secure_answer(phase: Phase, instruction: Instruction, site: Site, recording:
             than the sum.
         DynammoError: the site's images, memory or ledger cannot serve.
     """
-    report, length = _answer(phase, _unpack(phase, instruction, site), recording)
+    report, length = _answer(phase, _exchange(phase, instruction, site), recording)
     check_phase(report, phase, len(instruction.weights.get(SITES, ())), length)
     return report
 
@@ -119,7 +119,8 @@ def _opened(exchange: _Exchange) -> Tensor:
     return torch.stack(shares)
 
 
-def _unpack(phase: Phase, instruction: Instruction, site: Site) -> _Exchange:
+def _exchange(phase: Phase, instruction: Instruction, site: Site) -> _Exchange:
+    """Check an instruction of secure aggregation, and read what an exchange needs from it."""
     federation = site.experiment.config.federation
     weights, step = instruction.weights, _step(instruction, site)
     lacking = PHASE_DOWN[phase] - set(weights)

@@ -21,7 +21,7 @@ from client.state.sums_note import SumsNote, describe
 from client.state.withdrawal import WithdrawalLedger
 from dynammo_core.data.samples import Samples
 from dynammo_core.memory.store import MemoryStore, ReplayMemory, Taken
-from dynammo_core.plan import Action, Stage, Step
+from dynammo_core.plan import Remember, Step
 from dynammo_core.privacy.accounting import Charge
 from dynammo_core.wire.protocol import Report
 from dynammo_core.wire.secure_aggregation.masking import Context
@@ -38,7 +38,7 @@ MEMORY = ReplayMemory(1, SAMPLES, (Taken(0, date(2026, 2, 1)), Taken(1, date(202
 STATISTICS = {"norm.running_mean": torch.tensor([0.5, 2.0])}
 FEATURES = torch.arange(8, dtype=torch.float32).reshape(2, 4)
 LOST, LOST_AFTER = {"head": torch.tensor([0.125])}, {"head": torch.tensor([0.25])}
-STEP = Step(3, 0, Stage("train", Action.FIT, down=()), 1)
+STEP = Step(3, 0, Remember(down=()), 1)
 CHARGE = Charge(0, "census", 0, 4.0, 1.0, 1, (0, 1))
 NAMED = NamedCharge(RUN, 4.0, 1.0, 1, ("a", "b"))
 QUESTION = Question(3, 0, 0, Proposal("{}", "c" * 64, RUN, "").id, "a" * 64)

@@ -138,7 +138,7 @@ def test_a_step_of_which_nothing_is_summed_has_no_exchanges(five: Consortium, tm
     plain = Experiment(small_config("streaming_ridge", {**SECURE, "federation.secure_aggregation": False}))
     with pytest.raises(ProtocolError, match="has no secure aggregation"):
         secure_answer(Phase.KEYS, five.sent(0), small_site(plain, 0, tmp_path))
-    assert "step 1000 is none" in refused(five, Phase.KEYS, START, step=1000)
+    assert "step 1000 is not a step" in refused(five, Phase.KEYS, START, step=1000)
     remembering = Experiment(small_config("ridge", SECURE))
     step = step_of(remembering, 0, "remember")
     with pytest.raises(ProtocolError, match="is not a step whose answers are summed"):
