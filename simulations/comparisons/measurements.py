@@ -30,7 +30,7 @@ def printed(rows: Sequence[Json], columns: Columns, title: str, *, part: str = "
     for heading, own in groupby(rows, key=lambda row: str(row[part]) if part else ""):
         if heading:
             drawn.add_section()
-            drawn.add_row(f"[bold]{escape(heading)}[/]")
+            drawn.add_row(f"[bold]{part}: {escape(heading)}[/]")
         for row in own:
             drawn.add_row(*(escape(show(row)) for show in columns.values()))
     return drawn

@@ -81,6 +81,6 @@ def test_the_command_prints_a_part_for_each_method(monkeypatch: pytest.MonkeyPat
     assert [row[0] for row in sent] == [
         *("what travels", "the whole network", "what streaming_ridge sends", *kinds, "what ridge sends", *kinds)
     ]
-    assert [row[0] for row in printed if row[0] in {"streaming_ridge", "ridge"}] == ["streaming_ridge", "ridge"]
+    assert [row[0] for row in printed if row[0].startswith("method")] == ["method: streaming_ridge", "method: ridge"]
     by_kind = {row[0]: row for row in sent}
     assert by_kind["what streaming_ridge sends"][-1] == by_kind["what ridge sends"][-1] == "+0.00"
