@@ -35,9 +35,7 @@ from dynammo_core.data.loading import load_samples, open_dataset
 from dynammo_core.data.scanners import SCANNERS
 from dynammo_core.merging.operators import MERGE_OPERATORS
 from dynammo_core.methods import METHODS
-from dynammo_core.methods.base import Method
 from dynammo_core.models import BACKBONES, backbones
-from dynammo_core.plan import Stage, Summarise
 from dynammo_core.support.errors import DataError, DynammoError
 from dynammo_core.wire.envelope import MESSAGE_TYPES, PHASE_TYPES
 from dynammo_core.wire.protocol import NUMBERS, PRIVATE_NUMBERS, Instruction, Phase, Report

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.data.transforms import to_input
-from dynammo_core.scoring.evaluation import BATCH, answer_counts, confusion_counts, embed_samples, predictions
 from dynammo_core.methods.decisions import CLASSES
 from dynammo_core.methods.fine_tune import FineTune
 from dynammo_core.methods.heads import SingleHeadSettings
@@ -19,9 +19,9 @@ from dynammo_core.models.backbones import build_backbone
 from dynammo_core.models.heads import LinearHead
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import Level
+from dynammo_core.scoring.evaluation import BATCH, answer_counts, confusion_counts, embed_samples, predictions
 from dynammo_core.scoring.reliability import Reliability
 from dynammo_core.support.seeding import seeded_generator
-from dynammo_core.configuration.settings import BackboneSettings
 
 CPU = torch.device("cpu")
 
