@@ -89,8 +89,8 @@ def run(
     """Run an experiment among the registered sites that it names, and follow it."""
     with readable_errors():
         from dynammo_core.configuration.config import load_config
-        from server.consortium.follow import launch_and_follow
         from server.consortium.settings import load_server
+        from server.watch.follow import launch_and_follow
 
         experiment = load_config(config, parse_overrides(set_ or []))
         launch_and_follow(load_server(folder), experiment, resume=None, detach=detach, console=console)
@@ -107,8 +107,8 @@ def resume(
     """Go on with a run where it was cut off; --set may change quorum, deadlines and who only evaluates."""
     with readable_errors():
         from dynammo_core.configuration.config import load_config
-        from server.consortium.follow import launch_and_follow
         from server.consortium.settings import load_server
+        from server.watch.follow import launch_and_follow
 
         experiment = load_config(run_dir / "config.yaml", parse_overrides(set_ or []))
         launch_and_follow(
@@ -154,10 +154,10 @@ def extend(
         from dynammo_core.configuration.config import load_config
         from dynammo_core.wire.announcement import with_new_task
         from server.consortium.control import Control
-        from server.consortium.follow import launch_and_follow
         from server.consortium.settings import load_server
         from server.consortium.sites import SiteRegister
         from server.run.lineage import with_sites
+        from server.watch.follow import launch_and_follow
 
         experiment = with_new_task(load_config(run_dir / "config.yaml"), new, distinct=distinct)
         settings = load_server(folder)
@@ -228,8 +228,8 @@ def rollback(
 ) -> None:
     """Put the model after an earlier task in the place of the latest, for `export` and `predict`."""
     with readable_errors():
-        from server.run.results import roll_back
-        from server.run.run_directory import RunDirectory
+        from server.run_directory.directory import RunDirectory
+        from server.run_directory.results import roll_back
 
         roll_back(RunDirectory(run_dir), task - 1)
         console.say(f"{run_dir}/model.safetensors is the model after task {task}.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dynammo_core.configuration.config import Config
-    from server.run.run_directory import Listener
+    from server.run_directory.directory import Listener
 
 __all__ = ["run"]
 

@@ -29,7 +29,7 @@ from dynammo_core.plan import Step
 from dynammo_core.wire.envelope import Parcel, encode_instruction
 from dynammo_core.wire.protocol import Instruction
 from server.run.run import run_experiment
-from server.run.run_directory import Listener, RunDirectory
+from server.run_directory.directory import Listener, RunDirectory
 from simulations.engines.local_grid import LocalGrid
 
 ALL_METHODS = sorted(METHODS)

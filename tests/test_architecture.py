@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -109,7 +110,7 @@ def test_messages_are_written_and_read_in_one_file() -> None:
         "client/consent/door.py",
         "dynammo_core/wire/envelope.py",
         "simulations/bench/growth.py",
-        "simulations/comparisons/liars.py",
+        "simulations/measurements/wires.py",
     }
 
 
@@ -220,6 +221,14 @@ def _docstrings(module: ast.Module) -> Iterator[ast.Constant]:
 @every_file
 def test_files_are_short(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+def test_rooms_are_small() -> None:
+    """A folder has at most a dozen files beside its door; methods and data sets, one file each, may be many."""
+    alike = {"dynammo_core/methods", "dynammo_core/data/datasets"}
+    rooms = Counter(path.relative_to(ROOT).parent.as_posix() for path in FILES if path.name != "__init__.py")
+    assert alike < set(rooms)
+    assert {room: files for room, files in rooms.items() if files > 12 and room not in alike} == {}
 
 
 def test_no_import_cycles() -> None:

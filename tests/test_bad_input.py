@@ -17,7 +17,7 @@ from small_runs import Finished, events, small_settings, write_hospitals
 from typer.testing import CliRunner
 
 from dynammo_core.models.backbones import BACKBONES
-from server.run.checkpoint import CheckpointStore, Progress
+from server.run_directory.checkpoint import CheckpointStore, Progress
 from simulations.cli import app
 
 

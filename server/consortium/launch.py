@@ -16,8 +16,8 @@ from server.consortium.control import Control
 from server.consortium.flower_app import APP_DIRECTORY, staged_app
 from server.consortium.settings import ServerSettings
 from server.consortium.sites import SiteRegister
-from server.run.run_directory import Event, Listener, RunDirectory
-from server.watch.event_tail import EventTail
+from server.run_directory.directory import Event, Listener, RunDirectory
+from server.run_directory.event_tail import EventTail
 
 FLOWER_RUN = "flower_run.json"
 FOLLOW_SECONDS, ASK_SECONDS, END_SECONDS = 0.5, 10.0, 30.0

@@ -22,7 +22,7 @@ from dynammo_core.wire.protocol import SUMMED, Phase, names_up, numbers_of, tens
 from dynammo_core.wire.secure_aggregation.encoding import Encoding
 from dynammo_core.wire.secure_aggregation.phases import PHASE_UP, phase_shape
 from server.report.markdown import markdown
-from server.watch.run_files import RunFiles
+from server.run_directory.run_files import RunFiles
 
 WHY: Mapping[Action, str] = MappingProxyType(
     {

@@ -14,7 +14,7 @@ from dynammo_core.deployed.model_files import ModelFacts
 from dynammo_core.support.errors import RunError
 from server.report.markdown import markdown
 from server.report.privacy_rows import privacy_rows
-from server.watch.run_files import Json, RunFiles
+from server.run_directory.run_files import Json, RunFiles
 
 TEMPLATE = """\
 # Model card: {{ summary.name | cell }}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.watch.run_files import Json, RunFiles
+from server.run_directory.run_files import Json, RunFiles
 
 
 def privacy_rows(run: RunFiles) -> list[tuple[str, str]]:

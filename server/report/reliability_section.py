@@ -8,7 +8,7 @@ import numpy as np
 
 from dynammo_core.scoring.reliability import CONFIDENCE_BINS, MEASURES, Reliability, known_threshold, receiver_curve
 from server.report.plots import BLUE, MUTED, PALE, RULE, drawing
-from server.watch.run_files import Json
+from server.run_directory.run_files import Json
 
 TEMPLATE = r"""
 {% if reliability.rows %}

@@ -23,7 +23,7 @@ from server.report.page import number, page_environment
 from server.report.privacy_rows import privacy_rows
 from server.report.reliability_section import reliability_section
 from server.report.report_template import TEMPLATE
-from server.watch.run_files import Json, RunFiles
+from server.run_directory.run_files import Json, RunFiles
 
 MOST_SITES = 30  # rows of a figure or table about sites; where there are more, those that need a look are shown
 

@@ -18,10 +18,10 @@ from dynammo_core.wire.protocol_checks import opened_report
 from dynammo_core.wire.secure_aggregation.encoding import Encoding
 from dynammo_core.wire.secure_aggregation.total_checks import check_total
 from server.run.answers import Answers
-from server.run.checkpoint import Progress
 from server.run.exchange import Check, Exchange, Question
-from server.run.run_directory import RunDirectory
 from server.run.secure_exchange import SecureExchange
+from server.run_directory.checkpoint import Progress
+from server.run_directory.directory import RunDirectory
 
 Tensors = Mapping[str, Tensor]
 

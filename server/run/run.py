@@ -13,8 +13,8 @@ from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import CheckpointError, DynammoError
 from server.report.report import write_report
 from server.run.exchange import Exchange
-from server.run.run_directory import Listener, RunDirectory
 from server.run.task_loop import TaskLoop
+from server.run_directory.directory import Listener, RunDirectory
 
 
 def run_and_report(

@@ -18,11 +18,11 @@ from dynammo_core.support.seeding import seeded_initialisation
 from dynammo_core.wire.compression import CODECS, carried
 from server.run.answers import Answers
 from server.run.asking import Asking
-from server.run.checkpoint import CheckpointStore, Identity, Progress
 from server.run.exchange import Exchange
 from server.run.merge import merged
-from server.run.results import pooled, write_model, write_results
-from server.run.run_directory import RunDirectory
+from server.run_directory.checkpoint import CheckpointStore, Identity, Progress
+from server.run_directory.directory import RunDirectory
+from server.run_directory.results import pooled, write_model, write_results
 
 
 class TaskLoop:

@@ -11,7 +11,7 @@ from typing import Any
 
 from dynammo_core.support.errors import DynammoError
 from server.consortium.launch import ASK_SECONDS, FLOWER_RUN, flower_run
-from server.run.run_directory import EVENTS
+from server.run_directory.directory import EVENTS
 from server.watch.status import RunStatus
 
 

@@ -10,9 +10,9 @@ from statistics import median
 from typing import Any
 
 from dynammo_core.support.errors import RunError
-from server.run.run_directory import EVENTS
+from server.run_directory.directory import EVENTS
+from server.run_directory.run_files import RunFiles
 from server.watch.progress import Event, RunState, duration
-from server.watch.run_files import RunFiles
 
 
 @dataclass

@@ -16,7 +16,7 @@ from dynammo_core.data.samples import Samples
 from dynammo_core.deployed.predictor import Predictor
 from dynammo_core.experiment import Experiment, experiment_from_json
 from dynammo_core.support.errors import RunError
-from server.watch.run_files import RunFiles
+from server.run_directory.run_files import RunFiles
 from simulations.attacks.findings import Flags
 
 

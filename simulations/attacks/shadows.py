@@ -19,7 +19,7 @@ from dynammo_core.deployed.predictor import Predictor
 from dynammo_core.support.csv_text import as_cell
 from dynammo_core.support.seeding import derive_seed
 from server.run.run import run_experiment
-from server.run.run_directory import Event
+from server.run_directory.directory import Event
 from simulations.attacks.audited_run import AuditedRun, Records
 from simulations.attacks.findings import Flags, Tell
 from simulations.engines.local_grid import LocalGrid

@@ -21,7 +21,7 @@ from simulations.bench.growth_command import growth
 from simulations.bench.inference import inference
 from simulations.bench.shares import shares_table
 from simulations.bench.training import training
-from simulations.comparisons.commands import privacy, secure, traffic
+from simulations.measurements.commands import privacy, secure, traffic
 from simulations.options import ConfigFile, Overrides
 
 bench = command_line("Measure the speed of parts of the machinery, and what travels.")

@@ -29,7 +29,7 @@ from dynammo_core.support.errors import RunError
 from dynammo_core.support.seeding import derive_seed
 from dynammo_core.wire.protocol import tensor_bytes
 from server.run.run import run_experiment
-from server.run.run_directory import Event
+from server.run_directory.directory import Event
 from simulations.bench.memory_watch import forget_peak, own_memory
 from simulations.comparisons.process_pool import follow_parent
 from simulations.engines.local_grid import LocalGrid

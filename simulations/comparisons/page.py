@@ -19,7 +19,7 @@ from dynammo_core.support.errors import RunError
 from dynammo_core.support.files import write_atomically
 from server.report.page import page_environment
 from server.report.plots import Drawing, Values, confusion_drawing
-from server.watch.run_files import RunFiles
+from server.run_directory.run_files import RunFiles
 from simulations.comparisons.compare import Group, Json, Metric, Result, Sweep
 from simulations.comparisons.plots import accuracy_curves
 from simulations.comparisons.sweep import sweep_figures

@@ -22,10 +22,10 @@ from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.experiment import code_hash
 from dynammo_core.models.backbones import weights_sha256
 from dynammo_core.support.errors import CheckpointError, DynammoError, RunError
-from server.run.checkpoint import CheckpointStore, Identity
 from server.run.run import run_and_report
+from server.run_directory.checkpoint import CheckpointStore, Identity
 from simulations.comparisons.compare import Cell, OnEvent, Outcome, Wire
-from simulations.comparisons.wires import grid_of
+from simulations.measurements.wires import grid_of
 
 POLL_SECONDS = 0.2
 Event = Mapping[str, Any]

@@ -9,7 +9,7 @@ from typing import Any
 
 from dynammo_core.configuration.config import Config, load_config
 from dynammo_core.support.errors import RunError
-from server.watch.run_files import RunFiles
+from server.run_directory.run_files import RunFiles
 from simulations.comparisons.compare import Group, Result
 
 Leaves = dict[str, Any]

@@ -16,7 +16,7 @@ from rich.table import Table
 from dynammo_core.scoring.reliability import MEASURES
 from dynammo_core.support.csv_text import csv_table
 from dynammo_core.support.files import write_atomically
-from server.watch.run_files import RunFiles
+from server.run_directory.run_files import RunFiles
 from simulations.comparisons.compare import Group, Json, Metric, Result
 
 TERMINAL_HEADINGS = {

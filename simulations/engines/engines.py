@@ -13,8 +13,8 @@ from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import ConfigError, unknown_name
 from server.consortium.flower_app import APP_DIRECTORY
 from server.run.run import run_and_report
-from server.run.run_directory import Listener, RunDirectory
-from server.watch.event_tail import EventTail
+from server.run_directory.directory import Listener, RunDirectory
+from server.run_directory.event_tail import EventTail
 from simulations.engines.flower_engine import run_flower
 from simulations.engines.local_grid import LocalGrid
 

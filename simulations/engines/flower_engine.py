@@ -26,10 +26,10 @@ import tomli_w
 
 from dynammo_core.support.errors import RunError
 from server.consortium.flower_app import flower_environment, flower_program, staged_app
-from simulations.engines.ray_address import require_listener
 
 START_SECONDS = 60.0
 POLL_SECONDS = 0.2
+CONNECT_SECONDS = 10.0
 PORT_ATTEMPTS = 3
 # Unix sockets have paths of at most 107 bytes, of which `_home` adds 17 and Ray 68.
 LONGEST_TEMPORARY_FOLDER = 22
@@ -252,3 +252,16 @@ def _check_completed(start: Start, log: list[str]) -> None:
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
+
+
+def require_listener(address: str) -> None:
+    """Find out in seconds that nobody listens at an address; Ray itself would ask for minutes.
+
+    Raises:
+        ValueError: it is not HOST:PORT, with or without ray:// before it.
+        OSError: nobody listens there.
+    """
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        raise ValueError("it is not HOST:PORT")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()

@@ -63,8 +63,8 @@ def deploy(
 
 def _run_deployed(experiment: Any, names: list[str], place: Path) -> Path:
     from server.consortium.launch import follow, launch
-    from server.run.run_directory import EVENTS
-    from server.watch.event_tail import EventTail
+    from server.run_directory.directory import EVENTS
+    from server.run_directory.event_tail import EventTail
     from server.watch.progress import ProgressView
     from simulations.rehearsal.deployment import deployment
 

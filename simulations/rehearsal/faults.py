@@ -21,8 +21,8 @@ from dynammo_core.memory.store import MemoryStore
 from dynammo_core.support.errors import ConfigError, DynammoError, MemoryStoreError, RunError
 from dynammo_core.support.processes import process_tree
 from server.consortium.launch import follow, launch
-from server.run.run_directory import EVENTS, Event
-from server.watch.event_tail import EventTail
+from server.run_directory.directory import EVENTS, Event
+from server.run_directory.event_tail import EventTail
 from simulations.rehearsal.deployment import Deployment
 
 FROZEN_SECONDS = 15.0

@@ -63,8 +63,8 @@ def _rows(
     """Whether all is well, and the cells of the table, for each fault in each stage."""
     from dynammo_core.experiment import Experiment
     from server.consortium.launch import follow, launch
-    from server.run.run_directory import EVENTS
-    from server.watch.event_tail import EventTail
+    from server.run_directory.directory import EVENTS
+    from server.run_directory.event_tail import EventTail
     from simulations.rehearsal.deployment import deployment, hospital_names
     from simulations.rehearsal.faults import exemplars, run_with_fault
 

@@ -36,10 +36,10 @@ from dynammo_core.support.errors import MemoryStoreError, ProtocolError
 from dynammo_core.wire.protocol import Instruction
 from dynammo_core.wire.tensor_store import FILE
 from server.report.markdown import markdown
-from server.run.run_directory import RunDirectory
-from server.watch.run_files import RunFiles
-from simulations.comparisons.heterogeneity import write_rows
+from server.run_directory.directory import RunDirectory
+from server.run_directory.run_files import RunFiles
 from simulations.comparisons.table import _write
+from simulations.measurements.heterogeneity import write_rows
 
 NAMES_OF_A_SITE = (LEDGER_FILE, "runs", "features", "tested", "privacy.json", MEMORY_FILE, "withdrawn.jsonl.x", "a..b")
 TODAY = date(2026, 3, 2)

@@ -19,7 +19,7 @@ from client.state.answer_ledger import AnswerLedger, Question
 from dynammo_core.configuration.config import Config
 from dynammo_core.support.errors import AnsweredBefore, MemoryStoreError
 from dynammo_core.wire.protocol import Report
-from server.run.run_directory import Listener
+from server.run_directory.directory import Listener
 
 HELD = {"alpha": {"0": 9, "1": 9, "2": 9, "3": 9}, "beta": {"0": 9, "2": 9}, "gamma": {"1": 9, "3": 7}}
 QUESTION = Question(3, 0, 0, "a" * 64, "b" * 64)

@@ -21,8 +21,8 @@ from server.consortium.launch import FLOWER_RUN, flower_run, follow, launch, sta
 from server.consortium.settings import ServerSettings
 from server.consortium.sites import SiteRegister
 from server.jobs.jobs import announcements, evaluation
-from server.run.run_directory import Event
-from server.watch.event_tail import EventTail
+from server.run_directory.directory import Event
+from server.run_directory.event_tail import EventTail
 
 CLASSES = ["0", "1", "2", "3"]
 

@@ -29,7 +29,7 @@ from dynammo_core.support.errors import RunError
 from server.consortium.consortium import make_consortium
 from server.jobs.forget import forget_run
 from server.jobs.jobs import correction
-from server.run.run_directory import Listener
+from server.run_directory.directory import Listener
 from server.watch.tables import correction_lines
 
 CLASSES = ["0", "1", "2", "3"]
@@ -289,7 +289,10 @@ def test_a_sum_that_never_arrived_is_not_subtracted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("where", "asked_again"),
-    [("server.run.checkpoint.write_atomically", ["alpha", "gamma"]), ("server.jobs.forget.Correction.test_again", [])],
+    [
+        ("server.run_directory.checkpoint.write_atomically", ["alpha", "gamma"]),
+        ("server.jobs.forget.Correction.test_again", []),
+    ],
     ids=["before its checkpoint", "behind its checkpoint"],
 )
 def test_a_server_that_dies_ends_the_next_time(

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from dynammo_core.wire.protocol import NUMBERS
 from server.cli import app
 from server.report.data_flow import data_flow
-from server.run.run_directory import EVENTS
+from server.run_directory.directory import EVENTS
 
 
 def rows(sheet: str, heading: str) -> list[list[str]]:

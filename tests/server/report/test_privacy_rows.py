@@ -9,7 +9,7 @@ import pytest
 
 from dynammo_core.configuration.config import load_config
 from server.report.privacy_rows import privacy_rows
-from server.watch.run_files import Json, RunFiles
+from server.run_directory.run_files import Json, RunFiles
 from simulations.engines.engines import run_local
 
 ROOT = Path(__file__).parents[3]

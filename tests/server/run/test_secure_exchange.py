@@ -37,9 +37,9 @@ from server.jobs.evaluate import evaluate_run
 from server.report.report import write_report
 from server.run.answers import Answers
 from server.run.asking import Asking
-from server.run.checkpoint import Progress
 from server.run.exchange import Exchange
-from server.run.run_directory import RunDirectory
+from server.run_directory.checkpoint import Progress
+from server.run_directory.directory import RunDirectory
 from server.watch.progress import final_table
 from server.watch.status import RunStatus
 from simulations.engines.local_grid import LocalGrid

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from dynammo_core.scoring.reliability import MEASURES
 from dynammo_core.support.errors import RunError
-from server.watch.run_files import RunFiles
+from server.run_directory.run_files import RunFiles
 from simulations.cli import app
 from simulations.comparisons import page as comparison_page
 from simulations.comparisons.compare import METRICS, Group, Result, Sweep

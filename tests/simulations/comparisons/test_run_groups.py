@@ -10,7 +10,7 @@ from small_runs import small_config
 
 from dynammo_core.configuration.config import Scalar
 from dynammo_core.support.errors import RunError
-from server.run.run_directory import RunDirectory
+from server.run_directory.directory import RunDirectory
 from simulations.comparisons.run_groups import groups_of
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from server.run.run_directory import RunDirectory
-from server.watch.run_files import RunFiles
+from server.run_directory.directory import RunDirectory
+from server.run_directory.run_files import RunFiles
 
 
 @pytest.mark.parametrize(

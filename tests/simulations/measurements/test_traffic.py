@@ -16,7 +16,7 @@ from dynammo_core.support.errors import DynammoError
 from simulations.cli import app
 from simulations.comparisons import commands
 from simulations.comparisons.progress import run_under_display
-from simulations.comparisons.traffic import plan, rows, whole_network, with_method
+from simulations.measurements.traffic import plan, rows, whole_network, with_method
 
 pytestmark = pytest.mark.usefixtures("one_cost_backbone")
 DIGITS = Path(__file__).parents[3] / "configs" / "digits.yaml"

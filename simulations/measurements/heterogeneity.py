@@ -10,7 +10,7 @@ from statistics import mean
 from dynammo_core.configuration.config import Scalar, load_config
 from dynammo_core.support.errors import ConfigError
 from simulations.comparisons.compare import Cell, Json, Wire
-from simulations.comparisons.measurements import Columns, decimals
+from simulations.measurements.figures import Columns, decimals
 
 TOGETHER = "all sites"
 

@@ -12,8 +12,8 @@ from dynammo_core.configuration.config import Config
 from dynammo_core.support.terminal import Terminal
 from server.consortium.launch import follow, launch
 from server.consortium.settings import ServerSettings
-from server.run.run_directory import EVENTS
-from server.watch.event_tail import EventTail
+from server.run_directory.directory import EVENTS
+from server.run_directory.event_tail import EventTail
 from server.watch.progress import ProgressView, final_table
 
 

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from simulations.cli import app
 from simulations.comparisons.compare import missing_cells
-from simulations.comparisons.measurements import printed
-from simulations.comparisons.robustness import COLUMNS, plan, rows
+from simulations.measurements.figures import printed
+from simulations.measurements.robustness import COLUMNS, plan, rows
 
 pytestmark = pytest.mark.usefixtures("one_cost_backbone")
 ROW_KEYS = {"aggregator", "attack", "average", "last", "error"}

@@ -14,9 +14,9 @@ from dynammo_core.plan import Action
 from dynammo_core.scoring.cost import method_settings
 from dynammo_core.support.terminal import parse_overrides
 from dynammo_core.wire.compression import CODECS
-from server.watch.run_files import RunFiles
+from server.run_directory.run_files import RunFiles
 from simulations.comparisons.compare import Cell, Json
-from simulations.comparisons.measurements import Columns, decimals
+from simulations.measurements.figures import Columns, decimals
 
 WHOLE = "the whole network"
 KEY = "federation.compression"

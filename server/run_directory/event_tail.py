@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from server.run.run_directory import Listener
+from server.run_directory.directory import Listener
 
 
 class EventTail:

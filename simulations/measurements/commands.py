@@ -40,9 +40,9 @@ def robustness(
     """Let sites lie and see which aggregators withstand it; what has finished is not run again."""
     with readable_errors():
         from dynammo_core.aggregation import AGGREGATORS
-        from simulations.comparisons.measurements import printed
         from simulations.comparisons.progress import run_under_display
-        from simulations.comparisons.robustness import COLUMNS, plan, rows
+        from simulations.measurements.figures import printed
+        from simulations.measurements.robustness import COLUMNS, plan, rows
 
         cells = plan(
             config,
@@ -83,9 +83,9 @@ def heterogeneity(
 ) -> None:
     """Train at one site and test at all, with one scanner and with others; what has finished is not run again."""
     with readable_errors():
-        from simulations.comparisons.heterogeneity import columns, plan, rows
-        from simulations.comparisons.measurements import printed
         from simulations.comparisons.progress import run_under_display
+        from simulations.measurements.figures import printed
+        from simulations.measurements.heterogeneity import columns, plan, rows
 
         cells = plan(
             config,
@@ -114,9 +114,9 @@ def privacy(
 ) -> None:
     """Measure what differential privacy costs in accuracy: the experiment without it, then with each budget."""
     with readable_errors():
-        from simulations.comparisons.measurements import printed
-        from simulations.comparisons.privacy import COLUMNS, plan, rows
         from simulations.comparisons.progress import run_under_display
+        from simulations.measurements.figures import printed
+        from simulations.measurements.privacy import COLUMNS, plan, rows
 
         cells = plan(config, epsilon or [8, 4, 2], parse_overrides(set_ or []))
         errors = run_under_display(cells, runs, console, workers=workers)
@@ -143,9 +143,9 @@ def traffic(
     """Count the bytes that a site sends and is sent: the whole network, the method, and with each compression."""
     with readable_errors():
         from dynammo_core.configuration.config import load_config
-        from simulations.comparisons.measurements import printed
         from simulations.comparisons.progress import run_under_display
-        from simulations.comparisons.traffic import COLUMNS, plan, rows, whole_network
+        from simulations.measurements.figures import printed
+        from simulations.measurements.traffic import COLUMNS, plan, rows, whole_network
 
         settings = load_config(config, parse_overrides(set_ or []))
         cells = plan(settings, beside or [])
@@ -164,7 +164,7 @@ def secure(config: ConfigFile, set_: Overrides = None) -> None:
     with readable_errors():
         from dynammo_core.configuration.config import load_config
         from simulations.comparisons.progress import run_under_display
-        from simulations.comparisons.secure import plan, secure_cost
+        from simulations.measurements.secure import plan, secure_cost
 
         cells = plan(load_config(config, parse_overrides(set_ or [])))
         with tempfile.TemporaryDirectory(prefix="dynammo-secure-") as folder:
@@ -197,8 +197,8 @@ def _leave(
         typer.Exit: with 1, a run over an honest wire failed.
     """
     from simulations.comparisons.compare import METRICS, grouped, missing_cells
-    from simulations.comparisons.measurements import write_rows
     from simulations.comparisons.page import write_page
+    from simulations.measurements.figures import write_rows
 
     if table:
         file = write_rows(name, table, cells, folder, facts)

@@ -8,7 +8,7 @@ from pathlib import Path
 from dynammo_core.configuration.config import Scalar, load_config
 from dynammo_core.support.errors import ConfigError
 from simulations.comparisons.compare import Cell, Json
-from simulations.comparisons.measurements import Columns, decimals
+from simulations.measurements.figures import Columns, decimals
 
 
 def plan(config: Path, budgets: Sequence[float], overrides: Mapping[str, Scalar]) -> list[Cell]:

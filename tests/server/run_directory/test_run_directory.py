@@ -13,7 +13,7 @@ from small_runs import events, small_config
 
 from dynammo_core.configuration.config import load_config
 from dynammo_core.support.errors import CheckpointError
-from server.run.run_directory import EVENTS, RunDirectory
+from server.run_directory.directory import EVENTS, RunDirectory
 
 CONFIG = small_config()
 NAME = f"small-{CONFIG.content_hash[:8]}"

@@ -9,7 +9,7 @@ from rich.console import Console
 from small_runs import small_config
 
 from simulations.comparisons.progress import run_under_display
-from simulations.comparisons.secure import SecureCost, plan, secure_cost
+from simulations.measurements.secure import SecureCost, plan, secure_cost
 
 
 def test_both_ways_are_run_and_compared(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from dynammo_core.support.errors import ConfigError
 from simulations.cli import app
-from simulations.comparisons.measurements import printed
-from simulations.comparisons.privacy import COLUMNS, plan
+from simulations.measurements.figures import printed
+from simulations.measurements.privacy import COLUMNS, plan
 
 pytestmark = pytest.mark.usefixtures("one_cost_backbone")
 

@@ -28,8 +28,8 @@ from dynammo_core.support.errors import ConfigError
 from dynammo_core.wire.compression import CODECS, carried
 from dynammo_core.wire.protocol import names_up
 from server.run.answers import Answers
-from server.run.checkpoint import Progress
-from server.run.run_directory import RunDirectory
+from server.run_directory.checkpoint import Progress
+from server.run_directory.directory import RunDirectory
 
 RECORDED_VERSIONS = ("flwr", "torch", "torchvision", "timm")
 
