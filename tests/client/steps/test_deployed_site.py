@@ -74,7 +74,7 @@ def test_it_reads_its_own_images_under_the_registry_of_classes(alpha: Path) -> N
 
 
 @pytest.mark.parametrize("root", ["trap", "trap/manifest.csv", "/nonexistent", "", "../trap", None])
-@pytest.mark.parametrize("dataset", ["manifest", "image_folder", "digits", "no-such-data"])
+@pytest.mark.parametrize("dataset", ["manifest", "image_folder", "digits", "path16"])
 def test_no_server_decides_what_it_reads(alpha: Path, tmp_path: Path, root: str | None, dataset: str) -> None:
     with_images(tmp_path / "trap", "beta", {"0": 9, "2": 9})
     trap = str(tmp_path / "trap" / "beta" / "images") if root and root.startswith("trap") else root
@@ -97,13 +97,16 @@ def test_it_computes_where_it_wants(alpha: Path) -> None:
 
 
 def test_a_servers_file_of_weights_is_refused_and_its_own_is_taken(alpha: Path, tmp_path: Path) -> None:
-    for weights in ("/etc/shadow", "weights.pth", "~/weights.pth", "", "imagenet/../x"):
+    for weights in ("/etc/shadow", "", "imagenet/../x"):
+        with pytest.raises(ConfigError, match="unknown weights"):
+            opened(alpha, asked(backbone__weights=weights))
+    for weights in ("/etc/shadow.pth", "weights.pth", "~/weights.pth", "imagenet/../x.safetensors"):
         with pytest.raises(ConfigError, match=r"weights from a file of the server.*as `weights` in site.yaml"):
             opened(alpha, asked(backbone__weights=weights))
     for weights in ("random", "imagenet"):
         assert opened(alpha, asked(backbone__weights=weights)).experiment.config.backbone.weights == weights
     own = make_hospital(tmp_path / "own", "alpha", alpha.parent / "images", weights="backbone.pth")
-    for weights in ("/etc/shadow", "random"):
+    for weights in ("/etc/shadow.pth", "random"):
         site = opened(own, asked(backbone__weights=weights))
         assert site.experiment.config.backbone.weights == str(tmp_path / "own" / "backbone.pth")
 
