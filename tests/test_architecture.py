@@ -182,11 +182,15 @@ def _asks(node: ast.Compare | ast.Match) -> bool:
     ("module", "unneeded"),
     [
         ("dynammo_core.plan", ("torch",)),
+        ("dynammo_core.configuration.config", ("torch",)),
+        ("client.consent.settings", ("torch", "flwr")),
+        ("client.consent.policy", ("torch", "flwr")),
+        ("server.consortium.settings", ("torch", "flwr")),
         ("dynammo_core.models.names", ("torch",)),
         ("dynammo_core.wire.protocol", ("dynammo_core.models.", "dynammo_core.methods", "torchvision", "timm")),
     ],
 )
-def test_a_plan_and_a_message_are_read_without_networks(module: str, unneeded: tuple[str, ...]) -> None:
+def test_settings_a_plan_and_a_message_are_read_without_networks(module: str, unneeded: tuple[str, ...]) -> None:
     program = f"import sys, {module}; print(*sys.modules, sep='\\n')"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     names = set(loaded.stdout.split()) - {"dynammo_core.models.names"}

@@ -6,16 +6,18 @@ import math
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from dynammo_core.configuration.config import Config
 from dynammo_core.configuration.settings import Section
-from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action
 from dynammo_core.support.errors import PolicyError, nearest_match
 from dynammo_core.support.yaml_files import read_yaml, validate
+
+if TYPE_CHECKING:
+    from dynammo_core.experiment import Experiment
 
 WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
@@ -149,6 +151,8 @@ def _violations(policy: Policy, config: Config[Any]) -> Iterator[str]:
     if config.data.classes is None:
         yield "it names no classes, as every experiment among hospitals does"
         return
+    from dynammo_core.experiment import Experiment  # PyTorch, which reading a policy does not need
+
     experiment = Experiment(config)
     if policy.methods is not None and (name := config.method.name) not in policy.methods:
         yield f"the method {name} is not among those allowed{nearest_match(name, policy.methods)}"
