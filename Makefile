@@ -61,12 +61,11 @@ bench: install ## Speed, as ratios within one run: answers, training, memory, by
 	@'$(BIN)/dynammo-sim' bench growth --out '$(ROOT)/runs/growth'
 
 soak: install ## Every moment of a stop, faults in a deployment, lying sites, 1,000 sites, the tutorials: over an hour
-	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -n auto -m soak
+	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -n auto --dist loadscope -m soak
 	@'$(BIN)/dynammo-sim' faults '$(ROOT)/configs/deployed_digits.yaml' --set federation.attempts=2 --set tasks.sizes='[2, 2]'
 	@'$(BIN)/dynammo-sim' robustness '$(ROOT)/configs/digits.yaml' --runs '$(ROOT)/runs/robustness'
 	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 100 --engine flower $(MANY_SITES)
 	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 1000 --engine local $(MANY_SITES)
-	@cd '$(ROOT)' && DYNAMMO_TUTORIALS=1 '$(BIN)/python' -m pytest tests/end_to_end/test_tutorials.py
 
 # A file's tests stay in one process, which makes what they share once. The longest files come in the middle.
 test: install ## Run all tests, some minutes on two cores

@@ -14,14 +14,25 @@ from dynammo_core.support.registry import installed_entry_points
 METHOD = """
 from pydantic import Field
 
-from dynammo_core.methods.replay import Replay
+from dynammo_core.methods.base import Method
+from dynammo_core.methods.heads import SingleHeadSettings, grow_classifier, train
+from dynammo_core.methods.rehearsal import new_and_exemplars
+from dynammo_core.plan import Remember
 
 
-class HalfReplay(Replay):
-    class Params(Replay.Params):
-        share: float = Field(default=0.5, gt=0, le=1)
+class HalfReplaySettings(SingleHeadSettings):
+    share: float = Field(default=0.5, gt=0, le=1)
 
+
+class HalfReplay(Method[HalfReplaySettings]):
     name = "half_replay"
+    paper_url = "https://arxiv.org/abs/1902.10486"
+
+    def grow(self, model, task):
+        grow_classifier(model, self.stream, task)
+
+    def stages(self, task):
+        return train(self.params, new_and_exemplars), Remember(down=self.deployed)
 """
 MERGE = """
 def newest_half(given):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from hospitals import deployed, make_hospital, with_images
+from small_runs import small_config
 from typer.testing import CliRunner
 
 from client.commands.memory import memory
@@ -38,8 +39,9 @@ from dynammo_core.wire.tensor_store import FILE
 from server.report.markdown import markdown
 from server.run_directory.directory import RunDirectory
 from server.run_directory.run_files import RunFiles
+from simulations.comparisons.compare import Cell
 from simulations.comparisons.table import _write
-from simulations.measurements.heterogeneity import write_rows
+from simulations.measurements.figures import write_rows
 
 NAMES_OF_A_SITE = (LEDGER_FILE, "runs", "features", "tested", "privacy.json", MEMORY_FILE, "withdrawn.jsonl.x", "a..b")
 TODAY = date(2026, 3, 2)
@@ -237,11 +239,11 @@ def test_the_tables_of_runs_and_comparisons_hold_no_formula(tmp_path: Path, name
     assert run.confusions[0]["true"] == name
     assert run.confusion is not None and run.confusion[0, 0, 0, 1] == 3  # our own reader still finds the class
     _write(tmp_path / "confusion.csv", [row])
-    write_rows([{"row": name, "value": -0.5}], tmp_path, {})
-    for file in ("confusion_matrix.csv", "confusion.csv", "heterogeneity.csv"):
+    write_rows("figures", [{"row": name, "value": -0.5}], [Cell("", "ours", 1, small_config())], tmp_path, {})
+    for file in ("confusion_matrix.csv", "confusion.csv", "figures.csv"):
         assert name not in cells(tmp_path / file)
         assert as_cell(name) in cells(tmp_path / file)
-    assert "-0.5" in cells(tmp_path / "heterogeneity.csv")
+    assert "-0.5" in cells(tmp_path / "figures.csv")
 
 
 @pytest.mark.parametrize("name", FORMULAS)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.nn import functional as F
 
 from dynammo_core.configuration.settings import DataSettings
@@ -43,8 +44,8 @@ class OneByOne:
 
 
 def test_an_unknown_data_set_is_answered_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"unknown data set 'digit'.*did you mean 'digits'.*fashion_mnist"):
-        open_dataset(DataSettings(dataset="digit"), 1)
+    with pytest.raises(ValidationError, match=r"unknown data set 'digit'.*did you mean 'digits'.*fashion_mnist"):
+        DataSettings(dataset="digit")
 
 
 def test_fixed_classes_cannot_be_configured() -> None:

@@ -12,16 +12,12 @@ import pytest
 from pages import ROOT, blocks
 
 TUTORIALS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/tutorials/*.md"))
-DEPLOYED = {"docs/tutorials/operator.md", "docs/tutorials/site-engineer.md"}
-"""Those that start a SuperLink and sites: they take minutes, and one at a time, since both listen on port 9092."""
-STRICT = "set -euo pipefail; trap 'kill $(jobs -p) 2> /dev/null; wait' EXIT\n"
+STRICT = "set -euo pipefail; trap 'kill $(jobs -p) 2> /dev/null || true; wait' EXIT\n"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("page", TUTORIALS)
 def test_a_tutorial_works_to_the_letter(page: str, tmp_path: Path) -> None:
-    if page in DEPLOYED and not os.environ.get("DYNAMMO_TUTORIALS"):
-        pytest.skip("it takes minutes: set DYNAMMO_TUTORIALS=1, as `make soak` does")
     install, *steps = blocks(page, "sh")
     assert install.splitlines()[:2] == ["make install", 'export PATH="$PWD/.venv/bin:$PATH"']
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

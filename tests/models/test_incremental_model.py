@@ -16,12 +16,10 @@ from dynammo_core.models.incremental_model import (
     POOLS,
     AdaptedBackbone,
     IncrementalModel,
-    Level,
     MultiScaleBackbone,
     ParallelBackbones,
-    matching,
-    travelling_names,
 )
+from dynammo_core.models.names import Level, matching, travelling_names
 from dynammo_core.support.seeding import seeded_initialisation
 
 LEVELS: tuple[Level, ...] = ("images", "prefix", "features")

@@ -83,10 +83,13 @@ def test_all_of_them_start_the_site_as_the_command_line_takes_it() -> None:
 def test_the_container_runs_as_nobody_special_and_holds_what_it_needs() -> None:
     dockerfile = (UNITS / "Dockerfile").read_text()
     assert re.findall(r"^FROM (.*)$", dockerfile, re.MULTILINE) == ["${BASE}"]
+    locks = re.findall(r"LOCK=([\w.-]+)", dockerfile)
+    assert locks == ["requirements-privacy.txt", "requirements.txt"]
     assert re.findall(r"^USER (.*)$", dockerfile, re.MULTILINE) == ["dynammo"]
     for line in re.findall(r"^COPY (.*)$", dockerfile, re.MULTILINE):
         for name in line.split()[:-1]:
-            assert (ROOT / name).exists()
+            for lock in locks if "${LOCK}" in name else [""]:
+                assert (ROOT / name.replace("${LOCK}", lock)).is_file() or (ROOT / name).is_dir()
     packages = re.search(r"^packages = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert packages is not None
     for name in yaml.safe_load(packages[1]):
