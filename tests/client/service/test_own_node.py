@@ -26,7 +26,7 @@ from client.service.own_node import start_processes
 port, secret = int(sys.argv[1]), sys.argv[2].encode()
 app = create_app(NodeStateFactory(objectstore_factory=ObjectStoreFactory()), b"the secret")
 server = uvicorn.Server(uvicorn.Config(app, port=port, access_log=False))
-threading.Thread(target=server.run.run, daemon=True).start()
+threading.Thread(target=server.run, daemon=True).start()
 while not server.started:
     time.sleep(0.1)
 threading.Thread(target=start_processes, args=(f"127.0.0.1:{port}", secret), daemon=True).start()

@@ -123,7 +123,7 @@ def test_a_step_in_progress_does_not_outlive_a_start_that_is_killed(superlink: S
 def answering(state: Path) -> list[Path]:
     """Folders in /proc of the processes of a site that answer a message."""
     found = [Path("/proc", str(pid)) for pid in processes_of(state)]
-    return [place for place in found if b"\0client.own_app\0" in (place / "cmdline").read_bytes()]
+    return [place for place in found if b"\0client.service.own_app\0" in (place / "cmdline").read_bytes()]
 
 
 def test_once_ends_with_the_reason(superlink: SuperLink, tmp_path: Path) -> None:

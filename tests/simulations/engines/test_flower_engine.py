@@ -154,7 +154,8 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.setenv("FLWR_HOME", str(other))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # what is compared are folders before and after
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # folders are compared before and after
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     return other
