@@ -123,7 +123,7 @@ class BackboneSpec:
         return Backbone(prefix, stages, self.channels, self.feature_dim)
 
     def _steps(self, network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-        """Yield the modules of the forward pass up to the features; a module that a cut goes through, child by child."""
+        """Yield the modules of the forward pass up to the features; those that a cut goes through, child by child."""
         opened = {point.split(".")[0] for point in self.insertion_points if "." in point}
         for name, child in network.named_children():
             if name in opened:
