@@ -26,7 +26,7 @@ class Noise(Protocol):
         ...
 
     def generator(self) -> torch.Generator:
-        """Return a generator for what is random but is no noise, such as augmentation."""
+        """Return a generator for randomness other than noise, such as augmentation."""
         ...
 
 

@@ -1,6 +1,6 @@
 """CSV that people open in spreadsheets, where a cell that begins with `=`, `+`, `-` or `@` is a formula and may act.
 
-Names come from others: of classes, files and records. So an apostrophe goes before each text that a spreadsheet could
+Others choose the names of classes, files and records. So an apostrophe goes before each text that a spreadsheet could
 take for a formula (https://owasp.org/www-community/attacks/CSV_Injection), and reading takes it away again. Numbers
 stay as they are.
 """

@@ -66,7 +66,7 @@ class RunError(DynammoError):
     code = 107
 
 
-class NotApproved(DynammoError):  # noqa: N818  # the operator reads this name, and it is no defect
+class NotApproved(DynammoError):  # noqa: N818  # the operator reads this name, and it is not a defect
     """An experiment, or a version of the code, that no person at the site has approved; or one that was revoked."""
 
     code = 108

@@ -51,7 +51,7 @@ class Int8(Codec):
 class Int8Both(Int8):
     """Like `Int8`, and int8 to the sites too: kernels and matrices themselves, since a difference needs a reference.
 
-    What arrives is written as the same bytes again: of a float32 x, 127 (x / 127) / 127 is x / 127 to the last bit.
+    What arrives is written as the same bytes again: for a float32 x, 127 (x / 127) / 127 is x / 127 to the last bit.
     """
 
     @property
