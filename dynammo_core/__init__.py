@@ -1,4 +1,4 @@
-"""Class-incremental learning with merged adapters: the method, in PyTorch, without a word of Flower.
+"""Class-incremental learning with merged adapters: the method, in PyTorch, independent of Flower.
 
 The names below are the public interface for programs. Each is imported when it is first used, so that
 `import dynammo_core` costs no PyTorch. An experiment is run by `simulations.run`.

@@ -1,4 +1,4 @@
-"""The only place where a configuration becomes objects: data, tasks, sites, network and method."""
+"""The only place that turns a configuration into objects: data, tasks, sites, network and method."""
 
 from __future__ import annotations
 
@@ -44,33 +44,33 @@ class Experiment:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """All images, by index; among named sites those of this site."""
+        """Return all images, by index; if sites are named, those of this site."""
         opened = open_own if self.config.federation.site_names else open_dataset
         return opened(self.config.data, self.config.seed)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """The registry of classes: the configuration's, else the data set's own."""
+        """Return the registry of classes: the configuration's, else the data set's own."""
         return self.config.data.classes or self.dataset.class_names
 
     @property
     def classes(self) -> int:
-        """Number C of classes."""
+        """Return the number C of classes."""
         return len(self.class_names)
 
     @cached_property
     def stream(self) -> TaskStream:
-        """Which classes arrive in which task."""
+        """Return the stream of tasks: which classes arrive with which task."""
         return build_task_stream(self.config.tasks, self.classes, self.config.seed)
 
     @cached_property
     def partition(self) -> SitePartition:
-        """Which images each simulated site holds."""
+        """Return which images each simulated site holds."""
         return partition_sites(self.dataset, self.config.federation, self.config.seed)
 
     @cached_property
     def arrivals(self) -> Arrivals:
-        """With which task each class reaches each site; where sites have names, classes come when they come."""
+        """Return with which task each class reaches each site; delays are simulated only if sites have no names."""
         config = self.config
         if config.federation.site_names:
             return Arrivals(self.stream, MappingProxyType({}))
@@ -78,22 +78,22 @@ class Experiment:
 
     @cached_property
     def method(self) -> Method[Any]:
-        """The continual-learning method."""
+        """Return the continual-learning method."""
         return METHODS[self.config.method.name](self.config.method, self.stream, self.config.privacy)
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
-        """Every step of the run."""
+        """Return every step of the run."""
         return plan_steps(self.method, len(self.stream))
 
     @property
     def protects_images(self) -> bool:
-        """Whether each training image is protected by noise at its site."""
+        """Tell whether each training image is protected by noise at its site."""
         return bool(self.config.privacy.mechanism == "example")
 
     @cached_property
     def noise_multiplier(self) -> float:
-        """Of the run's private mechanisms: as configured, or the least that keeps the run within its budget.
+        """Return the run's noise multiplier: as configured, or the least that keeps the run within its budget.
 
         Raises:
             ConfigError: no noise is enough for the budget.
@@ -101,17 +101,17 @@ class Experiment:
         return noise_of_run(self.method, self.steps)
 
     def most_samples(self, site: int, action: Action) -> int:
-        """How many samples an answer of a site can speak for, as `limits.most_images` has it."""
+        """Return how many samples a site's answer can speak for, according to `limits.most_images`."""
         images = self.config.limits.images(self.config.federation.site_label(site))
         return most_samples(images, action, self.config, self.classes)
 
     @property
     def keeps_plain_sums(self) -> bool:
-        """Whether the server sees the sums of each site as they are."""
+        """Tell whether the server sees the sums of each site as they are."""
         return self.config.privacy.mechanism == "none" and not self.config.federation.secure_aggregation
 
     def step(self, index: int, correction: int = 0) -> Step:
-        """A step of the plan; or, beside the plan, a correction of the sums as they stand after that step.
+        """Return a step of the plan or, if `correction` is not 0, a correction of the sums as they are after that step.
 
         Raises:
             ProtocolError: the plan has no such step.
@@ -140,7 +140,7 @@ class Experiment:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the arithmetic happens.
+        """Return the device that computes.
 
         Raises:
             ConfigError: the device asked for is not on this machine.
@@ -156,21 +156,21 @@ class Experiment:
 
     @cached_property
     def backbone_fingerprint(self) -> str:
-        """Of the pretrained weights, so that what they made of images is not taken for what others make."""
+        """Return a hash of the pretrained weights, so that cached features of other weights are not used."""
         return fingerprint(self._backbone.state_dict())
 
     @cached_property
     def feature_cache(self) -> FeatureCache:
-        """What frozen parts of the network made of images in this process."""
+        """Return the cache of what frozen parts of the network made of images in this process."""
         return FeatureCache(self.config.compute.feature_megabytes * 10**6)
 
     def new_model(self) -> IncrementalModel:
-        """The network before the first task. A frozen backbone is shared by all models of this experiment."""
+        """Build the network before the first task; all models of this experiment share a frozen backbone."""
         shared = self.method.freezes_backbone
         return IncrementalModel(self._backbone if shared else copy.deepcopy(self._backbone))
 
     def build_model(self, task: int) -> IncrementalModel:
-        """A network with the structure of `task`; all that changes in a run has yet to be loaded into it."""
+        """Build a network with the structure of `task`, into which all that changes in a run has yet to be loaded."""
         model = self.new_model()
         with seeded_initialisation(self.config.seed, "structure"):
             for earlier in range(task + 1):
@@ -188,7 +188,7 @@ class Experiment:
         """Build every part once, so that what cannot work is refused before the first step.
 
         Raises:
-            DynammoError: of the part that cannot be built.
+            DynammoError: a part cannot be built.
         """
         if self.config.federation.site_names is None:
             self._check_data()
@@ -205,7 +205,7 @@ class Experiment:
         self._try_image(self.build_model(0).eval())
 
     def _check_data(self) -> None:
-        """What a simulation can know before it starts, and a server without images cannot."""
+        """Check what a simulation can know before it starts, and a server without images cannot."""
         labels = self.dataset.train.labels
         for task in range(len(self.stream)):
             names = [self.class_names[label] for label in self.stream.classes(task)]
@@ -229,19 +229,19 @@ class Experiment:
 
 @lru_cache(maxsize=4)
 def experiment_from_json(text: str) -> Experiment:
-    """The experiment of a canonical JSON configuration; a process that sees it again gets the same object.
+    """Return the experiment of a canonical JSON configuration, the same object for the same text in a process.
 
     Raises:
-        ProtocolError: the text is no JSON; ConfigError: it is no configuration.
+        ProtocolError: the text is not JSON; ConfigError: it is not a configuration.
     """
     return Experiment(config_from_json(text))
 
 
 def config_from_json(text: str) -> Config[Any]:
-    """The configuration that a server sends as JSON.
+    """Validate the configuration that a server sends as JSON.
 
     Raises:
-        ProtocolError: the text is no JSON; ConfigError: it is no configuration.
+        ProtocolError: the text is not JSON; ConfigError: it is not a configuration.
     """
     try:
         plain = json.loads(text)

@@ -1,4 +1,4 @@
-"""The only SGD loop."""
+"""The only training loop by gradient descent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dynammo_core.configuration.settings import Optimisation
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
-"""The batches of one local epoch, by the number of the epoch: shuffled, augmented and on the device."""
+"""Returns the batches of one local epoch, given its number: shuffled, augmented and on the device."""
 
 
 def train_only(model: nn.Module, names: set[str]) -> list[nn.Parameter]:
@@ -30,7 +30,7 @@ def train_only(model: nn.Module, names: set[str]) -> list[nn.Parameter]:
 
 
 def learning_rate(settings: Optimisation, epoch: int) -> float:
-    """The rate in an epoch, counted over all rounds of the stage: constant, divided by 10 at milestones, or cosine."""
+    """Return the rate in an epoch, counted over all rounds: constant, divided by 10 at milestones, or cosine."""
     if settings.schedule == "step":
         return float(settings.learning_rate * 0.1 ** sum(epoch >= milestone for milestone in settings.milestones))
     if settings.schedule == "cosine":
@@ -50,15 +50,15 @@ def fit(
     """Minimise `loss(inputs, labels)` over `parameters` for the epochs of one round.
 
     Args:
-        parameters: that may change.
-        loss: of a batch; a mean over its samples.
-        batches: of each epoch.
-        settings: how to descend.
-        round_: of the stage, for the schedule.
-        gradients: sets the parameters' gradients from a batch, in the place of a backward pass; the batch may be empty.
+        parameters: the parameters that may change.
+        loss: loss of a batch; a mean over its samples.
+        batches: returns the batches of an epoch.
+        settings: optimiser, epochs and schedule.
+        round_: round of the stage, for the schedule.
+        gradients: sets the parameters' gradients from a batch, in place of a backward pass; the batch may be empty.
 
     Returns:
-        The mean loss of a sample in the last epoch; nan where `gradients` are given, which tell no loss.
+        The mean loss per sample in the last epoch; nan if `gradients` is given, which returns no loss.
     """
     optimizer = _optimizer(parameters, settings)
     mean_loss = math.nan
@@ -82,7 +82,7 @@ def fit(
 
 
 def shuffled(count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """Indices of each batch of an epoch; a last batch of one sample joins the one before, for batch norm's sake."""
+    """Draw the indices of an epoch's batches; a last batch of one sample joins the one before, for batch norm."""
     batches = list(torch.split(torch.randperm(count, generator=generator), batch_size))
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]

@@ -1,4 +1,4 @@
-"""How the sites' updates become one model: the table of aggregators."""
+"""Aggregators, which merge the sites' updates into one model, and the table of them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ AGGREGATORS: Registry[MakeAggregator] = Registry(
     },
     accepted="a function from the number of sites that may lie, and whether to mix, to an Aggregator",
 )
-"""By name: from the number of sites that may lie, and whether updates are mixed with the nearest ones, to what merges
-all sites' updates."""
+"""Aggregators by name: functions from the number of sites that may lie, and whether updates are mixed with the nearest
+ones, to what merges all sites' updates."""
 register_aggregator = AGGREGATORS.decorator

@@ -11,18 +11,18 @@ MEAN, VARIANCE = ".running_mean", ".running_var"
 
 
 def is_batch_norm_statistic(name: str) -> bool:
-    """Whether a tensor of that name is a running mean or variance."""
+    """Tell whether a tensor of that name is a running mean or variance."""
     return name.endswith((MEAN, VARIANCE))
 
 
 def pool_batch_norm(updates: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
-    """Mean and variance of the mixture, weighted: E[mean_k], and E[var_k + (mean_k - mean)^2].
+    """Compute the weighted mean and variance of the mixture: E[mean_k], and E[var_k + (mean_k - mean)^2].
 
     The latter is E[var_k + mean_k^2] - mean^2, without the cancellation.
 
     Args:
         updates: tensors by name; only pairs of `.running_mean` and `.running_var` are read.
-        weights: one non-negative weight an update; the sum is positive.
+        weights: one non-negative weight per update; the sum is positive.
 
     Returns:
         The pooled statistics alone, by name, in their own dtype.

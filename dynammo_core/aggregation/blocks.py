@@ -1,4 +1,4 @@
-"""The skeleton of the robust aggregators: what is judged together is a block, and one rule merges every block."""
+"""The skeleton of the robust aggregators: numbers judged together form a block, and one rule merges every block."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from dynammo_core.support.errors import ConfigError
 Aggregator = Callable[
     [Sequence[Update], Mapping[str, tuple[int, ...]], Mapping[str, Tensor], Collection[str]], dict[str, Tensor]
 ]
-"""From updates, sorted by site, the class of each head row, the server's own tensors and the names of those that are
-summed, to one set of tensors: the arguments of `class_aware_mean`."""
+"""Merges updates, sorted by site, into one set of tensors; it also takes the class of each head row, the server's own
+tensors and the names of those that are summed: the arguments of `class_aware_mean`."""
 
 Rule = Callable[[Tensor, Tensor, int], Tensor]
 """Merges a block: updates, received minus the server's own, of the K sites that may speak about it, Tensor[K, P], their
@@ -33,8 +33,8 @@ class BlockAggregator:
     """Merges tensors block by block.
 
     The blocks: each row of each head, judged among the sites that hold its class (a row that nobody holds stays as it
-    is); the means of all batch-norm layers, and after them the variances; everything else. Units differ between them,
-    so no distance mixes them. Takes memory for a few times K P float64 numbers.
+    is); the means of all batch-norm layers, and after them the variances; everything else. Units differ between
+    blocks, so no distance mixes them. Takes memory for a few times K P float64 numbers.
 
     Attributes:
         rule: merges one block.
@@ -53,10 +53,10 @@ class BlockAggregator:
         current: Mapping[str, Tensor],
         summed: Collection[str] = (),
     ) -> dict[str, Tensor]:
-        """One set of tensors from all sites' updates.
+        """Merge all sites' updates into one set of tensors.
 
         Raises:
-            ConfigError: one of them is summed.
+            ConfigError: one of the tensors is summed.
         """
         names = list(updates[0].weights)
         _refuse_sums(names, summed)
@@ -89,8 +89,7 @@ class BlockAggregator:
     ) -> None:
         """Merge means, then variances about the merged mean, var_k + (mean_k - mean)^2, as `pool_batch_norm` does.
 
-        A rule that picks, averages or shortens makes no negative variance of them; a site's own negative one counts
-        as 0.
+        A rule that picks, averages or shortens never makes a variance negative; a site's own negative one counts as 0.
         """
         mean_block: Block = {name: ... for name in names if name.endswith(MEAN)}
         variance_block: Block = {name.removesuffix(MEAN) + VARIANCE: ... for name in mean_block}
@@ -107,7 +106,7 @@ class BlockAggregator:
 def _row_blocks(
     names: Sequence[str], rows: Mapping[str, tuple[int, ...]], updates: Sequence[Update]
 ) -> list[tuple[Block, list[int]]]:
-    """All rows of one class in one head, weights and biases together, and each site's samples of that class."""
+    """Return a block per head and class, its rows of weights and biases, and each site's samples of that class."""
     blocks: dict[tuple[str, int], dict[str, list[int] | EllipsisType]] = {}
     samples: dict[tuple[str, int], list[int]] = {}
     for name in names:
@@ -121,7 +120,7 @@ def _row_blocks(
 
 
 def _flat(tensors: Mapping[str, Tensor], block: Block) -> Tensor:
-    """A block's numbers in a row, Tensor[P]."""
+    """Return a block's numbers as a vector, Tensor[P]."""
     return torch.cat([tensors[name][part].double().flatten() for name, part in block.items()])
 
 

@@ -20,7 +20,7 @@ class Update:
     Attributes:
         weights: tensors by name.
         class_counts: [C] samples of each class that the site trained on, as it says.
-        kept: what counts of its samples in a mean, of each class the same part; 1: all of them.
+        kept: share of its samples that counts in a mean, the same for each class; 1 for all.
     """
 
     weights: Mapping[str, Tensor]
@@ -29,17 +29,17 @@ class Update:
 
     @property
     def samples(self) -> int:
-        """All samples the site trained on."""
+        """Return the number of samples that the site trained on."""
         return sum(self.class_counts)
 
     @property
     def counted(self) -> list[int]:
-        """[C] samples of each class that count in a mean, to the nearest whole one."""
+        """Return the samples of each class that count in a mean, [C], rounded to whole ones."""
         return [round(self.kept * count) for count in self.class_counts]
 
 
 def row_weights(rows: Sequence[int], class_counts: Sequence[int]) -> list[int]:
-    """How much a site may say about each row of a head: its samples of that row's class.
+    """Return a site's weight for each row of a head: its number of samples of that row's class.
 
     The row `OTHERS` counts the samples of all classes that the head does not name.
     """
@@ -49,7 +49,7 @@ def row_weights(rows: Sequence[int], class_counts: Sequence[int]) -> list[int]:
 
 
 def held_to_share(updates: Sequence[Update], largest: float) -> list[Update]:
-    """The updates, of which none weighs more in a mean than a share of all, whatever it claims."""
+    """Limit the updates so that none weighs more in a mean than the share `largest` of all, whatever it claims."""
     kept = shares_kept(torch.tensor([update.samples for update in updates], dtype=torch.float64), largest).tolist()
     return [replace(update, kept=part) for update, part in zip(updates, kept, strict=True)]
 
@@ -60,12 +60,12 @@ def class_aware_mean(
     current: Mapping[str, Tensor],
     summed: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """One set of tensors from all sites' updates, in float64, independent of the order in which sites answered.
+    """Average all sites' updates into one set of tensors, in float64, whatever the order in which sites answered.
 
     Args:
         updates: at least one, sorted by site, each with at least one sample and the same names.
         rows: class of each row, for the tensors that belong to heads.
-        current: the server's own tensors: a row of which no site holds a sample stays as it is.
+        current: the server's own tensors: a row whose class no site holds a sample of stays as it is.
         summed: names of statistics, such as Gram matrices, that are added up and not averaged.
     """
     first = updates[0].weights
@@ -88,7 +88,7 @@ def class_aware_mean(
 
 
 def _row_mean(stacked: Tensor, weights: Tensor, current: Tensor) -> Tensor:
-    """Weighted mean over sites of each row; `stacked` is [K, R, ...], `weights` [K, R], `current` [R, ...]."""
+    """Compute each row's weighted mean over sites: `stacked` is [K, R, ...], `weights` [K, R], `current` [R, ...]."""
     totals = weights.sum(dim=0)
     shares = weights / totals.where(totals > 0, 1.0)
     mean = torch.einsum("kr,kr...->r...", shares, stacked)

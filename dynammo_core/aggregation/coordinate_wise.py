@@ -1,4 +1,4 @@
-"""Each number by itself: the median and the trimmed mean of what sites say (Yin et al. 2018, arXiv 1803.01498).
+"""Rules on each number by itself: the median and the trimmed mean over sites (Yin et al. 2018, arXiv 1803.01498).
 
 Deviation from the paper, where all sites have equally many samples: sites have voices of different weight.
 """
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def median(updates: Tensor, weights: Tensor, liars: int) -> Tensor:
-    """The weighted median over sites of each number (definition 1): half of the voices say less, half say more.
+    """Return each number's weighted median over sites (definition 1): half of the voices say less, half say more.
 
-    Where a value divides the voices into exact halves, the mean of the middle two. No number leaves the range of what
-    honest sites sent while theirs are more than half of the voices.
+    If a value divides the voices into exact halves, it is the mean of the middle two. No number leaves the range of
+    what honest sites sent while they have more than half of the voices.
     """
     ordered, heard = _ordered(updates, weights)
     half, rounding = heard[-1] / 2, 1e-9 * heard[-1]
@@ -23,10 +23,10 @@ def median(updates: Tensor, weights: Tensor, liars: int) -> Tensor:
 
 
 def trimmed_mean(updates: Tensor, weights: Tensor, liars: int) -> Tensor:
-    """The weighted mean over sites of each number, without `liars` of the loudest voices at either end (definition 2).
+    """Return each number's weighted mean over sites without `liars` of the loudest voices at each end (definition 2).
 
-    With equal voices, that leaves out the `liars` largest and smallest. Where nobody would be left, since only few
-    sites hold a class, the median.
+    With equal voices, that leaves out the `liars` largest and smallest. If nobody would be left, since only few sites
+    hold a class, it is the median.
     """
     total, trimmed = weights.sum(), liars * weights.max()
     if total <= 2 * trimmed:
@@ -38,6 +38,6 @@ def trimmed_mean(updates: Tensor, weights: Tensor, liars: int) -> Tensor:
 
 
 def _ordered(updates: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Each number's values in ascending order, and the voices up to and with each, both Tensor[K, P]."""
+    """Return each number's values in ascending order, and the voices up to and with each, both Tensor[K, P]."""
     ordered, sites = updates.sort(dim=0)
     return ordered, weights[sites].cumsum(dim=0)

@@ -1,4 +1,4 @@
-"""One YAML file, one experiment: read, overridden, validated once, frozen, and known by the hash of its content."""
+"""The configuration of an experiment: one YAML file, validated once, frozen, and identified by its content hash."""
 
 from __future__ import annotations
 
@@ -121,26 +121,26 @@ class Config(Section, Generic[M]):
         return self
 
     def canonical_json(self) -> str:
-        """The resolved configuration as JSON with sorted keys: the same content, the same text."""
+        """Return the resolved configuration as JSON with sorted keys: the same content gives the same text."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 of the canonical JSON, as 64 hexadecimal digits."""
+        """Return the SHA-256 of the canonical JSON, as 64 hexadecimal digits."""
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
 
     @property
     def run_name(self) -> str:
-        """Name of the run directory: the experiment's own, and the first eight digits of the content hash."""
+        """Return the name of the run directory: the experiment's, and the first eight digits of the content hash."""
         return f"{self.name}-{self.content_hash[:8]}"
 
     def to_yaml(self) -> str:
-        """The resolved configuration, every default filled in, in the order of its sections."""
+        """Return the resolved configuration as YAML, every default filled in, in the order of its sections."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def load_config(path: Path, overrides: Mapping[str, Scalar] | None = None) -> Config[Any]:
-    """Read an experiment's YAML.
+    """Read an experiment's YAML file and return its validated configuration.
 
     Args:
         path: the file.
@@ -148,7 +148,7 @@ def load_config(path: Path, overrides: Mapping[str, Scalar] | None = None) -> Co
             the working directory. Another `method.name` replaces the file's whole section `method`.
 
     Raises:
-        ConfigError: no such file, no YAML, or a key or value that is not accepted; it names file, key and remedy.
+        ConfigError: the file is missing or not YAML, or a key or value is not accepted; the message names the remedy.
     """
     data, tree = read_yaml(path)
     given = dict(overrides or {})
@@ -159,7 +159,7 @@ def load_config(path: Path, overrides: Mapping[str, Scalar] | None = None) -> Co
 
 
 def resolve(data: Any, source: str, overrides: Mapping[str, Scalar], tree: yaml.Node | None = None) -> Config[Any]:
-    """Validate plain data as a configuration; `source` and `tree` serve the error messages."""
+    """Validate plain data as a configuration; `source` and `tree` are for error messages."""
     if not isinstance(data, dict):
         raise ConfigError(f"{source} holds no mapping of keys to values", accepted=", ".join(Config.model_fields))
     method = data.get("method")
@@ -180,7 +180,7 @@ def leaf_keys() -> list[str]:
 
 
 def _beside(path: Path, data: Any) -> Any:
-    """Relative paths in a file mean places beside that file, wherever the run is started."""
+    """Resolve relative paths in a file's data against the file's folder, wherever the run is started."""
     for section, key in PATH_KEYS:
         values = data.get(section) if isinstance(data, dict) else None
         if isinstance(values, dict) and isinstance(values.get(key), str):
@@ -189,12 +189,12 @@ def _beside(path: Path, data: Any) -> Any:
 
 
 def _place(value: str, folder: Path) -> str:
-    """`value` as an absolute path, unless it names weights or a home folder."""
+    """Return `value` as an absolute path, unless it names weights or a home folder."""
     return value if value in WEIGHTS_BY_NAME or value.startswith("~") else str(folder.absolute() / value)
 
 
 def _config_of(params: type[MethodSettings]) -> type[Config[Any]]:
-    """The configuration whose section `method` is of the type `params`."""
+    """Return the type of configuration whose section `method` has the type `params`."""
     return Config.__class_getitem__(params)  # type: ignore[return-value]
 
 

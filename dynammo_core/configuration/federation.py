@@ -13,11 +13,11 @@ from dynammo_core.aggregation import AGGREGATORS
 from dynammo_core.configuration.settings import Section
 
 FINGERPRINT = r"SHA256:[A-Za-z0-9+/]{43}"
-"""A public key's SHA-256, as `ssh-keygen -l` prints it."""
+"""Pattern of a public key's SHA-256, as `ssh-keygen -l` prints it."""
 
 
 class RoundRules(Section):
-    """What a stage asks of its rounds; what is left out is as for the other stages."""
+    """A stage's own rules for its rounds; what is left out is as for the other stages."""
 
     quorum: float | None = Field(default=None, gt=0, le=1)
     deadline_seconds: float | None = Field(default=None, gt=0)
@@ -26,7 +26,7 @@ class RoundRules(Section):
 MORE_THAN_TWICE_THE_LIARS: Mapping[str, int] = MappingProxyType(
     {"median": 1, "trimmed_mean": 1, "krum": 3, "multi_krum": 3, "norm_clipping": 1}
 )
-"""Sites that an aggregator needs beyond twice those that may lie: else liars may be the majority (Yin et al., arXiv
+"""How many sites an aggregator needs beyond twice those that may lie: else liars may be the majority (Yin et al., arXiv
 1803.01498), or each other's nearest (Blanchard et al., arXiv 1703.02757)."""
 
 
@@ -91,7 +91,7 @@ class FederationSettings(Section):
     @model_validator(mode="before")
     @classmethod
     def _count_names(cls, given: Any) -> Any:
-        """Named sites need not be counted."""
+        """Fill in the number of sites if their names are given."""
         if isinstance(given, dict) and isinstance(names := given.get("site_names"), list | tuple):
             return {"sites": len(names), **given}
         return given
@@ -164,25 +164,25 @@ class FederationSettings(Section):
             raise ValueError(f"site_keys must hold a key for each of the {len(names)} site_names, none of them twice")
 
     def rules(self, stage: str) -> tuple[float, float]:
-        """Quorum and deadline in seconds of a stage."""
+        """Return a stage's quorum and its deadline in seconds."""
         own = (self.stages or {}).get(stage, RoundRules())
         return own.quorum or self.quorum, own.deadline_seconds or self.deadline_seconds
 
     @property
     def tested_apart(self) -> int:
-        """Number of sites whose tests the server can tell apart; 1 where it learns the sum alone."""
+        """Return the number of sites whose tests the server can tell apart; 1 if it learns only their sum."""
         return 1 if self.secure_aggregation else self.sites
 
     def taking_part(self, *, testing: bool) -> list[int]:
-        """The sites that a step asks: all, but for those that only evaluate unless it is a test."""
+        """Return the sites that a step asks: all, except those that only evaluate, which only a test asks."""
         names = self.site_names or ()
         idle = set() if testing else {names.index(name) for name in self.evaluate_only}
         return [site for site in range(self.sites) if site not in idle]
 
     def threshold(self, sites: int) -> int:
-        """Of so many sites that take part in a step of secure aggregation, those that must stay until its end."""
+        """Return how many of the sites in a step of secure aggregation must stay until its end."""
         return self.secure_threshold or 2 * sites // 3 + 1
 
     def site_label(self, site: int) -> str:
-        """What people call a site."""
+        """Return the name of a site for people."""
         return self.site_names[site] if self.site_names else f"site {site}"

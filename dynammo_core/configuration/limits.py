@@ -1,4 +1,4 @@
-"""What is believed of one site at most: how many images it may speak for, and how much it weighs in a mean."""
+"""Limits on what one site is believed: how many images it may speak for, and how much it weighs in a mean."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dynammo_core.configuration.settings import Section
 from dynammo_core.plan import Action
 
 MOST_IMAGES = 1_000_000
-"""More images than a site has whose number nobody has set."""
+"""Upper limit of a site's images if none is configured."""
 
 NOISE_AT_MOST = 10
-"""Deviations by which noise raises a count: more than any normal number that will ever be drawn."""
+"""Standard deviations by which noise may raise a count: more than any normal number that will ever be drawn."""
 
 
 class LimitSettings(Section):
-    """What one site may claim, and what it may weigh."""
+    """The limits on what one site may claim and how much it may weigh."""
 
     most_images: int | dict[str, int] = Field(
         default=MOST_IMAGES,
@@ -39,18 +39,18 @@ class LimitSettings(Section):
         return most
 
     def images(self, name: str) -> int:
-        """The most images of one split that a site of that name may speak for."""
+        """Return the largest number of images of one split that a site of that name may speak for."""
         return self.most_images.get(name, MOST_IMAGES) if isinstance(self.most_images, dict) else self.most_images
 
 
 def most_samples(images: int, action: Action, config: Any, classes: int) -> int:
-    """How many samples an answer can speak for, of a site with so many images of the split that the action reads.
+    """Return how many samples a site's answer can speak for, given its number of images of the split that is read.
 
-    Training sets hold exemplars beside images; and numbers of training images that are noised may say too much.
+    Training sets hold exemplars beside images; and noised numbers of training images may be too large.
 
     Args:
-        images: that the site has, or is believed to have.
-        action: that was asked for.
+        images: number of images that the site has, or is believed to have.
+        action: the action that was asked for.
         config: the experiment's configuration.
         classes: number C of classes.
     """

@@ -14,10 +14,10 @@ from dynammo_core.support.errors import unknown_name
 from dynammo_core.support.registry import UNKNOWN
 
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
-"""What a hospital may be called: it stands in file names and certificates."""
+"""Pattern of a hospital's name, which appears in file names and certificates."""
 WEIGHTS_BY_NAME = ("imagenet", "random")
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
-"""Pretrained weights that have a name, and the kinds of files that others are in."""
+"""Names of pretrained weights, and the kinds of files that other weights are in."""
 
 
 class Section(BaseModel):
@@ -153,7 +153,7 @@ class ComputeSettings(Section):
 
 
 class Optimisation(Section):
-    """How one training stage descends: rounds across sites, local epochs, optimiser and schedule."""
+    """How one training stage is optimised: rounds across sites, local epochs, optimiser and schedule."""
 
     rounds: int = Field(default=1, ge=1, description="rounds of averaging across sites")
     epochs: int = Field(default=5, ge=1, description="local epochs in each round")
@@ -178,7 +178,7 @@ class MethodSettings(Section):
     @model_validator(mode="before")
     @classmethod
     def _complete_stages(cls, given: Any) -> Any:
-        """What a stage's section leaves out is the method's own default of that stage, not the general one."""
+        """Fill in what a stage's section leaves out from the method's defaults of that stage, not the general ones."""
         defaults = {name: field.default for name, field in cls.model_fields.items()}
         if not isinstance(given, dict):
             return given

@@ -1,4 +1,4 @@
-"""When each class reaches each site: with the task that brings it into the world, or some tasks later."""
+"""When each class reaches each site: with the task that introduces it, or some tasks later."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from dynammo_core.support.seeding import derive_seed
 
 @dataclass(frozen=True)
 class Arrivals:
-    """The stream as each site meets it.
+    """The tasks with which classes reach each site.
 
     Attributes:
-        stream: the task in which each class first exists anywhere: models grow, and tests ask for it, from then on.
-        delays: tasks by which a class is late, by (site, class); those not named are on time.
+        stream: the task in which each class first exists anywhere: from then on models have it and tests ask for it.
+        delays: tasks by which a class is late, by (site, class); pairs that are not named are on time.
     """
 
     stream: TaskStream
     delays: Mapping[tuple[int, int], int]
 
     def new(self, site: int, task: int) -> tuple[int, ...]:
-        """The classes whose training images become available at a site with a task."""
+        """Return the classes whose training images become available at a site with a task."""
         return tuple(label for label in self.stream.seen(task) if self.task_of(site, label) == task)
 
     def seen(self, site: int, task: int) -> tuple[int, ...]:
-        """The classes whose training images have become available at a site with tasks 0..task."""
+        """Return the classes whose training images have become available at a site with tasks 0..task."""
         return tuple(label for label in self.stream.seen(task) if self.task_of(site, label) <= task)
 
     def task_of(self, site: int, label: int) -> int:
-        """The task with which a class reaches a site.
+        """Return the task with which a class reaches a site.
 
         Raises:
-            ConfigError: it arrives with none.
+            ConfigError: the class arrives with no task.
         """
         return self.stream.task_of(label) + self.delays.get((site, label), 0)
 
@@ -49,15 +49,15 @@ def build_arrivals(
 ) -> Arrivals:
     """Draw how late each class reaches each site that holds training images of it.
 
-    A delay is uniform in 0..`max_delay`, or in 0 to what tasks are left. One site has the class on time: the one that
-    holds a training image drawn at random, as a new disease shows where its patients are.
+    A delay is uniform in 0..`max_delay`, or in 0 to the number of tasks left. One site has the class on time: the one
+    that holds a training image drawn at random, as a new disease shows where its patients are.
 
     Args:
         stream: the tasks.
         labels: [N] classes of the training images.
         partition: the training images of each site.
         settings: whether arrival is asynchronous, and the longest delay.
-        seed: of the experiment.
+        seed: random seed of the experiment.
     """
     if settings.arrival == "synchronous":
         return Arrivals(stream, MappingProxyType({}))

@@ -1,4 +1,4 @@
-"""Downloads that end whole or not at all: into a folder of their own first, and no connection waits for ever."""
+"""Downloads that are complete or leave nothing: into a temporary folder first, with a timeout per connection."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ TIMEOUT_SECONDS = 20.0
 
 
 def download_into(root: Path, files: Mapping[str, str], fetch: Callable[[Path], object]) -> None:
-    """Put files into `root`, each of them whole; two processes that do so at a time do not disturb one another.
+    """Download files into `root`, each complete; two processes that do so at the same time do not disturb each other.
 
     Args:
-        root: the folder they belong to; it is made.
+        root: the folder they belong to; created if missing.
         files: the path of each file under `root`, and its path where `fetch` leaves it.
         fetch: downloads into the folder that it is given.
 
     Raises:
-        OSError: a file cannot be fetched or written; and what else `fetch` raises.
+        OSError: a file cannot be fetched or written; `fetch` may raise other errors.
     """
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary, _socket_timeout(TIMEOUT_SECONDS):
@@ -35,7 +35,7 @@ def download_into(root: Path, files: Mapping[str, str], fetch: Callable[[Path], 
 
 @contextmanager
 def _socket_timeout(seconds: float) -> Iterator[None]:
-    """torchvision passes no timeout: behind a firewall that drops packets the download would hang for minutes."""
+    """Limit how long sockets wait: torchvision sets no timeout, and behind some firewalls would hang for minutes."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -1,4 +1,4 @@
-"""What a frozen part of the network makes of images, kept in memory: it is the same in every round and epoch."""
+"""A cache in memory of what a frozen part of the network makes of images, the same in every round and epoch."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 class FeatureCache:
-    """The tensors used last, up to a budget of bytes."""
+    """Keeps the tensors used last, up to a budget of bytes."""
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
         self._held: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def get(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """The tensor of `key`, computed when it is not held; not to be changed by those who get it."""
+        """Return the tensor of `key`, computed if it is not held; the caller must not modify it."""
         if key in self._held:
             self._held.move_to_end(key)
             return self._held[key]
@@ -29,7 +29,7 @@ class FeatureCache:
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """A hash of the names and the bits of all tensors: other weights, other features."""
+    """Return a hash of the names and the bits of all tensors: other weights make other features."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode() + b"\0")

@@ -1,4 +1,4 @@
-"""Where a data set's files lie on this machine."""
+"""The folders of data sets on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ARCHIVES = (".zip", ".gz", ".tgz", ".tar")
 
 
 def data_root(settings: DataSettings) -> Path:
-    """`data.root`, else the data set's own folder in $DYNAMMO_DATA, else in ~/.cache/dynammo; it need not exist.
+    """Return `data.root`, else the data set's folder in $DYNAMMO_DATA or in ~/.cache/dynammo; it need not exist.
 
     Raises:
         DataError: the path begins with the ~ of a user whose home is not known.
@@ -28,7 +28,7 @@ def data_root(settings: DataSettings) -> Path:
 
 
 def missing(settings: DataSettings, path: Path, what: str, layout: str) -> DataError:
-    """The error that `path` is not there: what was looked for, and how to lay it out."""
+    """Return the error that `path` does not exist: what was looked for, and how to lay it out."""
     source = f"data.root is {settings.root!r}"
     if settings.root is None:
         home = os.environ.get(DATA_VARIABLE)
@@ -44,10 +44,10 @@ def missing(settings: DataSettings, path: Path, what: str, layout: str) -> DataE
 
 
 def require_folder(settings: DataSettings, layout: str) -> Path:
-    """The data set's root, which must be a folder.
+    """Return the data set's root, which must be a folder.
 
     Raises:
-        DataError: it is none; `layout` says what should lie there.
+        DataError: it is not a folder; `layout` says what should be there.
     """
     root = data_root(settings)
     if not root.is_dir():

@@ -1,4 +1,4 @@
-"""From the section `data` of a configuration to the images a run uses, and from their indices to pixels of one size."""
+"""From the section `data` of a configuration to the images of a run, and from their indices to pixels of one size."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from dynammo_core.support.errors import ConfigError, DataError
 from dynammo_core.support.seeding import derive_seed
 
 CHUNK = 512
-"""Images read and resized at a time: bounds the memory that pictures of many megapixels take."""
+"""Images read and resized at a time, which bounds the memory that images of many megapixels take."""
 
 
 @lru_cache(maxsize=4)
 def open_dataset(settings: DataSettings, seed: int) -> Dataset:
     """Index the data set and keep the images that the settings ask for; nothing is decoded.
 
-    With `validation_per_class` so many training images of each class become the test split, and the data set's own test
-    images are not touched. Then `train_per_class` and `test_per_class` images are kept, drawn by the seed: fewer are a
-    subset of more, and a class that has fewer keeps all. The last few results stay in memory.
+    With `validation_per_class` that many training images of each class become the test split, and the data set's own
+    test images are not touched. Then `train_per_class` and `test_per_class` images are kept, drawn by the seed: fewer
+    are a subset of more, and a class that has fewer keeps all. The last few results stay in memory.
 
     Raises:
         ConfigError: `data.classes` differs from the classes of a data set whose classes are fixed.
@@ -57,9 +57,9 @@ def open_dataset(settings: DataSettings, seed: int) -> Dataset:
 
 
 def open_own(settings: DataSettings, seed: int) -> Dataset:
-    """As `open_dataset`, for a site: it may lack any class of the registry, and hold others, which are numbered last.
+    """Index a site's own data set: it may lack any class of the registry, and hold others, which are numbered last.
 
-    Without a registry its classes are those that its own labels name.
+    Without a registry its classes are those that its own labels name. All else is as in `open_dataset`.
     """
     if settings.dataset in LABELS:
         known = settings.classes or ()
@@ -71,8 +71,8 @@ def open_own(settings: DataSettings, seed: int) -> Dataset:
 def load_samples(split: Split, indices: Sequence[int] | NDArray[np.int64], image_size: int) -> Samples:
     """Decode and resize images: N samples in the order of `indices`, Tensor[N, C, S, S] uint8 with S = `image_size`.
 
-    C is 1 when all of them are grey, else 3. Resizing is bilinear, with antialiasing where the image shrinks; an image
-    that is not square is stretched to one.
+    C is 1 if all of them are grey, else 3. Resizing is bilinear, with antialiasing if the image shrinks; an image that
+    is not square is stretched to a square.
 
     Raises:
         DataError: an image cannot be read.
@@ -104,7 +104,7 @@ def _read_chunk(source: ImageSource, indices: NDArray[np.int64], size: int) -> T
 
 
 def _to_tensor(images: NDArray[np.uint8]) -> Tensor:
-    """[N, H, W] or [N, H, W, 3] -> Tensor[N, C, H, W]."""
+    """Turn [N, H, W] or [N, H, W, 3] into Tensor[N, C, H, W]."""
     tensor = torch.from_numpy(images if images.flags.writeable else images.copy())
     return tensor[:, None] if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
 
@@ -112,7 +112,7 @@ def _to_tensor(images: NDArray[np.uint8]) -> Tensor:
 def _resize(images: Tensor, size: int) -> Tensor:
     if images.shape[-2:] == (size, size):
         return images.contiguous()
-    # antialias widens the filter by the scale, and only where the image shrinks: growing images get plain bilinear
+    # antialias widens the filter by the scale, and only if the image shrinks: growing images get plain bilinear
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False).contiguous()
 
 
@@ -135,7 +135,7 @@ def _subsample(split: Split, per_class: int | None, seed: int, purpose: str) -> 
 
 
 def _drawn_per_class(labels: NDArray[np.int64], per_class: int, seed: int, purpose: str) -> NDArray[np.int64]:
-    """Indices, ascending, of `per_class` images of each class, or of all where it has fewer."""
+    """Draw the indices, ascending, of `per_class` images of each class, or of all if it has fewer."""
     drawn = []
     for label in np.unique(labels).tolist():
         members = np.flatnonzero(labels == label)

@@ -1,4 +1,4 @@
-"""From a list of labelled image files to a data set: classes checked, split made, no image in both train and test."""
+"""Data sets from lists of labelled image files: classes checked, split made, no image in both train and test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dynammo_core.support.seeding import derive_seed
 
 TEST_SHARE = 0.2
 SPLIT_SEED = 0
-"""Seed of every 80/20 split: a constant, so that all runs and all seeds of a study are tested on the same images."""
+"""Random seed of every 80/20 split: a constant, so that all runs and seeds of a study are tested on the same images."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class ImageRecord:
 
     Attributes:
         place: where it was named, for messages ("row 7 of manifest.csv"), or empty.
-        split: the part it belongs to, or none where the data do not say; all records of a data set say so or none.
-        site: the site it belongs to, or none; all records say so or none.
+        split: the part it belongs to, None if the data do not say; the same for all records of a data set.
+        site: the site it belongs to, None if the data do not say; the same for all records of a data set.
     """
 
     path: Path
@@ -39,10 +39,10 @@ class ImageRecord:
 
 
 def require_registered(label: str, class_names: Sequence[str], where: str) -> None:
-    """Refuse a label that is no class name.
+    """Refuse a label that is not a class name.
 
     Raises:
-        DataError: naming the label, `where` it stands and the registry.
+        DataError: the label is unknown; the message names it, `where` it stands and the registry.
     """
     if label not in class_names:
         raise DataError(
@@ -55,7 +55,7 @@ def require_registered(label: str, class_names: Sequence[str], where: str) -> No
 def assemble(records: Sequence[ImageRecord], class_names: tuple[str, ...], where: str, *, absent: bool) -> Dataset:
     """Make a data set of image files.
 
-    Where the records name no split, `seeded_split` makes one.
+    If the records name no split, `seeded_split` makes one.
 
     Args:
         records: the images; they keep their order within each split.
@@ -64,7 +64,7 @@ def assemble(records: Sequence[ImageRecord], class_names: tuple[str, ...], where
         absent: whether a class may lack images, for training, for testing or both: a site need not hold every class.
 
     Raises:
-        DataError: a label not in the registry, an empty class, a missing file, or an image in train and test.
+        DataError: a label is not in the registry, a class is empty, a file is missing, or an image is in both splits.
     """
     for record in records:
         require_registered(record.label, class_names, named(record.path, record.place))
@@ -90,7 +90,7 @@ def seeded_split(labels: NDArray[np.int64], keys: Sequence[str]) -> NDArray[np.b
         keys: N content keys.
 
     Returns:
-        [N], true for a test image.
+        Booleans [N], true for a test image.
     """
     _, first, group = np.unique(np.array(keys, dtype=np.str_), return_index=True, return_inverse=True)
     # numpy numbers the groups by their keys; numbering them by first appearance makes the split one of the order alone
@@ -113,7 +113,7 @@ def refuse_empty_classes(
     """Refuse a class without training or without test images, unless classes may be `absent`.
 
     Raises:
-        DataError: naming the class and its counts.
+        DataError: a class lacks images; the message names it and its counts.
     """
     train_counts = np.bincount(labels[~test], minlength=len(class_names)).tolist()
     test_counts = np.bincount(labels[test], minlength=len(class_names)).tolist()

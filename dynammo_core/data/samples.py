@@ -1,4 +1,4 @@
-"""Labelled images in memory, as a site's training, memory and evaluation see them, and where they come from."""
+"""Labelled images in memory, as a site's training, memory and evaluation use them, and the splits they come from."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ class Samples:
         return len(self.labels)
 
     def subset(self, indices: Tensor | Sequence[int]) -> Samples:
-        """The samples at `indices`, in that order."""
+        """Return the samples at `indices`, in that order."""
         index = torch.as_tensor(indices, dtype=torch.int64)
         return Samples(self.images[index], self.labels[index], tuple(self.record_ids[i] for i in index.tolist()))
 
     def of_class(self, label: int) -> Samples:
-        """The samples of one class, in their order here."""
+        """Return the samples of one class, in their order here."""
         return self.subset(torch.nonzero(self.labels == label).flatten())
 
     def class_counts(self, classes: int) -> list[int]:
-        """Number of samples of each of the first `classes` classes."""
+        """Return the number of samples of each of the first `classes` classes."""
         return torch.bincount(self.labels, minlength=classes).tolist()
 
     @staticmethod
     def concatenate(parts: Sequence[Samples]) -> Samples:
-        """All parts in a row; grey images become RGB where the others are. Empty parts are dropped."""
+        """Concatenate all parts, without empty ones; grey images become RGB if others are."""
         full = [part for part in parts if len(part)]
         if not full:
             return Samples.empty()
@@ -60,17 +60,17 @@ class Samples:
 
     @staticmethod
     def empty() -> Samples:
-        """No samples at all."""
+        """Return a set without samples."""
         return Samples(torch.empty(0, 1, 1, 1, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), ())
 
 
 class ImageSource(Protocol):
-    """Images by index, decoded when asked for."""
+    """A source of images by index, decoded when read."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """Image `index` as uint8 [H, W] (grey) or [H, W, 3] (RGB).
+        """Return image `index` as uint8 [H, W] (grey) or [H, W, 3] (RGB).
 
         Raises:
             DataError: the image cannot be read; the message names its path and row.
@@ -86,7 +86,7 @@ class Split:
         source: N images.
         labels: [N] int64, indices into the data set's `class_names`.
         record_ids: N identifiers, stable over runs.
-        sites: N names of the site each image belongs to, where the data say so.
+        sites: N names of the site each image belongs to, if the data say so.
     """
 
     source: ImageSource

@@ -1,4 +1,4 @@
-"""What another laboratory does to images: each simulated site sees all of its own through a scanner drawn by seed."""
+"""Simulated scanners: each site sees all of its images as through a scanner of its own, drawn by random seed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dynammo_core.data.samples import Samples
 from dynammo_core.support.seeding import seeded_generator
 
 Part = Callable[[Tensor, Sequence[str], float, torch.Generator], Tensor]
-"""(images [N, C, S, S] in 0..1, their N record ids, strength, the site's generator) -> images of that shape.
+"""Part of a scanner: (images [N, C, S, S] in 0..1, N record ids, strength, site's generator) -> images of that shape.
 
 A part draws the same number of values from the generator whatever the images.
 """
@@ -25,17 +25,17 @@ KNOTS = 5
 
 
 def through_scanner(samples: Samples, settings: ScannerSettings, *, seed: int, site: int) -> Samples:
-    """The samples as one site's scanner shows them: uint8 as before, each image by itself.
+    """Return the samples as one site's scanner shows them: uint8 as before, each image by itself.
 
-    What a site draws depends on the seed, the kind and the site, and the noise on an image on its record as well: so an
+    What a site draws depends on the seed, the kind and the site, and the noise on an image also on its record: so an
     image looks the same whenever it is loaded, in training and as an exemplar. A grey image stays grey, and as RGB with
     three equal channels it becomes the same.
 
     Args:
         samples: N images.
         settings: kind and strength; `same` changes nothing.
-        seed: of the experiment.
-        site: its index.
+        seed: random seed of the experiment.
+        site: index of the site.
     """
     if settings.kind == "same" or not len(samples):
         return samples
@@ -47,14 +47,14 @@ def through_scanner(samples: Samples, settings: ScannerSettings, *, seed: int, s
 
 
 def _contrast(images: Tensor, _: Sequence[str], strength: float, generator: torch.Generator) -> Tensor:
-    """Gamma within 1/4..4, contrast within 1/2..2 about the middle, brightness by up to a quarter of the range."""
+    """Vary gamma within 1/4..4, contrast within 1/2..2 about the middle, brightness by up to a quarter of the range."""
     draws: list[float] = (strength * (2 * torch.rand(3, generator=generator) - 1)).tolist()
     gamma, gain, offset = draws
     return (images ** math.pow(4, gamma) - 0.5) * math.pow(2, gain) + 0.5 + offset / 4
 
 
 def _stain(images: Tensor, _: Sequence[str], strength: float, generator: torch.Generator) -> Tensor:
-    """Colours mixed by a matrix, then all intensities mapped by a random curve, which may well invert them.
+    """Mix colours by a matrix, then map all intensities by a random curve, which may invert them.
 
     The rows of the matrix sum to 1, so what is grey stays grey.
     """
@@ -70,7 +70,7 @@ def _stain(images: Tensor, _: Sequence[str], strength: float, generator: torch.G
 
 
 def _resolution(images: Tensor, _: Sequence[str], strength: float, generator: torch.Generator) -> Tensor:
-    """Scanned at down to a quarter of the side, and scaled up again."""
+    """Scale images down, to a quarter of the side at most, and up again."""
     side = images.shape[-1]
     coarse = max(1, round(side / (1 + 3 * strength * float(torch.rand((), generator=generator)))))
     if coarse == side:
@@ -80,7 +80,7 @@ def _resolution(images: Tensor, _: Sequence[str], strength: float, generator: to
 
 
 def _noise(images: Tensor, record_ids: Sequence[str], strength: float, generator: torch.Generator) -> Tensor:
-    """Gaussian noise of up to a quarter of the range, another on each record, the same in all of its channels."""
+    """Add Gaussian noise of up to a quarter of the range, different for each record, the same in all channels."""
     deviation = strength * float(torch.rand((), generator=generator)) / 4
     base = generator.initial_seed()
     shape = (1, *images.shape[-2:])
@@ -93,4 +93,4 @@ PARTS: Mapping[str, Part] = MappingProxyType(
 )
 
 SCANNERS: Mapping[str, tuple[str, ...]] = MappingProxyType({**{name: (name,) for name in PARTS}, "mixed": tuple(PARTS)})
-"""The parts of each kind of scanner, in the order in which light meets them."""
+"""The parts of each kind of scanner, in the order in which they are applied."""

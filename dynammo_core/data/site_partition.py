@@ -1,7 +1,7 @@
-"""How a simulation spreads one data set over many sites: every image at exactly one of them.
+"""The partitioners by which a simulation spreads one data set over many sites, each image at exactly one.
 
-A table of own partitioners, because flwr-datasets' cannot do it: they know one split, so that the test images of a site
-would not follow its training images; `DirichletPartitioner` gives up after ten draws when a site stays without images
+They are our own because flwr-datasets' do not fit: those know one split, so that the test images of a site would not
+follow its training images; `DirichletPartitioner` gives up after ten draws if a site stays without images
 (100 sites, alpha 0.1, 2,000 images), `IidPartitioner` deals without shuffling; and they take five seconds to import.
 """
 
@@ -21,12 +21,12 @@ from dynammo_core.support.seeding import derive_seed
 Indices = NDArray[np.int64]
 Partitioner = Callable[[Dataset, FederationSettings, np.random.Generator], "SitePartition"]
 SiteCounts = Callable[[Indices, int, FederationSettings, np.random.Generator], NDArray[np.int64]]
-"""(labels [N], C classes, settings, generator) -> the images of each class that each site gets, [K, C]."""
+"""(labels [N], C classes, settings, generator) -> number of images of each class that each site gets, [K, C]."""
 
 
 @dataclass(frozen=True)
 class SitePartition:
-    """Ascending indices into the training and the test split, by site; each index stands at exactly one site."""
+    """Ascending indices into the training and the test split, by site; each index belongs to exactly one site."""
 
     train: tuple[Indices, ...]
     test: tuple[Indices, ...]
@@ -38,10 +38,10 @@ class SitePartition:
 def partition_sites(dataset: Dataset, settings: FederationSettings, seed: int) -> SitePartition:
     """Spread both splits over `settings.sites` sites; the same seed gives the same partition in every process.
 
-    Every site gets at least one training image (a `natural` one what the data say), perhaps none of a class or a task.
+    Every site gets at least one training image (a `natural` one what the data say), but may lack classes or tasks.
 
     Raises:
-        DataError: more sites than training images, or `natural` and the data name no sites.
+        DataError: there are more sites than training images, or `natural` and the data name no sites.
         ConfigError: `natural`, and `federation.sites` is not the number of sites that the data name.
     """
     rng = np.random.default_rng(derive_seed(seed, "partition", settings.partition))
@@ -49,7 +49,7 @@ def partition_sites(dataset: Dataset, settings: FederationSettings, seed: int) -
 
 
 def _by_class(site_counts: SiteCounts) -> Partitioner:
-    """The partitioner that deals training images by `site_counts`, and test images of a class in proportion to them."""
+    """Return a partitioner that deals training images by `site_counts`, and test images per class in proportion."""
 
     def partition(dataset: Dataset, settings: FederationSettings, rng: np.random.Generator) -> SitePartition:
         train, test = dataset.train.labels, dataset.test.labels
@@ -72,7 +72,7 @@ def _by_class(site_counts: SiteCounts) -> Partitioner:
 def _iid_counts(
     labels: Indices, classes: int, settings: FederationSettings, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """All images shuffled and dealt round: sizes differ by one at most."""
+    """Shuffle all images and deal them in turn, so that sizes differ by one at most."""
     sites = rng.permutation(len(labels)) % settings.sites
     counts = np.zeros((settings.sites, classes), dtype=np.int64)
     np.add.at(counts, (sites, labels), 1)
@@ -82,9 +82,9 @@ def _iid_counts(
 def _dirichlet_counts(
     labels: Indices, classes: int, settings: FederationSettings, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Each class is shared in proportions drawn from Dirichlet(alpha, ..., alpha) (Yurochkin et al. 2019, 1905.12022).
+    """Share each class in proportions drawn from Dirichlet(alpha, ..., alpha) (Yurochkin et al. 2019, 1905.12022).
 
-    A site that got nothing is given one image of the largest class of the site that has most images.
+    A site that got nothing is given one image of the largest class of the site that has the most images.
     """
     alphas = np.full(settings.sites, settings.alpha)
     totals = np.bincount(labels, minlength=classes).tolist()
@@ -101,9 +101,9 @@ def _dirichlet_counts(
 def _quantity_counts(
     labels: Indices, classes: int, settings: FederationSettings, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """All images shuffled, so that labels mix alike, and dealt in proportions drawn from Dirichlet(alpha, ..., alpha).
+    """Shuffle all images, so that labels mix alike, and deal them in proportions from Dirichlet(alpha, ..., alpha).
 
-    The quantity skew of Li et al. 2022 (2102.02079). A site that got nothing is given an image of the largest site.
+    This is the quantity skew of Li et al. 2022 (2102.02079). A site that got nothing is given an image of the largest.
     """
     sizes = apportion(rng.dirichlet(np.full(settings.sites, settings.alpha)), len(labels), rng)
     for site in np.flatnonzero(sizes == 0).tolist():
@@ -114,7 +114,7 @@ def _quantity_counts(
 
 
 def _natural(dataset: Dataset, settings: FederationSettings, _: np.random.Generator) -> SitePartition:
-    """The data's own sites, in the order of their names."""
+    """Return the partition by the data's own sites, in the order of their names."""
     if dataset.train.sites is None or dataset.test.sites is None:
         raise DataError(
             "federation.partition is natural, and the data do not say which site an image belongs to",
@@ -138,7 +138,7 @@ def _natural(dataset: Dataset, settings: FederationSettings, _: np.random.Genera
 def apportion(weights: NDArray[np.float64], total: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Share `total` in proportion to `weights` [K] by largest remainders: [K] counts whose sum is `total`.
 
-    Equal remainders are settled by lot: settled by number, the first sites would win in every class.
+    Equal remainders are settled by lot: if settled by number, the first sites would win in every class.
     """
     quota = weights / weights.sum() * total
     counts: NDArray[np.int64] = np.floor(quota).astype(np.int64)

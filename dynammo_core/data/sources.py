@@ -1,4 +1,4 @@
-"""Where images come from: arrays in memory, files on disk, and selections of either."""
+"""The sources of images: arrays in memory, files on disk, and selections of either."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ArraySource:
         return len(self.images)
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """Image `index`, as `ImageSource` says."""
+        """Return image `index`, as `ImageSource` declares."""
         image: NDArray[np.uint8] = self.images[index]
         return image
 
@@ -46,7 +46,7 @@ class FileSource:
         return len(self.paths)
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """Image `index`, as `ImageSource` says."""
+        """Return image `index`, as `ImageSource` declares."""
         return decode_image(self.paths[index], self.places[index])
 
 
@@ -61,12 +61,12 @@ class Selection:
         return len(self.indices)
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """Image `index`, as `ImageSource` says."""
+        """Return image `index`, as `ImageSource` declares."""
         return self.source.read(int(self.indices[index]))
 
 
 def resolve_selection(source: ImageSource, indices: NDArray[np.int64]) -> tuple[ImageSource, NDArray[np.int64]]:
-    """The source that holds the images, however often it was selected from, and their indices there."""
+    """Return the source that holds the images, beneath all selections, and their indices there."""
     while isinstance(source, Selection):
         indices = source.indices[indices]
         source = source.source
@@ -74,7 +74,7 @@ def resolve_selection(source: ImageSource, indices: NDArray[np.int64]) -> tuple[
 
 
 def select(split: Split, indices: NDArray[np.int64]) -> Split:
-    """The part of a split at `indices`, in that order; nothing is read or copied."""
+    """Return the part of a split at `indices`, in that order; nothing is read or copied."""
     source, held = resolve_selection(split.source, indices)
     chosen = indices.tolist()
     sites = split.sites
@@ -87,7 +87,7 @@ def select(split: Split, indices: NDArray[np.int64]) -> Split:
 
 
 def named(path: Path, place: str) -> str:
-    """`/data/a.png (row 7 of /data/manifest.csv)`."""
+    """Return path and place for messages: `/data/a.png (row 7 of /data/manifest.csv)`."""
     return f"{path} ({place})" if place else str(path)
 
 
@@ -97,7 +97,7 @@ def decode_image(path: Path, place: str = "") -> NDArray[np.uint8]:
     Transparency is dropped, and so are frames after the first.
 
     Raises:
-        DataError: the file is missing, not an image, truncated, or has more than 8 bits a channel.
+        DataError: the file is missing, not an image, truncated, or has more than 8 bits per channel.
     """
     try:
         with Image.open(path) as image:
@@ -106,7 +106,7 @@ def decode_image(path: Path, place: str = "") -> NDArray[np.uint8]:
                 return np.array(image.convert("L"))
             if mode in COLOUR_MODES:
                 return np.array(image.convert("RGB"))
-    # Decoders answer broken bytes with whatever they stumble over: OSError, SyntaxError, struct.error, IndexError ...
+    # Decoders raise whatever they stumble over in broken bytes: OSError, SyntaxError, struct.error, IndexError ...
     except Exception as error:
         raise DataError(
             f"the image {named(path, place)} cannot be read: {error}",
@@ -121,7 +121,7 @@ def decode_image(path: Path, place: str = "") -> NDArray[np.uint8]:
 
 
 def file_keys(paths: Sequence[Path], places: Sequence[str]) -> list[str]:
-    """A key for each file, equal where the bytes are equal; only files that share their size with another are read.
+    """Return a key for each file, equal if the bytes are equal; only files that share their size with another are read.
 
     Raises:
         DataError: a file is missing or cannot be read.
@@ -139,7 +139,7 @@ def file_keys(paths: Sequence[Path], places: Sequence[str]) -> list[str]:
 
 
 def array_keys(images: NDArray[np.uint8]) -> list[str]:
-    """A key for each image [N, ...], equal where the pixels are equal."""
+    """Return a key for each image [N, ...], equal if the pixels are equal."""
     return [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
 
 

@@ -1,4 +1,4 @@
-"""Which classes arrive in which task: the class-incremental stream."""
+"""The class-incremental stream: which classes arrive with which task."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class TaskStream:
         return len(self.tasks)
 
     def classes(self, task: int) -> tuple[int, ...]:
-        """The classes that arrive with a task."""
+        """Return the classes that arrive with a task."""
         return self.tasks[task]
 
     def seen(self, task: int) -> tuple[int, ...]:
-        """The classes of tasks 0..task, in the order of their arrival."""
+        """Return the classes of tasks 0..task, in the order of their arrival."""
         return tuple(label for classes in self.tasks[: task + 1] for label in classes)
 
     def task_of(self, label: int) -> int:
-        """The task with which a class arrives.
+        """Return the task with which a class arrives.
 
         Raises:
-            ConfigError: it arrives with none (the sizes of the tasks left it out).
+            ConfigError: the class arrives with no task (the sizes of the tasks left it out).
         """
         for task, classes in enumerate(self.tasks):
             if label in classes:
@@ -42,13 +42,13 @@ class TaskStream:
 def build_task_stream(settings: TaskSettings, class_count: int, seed: int) -> TaskStream:
     """Deal `class_count` classes out to tasks.
 
-    One size for all tasks covers every class, and when it does not divide their number the last task is smaller.
-    A size for each task may leave classes over, which then take no part, as do those that an explicit order leaves out.
+    One size for all tasks covers every class, and if it does not divide their number the last task is smaller. Sizes
+    per task may leave classes over, which then take no part, as do those that an explicit order leaves out.
     A shuffled order is `numpy.random.RandomState(seed).permutation`, as in PyCIL, so that a seed names the class order
     the literature uses.
 
     Raises:
-        ConfigError: the tasks need more classes than there are, or an explicit order names one that is not there.
+        ConfigError: the tasks need more classes than there are, or an explicit order names an unknown one.
     """
     sizes, order = settings.sizes, _order(settings, class_count, seed)
     needed = sizes if isinstance(sizes, int) else sum(sizes)

@@ -1,4 +1,4 @@
-"""From stored pixels to what a network takes, and random variations of training images, each image by itself."""
+"""The conversion of stored pixels to a network's input, and random augmentation of training images, one by one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def to_input(images: Tensor, normalisation: str, device: torch.device) -> Tensor
     depthwise convolutions take at twice the speed.
 
     Raises:
-        ConfigError: no such normalisation.
+        ConfigError: the normalisation is unknown.
     """
     if normalisation not in NORMALISATIONS:
         raise ConfigError(
@@ -37,8 +37,8 @@ def to_input(images: Tensor, normalisation: str, device: torch.device) -> Tensor
 def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     """Vary each image by itself: Tensor[B, C, H, W] of any type -> the same shape and type.
 
-    `crop` shifts by up to an eighth of the side in each direction, what comes in being the mirror image of what is next
-    to it (random crops of the reflect-padded image); `crop_flip` then mirrors left and right with probability 1/2.
+    `crop` shifts by up to an eighth of the side in each direction and fills the border by reflection (random crops of
+    the reflect-padded image); `crop_flip` then mirrors left and right with probability 1/2.
 
     Args:
         images: the batch.
@@ -46,7 +46,7 @@ def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
         generator: where all randomness comes from; `none` draws nothing.
 
     Raises:
-        ConfigError: no such kind.
+        ConfigError: the kind is unknown.
     """
     if kind not in AUGMENTATIONS:
         raise ConfigError(unknown_name("augmentation", kind, AUGMENTATIONS), accepted=", ".join(AUGMENTATIONS))
@@ -64,7 +64,7 @@ def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
 
 
 def _shifted(batch: int, side: int, generator: torch.Generator) -> Tensor:
-    """Tensor[B, side]: where each row (or column) of the shifted image comes from."""
+    """Draw where each row (or column) of the shifted images comes from, Tensor[B, side]."""
     reach = side // 8
     shift = torch.randint(-reach, reach + 1, (batch, 1), generator=generator, device=generator.device)
     position = (torch.arange(side, device=generator.device) + shift).abs()

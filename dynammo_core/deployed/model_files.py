@@ -23,7 +23,7 @@ from dynammo_core.support.errors import WeightsError, nearest_match
 WEIGHTS = "model.safetensors"
 FACTS = "model.json"
 METADATA_KEY = "dynammo_model"
-"""Under which a file that stands alone carries its description."""
+"""Key under which a single file carries its description."""
 
 
 class Lineage(BaseModel):
@@ -39,11 +39,11 @@ class Lineage(BaseModel):
 
 
 class OwnStatistics(BaseModel):
-    """That the sites were tested with batch-norm statistics of their own, which stay there.
+    """Present if the sites were tested with batch-norm statistics of their own, which stay there.
 
     Attributes:
-        kind: which, by `scanners.own_statistics`.
-        tested_sha256: of the tensors as they arrived at the sites, by which a site knows the model again.
+        kind: which statistics, a value of `scanners.own_statistics`.
+        tested_sha256: hash of the tensors as they arrived at the sites, by which a site recognises the model.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -53,10 +53,10 @@ class OwnStatistics(BaseModel):
 
 
 class ModelFacts(BaseModel):
-    """What `model.json` says: all that is needed to build the network and to name its answers.
+    """The content of `model.json`: all that is needed to build the network and to name its answers.
 
-    Of the sites' test images of learnt classes, 95 % have an open-set score of at least `open_set_threshold`; None
-    where nobody counted. Without `own_statistics` all sites were tested with the statistics in the file.
+    Of the sites' test images of learnt classes, 95 % have an open-set score of at least `open_set_threshold`; it is
+    None if nobody counted. Without `own_statistics` all sites were tested with the statistics in the file.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -76,7 +76,7 @@ class ModelFacts(BaseModel):
 
     @property
     def open_set_words(self) -> str:
-        """What the method's open-set score is."""
+        """Return a description of the method's open-set score."""
         return METHODS[self.method["name"]].decision.open_set_score
 
     @model_validator(mode="after")
@@ -109,24 +109,24 @@ class ModelFiles:
 
     @classmethod
     def read(cls, path: Path) -> ModelFiles:
-        """A folder with model.safetensors and model.json, such as a run directory, or one `.safetensors` file.
+        """Read a folder with model.safetensors and model.json, such as a run directory, or one `.safetensors` file.
 
         A file holds its description itself, or has it beside it, under its own name with the suffix `.json`.
 
         Raises:
-            WeightsError: a file is absent, unreadable, corrupt, or describes no model that this version knows.
+            WeightsError: a file is missing, unreadable or corrupt, or its model is unknown to this version.
         """
         weights = path / WEIGHTS if path.is_dir() else path
         return cls.parse(_read(weights), weights)
 
     @classmethod
     def parse(cls, content: bytes, origin: Path) -> ModelFiles:
-        """The model in the bytes of a safetensors file. Raises what `read` raises."""
+        """Parse the model in the bytes of a safetensors file; raises what `read` raises."""
         try:
             tensors = safetensors.torch.load(content)
             size = int.from_bytes(content[:8], "little")
             inside = json.loads(content[8 : 8 + size]).get("__metadata__", {}).get(METADATA_KEY)
-        except Exception as error:  # what a damaged file makes a decoder raise has no common type
+        except Exception as error:  # what decoders raise for damaged files has no common type
             raise WeightsError(
                 f"{origin} is no safetensors file, or a damaged one ({type(error).__name__})",
                 accepted="a run directory, its model.safetensors, or what `dynammo-server export` wrote as safetensors",
@@ -142,27 +142,27 @@ class ModelFiles:
         return cls(facts, tensors, origin)
 
     def in_one_file(self) -> bytes:
-        """The weights as a safetensors file that carries its description."""
+        """Return the bytes of a safetensors file of the weights that carries its description."""
         content: bytes = safetensors.torch.save(self.tensors, metadata={METADATA_KEY: self.facts.model_dump_json()})
         return content
 
 
 def deployed_names(method: Method[Any], model: IncrementalModel) -> list[str]:
-    """Names in the state dict of all that prediction needs, the frozen backbone included."""
+    """List the names in the state dict of all that prediction needs, the frozen backbone included."""
     changing = set(travelling_names(model))
     kept = set(matching(changing, method.deployed))
     return [name for name in model.state_dict() if name not in changing or name in kept]
 
 
 def deployed_tensors(method: Method[Any], model: IncrementalModel) -> dict[str, Tensor]:
-    """These tensors, on the CPU; one that parts share (a backbone of many passes) once, under its first name."""
+    """Return all tensors that prediction needs, on the CPU; a tensor that parts share once, under its first name."""
     state = model.state_dict()
     first = {state[name].data_ptr(): name for name in reversed(deployed_names(method, model))}
     return {name: state[name].cpu().contiguous() for name in sorted(first.values())}
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and values, in hex: the same for the same tensors in whatever file."""
+    """Return the SHA-256 over names, types, shapes and values, in hex: the same tensors give the same in any file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())

@@ -1,4 +1,4 @@
-"""Prediction from a deployed model: from `model.safetensors` and `model.json` alone to answers about images.
+"""Prediction with a deployed model, which needs `model.safetensors` and `model.json` alone.
 
 No data set, no internet and no experiment is needed; commands and exports all answer through the one module here.
 """
@@ -35,15 +35,15 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Answers:
-    """What a deployed model says about N images, its C classes in the order in which it learnt them.
+    """A deployed model's answers for N images, with its C classes in the order in which it learnt them.
 
     Attributes:
         labels: Tensor[N] int64, the predicted classes, as indices into `Predictor.classes`; exactly what the method's
             own evaluation predicts.
-        probabilities: Tensor[N, C]. Of methods with a single classifier: its softmax, a row sums to 1. Of methods with
-            a head a task: what the head of the class's own task gives it, against everything else. Such heads judge
-            independently, so a row need not sum to 1, and `labels` (the head least in favour of "others", then its
-            best class) need not be the largest entry: where they differ, heads contradict each other.
+        probabilities: Tensor[N, C]. For methods with a single classifier: its softmax, a row sums to 1. For methods
+            with a head per task: what the head of the class's own task gives it, against everything else. Such heads
+            judge independently, so a row need not sum to 1, and `labels` (the head least in favour of "others", then
+            its best class) need not be the largest entry: if they differ, heads contradict each other.
         open_set_scores: Tensor[N] in [0, 1], high for an image of a class that was learnt, low for one that is like
             nothing learnt. One minus the lowest probability of "others" over the heads; for closed forms from the
             largest regressed label's share; for other methods without "others" the maximum softmax probability
@@ -57,7 +57,7 @@ class Answers:
 
 
 class DeployedModel(nn.Module):
-    """From pixels to answers, in one module that can be traced and exported: normalisation, network, prediction."""
+    """A module from pixels to answers that can be traced and exported: normalisation, network, prediction."""
 
     def __init__(self, method: Method[Any], model: IncrementalModel, normalisation: str) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class DeployedModel(nn.Module):
         self.register_buffer("position", position, persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Labels, probabilities and open-set scores, as in `Answers`, of images Tensor[N, 3, S, S] uint8, RGB."""
+        """Return labels, probabilities and open-set scores (see `Answers`) of images Tensor[N, 3, S, S] uint8, RGB."""
         scaled = (images.to(torch.float32) / 255 - self.mean) / self.std
         features = self.model.extractor(scaled.contiguous(memory_format=torch.channels_last))
         prediction = self.method.decision.predict(self.model, features)
@@ -87,13 +87,13 @@ class DeployedModel(nn.Module):
 
 
 class Predictor:
-    """A deployed model on a device, ready to be asked.
+    """A deployed model on a device, ready to predict.
 
     Attributes:
         facts: what `model.json` says.
         classes: names of the C classes that it has learnt, in the order of learning.
-        module: what answers.
-        device: where.
+        module: the module that predicts.
+        device: the device that it is on.
     """
 
     def __init__(self, facts: ModelFacts, module: DeployedModel, device: torch.device) -> None:
@@ -104,17 +104,17 @@ class Predictor:
 
     @classmethod
     def load(cls, path: Path, device: str = "cpu") -> Self:
-        """The model in a run directory, of a `.safetensors` file with its `.json` beside it, or of an exported one.
+        """Load the model of a run directory, a `.safetensors` file with its `.json` beside it, or an exported file.
 
         Raises:
-            WeightsError: a file is absent, corrupt, or not of a model that this version can build.
-            ConfigError: there is no such device on this machine.
+            WeightsError: a file is missing or corrupt, or this version cannot build its model.
+            ConfigError: this machine lacks the device.
         """
         return cls.of_files(ModelFiles.read(path), device)
 
     @classmethod
     def of_files(cls, files: ModelFiles, device: str = "cpu") -> Self:
-        """The model that the contents of its files describe. Raises what `load` raises."""
+        """Build the model that the contents of its files describe; raises what `load` raises."""
         where = find_device(device)
         method, model = _build(files)
         _fill(method, model, files)
@@ -123,10 +123,10 @@ class Predictor:
         return cls(files.facts, DeployedModel(method, model, files.facts.normalisation), where)
 
     def read(self, paths: Sequence[Path]) -> Tensor:
-        """Image files, decoded and resized as those of the training sites: Tensor[N, 3, S, S] uint8, RGB.
+        """Read image files, decoded and resized as at the training sites: Tensor[N, 3, S, S] uint8, RGB.
 
         Raises:
-            DataError: a file is missing, no image, truncated, or has more than 8 bits a channel.
+            DataError: a file is missing, not an image, truncated, or has more than 8 bits per channel.
         """
         names = tuple(map(str, paths))
         split = Split(FileSource(tuple(paths), ("",) * len(names)), np.zeros(len(names), dtype=np.int64), names)
@@ -135,7 +135,7 @@ class Predictor:
 
     @torch.no_grad()
     def predict(self, images: Tensor, batch_size: int = BATCH) -> Answers:
-        """Answers, on the CPU, for images Tensor[N, C, S, S] uint8 with C = 1 or 3 and S = `facts.image_size`.
+        """Return answers, on the CPU, for images Tensor[N, C, S, S] uint8 with C = 1 or 3 and S = `facts.image_size`.
 
         Raises:
             ValueError: the images have another shape or type.
@@ -151,7 +151,7 @@ class Predictor:
 
 
 def _build(files: ModelFiles) -> tuple[Method[Any], IncrementalModel]:
-    """The method and the network that the facts describe, filled with nothing yet, without heads that only train."""
+    """Build the method and the network that the facts describe, without weights and without heads for training only."""
     facts = files.facts
     label = {name: index for index, name in enumerate(facts.class_names)}
     method_type = METHODS[facts.method["name"]]
@@ -173,7 +173,7 @@ def _build(files: ModelFiles) -> tuple[Method[Any], IncrementalModel]:
 
 
 def _fill(method: Method[Any], model: IncrementalModel, files: ModelFiles) -> None:
-    """Load the tensors, once every one that prediction needs is there and every one that is there fits."""
+    """Load the tensors, after a check that all that prediction needs are there and that all fit."""
     state = model.state_dict()
     # Passes that share a backbone find it under its first name.
     held = {state[name].data_ptr() for name in files.tensors if name in state}

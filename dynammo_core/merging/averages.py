@@ -1,4 +1,4 @@
-"""Merging adapter sets as they are: their mean, in one way or another, or the newest alone."""
+"""Operators that merge adapter sets directly: means of several kinds, or the newest set alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dynammo_core.aggregation.batch_norm import is_batch_norm_statistic, pool_ba
 from dynammo_core.merging.task_sets import State, TaskSets
 
 NEARLY_PARALLEL = 1e-6
-"""Angles in radians below which a great circle is a line."""
+"""Angle in radians below which a great circle counts as a line."""
 
 
 def merge_mean(given: TaskSets) -> dict[str, Tensor]:
-    """The average of all tasks' sets (DynaMMo, arXiv 2404.14099, equation 3), batch-norm statistics pooled."""
+    """Average all tasks' sets (DynaMMo, arXiv 2404.14099, equation 3) and pool batch-norm statistics."""
     merged = pool_batch_norm(given.sets, [1.0] * len(given.sets))
     for name, first in given.sets[0].items():
         if not is_batch_norm_statistic(name):
@@ -24,20 +24,20 @@ def merge_mean(given: TaskSets) -> dict[str, Tensor]:
 
 
 def merge_weighted(given: TaskSets) -> dict[str, Tensor]:
-    """The average, each set weighing as many images as it was tuned on (as sites weigh in FedAvg, arXiv 1602.05629)."""
+    """Average the sets, weighted by the images that each was tuned on (as sites in FedAvg, arXiv 1602.05629)."""
     return _weighted_mean(given.sets, given.samples)
 
 
 def merge_last(given: TaskSets) -> dict[str, Tensor]:
-    """The newest set alone: a control for the average, since each set inherits from the one before."""
+    """Return the newest set alone: a control for the average, since each set inherits from the one before."""
     return {name: tensor.clone() for name, tensor in given.sets[-1].items()}
 
 
 def merge_slerp(given: TaskSets) -> dict[str, Tensor]:
-    """Midway on the sphere (Shoemake 1985, https://doi.org/10.1145/325165.325242), which keeps the length of weights.
+    """Interpolate on the sphere (Shoemake 1985, https://doi.org/10.1145/325165.325242), keeping the length of weights.
 
-    Spherical interpolation is of two: more sets are taken in one after the other, the k-th with the share 1/k, which on
-    a line would be the mean. The order matters. Each tensor has a sphere of its own; lengths are interpolated.
+    Spherical interpolation takes two sets: more are added one after the other, the k-th with the share 1/k, which on a
+    line would be the mean. The order matters. Each tensor has a sphere of its own; lengths are interpolated.
     """
     merged: State = given.sets[0]
     for position, newer in enumerate(given.sets[1:], start=2):

@@ -1,4 +1,4 @@
-"""Fisher merging (Matena and Raffel, arXiv 2111.09832): entries weigh as much as a task's answers need them."""
+"""Fisher merging (Matena and Raffel, arXiv 2111.09832): an entry's weight is how much a task's answers need it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dynammo_core.merging.task_sets import State, TaskSets
 from dynammo_core.training import train_only
 
 FLOOR = 1e-6
-"""The least that an entry weighs, where the root mean square is 1: what no task needs is the plain mean."""
+"""Least weight of an entry, relative to a root mean square of 1: entries that no task needs get the plain mean."""
 
 
 @torch.enable_grad()
@@ -23,18 +23,18 @@ def diagonal_fisher(
     logits: Callable[[Tensor], Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
 ) -> dict[str, Tensor]:
-    """Of each entry w, the mean over samples x of E_y[(d log p(y | x) / dw)^2] (equation 3, its diagonal), by name.
+    """Compute for each entry w the mean over samples x of E_y[(d log p(y | x) / dw)^2] (equation 3, diagonal), by name.
 
     The expectation is over the model's own answers y, as in the paper, and exact: a head has few rows. So it reads no
     label, and is the Fisher information; squared gradients of the labels' losses are not (arXiv 1905.12558).
 
-    It takes a backward pass for each sample and row. `torch.func` would make one of many: on a CPU that takes longer,
-    and on any device the memory of as many gradients.
+    It takes a backward pass for each sample and row. `torch.func` would batch them: on a CPU that takes longer, and on
+    any device the memory of as many gradients.
 
     Args:
-        model: is left in eval mode, or samples would mix, with gradients for the parameters named alone.
-        names: of the parameters to derive by.
-        logits: by the model, Tensor[B, R] of inputs Tensor[B, ...].
+        model: left in eval mode, or samples would mix, with gradients only for the named parameters.
+        names: names of the parameters to differentiate by.
+        logits: returns the model's logits Tensor[B, R] of inputs Tensor[B, ...].
         batches: inputs and labels, at least one sample in all.
     """
     train_only(model, set(names))
@@ -52,9 +52,9 @@ def diagonal_fisher(
 
 
 def comparable(fisher: State) -> dict[str, Tensor]:
-    """A task's Fisher information with a root mean square of 1 over all entries, so that no task outweighs the others.
+    """Scale a task's Fisher information to a root mean square of 1 over all entries, so that no task outweighs others.
 
-    The authors' code, too, divides by the norm. What a site says below 0 counts as 0.
+    The authors' code, too, divides by the norm. A site's negative values count as 0.
     """
     positive = {name: tensor.clamp_min(0) for name, tensor in fisher.items()}
     scale = torch.cat([tensor.double().flatten() for tensor in positive.values()]).square().mean().sqrt()
@@ -64,7 +64,7 @@ def comparable(fisher: State) -> dict[str, Tensor]:
 
 
 def merge_fisher(given: TaskSets) -> dict[str, Tensor]:
-    """The mean of each entry, each set weighing its Fisher information (equation 4); batch-norm statistics pooled."""
+    """Average each entry, weighted by each set's Fisher information (equation 4), and pool batch-norm statistics."""
     merged = merge_mean(given)
     for name, plain in merged.items():
         if not is_batch_norm_statistic(name):

@@ -1,4 +1,4 @@
-"""Merging adapter sets across tasks: many sets in, one set out, so that what is deployed never grows."""
+"""The table of operators that merge the tasks' adapter sets into one, so that the deployed model never grows."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ register_merge_operator = MERGE_OPERATORS.decorator
 
 
 def merge(operator: str | Sequence[str], given: TaskSets) -> dict[str, Tensor]:
-    """One set from the sets of all tasks; of one set, that set, whatever the operator.
+    """Merge the sets of all tasks into one; a single set is returned as it is, whatever the operator.
 
     Args:
-        operator: a name of the table; or one for the adapter at each insertion point, first to last.
+        operator: a name in the table, or one for the adapter at each insertion point, first to last.
         given: the sets.
     """
     if len(given.sets) == 1:

@@ -1,4 +1,4 @@
-"""What is merged across tasks: the adapter sets that the tasks left, and what the first of them started from."""
+"""The input of merging across tasks: the adapter sets that the tasks left, and the set that the first started from."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class TaskSets:
     """Adapter sets of tasks 0..t, all with the same names and shapes, and how they are to be merged.
 
     Attributes:
-        sets: one state dict a task, oldest first; each set was inherited from the one before.
-        initial: the set that task 0 started from; what operators on task vectors subtract.
-        samples: images that each set was tuned on, all sites together; what `weighted` weighs by.
-        importance: of each set, by the names of its parameters, how much each entry counts; what `fisher` weighs by.
+        sets: one state dict per task, oldest first; each set was inherited from the one before.
+        initial: the set that task 0 started from, which operators on task vectors subtract.
+        samples: images that each set was tuned on, all sites together: the weights of `weighted`.
+        importance: for each set, how much each entry counts, by the names of its parameters: the weights of `fisher`.
         density: share in (0, 1] of a task vector's entries that sparse operators keep.
-        scale: times the merged task vector; 1 leaves the length that the operator gives it.
+        scale: factor of the merged task vector; 1 leaves the length that the operator gives it.
     """
 
     sets: Sequence[State]
@@ -31,7 +31,7 @@ class TaskSets:
     scale: float = 1.0
 
     def at(self, place: int) -> TaskSets:
-        """The same of the adapter at one insertion point alone, counted from 0."""
+        """Return the same for the adapter at one insertion point alone, counted from 0."""
 
         def own(state: State) -> State:
             return {name: tensor for name, tensor in state.items() if name.startswith(f"{place}.")}

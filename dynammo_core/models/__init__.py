@@ -1,4 +1,4 @@
-"""Networks: backbones, adapters and heads; and the table of the backbones that a configuration can name."""
+"""Networks (backbones, adapters and heads), and the table of backbones that a configuration can name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def register_backbone(name: str) -> Callable[[MakeSpec], MakeSpec]:
     """Add a backbone to the table: `@register_backbone("name")` above a function that returns its BackboneSpec.
 
     Raises:
-        ConfigError: the name is taken or is not a name, or the function returns something else.
+        ConfigError: the name is taken or invalid, or the function returns something else.
     """
 
     def register(make: MakeSpec) -> MakeSpec:

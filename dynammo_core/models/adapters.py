@@ -16,13 +16,13 @@ class Adapter(nn.Module):
     """x + alpha * f(x), where f is a 3x3 convolution, BN, ReLU, a transposed 3x3 convolution, BN, ReLU.
 
     Source: the adapter of DynaMMo (arXiv 2404.14099), taken from ACL (arXiv 2304.09042). Deviations: padding 1 in both
-    convolutions by default where the paper has none, because unpadded ones need maps of at least 3x3 pixels, which the
-    last stage of a small image has not; and no convolution biases, because the batch norm behind cancels them.
+    convolutions by default, unlike the paper, because unpadded ones need maps of at least 3x3 pixels, which the last
+    stage of a small image lacks; and no convolution biases, because the batch norm behind them cancels them.
 
     Args:
         channels: width C of the maps Tensor[B, C, H, W].
         alpha: start value of the learnable scale; 0.02 in the paper.
-        padding: of both convolutions, 0 (the paper) or 1; the maps keep their size either way.
+        padding: padding of both convolutions, 0 (the paper) or 1; the maps keep their size either way.
         norm: batch (the paper), or group: eight groups of channels (Wu and He, arXiv 1803.08494), each image by itself.
     """
 
@@ -39,19 +39,19 @@ class Adapter(nn.Module):
         )
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Adapted maps Tensor[B, C, H, W]."""
+        """Return the adapted maps, Tensor[B, C, H, W]."""
         adapted: Tensor = maps + self.alpha * self.residual(maps)
         return adapted
 
 
 class AdapterSet(nn.ModuleList):
-    """One adapter for each insertion point of a backbone: what one task learns.
+    """The adapters that one task learns, one for each insertion point of a backbone.
 
     Args:
         channels: width of the maps at each insertion point (`Backbone.channels`).
         alpha: start value of every adapter's scale.
-        padding: of every adapter's convolutions.
-        norm: of every adapter, batch or group.
+        padding: padding of every adapter's convolutions.
+        norm: norm of every adapter, batch or group.
     """
 
     def __init__(self, channels: Sequence[int], alpha: float, padding: int = 1, norm: str = "batch") -> None:
@@ -59,11 +59,11 @@ class AdapterSet(nn.ModuleList):
 
 
 LAST_NORM = "residual.4."
-"""Where an adapter's alpha goes when it is folded."""
+"""The tensors that an adapter's alpha is folded into."""
 
 
 def folded_alphas(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of an adapter set that computes the same, each alpha moved into the last norm: 1 or -1 stays.
+    """Return an equivalent state of an adapter set, each alpha moved into the last norm, so that 1 or -1 is left.
 
     alpha relu(g x + b) = sign relu(|alpha| g x + |alpha| b): a scale passes through a ReLU, a sign does not.
     """
@@ -78,7 +78,7 @@ def folded_alphas(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm without the step counter: an integer that a fixed momentum never reads and that no average fits."""
+    """Batch norm without the step counter, an integer that a fixed momentum never reads and that cannot be averaged."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)

@@ -1,4 +1,4 @@
-"""Backbones: pretrained CNNs cut at the explicit points where adapters go, and those that this project has."""
+"""Backbones, which are pretrained CNNs cut at the points where adapters go, and the list of those in this project."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ class Backbone(nn.Module):
         self.frozen = False
 
     def forward(self, images: Tensor, adapters: Iterable[nn.Module] | None = None) -> Tensor:
-        """Features Tensor[B, D] of normalised images Tensor[B, 3, S, S], with one adapter a stage or none at all."""
+        """Return features Tensor[B, D] of normalised images Tensor[B, 3, S, S]; adapters, if any, are one per stage."""
         return self.from_prefix(self.prefix(images), adapters)
 
     def from_prefix(self, maps: Tensor, adapters: Iterable[nn.Module] | None = None) -> Tensor:
-        """Features Tensor[B, D] from the output Tensor[B, C, H, W] of `prefix`, which is left as it is."""
+        """Return features Tensor[B, D] from the output Tensor[B, C, H, W] of `prefix`, which is not modified."""
         for adapter, stage in self._pairs(adapters):
             maps = stage(adapter(maps))
         return maps.mean(dim=(2, 3))
 
     def stage_inputs(self, maps: Tensor, adapters: Iterable[nn.Module] | None = None) -> tuple[list[Tensor], Tensor]:
-        """The maps Tensor[B, C_i, H_i, W_i] that enter each stage, adapted, and the features Tensor[B, D]."""
+        """Return the adapted maps Tensor[B, C_i, H_i, W_i] that enter each stage, and the features Tensor[B, D]."""
         inputs = []
         for adapter, stage in self._pairs(adapters):
             inputs.append(adapter(maps))
@@ -67,24 +67,24 @@ class Backbone(nn.Module):
         return inputs, maps.mean(dim=(2, 3))
 
     def stage_outputs(self, images: Tensor, adapters: Iterable[nn.Module] | None = None) -> list[Tensor]:
-        """Maps Tensor[B, C_i, H_i, W_i] after each stage; the features are the last one's average over H and W."""
+        """Return the maps Tensor[B, C_i, H_i, W_i] after each stage; features are the last ones' mean over H and W."""
         outputs = [self.prefix(images)]
         for adapter, stage in self._pairs(adapters):
             outputs.append(stage(adapter(outputs[-1])))
         return outputs[1:]
 
     def freeze(self) -> Self:
-        """Fix the weights and the batch-norm statistics for ever, whatever mode a parent module is put in."""
+        """Fix weights and batch-norm statistics for good, whatever mode a parent module is put in; return itself."""
         self.frozen = True
         self.requires_grad_(False)
         return self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """As `nn.Module.train`, but a frozen backbone stays in evaluation mode."""
+        """Set the mode as `nn.Module.train` does, except that a frozen backbone stays in evaluation mode."""
         return super().train(mode and not self.frozen)
 
     def _pairs(self, adapters: Iterable[nn.Module] | None) -> Iterator[tuple[nn.Module, nn.Module]]:
-        """Each stage with the adapter before it."""
+        """Yield the adapter before each stage, and the stage."""
         if adapters is None:
             adapters = [nn.Identity()] * len(self.stages)
         return zip(adapters, self.stages, strict=True)
@@ -96,12 +96,12 @@ class BackboneSpec:
 
     Attributes:
         build: makes the uncut, untrained network; its children, in order, are the steps of its forward pass.
-        insertion_points: names of the modules that an adapter goes before.
+        insertion_points: names of the modules that have an adapter before them.
         channels: channels of the maps at each insertion point.
         feature_dim: width of the features after global average pooling.
         dropped: children behind the features (pooling, classifier), which the cut leaves out.
-        imagenet: finds the file of ImageNet weights; None where there is none.
-        rename: from the names of tensors in files of weights to those in the network.
+        imagenet: finds the file of ImageNet weights; None if the network has none.
+        rename: maps the names of tensors in files of weights to those in the network.
     """
 
     build: Callable[[], nn.Module]
@@ -113,7 +113,7 @@ class BackboneSpec:
     rename: Callable[[str], str] = str
 
     def cut(self, network: nn.Module) -> Backbone:
-        """The backbone made of the modules of the uncut `network`, which it shares."""
+        """Return the backbone made of the modules of the uncut `network`, which it shares."""
         sections: list[OrderedDict[str, nn.Module]] = [OrderedDict()]
         for name, module in self._steps(network):
             if name in self.insertion_points:
@@ -123,7 +123,7 @@ class BackboneSpec:
         return Backbone(prefix, stages, self.channels, self.feature_dim)
 
     def _steps(self, network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-        """The modules of the forward pass up to the features; those that a cut goes through, child by child."""
+        """Yield the modules of the forward pass up to the features; those that a cut goes through, child by child."""
         opened = {point.split(".")[0] for point in self.insertion_points if "." in point}
         for name, child in network.named_children():
             if name in opened:
@@ -133,11 +133,11 @@ class BackboneSpec:
 
 
 def build_backbone(settings: BackboneSettings, seed: int) -> Backbone:
-    """The backbone that `settings` names, trainable until it is frozen; random weights depend on `seed` alone.
+    """Build the backbone that `settings` names, trainable until it is frozen; random weights depend on `seed` alone.
 
     Raises:
-        ConfigError: settings that contradict each other.
-        WeightsError: weights that cannot be found or do not fit.
+        ConfigError: the settings contradict each other.
+        WeightsError: the weights cannot be found or do not fit.
     """
     spec = BACKBONES[settings.name]
     file = locate_weights(settings, spec.imagenet)
@@ -149,10 +149,10 @@ def build_backbone(settings: BackboneSettings, seed: int) -> Backbone:
 
 
 def weights_sha256(settings: BackboneSettings) -> str:
-    """SHA-256 of the file that `build_backbone` would load, for sites to compare; `random` where it would load none.
+    """Return the SHA-256 of the file that `build_backbone` would load, for sites to compare; `random` if none.
 
     Raises:
-        ConfigError, WeightsError: as `build_backbone`, but for tensors that do not fit.
+        ConfigError, WeightsError: as `build_backbone`, except for tensors that do not fit.
     """
     file = locate_weights(settings, BACKBONES[settings.name].imagenet)
     return RANDOM if file is None else file.sha256()
@@ -173,7 +173,7 @@ def _timm(name: str) -> nn.Module:
 
 
 def _small_cnn() -> nn.Module:
-    """Four blocks of convolution, batch norm and ReLU, each of which halves the side: for tests."""
+    """Build a network for tests: four blocks of convolution, batch norm and ReLU, each of which halves the side."""
     widths = (3, 8, 16, 32, 64)
     network = nn.Sequential()
     for index, (before, after) in enumerate(pairwise(widths)):

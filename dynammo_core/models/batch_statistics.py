@@ -1,4 +1,4 @@
-"""The batch-norm statistics that given images have in a network: estimated by forward passes, without gradients."""
+"""The estimate of a network's batch-norm statistics on given images, by forward passes without gradients."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def batch_statistics(
     batches: Iterable[tuple[Tensor, Tensor]],
     forward: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor]:
-    """Running means and variances of the batch norms that the patterns name, pooled over batches.
+    """Compute running means and variances of the batch norms that the patterns name, pooled over batches.
 
-    Each of them normalises by its own batch meanwhile, so that what lies behind it sees what it will see later. The
+    Each of them normalises by the current batch meanwhile, so that later layers see what they will see in use. The
     batch norms are left in training mode, with the statistics of the last batch.
 
     Args:
         model: the network; batch norms that are not named normalise as they stand.
-        patterns: of names in its state dict.
+        patterns: patterns of names in its state dict.
         batches: inputs and labels, of which only the number counts; each has two samples or more.
         forward: carries inputs through the network.
     """

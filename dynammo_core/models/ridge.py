@@ -1,4 +1,4 @@
-"""Ridge regression from sums alone: the classifier that pooling all data would give, whoever holds them."""
+"""Ridge regression from sums alone: the classifier that pooled data would give, however sites share the data."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ CANDIDATES = torch.logspace(-6, 3, 37, dtype=torch.float64)
 """Regularisers that are tried, as multiples of the number of samples."""
 
 GRAM_SHARE = 0.1
-"""Of the privacy that sums cost, what the Gram matrix takes; the rows of classes take the rest."""
+"""The Gram matrix's share of the privacy that sums cost; the rows of classes take the rest."""
 
 LEAST_WEIGHT, MOST_WEIGHT = 1e-9, 1e9
-"""What a class's samples may weigh: n / (C n_c), of fewer than a milliard images."""
+"""Least and largest weight of a class's samples: n / (C n_c), for fewer than a billion images."""
 
 JITTERS = (1e-14, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9)
-"""What is added to the diagonal of a correlation matrix that is not positive definite, until it is."""
+"""Amounts added to the diagonal of a correlation matrix until it is positive definite."""
 
 
 class RidgeHead(Head):
@@ -59,7 +59,7 @@ class RidgeHead(Head):
         self.products: Tensor
 
     def forward(self, features: Tensor) -> Tensor:
-        """Regressed one-hot labels, Tensor[B, R]."""
+        """Return the regressed one-hot labels, Tensor[B, R]."""
         return torch.nn.functional.linear(features, self.weight, self.bias)
 
     def obstacle(
@@ -71,9 +71,9 @@ class RidgeHead(Head):
         own: bool = False,
         rounding: float = 0.0,
     ) -> str:
-        """What makes sums those of no samples: see `obstacle_to_sums`.
+        """Say why no samples have these sums, as `obstacle_to_sums` does; empty if some samples have them.
 
-        Of sums that are not one's own it takes a Cholesky factorisation: 0.15 s of a core for 1,857 features.
+        For sums of others it takes a Cholesky factorisation: 0.15 s on one core for 1,857 features.
         """
         counts = torch.tensor([class_counts[row] for row in self.rows], dtype=torch.float64)
         if not torch.equal(told["counts"], counts):
@@ -81,7 +81,7 @@ class RidgeHead(Head):
         return self._obstacle(told, noised=noised, own=own, rounding=rounding) if "gram" in told else ""
 
     def obstacle_to_rest(self, taken: Mapping[str, Tensor]) -> str:
-        """What makes the sums that stand here those of no samples."""
+        """Say why no samples have the sums in this head; empty if some samples have them."""
         if self.counts.min() < 0:
             return "fewer than no samples are left of a class"
         own = {name: self.get_buffer(name).cpu() for name in self.summed_tensors}
@@ -105,7 +105,7 @@ class RidgeHead(Head):
 
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor, sign: int = 1) -> None:
-        """Take a batch, Tensor[B, D] with global labels Tensor[B], into the sums; `sign` -1 takes it out again."""
+        """Add a batch, Tensor[B, D] with global labels Tensor[B], to the sums; `sign` -1 subtracts it again."""
         rows = self.targets(labels)
         augmented = torch.cat([features.double(), features.new_ones(len(features), 1).double()], dim=1)
         weighted = sign * self.sample_weight[rows].unsqueeze(1) * augmented
@@ -117,7 +117,7 @@ class RidgeHead(Head):
         """Refuse weights of samples that are not finite, not positive, or above `most`.
 
         Raises:
-            ProtocolError: it names the weight and the range.
+            ProtocolError: a weight is out of range; the message names both.
         """
         fitting = (self.sample_weight >= LEAST_WEIGHT) & (self.sample_weight <= most)  # NaN is neither
         if not bool(fitting.all()):
@@ -128,7 +128,7 @@ class RidgeHead(Head):
 
     @torch.no_grad()
     def blur(self, counts: Mapping[int, int], bound: float, noise: Callable[[tuple[int, ...], float], Tensor]) -> None:
-        """Make the sums such that one image more or less, its features no longer than `bound`, is hidden in them.
+        """Add noise to the sums that hides one image more or less, with features no longer than `bound`.
 
         With |x| <= B and weights of at most W = `MOST_NOISED_WEIGHT`, one image changes the triangle of w x x^T by w
         (sum over i <= j of x_i^2 x_j^2)^(1/2) = w ((|x|^4 + sum of x_i^4) / 2)^(1/2) <= W B^2, and its row, w x, by
@@ -137,8 +137,8 @@ class RidgeHead(Head):
         multiplier. All else in the sums is made of `counts` and of noised rows, and costs nothing.
 
         Args:
-            counts: noised number of images, by each class that may be among them; rows of other classes are zeros, and
-                get no noise.
+            counts: noised number of images of each class that may occur; rows of other classes are zeros, and get no
+                noise.
             bound: B, which features were shortened to.
             noise: draws noise from the shape of a sum and the most that one image changes it by.
 
@@ -163,11 +163,11 @@ class RidgeHead(Head):
 
     @torch.no_grad()
     def solve_noised(self, regulariser: float | None = None) -> float:
-        """As `solve`, from sums that `blur` noised: the shrunken linear discriminant, which noise hurts less.
+        """Set weight and bias from sums that `blur` noised: the shrunken linear discriminant, which noise hurts less.
 
         A row's weight is A d of Mahalanobis length 1, (d^T A d)^(1/2), with d the class's mean minus the mean of all
-        classes' means, and A the inverse of the regularised covariance. Ridge regression points the same way, but where
-        much shrinks its answer is its bias, which knows nothing but noised numbers of images; and features cannot be
+        classes' means, and A the inverse of the regularised covariance. Ridge regression points the same way, but if
+        much shrinks its answer is its bias, which depends only on noised numbers of images; and features cannot be
         standardised, since noise would take for large what is small. A true covariance has no negative eigenvalue, and
         noise moves eigenvalues down as far as up (Wigner): the lowest says how large the noise is. What is not above
         that counts as 0, which makes the covariance positive semidefinite, and that is the regulariser by default.
@@ -193,7 +193,7 @@ class RidgeHead(Head):
         return regulariser
 
     def clear_absent(self) -> None:
-        """Set what must be 0 to 0, where subtracting left a rounding error: the products of classes without samples."""
+        """Set the products of classes without samples to 0, if subtracting left a rounding error in them."""
         self.products[self.counts == 0] = 0
         if not self.counts.any():
             self.gram.zero_()
@@ -237,13 +237,13 @@ class RidgeHead(Head):
         return regulariser
 
     def _effective_samples(self) -> float:
-        """(sum of weights)^2 / sum of squared weights (Kish, 1965): few heavy samples say less than many light ones."""
+        """Return (sum of weights)^2 / sum of squared weights (Kish, 1965): few heavy samples tell less than many."""
         weights = self.sample_weight
         return float((self.counts * weights).sum().square() / (self.counts * weights.square()).sum())
 
     @staticmethod
     def _least_error(values: Tensor, projected: Tensor, variance: Tensor, samples: float) -> float:
-        """The candidate of least (residual sum of squares) / (1 - degrees of freedom / samples)^2.
+        """Return the candidate with the least (residual sum of squares) / (1 - degrees of freedom / samples)^2.
 
         The residual is that of least squares plus what shrinking adds: two sums of positive terms, where the textbook
         form is a small difference of large numbers.
@@ -259,7 +259,7 @@ class RidgeHead(Head):
 
 
 def _cholesky(correlation: Tensor, regulariser: float) -> Tensor:
-    """Lower factor of a correlation matrix plus a diagonal; jitter where rounding has made it indefinite."""
+    """Return the lower factor of a correlation matrix plus a diagonal, with jitter if rounding made it indefinite."""
     factor = correlation
     for jitter in (0.0, *JITTERS):
         diagonal = torch.full_like(correlation[0], regulariser + jitter)
@@ -270,19 +270,19 @@ def _cholesky(correlation: Tensor, regulariser: float) -> Tensor:
 
 
 def pack(matrix: Tensor) -> Tensor:
-    """The upper triangle of a symmetric matrix Tensor[N, N] in a row: half of it is all that need travel."""
+    """Return the upper triangle of a symmetric matrix Tensor[N, N] as a vector: half of it is all that need travel."""
     row, column = torch.triu_indices(*matrix.shape)
     return matrix[row, column]
 
 
 def upper(triangle: Tensor, size: int) -> Tensor:
-    """The upper triangle, Tensor[N, N], that `pack` took, with zeros below: three times faster than `unpack`."""
+    """Return the upper triangle that `pack` took, Tensor[N, N], with zeros below: three times faster than `unpack`."""
     matrix = triangle.new_zeros(size, size)
     return matrix.masked_scatter_(torch.ones_like(matrix, dtype=torch.bool).triu_(), triangle)
 
 
 def unpack(triangle: Tensor, size: int) -> Tensor:
-    """The symmetric matrix Tensor[N, N] that `pack` took apart."""
+    """Return the symmetric matrix Tensor[N, N] that `pack` flattened."""
     row, column = torch.triu_indices(size, size)
     matrix = triangle.new_zeros(size, size)
     matrix[row, column] = triangle

@@ -1,4 +1,4 @@
-"""Whether sums for ridge regression are those of some samples: all that can be told from the sums themselves."""
+"""Checks that sums for ridge regression belong to some samples, as far as the sums themselves can show."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor
 from dynammo_core.wire.compression.float16 import LARGEST
 
 MOST_NOISED_WEIGHT = 1.0
-"""What a class's samples may weigh in sums that are noised: the noise is made for it, whatever weights are received."""
+"""Largest weight of a class's samples in noised sums: the noise is made for it, whatever weights are received."""
 
 TOLERANCE = 1e-7
-"""What adding up in float64 leaves of an exact relation, as a share of the numbers it is between."""
+"""Relative error that adding up in float64 leaves in an exact relation."""
 
 SAME_AGAIN = 1e-4
-"""What computing features in float32 again, in other batches, changes of their products, as a share of them."""
+"""Relative change of the products of features that are computed again in float32, in other batches."""
 
 
 def obstacle_to_sums(
@@ -28,23 +28,23 @@ def obstacle_to_sums(
     rounding: float = 0.0,
     before: Tensor | None = None,
 ) -> str:
-    """Say what in the sums of a `RidgeHead` cannot be; an empty text if they are those of some samples.
+    """Say why no samples have these sums of a `RidgeHead`; empty if some samples have them.
 
     With features x augmented by a 1, one-hot labels y and weights w, the sums are blocks of the Gram matrix of
     (x, y). So that matrix is positive semidefinite, which, since its block of labels is diagonal, says that the
     scatter within classes is: gram - sum over classes of p p^T / (w n), p a class's row of `products`, n its count. The
-    products' last column is w n; and as each sample has one label, the products add up to the last column of gram. What
-    noise leaves of it are the last two, of which `RidgeHead.blur` makes what it does not noise.
+    products' last column is w n; and as each sample has one label, the products add up to the last column of gram. Of
+    these, noise leaves the last two, from which `RidgeHead.blur` makes what it does not noise.
 
     Args:
         gram: the upper triangle, Tensor[N, N], N = D + 1, float64, finite; it is used up.
-        products: Tensor[R, N], likewise, and left as they are.
+        products: Tensor[R, N], float64, finite; not modified.
         weights: w of each row's class, Tensor[R].
         weighted: w n of each row's class, Tensor[R].
         indefinite: whether to look for negative eigenvalues, which takes a Cholesky factorisation.
         noised: whether noise hides single images.
-        rounding: how far each number may be off, beside what float64 rounds.
-        before: of sums that others, computed again, were taken out of: each feature's sum of squares before, Tensor[N].
+        rounding: how far each number may be off, beyond the rounding of float64.
+        before: if sums computed again were subtracted from these: each feature's sum of squares before, Tensor[N].
     """
     total, near = float(weighted.sum()), TOLERANCE * float(weighted.sum()) + rounding
     if (products[:, -1] - weighted).abs().max() > near or abs(float(gram[-1, -1]) - total) > near:
@@ -73,10 +73,10 @@ def obstacle_to_sums(
 def _indefinite(
     gram: Tensor, products: Tensor, weighted: Tensor, squares: Tensor, within: float, rounding: float
 ) -> bool:
-    """Whether the scatter within classes has a negative eigenvalue that rounding cannot explain; `gram` is used up.
+    """Tell whether the scatter within classes has a negative eigenvalue beyond rounding; `gram` is used up.
 
-    Relative to each feature's sum of squares, Tensor[N], whatever its unit: one Cholesky factorisation, where there
-    are no eigenvalues to compute.
+    The test is relative to each feature's sum of squares, Tensor[N], whatever its unit, and takes one Cholesky
+    factorisation instead of eigenvalues.
     """
     present, size = weighted > 0, len(gram)
     rows, numbers = products[present], weighted[present, None]

@@ -27,25 +27,25 @@ NEIGHBOURS: Mapping[str, str] = MappingProxyType(
 ACCOUNTANT = "privacy-loss distributions, by dp-accounting"
 
 PRIVACY_EXTRA = "pip install '.[privacy]' in the checkout"
-"""What to do where the packages of differential privacy are not installed: most sites need none of them."""
+"""The remedy if the packages for differential privacy are not installed: most sites do not need them."""
 
 RESOLUTION = 5e-3
-"""Of the accountant's grid of privacy losses; what falls between is rounded up, so epsilon is never too small."""
+"""Step of the accountant's grid of privacy losses; values between are rounded up, so epsilon is never too small."""
 LEAST_NOISE, MOST_NOISE = 0.1, 1e4
 
 
 @dataclass(frozen=True)
 class Charge:
-    """A Gaussian mechanism that was run on a site's records, or will be.
+    """One use of a Gaussian mechanism on a site's records, past or planned.
 
     Attributes:
-        task: counted from 0.
-        stage: of the plan, or "census".
-        round: of the stage.
+        task: the task, counted from 0.
+        stage: name of a stage of the plan, or "census".
+        round: round of the stage.
         noise_multiplier: standard deviation of the noise over the most that one record can change the answer by.
         sampling_rate: probability with which each record enters each of the steps, independently.
-        steps: times that the mechanism was run.
-        classes: those whose records could enter it; known beforehand, and no matter of which records there are.
+        steps: how many times the mechanism was run.
+        classes: the classes whose records could enter it; known beforehand, whatever records there are.
     """
 
     task: int
@@ -58,26 +58,26 @@ class Charge:
 
 
 class Mechanism(Protocol):
-    """What of a charge decides its cost, as of `Charge`."""
+    """The numbers of a `Charge` that decide its cost."""
 
     @property
     def noise_multiplier(self) -> float:
-        """Deviation over sensitivity."""
+        """Return the standard deviation of the noise over the sensitivity."""
         ...
 
     @property
     def sampling_rate(self) -> float:
-        """Probability of a record to enter a step."""
+        """Return the probability with which a record enters a step."""
         ...
 
     @property
     def steps(self) -> int:
-        """How often it was run."""
+        """Return how many times the mechanism was run."""
         ...
 
 
 def compose(charges: Iterable[Mechanism], delta: float) -> float:
-    """Epsilon, at `delta`, of a record that may have entered all of the charges; 0 for none.
+    """Compute epsilon, at `delta`, for a record that may have entered all of the charges; 0 without charges.
 
     Neighbouring data sets differ by one record more or less. Full-batch Gaussians are one Gaussian, whose multiplier to
     the power of -2 is the sum of theirs (Dong, Roth and Su, arXiv 1905.02383, corollary 3.3). With the
@@ -91,27 +91,27 @@ def compose(charges: Iterable[Mechanism], delta: float) -> float:
 
 
 def site_epsilon(charges: Iterable[Charge], delta: float) -> float:
-    """Epsilon of a site: that of the class whose records were charged for most.
+    """Compute the epsilon of a site: that of the class whose records were charged for most.
 
-    Classes part the records, and a charge touches those of its classes alone, so what different classes were charged
-    for composes in parallel (McSherry, 2009): one record is of one class.
+    Each record belongs to one class, and a charge touches only the records of its classes, so charges for different
+    classes compose in parallel (McSherry, 2009).
     """
     return max(by_class(charges, delta).values(), default=0.0)
 
 
 def by_class(charges: Iterable[Charge], delta: float) -> dict[int, float]:
-    """Epsilon of a record of each class that was charged for."""
+    """Compute epsilon for a record of each class that was charged for, by class."""
     every = tuple(charges)
     classes = sorted({label for charge in every for label in charge.classes})
     return {label: compose((charge for charge in every if label in charge.classes), delta) for label in classes}
 
 
 def least_noise(cost: Callable[[float], float], budget: float) -> float:
-    """The least noise multiplier, to three significant digits and rounded up, whose cost stays within a budget.
+    """Return the least noise multiplier whose cost stays within a budget, rounded up to three significant digits.
 
     Args:
-        cost: epsilon by noise multiplier; falls as noise grows.
-        budget: epsilon.
+        cost: returns epsilon for a noise multiplier; falls as noise grows.
+        budget: the largest epsilon allowed.
 
     Raises:
         ConfigError: no noise is enough.
@@ -133,7 +133,7 @@ def least_noise(cost: Callable[[float], float], budget: float) -> float:
 @lru_cache(maxsize=1024)
 def _epsilon(steps: tuple[tuple[tuple[float, float], int], ...], delta: float) -> float:
     try:
-        import dp_accounting as dp  # takes seconds: only where it is asked for
+        import dp_accounting as dp  # takes seconds to import: only if needed
         from dp_accounting.pld import PLDAccountant
     except ModuleNotFoundError as error:
         raise ConfigError(f"differential privacy needs {error.name}", remedy=PRIVACY_EXTRA) from error

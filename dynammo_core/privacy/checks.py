@@ -1,4 +1,4 @@
-"""Whether a network can be trained privately at all: no part of it may mix the images of a batch."""
+"""The check that a network can be trained with DP-SGD: no part of it may mix the images of a batch."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from dynammo_core.wire.protocol import names_up
 
 
 def check_samples_apart(model: IncrementalModel, steps: Sequence[Step]) -> None:
-    """Refuse a network whose trained part opacus' validator objects to, as it does to batch norm.
+    """Refuse a network if opacus' validator objects to its trained part, as it does to batch norm.
 
     The validator knows modules by their exact class; subclasses of batch norm are found here.
 
     Raises:
-        ConfigError: it names the module and the reason.
+        ConfigError: a module mixes samples; the message names it and the reason.
     """
     try:
-        from opacus.validators import ModuleValidator  # takes seconds: only where it is asked for
+        from opacus.validators import ModuleValidator  # takes seconds to import: only if needed
     except ModuleNotFoundError as error:
         raise ConfigError(f"differential privacy needs {error.name}", remedy=PRIVACY_EXTRA) from error
 

@@ -11,23 +11,23 @@ from torch.func import functional_call, grad, vmap
 from dynammo_core.privacy.noise import Noise
 
 HELD = 2**25
-"""Numbers in the gradients of samples that are held at a time: each sample has one for every trained number."""
+"""How many numbers of per-sample gradients are held at a time: each sample has one per trained number."""
 
 
 class PrivateGradients:
     """Sets gradients to (sum of shortened gradients of samples + noise) / expected samples, instead of a backward pass.
 
     One sample more or less changes the sum by `clip` at most, and the noise has the standard deviation
-    `noise_multiplier * clip` in each coordinate. An empty batch is noise alone. Gradients of samples come from
-    `torch.func`, which knows every module; those of opacus know neither a transposed convolution nor a bare scale.
+    `noise_multiplier * clip` in each coordinate. An empty batch is noise alone. Per-sample gradients come from
+    `torch.func`, which handles every module; opacus handles neither a transposed convolution nor a bare scale.
 
     Args:
-        model: whose parameters that require gradients are trained; no module of it may mix samples.
-        loss: of a batch, inputs Tensor[B, ...] and labels Tensor[B]; a mean over samples.
+        model: its parameters that require gradients are trained; no module of it may mix samples.
+        loss: loss of a batch, inputs Tensor[B, ...] and labels Tensor[B]; a mean over samples.
         clip: L2 norm, over all trained tensors together, that a sample's gradient is shortened to.
-        noise_multiplier: 0 for none.
-        expected: samples that the sum is divided by. Not the size of the batch, which is a secret.
-        noise: its source.
+        noise_multiplier: 0 adds no noise.
+        expected: samples that the sum is divided by, not the size of the batch, which is a secret.
+        noise: source of the noise.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class PrivateGradients:
             parameter.grad = noised / self._expected
 
     def clipped_sum(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The sum over a batch of the shortened gradients, by name; a gradient that is not finite counts as none."""
+        """Sum the shortened gradients of a batch, by name; a gradient that is not finite counts as zero."""
         sums = {name: torch.zeros_like(parameter) for name, parameter in self._trained.items()}
         values = {name: parameter.detach() for name, parameter in self._trained.items()}
         for start in range(0, len(labels), self._chunk):
@@ -70,7 +70,7 @@ class PrivateGradients:
         return sums
 
     def _loss_of(self, values: Mapping[str, Tensor], one: Tensor, label: Tensor) -> Tensor:
-        """Of a single sample, as a batch of one."""
+        """Compute the loss of a single sample, as a batch of one."""
         value: Tensor = functional_call(self._module, dict(values), (one.unsqueeze(0), label.unsqueeze(0)))
         return value
 

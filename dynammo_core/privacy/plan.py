@@ -1,4 +1,4 @@
-"""What a run will cost each of its sites, known before it begins: nothing of it depends on anyone's images."""
+"""What a run will cost each of its sites in privacy, known before it begins: the cost depends on no images."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CENSUS = "census"
 
 
 def charge_of(step: Step, method: Method[Any], noise_multiplier: float) -> Charge | None:
-    """What a site's answer to a step costs beyond the census; None if nothing.
+    """Return what a site's answer to a step costs beyond the census; None if it costs nothing.
 
-    Each step of DP-SGD is a Poisson-subsampled Gaussian mechanism, sums are a plain one. The classes are those of which
-    the method takes records into its training set.
+    Each step of DP-SGD is a Poisson-subsampled Gaussian mechanism, sums are a plain one. The classes are those whose
+    records the method takes into its training set.
     """
     settings, stage = method.privacy, step.stage
     if not isinstance(stage, LearningStage) or not stage.costs_privacy:
@@ -41,12 +41,12 @@ def classes_of_stage(stage: LearningStage, stream: TaskStream, task: int) -> tup
 
 
 def census_charge(task: int, classes: tuple[int, ...], settings: PrivacySettings) -> Charge:
-    """What the noised numbers of a task's new training images cost: one image changes one number by one."""
+    """Return what a task's census costs, the noised numbers of new training images: one image changes one by one."""
     return Charge(task, CENSUS, 0, settings.count_noise, 1.0, 1, classes)
 
 
 def example_charges(method: Method[Any], steps: Sequence[Step], noise_multiplier: float) -> list[Charge]:
-    """All that each site is charged for in a run."""
+    """List everything that each site is charged for in a run."""
     tasks = range(max(step.task for step in steps) + 1)
     charges = [census_charge(task, method.stream.classes(task), method.privacy) for task in tasks]
     found = (charge_of(step, method, noise_multiplier) for step in steps)
@@ -54,18 +54,19 @@ def example_charges(method: Method[Any], steps: Sequence[Step], noise_multiplier
 
 
 def client_charges(steps: Sequence[Step], noise_multiplier: float) -> list[Charge]:
-    """What the server charges for: one full-batch Gaussian mechanism for each round of training."""
+    """List what the server charges for: one full-batch Gaussian mechanism for each round of training."""
     training = [step for step in steps if step.stage.action is Action.FIT]
     return [Charge(step.task, step.stage.name, step.round, noise_multiplier, 1.0, 1, ()) for step in training]
 
 
 def noise_of_run(method: Method[Any], steps: Sequence[Step]) -> float:
-    """The noise multiplier of all of a run's mechanisms but the census: as set, or the least that the budget allows.
+    """Return the noise multiplier of a run's mechanisms except the census: as set, or the least the budget allows.
 
-    Of `example` a noise that is set may pass the budget: each site sees to that itself, and abstains.
+    Under `example` privacy a noise that is set may exceed the budget: each site checks that itself, and abstains.
 
     Raises:
-        ConfigError: no noise keeps the run within the budget, or, of `client`, that which is set does not.
+        ConfigError: no noise keeps the run within the budget or, under `client` privacy, the noise that is set does
+            not.
     """
     settings = method.privacy
     if settings.mechanism == "client":
@@ -94,7 +95,7 @@ def _client_noise(steps: Sequence[Step], settings: PrivacySettings) -> float:
 
 
 def _all_classes(stream: TaskStream, task: int) -> PrivateRehearsal:
-    """A training set of one blank image of each class seen so far."""
+    """Return a training set of one blank image of each class seen so far."""
     new, old = stream.classes(task), stream.seen(task - 1)
     every = dict.fromkeys((*old, *new), 1)
     return PrivateRehearsal(

@@ -1,6 +1,6 @@
-"""Training sets under example-level privacy: whether a record is in one depends on that record and public things alone.
+"""Training sets under example-level privacy: whether a record is in one depends only on it and on public facts.
 
-Herding, a shuffle or a quota would let one record more replace many others, and noise for one would hide none of them.
+Herding, a shuffle or a quota would let one more record replace many others, which noise for one record cannot hide.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Chance = Callable[[Samples], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateRehearsal(Rehearsal):
-    """As `Rehearsal`, but it asks the census, never the images, how many there are.
+    """A `Rehearsal` that asks the census, never the images, how many images there are.
 
     Attributes:
         census: noised number of the site's training images, by class seen so far.
         old: the classes of earlier tasks.
-        image_bytes: of one decoded image.
-        chance: decides which samples are kept where not all can be.
+        image_bytes: bytes of one decoded image.
+        chance: decides which samples are kept if not all can be.
     """
 
     census: Mapping[int, int]
@@ -40,18 +40,18 @@ class PrivateRehearsal(Rehearsal):
     chance: Chance
 
     def has_new(self, classes: Sequence[int]) -> bool:
-        """As the census says."""
+        """Tell whether the census counts new images of any of the classes."""
         return any(self.census.get(label, 0) > 0 for label in classes)
 
     def balanced(self) -> Samples:
-        """Exemplars, and of each new class about as many samples as an old one has exemplars."""
+        """Return the exemplars, and for each new class about as many samples as an old class has exemplars."""
         if not self.old:
             return self.new
         share = public_share(self.settings, self.sites, len(self.old), self.image_bytes)
         return Samples.concatenate([self.memory, kept(self.new, share, self.census, self.chance)])
 
     def shadow(self) -> PrivateRehearsal:
-        """The same with blank images, as many of each class as the census says: what anybody may know of it."""
+        """Return the public twin of this set: blank images, as many per class as the census says."""
         new = {label: count for label, count in self.census.items() if label not in self.old}
         memory = blank({label: self.census[label] for label in self.old if label in self.census})
         share = public_share(self.settings, self.sites, len(self.old), self.image_bytes)
@@ -60,12 +60,12 @@ class PrivateRehearsal(Rehearsal):
 
 
 def public_share(settings: MemorySettings, sites: int, classes: int, image_bytes: int) -> int:
-    """Exemplars that a class may be expected to have, where all `classes` share, held by the site or not."""
+    """Return the expected exemplars per class if all `classes` share the memory, held by the site or not."""
     return exemplars_per_class(settings, sites=sites, classes=classes, image_bytes=image_bytes)
 
 
 def kept(samples: Samples, share: int, census: Mapping[int, int], chance: Chance) -> Samples:
-    """About `share` samples of each class: each is kept with probability share / (noised number of its class)."""
+    """Keep about `share` samples per class: each with probability share / (noised number of its class)."""
     if not len(samples):
         return samples
     limits = [share / max(1, census.get(label, 0)) for label in samples.labels.tolist()]
@@ -73,7 +73,7 @@ def kept(samples: Samples, share: int, census: Mapping[int, int], chance: Chance
 
 
 def hashed(seed: int) -> Chance:
-    """Each sample's chance is a hash of its record and the seed; a smaller share keeps a part of what a larger kept."""
+    """Return chances that hash record and seed, so that a smaller share keeps a subset of what a larger one keeps."""
 
     def chance(samples: Samples) -> Tensor:
         digests = (hashlib.sha256(f"{seed}/{record}".encode()).digest() for record in samples.record_ids)
@@ -83,7 +83,7 @@ def hashed(seed: int) -> Chance:
 
 
 def evenly(samples: Samples) -> Tensor:
-    """Evenly spread chances in each class, so that exactly as many are kept as are to be expected."""
+    """Return chances spread evenly in each class, so that exactly the expected number of samples is kept."""
     chances = torch.zeros(len(samples), dtype=torch.float64)
     for label in set(samples.labels.tolist()):
         own = samples.labels == label
@@ -92,7 +92,7 @@ def evenly(samples: Samples) -> Tensor:
 
 
 def blank(counts: Mapping[int, int]) -> Samples:
-    """Black images of one pixel, so many of each class."""
+    """Return black images of one pixel, with the given number per class."""
     labels = torch.tensor([label for label, count in sorted(counts.items()) for _ in range(count)], dtype=torch.int64)
     images = torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8)
     return Samples(images, labels, ("",) * len(labels))
@@ -109,7 +109,7 @@ def remember_by_record(
     today: date,
     class_names: tuple[str, ...],
 ) -> ReplayMemory:
-    """The memory after `task`: of what it held and of the new images those that `kept` keeps, each on its own."""
+    """Return the memory after `task`: what `kept` keeps of the images it held and of the new ones, each by itself."""
     held = dict(zip(memory.record_ids, memory.taken, strict=True))
     samples = kept(Samples.concatenate([memory.samples, new]), share, census, chance)
     taken = tuple(held.get(record, Taken(task, today)) for record in samples.record_ids)

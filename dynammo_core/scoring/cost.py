@@ -1,4 +1,4 @@
-"""What a prediction costs as tasks come in: MACs, parameters and latency of each method's deployed model."""
+"""The cost of a prediction as tasks come in: MACs, parameters and latency of each method's deployed model."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from dynammo_core.models.names import matching, travelling_names
 from dynammo_core.support.seeding import seeded_initialisation
 
 COMPARED = ("dynammo", "acl", "dynamic_er", "fine_tune")
-"""The ways to grow: not at all, by adapters and passes, by whole networks, and the bare network with one classifier."""
+"""Methods that grow differently: not at all, by adapters and passes, by whole networks; and a bare network."""
 
 
 class Deployed(nn.Module):
-    """A model as it is deployed: from images to answers, by the method's own prediction."""
+    """A model as it is deployed: turns images into answers by the method's own prediction."""
 
     def __init__(self, method: Method[Any], model: IncrementalModel) -> None:
         super().__init__()
@@ -33,11 +33,11 @@ class Deployed(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """Labels Tensor[B] of normalised images Tensor[B, 3, S, S]."""
+        """Predict labels Tensor[B] of normalised images Tensor[B, 3, S, S]."""
         return self.method.decision.predict(self.model, self.model.extractor(images)).labels
 
     def parameter_count(self) -> int:
-        """Parameters that prediction needs, without batch-norm statistics."""
+        """Count the parameters that prediction needs, without batch-norm statistics."""
         changing = set(travelling_names(self.model))
         kept = set(matching(changing, self.method.deployed))
         parameters = self.model.named_parameters()
@@ -45,7 +45,7 @@ class Deployed(nn.Module):
 
 
 def deployed_after(tasks: int, method: MethodSettings, backbone: Backbone, classes_per_task: int) -> Deployed:
-    """The model of a method after `tasks` tasks of `classes_per_task` classes each; nothing of it is trained."""
+    """Build a method's untrained model after `tasks` tasks of `classes_per_task` classes each."""
     stream = TaskStream(
         tuple(tuple(range(task * classes_per_task, (task + 1) * classes_per_task)) for task in range(tasks))
     )
@@ -58,10 +58,10 @@ def deployed_after(tasks: int, method: MethodSettings, backbone: Backbone, class
 
 
 def method_settings(names: Sequence[str], given: MethodSettings) -> list[MethodSettings]:
-    """Settings of each named method: what `given` says where it has the same parameter, else the method's defaults.
+    """Return the settings of each named method: values of `given` for parameters that both have, else its defaults.
 
     Raises:
-        ConfigError: no such method.
+        ConfigError: a method is unknown.
     """
     shared = given.model_dump()
     return [
@@ -72,7 +72,7 @@ def method_settings(names: Sequence[str], given: MethodSettings) -> list[MethodS
 
 @torch.no_grad()
 def multiply_accumulates(module: nn.Module, image_size: int) -> int:
-    """MACs of one image Tensor[1, 3, S, S], as half of the FLOPs that PyTorch's own counter sees."""
+    """Count the MACs of one image Tensor[1, 3, S, S], as half of the FLOPs that PyTorch's own counter sees."""
     module.eval()
     device = next(module.parameters()).device
     counter = FlopCounterMode(display=False)
@@ -91,10 +91,10 @@ def cost_table(
     tasks: Sequence[int],
     repeats: int = 30,
 ) -> list[dict[str, object]]:
-    """Rows {method, tasks, macs, parameters, latency_ms}, for each T and each method.
+    """Measure rows {method, tasks, macs, parameters, latency_ms}, one for each number of tasks and each method.
 
     Latency is the best of `repeats` single images, taken in turns over all rows, so that a disturbance of the machine
-    meets all of them alike.
+    affects all of them alike.
     """
     backbone = build_backbone(settings, seed)
     with seeded_initialisation(seed, "cost"):
@@ -118,7 +118,7 @@ def macs_table(
     image_size: int = 224,
     classes_per_task: int = 10,
 ) -> list[dict[str, object]]:
-    """Rows {backbone, method, tasks, macs, parameters}; shapes alone are computed, no pixel and no weight is."""
+    """Compute rows {backbone, method, tasks, macs, parameters} from shapes alone, without any pixel or weight."""
     rows = []
     for name in backbones:
         with torch.device("meta"):
@@ -145,7 +145,7 @@ def _row(name: str, tasks: int, model: Deployed, image_size: int) -> dict[str, o
 
 @torch.no_grad()
 def _latencies(modules: Sequence[nn.Module], image_size: int, repeats: int) -> list[float]:
-    """Best seconds of each module on one image."""
+    """Return the best time of each module on one image, in seconds."""
     image = torch.zeros(1, 3, image_size, image_size)
     best = [float("inf")] * len(modules)
     for repeat in range(repeats + 3):

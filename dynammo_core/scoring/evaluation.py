@@ -1,4 +1,4 @@
-"""From a model and labelled images to features, answers and their counts, in batches and without gradients."""
+"""Evaluation of a model on labelled images: features, answers and their counts, in batches without gradients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BATCH = 128
 def embed_samples(
     model: IncrementalModel, samples: Samples, normalisation: str, device: torch.device, end: Level = "features"
 ) -> Tensor:
-    """The samples carried to a level of the network, batch by batch: Tensor[N, ...] on `device`."""
+    """Carry the samples to a level of the network, batch by batch: Tensor[N, ...] on `device`."""
     model.eval()
     parts = [
         model.extractor.embed(to_input(images, normalisation, device), start="images", end=end)
@@ -33,7 +33,7 @@ def embed_samples(
 
 @torch.no_grad()
 def predictions(method: Method[Any], model: IncrementalModel, features: Tensor) -> Prediction:
-    """What the method answers to features Tensor[N, D], batch by batch, on the CPU."""
+    """Return the method's answers to features Tensor[N, D], batch by batch, on the CPU."""
     if not len(features):
         return Prediction(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0))
     parts = [method.decision.predict(model, batch) for batch in torch.split(features, BATCH)]
@@ -44,12 +44,12 @@ def predictions(method: Method[Any], model: IncrementalModel, features: Tensor) 
 
 
 def answer_counts(learnt: Prediction, labels: Tensor, others: Prediction, classes: int) -> dict[str, list[int]]:
-    """The tables of a test: `confusion`, and those of `Reliability`.
+    """Count a test's answers into its tables: `confusion`, and those of `Reliability`.
 
     Args:
         learnt: answers to images of learnt classes.
         labels: their true classes, Tensor[N].
-        others: answers to images of classes to come.
+        others: answers to images of classes that are still to come.
         classes: number C of classes.
     """
     reliability = Reliability.counted(
@@ -65,5 +65,5 @@ def answer_counts(learnt: Prediction, labels: Tensor, others: Prediction, classe
 
 
 def confusion_counts(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Tensor[C, C] int64: images by true class (row) and predicted class (column)."""
+    """Count images by true class (row) and predicted class (column), Tensor[C, C] int64."""
     return torch.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)

@@ -1,7 +1,7 @@
-"""Every accuracy this project reports, each defined once, computed from one table of counts.
+"""Every accuracy that this project reports, each defined once and computed from one table of counts.
 
 `confusion[t, k, i, j]` counts the test images at site k whose true class is i and that were predicted as j after task t
-was learnt, over all classes of tasks 0..t. Everything is in percent; a share of no images is nan, and means skip it.
+was learnt, over all classes of tasks 0..t. Everything is in percent; without images a share is nan, and means skip it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Tasks: TypeAlias = Sequence[Sequence[int]]
 
 
 def accuracy_after_tasks(confusion: Counts, tasks: Tasks) -> Percent:
-    """Accuracy over all classes seen so far, after each task, pooled over sites.
+    """Compute the accuracy over all classes seen so far, after each task, pooled over sites.
 
     a[t] = 100 * correct images / images, over the test images of tasks 0..t at all sites (Rebuffi et al., iCaRL, 2017).
 
@@ -30,8 +30,8 @@ def accuracy_after_tasks(confusion: Counts, tasks: Tasks) -> Percent:
         float64 [T].
 
     Raises:
-        ValueError: the counts are no [T, K, C, C] table of non-negative numbers, or do not fit the tasks. The functions
-            below take the same arguments and raise the same.
+        ValueError: the counts are not a [T, K, C, C] table of non-negative numbers, or do not fit the tasks. The
+            functions below take the same arguments and raise the same.
     """
     _check(confusion, tasks)
     correct, total = _per_class(confusion)
@@ -39,7 +39,7 @@ def accuracy_after_tasks(confusion: Counts, tasks: Tasks) -> Percent:
 
 
 def accuracy_matrix(confusion: Counts, tasks: Tasks) -> Percent:
-    """Accuracy on each task's own classes after each task, pooled over sites; the test does not name the task.
+    """Compute the accuracy on each task's own classes after each task, pooled over sites, without naming the task.
 
     A[t, j] = 100 * correct images / images, over the test images of task j's classes after task t; nan for j > t
     (R of Lopez-Paz & Ranzato, Gradient Episodic Memory, 2017, without the tasks that are still to come).
@@ -55,20 +55,20 @@ def accuracy_matrix(confusion: Counts, tasks: Tasks) -> Percent:
 
 
 def average_incremental_accuracy(confusion: Counts, tasks: Tasks) -> float:
-    """Mean over t of a[t], the accuracy over all classes seen so far (Rebuffi et al., iCaRL, 2017)."""
+    """Compute the mean over t of a[t], the accuracy over all classes seen so far (Rebuffi et al., iCaRL, 2017)."""
     return _mean(accuracy_after_tasks(confusion, tasks))
 
 
 def last_accuracy(confusion: Counts, tasks: Tasks) -> float:
-    """a[T-1], the accuracy over all classes after the last finished task (Rebuffi et al., iCaRL, 2017)."""
+    """Return a[T-1], the accuracy over all classes after the last finished task (Rebuffi et al., iCaRL, 2017)."""
     return float(accuracy_after_tasks(confusion, tasks)[-1])
 
 
 def forgetting(confusion: Counts, tasks: Tasks) -> float:
-    """How far tasks have fallen from their best, in percentage points; 0.0 after one task.
+    """Compute how far tasks have fallen from their best, in percentage points; 0.0 after one task.
 
     Mean over j < T-1 of max_{l in j..T-2} A[l, j] - A[T-1, j] (Chaudhry et al., Riemannian Walk, 2018). It is negative
-    where later tasks helped.
+    if later tasks helped.
     """
     matrix = accuracy_matrix(confusion, tasks)
     if len(matrix) == 1:
@@ -78,7 +78,7 @@ def forgetting(confusion: Counts, tasks: Tasks) -> float:
 
 
 def backward_transfer(confusion: Counts, tasks: Tasks) -> float:
-    """What learning later tasks did to earlier ones, in percentage points; 0.0 after one task.
+    """Compute what learning later tasks changed in earlier ones, in percentage points; 0.0 after one task.
 
     Mean over j < T-1 of A[T-1, j] - A[j, j] (Lopez-Paz & Ranzato, Gradient Episodic Memory, 2017); negative is loss.
     """
@@ -89,7 +89,7 @@ def backward_transfer(confusion: Counts, tasks: Tasks) -> float:
 
 
 def class_recalls(confusion: Counts, tasks: Tasks) -> Percent:
-    """Recall of each class after the last finished task, pooled over sites; nan for a class without test images.
+    """Compute each class's recall after the last finished task, pooled over sites; nan for one without test images.
 
     Returns:
         float64 [C].
@@ -100,7 +100,7 @@ def class_recalls(confusion: Counts, tasks: Tasks) -> Percent:
 
 
 def mean_class_recall_after_tasks(confusion: Counts, tasks: Tasks) -> Percent:
-    """Mean over the classes seen so far of each class's recall, after each task, pooled over sites.
+    """Compute the mean recall over the classes seen so far, after each task, pooled over sites.
 
     m[t] = mean over classes i of tasks 0..t of 100 * correct images of i / images of i: every class weighs the same
     however rare it is (balanced accuracy; Brodersen et al., 2010; the measure of DynaMMo's SKIN8).
@@ -114,19 +114,19 @@ def mean_class_recall_after_tasks(confusion: Counts, tasks: Tasks) -> Percent:
 
 
 def mean_class_recall(confusion: Counts, tasks: Tasks) -> float:
-    """m[T-1], the mean recall over all classes after the last finished task."""
+    """Return m[T-1], the mean recall over all classes after the last finished task."""
     return float(mean_class_recall_after_tasks(confusion, tasks)[-1])
 
 
 def average_mean_class_recall(confusion: Counts, tasks: Tasks) -> float:
-    """Mean over t of m[t], as the average incremental accuracy is the mean of a[t] (the average of DynaMMo's SKIN8)."""
+    """Compute the mean over t of m[t], the counterpart of the mean over t of a[t] (the average of DynaMMo's SKIN8)."""
     return _mean(mean_class_recall_after_tasks(confusion, tasks))
 
 
 def site_accuracies(confusion: Counts, tasks: Tasks) -> Percent:
-    """Accuracy of the shared model on each site's own test images, after the last finished task.
+    """Compute the accuracy of the shared model on each site's own test images, after the last finished task.
 
-    s[k] = 100 * correct images / images, over the test images at site k; nan for a site that holds none.
+    s[k] = 100 * correct images / images, over the test images at site k; nan for a site without test images.
 
     Returns:
         float64 [K].
@@ -137,16 +137,16 @@ def site_accuracies(confusion: Counts, tasks: Tasks) -> Percent:
 
 
 def worst_site_accuracy(confusion: Counts, tasks: Tasks) -> float:
-    """The lowest of the sites' accuracies after the last finished task (the worst-off client of Mohri et al., 2019)."""
+    """Return the lowest of the sites' accuracies after the last finished task (worst client: Mohri et al., 2019)."""
     return float(np.fmin.reduce(site_accuracies(confusion, tasks)))
 
 
 def accuracy_rows(confusion: Counts, tasks: Tasks, class_names: Sequence[str]) -> Iterator[dict[str, int | str]]:
-    """The rows of `accuracy_matrix.csv`: how many test images of each class each site got right after each task.
+    """Yield the rows of `accuracy_matrix.csv`: how many test images per class each site got right after each task.
 
     Columns: site (index from 0, as in the events), after_task and task (counted from 1; task is the one that brought
-    the class), class (its name), correct, total. Only rows with total > 0: a site without test images of a class has
-    none for it, since no images and no correct answer are different things.
+    the class), class (its name), correct, total. Only rows with total > 0: a site without test images of a class has no
+    row for it, since having no images differs from having no correct answer.
     """
     _check(confusion, tasks)
     correct, total = _per_class(confusion)
@@ -163,7 +163,7 @@ def accuracy_rows(confusion: Counts, tasks: Tasks, class_names: Sequence[str]) -
 
 
 def confusion_rows(confusion: Counts, tasks: Tasks, class_names: Sequence[str]) -> Iterator[dict[str, int | str]]:
-    """The rows of `confusion_matrix.csv`: all non-zero counts.
+    """Yield the rows of `confusion_matrix.csv`: all non-zero counts.
 
     Columns: site (index from 0), after_task (counted from 1), true, predicted (class names), count.
     """
@@ -179,7 +179,7 @@ def confusion_rows(confusion: Counts, tasks: Tasks, class_names: Sequence[str]) 
 
 
 def _per_class(confusion: Counts) -> tuple[Counts, Counts]:
-    """Correct and all images by task, site and true class: two int64 [T, K, C]."""
+    """Count correct and all images by task, site and true class: two int64 [T, K, C]."""
     return np.diagonal(confusion, axis1=2, axis2=3), confusion.sum(axis=3)
 
 

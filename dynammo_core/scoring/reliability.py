@@ -1,7 +1,7 @@
-"""Whether a model's confidence can be believed, and whether it notices what it has not learnt: each defined once.
+"""Measures of whether a model's confidence is reliable, and whether it notices what it has not learnt.
 
 Sites count their test images into two tables of fixed bins, which add up over sites; all else is computed from sums of
-them. Shares are in percent, and nan where no image speaks for them.
+them. Shares are in percent, and nan without images.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Counts: TypeAlias = NDArray[np.int64]
 Values: TypeAlias = NDArray[np.float64]
 
 CONFIDENCE_BINS = 15
-"""Of equal width between 0 and 1, as in Guo et al. (arXiv 1706.04599)."""
+"""Number of bins of confidence, of equal width between 0 and 1, as in Guo et al. (arXiv 1706.04599)."""
 
 UNIT = 1000
 """Confidences are counted in thousandths, so that their sums are integers too."""
@@ -27,18 +27,18 @@ SCORE_EDGES = 1 / (1 + np.exp(-np.arange(-15.75, 16, 0.25)))
 
 SCORE_BINS = len(SCORE_EDGES) + 1
 KEPT_PERCENT = 95
-"""Of the images of learnt classes, how many a threshold on the open-set score must let pass."""
+"""Share of the images of learnt classes that a threshold on the open-set score must let pass."""
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """The two tables, of one site or of all.
+    """The two tables of one site or of all sites.
 
     Attributes:
-        calibration: int64 [3, 15], of test images of learnt classes by the confidence of their answer: images, those
-            answered right, and their summed confidence in thousandths.
-        open_set: int64 [2, 128], test images by open-set score, from 0 to 1: of learnt classes, and of classes of
-            later tasks that a site holds test images of already.
+        calibration: int64 [3, 15], test images of learnt classes by the confidence of their answer: number of images,
+            number answered right, and summed confidence in thousandths.
+        open_set: int64 [2, 128], test images by open-set score, from 0 to 1: those of learnt classes, and those of
+            later tasks' classes of which a site already holds test images.
     """
 
     calibration: Counts
@@ -46,13 +46,13 @@ class Reliability:
 
     @classmethod
     def counted(cls, confidence: Values, right: NDArray[np.bool_], known: Values, others: Values) -> Self:
-        """Count N images of learnt classes, and M images of others.
+        """Count N images of learnt classes and M images of others into tables.
 
         Args:
-            confidence: [N], of the answers.
-            right: [N], whether they are right.
-            known: [N], the open-set scores.
-            others: [M], the open-set scores of the others.
+            confidence: [N], the confidence of the answers.
+            right: [N], whether the answers are right.
+            known: [N], the open-set scores of images of learnt classes.
+            others: [M], the open-set scores of images of other classes.
         """
         thousandths = np.rint(UNIT * confidence.clip(0, 1)).astype(np.int64)
         bins = np.minimum(thousandths * CONFIDENCE_BINS // UNIT, CONFIDENCE_BINS - 1)
@@ -64,7 +64,7 @@ class Reliability:
 
     @classmethod
     def of(cls, numbers: Mapping[str, object]) -> Self:
-        """The tables in a site's or a total's numbers; zeros where there are none."""
+        """Return the tables in a site's or a total's numbers; zeros if they are missing."""
         empty = {name: [0] * length for name, length in LENGTHS.items()}
         tables = (np.array(numbers.get(name, zeros), dtype=np.int64) for name, zeros in empty.items())
         calibration, open_set = tables
@@ -74,21 +74,21 @@ class Reliability:
         return Reliability(self.calibration + other.calibration, self.open_set + other.open_set)
 
     def as_numbers(self) -> dict[str, list[int]]:
-        """As they travel and are kept, row by row."""
+        """Return the tables as lists, row by row, in which they travel and are stored."""
         return {"calibration": self.calibration.flatten().tolist(), "open_set": self.open_set.flatten().tolist()}
 
     @property
     def images(self) -> int:
-        """Test images of learnt classes."""
+        """Return the number of test images of learnt classes."""
         return int(self.calibration[0].sum())
 
     @property
     def to_come(self) -> int:
-        """Test images of classes that are still to come."""
+        """Return the number of test images of classes that are still to come."""
         return int(self.open_set[1].sum())
 
     def obstacle(self, images: int, right: int) -> str:
-        """What in the tables cannot be of so many images, so many of them answered right; empty if nothing."""
+        """Say why the tables are impossible for so many images and right answers; empty if they are possible."""
         counted, correct, summed = self.calibration
         edges = np.arange(CONFIDENCE_BINS + 1) * UNIT / CONFIDENCE_BINS
         if (self.images, correct.sum()) != (images, right) or (correct > counted).any():
@@ -99,11 +99,11 @@ class Reliability:
 
 
 LENGTHS: Mapping[str, int] = {"calibration": 3 * CONFIDENCE_BINS, "open_set": 2 * SCORE_BINS}
-"""Of the tables as they travel."""
+"""Lengths of the tables as they travel."""
 
 
 def calibration_error(tables: Reliability) -> float:
-    """Expected calibration error: how far confidence and accuracy are apart, over bins, weighted by their images.
+    """Compute the expected calibration error: the gap of confidence and accuracy over bins, weighted by images.
 
     sum over bins of |right - summed confidence| / images of all bins (Guo et al., arXiv 1706.04599, equation 5).
     """
@@ -112,7 +112,7 @@ def calibration_error(tables: Reliability) -> float:
 
 
 def receiver_curve(tables: Reliability) -> tuple[Values, Values]:
-    """The ROC curve of "this class is learnt", from the strictest threshold to none.
+    """Compute the ROC curve of "this class is learnt", from the strictest threshold to the loosest.
 
     Returns:
         Shares of images of classes not learnt, and of learnt ones, that score at or above each edge: two [129].
@@ -125,22 +125,22 @@ def receiver_curve(tables: Reliability) -> tuple[Values, Values]:
 
 
 def open_set_auroc(tables: Reliability) -> float:
-    """Area under that curve: how often an image of a learnt class outscores one of a class not learnt.
+    """Compute the area under the ROC curve: how often an image of a learnt class outscores one of a class not learnt.
 
-    Images in one bin count as ties, by half (Hendrycks and Gimpel, arXiv 1610.02136).
+    Images in one bin are ties and count half (Hendrycks and Gimpel, arXiv 1610.02136).
     """
     others, learnt = receiver_curve(tables)
     return 100 * float(np.trapezoid(learnt, others))
 
 
 def known_threshold(tables: Reliability) -> float:
-    """The highest edge of a bin at or above which at least 95 % of the images of learnt classes score."""
+    """Return the highest edge of a bin at or above which at least 95 % of the images of learnt classes score."""
     bin_ = _threshold_bin(tables)
     return float("nan") if bin_ is None else float(np.append(0.0, SCORE_EDGES)[bin_])
 
 
 def false_positive_rate(tables: Reliability) -> float:
-    """FPR95: the share of images of classes not learnt that score at or above that threshold, taken for known ones."""
+    """Compute FPR95: the share of images of classes not learnt that score at or above `known_threshold`."""
     bin_ = _threshold_bin(tables)
     if bin_ is None or not tables.to_come:
         return float("nan")
@@ -152,18 +152,18 @@ MEASURES = {
     "open_set_auroc": open_set_auroc,
     "open_set_fpr95": false_positive_rate,
 }
-"""The shares, by their names in summaries, where `_after_tasks` follows."""
+"""The functions of all shares, by their names in summaries, to which `_after_tasks` is appended there."""
 
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "calibration": ("images", "correct", "thousandths"),
     "open_set": ("learnt", "to_come"),
 }
-"""The rows of each table, as columns of the CSV file of its name, behind `after_task` and `bin`, both from 1."""
+"""The rows of each table, as columns of the CSV file of its name, after `after_task` and `bin`, both from 1."""
 
 
 def table_rows(name: str, after_tasks: Mapping[int, Reliability]) -> Iterator[dict[str, int]]:
-    """The rows of the CSV file of a table, after each task, counted from 0: of bins that are not empty."""
+    """Yield the rows of a table's CSV file for all bins that are not empty; keys are tasks, counted from 0."""
     for task, tables in sorted(after_tasks.items()):
         table: Counts = getattr(tables, name)
         for place in np.flatnonzero(table.any(axis=0)).tolist():
@@ -172,7 +172,7 @@ def table_rows(name: str, after_tasks: Mapping[int, Reliability]) -> Iterator[di
 
 
 def tables_from_rows(rows: Mapping[str, Iterable[Mapping[str, str]]]) -> dict[int, Reliability]:
-    """The tables after each task, counted from 0, from the rows of each table's file."""
+    """Return the tables after each task, counted from 0, from the rows of each table's file."""
     found: dict[int, Reliability] = {}
     for name, columns in COLUMNS.items():
         for row in rows[name]:

@@ -1,6 +1,6 @@
 """CSV that people open in spreadsheets, where a cell that begins with `=`, `+`, `-` or `@` is a formula and may act.
 
-Names come from others: of classes, files and records. So an apostrophe goes before each text that a spreadsheet could
+Others choose the names of classes, files and records. So an apostrophe goes before each text that a spreadsheet could
 take for a formula (https://owasp.org/www-community/attacks/CSV_Injection), and reading takes it away again. Numbers
 stay as they are.
 """
@@ -21,19 +21,19 @@ _QUOTED = re.compile(_FORMULA.format("'", "'"))
 
 
 def as_cell(value: object) -> object:
-    """What stands in a cell for a value: numbers as they are, of anything else a text that is no formula."""
+    """Return a value's cell: numbers as they are, anything else as a text that is not a formula."""
     if value is None or isinstance(value, Number):
         return value
     return _BARE.sub("'", str(value))
 
 
 def from_cell(text: str) -> str:
-    """The text that `as_cell` made a cell of."""
+    """Return the text from which `as_cell` made a cell."""
     return _QUOTED.sub("", text)
 
 
 def csv_lines(rows: Iterable[Iterable[object]]) -> str:
-    """Rows of values as CSV."""
+    """Return rows of values as CSV."""
     return "".join(f"{_line(row)}\n" for row in rows)
 
 
@@ -45,12 +45,12 @@ def _line(row: Iterable[object]) -> str:
 
 
 def csv_table(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
-    """Rows as CSV below a header of `columns`; what a row lacks is empty, and what has no column is left out."""
+    """Return rows as CSV below a header of `columns`; missing values are empty, values without a column left out."""
     return csv_lines([columns, *([row.get(column) for column in columns] for row in rows)])
 
 
 def read_csv_table(text: str) -> list[dict[str, str]]:
-    """The rows of a `csv_table`; cells may hold line breaks."""
+    """Read the rows of a `csv_table`; cells may hold line breaks."""
     table = csv.DictReader(io.StringIO(text, newline=""))
     # A row that is cut off lacks cells.
     return [{name: from_cell(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in table]

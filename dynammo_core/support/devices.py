@@ -1,4 +1,4 @@
-"""Where the arithmetic happens."""
+"""The choice of the device that computes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dynammo_core.support.errors import ConfigError
 
 
 def find_device(name: str, setting: str = "device") -> torch.device:
-    """The device of that name: auto (CUDA where there is one), cpu, cuda or cuda:N; `setting` is where it was named.
+    """Return the device of that name: auto (CUDA if available), cpu, cuda or cuda:N; `setting` is where it was named.
 
     Raises:
         ConfigError: it is not on this machine.

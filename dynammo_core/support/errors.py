@@ -8,7 +8,7 @@ from typing import ClassVar
 
 
 class DynammoError(Exception):
-    """Base of every error this project raises on purpose.
+    """Base of every error that this project raises on purpose.
 
     `code` is all that may leave a site: the message may hold paths or record ids, so it stays where it was raised.
     """
@@ -25,7 +25,7 @@ class DynammoError(Exception):
 
 
 class ConfigError(DynammoError):
-    """A key, type or value of an experiment's configuration."""
+    """An invalid key, type or value in an experiment's configuration."""
 
     code = 101
 
@@ -49,7 +49,7 @@ class CheckpointError(DynammoError):
 
 
 class ProtocolError(DynammoError):
-    """A message that is not what `protocol` declares."""
+    """A message that differs from what `protocol` declares."""
 
     code = 105
 
@@ -66,7 +66,7 @@ class RunError(DynammoError):
     code = 107
 
 
-class NotApproved(DynammoError):  # noqa: N818  # the operator reads this name, and it is no defect
+class NotApproved(DynammoError):  # noqa: N818  # the operator reads this name, and it is not a defect
     """An experiment, or a version of the code, that no person at the site has approved; or one that was revoked."""
 
     code = 108
@@ -97,11 +97,11 @@ class AnsweredBefore(DynammoError):  # noqa: N818  # as above
 
 
 def nearest_match(name: str, options: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the option closest to `name`, or an empty string when none is close."""
+    """Return ` (did you mean 'x'?)` for the option closest to `name`, or an empty string if none is close."""
     close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def unknown_name(kind: str, name: str, options: Iterable[str]) -> str:
-    """`unknown backbone 'resnet81' (did you mean 'resnet18'?)`."""
+    """Return words such as `unknown backbone 'resnet81' (did you mean 'resnet18'?)`."""
     return f"unknown {kind} {name!r}{nearest_match(name, options)}"

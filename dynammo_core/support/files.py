@@ -13,7 +13,7 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Replace `path` by `content`: write beside it, sync, rename, sync the folder.
 
     Raises:
-        CheckpointError: the file cannot be written (full disk, no permission); what stood at `path` stands there still.
+        CheckpointError: the file cannot be written (full disk, no permission); the old file at `path` is unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the names of a folder on the disk: until then a power cut can undo a new file or a rename."""
+    """Sync a folder's names to the disk: until then a power cut can undo a new file or a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -25,7 +25,7 @@ for group in sys.stdin.read().split():
 def process_group(
     command: list[str], *, cwd: Path, environment: Mapping[str, str], output: IO[str] | int = subprocess.PIPE
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process in a group of its own, and the end of that whole group, even if this process is killed meanwhile.
+    """Start a process in a group of its own and end that whole group afterwards, even if this process is killed.
 
     Args:
         command: the program and its arguments.
@@ -61,7 +61,7 @@ def process_group(
 
 
 def process_tree(process: int) -> Iterator[int]:
-    """A process and all that descend from it."""
+    """Yield a process and all its descendants."""
     parents = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):

@@ -41,7 +41,7 @@ class Terminal(Console):
     """A console to which no name that it prints can give commands."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Lay out as rich does; of the text, only what is printable is left, whoever forgot to look at it."""
+        """Lay out as rich does, and leave only what is printable of any text."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable_lines(segment.text), segment.style)
 
@@ -51,7 +51,7 @@ class Terminal(Console):
 
 
 def command_line(words: str) -> typer.Typer:
-    """An empty command line that describes itself by `words`."""
+    """Return an empty command line that describes itself by `words`."""
     return typer.Typer(
         help=words,
         no_args_is_help=True,
@@ -73,10 +73,10 @@ def readable_errors() -> Iterator[None]:
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Scalar]:
-    """`key.path=value` texts as a mapping.
+    """Parse `key.path=value` texts into a mapping.
 
     Raises:
-        ConfigError: a text without "=".
+        ConfigError: a text lacks "=".
     """
     overrides: dict[str, Scalar] = {}
     for pair in pairs:

@@ -18,10 +18,10 @@ T = TypeVar("T", bound=BaseModel)
 
 
 def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
-    """The plain data of a YAML file, and its tree, which knows the lines.
+    """Read the plain data of a YAML file, and its tree, which knows the lines.
 
     Raises:
-        ConfigError: no such file, it cannot be read, or it is no YAML.
+        ConfigError: the file is missing, cannot be read, or is not YAML.
     """
     if not path.is_file():
         here = sorted(str(file) for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
@@ -34,17 +34,17 @@ def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
         return yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", remedy="Permit reading it") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date such as 2024-13-45
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: invalid UTF-8, or a date such as 2024-13-45
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def validate(
     model: type[T], data: Any, source: str, tree: yaml.Node | None = None, overridden: Collection[str] = ()
 ) -> T:
-    """`data` as a `model`; `source`, `tree` and the dotted keys `overridden` serve the error messages.
+    """Validate `data` as a `model`; `source`, `tree` and the dotted keys `overridden` are for error messages.
 
     Raises:
-        ConfigError: naming every key that is unknown, missing or has a wrong value.
+        ConfigError: keys are unknown, missing or have a wrong value; the message names every one.
     """
     if not isinstance(data, dict):
         raise ConfigError(f"{source} holds no mapping of keys to values", accepted=", ".join(model.model_fields))
@@ -58,7 +58,7 @@ def validate(
 def _explain(
     problem: ErrorDetails, model: type[BaseModel], source: str, tree: yaml.Node | None, overridden: Collection[str]
 ) -> str:
-    """`FILE line 3, data.datset: unknown key (did you mean 'dataset'?); accepted: ...`."""
+    """Explain a problem: `FILE line 3, data.datset: unknown key (did you mean 'dataset'?); accepted: ...`."""
     path = [str(part) for part in problem["loc"]]
     names = _accepted_names(model, path[:-1])
     steps = []
@@ -91,7 +91,7 @@ def _accepted_names(model: type[BaseModel], path: list[str]) -> list[str]:
 
 
 def _line(tree: yaml.Node | None, path: list[str]) -> int | None:
-    """Line, from 1, of the key at `path`, or of the list it is in; none where an override or a default put it there."""
+    """Return the line, from 1, of the key at `path` or of the list it is in; None if not from the file."""
     line = None
     for part in path:
         if not isinstance(tree, yaml.MappingNode):

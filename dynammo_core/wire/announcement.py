@@ -1,4 +1,4 @@
-"""Names of diseases: what a site may bring, and how one disease under two names is noticed before it becomes two."""
+"""The names of classes that sites announce, and the check that one disease under two names does not become two."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dynammo_core.data.task_stream import build_task_stream
 from dynammo_core.support.errors import ConfigError, ProtocolError
 
 BANDS = (1, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
-"""A site says of a class only the largest of these numbers of images that it reaches."""
+"""Numbers of images: a site reveals only the largest of them that its own number for a class reaches."""
 
 CLOSE = 0.85
 LONGEST_NAME, MOST_NAMES = 200, 1000
@@ -22,7 +22,7 @@ LONGEST_NAME, MOST_NAMES = 200, 1000
 
 @dataclass(frozen=True)
 class Announcement:
-    """The classes that a site can bring, by the names its own labels have.
+    """The classes that a site can bring, by the names that its own labels have.
 
     Attributes:
         bands: for each class the largest of `BANDS` that its number of images reaches, training and test together.
@@ -40,27 +40,27 @@ class Announcement:
 
 
 def band(count: int) -> int:
-    """The largest of `BANDS` that `count`, at least 1, reaches."""
+    """Return the largest of `BANDS` that `count` reaches; `count` is at least 1."""
     return max(bound for bound in BANDS if bound <= count)
 
 
 def same_disease(name: str, names: Iterable[str]) -> str | None:
-    """The name among `names` that seems to mean what `name` means: but for case, spaces and marks, or nearly equal."""
+    """Find a name that seems to mean the same as `name`: nearly equal, or equal except for case, spaces and marks."""
     plain = {_plain(other): other for other in names}
     close = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=CLOSE)
     return plain[close[0]] if close else None
 
 
 def with_new_task(config: Config[Any], classes: Sequence[str], *, distinct: bool = False) -> Config[Any]:
-    """The experiment with one task more, which brings new classes; all that was there keeps its number.
+    """Return the experiment with one more task, which brings new classes; existing classes keep their numbers.
 
     Args:
         config: an experiment with a registry of classes.
         classes: the new names.
-        distinct: a person has seen that names which look alike mean different diseases.
+        distinct: whether a person has confirmed that names which look alike mean different diseases.
 
     Raises:
-        ConfigError: no registry to add to, a name that is there already, or one that looks like another.
+        ConfigError: there is no registry to add to, a name is in it already, or a name looks like another.
     """
     registry = config.data.classes
     if registry is None:

@@ -1,4 +1,4 @@
-"""All that travels between the server and a site, and nothing else does: both ends check every message against this."""
+"""Everything that may travel between the server and a site; both ends check every message against it."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ PRIVATE_NUMBERS: Mapping[Action, frozenset[str]] = MappingProxyType(
         Action.EVALUATE: NUMBERS[Action.EVALUATE],
     }
 )
-"""The same under example-level differential privacy, which speaks of training images alone: `class_counts` are made of
-noised numbers, `epsilon` is what the site has spent so far, and nothing that was not noised goes with them. A site that
-abstains says `epsilon` alone."""
+"""The same under example-level differential privacy, for actions on training images: `class_counts` are made of noised
+numbers, `epsilon` is what the site has spent so far, and nothing that was not noised goes with them. A site that
+abstains sends `epsilon` alone."""
 
 
 def numbers_of(action: Action, private: bool) -> frozenset[str]:
-    """Names of the numbers of an action, of training images that are protected one by one or not."""
+    """Return the names of the numbers that an action reports; `private`: training images are protected one by one."""
     return (PRIVATE_NUMBERS if private else NUMBERS)[action]
 
 
 def lengths_of(classes: int) -> dict[str, int]:
-    """Lengths of the numbers that are lists of counts, for C classes."""
+    """Return the lengths of the numbers that are lists of counts, for C classes."""
     return {"class_counts": classes, "confusion": classes**2, **RELIABILITY}
 
 
 NEVER_NEGATIVE = frozenset({"seconds", "memory_bytes", "epsilon"})
-"""The single numbers that are amounts."""
+"""The names of single numbers that cannot be negative."""
 
 MOST = 10**12
-"""More images than any site has: a larger count is no count, before anyone asks how many this site may have."""
+"""More images than any site has: a larger count is invalid, whatever the limit of the site."""
 
 SUMMED: Mapping[Action, frozenset[str]] = MappingProxyType(
     {action: NUMBERS[action] - {"seconds"} for action in (Action.FIT, Action.SUMMARISE, Action.EVALUATE)}
@@ -81,14 +81,14 @@ class Instruction:
 
     Attributes:
         experiment: the resolved configuration as canonical JSON.
-        code_hash: of the code the server runs; a site with other code refuses.
+        code_hash: hash of the code that the server runs; a site with other code refuses.
         run: unique name of the run; a site keeps one memory for each.
         step: index of the step in the experiment's plan.
         site: index of the site that is asked.
         workspace: folder for the site's private state; used by simulated sites only, a deployed site has its own.
-        weights: tensors by name, exactly those the stage sends down.
+        weights: tensors by name, exactly those that the stage sends to sites.
         correction: 0 for a step of the plan; else the number of a correction, and `step` is the last one done.
-        taken: of a correction, the contributions of this site (`Step.contribution`) that the server's sums contain.
+        taken: for a correction, the contributions of this site (`Step.contribution`) that the server's sums contain.
         corrected: corrections that the run's sums had before; what was asked before one may be asked anew after it.
     """
 
@@ -106,7 +106,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Report:
-    """What a site answers.
+    """A site's answer to an instruction.
 
     Attributes:
         abstained: the site has nothing to learn from in this stage and sends no tensors.
@@ -120,19 +120,19 @@ class Report:
 
     @property
     def class_counts(self) -> list[int]:
-        """Samples of each class that the report speaks for."""
+        """Return the number of samples of each class that the report speaks for."""
         counts = self.numbers["class_counts"]
         assert isinstance(counts, list)
         return counts
 
     @property
     def bytes(self) -> int:
-        """Bytes of its tensors."""
+        """Return the number of bytes of the report's tensors."""
         return tensor_bytes(self.weights)
 
 
 def tensor_bytes(weights: Mapping[str, Tensor]) -> int:
-    """Bytes that the tensors take on the wire, without framing."""
+    """Return the number of bytes that the tensors take on the wire, without framing."""
     return sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
 
 

@@ -1,4 +1,4 @@
-"""The check of every message against the protocol, by both ends: what is not declared is an error, not a warning."""
+"""The check of every message against the protocol, at both ends: anything that is not declared is an error."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from dynammo_core.wire.report_contents import check_counts, check_tensors, check
 
 
 def check_packed(report: Report, stage: Stage, model: IncrementalModel, codec: Codec) -> None:
-    """Refuse a report whose tensors do not have the very types and shapes in which the codec writes those declared.
+    """Refuse a report whose packed tensors differ in name, type or shape from what the codec makes of those declared.
 
     Raises:
-        ProtocolError: a tensor that is undeclared, missing, or of another form.
+        ProtocolError: a tensor is undeclared, missing, or of another type or shape.
     """
     state = model.state_dict()
     form = packed_form(codec, {} if report.abstained else {name: state[name] for name in names_up(model, stage)})
@@ -48,12 +48,12 @@ def opened_report(
     private: bool = False,
     secure: bool = False,
 ) -> Report:
-    """The report that a codec packed, checked in both forms; `sent` is what the site was sent in this step.
+    """Unpack a site's report and check it packed and unpacked; `sent` is what the site was sent in this step.
 
     The other arguments are those of `check_report`.
 
     Raises:
-        ProtocolError: of `check_packed` or `check_report`.
+        ProtocolError: `check_packed` or `check_report` refuses the report.
     """
     check_packed(report, stage, model, codec)
     report = replace(report, weights=unpack(codec, report.weights, sent))
@@ -73,22 +73,22 @@ def check_report(
     secure: bool = False,
     own: bool = False,
 ) -> None:
-    """Refuse a report that holds anything but what the stage declares, or what no images could give; at both ends.
+    """Refuse a report that does not hold exactly what the stage declares, or that no images could give; at both ends.
 
     Args:
         report: the answer.
         stage: the stage it answers.
-        model: a model with the structure of the stage's task, and what was sent for it.
+        model: a model with the structure of the stage's task, holding what was sent for it.
         classes: number C of classes of the experiment.
-        seen: the classes learnt so far, all C by default: an answer speaks of no other.
+        seen: the classes learnt so far, all C by default: an answer may speak of no other class.
         most: samples that the site can speak for.
         private: whether training images are protected one by one, see `PRIVATE_NUMBERS`.
-        secure: whether the report leaves under secure aggregation as it is, so without all that says how many.
-        own: whether it is the site itself that asks, which made the tensors: the factorisation of sums is left out.
+        secure: whether the report is one that leaves openly under secure aggregation, without any count of images.
+        own: whether the caller is the site that made the tensors; then the slow factorisation of sums is left out.
 
     Raises:
-        ProtocolError: a tensor or number that is undeclared, missing, of another shape or type, not finite, or not to
-            be had from so many samples.
+        ProtocolError: a tensor or number is undeclared, missing, of another shape or type, not finite, or impossible
+            for so many samples.
     """
     state = model.state_dict()
     declared = {name: state[name] for name in names_up(model, stage)} if not report.abstained else {}
@@ -122,7 +122,7 @@ def check_report(
 
 
 def _check_forms(numbers: Numbers, classes: int) -> None:
-    """Refuse numbers that are not a list of counts of the right length, or one finite number."""
+    """Refuse each number that is neither a list of counts of the right length nor one finite number, as declared."""
     lengths = lengths_of(classes)
     for name, value in numbers.items():
         if name in lengths:

@@ -1,4 +1,4 @@
-"""Whether what a report says can be: counts that add up, variances, squares and sums that some samples could give."""
+"""Checks that a report is possible: counts add up, and some samples could give its variances, squares and sums."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def check_counts(numbers: Numbers, classes: int, seen: Collection[int], most: in
     """Refuse counts of samples of classes that are not learnt yet, or of more samples than a site can have.
 
     Args:
-        numbers: of an answer, each of the right length.
+        numbers: the numbers of an answer, each of the right length.
         classes: number C of classes.
         seen: the classes learnt so far.
         most: samples that the answer can speak for.
 
     Raises:
-        ProtocolError: the counts cannot be.
+        ProtocolError: the counts are impossible.
     """
     counts = _list(numbers, "class_counts")
     if any(count for label, count in enumerate(counts) if label not in seen):
@@ -47,7 +47,7 @@ def check_counts(numbers: Numbers, classes: int, seen: Collection[int], most: in
 
 
 def check_tests(numbers: Numbers, classes: int, most: int) -> None:
-    """Refuse tables of a test that are not of the same images, or of more of them than a site can have.
+    """Refuse tables of a test that do not count the same images, or count more than a site can have.
 
     Raises:
         ProtocolError: the tables do not add up.
@@ -76,22 +76,22 @@ def check_tensors(
     own: bool = False,
     rounding: float = 0.0,
 ) -> None:
-    """Refuse tensors that no training and no samples could give; their forms are checked already.
+    """Refuse tensors that no training and no samples could give; types and shapes are checked already.
 
     No number may be larger than float16 holds, in which weights may travel: those of networks that have learnt anything
     stay below a hundredth of that, its squares are finite in float32, and sums of its squares in float64.
 
     Args:
         weights: tensors by name.
-        stage: whose answer they are; those of a correction are negative sums.
-        model: with the structure of the stage's task, and what the server sent for it.
+        stage: the stage that they answer; those of a correction are negative sums.
+        model: a model with the structure of the stage's task, holding what the server sent for it.
         class_counts: [C] samples of each class that the tensors speak for.
-        noised: whether noise hides single images, which leaves sums no longer those of any samples.
-        own: whether whoever asks has made them: the server alone looks for what takes long to find out.
+        noised: whether noise hides single images, so that sums need no longer be those of any samples.
+        own: whether the caller made the tensors: only the server runs the checks that take long.
         rounding: how far each number may lie from what it should be, beside what float64 rounds.
 
     Raises:
-        ProtocolError: one of them cannot be.
+        ProtocolError: one of them is impossible.
     """
     summed, within = summed_names(model), LARGEST**2 if stage.squares else LARGEST
     for name, tensor in weights.items():
@@ -112,7 +112,7 @@ def check_tensors(
 
 
 def heads_by_prefix(model: IncrementalModel) -> dict[str, Head]:
-    """Each head, by how the names of its tensors begin."""
+    """Return each head of the model, by the prefix of the names of its tensors."""
     return {f"{name}.": module for name, module in model.named_modules() if isinstance(module, Head)}
 
 

@@ -1,4 +1,4 @@
-"""What a site holds of the tensors that it was sent, on its disk and by their content, so that none is sent twice."""
+"""The store on a site's disk of the tensors that it was sent, by their hashes, so that no tensor is sent twice."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ logger = logging.getLogger("dynammo.tensor_store")
 
 
 def tensor_hash(tensor: Tensor) -> str:
-    """SHA-256 of type, shape and values, as 64 hexadecimal digits."""
+    """Return the SHA-256 of a tensor's type, shape and values, as 64 hexadecimal digits."""
     digest = hashlib.sha256(f"{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).numpy().data)
     return digest.hexdigest()
 
 
 class TensorStore:
-    """One file of tensors by hash, replaced as a whole. Of each name it keeps what was last sent under it, no more.
+    """One file of tensors by hash, replaced as a whole; for each name it keeps only what was last sent under it.
 
-    It holds nothing that could not be had again: a file that is lost or damaged is one that lacks everything, and one
-    that cannot be written costs bytes, not the step.
+    It holds nothing that cannot be sent again: a lost or damaged file counts as empty, and a file that cannot be
+    written costs bytes, not the step.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
 
     def complete(self, hashes: Mapping[str, str], received: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All tensors that an instruction names: those that came with it, and those held since earlier steps.
+        """Return all tensors that an instruction names: those that came with it, and those held since earlier steps.
 
         Args:
-            hashes: of every tensor, by name.
+            hashes: hash of every tensor, by name.
             received: the tensors that came.
 
         Raises:
-            MissingTensorsError: some came neither now nor before.
-            ProtocolError: a tensor is not the one that its hash names.
+            MissingTensorsError: some tensors neither came now nor are held.
+            ProtocolError: a tensor does not have its hash.
         """
         for name, tensor in received.items():
             if tensor_hash(tensor) != hashes.get(name):
@@ -62,7 +62,7 @@ class TensorStore:
         return {name: known[wanted] for name, wanted in hashes.items()}
 
     def keep(self, hashes: Mapping[str, str], received: Mapping[str, Tensor]) -> None:
-        """Hold the tensors of an instruction that was carried out, each in the place of what had its name before."""
+        """Store the tensors of an instruction that was carried out, each in place of the last one of its name."""
         before = self._index()
         if before.items() >= hashes.items():
             return
@@ -78,7 +78,7 @@ class TensorStore:
             logger.warning("the weights received are not kept: %s", error)
 
     def _index(self) -> dict[str, str]:
-        """The hash last sent under each name; none where there is no file, or a damaged one."""
+        """Return the hash last sent under each name; empty if the file is missing or damaged."""
         try:
             with safe_open(self.path, framework="np") as file:
                 index = json.loads(file.metadata()["index"])
@@ -87,7 +87,7 @@ class TensorStore:
             return {}
 
     def _read(self, wanted: Iterable[str]) -> dict[str, Tensor]:
-        """Those of the tensors that are held, each of them whole."""
+        """Read those of the wanted tensors that are held and intact."""
         found: dict[str, Tensor] = {}
         try:
             # "pt" would open the file twice, and another site's process may have replaced it in between.

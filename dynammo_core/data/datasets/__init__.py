@@ -41,5 +41,5 @@ LABELS: Registry[Labels] = Registry(
     },
     accepted="a function from the section `data` (DataSettings) to the labels found, sorted",
 )
-"""The labels found, sorted, in data sets whose classes are not fixed."""
+"""Functions that list the labels found, sorted, for data sets whose classes are not fixed."""
 register_dataset = DATASETS.decorator

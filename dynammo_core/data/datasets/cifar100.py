@@ -21,14 +21,14 @@ LAYOUT = f"ROOT/{FOLDER}/ with the files {', '.join(FILES)}, as {SOURCE} unpacks
 
 
 def load_cifar100(settings: DataSettings) -> Dataset:
-    """The published 50,000 training and 10,000 test images, 500 and 100 a class; the classes in alphabetical order.
+    """Load the published 50,000 training and 10,000 test images, 500 and 100 per class; classes in alphabetical order.
 
-    They are looked for in `data.root` (or $DYNAMMO_DATA/cifar100, or ~/.cache/dynammo/cifar100); failing that they are
+    They are looked for in `data.root` (or $DYNAMMO_DATA/cifar100, or ~/.cache/dynammo/cifar100), and if missing
     downloaded into it. torchvision checks each file against the publisher's MD5 sum before it reads it.
     https://www.cs.toronto.edu/~kriz/learning-features-2009-TR.pdf
 
     Raises:
-        DataError: `data.root` is no folder, the files are not there and cannot be downloaded, or one is damaged.
+        DataError: `data.root` is not a folder, the files are missing and cannot be downloaded, or one is damaged.
     """
     root = data_root(settings)
     if settings.root is not None and not root.is_dir():
@@ -45,7 +45,7 @@ def _is_there(folder: Path) -> bool:
 
 
 def _read(root: Path) -> Dataset:
-    from torchvision.datasets import CIFAR100  # three seconds to import, and only this data set needs it
+    from torchvision.datasets import CIFAR100  # takes three seconds to import, and only this data set needs it
 
     try:
         train, test = (CIFAR100(root, train=train) for train in (True, False))

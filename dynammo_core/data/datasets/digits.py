@@ -11,7 +11,7 @@ from dynammo_core.data.sources import ArraySource, array_keys
 
 
 def load_digits(_: DataSettings) -> Dataset:
-    """The digits with their 17 grey levels spread over 0..255, split 80/20 within each class by `SPLIT_SEED`."""
+    """Load the digits, 17 grey levels spread over 0..255, split 80/20 within each class by `SPLIT_SEED`."""
     from sklearn.datasets import load_digits as load  # two seconds to import, and only this data set needs it
 
     bunch = load()

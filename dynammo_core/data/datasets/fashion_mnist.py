@@ -35,14 +35,14 @@ LAYOUT = f"a folder with the four files {', '.join(f'{name}.gz' for name in FILE
 
 
 def load_fashion_mnist(settings: DataSettings) -> Dataset:
-    """The published 60,000 training and 10,000 test images.
+    """Load the published 60,000 training and 10,000 test images.
 
     They are looked for in `data.root` (or $DYNAMMO_DATA/fashion_mnist, or ~/.cache/dynammo/fashion_mnist), there also
     as torchvision lays them out, then where Debian's package dataset-fashion-mnist puts them; failing that they are
     downloaded to the first of these.
 
     Raises:
-        DataError: `data.root` is no folder, the files are nowhere and cannot be downloaded, or one is damaged.
+        DataError: `data.root` is not a folder, the files are missing and cannot be downloaded, or one is damaged.
     """
     root = data_root(settings)
     if settings.root is not None and not root.is_dir():
@@ -53,7 +53,7 @@ def load_fashion_mnist(settings: DataSettings) -> Dataset:
 
 
 def read_idx(path: Path, shape: tuple[int, ...], sha256: str) -> NDArray[np.uint8]:
-    """Read an IDX file of bytes, packed or not: two zeros, type 8, the number of dimensions, their sizes, the values.
+    """Read an IDX file, packed or not: two zeros, type 8, the number of dimensions, their sizes, the values (bytes).
 
     Raises:
         DataError: the file is damaged, has another shape, or is not the published one.

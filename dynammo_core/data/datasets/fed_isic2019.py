@@ -1,4 +1,4 @@
-"""Fed-ISIC2019 (FLamby, arXiv 2210.04620): ISIC 2019 as it came about, in six centres; 23,247 images, eight classes."""
+"""Fed-ISIC2019 (FLamby, arXiv 2210.04620): ISIC 2019 by its six centres of origin; 23,247 images, eight classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dynammo_core.data.samples import Dataset
 from dynammo_core.support.errors import DataError
 
 CENTRES = ("BCN", "HAM_vidir_molemax", "HAM_vidir_modern", "HAM_rosendahl", "MSK", "HAM_vienna_dias")
-"""The centres 0..5 by the names that FLamby gives them."""
+"""The names that FLamby gives the centres 0..5."""
 
 SPLIT = "train_test_split"
 PREPROCESSED = f"{IMAGES}_preprocessed"
@@ -28,14 +28,14 @@ COLUMNS = ("target", "center", "fold2")
 
 
 def load_fed_isic2019(settings: DataSettings) -> Dataset:
-    """FLamby's training and test images of six centres, for `federation.partition: natural` with six sites.
+    """Load FLamby's training and test images of six centres, for `federation.partition: natural` with six sites.
 
     Relies on these columns of its table: image; target, the index of a class in ISIC 2019's order; center, 0..5; fold2,
     such as `train_0` or `test_3`, by which FLamby deals images to its centres. Images are taken from its preprocessed
-    folder (shorter side 224, colour constancy) where there is one, else as ISIC published them.
+    folder (shorter side 224, colour constancy) if it exists, else as ISIC published them.
 
     Raises:
-        DataError: the table or the images are missing, a column or a value is not FLamby's, or what `assemble` refuses.
+        DataError: the table or the images are missing, a column or value is not FLamby's, or `assemble` refuses them.
     """
     root = require_folder(settings, LAYOUT)
     file = root / SPLIT

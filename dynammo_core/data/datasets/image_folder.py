@@ -1,4 +1,4 @@
-"""Class folders of images: root/train/<class>/ and root/test/<class>/, or root/<class>/ split 80/20 by a fixed seed."""
+"""Images in class folders: root/train/<class>/ and root/test/<class>/, or root/<class>/ split 80/20 by a fixed seed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ LAYOUT = "ROOT/train/<class>/<image> and ROOT/test/<class>/<image>, or ROOT/<cla
 
 
 def load_image_folder(settings: DataSettings) -> Dataset:
-    """Class folders under `data.root`; the classes are the folders' names, sorted, or `data.classes`.
+    """Load the class folders under `data.root`; the classes are the folders' names, sorted, or `data.classes`.
 
     Raises:
-        DataError: a missing folder, a folder that is no class of the registry, or what `assemble` refuses.
+        DataError: a folder is missing or is not a class of the registry, or `assemble` refuses the images.
     """
     return load_class_folders(settings, settings.classes, LAYOUT, absent=settings.classes is not None)
 
 
 def image_folder_labels(settings: DataSettings) -> tuple[str, ...]:
-    """The names of the class folders, sorted.
+    """Return the names of the class folders, sorted.
 
     Raises:
         DataError: as `load_image_folder`.
@@ -37,7 +37,7 @@ def image_folder_labels(settings: DataSettings) -> tuple[str, ...]:
 def load_class_folders(
     settings: DataSettings, class_names: tuple[str, ...] | None, layout: str, *, absent: bool
 ) -> Dataset:
-    """Class folders under the data set's root; `class_names` none takes the names found, sorted.
+    """Load the class folders under the data set's root; without `class_names`, the classes are their names, sorted.
 
     Hidden files and files without an image's extension are passed over; subfolders of a class folder belong to it.
 
@@ -62,10 +62,10 @@ def load_class_folders(
 
 
 def class_folders(root: Path, layout: str) -> list[tuple[Literal["train", "test"] | None, Path]]:
-    """Each class folder under a root and the split it belongs to, or none where the root is not split.
+    """List each class folder under a root with the split it belongs to, None if the root is not split.
 
     Raises:
-        DataError: train/ without test/, or test/ without train/.
+        DataError: there is train/ without test/, or test/ without train/.
     """
     return [(split, folder) for split, part in _parts(root, layout) for folder in subfolders(part)]
 
@@ -81,11 +81,11 @@ def _parts(root: Path, layout: str) -> list[tuple[Literal["train", "test"] | Non
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted by name; hidden ones are passed over."""
+    """List the folders in a folder, sorted by name; hidden ones are passed over."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files in a folder and its subfolders, sorted; hidden ones are passed over."""
+    """List the image files in a folder and its subfolders, sorted; hidden ones are passed over."""
     files = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
     return sorted(path for path in files if not path.name.startswith(".") and path.is_file())

@@ -1,4 +1,4 @@
-"""ISIC 2019's training set as its publisher lays it out: a folder of JPEG images and tables that say what they show."""
+"""ISIC 2019's training set as its publisher lays it out: a folder of JPEG images, and tables of what they show."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ SOURCE = "https://challenge.isic-archive.com/data/#2019"
 
 @dataclass(frozen=True)
 class Row:
-    """What a table says of one image, and `place` ("row 7 of table.csv") for messages; the header is row 1."""
+    """What a table says about one image, and `place` ("row 7 of table.csv") for messages; the header is row 1."""
 
     place: str
     values: Mapping[str, str]
 
 
 def read_table(file: Path, columns: Sequence[str]) -> dict[str, Row]:
-    """The rows of a CSV file, in their order, by the image's name in its column `image`; other columns are passed over.
+    """Read the rows of a CSV file, in order, by the name in its column `image`; columns not asked for are passed over.
 
     Raises:
-        DataError: the file is no table, lacks one of `columns` or a value, or names an image twice.
+        DataError: the file is not a table, lacks one of `columns` or a value, or names an image twice.
     """
     needed = ("image", *columns)
     rows: dict[str, Row] = {}
@@ -60,7 +60,7 @@ def read_table(file: Path, columns: Sequence[str]) -> dict[str, Row]:
 
 
 def read_ground_truth(settings: DataSettings, root: Path, layout: str) -> list[ImageRecord]:
-    """Every image of ROOT/ISIC_2019_Training_GroundTruth.csv with its class, sorted by name, as yet without a split.
+    """Read every image of ROOT/ISIC_2019_Training_GroundTruth.csv with its class, sorted by name, without a split.
 
     Raises:
         DataError: the folder of images or the table is missing (`layout` says what should be there), or a row names
@@ -76,7 +76,7 @@ def read_ground_truth(settings: DataSettings, root: Path, layout: str) -> list[I
 
 
 def read_lesions(root: Path) -> dict[str, str]:
-    """The lesion that each image shows, from ROOT/ISIC_2019_Training_Metadata.csv; images of unknown ones are left out.
+    """Read the lesion of each image, by name, from ROOT/ISIC_2019_Training_Metadata.csv, if known.
 
     Without the file no lesion is known.
 

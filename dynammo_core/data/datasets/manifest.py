@@ -19,20 +19,20 @@ REQUIRED = ("path", "label")
 OPTIONAL = ("split", "site", "record_id")
 COLUMNS = f"the columns {', '.join(REQUIRED)} and, optionally, {', '.join(OPTIONAL)}, separated by commas"
 
-# As csv.DictReader gives it: surplus values stand under None, lacking values are None
+# A row as csv.DictReader returns it: surplus values are under None, missing values are None
 Row = Mapping[str | None, str | None]
 
 
 def load_manifest(settings: DataSettings) -> Dataset:
-    """The images that the manifest `data.root` (or `data.root`/manifest.csv) names.
+    """Load the images that the manifest `data.root` (or `data.root`/manifest.csv) names.
 
     Labels are the class names, sorted, or `data.classes`. Without a split column images are split 80/20 within each
-    class, image by image: give the column where one patient has several images. An apostrophe that keeps spreadsheets
-    from taking a label for a formula (`'=x`) is no part of it. Rows count from 1, the header.
+    class, image by image: give the column if a patient has several images. An apostrophe that keeps spreadsheets from
+    taking a label for a formula (`'=x`) is not part of it. Rows count from 1, the header.
 
     Raises:
-        DataError: no manifest, unknown or missing columns, a row with a wrong or repeated value, or what `assemble`
-            refuses; the message names the row.
+        DataError: the manifest is missing, columns are unknown or missing, a row has a wrong or repeated value, or
+            `assemble` refuses the images; the message names the row.
     """
     file = _file(settings)
     records = _records(settings, file)
@@ -41,7 +41,7 @@ def load_manifest(settings: DataSettings) -> Dataset:
 
 
 def manifest_labels(settings: DataSettings) -> tuple[str, ...]:
-    """The labels that the manifest names, sorted.
+    """Return the labels that the manifest names, sorted.
 
     Raises:
         DataError: as `load_manifest`.

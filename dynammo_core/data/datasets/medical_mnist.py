@@ -14,9 +14,9 @@ LAYOUT = (
 
 
 def load_medical_mnist(settings: DataSettings) -> Dataset:
-    """The six class folders under `data.root`, whole or already split into train and test.
+    """Load the six class folders under `data.root`, whole or already split into train and test.
 
     Raises:
-        DataError: a missing folder, another class, an empty class, or an image in train and test.
+        DataError: a folder is missing, a class is unknown or empty, or an image is in both train and test.
     """
     return load_class_folders(settings, CLASSES, LAYOUT, absent=False)

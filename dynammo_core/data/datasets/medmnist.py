@@ -18,7 +18,7 @@ from dynammo_core.data.sources import ArraySource
 from dynammo_core.support.errors import ConfigError, DataError, unknown_name
 
 SUFFIXES = ("", "_64", "_128", "_224")
-"""Of the files' names, by the side of their images; 28 pixels have none."""
+"""Suffixes of the files' names, by the side of their images; 28 pixels have no suffix."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class MedSet:
 
 @dataclass(frozen=True, eq=False)
 class ChainedSource:
-    """Sources in a row; their images may differ in size and in colour."""
+    """Several sources, one after the other; their images may differ in size and in colour."""
 
     sources: tuple[ImageSource, ...]
 
@@ -41,7 +41,7 @@ class ChainedSource:
         return sum(map(len, self.sources))
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """Image `index`, as `ImageSource` says."""
+        """Return image `index`, as `ImageSource` declares."""
         for source in self.sources:
             if index < len(source):
                 return source.read(index)
@@ -50,15 +50,15 @@ class ChainedSource:
 
 
 def load_medmnist(settings: DataSettings) -> Dataset:
-    """The sets that `data.sets` names, their classes in a row: `pathmnist/adipose`, ..., `bloodmnist/basophil`, ...
+    """Load the sets that `data.sets` names, with their classes in sequence: `pathmnist/adipose`, ..., `bloodmnist/...`.
 
     A set is named as its file in `data.root`, without .npz: the images of `pathmnist` have 28 pixels, those of
     `pathmnist_224` 224. Training and test images are the published ones; the published validation images take no part,
     so that results compare with the literature's.
 
     Raises:
-        ConfigError: no set is named, an unknown one (several labels an image and three dimensions are not known), or
-            one in two sizes.
+        ConfigError: no set is named, a set is unknown (as are those with several labels per image or three
+            dimensions), or a set is named in two sizes.
         DataError: the package medmnist is not installed, or a file is missing or not the published one.
     """
     published = published_sets()
@@ -77,13 +77,13 @@ def load_medmnist(settings: DataSettings) -> Dataset:
 
 
 def published_sets() -> dict[str, MedSet]:
-    """Every 2D set with one label an image, in every size, by the name of its file, as the package medmnist lists them.
+    """Return every 2D set with one label per image, in every size, by its file's name, as the package medmnist does.
 
     Raises:
         DataError: the package is not installed.
     """
     try:
-        from medmnist import INFO  # seconds to import, and only this data set needs it
+        from medmnist import INFO  # takes seconds to import, and only this data set needs it
     except ModuleNotFoundError as error:
         raise DataError(
             f"medmnist needs the package {error.name}, which knows its files and their hashes",

@@ -1,4 +1,4 @@
-"""PATH16 (Zhang et al., ACL, arXiv 2304.09042): 16 classes of seven public pathology sets, 800 + 100 images a class."""
+"""PATH16 (Zhang et al., ACL, arXiv 2304.09042): 16 classes of seven pathology sets, 800 + 100 images per class."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ LAYOUT = (
 
 
 def load_path16(settings: DataSettings) -> Dataset:
-    """The seven sets under `data.root`, one after the other; a class is named after set and folder: `MHIST/SSA`.
+    """Load the seven sets under `data.root`, one after the other; a class is named after set and folder: `MHIST/SSA`.
 
-    Within a set classes are sorted by name, in train and test alike. The protocol's 800 training and 100 test images a
-    class are for `data.train_per_class` and `data.test_per_class` to draw, its orders for `tasks.class_order` to name.
+    Within a set classes are sorted by name, in train and test alike. `data.train_per_class` and `data.test_per_class`
+    draw the protocol's 800 training and 100 test images per class, `tasks.class_order` names its orders.
 
     Raises:
-        DataError: a missing or unknown set, other than the set's number of classes, sets with and without a split, or
-            what `assemble` refuses.
+        DataError: a set is missing or unknown or has another number of classes, only some sets are split, or
+            `assemble` refuses the images.
     """
     root = require_folder(settings, LAYOUT)
     _check_sets(root)

@@ -1,4 +1,4 @@
-"""SKIN8: the balanced part of ISIC 2019 that ACL (arXiv 2304.09042) and DynaMMo are measured on, four tasks of two."""
+"""SKIN8: the balanced part of ISIC 2019 on which ACL (arXiv 2304.09042) and DynaMMo are measured, four tasks of two."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dynammo_core.support.seeding import derive_seed
 Part = Literal["train", "test"]
 
 CLASSES = ("BKL", "MEL", "DF", "NV", "SCC", "BCC", "AK", "VASC")
-"""As ACL's lists number them: the protocol's fixed order, two a task."""
+"""The classes as ACL's lists number them: the protocol's fixed order, two per task."""
 
 MOST_IMAGES = 628
 TEST_PARTS = 6
@@ -41,15 +41,15 @@ LAYOUT = (
 
 
 def load_skin8(settings: DataSettings) -> Dataset:
-    """3,555 training and 705 test images of ISIC 2019's 25,331; the protocol's metric is the mean class recall.
+    """Load 3,555 training and 705 test images of ISIC 2019's 25,331; the protocol's metric is the mean class recall.
 
-    Where the lists that ACL's authors published lie in `data.root`, they are the split. Else `protocol_split` draws one
-    of the same sizes with a fixed seed. It keeps together images with the same bytes and, where the table of metadata
-    lies there, images of one lesion (without the table the draw is another). The published lists are taken as they are:
-    nothing says that they heed lesions.
+    If the lists that ACL's authors published are in `data.root`, they are the split. Else `protocol_split` draws one of
+    the same sizes with a fixed seed. It keeps together images with the same bytes and, if the table of metadata is
+    there, images of one lesion (without the table the draw differs). The published lists are taken as they are:
+    nothing says that they keep lesions together.
 
     Raises:
-        DataError: a folder or table is missing or contradictory, or what `assemble` refuses.
+        DataError: a folder or table is missing or contradictory, or `assemble` refuses the images.
     """
     root = require_folder(settings, LAYOUT)
     records = read_ground_truth(settings, root, LAYOUT)
@@ -62,7 +62,7 @@ def load_skin8(settings: DataSettings) -> Dataset:
 
 
 def protocol_split(labels: Sequence[str], groups: Sequence[str]) -> list[Part | None]:
-    """Draw the protocol's numbers of images: n = 628 of a class or all it has, floor(n / 6) of them for the test.
+    """Draw the protocol's split: n = 628 images per class or all it has, floor(n / 6) of them for the test.
 
     628 is the number of SCC's images. It gives the sizes of ACL's lists, training + test: 524 + 104 for each of six
     classes, 200 + 39 of DF's 239, 211 + 42 of VASC's 253. Groups are drawn with `SPLIT_SEED`, first for the test; one
@@ -73,7 +73,7 @@ def protocol_split(labels: Sequence[str], groups: Sequence[str]) -> list[Part | 
         groups: N keys; images of a class with the same key stay on one side.
 
     Returns:
-        The part of each image, none where it takes no part.
+        The part of each image, None if it takes no part.
     """
     parts: list[Part | None] = [None] * len(labels)
     for label in CLASSES:
@@ -95,7 +95,7 @@ def protocol_split(labels: Sequence[str], groups: Sequence[str]) -> list[Part | 
 
 
 def _groups(root: Path, records: Sequence[ImageRecord]) -> list[str]:
-    """The lesion that each image shows or, where none is known, a key of the file's content."""
+    """Return the lesion that each image shows or, if it is unknown, a key of the file's content."""
     lesions = read_lesions(root)
     unknown = [record for record in records if record.record_id not in lesions]
     keys = file_keys([record.path for record in unknown], [record.place for record in unknown])
@@ -104,7 +104,7 @@ def _groups(root: Path, records: Sequence[ImageRecord]) -> list[str]:
 
 
 def _listed(root: Path, records: Mapping[str, ImageRecord]) -> list[ImageRecord]:
-    """The images of the two lists: lines such as `Data/BKL/ISIC_0032168.jpg 0`, a path and an index into `CLASSES`."""
+    """Read the images of the two lists, in lines `Data/BKL/ISIC_0032168.jpg 0`: a path and an index into `CLASSES`."""
     chosen: dict[str, ImageRecord] = {}
     for part, name in LISTS.items():
         try:

@@ -1,4 +1,4 @@
-"""Fewer bytes on the wire: the table of codecs, and whole messages through one of them."""
+"""The table of codecs that save bytes on the wire, and the functions that send whole messages through one."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from dynammo_core.wire.compression.plain import Plain
 CODECS: Mapping[str, Codec] = MappingProxyType(
     {"none": Plain(), "float16": Float16(), "int8": Int8(), "int8_both": Int8Both()}
 )
-"""By the value of `federation.compression`."""
+"""Codecs by the value of `federation.compression`."""
 
 Tensors = Mapping[str, Tensor]
 
 
 def packed_form(codec: Codec, declared: Tensors) -> Form:
-    """Type and shape of every tensor on the wire, by its name there, for tensors such as those declared."""
+    """Return the type and shape of every tensor on the wire, by its name there, for the declared tensors."""
     return {f"{name}{part}": form for name, like in declared.items() for part, form in codec.form(like).items()}
 
 
 def pack(codec: Codec, weights: Tensors, sent: Tensors) -> dict[str, Tensor]:
-    """The tensors as they travel; `sent` holds what the site was sent, and zeros stand for all that it was not."""
+    """Encode tensors for the wire; `sent` holds what the site was sent, and zeros stand for what it was not sent."""
     return {
         f"{name}{part}": tensor
         for name, whole in weights.items()
@@ -36,7 +36,7 @@ def pack(codec: Codec, weights: Tensors, sent: Tensors) -> dict[str, Tensor]:
 
 
 def unpack(codec: Codec, packed: Tensors, sent: Tensors) -> dict[str, Tensor]:
-    """The tensors that `pack` packed."""
+    """Decode the tensors that `pack` encoded."""
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in packed.items():
         name, colon, suffix = key.partition(":")
@@ -45,5 +45,5 @@ def unpack(codec: Codec, packed: Tensors, sent: Tensors) -> dict[str, Tensor]:
 
 
 def carried(codec: Codec, weights: Tensors) -> dict[str, Tensor]:
-    """What arrives at a site of tensors that the server sends."""
+    """Return the tensors that arrive at a site if the server sends `weights`."""
     return unpack(codec.downwards, pack(codec.downwards, weights, {}), {})

@@ -1,4 +1,4 @@
-"""Half precision both ways: half the bytes, eleven bits of each value."""
+"""The codec of half precision in both directions: half the bytes, eleven bits of each value."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 from dynammo_core.wire.compression.base import Codec, Form, Parts
 
 LARGEST = float(torch.finfo(torch.float16).max)
-"""The largest number that it can hold, 65504."""
+"""The largest number that float16 can hold, 65504."""
 
 
 class Float16(Codec):
-    """Values of float32 in float16.
+    """Writes float32 values in float16.
 
     A value beyond 65504 becomes infinite, and is refused as every infinite one is.
     """

@@ -1,4 +1,4 @@
-"""One byte a weight: up the difference to what the site was sent, row by row, with error feedback; down the weight."""
+"""Codecs of one byte per weight: sites send differences to what they were sent, row by row, with error feedback."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HALF = Float16()
 
 
 class Int8(Codec):
-    """Differences of matrices and kernels in int8, with one scale a row; vectors, and the way down, in float16.
+    """Writes a site's changes of matrices and kernels in int8, one scale per row; vectors and the way down in float16.
 
     The scale of a row is its largest difference over 127, so no value is off by more than half a scale. What rounding
     loses is added to the next round's difference (error feedback: Karimireddy et al., arXiv 1901.09847, algorithm 2).
@@ -49,9 +49,9 @@ class Int8(Codec):
 
 
 class Int8Both(Int8):
-    """As `Int8`, and to the sites too: kernels and matrices themselves, since there is nothing to tell a difference to.
+    """Like `Int8`, and int8 to the sites too: kernels and matrices themselves, since a difference needs a reference.
 
-    What arrives is written as the same bytes again: of a float32 x, 127 (x / 127) / 127 is x / 127 to the last bit.
+    What arrives is written as the same bytes again: for a float32 x, 127 (x / 127) / 127 is x / 127 to the last bit.
     """
 
     @property

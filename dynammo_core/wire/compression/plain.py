@@ -1,4 +1,4 @@
-"""Tensors as they are."""
+"""The codec that leaves tensors as they are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dynammo_core.wire.compression.base import Codec, Form, Parts
 
 
 class Plain(Codec):
-    """Every bit of every tensor."""
+    """Writes every tensor unchanged."""
 
     def form(self, like: Tensor) -> Form:
         return {"": (like.dtype, tuple(like.shape))}

@@ -1,7 +1,7 @@
-"""An update as integers that add up: weighted tensors in fixed point, counts as they are, and back to the mean.
+"""Updates as integers that add up (weighted tensors in fixed point, counts as they are), and the mean from their sum.
 
-All that the class-aware mean needs is a sum over sites divided by another: of a tensor, samples times values; of a
-head's row, the samples of its class; of batch norm, samples times mean and times (variance + mean^2).
+The class-aware mean needs only sums over sites divided by one another: for a tensor, samples times values; for a head's
+row, the same with the samples of its class; for batch norm, samples times mean and times (variance + mean^2).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from dynammo_core.wire.protocol import NUMBERS, Report, lengths_of, names_up
 from dynammo_core.wire.secure_aggregation.masking import Vector
 
 FRACTION_BITS = 30
-"""Of fixed-point numbers: a mean over K sites with W samples is off by K 2^-31 / W at most."""
+"""Scale of fixed-point numbers: a mean over K sites with W samples is off by K 2^-31 / W at most."""
 
 SCALE = 2.0**FRACTION_BITS
 LARGEST = 2.0**62
-"""No sum may reach half of the ring, beyond which a number would be taken for a negative one."""
+"""Limit of every sum, half of the ring: a number beyond it would be taken for a negative one."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Total:
     """The sum of what sites encoded.
 
     Attributes:
-        counts: by name, over all sites: `class_counts` [C] and, of an evaluation, its tables.
-        loss: mean of a sample; None where nothing is trained, or by nobody.
+        counts: counts by name, over all sites: `class_counts` [C] and, for an evaluation, its tables.
+        loss: mean loss per sample; None if the stage trains nothing, or no site trained.
         sums: weighted tensors by name, float64.
     """
 
@@ -46,27 +46,27 @@ class Total:
 
     @property
     def class_counts(self) -> list[int]:
-        """Samples of each class, over all sites."""
+        """Return the number of samples of each class, over all sites."""
         return self.counts["class_counts"]
 
     @property
     def samples(self) -> int:
-        """All of them."""
+        """Return the number of samples of all classes and sites."""
         return sum(self.class_counts)
 
     def as_fields(self) -> dict[str, float | None]:
-        """For the event log: what a plain run tells of each site."""
+        """Return for the event log the fields that a plain run logs for each site."""
         return {"samples": self.samples, "loss": self.loss}
 
 
 class Encoding:
-    """The vector of one stage: which numbers stand where.
+    """The layout of a stage's vector: which numbers stand where.
 
     Args:
-        stage: whose answers are added up.
+        stage: the stage whose answers are added up.
         model: a model with the structure of the stage's task.
         classes: number C of classes of the experiment.
-        sites: most sites that add their vectors.
+        sites: the largest number of sites whose vectors are added up.
 
     Attributes:
         sites: that number.
@@ -87,10 +87,10 @@ class Encoding:
         return sum(self._lengths)
 
     def encode(self, report: Report) -> Vector:
-        """The vector of a checked report, [N] integers modulo 2^64; of one that abstains, zeros.
+        """Encode a checked report as a vector, [N] integers modulo 2^64; zeros if it abstains.
 
         Raises:
-            ProtocolError: a number is too large for sums to be told from one another.
+            ProtocolError: a number is so large that sums would be ambiguous.
         """
         if report.abstained:
             return np.zeros(len(self), dtype=np.uint64)
@@ -103,7 +103,7 @@ class Encoding:
         return vector
 
     def decode(self, vector: Vector) -> Total:
-        """What a sum of vectors holds."""
+        """Decode a sum of vectors into what it holds."""
         numbers = torch.from_numpy(vector.view(np.int64).copy())
         parts = iter(torch.split(numbers, self._lengths))
         counts = {name: next(parts).tolist() for name in self._counts}
@@ -112,11 +112,11 @@ class Encoding:
         return Total(counts, float(loss) / samples if self._has_loss and samples else None, sums)
 
     def mean(self, total: Total, current: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors that `class_aware_mean` makes of the updates themselves, but for rounding.
+        """Return the tensors that `class_aware_mean` makes of the updates themselves, up to rounding.
 
         Args:
-            total: of at least one sample.
-            current: the server's own tensors: a row of which no site holds a sample stays as it is.
+            total: the sum, over at least one sample.
+            current: the server's own tensors: a row whose class no site holds a sample of stays as it is.
         """
         merged: dict[str, Tensor] = {}
         for name, numerator in total.sums.items():
@@ -144,7 +144,7 @@ class Encoding:
         return samples * tensor
 
     def _by_row(self, name: str, class_counts: Sequence[int]) -> Tensor:
-        """The weight of each row of a head's tensor, to be multiplied with it."""
+        """Return the weight of each row of a head's tensor, in a shape that broadcasts against it."""
         weights = torch.tensor(row_weights(self._rows[name], class_counts), dtype=torch.float64)
         return weights.view([-1] + [1] * (self._like[name].dim() - 1))
 

@@ -1,4 +1,4 @@
-"""Keys that a site offers for one attempt, signed by its registered key, so that no server can invent them."""
+"""The keys that a site offers for one attempt, signed by its registered key, so that no server can invent them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Signatory:
     Attributes:
         key: the private key by which this site is registered.
         experiment: SHA-256 of the experiment that people have approved.
-        fingerprints: of all sites' keys in their order, as that experiment names them.
+        fingerprints: fingerprints of all sites' keys, in the order of the sites, as that experiment names them.
     """
 
     key: ec.EllipticCurvePrivateKey
@@ -35,10 +35,10 @@ class Signatory:
     fingerprints: tuple[str, ...]
 
     def offer(self, public: bytes, site: int, context: Context) -> bytes:
-        """Public keys with the registered key and its signature, `OFFER_BYTES` long.
+        """Return public keys with the registered key and its signature, `OFFER_BYTES` long.
 
         Args:
-            public: the keys of the attempt, `PUBLIC_BYTES` long.
+            public: the public keys of the attempt, `PUBLIC_BYTES` long.
             site: index of this site.
             context: the run, step and attempt that they are for.
 
@@ -53,10 +53,10 @@ class Signatory:
         return public + _padded(point, POINT_BYTES) + _padded(signature, SIGNATURE_BYTES)
 
     def verified(self, offer: bytes, site: int, context: Context) -> bytes:
-        """The public keys of another site's offer.
+        """Verify another site's offer and return its public keys.
 
         Raises:
-            ValueError: it is not signed by the key that the experiment names for that site, for this very attempt.
+            ValueError: it is not signed for this very attempt by the key that the experiment names for that site.
         """
         public, rest = offer[:PUBLIC_BYTES], offer[PUBLIC_BYTES:]
         point, signature = _unpadded(rest[: 1 + POINT_BYTES]), _unpadded(rest[1 + POINT_BYTES :])
@@ -78,12 +78,12 @@ class Signatory:
 
 
 def unsigned(public: bytes) -> bytes:
-    """The offer of a simulated site, which has no key and nobody to fear: its public keys, over and over."""
+    """Return the offer of a simulated site, which has no registered key: its public keys, repeated to full length."""
     return (public * (OFFER_BYTES // PUBLIC_BYTES + 1))[:OFFER_BYTES]
 
 
 def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
-    """`SHA256:...` of a public key, as `ssh-keygen -l` prints it: to be compared over the telephone."""
+    """Return `SHA256:...` of a public key as `ssh-keygen -l` prints it, for people to compare over the telephone."""
     digest = serialization.ssh_key_fingerprint(key, hashes.SHA256())
     return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 

@@ -1,4 +1,4 @@
-"""What travels in the four exchanges of a step of which the server learns only the sum."""
+"""What travels in the four exchanges of a step under secure aggregation."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ PHASE_DOWN: Mapping[Phase, frozenset[str]] = MappingProxyType(
         Phase.OPEN: frozenset({ATTEMPT, SITES, KEYS, SHARES, SURVIVORS}),
     }
 )
-"""What goes down in an exchange; in MASKED, the tensors of the stage too. `attempt` uint8 [16]: random bytes, by which
-sites tell attempts at a step apart; `sites` int64 [n], ascending, and `keys` uint8 [n, 338]: who takes part, and their
+"""What the server sends in an exchange; in MASKED, also the stage's tensors. `attempt` uint8 [16]: random bytes that
+tell attempts at a step apart; `sites` int64 [n], ascending, and `keys` uint8 [n, 338]: who takes part, and their
 public keys, signed (see `offers`); `shares` uint8 [n, 82]: what each of them dealt to the receiver; `survivors` int64:
 those in the sum."""
 
@@ -41,13 +41,13 @@ PHASE_UP: Mapping[Phase, str] = MappingProxyType(
         Phase.OPEN: "secure.opened",
     }
 )
-"""The one tensor that comes up. `keys` uint8 [338]; `shares` uint8 [n, 82]: for each of the sites, encrypted for it;
-`masked` int64 [N]: the masked vector; `opened` uint8 [n, 33]: of each survivor the share of its own mask, of each other
-site that of its masking key."""
+"""The one tensor a site sends. `keys` uint8 [338]; `shares` uint8 [n, 82]: for each of the sites, encrypted for it;
+`masked` int64 [N]: the masked vector; `opened` uint8 [n, 33]: for each survivor the share of its own mask, for each
+other site the share of its masking key."""
 
 
 def phase_shape(phase: Phase, sites: int, length: int) -> tuple[torch.dtype, tuple[int, ...]]:
-    """Type and shape of what comes up in an exchange among n sites with vectors of N integers."""
+    """Return the type and shape of what a site sends in an exchange among n sites with vectors of N integers."""
     return {
         Phase.KEYS: (torch.uint8, (OFFER_BYTES,)),
         Phase.SHARES: (torch.uint8, (sites, SEALED_BYTES)),
@@ -57,7 +57,7 @@ def phase_shape(phase: Phase, sites: int, length: int) -> tuple[torch.dtype, tup
 
 
 def check_phase(report: Report, phase: Phase, sites: int, length: int) -> None:
-    """Refuse an answer of an exchange of secure aggregation that is not exactly as declared; at both ends.
+    """Refuse an answer in an exchange of secure aggregation that is not exactly as declared; at both ends.
 
     Args:
         report: the answer.
@@ -66,7 +66,7 @@ def check_phase(report: Report, phase: Phase, sites: int, length: int) -> None:
         length: number N of a vector's integers.
 
     Raises:
-        ProtocolError: it abstains, or a tensor or number is undeclared, missing, or of another shape or type.
+        ProtocolError: the answer abstains, or a tensor or number is undeclared, missing, or of another shape or type.
     """
     if report.abstained:
         raise ProtocolError("a site that has nothing to say says so in its vector, as 0")
@@ -78,10 +78,10 @@ def check_phase(report: Report, phase: Phase, sites: int, length: int) -> None:
 
 
 def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """Refuse a tensor of another type or shape.
+    """Refuse a tensor of another type or shape than declared.
 
     Raises:
-        ProtocolError: it is.
+        ProtocolError: the type or the shape differs.
     """
     if tensor.dtype != dtype or tuple(tensor.shape) != shape:
         raise ProtocolError(f"tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)}", accepted=f"{dtype} {shape}")

@@ -1,7 +1,7 @@
-"""Shamir's secret sharing (1979): any t of n shares give a secret back, and fewer tell nothing of it.
+"""Shamir's secret sharing (1979): any t of n shares give a secret back, and fewer reveal nothing about it.
 
 The secret is the value at 0 of a polynomial of degree t - 1 modulo a prime, a share its value at the holder's number
-plus one. What is random in it comes from outside, so that a site that is asked again deals the same shares again.
+plus one. The caller passes the random bytes, so that a site that is asked again deals the same shares again.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 
 SECRET_BYTES = 32
 PRIME = 2**256 + 297
-"""The least prime above all secrets."""
+"""The smallest prime above all secrets."""
 
 SHARE_BYTES = 33
 RANDOM_BYTES = 48
-"""For each coefficient: so many more bits than the prime has that none is likelier than another (by 2^-127)."""
+"""Random bytes per coefficient: enough bits beyond the prime's that all values are equally likely (within 2^-127)."""
 
 
 def split(secret: bytes, holders: Sequence[int], threshold: int, random: bytes) -> dict[int, bytes]:
-    """A share for each holder; any `threshold` of them are enough.
+    """Split a secret into a share for each holder, of which any `threshold` are enough to recover it.
 
     Args:
         secret: 32 bytes.
@@ -37,10 +37,10 @@ def split(secret: bytes, holders: Sequence[int], threshold: int, random: bytes) 
 
 
 def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
-    """The secret of `threshold` shares, by holder: Lagrange's polynomial at 0.
+    """Recover the secret from `threshold` shares, by holder: Lagrange's polynomial at 0.
 
     Raises:
-        ValueError: there are fewer, or they are not of one secret.
+        ValueError: there are fewer shares, or they do not belong to one secret.
     """
     if len(shares) < threshold:
         raise ValueError(f"{len(shares)} shares do not give a secret of which {threshold} are needed")
@@ -60,7 +60,7 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
 
 
 def _value(coefficients: Sequence[int], at: int) -> int:
-    """Of the polynomial, constant first (Horner)."""
+    """Evaluate the polynomial with these coefficients, constant first, by Horner's rule."""
     value = 0
     for coefficient in reversed(coefficients):
         value = (value * at + coefficient) % PRIME

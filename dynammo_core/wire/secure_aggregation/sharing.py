@@ -1,4 +1,4 @@
-"""Shares of a site's two secrets, encrypted for each other site: the server carries them and cannot read them."""
+"""Shares of a site's two secrets, encrypted for each site: the server carries them and cannot read them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from dynammo_core.wire.secure_aggregation.shamir import RANDOM_BYTES, SHARE_BYTE
 
 TAG_BYTES = 16
 SEALED_BYTES = 2 * SHARE_BYTES + TAG_BYTES
-"""Of an encrypted pair of shares: of the sender's own mask, and of its masking key."""
+"""Length of an encrypted pair of shares: that of the sender's own mask, and that of its masking key."""
 
 
 def deal(site: int, keys: SiteKeys, roster: Mapping[int, bytes], threshold: int, context: Context) -> dict[int, bytes]:
-    """A pair of shares for each site of the roster, the dealer included, encrypted for it.
+    """Return a pair of shares for each site of the roster, the dealer included, encrypted for that site.
 
     Raises:
-        ValueError: a public key in the roster is none.
+        ValueError: a public key in the roster is invalid.
     """
     needed = RANDOM_BYTES * (threshold - 1)
     random = keystream(keys.random, 2 * needed)
@@ -34,10 +34,10 @@ def deal(site: int, keys: SiteKeys, roster: Mapping[int, bytes], threshold: int,
 def opened(
     site: int, keys: SiteKeys, sender: int, public: bytes, sealed: bytes, context: Context
 ) -> tuple[bytes, bytes]:
-    """The pair of shares that a sender has dealt to this site: of its own mask, and of its masking key.
+    """Decrypt the pair of shares that a sender has dealt to this site: of its own mask, and of its masking key.
 
     Raises:
-        ValueError: they are not what was dealt, or not to this site in this attempt.
+        ValueError: they are not what was dealt, or were not dealt to this site in this attempt.
     """
     try:
         plain = _cipher(keys, public, context, sender, site).decrypt(bytes(12), sealed, None)
@@ -47,5 +47,5 @@ def opened(
 
 
 def _cipher(keys: SiteKeys, public: bytes, context: Context, sender: int, receiver: int) -> AESGCM:
-    """AES-256-GCM under a key for one message alone: dealt again, it is the same, so that no nonce is needed."""
+    """Return AES-256-GCM under a key for one message alone, which is the same if dealt again: no nonce is needed."""
     return AESGCM(context.derive(agree(keys.channel, public[:KEY_BYTES]), "shares", sender, receiver))

@@ -1,4 +1,4 @@
-"""What a sum over sites tells of lies in it: what no sum of honest answers could be, whoever brought it."""
+"""The check of a sum over sites: it finds lies that no sum of honest answers could contain, but not who told them."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def check_total(
     encoding: Encoding,
     most: int,
 ) -> None:
-    """Refuse a sum that is none of honest answers; one lie in it that another answer makes up for is not found.
+    """Refuse a sum that honest answers could not give; a lie that another answer compensates for is not found.
 
     Args:
         total: the sum.
-        stage: whose answers were added up.
-        model: with the structure of the stage's task, and what the server sent for it.
+        stage: the stage whose answers were added up.
+        model: a model with the structure of the stage's task, holding what the server sent for it.
         classes: number C of classes.
         seen: the classes learnt so far.
-        encoding: of the stage's vectors.
+        encoding: the layout of the stage's vectors.
         most: samples that all sites in the sum can speak for together.
 
     Raises:
-        ProtocolError: the counts or tensors cannot be.
+        ProtocolError: the counts or tensors are impossible.
     """
     check_counts(total.counts, classes, seen, most)
     if "confusion" in total.counts:
@@ -51,12 +51,12 @@ def check_total(
 
 
 def _check_squares(sums: Mapping[str, Tensor], samples: int, rounding: float) -> None:
-    """Refuse batch norms whose mean square is below the square of the mean: some site's variance was below 0."""
+    """Refuse batch norms whose mean square is below the square of the mean: a site's variance was negative."""
     for name, numerator in sums.items():
         if not name.endswith(VARIANCE):
             continue
         mean, square = sums[name.removesuffix(VARIANCE) + MEAN] / samples, numerator / samples
-        # Off by the rounding of both numerators, and by that of float32 in the sites' own tensors.
+        # The error is the rounding of both numerators, and that of float32 in the sites' own tensors.
         near = rounding / samples * (1 + 2 * mean.abs()) + torch.finfo(torch.float32).eps * square.abs()
         if (square - mean.square() < -near).any():
             raise ProtocolError(f"tensor {name!r}: the mean of squares is below the square of the mean")
