@@ -1,4 +1,4 @@
-"""The ServerApp: reads the run's configuration and hands over to `run`."""
+"""The ServerApp, which reads the run's configuration and hands over to `run`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ APP_ROOT = Path(__file__).resolve().parent.parent
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the experiment that the run config names; an empty value there means «as the YAML file says»."""
+    """Run the experiment that the run config names; an empty value there means "as the YAML file says"."""
     from dynammo_core.support.terminal import Terminal  # all this takes seconds that `flwr` itself need not wait for
     from server.run.run import run_and_report
     from server.watch.progress import ProgressView, final_table

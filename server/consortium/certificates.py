@@ -1,4 +1,4 @@
-"""The consortium's certificate authority, and the server's certificate that sites check by it."""
+"""The consortium's certificate authority, and the server certificate that sites check against it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ CA_DAYS, SERVER_DAYS = 3650, 397
 
 LOOPBACK = ("localhost", "127.0.0.1")
 LONGEST_NAME = 64
-"""Of a subject (X.520's bound of a common name); for host names the certificate has a place without that bound."""
+"""Most characters in a subject (X.520's bound of a common name); certificates list host names without that bound."""
 
 
 def make_authority(certificate: Path, key: Path, name: str) -> None:
-    """Make a certificate authority, which signs nothing but server certificates of this consortium."""
+    """Make a certificate authority, which signs only server certificates of this consortium."""
     private = ec.generate_private_key(ec.SECP384R1())
     subject = _subject(f"certificate authority of {name}")
     usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)  # signs certificates alone
@@ -49,7 +49,7 @@ def make_server_certificate(
     host_names: Sequence[str],
     days: int = SERVER_DAYS,
 ) -> None:
-    """Make, or renew, the server's certificate for its names and addresses and for this machine itself.
+    """Make or renew the server's certificate, valid for its names and addresses and for this machine itself.
 
     Raises:
         ConfigError: the authority's files are not there or do not fit each other.
@@ -82,19 +82,19 @@ def make_server_certificate(
 
 
 def expires(certificate: Path) -> datetime:
-    """When a certificate ends.
+    """Return when a certificate expires.
 
     Raises:
-        ConfigError: the file holds none.
+        ConfigError: the file holds no certificate.
     """
     return _certificate(certificate).not_valid_after_utc
 
 
 def fingerprint(certificate: Path) -> str:
-    """SHA-256 of a certificate as people read it to each other over the telephone.
+    """Return the SHA-256 of a certificate in the form that people read to each other over the telephone.
 
     Raises:
-        ConfigError: the file holds none.
+        ConfigError: the file holds no certificate.
     """
     return _certificate(certificate).fingerprint(hashes.SHA256()).hex(":")
 

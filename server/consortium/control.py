@@ -1,4 +1,4 @@
-"""What an operator does with a running SuperLink, by Flower's own command line: register sites, submit, stop."""
+"""What an operator does with a running SuperLink, through Flower's own command line: register sites, submit, stop."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ FLOWER = (sys.executable, "-P", "-m", "server.consortium.flower_programs", "flwr
 
 
 class Control:
-    """One SuperLink, seen from its own machine."""
+    """Control one SuperLink from the machine that it runs on."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
 
     def register(self, name: str, public_key: Path) -> int:
-        """Let the holder of a key connect, under a name; returns its node id."""
+        """Let the holder of a key connect under a name, and return its node id."""
         words = ("supernode", "register", str(public_key.absolute()), CONNECTION, "--name", name)
         return int(self._call(*words)["node-id"])
 
     def unregister(self, node: int) -> None:
-        """Let a node connect no more."""
+        """Stop a node from connecting."""
         self._call("supernode", "unregister", str(node), CONNECTION)
 
     def nodes(self) -> dict[int, dict[str, Any]]:
-        """Registered nodes by id: `status` (registered, online, offline) and the times of its changes."""
+        """Return registered nodes by id: `status` (registered, online, offline) and the times of its changes."""
         nodes = self._call("supernode", "list", CONNECTION)["nodes"]
         return {int(node["node-id"]): node for node in nodes if not node["deleted-at"].strip("N/A")}
 
     def submit(self, app: Path, run_config: Mapping[str, Scalar]) -> int:
-        """Start a run of a Flower app; returns its id."""
+        """Start a run of a Flower app and return its id."""
         file = self._home() / "run_config.toml"
         write_atomically(file, tomli_w.dumps(dict(run_config)).encode())
         return int(self._call("run", str(app), CONNECTION, "--run-config", str(file))["run-id"])
 
     def runs(self) -> list[dict[str, Any]]:
-        """Runs, the latest first: `run-id`, `status` (such as `running`, `finished:completed`), `status-details`."""
+        """Return runs, latest first: `run-id`, `status` (such as `running`, `finished:completed`), `status-details`."""
         return list(self._call("list", CONNECTION)["runs"])
 
     def stop(self, run: int) -> None:
@@ -59,11 +59,11 @@ class Control:
         self._call("stop", str(run), CONNECTION)
 
     def log_of(self, run: int) -> str:
-        """What a run printed so far."""
+        """Return what a run has printed so far."""
         return self._run("log", str(run), CONNECTION, "--show").stdout
 
     def _call(self, *words: str) -> dict[str, Any]:
-        """A `flwr` command's answer.
+        """Run a `flwr` command and return its answer.
 
         Raises:
             RunError: no SuperLink answers, or it refuses.

@@ -13,7 +13,7 @@ from dynammo_core.support.errors import RunError
 
 APP_DIRECTORY = Path(__file__).resolve().parents[2]
 BUNDLE = Path("server") / "bundle"
-"""Where a wheel has what a checkout has at its root: `pyproject.toml`, which describes the app, and the experiments."""
+"""Folder in a wheel for what a checkout has at its root: `pyproject.toml`, which describes the app, and experiments."""
 ENVIRONMENT: Mapping[str, str] = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # or each run downloads all dependencies anew
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -24,7 +24,7 @@ ENVIRONMENT: Mapping[str, str] = {
 
 
 def flower_environment(home: Path) -> dict[str, str]:
-    """The user's environment, without settings of other Flower installations, and with `home` for Flower's files."""
+    """Return the user's environment without settings of other Flower installations, with `home` for Flower's files."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
     environment |= ENVIRONMENT
     environment["FLWR_HOME"] = str(home)
@@ -35,7 +35,7 @@ def flower_environment(home: Path) -> dict[str, str]:
 
 
 def flower_program(name: str) -> list[str]:
-    """A command of this environment; Flower's own `flwr`, not one that a checkout put in its place."""
+    """Return how to start a command of this environment: Flower's own `flwr`, not one that a checkout put there."""
     if name == "flwr":
         return [sys.executable, "-m", "flwr.cli.app"]
     return [str(Path(sys.executable).with_name(name))]
@@ -48,7 +48,7 @@ def description_of(app_dir: Path) -> Path:
 
 
 def staged_app(app_dir: Path, target: Path) -> Path:
-    """A copy of the files that the app bundles: `flwr run` looks at all it finds, environments and data included.
+    """Copy the files that the app bundles to `target` and return it: `flwr run` looks at all it finds, data included.
 
     Raises:
         RunError: the folder holds no Flower app.

@@ -51,7 +51,7 @@ def install_programs(folder: Path) -> None:
 
 
 def show_token(token: str) -> None:
-    """From now on every Flower client of this process sends the token with each request."""
+    """Make every Flower client of this process send the token with each request from now on."""
     plain = flower_client.ProtobufClient._send
 
     def send(self: Any, context: Any, *, stream: bool = False) -> Any:
@@ -62,7 +62,7 @@ def show_token(token: str) -> None:
 
 
 def refuse_foreign_app(bundle: bytes) -> None:
-    """Compare the bundle of a run, as Flower built it, with one of the files that are installed here.
+    """Refuse a run whose bundle, as Flower built it, differs from a bundle of the files that are installed here.
 
     Raises:
         RunError: they differ in any byte.
@@ -77,14 +77,14 @@ def refuse_foreign_app(bundle: bytes) -> None:
 
 
 def run_own_server_app(*_: object, grid: Any, context: Any, **__: object) -> Any:
-    """Run the installed ServerApp, whatever app a run names."""
+    """Run the installed ServerApp, whichever app a run names."""
     from server.app import app
 
     return run(grid=grid, context=context, server_app_dir=str(APP_DIRECTORY), loaded_server_app=app)
 
 
 def keep_to_own_server_app() -> None:
-    """From now on this process neither unpacks nor loads what a run brings; its settings are the installed ones."""
+    """Keep this process from unpacking or loading what a run brings; it uses the installed settings instead."""
 
     def compared(bundle: bytes, **_: object) -> Path:
         refuse_foreign_app(bundle)

@@ -26,7 +26,7 @@ FOLLOW_SECONDS, ASK_SECONDS, END_SECONDS = 0.5, 10.0, 30.0
 def launch(
     settings: ServerSettings, config: Config[Any], *, resume: Path | None = None, accept_new_code: bool = False
 ) -> Path:
-    """Submit an experiment, or the rest of one, to the SuperLink; returns the run directory.
+    """Submit an experiment, or the rest of one, to the SuperLink, and return the run directory.
 
     Raises:
         ConfigError: the experiment names no sites, or one that is not registered.
@@ -52,14 +52,14 @@ def launch(
 
 
 def submit(settings: ServerSettings, control: Control, run_config: Mapping[str, Scalar]) -> int:
-    """Hand the app of this checkout to the SuperLink; returns Flower's id of the run."""
+    """Hand the app of this checkout to the SuperLink and return Flower's id of the run."""
     settings.flower_home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="app-", dir=settings.flower_home) as folder:
         return control.submit(staged_app(APP_DIRECTORY, Path(folder) / "app"), run_config)
 
 
 def follow(settings: ServerSettings, directory: Path, tail: EventTail, listener: Listener) -> None:
-    """Tell the listener the run's events until it has ended.
+    """Pass the run's events to the listener until the run has ended.
 
     Raises:
         RunError: it failed, was stopped, or its process died.
@@ -92,7 +92,7 @@ def follow(settings: ServerSettings, directory: Path, tail: EventTail, listener:
 
 
 def flower_run(directory: Path) -> int:
-    """Flower's id of the run in a run directory.
+    """Return Flower's id of the run in a run directory.
 
     Raises:
         ConfigError: no run was submitted from there.
@@ -106,7 +106,7 @@ def flower_run(directory: Path) -> int:
 
 
 def status_of(control: Control, run: int) -> tuple[str, str]:
-    """Flower's status of a run, such as `finished:failed`, and its details."""
+    """Return Flower's status of a run, such as `finished:failed`, and its details."""
     for known in control.runs():
         if int(known["run-id"]) == run:
             return str(known["status"]), str(known.get("status-details", ""))
@@ -114,7 +114,7 @@ def status_of(control: Control, run: int) -> tuple[str, str]:
 
 
 def refuse_a_second(control: Control, directory: Path) -> None:
-    """Two runs in one directory would overwrite each other's checkpoints.
+    """Refuse a second run in one directory, as the two would overwrite each other's checkpoints.
 
     Raises:
         RunError: the run in this directory goes on.

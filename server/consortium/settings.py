@@ -17,11 +17,11 @@ from dynammo_core.support.yaml_files import read_yaml, validate
 FILE_NAME = "server.yaml"
 HOST_NAME = r"(?=.{1,253}$)[A-Za-z0-9][A-Za-z0-9-]{0,62}(\.[A-Za-z0-9][A-Za-z0-9-]{0,62})*"
 EVERY_ADDRESS: Mapping[str, str] = MappingProxyType({"0.0.0.0": "127.0.0.1", "::": "::1"})
-"""Where a program on this machine reaches a server that listens everywhere."""
+"""Address at which a program on this machine reaches a server that listens everywhere."""
 
 
 class ServerSettings(Section):
-    """The SuperLink of a consortium. The folder is where `server.yaml` lies; its files have fixed names."""
+    """Settings of a consortium's SuperLink; `folder` holds `server.yaml` and other files with fixed names."""
 
     host_names: tuple[str, ...] = Field(min_length=1, description="names and addresses by which sites reach the server")
     listen: str = Field(default="0.0.0.0", description="address to listen on; 127.0.0.1: this machine alone")
@@ -53,63 +53,63 @@ class ServerSettings(Section):
 
     @property
     def own_address(self) -> str:
-        """From which, and at which, programs on this machine reach the SuperLink."""
+        """Return the addresses from which, and at which, programs on this machine reach the SuperLink."""
         return EVERY_ADDRESS.get(self.listen, self.listen)
 
     @property
     def address(self) -> str:
-        """Where commands on this machine reach the SuperLink, with the port."""
+        """Return the address and port at which commands on this machine reach the SuperLink."""
         own = self.own_address
         return f"[{own}]:{self.port}" if ":" in own else f"{own}:{self.port}"
 
     @property
     def ca_certificate(self) -> Path:
-        """The certificate authority's certificate, which every site gets."""
+        """Return the path of the certificate authority's certificate, which every site gets."""
         return self.folder / "ca.pem"
 
     @property
     def ca_key(self) -> Path:
-        """The certificate authority's key, needed to renew the server's certificate; keep a copy off this machine."""
+        """Return the path of the authority's key, needed to renew the server's certificate; keep a copy elsewhere."""
         return self.folder / "ca.key"
 
     @property
     def certificate(self) -> Path:
-        """The server's certificate."""
+        """Return the path of the server's certificate."""
         return self.folder / "server.pem"
 
     @property
     def key(self) -> Path:
-        """The server's key."""
+        """Return the path of the server's key."""
         return self.folder / "server.key"
 
     @property
     def operator_token(self) -> Path:
-        """What only operators can read, and show to the SuperLink."""
+        """Return the path of the token that only operators can read, and that they show to the SuperLink."""
         return self.folder / "operator.token"
 
     @property
     def database(self) -> Path:
-        """Flower's database: registered sites, runs and, in passing, the weights sent."""
+        """Return the path of Flower's database: registered sites, runs and, in passing, the weights sent."""
         return self.folder / "superlink.db"
 
     @property
     def flower_home(self) -> Path:
-        """Flower's own files."""
+        """Return the folder of Flower's own files."""
         return self.folder / "flower"
 
     @property
     def sites(self) -> Path:
-        """The registered sites."""
+        """Return the path of the list of registered sites."""
         return self.folder / "sites.json"
 
     @property
     def runs(self) -> Path:
-        """Run directories."""
+        """Return the folder of run directories."""
         return self.folder / "runs"
 
     @property
     def log(self) -> Path:
-        """The SuperLink's log, a file a day."""
+        """Return the path of the SuperLink's log, one file per day."""
         return self.folder / "superlink.log"
 
 
@@ -117,7 +117,7 @@ def load_server(folder: Path) -> ServerSettings:
     """Read the `server.yaml` of a consortium's folder.
 
     Raises:
-        ConfigError: no such file, no YAML, or a key or value that is not accepted; it names file, line and key.
+        ConfigError: the file is missing, invalid YAML, or has an invalid key or value; it names file, line and key.
     """
     file = folder / FILE_NAME
     if not file.is_file():

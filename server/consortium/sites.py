@@ -26,8 +26,8 @@ class RegisteredSite:
     """A site that may connect.
 
     Attributes:
-        node: its id in Flower, the same as long as its key is.
-        fingerprint: of its public key, as `ssh-keygen -l` prints it.
+        node: its id in Flower, which stays the same as long as its key does.
+        fingerprint: fingerprint of its public key, as `ssh-keygen -l` prints it.
         added: day on which the operator registered it.
     """
 
@@ -44,7 +44,7 @@ class SiteRegister:
         self._control = control
 
     def load(self) -> dict[str, RegisteredSite]:
-        """Registered sites by name.
+        """Return the registered sites by name.
 
         Raises:
             ConfigError: the file is damaged.
@@ -58,7 +58,7 @@ class SiteRegister:
             raise ConfigError(f"{self._file} cannot be read ({error})", remedy="Restore it from a backup") from error
 
     def key_lines(self, names: Sequence[str] = ()) -> list[str]:
-        """The lines of an experiment that name sites and their keys' fingerprints; of all sites by default.
+        """Return the lines of an experiment that name sites and their keys' fingerprints; by default, for all sites.
 
         Raises:
             ConfigError: a name is not registered.
@@ -72,7 +72,7 @@ class SiteRegister:
         return ["federation:", f"  site_names: [{', '.join(chosen)}]", "  site_keys:", *keys]
 
     def with_status(self) -> dict[str, tuple[RegisteredSite, str, str]]:
-        """Each registered site with its status (registered, online, offline) and since when."""
+        """Return each registered site with its status (registered, online, offline) and since when it has had it."""
         nodes = self._control.nodes()
         table = {}
         for name, site in self.load().items():
@@ -85,7 +85,7 @@ class SiteRegister:
         """Register a site's key under a name.
 
         Raises:
-            ConfigError: no name, a name or key that is taken, or no key.
+            ConfigError: the name or key is invalid or already taken.
             RunError: the SuperLink refuses.
         """
         sites = self.load()
@@ -108,10 +108,10 @@ class SiteRegister:
         return site
 
     def remove(self, name: str) -> None:
-        """Let a site connect no more.
+        """Stop a site from connecting.
 
         Raises:
-            ConfigError: there is none of that name.
+            ConfigError: no site has that name.
         """
         sites = self.load()
         if name not in sites:
@@ -127,7 +127,7 @@ class SiteRegister:
 
 
 def fingerprint(public_key: Path) -> str:
-    """SHA-256 of an OpenSSH public key, as `ssh-keygen -l` prints it: for people to compare over the telephone.
+    """Return the SHA-256 of an OpenSSH public key, as `ssh-keygen -l` prints it, for people to compare by telephone.
 
     Raises:
         ConfigError: the file holds no elliptic-curve public key, or a private one.

@@ -16,7 +16,7 @@ from server.gate.operator_token import FILE_VARIABLE, make_token
 
 
 def become_superlink(settings: ServerSettings) -> None:
-    """Replace this process by the SuperLink; a service manager sees one process, and its signals end it cleanly.
+    """Replace this process by the SuperLink: a service manager sees one process, and its signals end it cleanly.
 
     Raises:
         ConfigError: certificates are missing or have expired, or others may read the operator's token.

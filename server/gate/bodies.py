@@ -1,4 +1,4 @@
-"""Reading the body of a request: no more bytes than its path allows, and no slower than a poor line sends them."""
+"""Reading the body of a request: no more bytes than its path allows, and no slower than a slow line sends them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections import deque
 from typing import Any
 
 SMALL = 64 << 10
-"""Bytes that suffice for every call but messages and apps."""
+"""Bytes that suffice for every call except messages and apps."""
 
 GRACE_SECONDS, LEAST_BYTES_PER_SECOND = 20.0, 16 << 10
 AT_ONCE = 4
-"""Messages of one site that are read at the same time; Flower sends two."""
+"""Most messages of one site that are read at the same time; Flower sends two."""
 
 
 class BodyRefusedError(Exception):
@@ -24,18 +24,18 @@ class BodyRefusedError(Exception):
 
 
 class Turns:
-    """Lets each site have a few large messages read at once, so that none fills the memory."""
+    """Let each site have only a few large messages read at once, so that they cannot fill the memory."""
 
     def __init__(self) -> None:
         self._turns: dict[int, asyncio.Semaphore] = {}
 
     def of(self, node: int) -> asyncio.Semaphore:
-        """The turns of one registered site."""
+        """Return the turns of one registered site."""
         return self._turns.setdefault(node, asyncio.Semaphore(AT_ONCE))
 
 
 async def received(scope: Any, receive: Any, limit: int) -> deque[bytes]:
-    """The whole body of a request, in parts.
+    """Return the whole body of a request, in parts.
 
     Args:
         scope: the request; a declared length above the limit is refused before a byte is read.
@@ -66,7 +66,7 @@ async def received(scope: Any, receive: Any, limit: int) -> deque[bytes]:
 
 
 def replayed(parts: deque[bytes], receive: Any) -> Any:
-    """What gives the parts of a body once more, each let go as it is given, and after them what `receive` gives."""
+    """Return a `receive` that replays the parts of a body, freeing each as it goes, and then calls `receive`."""
     ended = False
 
     async def again() -> Any:

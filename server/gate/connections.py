@@ -1,4 +1,4 @@
-"""Connections to the SuperLink: few from one address, few altogether, and none that does not come to the point.
+"""Connections to the SuperLink: limited per address and in total, and closed if headers do not arrive in time.
 
 uvicorn waits without end for the headers of a request, and its faster parser sets no limit to them. Here its other
 parser reads, which refuses headers above 64 KiB, under a time limit; an address that holds many gets no more.
@@ -14,19 +14,19 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_SECONDS = 15.0
-"""From the first byte of a request, or from the connection, to the end of its headers."""
+"""Seconds from the first byte of a request, or from the connection, to the end of its headers."""
 
 MOST_FROM_ONE, MOST = 200, 600
-"""Connections at a time; each site holds about three, and many sites may share the address of a proxy."""
+"""Most connections at a time; each site holds about three, and many sites may share the address of a proxy."""
 
 
 class Doorway(H11Protocol):
-    """One connection, closed at once if there are too many, and when it keeps the server waiting for headers."""
+    """One connection, closed at once if there are too many, or later if it keeps the server waiting for headers."""
 
     held: ClassVar[Counter[str]] = Counter()
 
     def connection_made(self, transport: Any) -> None:
-        """Count the connection in."""
+        """Count the new connection, and close it if there are too many."""
         super().connection_made(transport)
         self._waiting: asyncio.TimerHandle | None = self.loop.call_later(HEADER_SECONDS, transport.abort)
         self._address = self.client[0] if self.client else ""
@@ -35,7 +35,7 @@ class Doorway(H11Protocol):
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Read on; the time runs while headers are incomplete."""
+        """Pass data on to the parser; the time limit runs while headers are incomplete."""
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._come_to_the_point()
@@ -43,7 +43,7 @@ class Doorway(H11Protocol):
             self._waiting = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Count the connection out."""
+        """Take the closed connection off the count."""
         self._come_to_the_point()
         self.held[self._address] -= 1
         if not self.held[self._address]:

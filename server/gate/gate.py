@@ -31,7 +31,7 @@ from server.gate.signatures import registered_node
 
 OPERATORS = "DYNAMMO_OPERATORS"
 LARGEST_MESSAGE = "DYNAMMO_LARGEST_MESSAGE"
-"""Variable with the most bytes in the body of a message."""
+"""Environment variable with the most bytes in the body of a message."""
 
 FLEET, CONTROL, RUNTIME = "/v1/fleet/", "/v1/control/", "/v1/runtime/"
 HEALTH = "/health"
@@ -53,7 +53,7 @@ PLAIN_HOST = re.compile(rb"[A-Za-z0-9._:\[\]-]*")
 
 
 class Gate:
-    """ASGI middleware: passes requests on that are allowed, small enough and not too slow.
+    """ASGI middleware that passes on requests that are allowed, small enough and not too slow.
 
     Args:
         app: what is behind the gate.
@@ -113,7 +113,7 @@ class Gate:
 
 
 def limits(largest: int) -> Mapping[str, int]:
-    """Most bytes in the body of a request, by the path; a path that is missing is not passed on.
+    """Return the most bytes allowed in a request's body, by path; a path that is missing is not passed on.
 
     Args:
         largest: most bytes in a message.
@@ -124,7 +124,7 @@ def limits(largest: int) -> Mapping[str, int]:
 
 
 def main() -> None:
-    """`flower-superlink` with the gate before everything else; its arguments are Flower's."""
+    """Start `flower-superlink` with the gate before everything else; its arguments are Flower's."""
     operators = tuple(os.environ[OPERATORS].split(","))
     token, largest = read_token(Path(os.environ[FILE_VARIABLE])), int(os.environ[LARGEST_MESSAGE])
     extensions.get_middleware = lambda: (Middleware(Gate, operators=operators, token=token, largest=largest),)
@@ -134,7 +134,7 @@ def main() -> None:
 
 
 def _closing(text: str, status: int) -> Response:
-    """An answer after which nothing more is read: an unread body would otherwise be waited for."""
+    """Return an answer after which the connection closes: the server would otherwise wait for an unread body."""
     return PlainTextResponse(text + "\n", status, {"connection": "close"})
 
 

@@ -38,7 +38,7 @@ def make_token(file: Path) -> None:
 
 
 def read_token(file: Path) -> str:
-    """The token in `file`.
+    """Return the token in `file`.
 
     Raises:
         ConfigError: the file is missing, too short, or another account may read or write it.
@@ -66,6 +66,6 @@ def read_token(file: Path) -> str:
 
 
 def shows_token(headers: Iterable[tuple[bytes, bytes]], token: str) -> bool:
-    """Whether an HTTP request carries the token, compared in a time that does not depend on what was sent."""
+    """Return whether an HTTP request carries the token, compared in a time that does not depend on what was sent."""
     shown = [value for name, value in headers if name.lower() == HEADER.encode()]
     return len(shown) == 1 and hmac.compare_digest(shown[0], token.encode())

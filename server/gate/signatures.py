@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 
 
 async def registered_node(scope: Any) -> int | None:
-    """Flower's id of the registered site that has signed a request, or none where none has."""
+    """Return Flower's id of the registered site that signed a request, or None if no registered site did."""
     return await run_in_threadpool(_signer, dict(scope["headers"]), scope["app"].state.linkstate_factory)
 
 

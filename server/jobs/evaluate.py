@@ -21,7 +21,7 @@ from server.run_directory.results import number, pooled
 
 
 class _OnlyRead(RunDirectory):
-    """The directory of a run that may go on meanwhile: its log is not ours to write."""
+    """The directory of a run that may be going on meanwhile, so its event log is never written."""
 
     def log(self, event: str, **fields: object) -> None:
         """Leave the log as it is."""

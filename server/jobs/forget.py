@@ -1,4 +1,4 @@
-"""Withdrawn records leave a run: its sums are corrected by the sites, its model is solved, tested and written anew."""
+"""Withdrawn records leave a run: sites correct its sums, and its model is solved, tested and written anew."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from server.run_directory.results import pooled, write_model, write_results
 
 
 class Correction(TaskLoop):
-    """The loop of a run that stands still, for one exchange beside its plan."""
+    """The task loop of a run that stands still, for one exchange beside its plan."""
 
     def correct(self) -> Answers:
         """Have every site take withdrawn records out of the archive's sums, and solve again; saved on return.
@@ -47,7 +47,7 @@ class Correction(TaskLoop):
         return answers
 
     def _require_sums(self, answers: Answers) -> None:
-        """Refuse a correction that takes out what was never in, before anything of it is saved."""
+        """Refuse a correction that takes out what was never in, before any of it is saved."""
         told = {site: report.weights for site, report in answers.reports.items() if not report.abstained}
         for prefix, head in heads_by_prefix(self.model).items():
             names = [f"{prefix}{name}" for name in head.summed_tensors]
@@ -65,7 +65,7 @@ class Correction(TaskLoop):
                 )
 
     def test_again(self) -> None:
-        """Write the model after the last finished task, its tests and the results anew, in place of those there."""
+        """Replace the model after the last finished task, its tests and the results with new ones."""
         task, answers = self.evaluate()
         self.progress.confusion.pop()
         self._take_in(self.experiment.steps[self.progress.next_step - 1], answers)
@@ -76,7 +76,7 @@ class Correction(TaskLoop):
 
 
 def forget_run(grid: Grid, config: Config[Any], run: Path, output: Path) -> None:
-    """Correct the sums of a run that stands still, and say as JSON which sites took part; again is as good as once.
+    """Correct the sums of a run that stands still, and write as JSON which sites took part; repeating it is harmless.
 
     A run in the middle of a task is corrected too; its next model is the first without the records.
 

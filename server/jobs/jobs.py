@@ -16,11 +16,11 @@ from server.consortium.launch import refuse_a_second, status_of, submit
 from server.consortium.settings import ServerSettings
 
 SECONDS = 300.0
-"""For what a job takes besides the sites' work: Flower starts several processes."""
+"""Seconds that a job may take besides the sites' work: Flower starts several processes."""
 
 
 def announcements(settings: ServerSettings) -> dict[str, dict[str, Any]]:
-    """What every connected site can bring: {site: {"classes": {name: band}} or {"error": class}}.
+    """Return what every connected site can bring: {site: {"classes": {name: band}} or {"error": class}}.
 
     Raises:
         RunError: the SuperLink does not answer, or the job fails.
@@ -29,7 +29,7 @@ def announcements(settings: ServerSettings) -> dict[str, dict[str, Any]]:
 
 
 def evaluation(settings: ServerSettings, run: Path) -> dict[str, Any]:
-    """Metrics of a run's latest model at every site that is connected now; they are kept in `<run>/evaluations/`.
+    """Return metrics of a run's latest model at every connected site, and keep them in `<run>/evaluations/`.
 
     Raises:
         ConfigError: the run's configuration cannot be read.
@@ -43,7 +43,7 @@ def evaluation(settings: ServerSettings, run: Path) -> dict[str, Any]:
 
 
 def correction(settings: ServerSettings, run: Path) -> dict[str, Any]:
-    """Take withdrawn records out of a run's sums; what the sites said is kept in `<run>/corrections/`.
+    """Take withdrawn records out of a run's sums, and keep what the sites answered in `<run>/corrections/`.
 
     Raises:
         ConfigError: the run's configuration cannot be read.
@@ -59,7 +59,7 @@ def correction(settings: ServerSettings, run: Path) -> dict[str, Any]:
 
 
 def longest(config: Config[Any], *stages: str) -> float:
-    """Seconds that a job may take which asks the sites of an experiment in these stages, one after the other."""
+    """Return the most seconds that a job may take that asks an experiment's sites in these stages, one by one."""
     federation = config.federation
     exchanges = len(Phase) if federation.secure_aggregation else 1
     asked = sum(federation.patience_seconds + federation.rules(stage)[1] for stage in stages)
@@ -67,7 +67,7 @@ def longest(config: Config[Any], *stages: str) -> float:
 
 
 def _ask(settings: ServerSettings, output: Path, values: dict[str, str], seconds: float = SECONDS) -> dict[str, Any]:
-    """Submit a job whose first value is the file to write, and wait for it."""
+    """Submit a job whose first value is the file to write, wait for it, and return the file's content."""
     output.parent.mkdir(parents=True, exist_ok=True)
     output.unlink(missing_ok=True)
     first = next(iter(values))

@@ -107,7 +107,7 @@ errors. Sums and weights can betray something of what they were made of: see the
 
 
 def data_flow(source: Path) -> str:
-    """The sheet, as Markdown, of an experiment's YAML file, or of a run directory with what did leave in that run.
+    """Return the sheet, as Markdown, for an experiment's YAML file, or for a run directory with what left in that run.
 
     Raises:
         ConfigError: the configuration cannot be read.
@@ -157,7 +157,7 @@ def _rows(experiment: Experiment, task: int, stages: Iterable[Stage]) -> Iterato
 
 
 def _exchanges(experiment: Experiment, model: IncrementalModel, stage: Stage) -> dict[str, Tensor]:
-    """What a site sends in the exchanges of secure aggregation when all sites take part."""
+    """Return what a site sends in the exchanges of secure aggregation if all sites take part."""
     federation = experiment.config.federation
     sites = len(federation.taking_part(testing=stage.action is Action.EVALUATE))
     length = len(Encoding(stage, model, experiment.classes, federation.sites))
@@ -166,7 +166,7 @@ def _exchanges(experiment: Experiment, model: IncrementalModel, stage: Stage) ->
 
 
 def _down(model: IncrementalModel, stage: Stage) -> dict[str, Tensor]:
-    """Without what the archive may add: the tensors of an earlier model, which have the shapes of this one's."""
+    """Return what goes down, except an earlier model's tensors from the archive, which have this model's shapes."""
     return _tensors(model, matching(travelling_names(model), stage.down))
 
 
@@ -176,7 +176,7 @@ def _tensors(model: IncrementalModel, names: Iterable[str]) -> dict[str, Tensor]
 
 
 def _groups(tensors: Mapping[str, Tensor]) -> str:
-    """`extractor.adapters` (40 float32, 1.2 MB), by the first two parts of the names."""
+    """Return tensors grouped by the first two parts of their names: `extractor.adapters` (40 float32, 1.2 MB)."""
     groups: dict[tuple[str, str], dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         key = (".".join(name.split(".")[:2]), str(tensor.dtype).removeprefix("torch."))
@@ -191,7 +191,7 @@ def _groups(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _left(run: RunFiles) -> list[dict[str, Any]]:
-    """What each site sent and got, over the finished steps."""
+    """Return what each site sent and received, over the finished steps."""
     names = run.started.get("site_names", [])
     sums: dict[int, Counter[str]] = defaultdict(Counter)
     for step in run.steps:

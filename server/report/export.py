@@ -1,7 +1,7 @@
 """A run's model in one file for other software: made, asked the same questions as the original, and only then kept.
 
-Every format but safetensors holds the whole road: RGB bytes in, answers out. An integrator has no normalisation to get
-wrong, and resizes images to a square of S pixels (bilinear, antialiased where they shrink), nothing else.
+Every format except safetensors holds the whole pipeline: RGB bytes in, answers out. An integrator has no normalisation
+to get wrong, and resizes images to a square of S pixels (bilinear, antialiased if they shrink), nothing else.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ TOLERANCE = 1e-4
 INPUT = "images"
 OUTPUTS = ("label", "probabilities", "open_set_score")
 ONNX_OPSET = 18
-"""ONNX Runtime reads it from version 1.14 (2023) on."""
+"""Version that ONNX Runtime reads from 1.14 (2023) on."""
 NOT_AS_TESTED = "common to all sites: sites tested the model with batch-norm statistics of their own, which stay there"
 TORCHSCRIPT_EXTRA = "description.json"
 """Name of TorchScript's extra file that holds the description."""
 PER_GRAIN = 4
 GRAINS = (2, 4, 8)
-"""Cells a side of the check's images: blobs of several sizes; pure noise comes beside them."""
+"""Cells per side of the check's images: blobs of several sizes; pure noise comes beside them."""
 
 Asked = Callable[[Tensor], Sequence[Tensor]]
-"""From images Tensor[N, 3, S, S] uint8 to labels, probabilities and open-set scores."""
+"""A function from images Tensor[N, 3, S, S] uint8 to labels, probabilities and open-set scores."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file: how it is made of a model, and how it is asked.
+    """A file format: how a file is made from a model, and how it is queried.
 
     Attributes:
-        write: the content of the file.
-        open: what answers, from that content alone.
+        write: returns the content of the file.
+        open: returns a function that answers, made from that content alone.
         needs: packages that are not always installed.
     """
 
@@ -62,8 +62,8 @@ class Exported:
     """A file that was written.
 
     Attributes:
-        path: where.
-        sha256: of the file, in hex.
+        path: where the file is.
+        sha256: SHA-256 of the file, in hex.
         difference: largest absolute difference from PyTorch over probabilities and open-set scores of the check.
     """
 
@@ -73,10 +73,10 @@ class Exported:
 
 
 def export_model(files: ModelFiles, format_name: str, output: Path) -> Exported:
-    """Write a model to `output`, once the content has answered as the original does.
+    """Write a model to `output`, once the exported content has answered as the original does.
 
     Raises:
-        ConfigError: no such format, or the packages that it needs are not installed.
+        ConfigError: the format is unknown, or the packages that it needs are not installed.
         WeightsError: the model cannot be built, or what was exported answers otherwise; nothing is written.
         CheckpointError: the file cannot be written.
     """
@@ -90,10 +90,10 @@ def export_model(files: ModelFiles, format_name: str, output: Path) -> Exported:
 
 
 def check_format(name: str) -> None:
-    """Refuse a format before anything is read.
+    """Refuse an unknown or unavailable format before anything is read.
 
     Raises:
-        ConfigError: there is none of that name, or the packages that it needs are not installed.
+        ConfigError: the format is unknown, or packages that it needs are not installed.
     """
     if name not in FORMATS:
         raise ConfigError(unknown_name("format", name, FORMATS), accepted=", ".join(FORMATS))
@@ -106,10 +106,10 @@ def check_format(name: str) -> None:
 
 
 def check(predictor: Predictor, asked: Asked, format_name: str) -> float:
-    """Largest absolute difference of probabilities and open-set scores, over one image and over many at a time.
+    """Return the largest absolute difference of probabilities and open-set scores, for one image and for batches.
 
     Raises:
-        WeightsError: it is not below `TOLERANCE`, another class is predicted, or a batch is not taken.
+        WeightsError: it is not below `TOLERANCE`, another class is predicted, or a batch is refused.
     """
     images = check_images(predictor.facts.image_size)
     largest = 0.0
@@ -133,7 +133,7 @@ def check(predictor: Predictor, asked: Asked, format_name: str) -> float:
 
 
 def check_images(size: int) -> Tensor:
-    """Random images for the check, noise and blobs of several sizes: Tensor[16, 3, S, S] uint8."""
+    """Return random images for the check, noise and blobs of several sizes: Tensor[16, 3, S, S] uint8."""
     generator = seeded_generator("export", size)
     parts = []
     for grain in (*GRAINS, size):
@@ -143,7 +143,7 @@ def check_images(size: int) -> Tensor:
 
 
 def description(predictor: Predictor) -> dict[str, str]:
-    """What goes into the file's metadata, each value a text: how to feed it, how to read it, what it is."""
+    """Return the file's metadata, each value a text: how to feed the model, how to read its answers, and what it is."""
     side = predictor.facts.image_size
     own = {"statistics": NOT_AS_TESTED} if predictor.facts.own_statistics else {}
     return {
@@ -201,7 +201,7 @@ def _write_onnx(files: ModelFiles, predictor: Predictor) -> bytes:
     from onnxscript import opset18 as op
 
     def distances(left: object, right: object, power: float, mode: int | None) -> object:
-        """Euclidean distances [N, M] of the rows of [N, D] and [M, D], which the translator does not know."""
+        """Return Euclidean distances [N, M] of the rows of [N, D] and [M, D], which the translator does not know."""
         apart = op.Sub(
             op.Unsqueeze(left, op.Constant(value_ints=[1])), op.Unsqueeze(right, op.Constant(value_ints=[0]))
         )

@@ -1,4 +1,4 @@
-"""Markdown pages from templates, in which names are data: nothing in them is read as Markdown or HTML."""
+"""Markdown pages from templates, in which names are data and are never read as Markdown or HTML."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich import filesize
 
 
 def markdown(**filters: Callable[..., Any]) -> jinja2.Environment:
-    """An environment whose templates make Markdown; with the filters `cell`, `size` (of bytes) and those given."""
+    """Return an environment for Markdown templates, with the filters `cell`, `size` (of bytes) and those given."""
     environment = jinja2.Environment(
         autoescape=False,
         undefined=jinja2.StrictUndefined,
@@ -23,7 +23,7 @@ def markdown(**filters: Callable[..., Any]) -> jinja2.Environment:
 
 
 def cell(text: str) -> str:
-    """Text in a table: a class's name is data, never Markdown or HTML."""
+    """Return text escaped for a table: a class's name is data, never Markdown or HTML."""
     plain = " ".join(str(text).split())
     for mark in "\\`*_[]<>|#":
         plain = plain.replace(mark, f"\\{mark}")

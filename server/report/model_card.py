@@ -1,4 +1,4 @@
-"""The model card: one Markdown page beside an exported model, made from nothing but the files of its run."""
+"""The model card: one Markdown page beside an exported model, made only from the files of its run."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ FEW_IMAGES = 30
 
 
 def model_card(run_directory: Path, facts: ModelFacts, *, file: str, format_name: str, sha256: str) -> str:
-    """The card, as Markdown, of a run's model that was exported to `file` with the hash `sha256`.
+    """Return the model card, as Markdown, of a run's model that was exported to `file` with the hash `sha256`.
 
     Raises:
         RunError: the run's files cannot be read, lack something, or are not of the run that the model comes from.
@@ -192,13 +192,13 @@ def model_card(run_directory: Path, facts: ModelFacts, *, file: str, format_name
 
 
 def _passed(summary: Json) -> Json | None:
-    """The last task after which classes were still to come, and how many of their images were taken for learnt ones."""
+    """Return the last task after which classes were still to come, and the share of their images taken for learnt."""
     shares = enumerate(summary.get("open_set_fpr95_after_tasks", ()), start=1)
     return next(({"task": task, "share": share} for task, share in reversed([*shares]) if share is not None), None)
 
 
 def _recalls(run: RunFiles, facts: ModelFacts) -> list[dict[str, Any]]:
-    """Each learnt class: its task, recall in percent over all sites, test images, and what it is taken for most."""
+    """Return a row per learnt class: its task, recall in percent over all sites, test images, and commonest mistake."""
     counts: Counter[tuple[str, str]] = Counter()
     for row in run.confusions:
         if int(row["after_task"]) == facts.lineage.after_task:

@@ -98,14 +98,14 @@ PAGE = (
 </html>
 """
 )
-"""Extended as "page": blocks `title`, `style` (more of it), `body`, and `policy`, which lets nothing be loaded."""
+"""Extended as "page": blocks `title`, `style` (adds to it), `body`, and `policy`, which forbids all loading."""
 
 
 def page_environment(templates: Mapping[str, str] = MappingProxyType({})) -> jinja2.Environment:
-    """Jinja as all pages use it: text is escaped, an unknown name is an error, numbers have filters.
+    """Return the Jinja environment of all pages: text is escaped, an unknown name is an error, numbers have filters.
 
     Args:
-        templates: that extend or include one another, by name, beside "page".
+        templates: templates by name, which may extend or include one another and "page".
     """
     environment = jinja2.Environment(
         autoescape=True,
@@ -119,7 +119,7 @@ def page_environment(templates: Mapping[str, str] = MappingProxyType({})) -> jin
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """A number for people; a dash where there is none."""
+    """Return a number formatted for people, or a dash if there is no number."""
     if value is None or math.isnan(value):
         return "–"
     return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "−")  # + 0.0 makes -0.0 a plain 0.0

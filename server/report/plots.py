@@ -40,18 +40,18 @@ STYLE = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
-MOST_NUMBERED = 20  # cells a side up to which a matrix shows its numbers
+MOST_NUMBERED = 20  # cells per side up to which a matrix shows its numbers
 
 
 class Drawing:
-    """A figure in the making, with one pair of axes, and its SVG once the block is left."""
+    """A figure in the making, with one pair of axes; its SVG is there once the block is left."""
 
     def __init__(self, figure: Any, axes: Any) -> None:
         self.figure, self.axes = figure, axes
         self.svg = ""
 
     def png(self) -> bytes:
-        """The finished figure in pixels, 200 an inch, for where vector graphics do not serve."""
+        """Return the finished figure as PNG, 200 pixels per inch, for places that cannot show vector graphics."""
         buffer = io.BytesIO()
         self.figure.savefig(buffer, format="png", dpi=200)
         return buffer.getvalue()
@@ -59,7 +59,7 @@ class Drawing:
 
 @contextmanager
 def drawing(name: str, label: str, width: float, height: float) -> Iterator[Drawing]:
-    """Axes of `width` x `height` inches; `name` keeps the ids of figures on a page apart, `label` is read aloud."""
+    """Yield axes of `width` x `height` inches; `name` keeps figures' ids on a page apart, `label` is read aloud."""
     with rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(width, height))
         drawn = Drawing(figure, figure.add_subplot())
@@ -70,7 +70,7 @@ def drawing(name: str, label: str, width: float, height: float) -> Iterator[Draw
 
 
 def _inline(svg: str, label: str, width: float) -> str:
-    """The bare <svg> element: no prolog, no metadata, only ids that something refers to, and a size that can shrink."""
+    """Return the bare <svg> element: no prolog or metadata, only ids that are used, and a size that can shrink."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     used = set(re.findall(r"#([\w-]+)", svg))
     svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
@@ -82,7 +82,7 @@ def _inline(svg: str, label: str, width: float) -> str:
 
 
 def accuracy_curve(curve: Values, lowest: Values, highest: Values, tasks: int, label: str) -> str:
-    """Accuracy over all classes so far, [T] percent, with the range over sites; nan where unknown."""
+    """Return a plot of accuracy over all classes so far, [T] percent, with the range over sites; nan if unknown."""
     with drawing("curve", label, 4.9, 3.2) as drawn:
         axes, after = drawn.axes, np.arange(1, len(curve) + 1)
         axes.fill_between(after, lowest, highest, color=PALE, alpha=0.5, linewidth=0, label="from worst to best site")
@@ -100,7 +100,7 @@ def accuracy_curve(curve: Values, lowest: Values, highest: Values, tasks: int, l
 
 
 def accuracy_heatmap(matrix: Values, label: str) -> str:
-    """Accuracy on each task (column) after each task (row), [T, T] percent; blank above the diagonal."""
+    """Return a heatmap of accuracy per task (column) after each task (row), [T, T] percent; blank above diagonal."""
     names = [str(task) for task in range(1, len(matrix) + 1)]
     side = float(np.clip(0.55 * len(matrix) + 1.2, 2.2, 7.5))
     with drawing("matrix", label, min(side + 0.8, 7.5), side) as drawn:
@@ -110,14 +110,14 @@ def accuracy_heatmap(matrix: Values, label: str) -> str:
 
 
 def confusion_heatmap(counts: NDArray[np.int64], names: Sequence[str], sizes: Sequence[int], label: str) -> str:
-    """What each class was taken for, [C, C] counts as shares of their row; `sizes` counts the classes of each task."""
+    """Return a heatmap of [C, C] confusion counts as shares of their row; `sizes` counts the classes of each task."""
     return confusion_drawing("confusion", counts, names, sizes, label).svg
 
 
 def confusion_drawing(
     name: str, counts: NDArray[np.int64], names: Sequence[str], sizes: Sequence[int], label: str
 ) -> Drawing:
-    """As `confusion_heatmap`, under a name of its own, for pages and folders that hold several."""
+    """Draw as `confusion_heatmap` does, under a given name, for pages and folders that hold several."""
     total = counts.sum(axis=1, keepdims=True)
     share = np.divide(100 * counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
     side = max(0.42 * len(names) + 1.4, 4.2) if len(names) <= MOST_NUMBERED else 6.0
@@ -142,7 +142,7 @@ def confusion_drawing(
 
 
 def site_bars(names: Sequence[str], accuracies: Values, together: float, worst: int, label: str) -> str:
-    """A bar for each site, [K] percent, the worst one marked; nan is a site without test images."""
+    """Return a bar per site, [K] percent, with the worst one marked; nan is a site without test images."""
     with drawing("sites", label, 4.9, max(0.27 * len(names) + 1.0, 1.8)) as drawn:
         axes, rows = drawn.axes, np.arange(len(names))
         colours = [RED if row == worst else BLUE for row in rows]
@@ -163,7 +163,7 @@ def site_bars(names: Sequence[str], accuracies: Values, together: float, worst: 
 
 
 def traffic_bars(stages: Sequence[str], up: Values, down: Values, label: str) -> str:
-    """Megabytes sent up (to the server) and down (to the sites) in each stage, over all rounds."""
+    """Return a plot of megabytes sent up (to the server) and down (to the sites) per stage, over all rounds."""
     with drawing("traffic", label, 4.9, 0.55 * len(stages) + 1.15) as drawn:
         axes, rows = drawn.axes, np.arange(len(stages))
         largest = max(float(np.max([up, down])), 1e-9)
@@ -181,7 +181,7 @@ def traffic_bars(stages: Sequence[str], up: Values, down: Values, label: str) ->
 
 
 def participation_grid(states: NDArray[np.int64], sites: Sequence[str], groups: Sequence[str], label: str) -> str:
-    """What each site (row) did in each step (column): [K, S] of 0 no answer, 1 answered, 2 abstained, 3 failed.
+    """Return a grid of sites (rows) by steps (columns): [K, S] of 0 no answer, 1 answered, 2 abstained, 3 failed.
 
     `groups` names the task of each step, in order; equal neighbours form one group.
     """
@@ -212,7 +212,7 @@ def participation_grid(states: NDArray[np.int64], sites: Sequence[str], groups: 
 
 
 def _cells(axes: Any, percent: Values, names: Sequence[str], number: str, least: float) -> None:
-    """A matrix of percents as shaded cells; where `number` is a format, those from `least` on show their number."""
+    """Draw a matrix of percents as shaded cells; if `number` is a format, cells from `least` on show their number."""
     axes.imshow(np.ma.masked_invalid(percent), cmap=SHADES, vmin=0, vmax=100, interpolation="none")
     axes.set_xticks(range(len(names)), names)
     axes.set_yticks(range(len(names)), names)

@@ -6,7 +6,7 @@ from server.run_directory.run_files import Json, RunFiles
 
 
 def privacy_rows(run: RunFiles) -> list[tuple[str, str]]:
-    """Pairs of a title and what to say of it; every epsilon stands with all that it needs to mean anything.
+    """Return pairs of a title and its text; every epsilon stands with all that it needs to mean anything.
 
     Runs without a summary, or of before there was privacy, give no rows.
     """
@@ -28,6 +28,6 @@ def privacy_rows(run: RunFiles) -> list[tuple[str, str]]:
 
 
 def _spent(facts: Json) -> str:
-    """By the site that spent most, where sites count for themselves."""
+    """Return what was spent, by the site that spent most if sites count for themselves."""
     by_site = "epsilon_by_site" in facts
     return f"{facts['epsilon']:.2f} of {facts['budget']:g}" + (", at the site that spent most" if by_site else "")

@@ -1,4 +1,4 @@
-"""The section of a run's page about confidence: can it be believed, and does it fall where a class was never learnt."""
+"""The report's section on confidence: whether it can be believed, and whether it falls for classes never learnt."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ TEMPLATE = r"""
 </table></div>
 {% endif %}
 """
-"""For the page's own macros and filters."""
+"""A template that is used with the page's own macros and filters."""
 
 
 def reliability_section(after_tasks: Mapping[int, Reliability]) -> Json:
-    """What the template shows of the tables after each task, counted from 0."""
+    """Return what the template shows of the tables after each task, counted from 0."""
     tested = {task: tables for task, tables in sorted(after_tasks.items()) if tables.images}
     if not tested:
         return {"rows": [], "diagram": "", "curves": ""}
@@ -75,7 +75,7 @@ def reliability_section(after_tasks: Mapping[int, Reliability]) -> Json:
 
 
 def reliability_diagram(tables: Reliability, label: str) -> str:
-    """Accuracy in each bin of confidence (Guo et al., arXiv 1706.04599, figure 1)."""
+    """Return a plot of accuracy in each bin of confidence (Guo et al., arXiv 1706.04599, figure 1)."""
     images, right, _ = tables.calibration
     with drawing("reliability", label, 4.9, 3.4) as drawn:
         axes, width = drawn.axes, 100 / CONFIDENCE_BINS
@@ -91,7 +91,7 @@ def reliability_diagram(tables: Reliability, label: str) -> str:
 
 
 def open_set_curves(after_tasks: Mapping[int, Reliability], label: str) -> str:
-    """The ROC curve after each task, the last one strongest."""
+    """Return a plot of the ROC curve after each task, with the last one strongest."""
     with drawing("open_set", label, 4.9, 3.4) as drawn:
         axes = drawn.axes
         axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))

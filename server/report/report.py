@@ -1,4 +1,4 @@
-"""One self-contained page about one run, made from nothing but the files in its run directory.
+"""One self-contained page about one run, made only from the files in its run directory.
 
 A run that has not finished gets its page too, from what is there.
 """
@@ -25,11 +25,11 @@ from server.report.reliability_section import reliability_section
 from server.report.report_template import TEMPLATE
 from server.run_directory.run_files import Json, RunFiles
 
-MOST_SITES = 30  # rows of a figure or table about sites; where there are more, those that need a look are shown
+MOST_SITES = 30  # rows of a figure or table about sites; if there are more, those that need a look are shown
 
 
 def write_report(run_directory: Path) -> Path:
-    """Make `report.html` from the files of a run directory; the same files give the same bytes.
+    """Write `report.html` from the files of a run directory; the same files give the same bytes.
 
     Returns:
         The path of the page.
@@ -50,7 +50,7 @@ def write_report(run_directory: Path) -> Path:
 
 
 def _contents(run: RunFiles) -> Json:
-    """Everything the template shows."""
+    """Return everything that the template shows."""
     numbers = run.summary or _numbers_so_far(run)
     last = next((e for e in reversed(run.events) if e["event"] in {"run_started", "run_failed", "run_finished"}), {})
     return {
@@ -72,7 +72,7 @@ def _contents(run: RunFiles) -> Json:
 
 
 def _numbers_so_far(run: RunFiles) -> Json:
-    """What can be said before the first summary, which comes with the first finished task."""
+    """Return what can be said before the first summary, which comes with the first finished task."""
     so_far: Json = {"accuracy_after_tasks": [event["accuracy"] for event in run.evaluations]}
     if run.evaluations:
         so_far["last_accuracy"] = run.evaluations[-1]["accuracy"]
@@ -81,7 +81,7 @@ def _numbers_so_far(run: RunFiles) -> Json:
 
 
 def _learning(run: RunFiles, numbers: Json) -> Json:
-    """The accuracy curve, the accuracy matrix, and the classes of each task."""
+    """Return the accuracy curve, the accuracy matrix, and the classes of each task."""
     curve = _floats(numbers.get("accuracy_after_tasks", []))
     sites = {event["task"]: _floats(event.get("site_accuracies", [])) for event in run.evaluations}
     spread = [sites.get(task, np.array([])) for task in range(len(curve))]
@@ -116,7 +116,7 @@ def _learning(run: RunFiles, numbers: Json) -> Json:
 
 
 def _confusions(run: RunFiles) -> Json:
-    """The confusion matrix after the last finished task, and its most frequent mistakes."""
+    """Return the confusion matrix after the last finished task, and its most frequent mistakes."""
     if run.confusion is None:
         return {"plot": "", "worst": [], "after": 0}
     after = len(run.confusion)
@@ -140,7 +140,7 @@ def _confusions(run: RunFiles) -> Json:
 
 
 def _sites(run: RunFiles, numbers: Json) -> Json:
-    """Bars of the accuracy at each site, the worst one marked."""
+    """Return bars of the accuracy at each site, with the worst one marked."""
     values = _floats(numbers.get("site_accuracies", []))
     if not len(values) or np.isnan(values).all():
         return {"plot": "", "worst": "", "shown": 0, "all": len(values)}
@@ -158,7 +158,7 @@ def _sites(run: RunFiles, numbers: Json) -> Json:
 
 
 def _participation(run: RunFiles) -> Json:
-    """Which site answered, abstained or failed in which step: a figure, and the words for it."""
+    """Return a figure of which site answered, abstained or failed in which step, and a text that describes it."""
     seen = {entry["site"] for step in run.steps for entry in [*step["sites"], *step["failures"]]}
     everyone = sorted(seen, key=lambda site: (len(str(site)), str(site)))
     row_of = {site: row for row, site in enumerate(everyone)}
@@ -192,7 +192,7 @@ def _participation(run: RunFiles) -> Json:
 
 
 def _stages(run: RunFiles) -> Json:
-    """Steps, bytes and seconds by stage, over all tasks, rounds and sites."""
+    """Return steps, bytes and seconds per stage, over all tasks, rounds and sites."""
     totals: dict[str, Counter[str]] = defaultdict(Counter)
     for step in run.steps:
         amounts = {key: step[key] for key in ("bytes_up", "bytes_down", "seconds")}
@@ -208,7 +208,7 @@ def _stages(run: RunFiles) -> Json:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """Settings by section, inner keys joined by dots."""
+    """Return settings by section, with inner keys joined by dots."""
 
     def leaves(value: Any, key: str) -> Iterable[tuple[str, str]]:
         if isinstance(value, Mapping):

@@ -20,7 +20,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Answers:
-    """Reports by site, ascending, and failures, whatever the order in which they came; and what that cost.
+    """Reports by site, ascending, and failures, in whatever order they came, and what the question cost.
 
     Attributes:
         bytes_down: bytes of the tensors that went to each site.

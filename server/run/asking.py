@@ -1,4 +1,4 @@
-"""What a step asks of which sites, how often and how many answers are enough: for reports, or for a sum of them."""
+"""What a step asks of which sites, how often, and how many answers are enough: for reports, or for a sum of them."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Asking:
         self._directory = directory
 
     def ask(self, step: Step, sent: Tensors, model: IncrementalModel, progress: Progress, *, needed: int) -> Answers:
-        """Ask every site that takes part in a step, again and again those that fail, as often as is set.
+        """Ask every site that takes part in a step, ask those that fail again as often as is set; return the answers.
 
         A correction asks, once, the sites that `progress.taken` names.
 
         Args:
             step: the step.
             sent: the tensors that go down.
-            model: with the structure of the step's task.
+            model: the model, with the structure of the step's task.
             progress: where the run stands.
             needed: sites without which there is no point in asking.
 
@@ -124,7 +124,7 @@ class Asking:
         )
 
     def _ask(self, question: Question, sites: Iterable[int], needed: int) -> Answers:
-        """Ask sites, and those that fail again, as often as is set."""
+        """Ask sites, repeat for those that fail as often as is set, and return the answers."""
         answers = Answers()
         for attempt in range(self._federation.attempts):
             done = len(answers.reports)
@@ -164,7 +164,7 @@ class Asking:
         )
 
     def _check_total(self, step: Step, model: IncrementalModel, answers: Answers) -> None:
-        """Hold a sum against what the answers in it could be, as far as a sum tells."""
+        """Refuse a sum that the answers in it cannot add up to, as far as a sum tells."""
         experiment, action = self._experiment, step.stage.action
         assert answers.total is not None
         try:

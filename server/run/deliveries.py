@@ -1,4 +1,4 @@
-"""What each site holds of the tensors that it was sent, as far as the server can know, and so what has to travel."""
+"""What each site holds of the tensors sent to it, as far as the server can know, and so what has to travel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dynammo_core.wire.envelope import Parcel
 
 
 class Deliveries:
-    """The hash last sent to each site under each name: what a site holds that has answered well to it.
+    """The hash last sent to each site under each name: what a site holds once it has answered well.
 
     It starts empty, so a server that starts anew sends everything once. A site that holds less than is believed here,
     because its disk was wiped, says so and is sent everything.

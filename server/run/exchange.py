@@ -23,7 +23,7 @@ from server.run.roster import POLL_SECONDS, Roster
 
 LOOK_SECONDS = 5.0
 LONGEST_POLL_SECONDS = 2.0
-"""A simulated round takes tenths of a second, one between hospitals minutes, and each question costs the SuperLink."""
+"""Seconds between looks: simulated rounds take tenths of one, hospitals' minutes; each question costs the SuperLink."""
 
 Check = Callable[[int, Report], Report]
 """Opens a site's report as it travelled, or refuses it by raising ProtocolError; the site then counts as failed."""
@@ -53,7 +53,7 @@ class Question:
 
 
 class Exchange:
-    """Sends instructions to sites, each to the node that is that site."""
+    """Send instructions to sites, each to the node that is that site."""
 
     def __init__(self, grid: Grid, federation: FederationSettings) -> None:
         self._grid = grid
@@ -70,7 +70,7 @@ class Exchange:
         on_waiting: Callable[[list[int]], None],
         on_answers: Callable[[int], None],
     ) -> Answers:
-        """Send a question to sites and wait for all answers, or for the deadline.
+        """Send a question to sites, wait for all answers or for the deadline, and return the answers.
 
         Only those tensors travel that a site does not hold; a site that holds less than was believed is asked again,
         with all of them, as part of the same question.
@@ -104,7 +104,7 @@ class Exchange:
         return answers
 
     def _parcels(self, question: Question, sites: Iterable[int]) -> dict[int, Parcel]:
-        """Serialise what all sites receive once, and what is for one site alone beside it."""
+        """Serialise once what all sites receive, and separately what is for one site alone."""
         common = Parcel.of(pack(self._codec.downwards, question.instruction.weights, {}))
         return {
             site: common | Parcel.of(pack(self._codec.downwards, question.own[site], {}))
@@ -116,7 +116,7 @@ class Exchange:
     def _collect(
         self, mail: _Mail, sites: Sequence[int], deadline: float, on_answers: Callable[[int], None]
     ) -> tuple[dict[int, Message], set[int]]:
-        """Wait for the replies; returns them by site, and the sites that started anew and so will never answer."""
+        """Wait for the replies, and return them by site, with the sites that started anew and so will never answer."""
         replies: dict[int, Message] = {}
         started, restarted = self._roster.activations(sites), set[int]()
         limit, pause, looked = time.monotonic() + deadline, POLL_SECONDS, time.monotonic()
@@ -169,15 +169,15 @@ class _Mail:
 
     @property
     def delivered(self) -> set[int]:
-        """The sites whose message Flower took."""
+        """Return the sites whose message Flower took."""
         return set(self.sites.values())
 
     def unanswered(self, done: set[int]) -> list[str]:
-        """Return the ids of the messages to all sites but those that are done."""
+        """Return the ids of the messages to all sites except those that are done."""
         return [message_id for message_id, site in self.sites.items() if site not in done]
 
     def send(self, sites: Sequence[int], ttl: float) -> None:
-        """Ask sites, which have so many seconds; what a site holds already is not sent."""
+        """Ask sites, with a deadline in seconds; what a site holds already is not sent."""
         names = {site: self._deliveries.lacking(site, self._parcels[site]) for site in sites}
         messages = [self._message(site, names[site], ttl) for site in sites]
         # Flower returns nothing at all when a message is too large, and no id for one that it could not deliver.
@@ -193,7 +193,7 @@ class _Mail:
                     self._in_part.add(site)
 
     def sent_all(self, site: int, reply: Message, ttl: float) -> bool:
-        """Ask a site again, with all tensors, if it says that it lacks some that were not sent; tell whether it did."""
+        """Ask a site again, with all tensors, if it lacks some that were not sent; return whether it was asked."""
         if not reply.has_error() or reply.error.code != MissingTensorsError.code or site not in self._in_part:
             return False
         del self.sites[reply.metadata.reply_to_message_id]

@@ -1,4 +1,4 @@
-"""Which changes of its configuration a run may take in when it goes on: new classes, new sites, and how rounds wait."""
+"""Which configuration changes a run may take in when it goes on: new classes, new sites, and how rounds wait."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ GROWTH = ("data.classes", "tasks.sizes", "tasks.class_order", "federation.site_n
 
 
 def forbidden_changes(then: str, now: str) -> list[str]:
-    """`method.alpha (then 0.5, now 0.7)` for each change, between two canonical texts, that a run cannot take.
+    """Return each change between two canonical texts that a run cannot take: `method.alpha (then 0.5, now 0.7)`.
 
     A key that the code did not know then has its default, with which everything is as it was without the key.
     """
     try:
         before = resolve(json.loads(then), then, {})
-    except ConfigError:  # by a code that knew other keys: they are the difference
+    except ConfigError:  # written by code that knew other keys: they are the difference
         before = None
     changes = _differences(before.model_dump(mode="json") if before else json.loads(then), json.loads(now))
     allowed: tuple[str, ...] = OPERATION
@@ -48,11 +48,11 @@ def forbidden_changes(then: str, now: str) -> list[str]:
 def with_sites(
     config: Config[Any], names: Sequence[str], keys: Mapping[str, str] = MappingProxyType({})
 ) -> Config[Any]:
-    """The experiment with sites that join; those that were there keep their numbers.
+    """Return the experiment with sites that join; those that were there keep their numbers.
 
     Args:
         config: the experiment.
-        names: of the sites that join.
+        names: names of the sites that join.
         keys: fingerprints of the registered sites' keys, by name.
 
     Raises:
@@ -70,7 +70,7 @@ def with_sites(
 
 
 def _grows(then: Config[Any], now: Config[Any]) -> bool:
-    """Whether classes, tasks and sites of the one begin with those of the other, in the same order."""
+    """Return whether classes, tasks and sites of one begin with those of the other, in the same order."""
     if then.data.classes is None or now.data.classes is None:
         return False
     before, after = (build_task_stream(c.tasks, len(c.data.classes or ()), c.seed).tasks for c in (then, now))
@@ -86,7 +86,7 @@ def _grows(then: Config[Any], now: Config[Any]) -> bool:
 
 
 def _differences(then: object, now: object, path: str = "") -> dict[str, tuple[object, object]]:
-    """The two values of every leaf that differs, by its dotted key."""
+    """Return the two values of every leaf that differs, by its dotted key."""
     if isinstance(then, dict) and isinstance(now, dict):
         return {
             key: pair

@@ -1,4 +1,4 @@
-"""How the server makes one model of a round's updates: the configured aggregator, or the private mean."""
+"""How the server makes one model from a round's updates: the configured aggregator, or the private mean."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dynammo_core.wire.protocol import Report, names_up
 def merged(
     experiment: Experiment, model: IncrementalModel, step: Step, reports: Mapping[int, Report], *, asked: int
 ) -> tuple[dict[str, Tensor], list[int], list[int]]:
-    """Make one set of tensors of a round's reports.
+    """Merge a round's reports into one set of tensors.
 
     Args:
         experiment: says how.
@@ -47,7 +47,7 @@ def merged(
 def held_to_limits(
     experiment: Experiment, model: IncrementalModel, step: Step, updates: Sequence[Update]
 ) -> list[Update]:
-    """The updates, of which none counts for more than its share, where they are weighed by what sites claim.
+    """Return updates in which none counts for more than its share, if they are weighted by what sites claim.
 
     What is added up stays as it is: a part of a site's sums is no sum that a record could be taken out of. And with
     client-level privacy no claim weighs anything.
@@ -61,14 +61,14 @@ def held_to_limits(
 def merge_updates(
     experiment: Experiment, model: IncrementalModel, step: Step, updates: Sequence[Update], *, sites: int
 ) -> dict[str, Tensor]:
-    """The tensors of a stage after a round, by name.
+    """Return the tensors of a stage after a round, by name.
 
     Args:
         experiment: says how.
         model: the server's own.
-        step: that was asked.
+        step: the step that was asked.
         updates: at least one, sorted by site.
-        sites: that were asked, whether they answered or not.
+        sites: sites that were asked, whether they answered or not.
     """
     config, state = experiment.config, model.state_dict()
     if config.privacy.mechanism != "client":

@@ -1,4 +1,4 @@
-"""Which connected node is which site: by the name under which the operator registered its key, or, simulated, any."""
+"""Which connected node is which site: by the name under which its key is registered or, simulated, any node."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ POLL_SECONDS = 0.1
 
 
 class Roster:
-    """Finds the node of each site, and waits for those that are not connected, once, for as long as is set."""
+    """Find the node of each site, and wait once, for as long as is set, for those that are not connected."""
 
     def __init__(self, grid: Grid, federation: FederationSettings) -> None:
         self._grid = grid
@@ -24,7 +24,7 @@ class Roster:
     def nodes(
         self, sites: Sequence[int], *, needed: int, deadline: float, on_waiting: Callable[[list[int]], None]
     ) -> dict[int, int]:
-        """The node of each of `sites` that is connected.
+        """Return the node of each of `sites` that is connected.
 
         Every site is waited for while patience lasts; one that stayed away is not waited for again until it is back.
         As long as fewer than `needed` are connected, all the others wait, up to `deadline` seconds. `on_waiting`
@@ -48,7 +48,7 @@ class Roster:
         return found
 
     def activations(self, sites: Sequence[int]) -> dict[int, str]:
-        """When each connected site of a name last started; one that started anew has lost what it was asked before."""
+        """Return when each connected site last started; one that started anew has lost what it was asked before."""
         if self._names is None:
             return {}
         starts = {node.name: str(node.last_activated_at) for node in self._grid.get_nodes()}
@@ -62,5 +62,5 @@ class Roster:
         by_name: dict[str, list[int]] = {}
         for node in self._grid.get_nodes():
             by_name.setdefault(node.name, []).append(node.node_id)
-        # Two nodes of one name are none: nobody could say which of them holds the site's memory.
+        # Two nodes of one name count as no node: nobody could say which of them holds the site's memory.
         return {site: by_name[self._names[site]][0] for site in sites if len(by_name.get(self._names[site], ())) == 1}

@@ -26,7 +26,7 @@ def run_and_report(
     accept_new_code: bool = False,
     listeners: Iterable[Listener] = (),
 ) -> RunDirectory:
-    """As `run_experiment`, and leave a page for people beside the files."""
+    """Run as `run_experiment` does, and leave a page for people beside the files."""
     directory = run_experiment(
         grid, config, runs=runs, resume=resume, accept_new_code=accept_new_code, listeners=listeners
     )
@@ -49,8 +49,8 @@ def run_experiment(
         grid: the sites.
         config: the experiment.
         runs: folder in which a new run makes its directory.
-        resume: directory of a run that was cut off; None starts anew.
-        accept_new_code: go on even where the run was last under another code.
+        resume: directory of a run that was cut off; None starts a new run.
+        accept_new_code: go on even if the run was last under another code.
         listeners: told every event.
 
     Raises:

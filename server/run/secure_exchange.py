@@ -36,7 +36,7 @@ from server.run.exchange import Check
 Tensors = Mapping[str, Tensor]
 Vectors = Mapping[int, NDArray[np.uint64]]
 Ask = Callable[[Phase, Check, Tensors, Mapping[int, Tensors], int], Answers]
-"""Asks sites in an exchange: what refuses an answer, what goes to all, to each alone, and how many are needed."""
+"""Ask sites in an exchange, given what refuses an answer, what goes to all, to each alone, and how many are needed."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class SecureExchange:
 
     Attributes:
         ask: sends and receives.
-        encoding: of the stage's vectors.
+        encoding: encoding of the stage's vectors.
         run: unique name of the run.
         step: index of the step.
         needed: sites whose vectors must be in the sum.
@@ -64,7 +64,7 @@ class SecureExchange:
     _told: Answers = field(default_factory=Answers)  # what all exchanges cost
 
     def sum_of(self, sites: Iterable[int], sent: Tensors) -> Answers:
-        """The sum over those sites that hold out, which received `sent` for the step itself.
+        """Return the sum over the sites that hold out, which received `sent` for the step itself.
 
         Raises:
             RunError: too few sites hold out, or what they sent gives no sum.
@@ -90,7 +90,7 @@ class SecureExchange:
         return replace(self._told, reports=hidden, failures=failures, total=total)
 
     def _exchange(self, phase: Phase, common: Tensors, own: Mapping[int, Tensors], peers: int = 0) -> dict[int, Report]:
-        """The answers of one exchange, by site, ascending; a site that falls out is not asked again."""
+        """Return the answers of one exchange, by site, ascending; a site that falls out is not asked again."""
         needed = self.threshold if phase is Phase.OPEN else max(self.needed, self.threshold)
         length = len(self.encoding)
 
@@ -118,7 +118,7 @@ class SecureExchange:
         public: Mapping[int, bytes],
         context: Context,
     ) -> Total:
-        """Take the masks off the sum of the vectors."""
+        """Return the sum of the vectors with the masks taken off."""
         secret: dict[int, bytes] = {}
         try:
             for place, site in enumerate(public):
@@ -142,7 +142,7 @@ class SecureExchange:
 
 
 def _nothing(sites: Iterable[int]) -> dict[int, Tensors]:
-    """No tensors for any site alone."""
+    """Return an empty mapping of tensors per site."""
     return {site: {} for site in sites}
 
 

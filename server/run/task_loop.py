@@ -1,4 +1,4 @@
-"""The run, at the server: for each step ask the sites, merge what they answer, and write down where we are."""
+"""The server's side of a run: for each step ask the sites, merge their answers, and write down where the run is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from server.run_directory.results import pooled, write_model, write_results
 
 
 class TaskLoop:
-    """Carries a model through all steps of an experiment; it can stop at any point and go on from the last step."""
+    """Carry a model through all steps of an experiment; it can stop at any point and go on from the last step."""
 
     def __init__(self, experiment: Experiment, exchange: Exchange, directory: RunDirectory) -> None:
         self.experiment = experiment
@@ -41,10 +41,10 @@ class TaskLoop:
         self.progress = Progress(run=f"{experiment.config.name}-{secrets.token_hex(8)}")
 
     def resume(self, *, accept_new_code: bool = False) -> None:
-        """Take up the run where its last checkpoint stands, with what its configuration may have gained since.
+        """Take up the run at its last checkpoint, with what its configuration may have gained since.
 
         Raises:
-            CheckpointError: of `load`.
+            CheckpointError: the checkpoint cannot be loaded, as in `load`.
         """
         self.load(accept_new_code=accept_new_code)
         for change in self.progress.code_changes[-1:]:
@@ -56,7 +56,7 @@ class TaskLoop:
         """Read the last checkpoint and change nothing.
 
         Raises:
-            CheckpointError: no checkpoint, a corrupt one, or one of another experiment or, if not accepted, code.
+            CheckpointError: the checkpoint is missing, corrupt, or of another experiment or, if not accepted, code.
         """
         self.progress, weights, self.archive = self.checkpoints.load(accept_new_code=accept_new_code)
         self.progress.grow(self.experiment.config.federation.tested_apart, self.experiment.classes)
@@ -66,11 +66,11 @@ class TaskLoop:
 
     @property
     def stands_after_task(self) -> bool:
-        """Whether a task was finished with the last step, or one is half learnt."""
+        """Return whether a task was finished with the last step; if not, a task is half learnt."""
         return self.experiment.steps[self.progress.next_step - 1].stage.action is Action.EVALUATE
 
     def evaluate(self) -> tuple[int, Answers]:
-        """Test the model after the last finished task at every site; returns that task and the answers.
+        """Test the model after the last finished task at every site, and return that task and the answers.
 
         Raises:
             RunError: no task is finished, or no site answers.
@@ -84,7 +84,7 @@ class TaskLoop:
         return last.task, self._ask_beside(last)
 
     def _ask_beside(self, step: Step) -> Answers:
-        """Ask once, beside the plan, whoever is there."""
+        """Ask whichever sites are there, once, beside the plan."""
         self.experiment.use_torch()
         sent = carried(self._codec, self._tensors(step.stage.down))
         answers = self._asking.ask(step, sent, self.model, self.progress, needed=0)
@@ -93,10 +93,10 @@ class TaskLoop:
         return answers
 
     def run(self) -> dict[str, object]:
-        """Do every step that is left; returns the summary.
+        """Do every step that is left, and return the summary.
 
         Raises:
-            RunError: fewer sites answered than the quorum, or nobody holds a task's data.
+            RunError: fewer sites answered than the quorum, or no site holds a task's data.
             CheckpointError: the disk is full; the last checkpoint stands.
         """
         self.experiment.use_torch()
@@ -143,7 +143,7 @@ class TaskLoop:
             self._learn(step, step.stage, answers)
 
     def _note_tests(self, step: Step, answers: Answers) -> None:
-        """Note the counts of a task's tests: by site, or, under secure aggregation, of all sites together."""
+        """Note the counts of a task's tests by site or, under secure aggregation, for all sites together."""
         total, empty = answers.total, [0] * self.experiment.classes**2
         counts = {site: report.numbers.get("confusion", empty) for site, report in answers.reports.items()}
         sites = range(self.experiment.config.federation.sites)
@@ -152,7 +152,7 @@ class TaskLoop:
         self.progress.reliability[str(step.task)] = pooled(answers).as_numbers()
 
     def _learn(self, step: Step, stage: LearningStage, answers: Answers) -> None:
-        """Make one model of what the sites sent up, and note whose answers are in sums that the server keeps."""
+        """Merge what the sites sent up into one model, and note whose answers are in sums that the server keeps."""
         total = answers.total
         if not (total.samples if total else any(not report.abstained for report in answers.reports.values())):
             raise RunError(
@@ -177,11 +177,11 @@ class TaskLoop:
                     self.progress.taken.setdefault(str(site), []).append(step.contribution)
 
     def _or_budget(self) -> str:
-        """What else may keep all sites from answering."""
+        """Return words for what else may keep all sites from answering."""
         return ", or none has privacy.epsilon left for it" if self.progress.epsilon else ""
 
     def _count(self, step: Step, answers: Answers, seconds: float) -> None:
-        """Log the step, after a task write its results, and save the checkpoint.
+        """Log the step, write the results if it ends a task, and save the checkpoint.
 
         The checkpoint comes last: a run that is cut off before it does the step again, and writes the results again.
         """
@@ -217,11 +217,11 @@ class TaskLoop:
         self.checkpoints.save(self.progress, self._tensors(("*",), archive=False), self.archive)
 
     def _opens_task(self, step: Step) -> bool:
-        """Whether this step is the first of its task; a resumed run has grown the model already."""
+        """Return whether this step is the first of its task; a resumed run has grown the model already."""
         return step.index == 0 or self.experiment.steps[step.index - 1].task != step.task
 
     def _tensors(self, patterns: Sequence[str], *, archive: bool = True) -> dict[str, Tensor]:
-        """The model's (and the archive's) tensors that fit the patterns."""
+        """Return the model's (and the archive's) tensors that fit the patterns."""
         state = self.model.state_dict()
         chosen = {name: state[name].detach().clone() for name in matching(travelling_names(self.model), patterns)}
         if archive:

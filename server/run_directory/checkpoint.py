@@ -29,12 +29,12 @@ class Progress:
         bytes_down: bytes of tensors that the server has sent.
         seconds: time spent on finished steps.
         confusion: [task][site][C * C] test counts after each finished task.
-        epsilon: what each site says it has spent, where training images are protected one by one.
+        epsilon: what each site says it has spent, if training images are protected one by one.
         run: unique name of the run, by which sites know its memory; a run keeps it when it goes on.
-        code_changes: step, old and new hash of the code, wherever the run went on under another code.
+        code_changes: step, old and new hash of the code, each time the run went on under other code.
         taken: the contributions of each site, by its number, that the archive's sums contain.
-        corrections: of these sums, made so far.
-        reliability: the tables of `Reliability` after each finished task, by its number, over all sites; none of tasks
+        corrections: number of corrections of these sums so far.
+        reliability: the tables of `Reliability` after each finished task, by its number, over all sites, without tasks
             that were finished under a version that did not count them.
     """
 
@@ -63,7 +63,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Identity:
-    """What must be the same for a run to go on."""
+    """What must stay the same for a run to go on."""
 
     config: str
     code_hash: str
@@ -71,7 +71,7 @@ class Identity:
 
 
 class CheckpointStore:
-    """Saves and loads the checkpoint of one run directory."""
+    """Save and load the checkpoint of one run directory."""
 
     def __init__(self, folder: Path, identity: Identity) -> None:
         self.path = folder / "latest.safetensors"
@@ -89,13 +89,13 @@ class CheckpointStore:
         write_atomically(self.path, save(tensors, metadata=notes | {"sha256": _digest(notes, tensors)}))
 
     def load(self, *, accept_new_code: bool = False) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
-        """The progress, the model's tensors and the archive as last saved.
+        """Return the progress, the model's tensors and the archive as last saved.
 
         Args:
-            accept_new_code: go on where another code has made the checkpoint; the progress then says so.
+            accept_new_code: go on if another code has made the checkpoint; the progress then says so.
 
         Raises:
-            CheckpointError: none is there, it is corrupt, or it was made by another configuration or code.
+            CheckpointError: the checkpoint is missing, corrupt, or it was made by another configuration or code.
         """
         if not self.path.is_file():
             raise CheckpointError(
@@ -141,7 +141,7 @@ class CheckpointStore:
 
 
 def _digest(notes: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over everything in a checkpoint: safetensors itself sees only damage to its header."""
+    """Return the SHA-256 of everything in a checkpoint: safetensors itself sees only damage to its header."""
     digest = hashlib.sha256(json.dumps(dict(notes), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())

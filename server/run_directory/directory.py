@@ -21,7 +21,7 @@ Listener = Callable[[Event], None]
 
 
 class RunDirectory:
-    """Names and writes the files of one run; every file but the event log is replaced as a whole."""
+    """Name and write the files of one run; every file except the event log is replaced as a whole."""
 
     def __init__(self, path: Path, listeners: Iterable[Listener] = ()) -> None:
         self.path = path
@@ -31,7 +31,7 @@ class RunDirectory:
 
     @staticmethod
     def create(runs: Path, config: Config[Any], listeners: Iterable[Listener] = ()) -> RunDirectory:
-        """A fresh `<runs>/<name>-<hash>/`; one in which an earlier run took place is moved aside, never deleted."""
+        """Make a fresh `<runs>/<name>-<hash>/`; one that holds an earlier run is moved aside, never deleted."""
         path = runs / config.run_name
         if (path / EVENTS).exists():
             move_aside(path)
@@ -48,7 +48,7 @@ class RunDirectory:
         self.write(name, json.dumps(content, indent=2) + "\n")
 
     def write_csv(self, name: str, columns: list[str], rows: Iterable[Mapping[str, object]]) -> None:
-        """Write rows as CSV below a header of `columns`; texts are never formulas there."""
+        """Write rows as CSV below a header of `columns`; texts never become formulas there."""
         self.write(name, csv_table(columns, rows))
 
     def log(self, event: str, **fields: object) -> None:

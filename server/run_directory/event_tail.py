@@ -11,7 +11,7 @@ from server.run_directory.directory import Listener
 
 
 class EventTail:
-    """Reads the events that another process appends to a run's log."""
+    """Read the events that another process appends to a run's log."""
 
     def __init__(self, path: Path, *, from_end: bool) -> None:
         self._path = path
@@ -28,7 +28,7 @@ class EventTail:
 
 
 def _whole_lines(file: TextIO) -> Iterator[dict[str, Any]]:
-    """The events of all complete lines; one still being written is left for next time, one that a crash cut is lost."""
+    """Return the events of complete lines; one being written waits for next time, one that a crash cut is lost."""
     while True:
         start = file.tell()
         line = file.readline()

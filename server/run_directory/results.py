@@ -37,7 +37,7 @@ RECORDED_VERSIONS = ("flwr", "torch", "torchvision", "timm")
 def write_results(
     directory: RunDirectory, experiment: Experiment, model: IncrementalModel, progress: Progress, *, status: str
 ) -> dict[str, object]:
-    """Write the tables of counts as CSV and `summary.json`; returns the summary."""
+    """Write the tables of counts as CSV and `summary.json`, and return the summary."""
     confusion, tasks = _confusion(experiment, progress), experiment.stream.tasks
     names = experiment.class_names
     directory.write_csv(
@@ -59,7 +59,7 @@ def write_results(
 
 
 def summarise(experiment: Experiment, model: IncrementalModel, progress: Progress, status: str) -> dict[str, object]:
-    """The summary of a run. Accuracies are in percent, bytes are those of tensors, seconds those of finished steps."""
+    """Return the summary of a run: accuracies in percent, bytes of tensors, seconds of finished steps."""
     config, confusion, tasks = experiment.config, _confusion(experiment, progress), experiment.stream.tasks
     deployed = Deployed(experiment.method, model)
     by_site = metrics.site_accuracies(confusion, tasks) if not config.federation.secure_aggregation else np.empty(0)
@@ -99,12 +99,12 @@ def summarise(experiment: Experiment, model: IncrementalModel, progress: Progres
 
 
 def reliability_after_tasks(progress: Progress) -> dict[int, Reliability]:
-    """The tables of each finished task that has them."""
+    """Return the tables of each finished task that has them."""
     return {int(task): Reliability.of(numbers) for task, numbers in progress.reliability.items()}
 
 
 def reliability_summary(progress: Progress) -> dict[str, list[float | None]]:
-    """Each measure after each finished task; None where no image speaks for it."""
+    """Return each measure after each finished task, or None if no image speaks for it."""
     after_tasks = reliability_after_tasks(progress)
     tables = [after_tasks.get(task, Reliability.of({})) for task in range(len(progress.confusion))]
     measured = {name: [number(measure(one)) for one in tables] for name, measure in MEASURES.items()}
@@ -113,14 +113,14 @@ def reliability_summary(progress: Progress) -> dict[str, list[float | None]]:
 
 
 def pooled(answers: Answers) -> Reliability:
-    """The tables of a test over all sites that answered it."""
+    """Return the tables of a test over all sites that answered it."""
     if answers.total:
         return Reliability.of(answers.total.counts)
     return sum((Reliability.of(report.numbers) for report in answers.reports.values()), Reliability.of({}))
 
 
 def privacy_summary(experiment: Experiment, progress: Progress) -> dict[str, object] | None:
-    """What was promised to whom, and what has been spent of it; None without differential privacy."""
+    """Return what was promised to whom and what has been spent of it, or None without differential privacy."""
     config, settings = experiment.config, experiment.config.privacy
     if settings.mechanism == "none":
         return None
@@ -179,12 +179,12 @@ def write_model(
 
 
 def model_folder(task: int) -> str:
-    """Where in a run directory the model after a task stays."""
+    """Return the folder in a run directory that keeps the model after a task."""
     return f"models/task-{task + 1:02d}/"
 
 
 def roll_back(directory: RunDirectory, task: int) -> None:
-    """Put the model after an earlier task, counted from 0, in the place of the latest; the run itself stays as it is.
+    """Put the model after an earlier task, counted from 0, in the place of the latest; the run stays as it is.
 
     Raises:
         ConfigError: the run has no model after that task.
@@ -201,7 +201,7 @@ def roll_back(directory: RunDirectory, task: int) -> None:
 def _own_statistics(
     experiment: Experiment, model: IncrementalModel, tensors: dict[str, Tensor]
 ) -> dict[str, str] | None:
-    """With what statistics sites have tested the tensors, which rounding may have changed on the way to them."""
+    """Return the kind of the sites' own statistics, and the hash of the tensors they tested, as rounded on the way."""
     config = experiment.config
     if config.scanners.own_statistics == "none":
         return None
@@ -211,12 +211,12 @@ def _own_statistics(
 
 
 def _deployed_heads(experiment: Experiment, model: IncrementalModel) -> list[str]:
-    """Names of the heads that prediction reads."""
+    """Return the names of the heads that prediction reads."""
     return [name for name in model.heads if matching([f"heads.{name}.weight"], experiment.method.deployed)]
 
 
 def _trainable_parameters(experiment: Experiment, model: IncrementalModel, task: int) -> int:
-    """Parameters that any FIT stage of the task trains."""
+    """Return how many parameters any FIT stage of the task trains."""
     stages = [stage for stage in experiment.method.all_stages(task) if stage.action is Action.FIT]
     names = {name for stage in stages for name in names_up(model, stage)}
     return sum(parameter.numel() for name, parameter in model.named_parameters() if name in names)
@@ -228,16 +228,16 @@ def _confusion(experiment: Experiment, progress: Progress) -> NDArray[np.int64]:
 
 
 def _by_site(experiment: Experiment, rows: Iterable[dict[str, int | str]]) -> Iterator[dict[str, int | str]]:
-    """The rows of a table; where the server learns the sum alone, of all sites together."""
+    """Return the rows of a table, for all sites together if the server learns only the sum."""
     hidden = experiment.config.federation.secure_aggregation
     return (row | {"site": "all"} if hidden else row for row in rows)
 
 
 def _fine(score: float) -> float | None:
-    """Scores close to 1 differ in their last digits."""
+    """Return a score with more digits, as scores close to 1 differ in their last digits."""
     return None if math.isnan(score) else round(score, 9)
 
 
 def number(value: float) -> float | None:
-    """Rounded for people and for JSON, which has no nan."""
+    """Return a number rounded for people and for JSON, which has no nan."""
     return None if math.isnan(value) else round(float(value), 4)

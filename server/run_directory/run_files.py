@@ -1,4 +1,4 @@
-"""What the files of a run directory say, finished or not: read once, checked, nothing computed twice."""
+"""What the files of a run directory say, finished or not: read once, checked, with nothing computed twice."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RunFiles:
 
     @classmethod
     def read(cls, directory: Path) -> RunFiles:
-        """Read what is there.
+        """Read the files that are there.
 
         Raises:
             RunError: there are neither settings nor events in the directory, or a file cannot be read.
@@ -68,40 +68,40 @@ class RunFiles:
         )
 
     def of_kind(self, kind: str) -> list[Json]:
-        """The events of one kind, oldest first."""
+        """Return the events of one kind, oldest first."""
         return [event for event in self.events if event["event"] == kind]
 
     @cached_property
     def started(self) -> Json:
-        """The latest start: a resumed run has several."""
+        """Return the latest start, as a resumed run has several."""
         return next(reversed(self.of_kind("run_started")), {})
 
     @cached_property
     def steps(self) -> list[Json]:
-        """The finished steps in order; of a step that was done again after a crash, the last time counts."""
+        """Return the finished steps in order; for a step done again after a crash, the last time counts."""
         return [step for _, step in sorted({event["step"]: event for event in self.of_kind("step_finished")}.items())]
 
     @cached_property
     def evaluations(self) -> list[Json]:
-        """The evaluation after each task, in order; the last one where a crash made it happen twice."""
+        """Return the evaluation after each task, in order; the last one if a crash made it happen twice."""
         return [
             event for _, event in sorted({event["task"]: event for event in self.of_kind("task_evaluated")}.items())
         ]
 
     @cached_property
     def task_names(self) -> list[list[str]]:
-        """The class names of each task, in the order of learning, tasks to come included."""
+        """Return the class names of each task, in the order of learning, including tasks to come."""
         return self.started.get("tasks") or self.model.get("tasks") or []
 
     @cached_property
     def tasks(self) -> list[list[int]]:
-        """The classes of each task as places in the order of learning."""
+        """Return the classes of each task as places in the order of learning."""
         ends = np.cumsum([len(names) for names in self.task_names]).tolist()
         return [list(range(end - len(names), end)) for end, names in zip(ends, self.task_names, strict=True)]
 
     @cached_property
     def confusion(self) -> Counts | None:
-        """Counts [T, 1, C, C] in the order of learning, pooled over sites; None before the first."""
+        """Return counts [T, 1, C, C] in the order of learning, pooled over sites; None before the first."""
         place = {name: index for index, name in enumerate(name for names in self.task_names for name in names)}
         if not self.confusions or not place:
             return None

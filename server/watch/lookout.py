@@ -1,4 +1,4 @@
-"""Keeping an eye on the runs of a consortium: their files as they change, and now and then a question to Flower."""
+"""Watching the runs of a consortium: their files as they change, and now and then a question to Flower."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Overview:
     """Runs at one moment.
 
     Attributes:
-        runs: the last heard of first.
+        runs: the runs, the most recently heard of first.
         silence: why the SuperLink, asked about runs without an end, told nothing; empty if it told or was not asked.
     """
 
@@ -28,7 +28,7 @@ class Overview:
     silence: str = ""
 
     def as_fields(self, now: float) -> dict[str, Any]:
-        """For JSON."""
+        """Return the fields for JSON."""
         return {"time": now, "superlink_silence": self.silence, "runs": [run.as_fields(now) for run in self.runs]}
 
 
@@ -42,12 +42,12 @@ class _Word:
 
 
 class Lookout:
-    """Looks at runs as often as anybody likes, from any thread: files are read again only where they have changed.
+    """Look at runs as often as wanted, from any thread: files are read again only if they have changed.
 
     Args:
         directories: finds the directories of the runs.
         flower_runs: asks the SuperLink for its runs, as `Control.runs` does. It takes seconds: only the first look
-            waits for it, and only if the log of some run tells of no end.
+            waits for it, and only if some run's log tells of no end.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Lookout:
         self._lock = threading.Lock()
 
     def look(self) -> Overview:
-        """The runs as they stand."""
+        """Return the runs as they stand."""
         with self._lock:
             runs = self._runs()
             if not any(run.goes_on and run.submitted for run in runs):
@@ -89,7 +89,7 @@ class Lookout:
         return sorted(runs, key=lambda run: (-(run.heard or run.submitted or 0.0), run.directory.name))
 
     def _run(self, directory: Path, word: _Word) -> tuple[object, RunStatus]:
-        """A run, and what it was made from: as long as that is the same, so is the run."""
+        """Return a run and what it was made from: as long as that is the same, so is the run."""
         log, submitted = _signature(directory / EVENTS), _signature(directory / FLOWER_RUN)
         flower = _flower_status(directory, submitted[0] if submitted else None, word)
         made_from = (log, submitted, flower)
@@ -103,12 +103,12 @@ class Lookout:
 
 
 def run_directories(runs: Path) -> list[Path]:
-    """The directories of runs in a folder, which need not be there yet."""
+    """Return the directories of runs in a folder, which need not exist yet."""
     return [path for path in sorted(runs.glob("*")) if any((path / name).is_file() for name in (EVENTS, "config.yaml"))]
 
 
 def _flower_status(directory: Path, submitted: float | None, word: _Word) -> str | None:
-    """Flower's status of a run; a run that was submitted after Flower was asked may be unknown to it."""
+    """Return Flower's status of a run; one submitted after Flower was asked may be unknown to it."""
     if submitted is None or word.statuses is None:
         return None
     try:
@@ -119,7 +119,7 @@ def _flower_status(directory: Path, submitted: float | None, word: _Word) -> str
 
 
 def _signature(path: Path) -> tuple[float, int] | None:
-    """Time of the last change in unix seconds, and bytes; None for no file."""
+    """Return a file's time of last change in unix seconds and its bytes, or None if there is no file."""
     try:
         stat = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""What people see while a run goes on: a live panel in a terminal, one line a finished step in a log.
+"""What people see while a run goes on: a live panel in a terminal, or one line per finished step in a log.
 
 It is fed by the events that the run log keeps, and knows nothing else of the run.
 """
@@ -34,17 +34,17 @@ class RunState:
     def __init__(self) -> None:
         self.start: Event = {"name": "run", "tasks": [], "plan": [], "time": 0.0}
         self.step: Event = {}  # the step in hand, or the last one
-        self.finished = 0  # steps
+        self.finished = 0  # number of finished steps
         self.answered = self.asked = 0  # sites, in the step in hand
         self.waiting: Sequence[int] = ()  # sites that are not connected, while that is the last that was heard
-        self.accuracies: dict[int, float | None] = {}  # over all classes so far, by task
+        self.accuracies: dict[int, float | None] = {}  # percent over all classes so far, by task
         self.abstained = ""  # who last abstained, and from what
         self.failures: list[str] = []
         self.ending = ""
-        self._seconds: dict[str, list[float]] = defaultdict(list)  # of finished steps, by stage
+        self._seconds: dict[str, list[float]] = defaultdict(list)  # seconds of finished steps, by stage
 
     def update(self, event: Event) -> None:
-        """Take note of an event; kinds that say nothing of progress are passed over."""
+        """Take note of an event, and ignore kinds that say nothing of progress."""
         self.waiting = ()
         match event["event"]:
             case "run_started":
@@ -72,12 +72,12 @@ class RunState:
                 self.ending = f"failed: {event['message']}"
 
     def label(self, site: int) -> str:
-        """What people call a site."""
+        """Return what people call a site."""
         names = self.start.get("site_names", ())
         return str(names[site]) if site < len(names) else f"site {site}"
 
     def labels(self, sites: Sequence[int]) -> str:
-        """`hospital-a, hospital-b and 3 more`; sites without names by their numbers."""
+        """Return `hospital-a, hospital-b and 3 more`, with sites without names by their numbers."""
         shown = sites[:MOST_NAMED]
         words = [self.label(site) for site in shown]
         if len(shown) > 1 and words == [f"site {site}" for site in shown]:
@@ -85,11 +85,11 @@ class RunState:
         return ", ".join(words) + (f" and {len(sites) - MOST_NAMED} more" if len(sites) > MOST_NAMED else "")
 
     def failed(self, failures: Iterable[Event]) -> list[str]:
-        """`hospital-a (TimeoutError, code 5)` for each."""
+        """Return `hospital-a (TimeoutError, code 5)` for each failure."""
         return [f"{self.label(one['site'])} ({one['error']}, code {one['code']})" for one in failures]
 
     def seconds_left(self, now: float) -> float | None:
-        """Estimate: the mean of the finished steps of its stage, for each step to come; None before the first step.
+        """Estimate the seconds left: the mean of each stage's finished steps, per step to come; None before the first.
 
         A stage not seen yet counts as a mean step, and the step in hand has used up some of its time.
         """
@@ -107,11 +107,11 @@ class RunState:
 
 
 class ProgressView:
-    """Shows a run to people while it goes on; a context manager fed by `update`.
+    """Show a run to people while it goes on: a context manager fed by `update`.
 
     Args:
-        console: where to; standard output by default.
-        live: a panel that is drawn over and over; by default only where the console is a terminal that can do so.
+        console: where the run is shown; standard output by default.
+        live: a panel that is drawn over and over; by default only if the console is a terminal that can do so.
         clock: unix seconds.
     """
 
@@ -122,7 +122,7 @@ class ProgressView:
         self._state = RunState()
         self._lock = threading.Lock()  # the panel is drawn by a thread of its own
         self._clock = clock
-        if live is None:  # a log stays a log even where FORCE_COLOR makes rich see a terminal
+        if live is None:  # a log stays a log even if FORCE_COLOR makes rich see a terminal
             live = self._console.is_interactive and self._console.file.isatty()
         self._live = Live(console=self._console, get_renderable=self._panel, refresh_per_second=4) if live else None
 
@@ -155,7 +155,7 @@ class ProgressView:
 
 
 def progress_panel(state: RunState, now: float, ending: str | None = None) -> Panel:
-    """Where a run stands; `now` in unix seconds, `ending` as the log tells it unless somebody knows better."""
+    """Return a panel of where a run stands; `now` in unix seconds, `ending` from the log unless given."""
     tasks, step = state.start["tasks"], state.step
     ending = state.ending if ending is None else ending
     total = len(state.start["plan"])
@@ -185,7 +185,7 @@ def progress_panel(state: RunState, now: float, ending: str | None = None) -> Pa
 
 
 def final_table(summary: Event) -> Table:
-    """The numbers of `summary.json` as a table that fits 80 columns."""
+    """Return the numbers of `summary.json` as a table that fits 80 columns."""
     heading = f"{summary['name']}: {summary['method']} on {summary['dataset']}, {summary['tasks']} tasks"
     heading += f", {summary['sites']} sites, seed {summary['seed']}"
     table = Table("", "", title=cell(heading, "bold"), show_header=False, title_justify="left")
@@ -226,7 +226,7 @@ def final_table(summary: Event) -> Table:
 
 
 def _line(event: Event, state: RunState) -> str:
-    """The line of a log that an event is worth; empty for none."""
+    """Return the log line for an event, or an empty text if no line is worth it."""
     tasks = state.start["tasks"]
     match event["event"]:
         case "run_started":
@@ -286,10 +286,10 @@ def _accuracies(by_task: Mapping[int, float | None]) -> str:
 
 
 def percent(value: float | None) -> str:
-    """`83.1 %`, or a hyphen."""
+    """Return `83.1 %`, or a hyphen if there is no value."""
     return "-" if value is None else f"{value:.1f} %"
 
 
 def duration(seconds: float) -> str:
-    """`0:01:23`."""
+    """Return a duration as `0:01:23`."""
     return str(timedelta(seconds=max(round(seconds), 0)))

@@ -1,4 +1,4 @@
-"""Where a run stands, site by site: what its log tells, and for a log without an end, what Flower says."""
+"""Where a run stands, site by site: what its log tells and, for a log without an end, what Flower says."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class SiteStatus:
     Attributes:
         name: what people call it.
         answered: end of the last step that it answered, abstaining included, in unix seconds.
-        seconds: that it needed itself for the last step in which it did not abstain.
-        speeds: its images a second in each step that trained, each image counted once, however many the epochs.
-        accuracy: on its own test images after the last task, in percent.
-        abstained: steps.
+        seconds: seconds that it needed itself for the last step in which it did not abstain.
+        speeds: its images per second in each step that trained, each image counted once, however many the epochs.
+        accuracy: accuracy on its own test images after the last task, in percent.
+        abstained: number of steps from which it abstained.
         failures: times that it was asked and did not answer well.
-        error: the last of them.
+        error: the last failure.
         state: what it did when it was last asked (answered, abstained, failed), or that it is waited for.
     """
 
@@ -43,7 +43,7 @@ class SiteStatus:
 
     @property
     def speed(self) -> float | None:
-        """Median of its images a second."""
+        """Return the median of its images per second."""
         return median(self.speeds) if self.speeds else None
 
     def answer(self, fields: Event, time: float) -> None:
@@ -61,7 +61,7 @@ class SiteStatus:
         self.error = f"{fields['error']}, code {fields['code']}"
 
     def as_fields(self, now: float) -> dict[str, Any]:
-        """For JSON."""
+        """Return the fields for JSON."""
         return {
             "name": self.name,
             "state": self.state,
@@ -80,13 +80,13 @@ class RunStatus:
     """One run at one moment.
 
     Args:
-        directory: of the run.
-        events: of its log.
+        directory: directory of the run.
+        events: events of its log.
         submitted: when it was last handed to Flower, in unix seconds; None: never.
-        flower: Flower's status of it, such as `finished:stopped`; None where Flower says nothing.
+        flower: Flower's status of it, such as `finished:stopped`; None if Flower says nothing.
 
     Attributes:
-        progress: of the run as a whole.
+        progress: progress of the run as a whole.
         sites: in their order in the experiment.
         started: its first start, in unix seconds.
         heard: its last event, in unix seconds.
@@ -111,10 +111,10 @@ class RunStatus:
 
     @staticmethod
     def read(directory: Path, *, submitted: float | None = None, flower: str | None = None) -> RunStatus:
-        """The run in a directory; the other arguments are those of the class.
+        """Read the run in a directory; the other arguments are those of the class.
 
         Raises:
-            RunError: there is none, or its files cannot be read or do not tell a run.
+            RunError: there is no run, or its files cannot be read or do not describe one.
         """
         events = RunFiles.read(directory).events
         try:
@@ -127,38 +127,38 @@ class RunStatus:
 
     @staticmethod
     def unreadable(directory: Path, reason: str) -> RunStatus:
-        """A run of which nothing but its name can be told."""
+        """Return a run of which only the name can be told."""
         run = RunStatus(directory, ())
         run.state, run.note = "unreadable", reason
         return run
 
     @property
     def goes_on(self) -> bool:
-        """Whether it may get on without anybody's doing."""
+        """Return whether the run may get on without anybody doing anything."""
         return self.state in ("starting", "running", "unfinished")
 
     @property
     def accuracy(self) -> float | None:
-        """Over all classes so far after the last task, in percent."""
+        """Return the accuracy over all classes so far after the last task, in percent."""
         known = self.progress.accuracies
         return known[max(known)] if known else None
 
     @property
     def task(self) -> str:
-        """`2/5`: the task in hand, or the last one."""
+        """Return the task in hand, or the last one, as `2/5`."""
         step, tasks = self.progress.step, self.progress.start["tasks"]
         return f"{step['task'] + 1}/{len(tasks)}" if step else "-"
 
     def moment(self, now: float) -> float:
-        """The time that a display shows: now, or the last event of a run that has ended; in unix seconds."""
+        """Return the time that a display shows, in unix seconds: now, or the last event of a run that has ended."""
         return now if self.goes_on else self.heard or now
 
     def seconds_left(self, now: float) -> float | None:
-        """Estimate; None where there is none to make."""
+        """Return the estimated seconds left, or None if no estimate can be made."""
         return self.progress.seconds_left(now) if self.goes_on and self.progress.start["plan"] else None
 
     def as_fields(self, now: float) -> dict[str, Any]:
-        """For JSON; tasks and rounds count from 1, times are unix seconds, accuracies percent."""
+        """Return the fields for JSON; tasks and rounds count from 1, times are unix seconds, accuracies percent."""
         progress, step = self.progress, self.progress.step
         tasks, left = progress.start["tasks"], self.seconds_left(now)
         return {
@@ -232,6 +232,6 @@ class RunStatus:
 
 
 def age(moment: float, now: float) -> str:
-    """How long ago something was: `0:01:23`, or from two days on `5 days`; both in unix seconds."""
+    """Return how long ago something was: `0:01:23`, or from two days on `5 days`; both in unix seconds."""
     days = int((now - moment) // 86_400)
     return f"{days} days" if days > 1 else duration(now - moment)

@@ -74,7 +74,7 @@ def status(
 
 
 def watch(lookout: Lookout, console: Console) -> None:
-    """Show the one run that is looked at until it ends, or until Ctrl-C."""
+    """Show one run until it ends, or until Ctrl-C."""
     overview = lookout.look()
     try:
         with Live(_with_remarks(overview), console=console, auto_refresh=False) as live:
@@ -87,7 +87,7 @@ def watch(lookout: Lookout, console: Console) -> None:
 
 
 def runs_table(overview: Overview, now: float) -> Table:
-    """A row a run; `now` in unix seconds."""
+    """Return a table with a row per run; `now` in unix seconds."""
     from server.watch.status import age
 
     table = _table("run", "state", "task", "accuracy", "started", "last event")
@@ -100,7 +100,7 @@ def runs_table(overview: Overview, now: float) -> Table:
 
 
 def run_view(run: RunStatus, now: float) -> RenderableType:
-    """The progress of a run, and a row a site; `now` in unix seconds."""
+    """Return the progress of a run and a row per site; `now` in unix seconds."""
     from server.watch.status import age
 
     table = _table("site", "state", "answered\nago", "took", "images\na second", "accuracy", "abs-\ntained", "failed")
@@ -120,7 +120,7 @@ def run_view(run: RunStatus, now: float) -> RenderableType:
 
 
 def remarks(overview: Overview) -> list[str]:
-    """What there is to say or to do about single runs, and about what is not known."""
+    """Return what there is to say or do about single runs, and about what is not known."""
     words = [f"{run.directory.name} is {run.state}: {run.note}" for run in overview.runs if run.note]
     if overview.silence:
         words.append(f"Shown is what the files say: {overview.silence}")
@@ -132,7 +132,7 @@ def _with_remarks(overview: Overview) -> Group:
 
 
 def _table(first: str, *others: str) -> Table:
-    """An empty table in which long names are folded, and nothing else."""
+    """Return an empty table that folds long names and nothing else."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column(first, overflow="fold")
     for words in others:

@@ -1,4 +1,4 @@
-"""Where runs stand as a small web page on this machine alone: it can be read, and nothing can be done with it."""
+"""Where runs stand as a small, read-only web page that only this machine can open."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HEADERS = {
 
 
 class StatusServer(ThreadingHTTPServer):
-    """Serves `/`, `/run/NAME` and `/status.json` on 127.0.0.1 until it is shut down.
+    """Serve `/`, `/run/NAME` and `/status.json` on 127.0.0.1 until it is shut down.
 
     Raises:
         ConfigError: the port is taken, or not to be had.
@@ -53,11 +53,11 @@ class StatusServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where it can be seen."""
+        """Return the address at which the page can be seen."""
         return f"http://{ADDRESS}:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that goes away is no error."""
+        """Ignore a browser that goes away, which is no error."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
@@ -77,14 +77,14 @@ def serve_status(lookout: Lookout, port: int, *, on_ready: Callable[[str], None]
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers GET alone; every other method is unknown here."""
+    """Answer GET only; every other method is unknown here."""
 
     server: StatusServer
     server_version, sys_version = "dynammo-status", ""
     timeout = CLIENT_SECONDS
 
     def do_GET(self) -> None:
-        """One of the pages; a run is looked up among those that are listed, never on the disk."""
+        """Answer with one of the pages; a run is looked up among those listed, never on the disk."""
         if not _is_own_name(self.headers.get("Host", "")):
             # Another site's page may have its own name lead here, to read what its visitor can see.
             self.send_error(HTTPStatus.FORBIDDEN)
@@ -113,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
-        """The terminal is for the address; who looked is nobody's business."""
+        """Log nothing: the terminal is for the address, and who looked is private."""
 
 
 def _is_own_name(host: str) -> bool:
@@ -139,5 +139,5 @@ def _ago(moment: float | None, now: float) -> str:
 
 
 def _clock(moment: float | None, pattern: str = "%Y-%m-%d %H:%M") -> str:
-    """Local time."""
+    """Return the local time as text."""
     return "–" if moment is None else datetime.fromtimestamp(moment).strftime(pattern)

@@ -13,7 +13,7 @@ setInterval(async () => {
   }
 }, 3000);
 """
-"""Replaces what the page says by what it would say now; where nobody answers, it says that the page is old."""
+"""Replaces what the page says by what it would say now; if nobody answers, it says that the page is old."""
 
 BASE = (
     """{% extends "page" %}
@@ -167,4 +167,4 @@ NOTHING = """{% extends "base" %}
 """
 
 TEMPLATES = {"base": BASE, "parts": PARTS, "runs": RUNS, "run": RUN, "nothing": NOTHING}
-"""By name; each page takes `title`, `now` and `silence`, and `runs`, or `run` and `left`, its seconds left."""
+"""Templates by name; each page takes `title`, `now`, `silence`, and `runs`, or `run` and `left`, its seconds left."""

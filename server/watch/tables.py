@@ -12,7 +12,7 @@ from dynammo_core.wire.announcement import same_disease
 
 
 def classes_table(told: Mapping[str, Mapping[str, Any]], registry: Collection[str]) -> Table:
-    """What the sites can bring: a row a class, a column a site (`300+` images), and what the registry says of it."""
+    """Return a table of what sites can bring: a row per class, a column per site (`300+` images), registry notes."""
     table = Table("class", *(Column(cell(site)) for site in told), "registry")
     names = sorted({name for said in told.values() for name in said.get("classes", {})})
     for name in names:
@@ -30,7 +30,7 @@ def classes_table(told: Mapping[str, Mapping[str, Any]], registry: Collection[st
 
 
 def evaluation_tables(result: Mapping[str, Any]) -> Iterator[Table]:
-    """An evaluation by site and by class."""
+    """Return the tables of an evaluation, by site and by class."""
     sites = Table("site", "images", "accuracy", title=cell(f"After task {result['after_task']}"), title_justify="left")
     for name, row in result["sites"].items():
         sites.add_row(cell(name), str(row["images"]), _percent(row["accuracy"]))
@@ -48,7 +48,7 @@ def evaluation_tables(result: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def correction_lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """What the sites answered when they were asked for corrections, and what became of the model."""
+    """Return lines on what sites answered when asked for corrections, and what became of the model."""
     yield f"Corrected by: {', '.join(result['corrected']) or 'no site'}"
     if result["nothing_to_correct"]:
         yield f"Nothing to correct at: {', '.join(result['nothing_to_correct'])}"
