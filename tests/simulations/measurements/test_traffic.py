@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from dynammo_core.support.errors import DynammoError
 from simulations.cli import app
-from simulations.comparisons import commands
 from simulations.comparisons.progress import run_under_display
+from simulations.measurements import commands
 from simulations.measurements.traffic import plan, rows, whole_network, with_method
 
 pytestmark = pytest.mark.usefixtures("one_cost_backbone")
