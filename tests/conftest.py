@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import cache
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -31,6 +32,9 @@ WHOLE = re.compile(
     re.MULTILINE,
 )
 """What tells of a file of tests that it starts programs or runs whole experiments of its own."""
+
+SYSTEMS = ("tests/end_to_end/", "tests/simulations/engines/test_flower", "tests/attacks/test_foreign_code")
+"""Tests that start Flower with Ray, or a server with its sites."""
 
 # Each of the many programs that tests start would compile the whole project for itself.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -55,6 +59,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Let one worker more than cores fill the time in which tests wait for programs that they started."""
     return len(os.sched_getaffinity(0)) + (not config.getoption("--quick"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Run one whole system at a time: two that start at once on two cores outlast what Ray waits for its own."""
+    if not str(item.path.relative_to(item.config.rootpath)).startswith(SYSTEMS):
+        return (yield)
+    assert item.config.cache is not None
+    with (item.config.cache.mkdir("systems") / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)

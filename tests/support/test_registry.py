@@ -295,7 +295,7 @@ def test_what_is_no_method_is_refused() -> None:
 def test_a_package_may_do_both(tmp_path: Path) -> None:
     """Its own module decorates what its entry point names; another object under that name is refused."""
     decorated = "from dynammo_core import register_method\n" + METHOD.replace(
-        "class Half", "@register_method\nclass Half"
+        "class HalfReplay(", "@register_method\nclass HalfReplay("
     )
     with on_the_path(install(tmp_path / "installed", {**FILES, "outside/method.py": decorated})):
         try:
