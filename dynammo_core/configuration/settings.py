@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_core import PydanticCustomError
 
 from dynammo_core.data.datasets import DATASETS
+from dynammo_core.data.images.reading import Reading
 from dynammo_core.models import BACKBONES
 from dynammo_core.support.errors import unknown_name
 from dynammo_core.support.registry import UNKNOWN
@@ -40,6 +41,19 @@ class DataSettings(Section):
         default=None, description="MedMNIST sets to learn one after another: the file names without .npz"
     )
     image_size: int = Field(default=64, ge=8, le=1024, description="side in pixels to which every image is resized")
+    fit: Literal["stretch", "pad", "crop"] = Field(
+        default="stretch",
+        description="how an image that is not square becomes one: stretch it, pad the shorter side with black, or crop "
+        "the longer side to its middle",
+    )
+    window: Literal["file"] | tuple[float, float] = Field(
+        default="file",
+        description="how values of more than 8 bits become 0..255: [centre, width] in the file's own units, or file: "
+        "as each DICOM file declares; other files of more than 8 bits are then refused",
+    )
+    frame: int | None = Field(
+        default=None, ge=1, description="frame or page to take from files with several, from 1; null: refuse such files"
+    )
     normalisation: Literal["half", "imagenet"] = Field(
         default="half", description="half: (x - 0.5) / 0.5; imagenet: ImageNet's mean and standard deviation"
     )
@@ -54,6 +68,11 @@ class DataSettings(Section):
         ge=0,
         description="hold out this many training images per class and test on them instead of the test set",
     )
+
+    @property
+    def reading(self) -> Reading:
+        """Return how image files are read."""
+        return Reading(self.window, self.frame)
 
     @field_validator("classes")
     @classmethod

@@ -84,7 +84,13 @@ def load_samples(split: Split, indices: Sequence[int] | NDArray[np.int64], image
     parts = [_read_chunk(source, held[start : start + CHUNK], image_size) for start in range(0, len(held), CHUNK)]
     channels = max(part.shape[1] for part in parts)
     images = torch.cat([part.expand(-1, channels, -1, -1) for part in parts])
-    return Samples(images, torch.from_numpy(split.labels[index]), tuple(split.record_ids[i] for i in index.tolist()))
+    chosen = index.tolist()
+    return Samples(
+        images,
+        torch.from_numpy(split.labels[index]),
+        tuple(split.record_ids[i] for i in chosen),
+        tuple(split.patients[i] for i in chosen) if split.patients else (),
+    )
 
 
 def _read_chunk(source: ImageSource, indices: NDArray[np.int64], size: int) -> Tensor:

@@ -28,6 +28,7 @@ class ImageRecord:
         place: where it was named, for messages ("row 7 of manifest.csv"), or empty.
         split: the part it belongs to, None if the data do not say; the same for all records of a data set.
         site: the site it belongs to, None if the data do not say; the same for all records of a data set.
+        patient: the person (or the lesion or study) it shows, None if the data do not say.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class ImageRecord:
     place: str = ""
     split: Literal["train", "test"] | None = None
     site: str | None = None
+    patient: str | None = None
 
 
 def require_registered(label: str, class_names: Sequence[str], where: str) -> None:
@@ -142,9 +144,11 @@ def _refuse_leaks(records: Sequence[ImageRecord], keys: Sequence[str], test: NDA
 def _split(records: Sequence[ImageRecord], labels: NDArray[np.int64], chosen: NDArray[np.bool_]) -> Split:
     part = [record for record, keep in zip(records, chosen.tolist(), strict=True) if keep]
     sites = tuple(record.site for record in part if record.site is not None)
+    patients = tuple(record.patient or record.record_id for record in part)
     return Split(
         source=FileSource(tuple(record.path for record in part), tuple(record.place for record in part)),
         labels=labels[chosen],
         record_ids=tuple(record.record_id for record in part),
         sites=sites if sites else None,
+        patients=patients if any(record.patient for record in records) else (),
     )

@@ -20,16 +20,23 @@ class Samples:
         images: Tensor[N, C, S, S] uint8, C is 1 (grey) or 3 (RGB).
         labels: Tensor[N] int64, global class indices.
         record_ids: N identifiers of the records the images come from; they never leave the site.
+        patients: N identifiers of the persons they show, or empty if the data do not say; they never leave the site.
     """
 
     images: Tensor
     labels: Tensor
     record_ids: tuple[str, ...]
+    patients: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not len(self.images) == len(self.labels) == len(self.record_ids):
-            sizes = (len(self.images), len(self.labels), len(self.record_ids))
-            raise ValueError(f"images, labels and record ids differ in number: {sizes}")
+        sizes = (len(self.images), len(self.labels), len(self.record_ids), len(self.patient_ids))
+        if len(set(sizes)) > 1:
+            raise ValueError(f"images, labels, record ids and patients differ in number: {sizes}")
+
+    @property
+    def patient_ids(self) -> tuple[str, ...]:
+        """Return the N patients; where the data do not say who it is, each record counts as a patient of its own."""
+        return self.patients or self.record_ids
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -37,7 +44,13 @@ class Samples:
     def subset(self, indices: Tensor | Sequence[int]) -> Samples:
         """Return the samples at `indices`, in that order."""
         index = torch.as_tensor(indices, dtype=torch.int64)
-        return Samples(self.images[index], self.labels[index], tuple(self.record_ids[i] for i in index.tolist()))
+        chosen = index.tolist()
+        return Samples(
+            self.images[index],
+            self.labels[index],
+            tuple(self.record_ids[i] for i in chosen),
+            tuple(self.patients[i] for i in chosen) if self.patients else (),
+        )
 
     def of_class(self, label: int) -> Samples:
         """Return the samples of one class, in their order here."""
@@ -56,7 +69,12 @@ class Samples:
         channels = max(part.images.shape[1] for part in full)
         images = torch.cat([part.images.expand(-1, channels, -1, -1) for part in full])
         labels = torch.cat([part.labels for part in full])
-        return Samples(images, labels, tuple(record for part in full for record in part.record_ids))
+        return Samples(
+            images,
+            labels,
+            tuple(record for part in full for record in part.record_ids),
+            tuple(patient for part in full for patient in part.patient_ids) if any(p.patients for p in full) else (),
+        )
 
     @staticmethod
     def empty() -> Samples:
@@ -87,12 +105,19 @@ class Split:
         labels: [N] int64, indices into the data set's `class_names`.
         record_ids: N identifiers, stable over runs.
         sites: N names of the site each image belongs to, if the data say so.
+        patients: N identifiers of the persons that the images show, or empty if the data do not say.
     """
 
     source: ImageSource
     labels: NDArray[np.int64]
     record_ids: tuple[str, ...]
     sites: tuple[str, ...] | None = None
+    patients: tuple[str, ...] = ()
+
+    @property
+    def patient_ids(self) -> tuple[str, ...]:
+        """Return the N patients; where the data do not say who it is, each record counts as a patient of its own."""
+        return self.patients or self.record_ids
 
 
 @dataclass(frozen=True)

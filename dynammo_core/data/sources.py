@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dynammo_core.data.images.reading import AS_DECLARED, Reading
 from dynammo_core.data.samples import ImageSource, Split
 from dynammo_core.support.errors import DataError
 
@@ -41,6 +42,7 @@ class FileSource:
 
     paths: tuple[Path, ...]
     places: tuple[str, ...]
+    reading: Reading = AS_DECLARED
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -83,6 +85,7 @@ def select(split: Split, indices: NDArray[np.int64]) -> Split:
         labels=split.labels[indices],
         record_ids=tuple(split.record_ids[i] for i in chosen),
         sites=None if sites is None else tuple(sites[i] for i in chosen),
+        patients=tuple(split.patients[i] for i in chosen) if split.patients else (),
     )
 
 
