@@ -151,11 +151,13 @@ def remember_step(local: LocalStep) -> Report:
                 local.site.new_images(task),
                 task=task,
                 settings=config.memory,
+                site=local.site.index,
                 sites=config.federation.sites,
                 features=lambda samples: local.embed(samples, "features").cpu(),
                 seed=local.seed,
                 today=local.site.today,
                 class_names=local.experiment.class_names,
+                fewest_patients=local.site.fewest.patients,
             )
             local.site.store.save(memory)
     size = local.site.store.path.stat().st_size

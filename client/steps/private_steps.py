@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,7 +15,7 @@ from client.state.privacy_ledger import Ledger, LedgerFile
 from client.steps.local_step import FEWEST_SAMPLES, EpochBatches, LocalStep, start_level, take
 from dynammo_core.data.samples import Samples
 from dynammo_core.models.names import Level
-from dynammo_core.plan import Fit, LearningStage, LossContext, Summarise
+from dynammo_core.plan import Fit, LearningStage, LossContext, Summarise, WeighedBatch
 from dynammo_core.privacy.accounting import Charge
 from dynammo_core.privacy.gradients import PrivateGradients
 from dynammo_core.privacy.noise import Noise, poisson_batches
@@ -26,10 +26,12 @@ from dynammo_core.privacy.rehearsal import (
     blank,
     evenly,
     hashed,
+    hashed_by_patient,
     kept,
     public_share,
     remember_by_record,
 )
+from dynammo_core.privacy.units import Unit, owners, require_patients, shares
 from dynammo_core.support.seeding import derive_seed
 from dynammo_core.training import fit, train_only
 from dynammo_core.wire.protocol import Report, names_up
@@ -43,7 +45,7 @@ class Permit:
 
     Attributes:
         samples: the training set.
-        counts: noised number of its images by class, C of them.
+        counts: noised number of its images (of its patients, if patients are protected) by class, C of them.
         classes: that it may hold.
         noise: for the answer.
         multiplier: of that noise.
@@ -65,6 +67,7 @@ class Permit:
         asked again and says nothing new, so it is charged once; a real one draws new noise, and is charged anew.
         """
         method, site = local.experiment.method, local.site
+        require_patients(local.experiment.dataset.train, _unit(local))
         settings, multiplier = local.experiment.config.privacy, local.experiment.noise_multiplier
         with LedgerFile(site.store.path.parent).changing() as ledger:
             if not _counted(local, ledger):
@@ -88,7 +91,7 @@ class Permit:
 
 
 def private_fit_step(local: LocalStep, stage: Fit) -> Report:
-    """Train as `fit_step` does, by DP-SGD: Poisson batches, clipped gradients of single samples, noise."""
+    """Train as `fit_step` does, by DP-SGD: Poisson batches, clipped gradients of single samples, weights, noise."""
     permit = Permit.of(local, stage)
     if isinstance(permit, Report):
         return permit
@@ -96,7 +99,8 @@ def private_fit_step(local: LocalStep, stage: Fit) -> Report:
     rate = config.privacy.sampling_rate
     names = names_up(local.model, stage)
     level = start_level(stage.inputs, config.data.augmentation)
-    batches = PoissonBatches(local, permit.samples, level, rate, permit.noise)
+    owner = owners(permit.samples, _unit(local))
+    batches = PoissonBatches(local, permit.samples, level, owner, rate, permit.noise)
     parameters = train_only(local.model, set(names))
     context = LossContext(local.step.task, batches.level, local.teacher)
 
@@ -111,7 +115,8 @@ def private_fit_step(local: LocalStep, stage: Fit) -> Report:
         expected=max(1.0, rate * sum(permit.counts)),
         noise=permit.noise,
     )
-    fit(parameters, loss, batches, stage.optimisation, round_=local.step.round, gradients=gradients)
+    weighed = weigh(batches, shares(owner))
+    fit(parameters, loss, weighed, stage.optimisation, round_=local.step.round, gradients=gradients)
     return Report(False, take(local.model, names), permit.numbers)
 
 
@@ -129,7 +134,8 @@ def private_summarise_step(local: LocalStep, stage: Summarise) -> Report:
         return permit.multiplier * sensitivity * drawn
 
     counts = {label: permit.counts[label] for label in permit.classes}
-    found = batches(0) if len(permit.samples) else ()
+    weighed = weigh(batches, shares(owners(permit.samples, _unit(local))))
+    found = weighed(0) if len(permit.samples) else ()
     sums = stage.computes_privately(local.model, found, counts, noise)
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in sums.items()}
     return Report(False, tensors, permit.numbers)
@@ -139,6 +145,7 @@ def private_summarise_step(local: LocalStep, stage: Summarise) -> Report:
 def private_remember_step(local: LocalStep) -> Report:
     """Choose exemplars image by image; what is told about the memory is computed from the census."""
     task, experiment, site = local.step.task, local.experiment, local.site
+    require_patients(experiment.dataset.train, _unit(local))
     settings = experiment.config.privacy
     with LedgerFile(site.store.path.parent).changing() as ledger:
         _counted(local, ledger)
@@ -163,15 +170,22 @@ def private_remember_step(local: LocalStep) -> Report:
 
 
 class PoissonBatches(EpochBatches):
-    """Batches that each sample enters by itself with the same probability; some may be empty."""
+    """Batches that each owner of samples enters by itself with the same probability; some may be empty."""
 
-    def __init__(self, local: LocalStep, samples: Samples, level: Level, rate: float, noise: Noise) -> None:
+    def __init__(
+        self, local: LocalStep, samples: Samples, level: Level, owner: Tensor, rate: float, noise: Noise
+    ) -> None:
         super().__init__(local, samples, level)
-        self._count, self._rate, self._noise = len(samples), rate, noise
+        self._owner, self._rate, self._noise = owner, rate, noise
 
     def order(self, epoch: int) -> tuple[list[Tensor], torch.Generator]:
         """Drawn anew in each epoch, from the source of the noise: who is in a batch is a secret too."""
-        return poisson_batches(self._count, self._rate, self._noise), self._noise.generator()
+        return poisson_batches(self._owner, self._rate, self._noise), self._noise.generator()
+
+
+def weigh(batches: EpochBatches, weights: Tensor) -> Callable[[int], Iterator[WeighedBatch]]:
+    """Return the same batches with what each sample weighs, from the weights of all samples, Tensor[N]."""
+    return lambda epoch: ((inputs, labels, weights[index]) for index, inputs, labels in batches.drawn(epoch))
 
 
 def _counted(local: LocalStep, ledger: Ledger) -> bool:
@@ -182,7 +196,9 @@ def _counted(local: LocalStep, ledger: Ledger) -> bool:
         return True
     if not _paid(local, ledger, census_charge(task, classes, settings)):
         return False
-    counts = torch.tensor(local.site.new_images(task).class_counts(local.experiment.classes), dtype=torch.float64)
+    new = local.site.new_images(task)
+    weights = shares(owners(new, settings.unit))
+    counts = torch.bincount(new.labels, weights=weights, minlength=local.experiment.classes)
     noised = counts[list(classes)] + settings.count_noise * _noise(local, CENSUS).normal(len(classes))
     ledger.census.update(zip(classes, noised.round().clamp_min(0).int().tolist(), strict=True))
     return True
@@ -220,9 +236,9 @@ def _of_classes(samples: Samples, census: Mapping[int, int]) -> Samples:
     return samples.subset(torch.nonzero(torch.isin(samples.labels, torch.tensor(sorted(census)))).flatten())
 
 
-def _share(local: LocalStep, classes: int) -> int:
+def _share(local: LocalStep, classes: int) -> float:
     config = local.experiment.config
-    return public_share(config.memory, config.federation.sites, classes, _image_bytes(local))
+    return public_share(config.memory, local.site.index, config.federation.sites, classes, _image_bytes(local))
 
 
 def _image_bytes(local: LocalStep) -> int:
@@ -230,7 +246,13 @@ def _image_bytes(local: LocalStep) -> int:
 
 
 def _chance(local: LocalStep) -> Chance:
-    return hashed(derive_seed(local.experiment.config.seed, "memory", local.site.index))
+    by_unit = hashed_by_patient if _unit(local) == "patient" else hashed
+    return by_unit(derive_seed(local.experiment.config.seed, "memory", local.site.index))
+
+
+def _unit(local: LocalStep) -> Unit:
+    unit: Unit = local.experiment.config.privacy.unit
+    return unit
 
 
 def _noise(local: LocalStep, purpose: str) -> Noise:

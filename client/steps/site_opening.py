@@ -80,7 +80,7 @@ def deployed_site(
         today=datetime.now(UTC).date(),
         ledger=WithdrawalLedger(own.folder),
         expiry_days=own.expiry_days,
-        fewest_images=policy.fewest_images,
+        fewest=policy.fewest,
         sums=SumsNote(folder, run=run, site=settings.site, key=key),
         features=FeatureFiles(folder.parent, own.features_megabytes * MEGABYTE, run=run, site=settings.site, key=key),
         answers=AnswerLedger(folder, own, run=run, site=settings.site, key=key),

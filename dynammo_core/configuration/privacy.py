@@ -17,6 +17,11 @@ class PrivacySettings(Section):
         description="example: each site adds noise that hides each training image; client: the server adds noise that "
         "hides each site",
     )
+    unit: Literal["image", "patient"] = Field(
+        default="image",
+        description="with example: what the noise hides; patient: all images of a patient together, each of which "
+        "weighs 1 / (images of the patient); the data have to name patients",
+    )
     epsilon: float = Field(
         default=8.0, gt=0, description="budget of the whole run; a site that would exceed it abstains"
     )
@@ -37,10 +42,13 @@ class PrivacySettings(Section):
         default=0.25,
         gt=0,
         le=1,
-        description="with example: probability that a batch holds a sample; replaces batch_size",
+        description="with example: probability that a batch holds an image (a patient); replaces batch_size",
     )
     count_noise: float = Field(
-        default=4.0, gt=0, le=1e6, description="with example: standard deviation of the noise on numbers of images"
+        default=4.0,
+        gt=0,
+        le=1e6,
+        description="with example: standard deviation of the noise on numbers of images (of patients)",
     )
     feature_norm: float = Field(
         default=130.0, ge=1e-6, le=1e6, description="with example, for sums: norm to which features are clipped"
