@@ -15,11 +15,11 @@ import torch
 
 from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.configuration.limits import most_samples
-from dynammo_core.data.arrivals import Arrivals, build_arrivals
 from dynammo_core.data.feature_cache import FeatureCache, fingerprint
-from dynammo_core.data.loading import open_dataset, open_own
+from dynammo_core.data.index.opening import open_dataset, open_own
 from dynammo_core.data.samples import Dataset
-from dynammo_core.data.site_partition import SitePartition, partition_sites
+from dynammo_core.data.sites.arrivals import Arrivals, build_arrivals
+from dynammo_core.data.sites.site_partition import SitePartition, partition_sites
 from dynammo_core.data.task_stream import TaskStream, build_task_stream
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method

@@ -8,7 +8,7 @@ from client.consent.policy import Policy
 from client.consent.settings import SiteSettings
 from client.state.withdrawal import WithdrawalLedger
 from dynammo_core.configuration.settings import DataSettings
-from dynammo_core.data.loading import open_own
+from dynammo_core.data.index.opening import open_own
 from dynammo_core.support.errors import PolicyError
 from dynammo_core.wire.announcement import Announcement, band
 

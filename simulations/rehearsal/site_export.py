@@ -13,7 +13,7 @@ from PIL import Image
 
 from dynammo_core.data.loading import load_samples
 from dynammo_core.data.samples import Split
-from dynammo_core.data.scanners import through_scanner
+from dynammo_core.data.sites.scanners import through_scanner
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.csv_text import as_cell
 from dynammo_core.support.files import write_atomically

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dynammo_core.configuration.settings import DataSettings
-from dynammo_core.data.records import seeded_split
+from dynammo_core.data.index.records import seeded_split
 from dynammo_core.data.samples import Dataset, Split
 from dynammo_core.data.sources import ArraySource, array_keys
 

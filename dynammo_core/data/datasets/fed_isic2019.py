@@ -7,8 +7,8 @@ from typing import Literal
 
 from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets.isic2019 import CLASSES, IMAGES, SOURCE, Row, read_table
-from dynammo_core.data.folders import missing, require_folder
-from dynammo_core.data.records import ImageRecord, assemble
+from dynammo_core.data.index.folders import missing, require_folder
+from dynammo_core.data.index.records import ImageRecord, assemble
 from dynammo_core.data.samples import Dataset
 from dynammo_core.support.errors import DataError
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from dynammo_core.configuration.settings import DataSettings
-from dynammo_core.data.folders import require_folder
-from dynammo_core.data.records import ImageRecord, assemble, require_registered
+from dynammo_core.data.index.folders import require_folder
+from dynammo_core.data.index.records import ImageRecord, assemble, require_registered
 from dynammo_core.data.samples import Dataset
 from dynammo_core.support.errors import DataError
 

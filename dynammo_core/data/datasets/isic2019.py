@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dynammo_core.configuration.settings import DataSettings
-from dynammo_core.data.folders import missing
-from dynammo_core.data.records import ImageRecord
+from dynammo_core.data.index.folders import missing
+from dynammo_core.data.index.records import ImageRecord
 from dynammo_core.support.errors import DataError
 
 CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal, cast
 
 from dynammo_core.configuration.settings import DataSettings
-from dynammo_core.data.folders import ARCHIVES, data_root, missing
-from dynammo_core.data.records import ImageRecord, assemble
+from dynammo_core.data.index.folders import ARCHIVES, data_root, missing
+from dynammo_core.data.index.records import ImageRecord, assemble
 from dynammo_core.data.samples import Dataset
 from dynammo_core.support.csv_text import from_cell
 from dynammo_core.support.errors import DataError, nearest_match

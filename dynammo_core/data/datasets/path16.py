@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets.image_folder import class_folders, image_files, subfolders
-from dynammo_core.data.folders import require_folder
-from dynammo_core.data.records import ImageRecord, assemble
+from dynammo_core.data.index.folders import require_folder
+from dynammo_core.data.index.records import ImageRecord, assemble
 from dynammo_core.data.samples import Dataset
 from dynammo_core.support.errors import DataError, nearest_match
 

@@ -18,8 +18,8 @@ from dynammo_core.data.datasets.isic2019 import (
     read_ground_truth,
     read_lesions,
 )
-from dynammo_core.data.folders import require_folder
-from dynammo_core.data.records import SPLIT_SEED, ImageRecord, assemble
+from dynammo_core.data.index.folders import require_folder
+from dynammo_core.data.index.records import SPLIT_SEED, ImageRecord, assemble
 from dynammo_core.data.samples import Dataset
 from dynammo_core.data.sources import file_keys
 from dynammo_core.support.errors import DataError

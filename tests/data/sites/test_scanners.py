@@ -9,7 +9,7 @@ from small_runs import small_config, small_settings, small_site
 from dynammo_core.configuration.config import resolve
 from dynammo_core.configuration.scanners import ScannerSettings
 from dynammo_core.data.samples import Samples
-from dynammo_core.data.scanners import SCANNERS, through_scanner
+from dynammo_core.data.sites.scanners import SCANNERS, through_scanner
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import ConfigError
 
