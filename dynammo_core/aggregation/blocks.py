@@ -137,8 +137,8 @@ def _refuse_sums(names: Collection[str], summed: Collection[str]) -> None:
     for name in names:
         if name in summed:
             raise ConfigError(
-                f"federation.aggregator: {name!r} is a sum over samples, which sites add up exactly; a robust choice "
-                "among sums would leave out the samples of honest sites",
+                f"federation.aggregator: {name!r} is a sum over samples, and a robust aggregator would "
+                "drop the samples of honest sites from it",
                 accepted="mean",
-                remedy="Take the mean, or a method that trains by gradients",
+                remedy="Set federation.aggregator: mean, or choose a method that trains by gradients",
             )

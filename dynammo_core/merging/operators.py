@@ -24,7 +24,7 @@ MERGE_OPERATORS: Registry[MergeOperator] = Registry(
         "fisher": merge_fisher,
         **{name: partial(merge_task_vectors, combine) for name, combine in TASK_VECTORS.items()},
     },
-    accepted="a function from TaskSets to one set of tensors by name",
+    accepted="a function that takes TaskSets and returns one set of tensors by name",
 )
 register_merge_operator = MERGE_OPERATORS.decorator
 

@@ -71,7 +71,7 @@ class Head(nn.Module):
         if OTHERS in self.rows:
             return torch.where(named, rows, self.rows.index(OTHERS))
         if not bool(named.all()):
-            raise ValueError(f"label {int(labels[~named][0])} has no row in a head of the classes {self.rows}")
+            raise ValueError(f"label {int(labels[~named][0])} has no row in a head with the classes {self.rows}")
         return rows
 
     def extended(self, classes: tuple[int, ...], features: int = 0) -> Self:

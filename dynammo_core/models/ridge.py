@@ -77,13 +77,13 @@ class RidgeHead(Head):
         """
         counts = torch.tensor([class_counts[row] for row in self.rows], dtype=torch.float64)
         if not torch.equal(told["counts"], counts):
-            return "'counts' are not those of 'class_counts'"
+            return "'counts' differ from 'class_counts'"
         return self._obstacle(told, noised=noised, own=own, rounding=rounding) if "gram" in told else ""
 
     def obstacle_to_rest(self, taken: Mapping[str, Tensor]) -> str:
         """Say why no samples have the sums in this head; empty if some samples have them."""
         if self.counts.min() < 0:
-            return "fewer than no samples are left of a class"
+            return "a class is left with a negative number of samples"
         own = {name: self.get_buffer(name).cpu() for name in self.summed_tensors}
         before = upper(own["gram"] + taken["gram"], self.weight.shape[1] + 1).diagonal()
         return self._obstacle(own, before=before)
@@ -123,7 +123,7 @@ class RidgeHead(Head):
         if not bool(fitting.all()):
             odd = float(self.sample_weight[~fitting][0])
             raise ProtocolError(
-                f"a class's samples shall weigh {odd:g} in the sums", accepted=f"{LEAST_WEIGHT:g} to {most:g}"
+                f"the sums give the samples of a class the weight {odd:g}", accepted=f"{LEAST_WEIGHT:g} to {most:g}"
             )
 
     @torch.no_grad()

@@ -51,13 +51,13 @@ class TensorStore:
         """
         for name, tensor in received.items():
             if tensor_hash(tensor) != hashes.get(name):
-                raise ProtocolError(f"the tensor {name!r} is not the one that the instruction names")
+                raise ProtocolError(f"the tensor {name!r} does not have the hash that the instruction gives")
         known = {hashes[name]: tensor for name, tensor in received.items()}
         known |= self._read(set(hashes.values()) - set(known))
         if missing := [name for name, wanted in hashes.items() if wanted not in known]:
             raise MissingTensorsError(
                 f"{len(missing)} tensors were not sent and are not in {self.path}, such as {missing[0]!r}",
-                remedy="Nothing is to be done: the server sends all of them",
+                remedy="You need to do nothing: the server will send all of them",
             )
         return {name: known[wanted] for name, wanted in hashes.items()}
 
@@ -75,7 +75,7 @@ class TensorStore:
             make_private(self.path.parent)
             write_atomically(self.path, save(content, metadata={"index": json.dumps(index)}), mode=0o600)
         except DynammoError as error:
-            logger.warning("the weights received are not kept: %s", error)
+            logger.warning("the received weights could not be saved: %s", error)
 
     def _index(self) -> dict[str, str]:
         """Return the hash last sent under each name; empty if the file is missing or damaged."""
@@ -99,5 +99,5 @@ class TensorStore:
                         return {}
                     found[known] = tensor
         except (OSError, SafetensorError) as error:
-            logger.debug("no tensors in %s: %s", self.path, error)
+            logger.debug("cannot read tensors from %s: %s", self.path, error)
         return found

@@ -135,7 +135,7 @@ def attack_membership(run: AuditedRun, *, pairs: int, seed: int, tell: Tell) -> 
     """
     records = run.records
     if not records.member.any() or records.member.all():
-        raise RunError(f"{run.path} has no images of its classes that were trained on, or none that were not")
+        raise RunError(f"{run.path} needs both training images and other images of its classes")
     tell("asking the model", 0, 1)
     surety = confidences(run.predictor(), records.samples)
     tell("asking the model", 1, 1)

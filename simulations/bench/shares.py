@@ -45,12 +45,15 @@ def shares_table(
     config: ConfigFile,
     alpha: Annotated[
         list[float] | None,
-        typer.Option(help="Skew of the labels. Repeatable.", show_default=", ".join(map(str, ALPHAS)), min=0.001),
+        typer.Option(
+            help="Concentration of the label skew. Repeatable.", show_default=", ".join(map(str, ALPHAS)), min=0.001
+        ),
     ] = None,
     sites: Annotated[
-        list[int] | None, typer.Option(help="Sites. Repeatable.", show_default=", ".join(map(str, SITES)), min=2)
+        list[int] | None,
+        typer.Option(help="Number of sites. Repeatable.", show_default=", ".join(map(str, SITES)), min=2),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Partitions of each kind.")] = 100,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of random partitions for each setting.")] = 100,
     set_: Overrides = None,
 ) -> None:
     """Count how often a limit on one site's share changes the weights of honest sites, and by how much."""

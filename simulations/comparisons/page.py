@@ -77,7 +77,7 @@ def write_page(
         page = _environment().from_string(TEMPLATE).render(contents)
         write_tables(groups, metric, cost, folder / "tables")
     except (UndefinedError, KeyError, IndexError, TypeError, ValueError) as error:
-        what = f"the files of the runs do not fit together ({type(error).__name__}: {error})"
+        what = f"the files of the runs do not match this version ({type(error).__name__}: {error})"
         raise RunError(what, remedy="Make the page with the version of this project that made the runs") from error
     for name, drawn in figures.items():
         write_atomically(folder / "plots" / f"{name}.svg", drawn.svg.encode())
@@ -165,8 +165,8 @@ def _curves(groups: Sequence[Group], metric: Metric) -> Iterator[tuple[str, Draw
             if group.results
         }
         if curves:
-            told = "; ".join(f"{row} {values[:, -1].mean():.1f}" for row, values in curves.items())
-            label = f"Curves of the {metric.words} after each task, in percent, mean over seeds. At the end: {told}."
+            final = "; ".join(f"{row} {values[:, -1].mean():.1f}" for row, values in curves.items())
+            label = f"Curves of the {metric.words} after each task, in percent, mean over seeds. At the end: {final}."
             name = _names(groups)[setting, ""]
             yield name, accuracy_curves(name, curves, metric.words, label)
 

@@ -76,8 +76,8 @@ def in_processes(
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
         if isinstance(error, BrokenProcessPool):
-            what = "a process that worked at the comparison was killed, for want of memory in most cases"
-            raise RunError(what, remedy="Start the same command again, with fewer --workers") from error
+            what = "a process of the comparison was killed, most likely because memory ran out"
+            raise RunError(what, remedy="Repeat the same command with fewer --workers") from error
         raise
     finally:
         pool.shutdown(cancel_futures=True)
