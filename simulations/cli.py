@@ -110,8 +110,8 @@ def compare(
         if len(comparisons) < len(files):
             raise ConfigError("two comparisons have the same file name", accepted="files with different names")
         every = [cell for comparison in comparisons.values() for cell in comparison.cells]
-        own = every if shard is None else part_of(every, shard)
-        failed = {} if no_run else run_under_display(own, runs, console, workers=workers)
+        chosen = every if shard is None else part_of(every, shard)
+        failed = {} if no_run else run_under_display(chosen, runs, console, workers=workers)
         if shard is not None and (left := missing_cells(every, runs)):
             text = f"{len(left)} runs are still missing; the part that finishes last writes the page"
             console.print(text, soft_wrap=True, markup=False, highlight=False)

@@ -67,9 +67,9 @@ class BlockAggregator:
         for block, weights in [(shared, samples), *_row_blocks(names, rows, updates)]:
             received = [update.weights for update, weight in zip(updates, weights, strict=True) if weight]
             if block and received:
-                own = _flat(current, block)
+                start = _flat(current, block)
                 stacked = torch.stack([_flat(tensors, block) for tensors in received])
-                _put(merged, block, own + self._merge(stacked - own, [weight for weight in weights if weight]))
+                _put(merged, block, start + self._merge(stacked - start, [weight for weight in weights if weight]))
         if statistics:
             self._merge_statistics(merged, [update.weights for update in updates], current, statistics, samples)
         return merged

@@ -153,11 +153,11 @@ def load_config(path: Path, overrides: Mapping[str, Scalar] | None = None) -> Co
         ConfigError: the file is missing or not YAML, or a key or value is not accepted; the message names the remedy.
     """
     data, tree = read_yaml(path)
-    given = dict(overrides or {})
+    changes = dict(overrides or {})
     for key in map(".".join, PATH_KEYS):
-        if isinstance(value := given.get(key), str) and value not in ("", "null"):
-            given[key] = _place(value, Path.cwd())
-    return resolve(_beside(path, data), str(path), given, tree)
+        if isinstance(value := changes.get(key), str) and value not in ("", "null"):
+            changes[key] = _place(value, Path.cwd())
+    return resolve(_beside(path, data), str(path), changes, tree)
 
 
 def resolve(data: Any, source: str, overrides: Mapping[str, Scalar], tree: yaml.Node | None = None) -> Config[Any]:

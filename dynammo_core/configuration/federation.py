@@ -95,11 +95,11 @@ class FederationSettings(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _count_names(cls, given: Any) -> Any:
+    def _count_names(cls, section: Any) -> Any:
         """Fill in the number of sites if their names are given."""
-        if isinstance(given, dict) and isinstance(names := given.get("site_names"), list | tuple):
-            return {"sites": len(names), **given}
-        return given
+        if isinstance(section, dict) and isinstance(names := section.get("site_names"), list | tuple):
+            return {"sites": len(names), **section}
+        return section
 
     @field_validator("liars")
     @classmethod
@@ -145,8 +145,8 @@ class FederationSettings(Section):
         names = self.site_names
         if names is None:
             for key in ("evaluate_only", "site_keys"):
-                if given := getattr(self, key):
-                    raise ValueError(f"{key} {list(given)} needs site_names")
+                if value := getattr(self, key):
+                    raise ValueError(f"{key} {list(value)} needs site_names")
             return self
         if not all(names) or len(set(names)) < len(names) or len(names) != self.sites:
             raise ValueError(f"site_names {list(names)} must name each of the {self.sites} sites exactly once")
@@ -180,8 +180,8 @@ class FederationSettings(Section):
 
     def rules(self, stage: str) -> tuple[float, float]:
         """Return a stage's quorum and its deadline in seconds."""
-        own = (self.stages or {}).get(stage, RoundRules())
-        return own.quorum or self.quorum, own.deadline_seconds or self.deadline_seconds
+        rules = (self.stages or {}).get(stage, RoundRules())
+        return rules.quorum or self.quorum, rules.deadline_seconds or self.deadline_seconds
 
     @property
     def tested_apart(self) -> int:

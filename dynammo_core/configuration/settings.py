@@ -205,14 +205,14 @@ class MethodSettings(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _complete_stages(cls, given: Any) -> Any:
+    def _complete_stages(cls, section: Any) -> Any:
         """Fill in what a stage's section leaves out from the method's defaults of that stage, not the general ones."""
         defaults = {name: field.default for name, field in cls.model_fields.items()}
-        if not isinstance(given, dict):
-            return given
+        if not isinstance(section, dict):
+            return section
         return {
             name: {**defaults[name].model_dump(), **value}
             if isinstance(value, dict) and isinstance(defaults.get(name), Section)
             else value
-            for name, value in given.items()
+            for name, value in section.items()
         }

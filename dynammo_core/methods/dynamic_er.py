@@ -85,8 +85,8 @@ class DynamicER(Method[DynamicERSettings]):
         if not context.task:
             return classification
         auxiliary = model.head(AUXILIARY)
-        own = features[:, -_newest(model).feature_dim :]
-        return classification + self.params.auxiliary * F.cross_entropy(auxiliary(own), auxiliary.targets(labels))
+        newest = features[:, -_newest(model).feature_dim :]
+        return classification + self.params.auxiliary * F.cross_entropy(auxiliary(newest), auxiliary.targets(labels))
 
     def draw_classifier_anew(self, model: IncrementalModel, archive: Archive, task: int) -> None:
         """Section 3.4: the classifier forgets what it learnt, and learns from the balanced set alone."""

@@ -87,8 +87,8 @@ def margin_ranking(cosines: Tensor, targets: Tensor, old: int, *, margin: float,
     exemplars = targets < old
     if not bool(exemplars.any()):
         return cosines.new_zeros(())
-    held = cosines[exemplars]
-    own = held.gather(1, targets[exemplars].unsqueeze(1))
-    new = held[:, old:]
+    exemplar_cosines = cosines[exemplars]
+    true = exemplar_cosines.gather(1, targets[exemplars].unsqueeze(1))
+    new = exemplar_cosines[:, old:]
     hardest = new.topk(min(hard_negatives, new.shape[1]), dim=1).values
-    return (margin - own + hardest).clamp_min(0).mean()
+    return (margin - true + hardest).clamp_min(0).mean()

@@ -85,15 +85,15 @@ def adapt_and_merge(params: MergeSettings, stream: TaskStream, task: int, then: 
     classes, by_fisher = stream.classes(task), FISHER in params.operators
 
     def note_counts(archive: Archive, task: int, class_counts: Sequence[int]) -> None:
-        own = sum(class_counts[label] for label in classes)
-        archive[f"{SAMPLES}{task}"] = torch.tensor([own], dtype=torch.float64)
+        samples = sum(class_counts[label] for label in classes)
+        archive[f"{SAMPLES}{task}"] = torch.tensor([samples], dtype=torch.float64)
 
     def end_adapting(model: IncrementalModel, archive: Archive, task: int) -> None:
         adapters = adapters_of(tuned(model))
-        own = adapters.state_dict()
-        _put(archive, _set(task), own)
+        adapter_set = adapters.state_dict()
+        _put(archive, _set(task), adapter_set)
         if by_fisher:  # sites derive by what will be merged
-            adapters.load_state_dict(prepared(params, own))
+            adapters.load_state_dict(prepared(params, adapter_set))
         else:
             merge_sets(params, model, archive, task)
         then(model, archive, task)
@@ -135,20 +135,20 @@ def merge_sets(params: MergeSettings, model: IncrementalModel, archive: Archive,
     """Merge the archived sets of tasks 0..`task` into the network."""
     tasks, operators = range(task + 1), params.operators
     sets = [_archived(archive, _set(earlier)) for earlier in tasks]
-    given = TaskSets(
-        [prepared(params, own) for own in sets] if task else sets,
+    task_sets = TaskSets(
+        [prepared(params, adapter_set) for adapter_set in sets] if task else sets,
         initial=_archived(archive, INITIAL),
         samples=[archive[f"{SAMPLES}{t}"].item() for t in tasks] if WEIGHTED in operators else (),
         importance=[_archived(archive, _fisher(t)) for t in tasks] if FISHER in operators else (),
         density=params.merge_density,
         scale=params.merge_scale,
     )
-    adapters_of(tuned(model)).load_state_dict(merge(params.merge, given))
+    adapters_of(tuned(model)).load_state_dict(merge(params.merge, task_sets))
 
 
-def prepared(params: MergeSettings, own: dict[str, Tensor]) -> dict[str, Tensor]:
+def prepared(params: MergeSettings, adapter_set: dict[str, Tensor]) -> dict[str, Tensor]:
     """Write a set as it is merged; it computes the same."""
-    return folded_alphas(own) if params.merge_alpha == "fold" else own
+    return folded_alphas(adapter_set) if params.merge_alpha == "fold" else adapter_set
 
 
 def fisher_information(model: IncrementalModel, batches: Iterable[Batch]) -> dict[str, Tensor]:

@@ -108,9 +108,9 @@ class PODNet(Method[PODNetSettings]):
     def _classification(self, head: CosineHead, features: Tensor, labels: Tensor, fixed: int = 0) -> Tensor:
         """Equation 10: max(0, -log(exp(eta (y_own - delta)) / sum over other classes of exp(eta y_i)))."""
         logits = head.scale * head.similarities(features, fixed)
-        own = F.one_hot(head.targets(labels), len(head.rows)).bool()
-        others = logits.masked_fill(own, -math.inf).logsumexp(dim=1)
-        excess: Tensor = (others - logits[own] + head.scale * self.params.margin).clamp_min(0)
+        true = F.one_hot(head.targets(labels), len(head.rows)).bool()
+        others = logits.masked_fill(true, -math.inf).logsumexp(dim=1)
+        excess: Tensor = (others - logits[true] + head.scale * self.params.margin).clamp_min(0)
         return excess.mean()
 
 

@@ -108,8 +108,10 @@ def check_tensors(
             )
     sign = -1 if stage.action is Action.FORGET else 1
     for prefix, head in heads_by_prefix(model).items():
-        told = {name.removeprefix(prefix): sign * tensor for name, tensor in weights.items() if name.startswith(prefix)}
-        if told and (obstacle := head.obstacle(told, class_counts, noised=noised, own=own, rounding=rounding)):
+        tensors = {
+            name.removeprefix(prefix): sign * tensor for name, tensor in weights.items() if name.startswith(prefix)
+        }
+        if tensors and (obstacle := head.obstacle(tensors, class_counts, noised=noised, own=own, rounding=rounding)):
             raise ProtocolError(f"tensors {prefix}*: {obstacle}")
 
 

@@ -69,8 +69,8 @@ class TensorStore:
         known = {hashes[name]: tensor.contiguous() for name, tensor in received.items()}
         index = {**before, **hashes}
         known |= self._read(set(index.values()) - set(known))
-        index = {name: held for name, held in index.items() if held in known}
-        content = {held: known[held] for held in sorted(set(index.values()))}
+        index = {name: digest for name, digest in index.items() if digest in known}
+        content = {digest: known[digest] for digest in sorted(set(index.values()))}
         try:
             make_private(self.path.parent)
             write_atomically(self.path, save(content, metadata={"index": json.dumps(index)}), mode=0o600)
@@ -86,13 +86,13 @@ class TensorStore:
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError):
             return {}
 
-    def _read(self, wanted: Iterable[str]) -> dict[str, Tensor]:
+    def _read(self, requested: Iterable[str]) -> dict[str, Tensor]:
         """Read those of the wanted tensors that are held and intact."""
         found: dict[str, Tensor] = {}
         try:
             # "pt" would open the file twice, and another site's process may have replaced it in between.
             with safe_open(self.path, framework="np") as file:
-                for known in sorted(set(wanted) & set(file.keys())):
+                for known in sorted(set(requested) & set(file.keys())):
                     tensor = torch.from_numpy(file.get_tensor(known))
                     if tensor_hash(tensor) != known:
                         self.path.unlink(missing_ok=True)  # or what is sent anew would be thought to be in it

@@ -31,7 +31,7 @@ def attack_messages(run: AuditedRun, *, iterations: int, tell: Tell) -> AttackRe
     Args:
         run: the run.
         iterations: of the search for images.
-        tell: told the progress.
+        tell: receives the progress.
 
     Raises:
         DynammoError: a site cannot answer.

@@ -39,11 +39,11 @@ message.</p>
 {% endfor %}{% endfor %}
 
 <h2>What the figures mean</h2>
-<p>AUC: the probability that a training image ranks before a test image of the same classes; guessing gives 0.5. TPR at 1 % FPR:
-the share of training images that are recognised when at most one test image in a hundred is mistaken for one;
-guessing recognises one in a hundred. Likeness: the peak signal-to-noise ratio to the nearest true image, in decibels;
-the guess is the mean of the class's test images, where the search starts. Cosine: 1 is the feature itself; the guess is
-how near other images of the class come.</p>
+<p>AUC: the probability that a training image ranks before a test image of the same classes; guessing gives 0.5.
+TPR at 1 % FPR: the share of training images that are recognised when at most one test image in a hundred is mistaken
+for one; guessing recognises one in a hundred. Likeness: the peak signal-to-noise ratio to the nearest true image, in
+decibels; the guess is the mean of the class's test images, where the search starts. Cosine: 1 is the feature itself;
+the guess is how near other images of the class come.</p>
 <p>The control ranks images by shadow models that saw none of them. Where it is better than guessing, the images
 themselves differ, as exemplars that were chosen for being typical do. The loss threshold then succeeds for that reason;
 the likelihood ratio removes the difference.</p>

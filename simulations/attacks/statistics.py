@@ -53,7 +53,7 @@ def attack_statistics(run: AuditedRun, *, iterations: int, tell: Tell) -> Attack
     Args:
         run: the run.
         iterations: of the search for the image.
-        tell: told the progress.
+        tell: receives the progress.
 
     Raises:
         DynammoError: a site cannot answer.

@@ -21,7 +21,7 @@ from dynammo_core.support.errors import ConfigError
 
 Json = dict[str, Any]
 OnEvent = Callable[[str, Mapping[str, Any]], None]
-"""Told the name of a run and an event of it."""
+"""Receives the name of a run and an event of it."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ class Cell:
             summary: Json = json.loads((self.directory(runs) / "summary.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
-        wanted = {"status": "completed", "config_hash": self.config.content_hash, "code_hash": code_hash(self.config)}
-        return summary if wanted.items() <= summary.items() else None
+        expected = {"status": "completed", "config_hash": self.config.content_hash, "code_hash": code_hash(self.config)}
+        return summary if expected.items() <= summary.items() else None
 
 
 @dataclass(frozen=True)
@@ -284,6 +284,6 @@ def part_of(cells: Sequence[Cell], shard: str) -> list[Cell]:
     number, count = map(int, match.groups()) if match else (0, 0)
     if not 1 <= number <= count:
         raise ConfigError(
-            f"--shard {shard!r} is not a part of the runs", accepted="K/N with K from 1 to N, such as 2/8"
+            f"--shard {shard!r} does not name a part of the runs", accepted="K/N with K from 1 to N, such as 2/8"
         )
     return list({cell.run_name: cell for cell in cells}.values())[number - 1 :: count]

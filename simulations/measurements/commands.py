@@ -187,8 +187,8 @@ def secure(config: ConfigFile, set_: Overrides = None) -> None:
 
 def _again(command: str, config: Path, options: Mapping[str, Sequence[object] | None]) -> str:
     """Return the command line that makes the same page."""
-    given = [str(word) for name, values in options.items() for value in values or () for word in (name, value)]
-    return shlex.join(["dynammo-sim", *command.split(), str(config), *given])
+    words = [str(word) for name, values in options.items() for value in values or () for word in (name, value)]
+    return shlex.join(["dynammo-sim", *command.split(), str(config), *words])
 
 
 def _leave(

@@ -23,8 +23,8 @@ def plan(
     Raises:
         ConfigError: an unknown name, a configuration that is wrong, or more liars than an aggregator withstands.
     """
-    for kind, given, known in (("aggregator", aggregators, AGGREGATORS), ("attack", attacks, ATTACKS)):
-        for name in given:
+    for kind, names, known in (("aggregator", aggregators, AGGREGATORS), ("attack", attacks, ATTACKS)):
+        for name in names:
             if name not in known:
                 raise ConfigError(unknown_name(kind, name, known), accepted=", ".join(known))
     cells = []
