@@ -104,7 +104,7 @@ def test_findings_and_pictures_of_both_settings(run: AuditedRun) -> None:
 
 def test_sums_are_no_update(finished: Finished) -> None:
     run = AuditedRun.open(finished("streaming_ridge").path)
-    assert attack_messages(run, iterations=8, tell=ignore_progress).skipped == "no site sends weights that it trained"
+    assert attack_messages(run, iterations=8, tell=ignore_progress).skipped == "no site sends trained weights"
 
 
 def test_matches_are_the_nearest_of_the_same_class() -> None:
