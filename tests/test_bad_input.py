@@ -235,7 +235,7 @@ def test_stopped_by_hand_it_says_how_to_go_on(config: Path, monkeypatch: pytest.
         patch.setattr(CheckpointStore, "save", save_and_stop)
         stopped = run(config, "--runs", folder, *setting(seed=7), *setting(tasks__sizes="[2, 3]"))
     assert stopped.exit_code == 130
-    command = stopped.stdout.split("Go on with: ")[1]
+    command = stopped.stdout.split("Continue with: ")[1]
     name, *arguments = shlex.split(command)
     assert name == "dynammo-sim"
     assert CliRunner().invoke(app, arguments).exit_code == 0

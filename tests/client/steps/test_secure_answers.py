@@ -121,7 +121,7 @@ def test_shares_that_were_changed_on_the_way_are_refused(five: Consortium) -> No
     five.ask(Phase.MASKED, 0, five.roster)
     changed = five.opening([0, 1, 2, 3])
     changed[SHARES] = changed[SHARES].flip(0)
-    assert "are not those that it dealt" in refused(five, Phase.OPEN, changed)
+    assert "are not the shares that site" in refused(five, Phase.OPEN, changed)
 
 
 @pytest.mark.parametrize("phase", Phase)

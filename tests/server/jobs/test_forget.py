@@ -432,7 +432,7 @@ def test_a_method_without_sums_is_refused_before_a_job_is_submitted(tmp_path: Pa
 
 def test_hidden_sums_are_not_corrected_in_the_open() -> None:
     sections = {"federation": {"secure_aggregation": True}}
-    with pytest.raises(RunError, match="hidden by noise or masks"):
+    with pytest.raises(RunError, match="noise or masks hide"):
         Experiment(deployed(list(HELD), CLASSES, METHOD, sections)).step(0, correction=1)
 
 

@@ -56,7 +56,7 @@ def test_the_table_shows_the_figures_of_both(audited: tuple[Path, str, dict[str,
     (line,) = [line for line in printed.splitlines() if f"{area[0]['value']:.3f} [" in line and "AUC" in line]
     assert f"{area[1]['value']:.3f} [{area[1]['low']:.3f}, {area[1]['high']:.3f}]" in line
     assert "0.500" in line
-    assert "streaming_ridge: no inversion attack, no site sends weights that it trained" in printed
+    assert "streaming_ridge: no inversion attack, no site sends trained weights" in printed
 
 
 def test_the_page_is_whole(audited: tuple[Path, str, dict[str, Any]]) -> None:
@@ -96,7 +96,7 @@ def test_what_is_no_finished_run_of_simulated_sites_is_refused(finished: Finishe
     config["data"] |= {"classes": [str(digit) for digit in range(10)]}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     result = command(run, *LITTLE)
-    assert (result.exit_code, "are hospitals" in result.stderr) == (1, True)
+    assert (result.exit_code, "among hospitals" in result.stderr) == (1, True)
 
     summary = json.loads((run / "summary.json").read_text()) | {"status": "running"}
     (run / "summary.json").write_text(json.dumps(summary))
