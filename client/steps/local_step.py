@@ -1,4 +1,4 @@
-"""An instruction, unpacked: what a step at a site works with, and the batches that it trains on."""
+"""Unpack an instruction into what a step at a site works with, and make its training batches."""
 
 from __future__ import annotations
 

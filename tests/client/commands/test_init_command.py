@@ -107,7 +107,7 @@ def test_nothing_that_is_there_is_touched(tmp_path: Path, there: str) -> None:
     (tmp_path / there).write_text("precious")
     result = CliRunner().invoke(app, words(GIVEN, tmp_path / "site.yaml"))
     assert result.exit_code == 1
-    assert f"there already: {tmp_path / there}; nothing was written" in result.stderr
+    assert f"already exists: {tmp_path / there}; nothing was written" in result.stderr
     assert content(tmp_path) == {there: b"precious"}
 
 

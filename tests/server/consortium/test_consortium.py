@@ -80,9 +80,9 @@ def test_a_file_in_its_place(tmp_path: Path) -> None:
     [
         (["https://fl.example.org"], 9092, "0.0.0.0", "without scheme and port"),
         (["fl.example.org:9092"], 9092, "0.0.0.0", "without scheme and port"),
-        (["fl.example.org", "a b"], 9092, "0.0.0.0", "'a b' is no host name"),
-        (["kränkenhaus.example"], 9092, "0.0.0.0", "is no host name"),
-        ([""], 9092, "0.0.0.0", "'' is no host name"),
+        (["fl.example.org", "a b"], 9092, "0.0.0.0", "'a b' is not a valid host name"),
+        (["kränkenhaus.example"], 9092, "0.0.0.0", "is not a valid host name"),
+        ([""], 9092, "0.0.0.0", "'' is not a valid host name"),
         ([], 9092, "0.0.0.0", "host_names"),
         (["fl.example.org"], 0, "0.0.0.0", "port"),
         (["fl.example.org"], 65536, "0.0.0.0", "port"),
@@ -173,6 +173,6 @@ def test_it_does_not_start_with_an_expired_or_damaged_certificate(tmp_path: Path
     files = {"ca_certificate": settings.ca_certificate, "ca_key": settings.ca_key, "host_names": ["fl.example.org"]}
     make_server_certificate(settings.certificate, settings.key, **files, days=-1)  # type: ignore[arg-type]
     assert "expired on" in started(settings)
-    assert "`dynammo-server renew` makes a new one" in started(settings)
+    assert "Renew it with `dynammo-server renew`" in started(settings)
     settings.certificate.write_text("nothing")
-    assert "holds no certificate" in started(settings)
+    assert "is not a valid certificate" in started(settings)

@@ -179,4 +179,4 @@ def test_a_file_says_that_its_statistics_are_not_those_that_sites_tested(finishe
     with_own = ModelFiles(files.facts.model_copy(update={"own_statistics": own}), files.tensors, files.origin)
     described, plain = (description(Predictor.of_files(one)) for one in (with_own, files))
     assert set(described) - set(plain) == {"statistics"}
-    assert "sites tested the model with batch-norm statistics of their own" in described["statistics"]
+    assert "each site tested the model with its own batch-norm statistics" in described["statistics"]
