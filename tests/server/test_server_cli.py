@@ -60,7 +60,7 @@ def test_the_folder_may_come_from_the_environment(tmp_path: Path) -> None:
     assert typed("init", "--host", "fl.example.org", folder=tmp_path / "mine").exit_code == 0
     assert load_server(tmp_path / "mine").host_names == ("fl.example.org",)
     assert re.search(
-        r"holds until \d{4}-\d\d-\d\d. Start the server again", typed("renew", folder=tmp_path / "mine").stdout
+        r"is valid until \d{4}-\d\d-\d\d. Restart the server", typed("renew", folder=tmp_path / "mine").stdout
     )
 
 

@@ -169,7 +169,7 @@ def test_what_is_not_given_is_asked_for_and_asked_again_when_it_is_wrong(tmp_pat
 def test_without_input_what_is_missing_is_named(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["--output", str(tmp_path / "site.yaml"), "--no-input", "--site", "a"])
     assert result.exit_code == 1
-    assert "not given: --superlink, --data" in result.stderr
+    assert "missing: --superlink, --data" in result.stderr
     assert content(tmp_path) == {}
 
 

@@ -132,8 +132,8 @@ def test_once_ends_with_the_reason(superlink: SuperLink, tmp_path: Path) -> None
     keyless, no_key = make_site(tmp_path / "keyless", superlink.address, superlink.authority.path)
     keyless.private_key.unlink()
     for path, words in {
-        unknown: "not let in: the key",
-        nowhere: "not let in: nothing listens at 127.0.0.1:",
+        unknown: "not admitted: the key",
+        nowhere: "not admitted: nothing listens at 127.0.0.1:",
         no_key: "Create one with `dynammo-site init`",
     }.items():
         started = Started(path, "--once")

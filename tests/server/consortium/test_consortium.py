@@ -86,7 +86,7 @@ def test_a_file_in_its_place(tmp_path: Path) -> None:
         ([], 9092, "0.0.0.0", "host_names"),
         (["fl.example.org"], 0, "0.0.0.0", "port"),
         (["fl.example.org"], 65536, "0.0.0.0", "port"),
-        (["fl.example.org"], 9092, "localhost", "'localhost' is no address"),
+        (["fl.example.org"], 9092, "localhost", "'localhost' is not a valid address"),
     ],
 )
 def test_wrong_values_leave_nothing_behind(
@@ -102,7 +102,11 @@ def test_wrong_values_leave_nothing_behind(
     [
         ("port: 9092", "prot: 9092", "line 12, prot: unknown key .did you mean 'port'"),
         ("port: 9092", "port: many", "line 12, port"),
-        ("operators: [127.0.0.1,", "operators: [10.0.0.0/8,", "line 14, operators.*'10.0.0.0/8' is no address"),
+        (
+            "operators: [127.0.0.1,",
+            "operators: [10.0.0.0/8,",
+            "line 14, operators.*'10.0.0.0/8' is not a valid address",
+        ),
         ("host_names:", "names:", "names: unknown key"),
     ],
 )
@@ -164,7 +168,7 @@ def started(settings: ServerSettings) -> str:
 def test_it_does_not_start_without_its_files(tmp_path: Path, name: str) -> None:
     settings = make(tmp_path / "consortium")
     (settings.folder / name).unlink()
-    assert f"there is no {settings.folder / name}" in started(settings)
+    assert f"{settings.folder / name} is missing" in started(settings)
 
 
 @pytest.mark.usefixtures("stays_here")

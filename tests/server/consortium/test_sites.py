@@ -58,7 +58,7 @@ def test_a_key_that_is_taken(written: SiteRegister, new_key: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "A", "a b", "-a", "a/b", "..", "ä", "a_b", "a" * 64, "a\n", "--help"])
 def test_names_that_are_no_names(written: SiteRegister, other_key: Path, name: str) -> None:
-    assert "is no name for a site. Accepted: small letters, digits and hyphens" in refused(written, name, other_key)
+    assert "is not a valid site name. Accepted: small letters, digits and hyphens" in refused(written, name, other_key)
 
 
 def test_the_private_key_is_not_taken(written: SiteRegister, other_key: Path, tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_another_class_is_refused_however_close(finished: Finished) -> None:
 def test_a_file_that_takes_one_size_of_batch_is_refused(finished: Finished) -> None:
     predictor = Predictor.load(finished("dynammo").path)
     fixed = torch.export.export(predictor.module, (check_images(16)[:2],)).module()
-    with pytest.raises(WeightsError, match="does not take 1 images at a time"):
+    with pytest.raises(WeightsError, match="does not accept 1 images at a time"):
         check(predictor, lambda images: fixed(images), "onnx")
 
 

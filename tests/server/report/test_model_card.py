@@ -88,7 +88,7 @@ def test_numbers_hashes_and_classes_are_those_of_the_files(run: Path) -> None:
     assert cells(card, "Classes") == [["1", "0, 1"], ["2", "2, 3"]]
     assert "not learnt: 4, 5, 6, 7, 8, 9." in card
     assert "2 of 2 tasks |" in card
-    assert "Fewer than 30 test images stand behind the recall of: 0, 1, 2, 3." in card
+    assert "The recall of these classes rests on fewer than 30 test images: 0, 1, 2, 3." in card
     assert 'lowest probability of "others"' in card
     assert card.endswith(" |\n")
 
@@ -106,8 +106,8 @@ def test_the_card_says_below_which_score_an_image_is_like_nothing_learnt(run: Pa
     measured = {"calibration_error_after_tasks": [9.0, 12.34], "open_set_fpr95_after_tasks": [30.26, None]}
     edit(run / "summary.json", lambda summary: summary.update(measured))
     card = " ".join(card_of(run).split())
-    assert "95 % score 0.998 or more: take a lower score" in card
-    assert "By such a threshold 30.3 % of the images of classes to come went unnoticed after task 1." in card
+    assert "95 % score 0.998 or more: read a lower score" in card
+    assert "After task 1, such a threshold missed 30.3 % of the images of classes still to be learnt." in card
     assert "are 12.3 points apart" in card
 
 
