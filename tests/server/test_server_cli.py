@@ -172,4 +172,4 @@ def test_help_is_there_for_every_command() -> None:
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     message = refused("init", "--host", "a", "--folder", tmp_path / "file" / "consortium")
-    assert "cannot be made: Not a directory" in message
+    assert "cannot be created: Not a directory" in message

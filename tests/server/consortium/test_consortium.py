@@ -70,7 +70,7 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_a_file_in_its_place(tmp_path: Path) -> None:
     (tmp_path / "consortium").write_text("mine")
-    with pytest.raises(ConfigError, match="cannot be made: File exists"):
+    with pytest.raises(ConfigError, match="cannot be created: File exists"):
         make(tmp_path / "consortium")
     assert (tmp_path / "consortium").read_text() == "mine"
 

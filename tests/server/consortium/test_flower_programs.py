@@ -78,7 +78,7 @@ def test_only_the_installed_app_is_not_foreign(tmp_path: Path) -> None:
     refuse_foreign_app(build_fab_from_disk(own))
     with (own / "configs" / "digits.yaml").open("a") as file:
         file.write("# changed\n")
-    with pytest.raises(RunError, match="not the one that is installed"):
+    with pytest.raises(RunError, match="differs from the one installed"):
         refuse_foreign_app(build_fab_from_disk(own))
 
 

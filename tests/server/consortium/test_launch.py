@@ -43,7 +43,7 @@ def refused(settings: ServerSettings, config: Config[Any]) -> str:
 
 def test_a_simulation_is_no_run_among_sites(no_superlink: ServerSettings) -> None:
     message = refused(registered(no_superlink, "general"), small_config("replay"))
-    assert "the experiment names no sites. Accepted: federation.site_names: some of ['general']" in message
+    assert "the experiment does not name any sites. Accepted: federation.site_names: some of ['general']" in message
 
 
 def test_a_site_that_is_not_registered(no_superlink: ServerSettings) -> None:
@@ -52,7 +52,7 @@ def test_a_site_that_is_not_registered(no_superlink: ServerSettings) -> None:
     assert "the site 'st-elswhere' is not registered (did you mean 'st-elsewhere'?)" in message
     assert "Register it with `dynammo-server sites add NAME KEY.pub`" in message
     settings.sites.unlink()
-    assert "Accepted: none yet" in refused(settings, deployed(["general"], CLASSES))
+    assert "Accepted: no site is registered yet" in refused(settings, deployed(["general"], CLASSES))
 
 
 def test_what_cannot_work_is_refused_before_anyone_is_asked(no_superlink: ServerSettings) -> None:
