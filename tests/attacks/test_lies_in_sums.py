@@ -120,7 +120,7 @@ def test_nobody_takes_out_what_was_never_in(tmp_path: Path) -> None:
     WithdrawalLedger(folder).withdraw(["alpha-0-1.png"], "purge by record", date(2026, 3, 1))
     before = (run / "checkpoints" / "latest.safetensors").read_bytes()
     line.times = 12.0
-    with pytest.raises(RunError, match="took out what it never brought"):
+    with pytest.raises(RunError, match="subtracted what it never sent"):
         forget_run(line, config, run, tmp_path / "answer.json")
     assert (run / "checkpoints" / "latest.safetensors").read_bytes() == before
     line.times = 1.0

@@ -440,7 +440,7 @@ def test_the_operator_reads_who_took_part() -> None:
     result = {"corrected": [], "nothing_to_correct": ["b"], "failures": {"c": "NotConnected, code 0"}}
     first, second, third, last = correction_lines({**result, "model_written": False})
     assert (first, second) == ("Corrected by: no site", "Nothing to correct at: b")
-    assert third == "Failed: c (NotConnected, code 0). Ask again when it is there."
+    assert third == "Failed: c (NotConnected, code 0). Ask again when it is connected."
     assert "within a task" in last
 
 

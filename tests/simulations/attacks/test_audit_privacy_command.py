@@ -88,7 +88,7 @@ def test_an_unknown_attack_is_refused(finished: Finished) -> None:
 
 def test_what_is_no_finished_run_of_simulated_sites_is_refused(finished: Finished, tmp_path: Path) -> None:
     result = command(tmp_path / "nothing")
-    assert (result.exit_code, "There is no run in" in result.stderr) == (1, True)
+    assert (result.exit_code, "is not a run directory" in result.stderr) == (1, True)
 
     run = Path(shutil.copytree(finished("streaming_ridge").path, tmp_path / "run"))
     config = yaml.safe_load((run / "config.yaml").read_text())
