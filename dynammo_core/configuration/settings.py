@@ -40,6 +40,16 @@ class DataSettings(Section):
     sets: tuple[str, ...] | None = Field(
         default=None, description="MedMNIST sets to learn one after another: the file names without .npz"
     )
+    split: Literal["published", "patient"] = Field(
+        default="published",
+        description="published: as the data say, else 80/20 by patient or, if unknown, by content; patient: 80/20 by "
+        "patient or lesion, whatever the data say",
+    )
+    duplicates: Literal["refuse", "drop"] = Field(
+        default="refuse",
+        description="images under two labels, named twice, or in training though they, their record or their patient "
+        "are in the test: refuse the data, or drop them (the test stays) and say how many",
+    )
     image_size: int = Field(default=64, ge=8, le=1024, description="side in pixels to which every image is resized")
     fit: Literal["stretch", "pad", "crop"] = Field(
         default="stretch",

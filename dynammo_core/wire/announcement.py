@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynammo_core.configuration.config import Config, resolve
+from dynammo_core.data.index.labels import folded
 from dynammo_core.data.task_stream import build_task_stream
 from dynammo_core.support.errors import ConfigError, ProtocolError
 
@@ -92,4 +93,4 @@ def with_new_task(config: Config[Any], classes: Sequence[str], *, distinct: bool
 
 def _plain(name: str) -> str:
     # Decomposed, so that an accent is a mark of its own: one name is written with it and without, in one or two signs.
-    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKD", name)).casefold()
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKD", folded(name)))
