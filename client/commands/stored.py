@@ -114,7 +114,7 @@ def records_of(patients: Collection[str], site: SiteSettings, stored: Iterable[S
         DynammoError: a note cannot be read.
     """
     from dynammo_core.configuration.settings import DataSettings
-    from dynammo_core.data.loading import open_own
+    from dynammo_core.data.index.opening import open_own
 
     try:
         dataset = open_own(DataSettings(dataset=site.data.dataset, root=site.data.root), seed=0)

@@ -30,7 +30,7 @@ POLICY_TEMPLATE = """\
 # A class of which this site holds fewer training (test) images takes no part here: it is not trained, remembered,
 # tested or announced, so that no smaller count leaves.
 fewest_images: 5
-# The same for the number of patients whom these images show. Raise it where the data name patients, since five images of
+# The same for the number of patients whom they show. Raise it where the data name patients, since five images of
 # one patient are one person's. Where the data name none, each image counts as a patient.
 fewest_patients: 1
 # Whether the operator may ask which classes this site holds, with bands of their numbers of images.

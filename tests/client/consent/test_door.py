@@ -21,7 +21,7 @@ from small_runs import RUN, instruction, records, small_config, small_site, step
 
 from client import app as client_app
 from client.consent.door import UNEXPECTED, Declared, declared, error_words, let_announcement_out, let_out
-from client.steps.local_steps import answer
+from client.steps.actions import answer
 from client.steps.site import Site
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Step
@@ -348,7 +348,7 @@ def test_counts_below_the_sites_minimum_do_not_leave() -> None:
     assert isinstance(counts, list)
     least = min(count for count in counts if count)
     let_out(content, replace(form, fewest=least))
-    with pytest.raises(ProtocolError, match=f"fewer than {least + 1} samples of a class"):
+    with pytest.raises(ProtocolError, match=f"fewer than {least + 1} samples for some class"):
         let_out(content, replace(form, fewest=least + 1))
 
 
