@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -16,6 +17,7 @@ from client.consent.fewest import Fewest
 from client.consent.hospital import Hospital, Request
 from client.state.withdrawal import WithdrawalLedger
 from client.steps.actions import answer
+from client.steps.forgetting import kept_apart, withdrawn_from
 from client.steps.site import Site
 from client.steps.site_opening import shared_experiment
 from dynammo_core.data.index.opening import open_dataset
@@ -184,6 +186,31 @@ def test_exemplars_of_enough_patients_are_kept_though_the_memory_is_small(tmp_pa
     site.ledger.withdraw([], "consent", date(2026, 1, 1), patients=["0-0", "0-1"])
     assert site.memory().samples.class_counts(4) == [0, 5, 0, 0]  # two patients are left of the first class
     assert counts(site, "train") == [0, 10, 0, 0]
+
+
+def test_sums_are_told_apart_by_enough_patients_alone(tmp_path: Path) -> None:
+    """Twelve images of four patients were summed, and three withdraw, one after another; the policy wants two."""
+    config = deployed(["alpha"], CLASSES, "streaming_ridge", {"tasks": {"sizes": [4]}})
+    site_yaml = hospital(tmp_path, "{fewest_images: 1, fewest_patients: 2}")
+    with_patients(tmp_path, {"0": 4, "1": 3, "2": 1, "3": 1})
+    sent = instruction(Experiment(config), step_of(Experiment(config), 0, "sum"), 0, Path("/server"))
+    site = Hospital(site_yaml).open(Request(sent, {}))
+    assert site.ledger is not None
+    assert site.sums is not None
+    assert answer(sent, site).class_counts == [12, 5, 0, 0]
+    contribution = step_of(site.experiment, 0, "sum").contribution
+
+    def leaving() -> dict[str, int]:
+        return dict(Counter(withdrawn_from(site, site.sums, [contribution]).patient_ids))  # type: ignore[arg-type]
+
+    site.ledger.withdraw([], "consent", date(2026, 1, 1), patients=["0-1"])
+    assert leaving() == {}  # three images, and one person's
+    assert kept_apart(site, site.sums, site.train_images((0,))).class_counts(1) == [8]  # one more stays away
+    site.ledger.withdraw([], "consent", date(2026, 1, 1), patients=["0-3"])
+    assert leaving() == {"0-1": 3, "0-3": 3}
+    assert kept_apart(site, site.sums, site.train_images((0,))).class_counts(1) == [6]
+    site.ledger.withdraw([], "consent", date(2026, 1, 1), patients=["0-2"])
+    assert leaving() == {"0-0": 3, "0-1": 3, "0-2": 3, "0-3": 3}  # one patient would remain: all go
 
 
 def test_a_policy_that_cannot_be_read_stops_the_step(tmp_path: Path) -> None:
