@@ -182,7 +182,8 @@ class Experiment:
     def use_torch(self) -> None:
         """Set PyTorch's threads and determinism for this process, so that results repeat bit for bit."""
         torch.set_num_threads(self.config.compute.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # As torch.use_deterministic_algorithms does, which also loads a compiler that nothing here needs, for a second.
+        torch._C._set_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # debugging aid, slow
         torch.backends.cudnn.benchmark = False
 
