@@ -16,6 +16,7 @@ import torch
 from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.configuration.limits import most_samples
 from dynammo_core.data.feature_cache import FeatureCache, fingerprint
+from dynammo_core.data.index.contents import HashCache, hashes_kept_in
 from dynammo_core.data.index.opening import open_dataset, open_own
 from dynammo_core.data.samples import Dataset
 from dynammo_core.data.sites.arrivals import Arrivals, build_arrivals
@@ -37,16 +38,23 @@ from dynammo_core.support.seeding import seeded_initialisation
 
 
 class Experiment:
-    """A validated configuration and what it describes, each part built when first asked for."""
+    """A validated configuration and what it describes, each part built when first asked for.
 
-    def __init__(self, config: Config[Any]) -> None:
+    Args:
+        config: the configuration.
+        hashes: where the hashes of image files are kept; None for this user's own cache.
+    """
+
+    def __init__(self, config: Config[Any], hashes: HashCache | None = None) -> None:
         self.config = config
+        self._hashes = hashes
 
     @cached_property
     def dataset(self) -> Dataset:
         """Return all images, by index; if sites are named, those of this site."""
         opened = open_own if self.config.federation.site_names else open_dataset
-        return opened(self.config.data, self.config.seed)
+        with hashes_kept_in(self._hashes):
+            return opened(self.config.data, self.config.seed)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:

@@ -87,6 +87,23 @@ def select(split: Split, indices: NDArray[np.int64]) -> Split:
     )
 
 
+def chain(one: Split, other: Split) -> Split:
+    """Return two parts of one source, one after the other; nothing is read or copied."""
+    (source, held), (beneath, more) = (
+        resolve_selection(part.source, np.arange(len(part.labels))) for part in (one, other)
+    )
+    if source is not beneath:
+        raise ValueError("the two parts do not come from one source")
+    return Split(
+        source=Selection(source, np.concatenate([held, more])),
+        labels=np.concatenate([one.labels, other.labels]),
+        record_ids=one.record_ids + other.record_ids,
+        sites=None if one.sites is None or other.sites is None else one.sites + other.sites,
+        patients=one.patients + other.patients,
+        contents=one.contents + other.contents,
+    )
+
+
 def named(path: Path, place: str) -> str:
     """Return path and place for messages: `/data/a.png (row 7 of /data/manifest.csv)`."""
     return f"{path} ({place})" if place else str(path)

@@ -88,8 +88,7 @@ def _validate_on_training(dataset: Dataset, per_class: int, seed: int) -> Datase
 def _too_many_validated(name: str, count: int, per_class: int) -> DataError:
     return DataError(
         f"the class {name!r} has {count} training images, and data.validation_per_class takes {per_class}",
-        accepted=f"so many that {FEWEST_LEFT} or more of each class stay for training, and none of their patients is "
-        "split",
+        accepted=f"at most {max(count - FEWEST_LEFT, 0)}; fewer, if all images are of few patients",
         remedy="Lower data.validation_per_class",
     )
 
