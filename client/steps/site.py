@@ -161,12 +161,12 @@ class Site:
 
     def images_of(self, record_ids: Collection[str]) -> Samples:
         """Return the readable training images of these records, even withdrawn ones: they are to leave the sums."""
-        split, size = self.experiment.dataset.train, self.experiment.config.data.image_size
+        split, data = self.experiment.dataset.train, self.experiment.config.data
         parts = []
         for place, record in enumerate(split.record_ids):
             if record in record_ids:
                 with suppress(DataError):
-                    parts.append(load_samples(split, [place], size))
+                    parts.append(load_samples(split, [place], data.image_size, data.fit))
         return Samples.concatenate(parts)
 
     def _allowed(self, records: Records) -> Records:
@@ -239,7 +239,8 @@ def _images(experiment: Experiment, part: str, classes: tuple[int, ...]) -> Samp
     """Decode the images of classes, once for all steps of a task that this process answers."""
     split: Split = getattr(experiment.dataset, part)
     places = np.flatnonzero(np.isin(split.labels, classes))
-    return load_samples(split, places, experiment.config.data.image_size)
+    data = experiment.config.data
+    return load_samples(split, places, data.image_size, data.fit)
 
 
 @lru_cache(maxsize=64)
@@ -248,5 +249,6 @@ def _share(experiment: Experiment, part: str, classes: tuple[int, ...], site: in
     split: Split = getattr(experiment.dataset, part)
     places: NDArray[np.int64] = getattr(experiment.partition, part)[site]
     config = experiment.config
-    samples = load_samples(split, places[np.isin(split.labels[places], classes)], config.data.image_size)
+    held = places[np.isin(split.labels[places], classes)]
+    samples = load_samples(split, held, config.data.image_size, config.data.fit)
     return through_scanner(samples, config.scanners, seed=config.seed, site=site)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets import DATASETS, LABELS
 from dynammo_core.data.samples import Dataset, Split
-from dynammo_core.data.sources import select
+from dynammo_core.data.sources import read_as, select
 from dynammo_core.support.errors import ConfigError, DataError
 from dynammo_core.support.seeding import derive_seed
 
@@ -40,6 +40,9 @@ def open_dataset(settings: DataSettings, seed: int) -> Dataset:
             accepted=str(dataset.class_names),
             remedy="Leave data.classes out",
         )
+    dataset = replace(
+        dataset, train=read_as(dataset.train, settings.reading), test=read_as(dataset.test, settings.reading)
+    )
     if settings.validation_per_class:
         dataset = _validate_on_training(dataset, settings.validation_per_class, seed)
     return replace(

@@ -10,8 +10,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dynammo_core.data.images.decoding import named
 from dynammo_core.data.samples import Dataset, Split
-from dynammo_core.data.sources import FileSource, file_keys, named
+from dynammo_core.data.sources import FileSource, file_keys
 from dynammo_core.support.errors import DataError, nearest_match
 from dynammo_core.support.seeding import derive_seed
 
