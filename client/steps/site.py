@@ -23,6 +23,7 @@ from client.state.statistics_file import StatisticsFile
 from client.state.sums_note import SumsNote
 from client.state.withdrawal import WithdrawalLedger
 from dynammo_core.data.feature_cache import fingerprint
+from dynammo_core.data.images.reading import Fit
 from dynammo_core.data.loading import load_samples
 from dynammo_core.data.samples import Dataset, Samples, Split
 from dynammo_core.data.sites.arrivals import Arrivals
@@ -178,12 +179,12 @@ class Site:
 
     def images_of(self, record_ids: Collection[str]) -> Samples:
         """Return the readable training images of these records, even withdrawn ones: they are to leave the sums."""
-        split, size = self.dataset.train, self.experiment.config.data.image_size
+        split, data = self.dataset.train, self.experiment.config.data
         parts = []
         for place, record in enumerate(split.record_ids):
             if record in record_ids:
                 with suppress(DataError):
-                    parts.append(load_samples(split, [place], size))
+                    parts.append(load_samples(split, [place], data.image_size, data.fit))
         return Samples.concatenate(parts)
 
     def _allowed(self, records: Records) -> Records:
@@ -208,7 +209,8 @@ class Site:
         return f"{step}/{len(charges)}"
 
     def _load(self, part: str, classes: tuple[int, ...]) -> Samples:
-        return _images(self.dataset, part, classes, self.experiment.config.data.image_size)
+        data = self.experiment.config.data
+        return _images(self.dataset, part, classes, data.image_size, data.fit)
 
     def _arrivals(self, task: int) -> Arrivals:
         """Return when classes reach this site, as known in a task.
@@ -252,10 +254,10 @@ def _without_rare(labels: Tensor, fewest: int) -> list[int] | None:
 
 
 @lru_cache(maxsize=64)
-def _images(dataset: Dataset, part: str, classes: tuple[int, ...], image_size: int) -> Samples:
+def _images(dataset: Dataset, part: str, classes: tuple[int, ...], image_size: int, fit: Fit) -> Samples:
     """Decode the images of classes, once for all steps of a task that this process answers."""
     split: Split = getattr(dataset, part)
-    return load_samples(split, np.flatnonzero(np.isin(split.labels, classes)), image_size)
+    return load_samples(split, np.flatnonzero(np.isin(split.labels, classes)), image_size, fit)
 
 
 @lru_cache(maxsize=64)
@@ -264,5 +266,6 @@ def _share(experiment: Experiment, part: str, classes: tuple[int, ...], site: in
     split: Split = getattr(experiment.dataset, part)
     places: NDArray[np.int64] = getattr(experiment.partition, part)[site]
     config = experiment.config
-    samples = load_samples(split, places[np.isin(split.labels[places], classes)], config.data.image_size)
+    held = places[np.isin(split.labels[places], classes)]
+    samples = load_samples(split, held, config.data.image_size, config.data.fit)
     return through_scanner(samples, config.scanners, seed=config.seed, site=site)
