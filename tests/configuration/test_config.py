@@ -276,6 +276,8 @@ def another(value: Any, key: str) -> Any:
         "data.normalisation": "imagenet",
         "data.augmentation": "crop",
         "data.fit": "pad",
+        "data.split": "patient",
+        "data.duplicates": "drop",
         "data.window": [40.0, 400.0],
         "data.dataset": "fashion_mnist",
         "data.root": "elsewhere",
