@@ -16,8 +16,9 @@ from server.consortium.control import Control
 from server.consortium.flower_app import APP_DIRECTORY, staged_app
 from server.consortium.settings import ServerSettings
 from server.consortium.sites import SiteRegister
-from server.run_directory.directory import Event, Listener, RunDirectory
+from server.run_directory.directory import Event, Listener, RunDirectory, run_place
 from server.run_directory.event_tail import EventTail
+from server.run_directory.lock import only_run, only_start
 
 FLOWER_RUN = "flower_run.json"
 FOLLOW_SECONDS, ASK_SECONDS, END_SECONDS = 0.5, 10.0, 30.0
@@ -36,18 +37,21 @@ def launch(
     control = Control(settings)
     _require_registered(config, SiteRegister(settings, control))
     Experiment(config).check()
-    refuse_a_second(control, resume or settings.runs / config.run_name)
-    directory = RunDirectory(resume) if resume else RunDirectory.create(settings.runs, config)
-    submitted = settings.flower_home / "submitted" / f"{config.run_name}.yaml"
-    submitted.parent.mkdir(parents=True, exist_ok=True)
-    submitted.write_text(config.to_yaml(), encoding="utf-8")
-    run_config: Mapping[str, Scalar] = {
-        "config": str(submitted),
-        "runs": str(settings.runs),
-        "resume": str(resume) if resume else "",
-        "accept-new-code": "yes" if accept_new_code else "",
-    }
-    directory.write_json(FLOWER_RUN, {"run-id": submit(settings, control, run_config)})
+    place = run_place(settings.runs, config, resume)
+    with only_start(place):
+        refuse_a_second(control, place)
+        with only_run(place):  # which the SuperLink's process then takes over
+            directory = RunDirectory(place) if resume else RunDirectory.create(settings.runs, config)
+        submitted = settings.flower_home / "submitted" / f"{config.run_name}.yaml"
+        submitted.parent.mkdir(parents=True, exist_ok=True)
+        submitted.write_text(config.to_yaml(), encoding="utf-8")
+        run_config: Mapping[str, Scalar] = {
+            "config": str(submitted),
+            "runs": str(settings.runs),
+            "resume": str(resume) if resume else "",
+            "accept-new-code": "yes" if accept_new_code else "",
+        }
+        directory.write_json(FLOWER_RUN, {"run-id": submit(settings, control, run_config)})
     return directory.path
 
 

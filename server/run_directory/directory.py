@@ -77,6 +77,20 @@ class RunDirectory:
             listener(record)
 
 
+def run_place(runs: Path, config: Config[Any], resume: Path | None) -> Path:
+    """Return the directory in which a run begins among `runs`, or goes on: `resume`.
+
+    Raises:
+        CheckpointError: there is no directory `resume`.
+    """
+    if resume is not None and not resume.is_dir():
+        raise CheckpointError(
+            f"there is no run directory {resume}",
+            accepted="a directory that an earlier run made, such as runs/NAME-HASH",
+        )
+    return resume or runs / config.run_name
+
+
 def move_aside(path: Path) -> None:
     """Rename a run directory to the first of `<path>.1`, `<path>.2`, ... that is free."""
     number = 1
