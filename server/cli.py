@@ -240,8 +240,8 @@ def stop(run_dir: RunDir, folder: Folder = HERE) -> None:
     """End a run; `resume` goes on with it."""
     with readable_errors():
         from server.consortium.control import Control
-        from server.consortium.launch import flower_run
+        from server.consortium.launch import command_to_go_on, flower_run
         from server.consortium.settings import load_server
 
         Control(load_server(folder)).stop(flower_run(run_dir))
-        console.say(f"Stopped. Go on with: dynammo-server resume {run_dir}")
+        console.say(f"Stopped. Go on with: {command_to_go_on(run_dir)}")

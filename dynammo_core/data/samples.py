@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dynammo_core.support.errors import DataError, unprintable
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -122,8 +124,21 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: its class names in their fixed order, and its two splits."""
+    """A data set: its class names in their fixed order, and its two splits.
+
+    Raises:
+        DataError: a class name holds signs that cannot be printed.
+    """
 
     class_names: tuple[str, ...]
     train: Split
     test: Split
+
+    def __post_init__(self) -> None:
+        for name in self.class_names:
+            if signs := unprintable(name):
+                raise DataError(
+                    f"the class {name!r} holds signs that cannot be printed ({signs})",
+                    accepted="names of letters, digits, signs and plain spaces, in UTF-8",
+                    remedy="Rename its folder or correct its label",
+                )

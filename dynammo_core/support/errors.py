@@ -102,6 +102,15 @@ def nearest_match(name: str, options: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def unprintable(name: str) -> str:
+    """Name the signs of a name that cannot be printed, such as `U+00A0`, or return an empty string if all can be.
+
+    They look like others or like nothing, command terminals, or, as what is left of a text that was no UTF-8, cannot be
+    written to a file at all.
+    """
+    return ", ".join(f"U+{ord(sign):04X}" for sign in dict.fromkeys(name) if not sign.isprintable())
+
+
 def unknown_name(kind: str, name: str, options: Iterable[str]) -> str:
     """Return words such as `unknown backbone 'resnet81' (did you mean 'resnet18'?)`."""
     return f"unknown {kind} {name!r}{nearest_match(name, options)}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from dynammo_core.support.errors import CheckpointError, DynammoError
 
@@ -26,38 +26,51 @@ def only_holder(path: Path, refusal: Callable[[str], DynammoError]) -> Iterator[
         DynammoError: another process holds it: what `refusal` made.
         CheckpointError: the file cannot be written, or its disk knows no locks.
     """
-    with _locked(path, refusal) as file:
+    try:
+        file = _locked(path)
+    except BlockingIOError:
+        raise refusal(_holder(path) or "another process") from None
+    except OSError as error:
+        raise _cannot_lock(path, error) from error
+    with file:
         try:
-            since = time.strftime("%Y-%m-%d %H:%M:%S")
-            print(f"process {os.getpid()} on {socket.gethostname()} since {since}", file=file, flush=True)
+            _sign(path, file)
             yield
         finally:
             path.unlink(missing_ok=True)  # before the lock falls: afterwards it may be another holder's
 
 
-def _locked(path: Path, refusal: Callable[[str], DynammoError]) -> IO[str]:
+def _locked(path: Path) -> io.FileIO:
+    """Open and lock a file; one that its last holder takes away meanwhile is opened anew."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+", encoding="utf-8")
-        except OSError as error:
-            raise _cannot_lock(path, error) from error
+        file = io.FileIO(path, "a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_there(path, file):
-                file.truncate(0)
                 return file
-            file.close()  # whoever held it has taken the file away meanwhile
-        except BlockingIOError:
-            with file:
-                file.seek(0)
-                raise refusal(file.read().strip() or "another process") from None
-        except OSError as error:
+        except BaseException:
             file.close()
-            raise _cannot_lock(path, error) from error
+            raise
+        file.close()
 
 
-def _is_there(path: Path, file: IO[str]) -> bool:
+def _sign(path: Path, file: io.FileIO) -> None:
+    words = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+    try:
+        file.truncate(0)
+        file.write(words.encode())
+    except OSError as error:
+        raise _cannot_lock(path, error) from error
+
+
+def _holder(path: Path) -> str:
+    with suppress(OSError):
+        return path.read_text(encoding="utf-8").strip()
+    return ""
+
+
+def _is_there(path: Path, file: io.FileIO) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -66,6 +79,6 @@ def _is_there(path: Path, file: IO[str]) -> bool:
 
 def _cannot_lock(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(
-        f"cannot lock {path}: {error.strerror or error}",
-        remedy="Permit writing there, or take a folder on a disk that knows locks",
+        f"cannot write {path}: {error.strerror or error}",
+        remedy="Free disk space or permit writing there, or take a folder on a disk that knows locks",
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,8 @@ def launch(
             "resume": str(resume) if resume else "",
             "accept-new-code": "yes" if accept_new_code else "",
         }
-        directory.write_json(FLOWER_RUN, {"run-id": submit(settings, control, run_config)})
+        submitted_run = {"run-id": submit(settings, control, run_config), "consortium": str(settings.folder)}
+        directory.write_json(FLOWER_RUN, submitted_run)
     return directory.path
 
 
@@ -128,7 +131,8 @@ def refuse_a_second(control: Control, directory: Path) -> None:
     status, _ = status_of(control, flower_run(directory))
     if not status.startswith("finished"):
         raise RunError(
-            f"the run in {directory} is {status}", remedy=f"Let it end, or `dynammo-server stop {directory}` first"
+            f"the run in {directory} is {status}",
+            remedy=f"Let it end, or `{operator_command('stop', directory)}` first",
         )
 
 
@@ -138,8 +142,23 @@ def _died(control: Control, run: int, directory: Path, status: str) -> RunError:
     return RunError(f"the run ended as {status}", remedy=f"{_remedy(directory)}; Flower's log is in {log}")
 
 
+def operator_command(word: str, directory: Path) -> str:
+    """Return the command line that does something with the run in a directory, whatever folder one stands in."""
+    words = ["dynammo-server", word, str(directory.absolute())]
+    with suppress(OSError, ValueError, KeyError):
+        words += ["--folder", str(json.loads((directory / FLOWER_RUN).read_text(encoding="utf-8"))["consortium"])]
+    return shlex.join(words)
+
+
+def command_to_go_on(directory: Path) -> str:
+    """Return the command line that goes on with an ended run; one without a checkpoint can only start again."""
+    if RunDirectory(directory).can_resume:
+        return operator_command("resume", directory)
+    return operator_command("run", directory / "config.yaml")
+
+
 def _remedy(directory: Path) -> str:
-    return f"Go on with `dynammo-server resume {directory}`"
+    return f"Go on with `{command_to_go_on(directory)}`"
 
 
 def _require_registered(config: Config[Any], register: SiteRegister) -> None:

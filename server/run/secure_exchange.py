@@ -32,6 +32,7 @@ from dynammo_core.wire.secure_aggregation.phases import (
 from dynammo_core.wire.secure_aggregation.shamir import combine
 from server.run.answers import Answers, Failure
 from server.run.exchange import Check
+from server.run_directory.directory import AGAIN
 
 Tensors = Mapping[str, Tensor]
 Vectors = Mapping[int, NDArray[np.uint64]]
@@ -107,7 +108,7 @@ class SecureExchange:
                 f"secure aggregation, exchange {list(Phase).index(phase) + 1} of 4 ({phase.value}): "
                 f"{len(answers.reports)} sites answered, {needed} are needed (threshold {self.threshold}); "
                 f"failed: {failed}",
-                remedy="Nothing of any site was learnt. Look at the log of each failed site, then go on with --resume",
+                remedy=f"Nothing of any site was learnt. Look at the log of each failed site, then {AGAIN}",
             )
         return answers.reports
 

@@ -16,6 +16,9 @@ from dynammo_core.support.errors import CheckpointError
 from dynammo_core.support.files import write_atomically
 
 EVENTS = "events.jsonl"
+LATEST = "latest.safetensors"
+AGAIN = "go on with --resume, or start again if no round had ended"
+"""What to do with a run that stopped, whichever command line started it."""
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
 
@@ -38,6 +41,11 @@ class RunDirectory:
         directory = RunDirectory(path, listeners)
         directory.write("config.yaml", config.to_yaml())
         return directory
+
+    @property
+    def can_resume(self) -> bool:
+        """Tell whether there is a checkpoint, which the first finished round leaves."""
+        return (self.checkpoints / LATEST).is_file()
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file of the run, whole or not at all."""
@@ -71,7 +79,7 @@ class RunDirectory:
         except OSError as error:
             raise CheckpointError(
                 f"cannot write {self.path / EVENTS}: {error.strerror}",
-                remedy="Free disk space or permit writing there, then go on with --resume",
+                remedy=f"Free disk space or permit writing there, then {AGAIN}",
             ) from error
         for listener in self._listeners:
             listener(record)
