@@ -15,11 +15,11 @@ import torch
 
 from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.configuration.limits import most_samples
-from dynammo_core.data.arrivals import Arrivals, build_arrivals
 from dynammo_core.data.feature_cache import FeatureCache, fingerprint
-from dynammo_core.data.loading import open_dataset, open_own
+from dynammo_core.data.index.opening import open_dataset, open_own
 from dynammo_core.data.samples import Dataset
-from dynammo_core.data.site_partition import SitePartition, partition_sites
+from dynammo_core.data.sites.arrivals import Arrivals, build_arrivals
+from dynammo_core.data.sites.site_partition import SitePartition, partition_sites
 from dynammo_core.data.task_stream import TaskStream, build_task_stream
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
@@ -118,18 +118,20 @@ class Experiment:
             RunError: the method keeps no sums.
         """
         if not 0 <= index < len(self.steps):
-            raise ProtocolError(f"step {index} is not in a plan of {len(self.steps)} steps")
+            raise ProtocolError(f"the plan has no step {index}", accepted=f"0 to {len(self.steps) - 1}")
         step = self.steps[index]
         if not correction:
             return step
         if not self.keeps_plain_sums:
-            raise RunError("sums that were hidden by noise or masks cannot be corrected by what would show a record")
+            raise RunError(
+                "sums that noise or masks hide cannot be corrected: the correction would reveal the withdrawn records"
+            )
         stage = self.correction_stage(step.task)
         if stage is None:
             raise RunError(
-                f"the method {self.config.method.name} keeps no sums that a record could be taken out of",
+                f"the method {self.config.method.name} keeps no sums from which a record can be removed",
                 accepted=", ".join(name for name, method in METHODS.items() if method.governance.forgets),
-                remedy="What such a model has learnt of a record goes only by a new run without it",
+                remedy="To remove what this model has learnt from a record, start a new run without the record",
             )
         return Step(index, step.task, stage, correction)
 
@@ -223,7 +225,7 @@ class Experiment:
             raise ConfigError(
                 f"data.image_size: images of {size} pixels do not pass through {self.config.backbone.name} "
                 f"({str(error).splitlines()[0]})",
-                remedy="Raise data.image_size, or set method.padding: 1 where the method has adapters",
+                remedy="Raise data.image_size; if the method has adapters, method.padding: 1 helps too",
             ) from error
 
 
@@ -246,7 +248,7 @@ def config_from_json(text: str) -> Config[Any]:
     try:
         plain = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"the experiment is no JSON ({type(error).__name__}: {error})") from error
+        raise ProtocolError(f"the experiment is not valid JSON ({type(error).__name__}: {error})") from error
     return resolve(plain, "the server's configuration", {})
 
 

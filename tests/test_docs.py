@@ -31,8 +31,9 @@ from dynammo_core.aggregation import AGGREGATORS
 from dynammo_core.configuration.config import Config, leaf_keys, load_config, resolve
 from dynammo_core.configuration.settings import BackboneSettings, DataSettings
 from dynammo_core.data.datasets import DATASETS
-from dynammo_core.data.loading import load_samples, open_dataset
-from dynammo_core.data.scanners import SCANNERS
+from dynammo_core.data.index.opening import open_dataset
+from dynammo_core.data.loading import load_samples
+from dynammo_core.data.sites.scanners import SCANNERS
 from dynammo_core.merging.operators import MERGE_OPERATORS
 from dynammo_core.methods import METHODS
 from dynammo_core.models import BACKBONES, backbones

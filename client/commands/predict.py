@@ -144,7 +144,7 @@ def find_images(places: Sequence[Path]) -> list[Path]:
     Raises:
         DataError: a folder holds no image.
     """
-    from dynammo_core.data.datasets.image_folder import EXTENSIONS, image_files
+    from dynammo_core.data.index.image_files import EXTENSIONS, image_files
 
     found: dict[Path, None] = {}
     for place in places:

@@ -12,7 +12,7 @@ from client.consent.settings import SiteSettings
 from client.doctor.findings import Finding
 from dynammo_core.configuration.config import Config
 from dynammo_core.configuration.settings import DataSettings
-from dynammo_core.data.loading import open_own
+from dynammo_core.data.index.opening import open_own
 from dynammo_core.data.samples import Dataset, Split
 from dynammo_core.support.errors import DataError
 

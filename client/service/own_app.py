@@ -1,7 +1,7 @@
-"""The process that answers one message at a site: Flower's own, but for the app, which is the installed one always.
+"""Answer one message at a site in Flower's own process, but always with the installed app.
 
-Where Flower would unpack the app that came with the run and import it, the app is compared with what is installed,
-as bytes: if it is another, the message is answered by an error before anything of its content is decoded.
+Flower would unpack and import the app that came with the run. Here that app is compared with the installed one, as
+bytes. If it differs, the answer is an error, before any of the message's content is decoded.
 (flwr 1.41 and 1.42: supernode/runtime/run_clientapp.py)
 """
 
@@ -21,15 +21,15 @@ from client.service.foreign_app import difference
 from dynammo_core.support.errors import ForeignApp
 
 NAME_LENGTH = 100
-"""Characters of a foreign app's name and version that are told."""
+"""Most characters of a foreign app's name and version that are logged."""
 Answer = Callable[[Message, Context], Message]
 
 
 class InstalledApp:
-    """Stands where Flower expects whatever app a run brings."""
+    """Takes the place of the app that a run brings."""
 
     def __init__(self) -> None:
-        self._difference: str | None = "nobody compared it"
+        self._difference: str | None = "it was not compared"
 
     def compare(self, content: bytes, **_: object) -> None:
         """Look at an app, in the place of `install_from_fab`."""
@@ -43,9 +43,9 @@ class InstalledApp:
         if self._difference is None:
             return _installed
         error = ForeignApp(
-            f"the run's app {fab_id[:NAME_LENGTH]!r}, version {fab_version[:NAME_LENGTH]!r}, is not the one that is "
+            f"the run's app {fab_id[:NAME_LENGTH]!r}, version {fab_version[:NAME_LENGTH]!r}, differs from the one "
             f"installed here: {self._difference}",
-            remedy="Nothing of it was unpacked or executed. If it is a newer version, install the same on both sides",
+            remedy="None of it was unpacked or executed. If it is a newer version, install the same on both sides",
         )
 
         def fail(*_: object) -> NoReturn:
@@ -68,18 +68,18 @@ def _installed(message: Message, context: Context) -> Message:
 
 
 def replace(module: ModuleType, name: str, stand_in: object) -> None:
-    """Replace what a module of Flower uses by something else.
+    """Replace a name in a module of Flower.
 
     Raises:
-        RuntimeError: the module does not know the name, so that the replacement would change nothing.
+        RuntimeError: the module does not have the name, so the replacement would change nothing.
     """
     if not hasattr(module, name):
-        raise RuntimeError(f"this version of Flower has no {module.__name__}.{name}: a site cannot run by it safely")
+        raise RuntimeError(f"this version of Flower lacks {module.__name__}.{name}: a site cannot run safely with it")
     setattr(module, name, stand_in)
 
 
 def main() -> None:
-    """Answer the message of the task whose token stands in the standard input, where no other account can read it."""
+    """Answer the message of the task whose token is on standard input, where no other account can read it."""
     address, parent = sys.argv[1:]
     app, flower = InstalledApp(), import_module("flwr.supernode.runtime.run_clientapp")
     replace(flower, "install_from_fab", app.compare)

@@ -21,11 +21,11 @@ from client.state.secure_ledger import OpenedSums
 from client.state.statistics_file import StatisticsFile
 from client.state.sums_note import SumsNote
 from client.state.withdrawal import WithdrawalLedger
-from dynammo_core.data.arrivals import Arrivals
 from dynammo_core.data.feature_cache import fingerprint
 from dynammo_core.data.loading import load_samples
 from dynammo_core.data.samples import Samples, Split
-from dynammo_core.data.scanners import through_scanner
+from dynammo_core.data.sites.arrivals import Arrivals
+from dynammo_core.data.sites.scanners import through_scanner
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.memory.rehearsal import SIMULATED_DAY, drop_expired, exemplars_per_class
 from dynammo_core.memory.store import MemoryStore, ReplayMemory

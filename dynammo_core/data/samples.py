@@ -108,6 +108,7 @@ class Split:
         record_ids: N identifiers, stable over runs.
         sites: N names of the site each image belongs to, if the data say so.
         patients: N identifiers of the persons that the images show, or empty if the data do not say.
+        contents: N SHA-256 of the files' bytes, or empty if the images are not files.
     """
 
     source: ImageSource
@@ -115,30 +116,42 @@ class Split:
     record_ids: tuple[str, ...]
     sites: tuple[str, ...] | None = None
     patients: tuple[str, ...] = ()
+    contents: tuple[str, ...] = ()
 
     @property
     def patient_ids(self) -> tuple[str, ...]:
         """Return the N patients; where the data do not say who it is, each record counts as a patient of its own."""
         return self.patients or self.record_ids
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Return N keys, equal for images that stay together: patients, else contents; empty if neither is known."""
+        return self.patients or self.contents
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set: its class names in their fixed order, and its two splits.
 
+    Attributes:
+        drawn: whether this project chose the test images, not the data.
+        notes: what a person should know of how the data were read, a sentence each, such as the files passed over.
+
     Raises:
-        DataError: a class name holds signs that cannot be printed.
+        DataError: a class name holds characters that cannot be printed.
     """
 
     class_names: tuple[str, ...]
     train: Split
     test: Split
+    drawn: bool = False
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in self.class_names:
-            if signs := unprintable(name):
+            if found := unprintable(name):
                 raise DataError(
-                    f"the class {name!r} holds signs that cannot be printed ({signs})",
-                    accepted="names of letters, digits, signs and plain spaces, in UTF-8",
+                    f"the class {name!r} holds characters that cannot be printed ({found})",
+                    accepted="names of letters, digits, punctuation and plain spaces, in UTF-8",
                     remedy="Rename its folder or correct its label",
                 )

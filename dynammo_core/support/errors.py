@@ -103,10 +103,9 @@ def nearest_match(name: str, options: Iterable[str]) -> str:
 
 
 def unprintable(name: str) -> str:
-    """Name the signs of a name that cannot be printed, such as `U+00A0`, or return an empty string if all can be.
+    """List the characters of a name that cannot be printed, such as `U+00A0`; empty if all can be.
 
-    They look like others or like nothing, command terminals, or, as what is left of a text that was no UTF-8, cannot be
-    written to a file at all.
+    They are invisible, look like others, control terminals, or are remains of invalid UTF-8 that no file can hold.
     """
     return ", ".join(f"U+{ord(sign):04X}" for sign in dict.fromkeys(name) if not sign.isprintable())
 

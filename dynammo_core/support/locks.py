@@ -1,4 +1,4 @@
-"""Locks that one process holds at a time, and that end with it, however it ends."""
+"""Locks that one process holds at a time; they end when the process ends, even if it is killed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dynammo_core.support.errors import CheckpointError, DynammoError
 
 @contextmanager
 def only_holder(path: Path, refusal: Callable[[str], DynammoError]) -> Iterator[None]:
-    """Hold a lock file, which is there as long as it is held; never wait for another process that holds it.
+    """Hold a lock file, which exists while it is held; refuse at once if another process holds it.
 
     Args:
-        path: the lock file, in a folder that is made if it is missing.
-        refusal: makes the error to raise from words on who holds it: `process 41 on gpu-2 since 2026-05-01 09:30:00`.
+        path: the lock file; its folder is made if it is missing.
+        refusal: turns a description of the holder, `process 41 on gpu-2 since 2026-05-01 09:30:00`, into an error.
 
     Raises:
-        DynammoError: another process holds it: what `refusal` made.
+        DynammoError: another process holds the lock; this is what `refusal` returned.
         CheckpointError: the file cannot be written, or its disk knows no locks.
     """
     try:

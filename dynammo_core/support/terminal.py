@@ -43,7 +43,7 @@ def cell(text: object, style: str = "") -> Text:
 
 
 class _Lasting:
-    """A stream of words to people that never stops a program: what nobody can read any more is dropped."""
+    """A stream to people that never stops a program: what can no longer be written is dropped."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -67,13 +67,13 @@ class _Lasting:
             with open(os.devnull, "w") as nowhere:  # noqa: PTH123
                 os.dup2(nowhere.fileno(), self._stream.fileno())
             if self._stream is not sys.stderr:
-                lost = f"nothing more can be printed ({error.strerror}); the command goes on"
+                lost = f"nothing more can be printed ({error.strerror}); the command continues"
                 Terminal(stderr=True).print(f"[bold yellow]warning[/] {lost}", soft_wrap=True)
             return 0
 
 
 class Terminal(Console):
-    """A console to which no name that it prints can give commands, and whose end does not end the program."""
+    """A console that no printed name can control, and whose loss does not end the program."""
 
     @property  # type: ignore[misc]  # nobody sets it
     def file(self) -> IO[str]:

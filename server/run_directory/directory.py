@@ -1,4 +1,4 @@
-"""The folder a run leaves behind: configuration, events, checkpoint, metrics and the deployable model."""
+"""Write the files of a run: configuration, events, checkpoint, metrics and the deployable model."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from dynammo_core.support.files import write_atomically
 
 EVENTS = "events.jsonl"
 LATEST = "latest.safetensors"
-AGAIN = "go on with --resume, or start again if no round had ended"
-"""What to do with a run that stopped, whichever command line started it."""
+AGAIN = "continue with --resume, or start again if no round was finished"
+"""What to do with an interrupted run, whichever command started it."""
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
 
@@ -44,7 +44,7 @@ class RunDirectory:
 
     @property
     def can_resume(self) -> bool:
-        """Tell whether there is a checkpoint, which the first finished round leaves."""
+        """Return whether there is a checkpoint; the first finished round writes one."""
         return (self.checkpoints / LATEST).is_file()
 
     def write(self, name: str, content: str | bytes) -> None:
@@ -79,21 +79,21 @@ class RunDirectory:
         except OSError as error:
             raise CheckpointError(
                 f"cannot write {self.path / EVENTS}: {error.strerror}",
-                remedy=f"Free disk space or permit writing there, then {AGAIN}",
+                remedy=f"Free disk space or give write permission, then {AGAIN}",
             ) from error
         for listener in self._listeners:
             listener(record)
 
 
 def run_place(runs: Path, config: Config[Any], resume: Path | None) -> Path:
-    """Return the directory in which a run begins among `runs`, or goes on: `resume`.
+    """Return the directory of a run: `resume`, or a new one in the folder `runs`.
 
     Raises:
         CheckpointError: there is no directory `resume`.
     """
     if resume is not None and not resume.is_dir():
         raise CheckpointError(
-            f"there is no run directory {resume}",
+            f"the run directory {resume} does not exist",
             accepted="a directory that an earlier run made, such as runs/NAME-HASH",
         )
     return resume or runs / config.run_name

@@ -1,4 +1,4 @@
-"""One run at a time in a run directory: locks beside it, which end with the process that holds them."""
+"""Locks that keep a second process out of a run directory; they end with the process that holds them."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from pathlib import Path
 from dynammo_core.support.errors import RunError
 from dynammo_core.support.locks import only_holder
 
-REMEDY = "Wait until it ends, or stop that process; to run a copy beside it, give the experiment another `name`"
+REMEDY = "Wait for it to end, or stop that process; to run a copy beside it, give the experiment another `name`"
 
 
 def only_run(directory: Path) -> AbstractContextManager[None]:
-    """Keep a run directory for this process, which runs there or changes what a run has left.
+    """Reserve a run directory for this process, which runs in it or changes the files of its run.
 
-    The lock lies beside the directory, since a start that is not a resumption moves an earlier directory aside.
+    The lock lies beside the directory, because a new run moves the directory of an earlier one aside.
 
     Raises:
-        RunError: another process runs there; it says which.
+        RunError: another process holds it; the message names that process.
         CheckpointError: the folder of the run directory cannot be written.
     """
-    return _held(directory, "run", "goes on")
+    return _held(directory, "run", "is in progress")
 
 
 def only_start(directory: Path) -> AbstractContextManager[None]:
-    """Keep a run directory for this process, which has another process run there.
+    """Reserve a run directory for this process, which starts another process that runs in it.
 
     Raises:
-        RunError: another process runs or starts a run there; it says which.
+        RunError: another process holds it; the message names that process.
         CheckpointError: the folder of the run directory cannot be written.
     """
-    return _held(directory, "start", "is started")
+    return _held(directory, "start", "is being started")
 
 
 def _held(directory: Path, purpose: str, state: str) -> AbstractContextManager[None]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dynammo_core.data.loading import load_samples
 from dynammo_core.data.samples import Split
-from dynammo_core.data.scanners import through_scanner
+from dynammo_core.data.sites.scanners import through_scanner
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.csv_text import as_cell
 from dynammo_core.support.files import write_atomically
@@ -32,9 +32,9 @@ def export_sites(experiment: Experiment, folders: Sequence[Path]) -> Iterator[Pa
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for part, held in (("train", partition.train[site]), ("test", partition.test[site])):
+        for part, indices in (("train", partition.train[site]), ("test", partition.test[site])):
             split: Split = getattr(dataset, part)
-            for index in held.tolist():
+            for index in indices.tolist():
                 path = f"{part}/{index:06d}.png"
                 image = io.BytesIO()
                 Image.fromarray(_pixels(experiment, split, index, site)).save(image, "png")

@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from hospitals import Hospitals, deployed, make_hospitals
 from small_runs import run_small, small_config
 
-import client.steps.secure_steps
+import client.steps.secure_answers
 from client.consent.settings import load_site
 from client.state.withdrawal import WithdrawalLedger
 from client.steps.site import Site
@@ -24,7 +24,7 @@ from dynammo_core.wire.protocol import Instruction, Report
 from server.jobs.forget import forget_run
 
 LIAR = 1
-honest_step = client.steps.secure_steps.do_step
+honest_step = client.steps.secure_answers.do_step
 
 
 def tensors(end: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Report], Report]:
@@ -53,14 +53,19 @@ def table(name: str) -> Callable[[Report], Report]:
 
 UNDER_MASKS: Mapping[str, tuple[str, str, Callable[[Report], Report], str]] = {
     "four million samples": ("dynammo", "adapt", counts(lambda own: [2 * 10**6 * (n > 0) for n in own]), "samples"),
-    "fewer than no samples": ("dynammo", "adapt", counts(lambda own: [n - 99 * (n > 0) for n in own]), "sum cannot"),
+    "negative number of samples": (
+        "dynammo",
+        "adapt",
+        counts(lambda own: [n - 99 * (n > 0) for n in own]),
+        "sum cannot",
+    ),
     "a class to come": ("dynammo", "adapt", counts(lambda own: [*own[:9], 5]), "not learnt yet"),
     "a variance of -5": ("dynammo", "adapt", tensors("running_var", lambda t: t * 0 - 5.0), "below the square"),
     "weights of 100,000": ("dynammo", "adapt", tensors("weight", lambda t: t * 0 + 9e5), "reaches"),
     "a Gram matrix of -1": ("streaming_ridge", "sum", tensors(".gram", lambda t: t * 0 - 1.0), "as many samples"),
     "a Gram matrix of 1e6": ("streaming_ridge", "sum", tensors(".gram", lambda t: t * 0 + 1e6), "as many samples"),
     "a Gram matrix with signs": ("streaming_ridge", "sum", tensors(".products", lambda t: -t), "as many samples"),
-    "other counts": ("streaming_ridge", "sum", tensors(".counts", lambda t: t + 1), "'counts' are not"),
+    "other counts": ("streaming_ridge", "sum", tensors(".counts", lambda t: t + 1), "'counts' differ from"),
     "tests that are none": ("streaming_ridge", "evaluate", table("confusion"), "do not add up"),
     "confidence of none": ("streaming_ridge", "evaluate", table("calibration"), "'calibration'"),
 }
@@ -78,7 +83,7 @@ def test_a_sum_that_no_honest_answers_give_is_not_taken_in(
         own = site.experiment.steps[instruction.step].stage.name
         return lie(report) if site.index == LIAR and own == stage and not report.abstained else report
 
-    monkeypatch.setattr(client.steps.secure_steps, "do_step", step)
+    monkeypatch.setattr(client.steps.secure_answers, "do_step", step)
     options = {"federation.secure_aggregation": True, "federation.partition": "iid", "federation.sites": 3}
     with pytest.raises(RunError, match="secure aggregation, step") as caught:
         run_small(small_config(method, options), tmp_path)
@@ -115,7 +120,7 @@ def test_nobody_takes_out_what_was_never_in(tmp_path: Path) -> None:
     WithdrawalLedger(folder).withdraw(["alpha-0-1.png"], "purge by record", date(2026, 3, 1))
     before = (run / "checkpoints" / "latest.safetensors").read_bytes()
     line.times = 12.0
-    with pytest.raises(RunError, match="took out what it never brought"):
+    with pytest.raises(RunError, match="subtracted what it never sent"):
         forget_run(line, config, run, tmp_path / "answer.json")
     assert (run / "checkpoints" / "latest.safetensors").read_bytes() == before
     line.times = 1.0

@@ -120,7 +120,7 @@ def test_a_test_is_answered_for_one_model_and_for_no_other(tmp_path: Path) -> No
     assert len(attack.audited("answered")) == 1
     refused = attack.audited("refused")
     assert [line["code"] for line in refused] == [AnsweredBefore.code] * 5
-    assert "answered before, for other weights" in refused[0]["text"]
+    assert "already answered, for other weights" in refused[0]["text"]
 
 
 @pytest.mark.parametrize("stage", ["sum", "evaluate"])

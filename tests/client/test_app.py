@@ -14,7 +14,7 @@ from small_runs import instruction, records, small_config, small_site, step_of
 
 from client.app import app
 from client.consent.door import UNEXPECTED
-from client.steps.local_steps import answer
+from client.steps.actions import answer
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action
 from dynammo_core.support.errors import CheckpointError, ConfigError, DataError, MemoryStoreError, ProtocolError
@@ -178,4 +178,4 @@ def test_a_deliberate_error_is_one_line_in_the_sites_log(tmp_path: Path, caplog:
     with caplog.at_level(logging.INFO, "dynammo.client"):
         call(adapting(tmp_path, step=10**6))
     (line,) = [record.getMessage() for record in caplog.records if record.name == "dynammo.client"]
-    assert line.startswith("step refused: step 1000000 is not in a plan of")
+    assert line.startswith("step refused: the plan has no step 1000000")

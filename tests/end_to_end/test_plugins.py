@@ -103,7 +103,7 @@ def test_a_site_with_another_version_or_without_it_refuses(tmp_path: Path, caplo
     with caplog.at_level(logging.ERROR):
         assert answered(sent).error.code == 105
     assert "method.name: unknown method 'half_replay'" in caplog.text
-    assert "if another package brings it, install that package in this environment" in caplog.text
+    assert "if another package provides it, install that package in this environment" in caplog.text
     with pytest.raises(ConfigError, match="unknown method 'half_replay'"):
         plugged_in(method=METHOD_SECTION)
 

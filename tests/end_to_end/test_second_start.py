@@ -77,7 +77,7 @@ def test_it_is_refused_and_the_first_goes_on(
         for more in ((), ("--resume", runs / NAME)):
             refused = invoke("run", config, "--runs", runs, "--engine", engine, *more)
             assert refused.exit_code == 1
-            assert f"the run in {runs / NAME} goes on: process {halted.pid} on" in refused.stderr
+            assert f"the run in {runs / NAME} is in progress: process {halted.pid} on" in refused.stderr
     assert _files(runs) == before
 
     assert halted.pid is not None
@@ -95,7 +95,7 @@ def test_the_app_of_flwr_run_refuses_too(
     for resume in ("", f"runs/{NAME}"):
         values = {"config": str(config), "runs": "runs", "resume": resume}
         context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=values)
-        with pytest.raises(RunError, match=f"goes on: process {halted.pid} on"):
+        with pytest.raises(RunError, match=f"is in progress: process {halted.pid} on"):
             server_app(LocalGrid(client_app, nodes=3, run_config={}), context)
     assert _files(tmp_path) == before
 
@@ -123,9 +123,9 @@ def test_beside_a_run_of_flower_nothing_starts(config: Path, tmp_path: Path, fin
             time.sleep(0.01)
         inode = log.stat().st_ino
         refused = invoke("run", config, "--runs", runs, "--engine", "flower")
-        assert f"the run in {runs / NAME} is started: process {first.pid} on" in refused.stderr
+        assert f"the run in {runs / NAME} is being started: process {first.pid} on" in refused.stderr
         _wait_for_step(runs / NAME, 0)
-        for engine, state in (("local", "goes on"), ("flower", "is started")):
+        for engine, state in (("local", "is in progress"), ("flower", "is being started")):
             refused = invoke("run", config, "--runs", runs, "--engine", engine)
             assert f"the run in {runs / NAME} {state}: process " in refused.stderr
         assert first.wait(300) == 0

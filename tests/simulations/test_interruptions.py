@@ -51,7 +51,7 @@ def _lines(runs: Path) -> list[str]:
     return [line for log in runs.glob("*/events.jsonl") for line in log.read_text().splitlines()[1:]]
 
 
-@pytest.mark.parametrize(("step", "said"), [(0, "No round had ended. Start again with: "), (1, "Go on with: ")])
+@pytest.mark.parametrize(("step", "said"), [(0, "No round was finished. Start again with: "), (1, "Continue with: ")])
 def test_the_command_that_ctrl_c_prints_can_be_run(config: Path, step: int, said: str) -> None:
     before, _, command = stopped_in(config, step).partition(said)
     assert before == "Stopped. "
@@ -73,7 +73,7 @@ def test_a_pipe_that_closes_does_not_end_a_run(config: Path) -> None:
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(300) == 0
-    assert process.stderr.read() == "warning nothing more can be printed (Broken pipe); the command goes on\n"
+    assert process.stderr.read() == "warning nothing more can be printed (Broken pipe); the command continues\n"
     (directory,) = (config.parent / "runs").iterdir()
     assert (directory / "report.html").exists()
 
@@ -85,7 +85,7 @@ def test_nor_does_a_full_disk_under_its_log_or_a_small_character_set(config: Pat
     with open("/dev/full", "w") as full:  # noqa: PTH123
         done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=300)
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
-    assert "(No space left on device); the command goes on" in done.stderr
+    assert "(No space left on device); the command continues" in done.stderr
     done = subprocess.run(line, env=environment, capture_output=True, encoding="ascii", check=False, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert "| last accuracy" in done.stdout

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynammo_core.configuration.settings import DataSettings
-from dynammo_core.data.downloads import download_into
-from dynammo_core.data.folders import data_root, missing
+from dynammo_core.data.index.downloads import download_into
+from dynammo_core.data.index.folders import data_root, missing
 from dynammo_core.data.samples import Dataset, Split
 from dynammo_core.data.sources import ArraySource
 from dynammo_core.support.errors import DataError
@@ -55,8 +55,10 @@ def _read(root: Path) -> Dataset:
             accepted=LAYOUT,
             remedy="Delete the folder; it is then downloaded again where there is internet",
         ) from error
-    splits = (_split(part.data, part.targets, name) for part, name in ((train, "train"), (test, "test")))
-    return Dataset(tuple(train.classes), *splits)
+    train_split, test_split = (
+        _split(part.data, part.targets, name) for part, name in ((train, "train"), (test, "test"))
+    )
+    return Dataset(tuple(train.classes), train_split, test_split)
 
 
 def _download(root: Path) -> None:

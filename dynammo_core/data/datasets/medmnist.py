@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynammo_core.configuration.settings import DataSettings
-from dynammo_core.data.folders import data_root, missing
+from dynammo_core.data.index.folders import data_root, missing
 from dynammo_core.data.samples import Dataset, ImageSource, Split
 from dynammo_core.data.sources import ArraySource
 from dynammo_core.support.errors import ConfigError, DataError, unknown_name

@@ -372,4 +372,4 @@ def test_sums_that_contain_withdrawn_records_are_told_of(tmp_path: Path, key: by
     note.path.write_bytes(note.path.read_bytes()[:-1])
     broken = run(memory, ["status", str(place.settings)])
     assert broken.exit_code == 1
-    assert "the note of what the sums contain is refused" in broken.output
+    assert "the note of what the sums contain cannot be used" in broken.output

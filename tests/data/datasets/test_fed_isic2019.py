@@ -12,7 +12,7 @@ from dynammo_core.configuration.federation import FederationSettings
 from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets import DATASETS
 from dynammo_core.data.samples import Dataset
-from dynammo_core.data.site_partition import partition_sites
+from dynammo_core.data.sites.site_partition import partition_sites
 from dynammo_core.support.errors import DataError
 
 WriteImage = Callable[..., Path]

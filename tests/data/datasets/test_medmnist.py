@@ -13,7 +13,8 @@ import pytest
 from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets import DATASETS
 from dynammo_core.data.datasets.medmnist import published_sets
-from dynammo_core.data.loading import load_samples, open_dataset
+from dynammo_core.data.index.opening import open_dataset
+from dynammo_core.data.loading import load_samples
 from dynammo_core.data.samples import Dataset
 from dynammo_core.support.errors import ConfigError, DataError
 

@@ -320,7 +320,7 @@ def test_a_site_that_dies_between_note_and_answer_answers_the_next_time(
         raise OSError("the power is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr("client.steps.local_steps._sums", die)
+        patch.setattr("client.steps.actions._sums", die)
         with pytest.raises(RunError, match="no site answered"):
             place.line.away.add("beta")
             place.forget()
@@ -432,7 +432,7 @@ def test_a_method_without_sums_is_refused_before_a_job_is_submitted(tmp_path: Pa
 
 def test_hidden_sums_are_not_corrected_in_the_open() -> None:
     sections = {"federation": {"secure_aggregation": True}}
-    with pytest.raises(RunError, match="hidden by noise or masks"):
+    with pytest.raises(RunError, match="noise or masks hide"):
         Experiment(deployed(list(HELD), CLASSES, METHOD, sections)).step(0, correction=1)
 
 
@@ -440,7 +440,7 @@ def test_the_operator_reads_who_took_part() -> None:
     result = {"corrected": [], "nothing_to_correct": ["b"], "failures": {"c": "NotConnected, code 0"}}
     first, second, third, last = correction_lines({**result, "model_written": False})
     assert (first, second) == ("Corrected by: no site", "Nothing to correct at: b")
-    assert third == "Failed: c (NotConnected, code 0). Ask again when it is there."
+    assert third == "Failed: c (NotConnected, code 0). Ask again when it is connected."
     assert "within a task" in last
 
 

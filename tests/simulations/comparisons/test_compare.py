@@ -127,7 +127,7 @@ def test_a_grid_is_every_pair_of_its_values(tmp_path: Path) -> None:
     ],
 )
 def test_a_grid_has_two_names_and_no_settings_beside_it(tmp_path: Path, changes: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="must be two names"):
+    with pytest.raises(ConfigError, match="must have two axes"):
         load_comparison(write_comparison(tmp_path, **changes))
 
 

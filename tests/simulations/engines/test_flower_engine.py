@@ -209,7 +209,7 @@ def test_a_failed_run_is_an_error_with_the_servers_own_words(tmp_path: Path) -> 
     with pytest.raises(RunError) as caught:
         run_flower(app, nodes=1, run_config={"stop": "fail"}, on_output=None, log_file=log)
     paragraph = "no site holds task 3. Accepted: at least one. Choose another seed."
-    assert str(caught.value) == f"{paragraph} The whole log is in {log}."
+    assert str(caught.value) == f"{paragraph} Read the whole log in {log}."
     assert "RuntimeError: no site holds task 3" in log.read_text()
     assert "--- SuperLink" in log.read_text()
 

@@ -122,6 +122,6 @@ def test_sites_of_a_flower_run_work_at_both_nodes(cluster: str, tmp_path: Path) 
 @pytest.mark.parametrize("address", [NOBODY_LISTENS, "nowhere", "ray://127.0.0.1:9"])
 def test_flower_is_not_started_without_a_cluster(tmp_path: Path, address: str) -> None:
     log = tmp_path / "log"
-    with pytest.raises(RunError, match=f"no Ray cluster can be used at '{address}'.*HOST:PORT"):
+    with pytest.raises(RunError, match=f"cannot use a Ray cluster at '{address}'.*HOST:PORT"):
         run_flower(tmp_path, nodes=1, run_config={}, on_output=None, log_file=log, ray=address)
     assert not log.exists()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynammo_core.configuration.federation import FederationSettings
-from dynammo_core.data.site_partition import SitePartition
+from dynammo_core.data.sites.site_partition import SitePartition
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.support.seeding import derive_seed
 

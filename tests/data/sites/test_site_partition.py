@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dynammo_core.configuration.federation import FederationSettings
 from dynammo_core.data.samples import Dataset, Split
-from dynammo_core.data.site_partition import PARTITIONERS, apportion, partition_sites
+from dynammo_core.data.sites.site_partition import PARTITIONERS, apportion, partition_sites
 from dynammo_core.data.sources import ArraySource
 from dynammo_core.support.errors import ConfigError, DataError
 
@@ -145,7 +145,7 @@ def test_another_process_draws_the_same() -> None:
     script = """
 import numpy as np
 from dynammo_core.data.samples import Dataset, Split
-from dynammo_core.data.site_partition import partition_sites
+from dynammo_core.data.sites.site_partition import partition_sites
 from dynammo_core.data.sources import ArraySource
 from dynammo_core.configuration.federation import FederationSettings
 labels = np.arange(60) % 6

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynammo_core.data.records import ImageRecord, assemble, refuse_empty_classes, seeded_split
+from dynammo_core.data.index.records import ImageRecord, assemble, refuse_empty_classes, seeded_split
 from dynammo_core.support.errors import DataError
 
 

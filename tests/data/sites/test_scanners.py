@@ -9,7 +9,7 @@ from small_runs import small_config, small_settings, small_site
 from dynammo_core.configuration.config import resolve
 from dynammo_core.configuration.scanners import ScannerSettings
 from dynammo_core.data.samples import Samples
-from dynammo_core.data.scanners import SCANNERS, through_scanner
+from dynammo_core.data.sites.scanners import SCANNERS, through_scanner
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import ConfigError
 
@@ -117,5 +117,5 @@ def test_hospitals_have_scanners_of_their_own() -> None:
     settings["data"]["classes"] = ["a", "b"]
     settings["federation"] = {"site_names": ["alpha", "beta"]}
     settings["scanners"] = {"kind": "noise"}
-    with pytest.raises(ConfigError, match="sites with names have scanners of their own"):
+    with pytest.raises(ConfigError, match="is for simulated sites only"):
         resolve(settings, "named.yaml", {})

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dynammo_core.configuration.settings import DataSettings
-from dynammo_core.data.folders import data_root, require_folder
+from dynammo_core.data.index.folders import data_root, require_folder
 from dynammo_core.support.errors import DataError
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from dynammo_core.configuration.federation import FederationSettings
 from dynammo_core.configuration.settings import TaskSettings
-from dynammo_core.data.arrivals import Arrivals, build_arrivals
-from dynammo_core.data.site_partition import SitePartition
+from dynammo_core.data.sites.arrivals import Arrivals, build_arrivals
+from dynammo_core.data.sites.site_partition import SitePartition
 from dynammo_core.data.task_stream import TaskStream, build_task_stream
 from dynammo_core.support.errors import ConfigError
 

@@ -11,7 +11,7 @@ from small_runs import SITES, hospital_config, instruction, small_config, small_
 from torch import Tensor
 
 from client.state.feature_files import FeatureFiles
-from client.steps.local_steps import answer
+from client.steps.actions import answer
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action, Step
 from dynammo_core.scoring.reliability import Reliability
@@ -77,7 +77,7 @@ def test_a_new_process_of_a_real_site_finds_features_and_answers_the_same_bits(
     prepare_memory(tmp_path, 1)
     plain = ask(EXPERIMENT, step, 0, tmp_path)
     assert same(plain, ask_process())
-    monkeypatch.setattr("client.steps.local_step.embed_samples", None)
+    monkeypatch.setattr("client.steps.assignment.embed_samples", None)
     assert same(plain, ask_process())
 
 
@@ -246,5 +246,7 @@ def test_an_instruction_with_a_tensor_of_another_shape_is_refused(tmp_path: Path
 @pytest.mark.parametrize("index", [-1, len(EXPERIMENT.steps), 10**9])
 def test_a_step_outside_the_plan_is_refused(tmp_path: Path, index: int) -> None:
     sent = replace(instruction(EXPERIMENT, EXPERIMENT.steps[0], 0, tmp_path), step=index)
-    with pytest.raises(ProtocolError, match=f"step {index} is not in a plan of {len(EXPERIMENT.steps)} steps"):
+    with pytest.raises(
+        ProtocolError, match=f"the plan has no step {index}. Accepted: 0 to {len(EXPERIMENT.steps) - 1}"
+    ):
         answer(sent, small_site(EXPERIMENT, 0, tmp_path))
