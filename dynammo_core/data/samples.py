@@ -13,6 +13,9 @@ from torch import Tensor
 
 from dynammo_core.support.errors import DataError, unprintable
 
+FEWEST_SAMPLES = 2
+"""A site with fewer abstains: one image has no batch statistics, and what it teaches would tell too much of it."""
+
 
 @dataclass(frozen=True)
 class Samples:
