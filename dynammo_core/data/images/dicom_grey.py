@@ -68,7 +68,7 @@ class Display:
 
     @property
     def has_units(self) -> bool:
-        """Tell whether stored values become others before they are shown, so that their bits do not tell their range."""
+        """Tell whether values have a sign or become others before they are shown: their bits are no range then."""
         return self.signed or self.find("ModalityLUTSequence") is not None or self.rescaling != (1, 0)
 
 
