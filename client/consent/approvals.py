@@ -140,7 +140,7 @@ class Approvals:
         recorded = [entry.fields for entry in chain if entry.fields.get("event") in VERDICTS]
         there = {str(fields.get("proposal")): str(fields["event"]) for fields in recorded}
         return [
-            f"{id_[:16]} is {here.get(id_, 'not decided')}, but {there.get(id_, 'not decided')}"
+            f"{id_[:16]} is {here.get(id_, 'not decided')}, but {there.get(id_, 'not decided')} in the audit log"
             for id_ in sorted({*here, *there})
             if here.get(id_) != there.get(id_)
         ]

@@ -10,24 +10,26 @@ from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.consent.fewest import ANYTHING, Fewest
 from client.state.answer_ledger import AnswerLedger
 from client.state.feature_files import FeatureFiles
+from client.state.known_images import TrainedImages
 from client.state.privacy_budget import PrivacyBudget
 from client.state.secure_ledger import OpenedSums
 from client.state.statistics_file import StatisticsFile
 from client.state.sums_note import SumsNote
 from client.state.withdrawal import WithdrawalLedger
 from dynammo_core.data.feature_cache import fingerprint
+from dynammo_core.data.images.reading import Fit
 from dynammo_core.data.loading import load_samples
-from dynammo_core.data.samples import Samples, Split
+from dynammo_core.data.samples import Dataset, Samples, Split
 from dynammo_core.data.sites.arrivals import Arrivals
 from dynammo_core.data.sites.scanners import through_scanner
 from dynammo_core.experiment import Experiment, code_hash
-from dynammo_core.memory.rehearsal import SIMULATED_DAY, drop_expired, exemplars_per_class
+from dynammo_core.memory.rehearsal import SIMULATED_DAY, drop_expired, share_of
 from dynammo_core.memory.store import MemoryStore, ReplayMemory
 from dynammo_core.methods.rehearsal import Rehearsal
 from dynammo_core.privacy.noise import Noise, SeededNoise, SystemNoise
@@ -52,8 +54,10 @@ class Site:
         statistics: its own batch-norm statistics, estimated once.
         today: the day that exemplars are taken in.
         ledger: the records that it may use no more.
+        trained: the images that it has ever trained on, which it never tests on; None in a simulation, whose data set
+            does not change.
         expiry_days: age in days beyond which exemplars are dropped.
-        fewest_images: a class of which it holds fewer training (test) images takes no part.
+        fewest: a class of which it holds less for training (for testing) takes no part.
         sums: its note of what it sent into sums that the server keeps; None if nothing can be withdrawn.
         budget: the privacy budget of all runs here together; None in a simulation, where nobody is protected.
         features: what it computed from images, on its disk; None if its process lives on from step to step.
@@ -69,8 +73,9 @@ class Site:
     statistics: StatisticsFile
     today: date = SIMULATED_DAY
     ledger: WithdrawalLedger | None = None
+    trained: TrainedImages | None = None
     expiry_days: int | None = None
-    fewest_images: int = 1
+    fewest: Fewest = ANYTHING
     sums: SumsNote | None = None
     features: FeatureFiles | None = None
     answers: AnswerLedger | None = None
@@ -102,20 +107,19 @@ class Site:
         if self.expiry_days is not None:
             memory = drop_expired(memory, self.today, self.expiry_days)
         memory = self._allowed(memory)
-        fewest = 1 if self.experiment.protects_images else self.fewest_exemplars
-        kept = _without_rare(memory.samples.labels, fewest)
+        kept = None if self.experiment.protects_images else _without_rare(memory.samples, self.fewest_exemplars)
         return memory if kept is None else memory.subset(kept)
 
     @property
-    def fewest_exemplars(self) -> int:
-        """Return `fewest_images`, or the share of the memory that a class has in this experiment, if that is smaller.
+    def fewest_exemplars(self) -> Fewest:
+        """Return `fewest`, or the share of the memory that a class has in this experiment, if that is smaller.
 
         A share tells nothing about patients: it follows from the configuration.
         """
         config, pixels = self.experiment.config, self.experiment.config.data.image_size**2
         classes, sites = self.experiment.classes, config.federation.sites
-        share = exemplars_per_class(config.memory, sites=sites, classes=classes, image_bytes=3 * pixels)
-        return min(self.fewest_images, share)
+        share = share_of(config.memory, site=self.index, sites=sites, classes=classes, image_bytes=3 * pixels)
+        return self.fewest.at_most(share.each)
 
     def memory_to_extend(self, task: int) -> ReplayMemory:
         """Return the exemplars that may still be used, so that a task can be added if it is not in them yet.
@@ -143,6 +147,8 @@ class Site:
             settings=config.memory,
             sites=config.federation.sites,
             seed=derive_seed(config.seed, "site", self.index),
+            site=self.index,
+            fewest_patients=self.fewest.patients,
         )
 
     def new_images(self, task: int) -> Samples:
@@ -154,19 +160,32 @@ class Site:
         return self._common(self._allowed(self._load("test", classes)))
 
     def train_images(self, classes: tuple[int, ...]) -> Samples:
-        """Return the site's training images of these classes."""
+        """Return the site's training images of these classes, which are never tested on from now on."""
         samples = self._allowed(self._load("train", classes))
         # Under privacy counts are noised, and no image may decide whether others take part.
-        return samples if self.experiment.protects_images else self._common(samples)
+        samples = samples if self.experiment.protects_images else self._common(samples)
+        if self.trained is not None:
+            self.trained.enter(self.dataset.train, samples.record_ids)
+        return samples
+
+    @property
+    def dataset(self) -> Dataset:
+        """Return the site's images, none in the test that it has trained on before.
+
+        Raises:
+            DataError: the data's own split says to test on such images.
+        """
+        dataset = self.experiment.dataset
+        return dataset if self.trained is None else self.trained.settled(dataset)
 
     def images_of(self, record_ids: Collection[str]) -> Samples:
         """Return the readable training images of these records, even withdrawn ones: they are to leave the sums."""
-        split, size = self.experiment.dataset.train, self.experiment.config.data.image_size
+        split, data = self.dataset.train, self.experiment.config.data
         parts = []
         for place, record in enumerate(split.record_ids):
             if record in record_ids:
                 with suppress(DataError):
-                    parts.append(load_samples(split, [place], size))
+                    parts.append(load_samples(split, [place], data.image_size, data.fit))
         return Samples.concatenate(parts)
 
     def _allowed(self, records: Records) -> Records:
@@ -174,7 +193,7 @@ class Site:
 
     def _common(self, samples: Samples) -> Samples:
         """Return the samples without the classes of which there are too few."""
-        kept = _without_rare(samples.labels, self.fewest_images)
+        kept = _without_rare(samples, self.fewest)
         return samples if kept is None else samples.subset(kept)
 
     def noise(self, *purpose: str | int) -> Noise:
@@ -191,7 +210,8 @@ class Site:
         return f"{step}/{len(charges)}"
 
     def _load(self, part: str, classes: tuple[int, ...]) -> Samples:
-        return _images(self.experiment, part, classes)
+        data = self.experiment.config.data
+        return _images(self.dataset, part, classes, data.image_size, data.fit)
 
     def _arrivals(self, task: int) -> Arrivals:
         """Return when classes reach this site, as known in a task.
@@ -228,18 +248,18 @@ class SimulatedSite(Site):
         return self.experiment.arrivals
 
 
-def _without_rare(labels: Tensor, fewest: int) -> list[int] | None:
-    """Return the positions, in N labels, of classes with at least `fewest` samples; None if that is every position."""
-    enough = torch.bincount(labels)[labels] >= fewest
-    return None if bool(enough.all()) else torch.nonzero(enough).flatten().tolist()
+def _without_rare(samples: Samples, fewest: Fewest) -> list[int] | None:
+    """Return the positions of the samples of classes that have enough of them; None if that is every position."""
+    labels = samples.labels.numpy()
+    enough = fewest.class_counts(labels, samples.patient_ids, 0)[labels] > 0
+    return None if enough.all() else np.flatnonzero(enough).tolist()
 
 
 @lru_cache(maxsize=64)
-def _images(experiment: Experiment, part: str, classes: tuple[int, ...]) -> Samples:
+def _images(dataset: Dataset, part: str, classes: tuple[int, ...], image_size: int, fit: Fit) -> Samples:
     """Decode the images of classes, once for all steps of a task that this process answers."""
-    split: Split = getattr(experiment.dataset, part)
-    places = np.flatnonzero(np.isin(split.labels, classes))
-    return load_samples(split, places, experiment.config.data.image_size)
+    split: Split = getattr(dataset, part)
+    return load_samples(split, np.flatnonzero(np.isin(split.labels, classes)), image_size, fit)
 
 
 @lru_cache(maxsize=64)
@@ -248,5 +268,6 @@ def _share(experiment: Experiment, part: str, classes: tuple[int, ...], site: in
     split: Split = getattr(experiment.dataset, part)
     places: NDArray[np.int64] = getattr(experiment.partition, part)[site]
     config = experiment.config
-    samples = load_samples(split, places[np.isin(split.labels[places], classes)], config.data.image_size)
+    held = places[np.isin(split.labels[places], classes)]
+    samples = load_samples(split, held, config.data.image_size, config.data.fit)
     return through_scanner(samples, config.scanners, seed=config.seed, site=site)

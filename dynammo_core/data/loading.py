@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
+from dynammo_core.data.images.fitting import fit_square
+from dynammo_core.data.images.reading import Fit
 from dynammo_core.data.samples import ImageSource, Samples, Split
 from dynammo_core.data.sources import ArraySource, resolve_selection
 
@@ -17,11 +18,12 @@ CHUNK = 512
 """Images read and resized at a time, which bounds the memory that images of many megapixels take."""
 
 
-def load_samples(split: Split, indices: Sequence[int] | NDArray[np.int64], image_size: int) -> Samples:
+def load_samples(
+    split: Split, indices: Sequence[int] | NDArray[np.int64], image_size: int, fit: Fit = "stretch"
+) -> Samples:
     """Decode and resize images: N samples in the order of `indices`, Tensor[N, C, S, S] uint8 with S = `image_size`.
 
-    C is 1 if all of them are grey, else 3. Resizing is bilinear, with antialiasing if the image shrinks; an image that
-    is not square is stretched to a square.
+    C is 1 if all of them are grey, else 3. An image that is not square becomes one as `fit` says (see `fit_square`).
 
     Raises:
         DataError: an image cannot be read.
@@ -30,7 +32,7 @@ def load_samples(split: Split, indices: Sequence[int] | NDArray[np.int64], image
     if not len(index):
         return Samples.empty()
     source, held = resolve_selection(split.source, index)
-    parts = [_read_chunk(source, held[start : start + CHUNK], image_size) for start in range(0, len(held), CHUNK)]
+    parts = [_read_chunk(source, held[start : start + CHUNK], image_size, fit) for start in range(0, len(held), CHUNK)]
     channels = max(part.shape[1] for part in parts)
     images = torch.cat([part.expand(-1, channels, -1, -1) for part in parts])
     chosen = index.tolist()
@@ -42,9 +44,9 @@ def load_samples(split: Split, indices: Sequence[int] | NDArray[np.int64], image
     )
 
 
-def _read_chunk(source: ImageSource, indices: NDArray[np.int64], size: int) -> Tensor:
+def _read_chunk(source: ImageSource, indices: NDArray[np.int64], size: int, fit: Fit) -> Tensor:
     if isinstance(source, ArraySource):
-        return _resize(_to_tensor(source.images[indices]), size)
+        return fit_square(_to_tensor(source.images[indices]), size, fit)
     images = [_to_tensor(source.read(index)[None]) for index in indices.tolist()]
     by_shape: dict[torch.Size, list[int]] = {}
     for position, image in enumerate(images):
@@ -52,7 +54,7 @@ def _read_chunk(source: ImageSource, indices: NDArray[np.int64], size: int) -> T
     channels = max(image.shape[1] for image in images)
     resized = torch.empty(len(images), channels, size, size, dtype=torch.uint8)
     for positions in by_shape.values():
-        resized[positions] = _resize(torch.cat([images[position] for position in positions]), size).expand(
+        resized[positions] = fit_square(torch.cat([images[position] for position in positions]), size, fit).expand(
             -1, channels, -1, -1
         )
     return resized
@@ -62,10 +64,3 @@ def _to_tensor(images: NDArray[np.uint8]) -> Tensor:
     """Turn [N, H, W] or [N, H, W, 3] into Tensor[N, C, H, W]."""
     tensor = torch.from_numpy(images if images.flags.writeable else images.copy())
     return tensor[:, None] if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
-
-
-def _resize(images: Tensor, size: int) -> Tensor:
-    if images.shape[-2:] == (size, size):
-        return images.contiguous()
-    # antialias widens the filter by the scale, and only if the image shrinks: growing images get plain bilinear
-    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False).contiguous()

@@ -37,7 +37,7 @@ class Announcement:
             if not name or len(name) > LONGEST_NAME or not name.isprintable() or band not in BANDS:
                 raise ProtocolError(
                     f"the class {name[:LONGEST_NAME]!r} cannot be announced with {band} images",
-                    accepted=f"1 to {LONGEST_NAME} printable characters with one of {BANDS}",
+                    accepted=f"a name of 1 to {LONGEST_NAME} printable characters, with one of {BANDS} images",
                 )
         if len(self.bands) > MOST_NAMES:
             raise ProtocolError(f"an announcement names {len(self.bands)} classes", accepted=f"at most {MOST_NAMES}")

@@ -130,9 +130,9 @@ def _check_forms(numbers: Numbers, classes: int) -> None:
         if name in lengths:
             fits = isinstance(value, list) and len(value) == lengths[name]
             if not fits or not all(type(count) is int and 0 <= count <= MOST for count in value):  # type: ignore[union-attr]
-                raise ProtocolError(f"{name!r} is not a list of {lengths[name]} counts")
+                raise ProtocolError(f"number {name!r} is not a list of {lengths[name]} counts")
         elif isinstance(value, list):
-            raise ProtocolError(f"{name!r} is a list", accepted="one number")
+            raise ProtocolError(f"number {name!r} is a list", accepted="one number")
         elif not math.isfinite(value) or (value < 0 and name in NEVER_NEGATIVE):
             raise ProtocolError(f"number {name!r} is {value}", accepted="a finite number, 0 or more if it is an amount")
 

@@ -175,7 +175,7 @@ def test_an_answer_that_had_to_go_is_not_computed_anew(tmp_path: Path) -> None:
     attack.answer(second)
     assert file.stat().st_size < 4096
     assert attack.refusal(first) == error(AnsweredBefore)
-    assert "kept no longer" in attack.audited("refused")[-1]["text"]
+    assert "dropped" in attack.audited("refused")[-1]["text"]
     assert attack.answer(second)
 
 

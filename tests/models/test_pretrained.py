@@ -162,8 +162,8 @@ def _poisoned(state: State) -> State:
     ("spoil", "words"),
     [
         (_transposed, r"'block1\.0\.weight' with shape \(8, 16, 3, 3\); the network needs \(16, 8, 3, 3\)"),
-        (_without, r"lacks 'block2\.1\.running_var' of shape \(32,\)"),
-        (_misspelt, r"lacks 'block0\.0\.weight' of shape \(8, 3, 3, 3\) \(did you mean 'blocks0\.0\.weight'\?\)"),
+        (_without, r"lacks 'block2\.1\.running_var' with shape \(32,\)"),
+        (_misspelt, r"lacks 'block0\.0\.weight' with shape \(8, 3, 3, 3\) \(did you mean 'blocks0\.0\.weight'\?\)"),
         (_surplus, r"'block4\.0\.weight', which the network lacks \(2 such tensors\)"),
         (_poisoned, r"'block3\.1\.running_var' with values that are not finite"),
     ],
@@ -229,7 +229,11 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [([torch.zeros(1)], "holds a list"), ({"epoch": 3}, "holds 'epoch', a int"), (torch.zeros(2), "holds a Tensor")],
+    [
+        ([torch.zeros(1)], "contains a list"),
+        ({"epoch": 3}, "contains 'epoch', a int"),
+        (torch.zeros(2), "contains a Tensor"),
+    ],
 )
 def test_a_file_without_a_state_dict_is_refused(content: object, words: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=rf"other\.pt {words}\. Accepted: tensors by name"):

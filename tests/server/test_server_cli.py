@@ -141,7 +141,7 @@ def test_a_simulated_run_is_not_extended_among_sites(no_superlink: ServerSetting
     settings["data"] = {"dataset": "manifest", "root": "x", "classes": ["0", "1", "2", "3"]}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     message = refused("extend", tmp_path, "--class", "new", folder=no_superlink.folder)
-    assert "the experiment names no sites" in message
+    assert "the experiment does not name any sites" in message
 
 
 @pytest.mark.parametrize("command", ["resume", "evaluate", "classes"])

@@ -139,7 +139,11 @@ def test_code_that_lies_in_an_archive_is_refused(tmp_path: Path) -> None:
             "fine_tune",
             "'fine_tune' is provided by this project and the pack",
         ),
-        ({"Half Replay": "outside.method:HalfReplay"}, "Half Replay", "federated-outside 1.0 calls a method 'Half Rep"),
+        (
+            {"Half Replay": "outside.method:HalfReplay"},
+            "Half Replay",
+            "federated-outside 1.0 registers the method 'Half Rep",
+        ),
         (
             {"other_name": "outside.method:HalfReplay"},
             "other_name",
@@ -180,7 +184,7 @@ def test_two_packages_of_one_name_are_refused(outside: Path, tmp_path: Path) -> 
     with (
         on_the_path(tmp_path / "other"),
         pytest.raises(
-            ConfigError, match=r"brought by the package federated-.* and the package federated-.*; uninstall"
+            ConfigError, match=r"provided by the package federated-.* and the package federated-.*; uninstall"
         ),
     ):
         METHODS["half_replay"]

@@ -62,13 +62,13 @@ def load_class_folders(
         for path in image_files(folder.path, seen)
     ]
     if not records:
-        remedy = "; ".join(seen.notes(root))
+        remedy = "; ".join(seen.notes())
         raise DataError(
             f"{root} holds no images", accepted=f"{layout}, with files named {', '.join(EXTENSIONS)}", remedy=remedy
         )
     empty = sorted({folder.path.name for folder in folders} - {record.label for record in records})
     notes = [f"class folders without images: {', '.join(empty)}"] if empty else []
-    return assemble(settings, records, names, str(root), absent=absent, notes=[*seen.notes(root), *notes])
+    return assemble(settings, records, names, str(root), absent=absent, notes=[*seen.notes(), *notes])
 
 
 def _found(root: Path, registry: tuple[str, ...] | None, layout: str, seen: PassedOver) -> list[ClassFolder]:

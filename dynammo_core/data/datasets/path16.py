@@ -61,7 +61,7 @@ def load_path16(settings: DataSettings) -> Dataset:
         ]
     if len({record.split is None for record in records}) > 1:
         raise DataError(f"in {root} some sets are split into train and test, and others are not", accepted=LAYOUT)
-    return assemble(settings, records, tuple(names), str(root), absent=False, notes=seen.notes(root))
+    return assemble(settings, records, tuple(names), str(root), absent=False, notes=seen.notes())
 
 
 def _check_sets(root: Path) -> None:

@@ -31,12 +31,8 @@ class PassedOver:
     outside: list[str] = field(default_factory=list)
     unused: Counter[str] = field(default_factory=Counter)
 
-    def notes(self, root: Path) -> list[str]:
-        """Return one line that counts and names all of it, or none if nothing was passed over.
-
-        Args:
-            root: what was searched.
-        """
+    def notes(self) -> list[str]:
+        """Return one line that counts and names all of it, or none if nothing was passed over."""
         kinds = ", ".join(f"{count} {name}" for name, count in sorted(self.extensions.items()))
         parts = [
             f"files of other kinds: {kinds}" if kinds else "",
@@ -47,7 +43,7 @@ class PassedOver:
             *(f"{name}/ ({count} images), which is neither train nor test" for name, count in self.unused.items()),
         ]
         words = "; ".join(filter(None, parts))
-        return [f"passed over in {root}: {words}"] if words else []
+        return [f"passed over: {words}"] if words else []
 
 
 def _listed(what: str, names: list[str]) -> str:

@@ -204,6 +204,6 @@ def test_decisions_that_the_audit_log_contradicts_are_named_until_somebody_decid
     path.write_bytes(before)
     result = called(alpha, "--list")
     assert result.exit_code == 1
-    assert f"{id_[:16]} is approved, and by the audit log revoked" in result.stderr
+    assert f"{id_[:16]} is approved, but revoked in the audit log" in result.stderr
     assert called(alpha, "--revoke", id_).exit_code == 0
     assert called(alpha, "--list").exit_code == 0

@@ -71,7 +71,7 @@ def test_the_first_bad_line_is_named(site: Path, log: AuditLog, number: int) -> 
     for command in ("verify", "report"):
         result = call(site, command)
         assert result.exit_code == 1
-        assert f"was changed: line {number} is not as it was written" in result.stderr
+        assert f"was changed: line {number} does not follow from the line before it" in result.stderr
 
 
 def test_lines_cut_off_the_end_are_found_by_what_was_written_down(site: Path, log: AuditLog) -> None:
@@ -95,13 +95,13 @@ def test_a_line_cut_off_by_a_crash_is_named_until_it_is_closed_and_after(site: P
     log.path.write_bytes(log.path.read_bytes()[:-20])
     result = call(site, "verify")
     assert result.exit_code == 1
-    assert "Line 7 is cut off" in result.stdout
+    assert "Line 7 is incomplete" in result.stdout
     assert "The site's next line will close it" in result.stdout
     log.purged(1, 1, "class")
     result = call(site, "verify")
     assert result.exit_code == 0
-    assert "9 lines, each whole one as it was written" in result.stdout
-    assert "Line 7 is cut off" in result.stdout
+    assert "9 lines, all complete ones unchanged" in result.stdout
+    assert "Line 7 is incomplete" in result.stdout
     assert "purged by class: 1 records, 1 exemplars" in call(site, "report").stdout
 
 
@@ -128,7 +128,7 @@ def test_the_report_tells_all_on_one_page(site: Path, log: AuditLog) -> None:
     assert "announced classes and bands: naevus: 10+, wart [red]: 1+" in result.stdout
     assert "after task 1: naevus: 3, wart [red]: 4" in result.stdout
     assert "purged by record: 2 records, 3 exemplars" in result.stdout
-    assert "refused 1 times: train.fit with 102 DataError" in result.stdout
+    assert "refused 1 times: train.fit, error 102 DataError" in result.stdout
     assert "patient-4711" not in result.stdout
 
 

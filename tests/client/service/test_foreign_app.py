@@ -183,6 +183,6 @@ def test_our_app_is_the_installed_one_whatever_it_is_called(ours: bytes) -> None
 def test_a_flower_without_the_places_to_replace_is_not_run() -> None:
     import client.service.own_app as module
 
-    with pytest.raises(RuntimeError, match=r"this version of Flower has no client\.service\.own_app\.missing"):
+    with pytest.raises(RuntimeError, match=r"this version of Flower lacks client\.service\.own_app\.missing"):
         replace(module, "missing", None)
     replace(module, "NAME_LENGTH", module.NAME_LENGTH)

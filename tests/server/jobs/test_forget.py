@@ -441,7 +441,7 @@ def test_the_operator_reads_who_took_part() -> None:
     first, second, third, last = correction_lines({**result, "model_written": False})
     assert (first, second) == ("Corrected by: no site", "Nothing to correct at: b")
     assert third == "Failed: c (NotConnected, code 0). Ask again when it is connected."
-    assert "within a task" in last
+    assert "in the middle of a task" in last
 
 
 def test_a_run_that_went_on_meanwhile_is_left_alone(tmp_path: Path) -> None:
@@ -457,7 +457,7 @@ def test_a_run_that_went_on_meanwhile_is_left_alone(tmp_path: Path) -> None:
 
     line.answers.clear()
     place.line = Overtaken(line.files)
-    with pytest.raises(RunError, match="the run went on meanwhile"):
+    with pytest.raises(RunError, match="the run has moved on meanwhile"):
         place.forget()
     place.line = Line(line.files)
     assert place.forget()["corrected"] == ["alpha", "gamma"]

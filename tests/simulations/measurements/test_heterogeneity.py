@@ -19,7 +19,7 @@ from dynammo_core.experiment import Experiment
 from simulations.cli import app
 from simulations.measurements.wires import LonelyGrid
 
-pytestmark = pytest.mark.usefixtures("one_cost_backbone")
+pytestmark = pytest.mark.usefixtures("small_pages")
 OVERRIDES = {
     "data.train_per_class": 60,
     "federation.sites": 2,

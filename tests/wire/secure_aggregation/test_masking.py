@@ -172,14 +172,14 @@ def test_what_is_dealt_opens_for_its_receiver_alone_and_gives_the_secrets_back()
 def test_a_changed_bit_is_found_out(place: int) -> None:
     sealed = bytearray(deal(2, KEYS[2], ROSTER, THRESHOLD, CONTEXT)[0])
     sealed[place] ^= 1
-    with pytest.raises(ValueError, match="site 2 are not those"):
+    with pytest.raises(ValueError, match="not the shares that site 2"):
         opened(0, KEYS[0], 2, ROSTER[2], bytes(sealed), CONTEXT)
 
 
 def test_shares_of_another_attempt_do_not_open() -> None:
     other = Context(CONTEXT.run, CONTEXT.step, bytes(16))
     sealed = deal(2, KEYS[2], ROSTER, THRESHOLD, other)[0]
-    with pytest.raises(ValueError, match="site 2 are not those"):
+    with pytest.raises(ValueError, match="not the shares that site 2"):
         opened(0, KEYS[0], 2, ROSTER[2], sealed, CONTEXT)
 
 
