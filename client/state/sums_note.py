@@ -9,12 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+
 from dynammo_core.data.samples import Samples
 from dynammo_core.memory.private_files import locked_folder
 from dynammo_core.memory.sealed_file import SealedFile
 from dynammo_core.support.errors import MemoryStoreError
 
 NOTE_FILE = "sums.sealed"
+BATCH = 128
 Contributions = Mapping[int, Sequence["Summed"]]
 """The images of each contribution; those below 0 took theirs out again."""
 Known = frozenset[tuple[str, str]]
@@ -147,9 +150,13 @@ def _known(noted: Contributions) -> Iterator[Known]:
 
 def describe(samples: Samples) -> list[Summed]:
     """Return record, label and pixel hash of each image; a grey image has the hash of its copy in colour."""
-    pixels = samples.images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
-    digests = (hashlib.sha256(image.tobytes()).hexdigest()[:32] for image in pixels)
+    digests = (_pixel_hash(image) for batch in samples.batches(BATCH) for image in batch)
     return [Summed(*fields) for fields in zip(samples.record_ids, samples.labels.tolist(), digests, strict=True)]
+
+
+def _pixel_hash(image: Tensor) -> str:
+    pixels = image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+    return hashlib.sha256(pixels.data).hexdigest()[:32]
 
 
 def _sum(noted: Contributions, numbers: Iterable[int]) -> Counter[Summed]:

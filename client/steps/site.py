@@ -21,7 +21,6 @@ from client.state.secure_ledger import OpenedSums
 from client.state.statistics_file import StatisticsFile
 from client.state.sums_note import SumsNote
 from client.state.withdrawal import WithdrawalLedger
-from dynammo_core.data.feature_cache import fingerprint
 from dynammo_core.data.loading import load_samples
 from dynammo_core.data.samples import Samples, Split
 from dynammo_core.data.sites.arrivals import Arrivals
@@ -90,7 +89,7 @@ class Site:
             recipe = (code_hash(experiment.config), experiment.backbone_fingerprint, *what)
             return features.get(recipe, samples, compute).to(experiment.device)
 
-        key = (*what, samples.images.shape, fingerprint({"images": samples.images}))
+        key = (*what, samples.pixels_digest)
         return experiment.feature_cache.get(key, compute if features is None else on_disk)
 
     def memory(self) -> ReplayMemory:

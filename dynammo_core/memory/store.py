@@ -102,7 +102,7 @@ def _packed_memory(memory: ReplayMemory) -> bytes:
         "class_names": memory.class_names,
         "arrived": sorted(memory.arrived.items()),
     }
-    tensors = {"images": memory.samples.images.contiguous(), "labels": memory.samples.labels}
+    tensors = {"images": memory.samples.images[:].contiguous(), "labels": memory.samples.labels}
     content: bytes = save(tensors, metadata={"notes": json.dumps(notes)})  # one entry: safetensors shuffles several
     return content
 
