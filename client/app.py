@@ -1,4 +1,4 @@
-"""The ClientApp that runs at a site: a thin shell of Flower around `local_steps`."""
+"""The ClientApp that runs at a site: a thin shell of Flower around `client.steps`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from flwr.clientapp import ClientApp
 
 from client.consent.door import declared, error_words, let_announcement_out, let_out
 from client.consent.hospital import Answer, Host, Request, host_of
-from client.steps.local_steps import answer
+from client.steps.actions import answer
 from client.steps.parcels import opened, packed
-from client.steps.secure_steps import secure_answer
+from client.steps.secure_answers import secure_answer
 from dynammo_core.experiment import code_hash, project_hash
 from dynammo_core.support.errors import DynammoError, ProtocolError
 from dynammo_core.wire.envelope import decode_instruction, encode_announcement, encode_report

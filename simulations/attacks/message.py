@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from client.steps.local_step import FEWEST_SAMPLES
-from client.steps.local_steps import answer
+from client.steps.actions import answer
+from client.steps.assignment import FEWEST_SAMPLES
 from client.steps.site_opening import simulated_site
 from dynammo_core.configuration.settings import Optimisation
 from dynammo_core.data.samples import Samples

@@ -62,7 +62,7 @@ def recorded_task(experiment: Experiment) -> list[RecordingCost]:
     """Do the first task's steps at one site, and record and repeat each answer."""
     from client.consent.settings import SiteMemory
     from client.state.answer_ledger import AnswerLedger, Question
-    from client.steps.local_steps import answer
+    from client.steps.actions import answer
     from client.steps.site_opening import simulated_site
     from dynammo_core.experiment import code_hash
     from dynammo_core.models.names import matching, travelling_names

@@ -89,7 +89,7 @@ def moved_weights(experiment: Experiment) -> Iterator[float]:
     """Yield per task the part of all weight that the limit takes from one site's new images and gives to the others."""
     import torch
 
-    from client.steps.local_step import FEWEST_SAMPLES
+    from client.steps.assignment import FEWEST_SAMPLES
     from dynammo_core.aggregation.voices import shares_kept
 
     labels = torch.as_tensor(experiment.dataset.train.labels)

@@ -81,7 +81,7 @@ def stage_seconds(
     disk, and of the plain loop.
     """
     from client.state.feature_files import FeatureFiles
-    from client.steps.local_steps import answer
+    from client.steps.actions import answer
     from client.steps.site_opening import simulated_site
     from dynammo_core.experiment import code_hash
     from dynammo_core.models.names import matching, travelling_names

@@ -15,7 +15,7 @@ from hospitals import deployed, key_of, make_hospital, with_images
 from small_runs import instruction, step_of
 
 from client.consent.hospital import Hospital, Request
-from client.steps.secure_steps import secure_answer
+from client.steps.secure_answers import secure_answer
 from client.steps.site import Site
 from dynammo_core.configuration.config import resolve
 from dynammo_core.experiment import Experiment

@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from hospitals import Hospitals, deployed, make_hospitals
 from small_runs import run_small, small_config
 
-import client.steps.secure_steps
+import client.steps.secure_answers
 from client.consent.settings import load_site
 from client.state.withdrawal import WithdrawalLedger
 from client.steps.site import Site
@@ -24,7 +24,7 @@ from dynammo_core.wire.protocol import Instruction, Report
 from server.jobs.forget import forget_run
 
 LIAR = 1
-honest_step = client.steps.secure_steps.do_step
+honest_step = client.steps.secure_answers.do_step
 
 
 def tensors(end: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Report], Report]:
@@ -78,7 +78,7 @@ def test_a_sum_that_no_honest_answers_give_is_not_taken_in(
         own = site.experiment.steps[instruction.step].stage.name
         return lie(report) if site.index == LIAR and own == stage and not report.abstained else report
 
-    monkeypatch.setattr(client.steps.secure_steps, "do_step", step)
+    monkeypatch.setattr(client.steps.secure_answers, "do_step", step)
     options = {"federation.secure_aggregation": True, "federation.partition": "iid", "federation.sites": 3}
     with pytest.raises(RunError, match="secure aggregation, step") as caught:
         run_small(small_config(method, options), tmp_path)

@@ -17,7 +17,7 @@ from client.consent.policy import Policy, violations
 from client.consent.settings import load_site
 from client.state.privacy_budget import PrivacyBudget
 from client.state.privacy_ledger import LedgerFile, SiteLedger, total_epsilon
-from client.steps.local_steps import answer
+from client.steps.actions import answer
 from client.steps.site import Site
 from dynammo_core.configuration.config import Config
 from dynammo_core.experiment import Experiment, project_hash

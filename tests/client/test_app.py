@@ -14,7 +14,7 @@ from small_runs import instruction, records, small_config, small_site, step_of
 
 from client.app import app
 from client.consent.door import UNEXPECTED
-from client.steps.local_steps import answer
+from client.steps.actions import answer
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action
 from dynammo_core.support.errors import CheckpointError, ConfigError, DataError, MemoryStoreError, ProtocolError

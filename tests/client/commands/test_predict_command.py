@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from client.commands.predict import as_tested, predict
 from client.consent.settings import load_site
-from client.steps.local_step import LocalStep
+from client.steps.assignment import Assignment
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.transforms import to_input
 from dynammo_core.deployed.model_files import ModelFiles
@@ -208,19 +208,19 @@ def run_among(
 ) -> tuple[Path, Tested]:
     """A run among hospitals, and by site and task what it tested, with the probabilities of all rows."""
     parts: dict[tuple[str, int], list[tuple[Samples, torch.Tensor]]] = {}
-    embed = LocalStep.embed_once
+    embed = Assignment.embed_once
 
-    def watched(local: LocalStep, samples: Samples, end: Level) -> torch.Tensor:
-        features, task = embed(local, samples, end), local.step.task
-        if local.step.stage.name == "evaluate" and set(samples.labels.tolist()) <= set(
-            local.experiment.stream.seen(task)
+    def watched(assignment: Assignment, samples: Samples, end: Level) -> torch.Tensor:
+        features, task = embed(assignment, samples, end), assignment.step.task
+        if assignment.step.stage.name == "evaluate" and set(samples.labels.tolist()) <= set(
+            assignment.experiment.stream.seen(task)
         ):
-            name = local.experiment.config.federation.site_label(local.site.index)
-            rows = torch.cat(local.experiment.method.decision.probabilities(local.model, features), dim=1)
+            name = assignment.experiment.config.federation.site_label(assignment.site.index)
+            rows = torch.cat(assignment.experiment.method.decision.probabilities(assignment.model, features), dim=1)
             parts.setdefault((name, task + 1), []).append((samples, rows))
         return features
 
-    monkeypatch.setattr(LocalStep, "embed_once", watched)
+    monkeypatch.setattr(Assignment, "embed_once", watched)
     sections = {"scanners": {"own_statistics": own}, "federation": federation}
     config = deployed(list(hospitals.files), list(HELD), method, sections)
     run = run_small(config, runs, grid=hospitals).path

@@ -21,7 +21,7 @@ from small_runs import RUN, instruction, records, small_config, small_site, step
 
 from client import app as client_app
 from client.consent.door import UNEXPECTED, Declared, declared, error_words, let_announcement_out, let_out
-from client.steps.local_steps import answer
+from client.steps.actions import answer
 from client.steps.site import Site
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Step

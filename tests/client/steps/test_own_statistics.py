@@ -9,7 +9,7 @@ import torch
 from small_runs import Outcome, instruction, run_small, small_config, small_site, step_of
 from torch import Tensor, nn
 
-from client.steps.local_steps import answer
+from client.steps.actions import answer
 from client.steps.own_statistics import PRIOR, with_own_statistics
 from client.steps.site import Site
 from dynammo_core.data.transforms import to_input

@@ -12,7 +12,7 @@ from small_runs import instruction, run_small, step_of
 
 from client.consent.hospital import Hospital, Request
 from client.state.withdrawal import WithdrawalLedger
-from client.steps.local_steps import answer
+from client.steps.actions import answer
 from client.steps.site import Site
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import ConfigError, PolicyError

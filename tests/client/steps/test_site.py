@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_runs import instruction, run_id, run_small, small_config, small_site
 
-from client.steps.local_steps import answer
+from client.steps.actions import answer
 from dynammo_core.configuration.config import Config
 from dynammo_core.data.samples import Samples
 from dynammo_core.experiment import Experiment

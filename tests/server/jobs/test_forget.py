@@ -320,7 +320,7 @@ def test_a_site_that_dies_between_note_and_answer_answers_the_next_time(
         raise OSError("the power is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr("client.steps.local_steps._sums", die)
+        patch.setattr("client.steps.actions._sums", die)
         with pytest.raises(RunError, match="no site answered"):
             place.line.away.add("beta")
             place.forget()

@@ -19,7 +19,7 @@ from rich.console import Console
 from safetensors.torch import load
 from small_runs import RUN, Finished, Outcome, Stopped, Wire, events, run_small, small_config, small_site, step_of
 
-import client.steps.secure_steps
+import client.steps.secure_answers
 from client.app import app
 from client.consent.door import declared
 from client.steps.site import Site
@@ -207,7 +207,7 @@ class SecureRun:
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> SecureRun:
     """The small run of DynaMMo on two tasks, in which one of three sites abstains from the first."""
-    wire, true, original = Wire(), list[tuple[int, Step, Report]](), client.steps.secure_steps.do_step
+    wire, true, original = Wire(), list[tuple[int, Step, Report]](), client.steps.secure_answers.do_step
 
     def spied(instruction: Instruction, site: Site) -> Report:
         report = original(instruction, site)
@@ -216,7 +216,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> SecureRun:
 
     config = small_config("dynammo", SECURE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client.steps.secure_steps, "do_step", spied)
+        patch.setattr(client.steps.secure_answers, "do_step", spied)
         grid = LocalGrid(wire, nodes=3, run_config={})  # type: ignore[arg-type]
         path = run_small(config, tmp_path_factory.mktemp("seen"), grid=grid).path
     return SecureRun(config, path, wire.handled, true)

@@ -13,8 +13,8 @@ import torch
 from small_runs import SITES, Outcome, events, instruction, run_small, small_config, small_site, step_of
 
 from client.state.privacy_ledger import Ledger, LedgerFile
-from client.steps.local_steps import answer
-from client.steps.private_steps import Permit  # noqa: F401 - imported where it is first needed, and that takes seconds
+from client.steps.actions import answer
+from client.steps.private_actions import Permit  # noqa: F401 - imported where it is first needed, and that takes seconds
 from client.steps.site import Site
 from dynammo_core.configuration.config import Scalar
 from dynammo_core.experiment import Experiment

@@ -11,7 +11,7 @@ from small_runs import SITES, hospital_config, instruction, small_config, small_
 from torch import Tensor
 
 from client.state.feature_files import FeatureFiles
-from client.steps.local_steps import answer
+from client.steps.actions import answer
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action, Step
 from dynammo_core.scoring.reliability import Reliability
@@ -77,7 +77,7 @@ def test_a_new_process_of_a_real_site_finds_features_and_answers_the_same_bits(
     prepare_memory(tmp_path, 1)
     plain = ask(EXPERIMENT, step, 0, tmp_path)
     assert same(plain, ask_process())
-    monkeypatch.setattr("client.steps.local_step.embed_samples", None)
+    monkeypatch.setattr("client.steps.assignment.embed_samples", None)
     assert same(plain, ask_process())
 
 

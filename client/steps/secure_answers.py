@@ -12,7 +12,7 @@ from torch import Tensor
 
 from client.state.answer_ledger import Recording, anew
 from client.state.secure_ledger import SecureLedger
-from client.steps.local_steps import do_step
+from client.steps.actions import do_step
 from client.steps.site import Site
 from dynammo_core.plan import Action, Step
 from dynammo_core.support.errors import ProtocolError

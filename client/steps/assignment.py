@@ -1,4 +1,4 @@
-"""An instruction, unpacked: what a step at a site works with, and the batches that it trains on."""
+"""An assignment: one step of the plan for one site, with the models and the batches that the site works on."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ FEWEST_SAMPLES = 2
 
 
 @dataclass(frozen=True)
-class LocalStep:
-    """A step as one site does it: with the models that hold the weights received.
+class Assignment:
+    """One step of the plan for one site, with the models that hold the weights received.
 
     Attributes:
-        step: what is to be done.
-        site: the site that does it.
+        step: the step of the plan.
+        site: the site that carries it out.
         model: with the weights received.
         teacher: the model of the task before, if it was sent.
         taken: the contributions that the server says its sums contain.
@@ -77,8 +77,8 @@ class LocalStep:
         return self.site.once(what, samples, lambda: self.embed(samples, end).to(precision))
 
 
-def receive(instruction: Instruction, site: Site) -> LocalStep:
-    """Build what a step needs, with the weights received in it.
+def receive(instruction: Instruction, site: Site) -> Assignment:
+    """Build the assignment that an instruction gives a site, with the weights received in its models.
 
     Raises:
         ProtocolError: the instruction does not fit the experiment, or holds values that no honest server sends.
@@ -98,7 +98,7 @@ def receive(instruction: Instruction, site: Site) -> LocalStep:
         _load(teacher, taught, [name.removeprefix(TEACHER_PREFIX) for name in declared])
         teacher.requires_grad_(False).eval().to(experiment.device)
     normalised = with_own_statistics(model.to(experiment.device), step, site)
-    return LocalStep(step, site, normalised, teacher, instruction.taken)
+    return Assignment(step, site, normalised, teacher, instruction.taken)
 
 
 def check_values(received: Mapping[str, Tensor]) -> None:
@@ -130,22 +130,24 @@ def _load(model: IncrementalModel, weights: Mapping[str, Tensor], expected: list
 class EpochBatches:
     """Shuffled batches of a training set, epoch by epoch; what lies before the level is computed once."""
 
-    def __init__(self, local: LocalStep, samples: Samples, level: Level) -> None:
+    def __init__(self, assignment: Assignment, samples: Samples, level: Level) -> None:
         self.level = level
-        self._local = local
-        self._labels = samples.labels.to(local.experiment.device)
-        self._inputs = samples.images if level == "images" or not len(samples) else local.embed_once(samples, level)
-        stage = local.step.stage
+        self._assignment = assignment
+        self._labels = samples.labels.to(assignment.experiment.device)
+        self._inputs = (
+            samples.images if level == "images" or not len(samples) else assignment.embed_once(samples, level)
+        )
+        stage = assignment.step.stage
         self._batch_size = stage.optimisation.batch_size if isinstance(stage, Fit) else BATCH
 
     def order(self, epoch: int) -> tuple[list[Tensor], torch.Generator]:
         """Return the indices of each batch of an epoch, and the generator that augments them."""
-        generator = seeded_generator(self._local.seed, "epoch", epoch)
+        generator = seeded_generator(self._assignment.seed, "epoch", epoch)
         return shuffled(len(self._labels), self._batch_size, generator), generator
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch."""
-        data, device = self._local.experiment.config.data, self._local.experiment.device
+        data, device = self._assignment.experiment.config.data, self._assignment.experiment.device
         batches, generator = self.order(epoch)
         for index in batches:
             inputs = self._inputs[index]

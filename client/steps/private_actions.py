@@ -1,4 +1,4 @@
-"""The steps under example-level differential privacy: what leaves is noised, and paid for first."""
+"""How a site answers under example-level differential privacy: what leaves is noised, and paid for first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from client.state.privacy_ledger import Ledger, LedgerFile
-from client.steps.local_step import FEWEST_SAMPLES, EpochBatches, LocalStep, start_level, take
+from client.steps.assignment import FEWEST_SAMPLES, Assignment, EpochBatches, start_level, take
 from dynammo_core.data.samples import Samples
 from dynammo_core.models.names import Level
 from dynammo_core.plan import Fit, LearningStage, LossContext, Summarise
@@ -58,28 +58,28 @@ class Permit:
     epsilon: float
 
     @classmethod
-    def of(cls, local: LocalStep, stage: LearningStage) -> Self | Report:
+    def of(cls, assignment: Assignment, stage: LearningStage) -> Self | Report:
         """Pay for the step, or abstain: for lack of images as far as the census tells, or of budget.
 
         The charge is on the disk before the answer exists. A simulated site draws the same noise when it is
         asked again and says nothing new, so it is charged once; a real one draws new noise, and is charged anew.
         """
-        method, site = local.experiment.method, local.site
-        settings, multiplier = local.experiment.config.privacy, local.experiment.noise_multiplier
+        method, site = assignment.experiment.method, assignment.site
+        settings, multiplier = assignment.experiment.config.privacy, assignment.experiment.noise_multiplier
         with LedgerFile(site.store.path.parent).changing() as ledger:
-            if not _counted(local, ledger):
+            if not _counted(assignment, ledger):
                 return Report(True, {}, {"epsilon": ledger.epsilon(settings.delta)})
-            rehearsal = _rehearsal(local, ledger.census)
+            rehearsal = _rehearsal(assignment, ledger.census)
             shadow = stage.learns_from(rehearsal.shadow())
-            charge = charge_of(local.step, method, multiplier)
+            charge = charge_of(assignment.step, method, multiplier)
             enough = len(shadow) >= FEWEST_SAMPLES
-            if not enough or (charge and not _paid(local, ledger, charge)):
+            if not enough or (charge and not _paid(assignment, ledger, charge)):
                 return Report(True, {}, {"epsilon": ledger.epsilon(settings.delta)})
             spent = ledger.epsilon(settings.delta)
         samples = stage.learns_from(rehearsal)
-        counts = shadow.class_counts(local.experiment.classes)
-        classes = classes_of_stage(stage, method.stream, local.step.task)
-        return cls(samples, counts, classes, _noise(local, "answer"), multiplier, spent)
+        counts = shadow.class_counts(assignment.experiment.classes)
+        classes = classes_of_stage(stage, method.stream, assignment.step.task)
+        return cls(samples, counts, classes, _noise(assignment, "answer"), multiplier, spent)
 
     @property
     def numbers(self) -> dict[str, float | list[int]]:
@@ -87,42 +87,42 @@ class Permit:
         return {"class_counts": self.counts, "epsilon": self.epsilon}
 
 
-def private_fit_step(local: LocalStep, stage: Fit) -> Report:
-    """Train as `fit_step` does, by DP-SGD: Poisson batches, clipped gradients of single samples, noise."""
-    permit = Permit.of(local, stage)
+def answer_fit_privately(assignment: Assignment, stage: Fit) -> Report:
+    """Train as `answer_fit` does, by DP-SGD: Poisson batches, clipped gradients of single samples, noise."""
+    permit = Permit.of(assignment, stage)
     if isinstance(permit, Report):
         return permit
-    config = local.experiment.config
+    config = assignment.experiment.config
     rate = config.privacy.sampling_rate
-    names = names_up(local.model, stage)
+    names = names_up(assignment.model, stage)
     level = start_level(stage.inputs, config.data.augmentation)
-    batches = PoissonBatches(local, permit.samples, level, rate, permit.noise)
-    parameters = train_only(local.model, set(names))
-    context = LossContext(local.step.task, batches.level, local.teacher)
+    batches = PoissonBatches(assignment, permit.samples, level, rate, permit.noise)
+    parameters = train_only(assignment.model, set(names))
+    context = LossContext(assignment.step.task, batches.level, assignment.teacher)
 
     def loss(inputs: Tensor, labels: Tensor) -> Tensor:
-        return stage.loss(local.model, inputs, labels, context)
+        return stage.loss(assignment.model, inputs, labels, context)
 
     gradients = PrivateGradients(
-        local.model,
+        assignment.model,
         loss,
         clip=config.privacy.clip,
         noise_multiplier=permit.multiplier,
         expected=max(1.0, rate * sum(permit.counts)),
         noise=permit.noise,
     )
-    fit(parameters, loss, batches, stage.optimisation, round_=local.step.round, gradients=gradients)
-    return Report(False, take(local.model, names), permit.numbers)
+    fit(parameters, loss, batches, stage.optimisation, round_=assignment.step.round, gradients=gradients)
+    return Report(False, take(assignment.model, names), permit.numbers)
 
 
 @torch.no_grad()
-def private_summarise_step(local: LocalStep, stage: Summarise) -> Report:
-    """Compute sums as `summarise_step` does, and add noise to them."""
-    permit = Permit.of(local, stage)
+def answer_summarise_privately(assignment: Assignment, stage: Summarise) -> Report:
+    """Compute sums as `answer_summarise` does, and add noise to them."""
+    permit = Permit.of(assignment, stage)
     if isinstance(permit, Report):
         return permit
-    batches = EpochBatches(local, permit.samples, stage.inputs)
-    local.model.eval()
+    batches = EpochBatches(assignment, permit.samples, stage.inputs)
+    assignment.model.eval()
 
     def noise(shape: tuple[int, ...], sensitivity: float) -> Tensor:
         drawn = permit.noise.normal(torch.Size(shape).numel()).view(shape)
@@ -130,20 +130,20 @@ def private_summarise_step(local: LocalStep, stage: Summarise) -> Report:
 
     counts = {label: permit.counts[label] for label in permit.classes}
     found = batches(0) if len(permit.samples) else ()
-    sums = stage.computes_privately(local.model, found, counts, noise)
+    sums = stage.computes_privately(assignment.model, found, counts, noise)
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in sums.items()}
     return Report(False, tensors, permit.numbers)
 
 
 @torch.no_grad()
-def private_remember_step(local: LocalStep) -> Report:
+def answer_remember_privately(assignment: Assignment) -> Report:
     """Choose exemplars image by image; what is told about the memory is computed from the census."""
-    task, experiment, site = local.step.task, local.experiment, local.site
+    task, experiment, site = assignment.step.task, assignment.experiment, assignment.site
     settings = experiment.config.privacy
     with LedgerFile(site.store.path.parent).changing() as ledger:
-        _counted(local, ledger)
+        _counted(assignment, ledger)
         epsilon, census = ledger.epsilon(settings.delta), dict(ledger.census)
-    share = _share(local, len(experiment.stream.seen(task)))
+    share = _share(assignment, len(experiment.stream.seen(task)))
     with site.store.locked():
         memory = site.memory_to_extend(task)
         if memory.task < task:
@@ -153,7 +153,7 @@ def private_remember_step(local: LocalStep) -> Report:
                 task=task,
                 share=share,
                 census=census,
-                chance=_chance(local),
+                chance=_chance(assignment),
                 today=site.today,
                 class_names=experiment.class_names,
             )
@@ -165,8 +165,8 @@ def private_remember_step(local: LocalStep) -> Report:
 class PoissonBatches(EpochBatches):
     """Batches that each sample enters by itself with the same probability; some may be empty."""
 
-    def __init__(self, local: LocalStep, samples: Samples, level: Level, rate: float, noise: Noise) -> None:
-        super().__init__(local, samples, level)
+    def __init__(self, assignment: Assignment, samples: Samples, level: Level, rate: float, noise: Noise) -> None:
+        super().__init__(assignment, samples, level)
         self._count, self._rate, self._noise = len(samples), rate, noise
 
     def order(self, epoch: int) -> tuple[list[Tensor], torch.Generator]:
@@ -174,44 +174,46 @@ class PoissonBatches(EpochBatches):
         return poisson_batches(self._count, self._rate, self._noise), self._noise.generator()
 
 
-def _counted(local: LocalStep, ledger: Ledger) -> bool:
+def _counted(assignment: Assignment, ledger: Ledger) -> bool:
     """Return whether the census holds the task's classes; take it now if it does not and the budget allows."""
-    task, settings = local.step.task, local.experiment.config.privacy
-    classes = local.experiment.stream.classes(task)
+    task, settings = assignment.step.task, assignment.experiment.config.privacy
+    classes = assignment.experiment.stream.classes(task)
     if set(classes) <= set(ledger.census):
         return True
-    if not _paid(local, ledger, census_charge(task, classes, settings)):
+    if not _paid(assignment, ledger, census_charge(task, classes, settings)):
         return False
-    counts = torch.tensor(local.site.new_images(task).class_counts(local.experiment.classes), dtype=torch.float64)
-    noised = counts[list(classes)] + settings.count_noise * _noise(local, CENSUS).normal(len(classes))
+    counts = torch.tensor(
+        assignment.site.new_images(task).class_counts(assignment.experiment.classes), dtype=torch.float64
+    )
+    noised = counts[list(classes)] + settings.count_noise * _noise(assignment, CENSUS).normal(len(classes))
     ledger.census.update(zip(classes, noised.round().clamp_min(0).int().tolist(), strict=True))
     return True
 
 
-def _paid(local: LocalStep, ledger: Ledger, charge: Charge) -> bool:
+def _paid(assignment: Assignment, ledger: Ledger, charge: Charge) -> bool:
     """Enter a charge, unless it was entered before for the same bits, or would pass the budget."""
-    settings = local.experiment.config.privacy
-    name = local.site.charge_name(f"{charge.task + 1}/{charge.stage}/{charge.round + 1}", ledger.charges)
+    settings = assignment.experiment.config.privacy
+    name = assignment.site.charge_name(f"{charge.task + 1}/{charge.stage}/{charge.round + 1}", ledger.charges)
     if name in ledger.charges:
         return True
     wanted = ledger.epsilon(settings.delta, charge)
     if math.isnan(wanted) or wanted > settings.epsilon:
         logger.warning("abstains from %s: epsilon would be %.3f, the budget is %g", name, wanted, settings.epsilon)
         return False
-    budget = local.site.budget
-    if budget is not None and not budget.pay(charge, local.experiment.class_names):
+    budget = assignment.site.budget
+    if budget is not None and not budget.pay(charge, assignment.experiment.class_names):
         return False
     ledger.charges[name] = charge
     return True
 
 
-def _rehearsal(local: LocalStep, census: Mapping[int, int]) -> PrivateRehearsal:
-    task, experiment = local.step.task, local.experiment
-    usual = local.site.rehearsal(task)
+def _rehearsal(assignment: Assignment, census: Mapping[int, int]) -> PrivateRehearsal:
+    task, experiment = assignment.step.task, assignment.experiment
+    usual = assignment.site.rehearsal(task)
     old = experiment.stream.seen(task - 1)
     fields = {**vars(usual), "new": _of_classes(usual.new, census), "memory": _of_classes(usual.memory, census)}
     return PrivateRehearsal(
-        **fields, census=dict(census), old=old, image_bytes=_image_bytes(local), chance=_chance(local)
+        **fields, census=dict(census), old=old, image_bytes=_image_bytes(assignment), chance=_chance(assignment)
     )
 
 
@@ -220,21 +222,23 @@ def _of_classes(samples: Samples, census: Mapping[int, int]) -> Samples:
     return samples.subset(torch.nonzero(torch.isin(samples.labels, torch.tensor(sorted(census)))).flatten())
 
 
-def _share(local: LocalStep, classes: int) -> int:
-    config = local.experiment.config
-    return public_share(config.memory, config.federation.sites, classes, _image_bytes(local))
+def _share(assignment: Assignment, classes: int) -> int:
+    config = assignment.experiment.config
+    return public_share(config.memory, config.federation.sites, classes, _image_bytes(assignment))
 
 
-def _image_bytes(local: LocalStep) -> int:
-    return 3 * int(local.experiment.config.data.image_size) ** 2
+def _image_bytes(assignment: Assignment) -> int:
+    return 3 * int(assignment.experiment.config.data.image_size) ** 2
 
 
-def _chance(local: LocalStep) -> Chance:
-    return hashed(derive_seed(local.experiment.config.seed, "memory", local.site.index))
+def _chance(assignment: Assignment) -> Chance:
+    return hashed(derive_seed(assignment.experiment.config.seed, "memory", assignment.site.index))
 
 
-def _noise(local: LocalStep, purpose: str) -> Noise:
+def _noise(assignment: Assignment, purpose: str) -> Noise:
     """Return the noise of an answer, or of a task's census, which is the same whichever step asks for it first."""
     if purpose == CENSUS:
-        return local.site.noise(local.experiment.config.seed, CENSUS, local.step.task, local.site.index)
-    return local.site.noise(local.seed, purpose)
+        return assignment.site.noise(
+            assignment.experiment.config.seed, CENSUS, assignment.step.task, assignment.site.index
+        )
+    return assignment.site.noise(assignment.seed, purpose)

@@ -17,8 +17,8 @@ from client.consent.audit import AuditLog
 from client.consent.door import declared, let_out
 from client.consent.settings import load_site
 from client.state.secure_ledger import LEDGER_FILE
-from client.steps.local_steps import answer
-from client.steps.secure_steps import secure_answer
+from client.steps.actions import answer
+from client.steps.secure_answers import secure_answer
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.wire.envelope import encode_report

@@ -1,0 +1,189 @@
+"""How a site answers each action of a stage: a pure function of the instruction, its images and its memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from client.steps.assignment import FEWEST_SAMPLES, Assignment, EpochBatches, receive, start_level, take
+from client.steps.forgetting import kept_apart, withdrawn_from
+from client.steps.private_actions import answer_fit_privately, answer_remember_privately, answer_summarise_privately
+from client.steps.site import Site
+from dynammo_core.data.samples import Samples
+from dynammo_core.memory.rehearsal import remember
+from dynammo_core.plan import Fit, Forget, LossContext, Remember, Summarise
+from dynammo_core.privacy.client_level import shortened_update
+from dynammo_core.scoring.evaluation import answer_counts, predictions
+from dynammo_core.support.errors import ProtocolError
+from dynammo_core.training import fit, train_only
+from dynammo_core.wire.protocol import SUMMED, Instruction, Report, names_up, numbers_of
+from dynammo_core.wire.protocol_checks import check_report
+
+
+def answer(instruction: Instruction, site: Site) -> Report:
+    """Do the step that is asked for; what may leave of it as it is.
+
+    Raises:
+        ProtocolError: as `do_step`, or this answer may leave in a sum alone.
+        DynammoError: as `do_step`.
+    """
+    report = do_step(instruction, site)
+    experiment = site.experiment
+    if not experiment.config.federation.secure_aggregation:
+        return report
+    action = experiment.steps[instruction.step].stage.action
+    if action in SUMMED:
+        raise ProtocolError(f"under secure aggregation {action.value!r} is answered under masks alone")
+    return replace(report, numbers={"seconds": report.numbers["seconds"]})
+
+
+def do_step(instruction: Instruction, site: Site) -> Report:
+    """Do the step that is asked for, and check the answer against the protocol before it may leave.
+
+    Raises:
+        ProtocolError: the instruction does not fit the experiment, or the answer would hold what is not declared.
+        DynammoError: the site's images or memory cannot serve.
+    """
+    started = time.monotonic()
+    site.experiment.use_torch()
+    assignment = receive(instruction, site)
+    action, experiment = assignment.step.stage.action, site.experiment
+    private = experiment.protects_images
+    report = _answer(assignment)
+    if report.numbers and "seconds" in numbers_of(action, private):
+        report = replace(report, numbers={**report.numbers, "seconds": time.monotonic() - started})
+    seen = experiment.stream.seen(assignment.step.task)
+    most = experiment.most_samples(site.index, action)
+    check_report(
+        report, assignment.step.stage, assignment.model, experiment.classes, seen, most=most, private=private, own=True
+    )
+    return report
+
+
+def _answer(assignment: Assignment) -> Report:
+    """Do what the kind of the stage asks for, in its private way if training images are protected one by one."""
+    private = assignment.experiment.protects_images
+    match assignment.step.stage:
+        case Fit() as stage:
+            return answer_fit_privately(assignment, stage) if private else answer_fit(assignment, stage)
+        case Forget() as stage:
+            return answer_forget(assignment, stage)
+        case Summarise() as stage:
+            return answer_summarise_privately(assignment, stage) if private else answer_summarise(assignment, stage)
+        case Remember():
+            return answer_remember_privately(assignment) if private else answer_remember(assignment)
+        case _:
+            return answer_evaluate(assignment)
+
+
+def answer_fit(assignment: Assignment, stage: Fit) -> Report:
+    """Train what the stage sends up on its training set; abstain without samples to learn from."""
+    config = assignment.experiment.config
+    samples = stage.learns_from(assignment.site.rehearsal(assignment.step.task))
+    if len(samples) < FEWEST_SAMPLES:
+        return Report(abstained=True)
+    names = names_up(assignment.model, stage)
+    batches = EpochBatches(assignment, samples, start_level(stage.inputs, config.data.augmentation))
+    received = take(assignment.model, names)
+    parameters = train_only(assignment.model, set(names))
+    context = LossContext(assignment.step.task, batches.level, assignment.teacher)
+    loss = fit(
+        parameters,
+        lambda inputs, labels: stage.loss(assignment.model, inputs, labels, context),
+        batches,
+        stage.optimisation,
+        round_=assignment.step.round,
+    )
+    trained = take(assignment.model, names)
+    if config.privacy.mechanism == "client":
+        trained = shortened_update(trained, received, config.privacy.clip)
+    return Report(False, trained, {"class_counts": _counts(assignment, samples), "loss": loss})
+
+
+@torch.no_grad()
+def answer_summarise(assignment: Assignment, stage: Summarise) -> Report:
+    """Compute the stage's statistics over its training set; abstain without samples."""
+    samples = stage.learns_from(assignment.site.rehearsal(assignment.step.task))
+    if len(samples) < FEWEST_SAMPLES:
+        return Report(abstained=True)
+    if assignment.site.sums is not None and stage.correct is not None:
+        samples = kept_apart(assignment.site, assignment.site.sums, samples)
+        if len(samples) < FEWEST_SAMPLES:
+            return Report(abstained=True)
+        assignment.site.sums.note(assignment.step.contribution, samples)
+    return Report(False, _sums(assignment, stage, samples), {"class_counts": _counts(assignment, samples)})
+
+
+@torch.no_grad()
+def answer_forget(assignment: Assignment, stage: Forget) -> Report:
+    """Sums of the images of withdrawn records that the server's sums contain, negated; abstain where there are none.
+
+    What the server says it has taken in narrows them, and the site's own note decides what it may learn.
+    """
+    if assignment.site.sums is None:
+        return Report(abstained=True)
+    samples = withdrawn_from(assignment.site, assignment.site.sums, assignment.taken)
+    assignment.site.sums.note(assignment.step.contribution, samples)
+    if not len(samples):
+        return Report(abstained=True)
+    negated = {name: -tensor for name, tensor in _sums(assignment, stage, samples).items()}
+    return Report(False, negated, {"class_counts": _counts(assignment, samples)})
+
+
+def _sums(assignment: Assignment, stage: Summarise, samples: Samples) -> dict[str, Tensor]:
+    batches = EpochBatches(assignment, samples, stage.inputs)
+    assignment.model.eval()
+    sums = stage.computes(assignment.model, batches(0))
+    return {name: tensor.detach().cpu().clone() for name, tensor in sums.items()}
+
+
+@torch.no_grad()
+def answer_remember(assignment: Assignment) -> Report:
+    """Take the task into the site's memory, exactly once however often it is asked."""
+    task, config = assignment.step.task, assignment.experiment.config
+    with assignment.site.store.locked():
+        memory = assignment.site.memory_to_extend(task)
+        if memory.task < task:
+            memory = remember(
+                memory,
+                assignment.site.new_images(task),
+                task=task,
+                settings=config.memory,
+                sites=config.federation.sites,
+                features=lambda samples: assignment.embed(samples, "features").cpu(),
+                seed=assignment.seed,
+                today=assignment.site.today,
+                class_names=assignment.experiment.class_names,
+            )
+            assignment.site.store.save(memory)
+    size = assignment.site.store.path.stat().st_size
+    return Report(False, {}, {"class_counts": _counts(assignment, memory.samples), "memory_bytes": float(size)})
+
+
+@torch.no_grad()
+def answer_evaluate(assignment: Assignment) -> Report:
+    """Count right and wrong answers on the site's test images of every class seen so far, and how sure they are.
+
+    Where it has test images of classes to come, count too how known the model thinks they are.
+    """
+    method, task, tasks = assignment.experiment.method, assignment.step.task, len(assignment.experiment.stream)
+    samples, features = _tested(assignment, range(task + 1))
+    _, unlearnt = _tested(assignment, range(task + 1, tasks))
+    answered, guessed = (predictions(method, assignment.model, part) for part in (features, unlearnt))
+    tables = answer_counts(answered, samples.labels, guessed, assignment.experiment.classes)
+    return Report(False, {}, {"class_counts": _counts(assignment, samples), **tables})
+
+
+def _tested(assignment: Assignment, tasks: Iterable[int]) -> tuple[Samples, Tensor]:
+    """The site's test images of tasks, and their features: task by task, since frozen weights make the same of them."""
+    parts = [assignment.site.test_images(assignment.experiment.stream.classes(task)) for task in tasks]
+    features = [assignment.embed_once(part, "features").float() for part in parts if len(part)]
+    return Samples.concatenate(parts), torch.cat(features) if features else torch.empty(0)
+
+
+def _counts(assignment: Assignment, samples: Samples) -> list[int]:
+    return samples.class_counts(assignment.experiment.classes)
