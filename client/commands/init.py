@@ -48,6 +48,8 @@ memory:
   # expiry_days: 365
   # Disk space for features of images, which later rounds would compute again; 0: none.
   # features_megabytes: 1024
+  # Disk space for decoded images, which each message would decode again; 0: none.
+  # images_megabytes: 16000
   # Disk space for each run's answers, and days that they are kept: the same question gets the same answer again. Of an
   # answer that had to go, the question stays, and is refused.
   # answers_megabytes: 2048

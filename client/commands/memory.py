@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from client.consent.settings import SiteSettings, load_site
-from client.state.run_folders import runs_folder
+from client.state.run_folders import IMAGES, runs_folder
 from dynammo_core.support.csv_text import csv_lines, from_cell
 from dynammo_core.support.errors import CheckpointError, ConfigError, MemoryStoreError, unknown_name
 from dynammo_core.support.files import write_atomically
@@ -137,6 +137,7 @@ def purge(
     from client.consent.audit import AuditLog
     from client.state.feature_files import discard_features
     from client.state.withdrawal import WithdrawalLedger
+    from dynammo_core.data.decoded.image_cache import discard_images
 
     with readable_errors():
         if bool(record_id) == bool(class_ or before) or (record_id and run):
@@ -164,6 +165,7 @@ def purge(
             ledger.withdraw(sorted(ids), f"purge by {reason}", date.today())
             removed = sum(ledger.purge(item.store) for item in stored)
             discard_features(runs_folder(site.memory.folder))
+            discard_images(site.memory.folder / IMAGES)
             audit.purged(len(ids), removed, reason)
             summary = f"purge by {reason}: {removed} exemplars of {len(ids)} records removed"
             time = datetime.now().astimezone().isoformat(timespec="seconds")

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from dynammo_core.data.decoded.stored_images import add_pixels
 from dynammo_core.data.samples import Samples
 from dynammo_core.memory.private_files import write_private
 from dynammo_core.memory.sealed_file import SealedFile
@@ -61,7 +62,9 @@ class FeatureFiles:
         Returns:
             The tensor; on the CPU, if it was on the disk.
         """
-        name = hashlib.sha256(json.dumps([*what, samples.pixels_digest]).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([*what, list(samples.images.shape)]).encode())
+        add_pixels(digest, samples.images)
+        name = digest.hexdigest()
         tensor = self._read(name)
         if tensor is None:
             tensor = compute()

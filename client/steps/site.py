@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
-from functools import lru_cache
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,10 +20,13 @@ from client.state.secure_ledger import OpenedSums
 from client.state.statistics_file import StatisticsFile
 from client.state.sums_note import SumsNote
 from client.state.withdrawal import WithdrawalLedger
+from dynammo_core.data.decoded.image_cache import ImageCache
+from dynammo_core.data.feature_cache import RecentlyUsed
 from dynammo_core.data.loading import load_samples
 from dynammo_core.data.samples import Samples, Split
 from dynammo_core.data.sites.arrivals import Arrivals
 from dynammo_core.data.sites.scanners import through_scanner
+from dynammo_core.data.sources import resolve_selection
 from dynammo_core.experiment import Experiment, code_hash
 from dynammo_core.memory.rehearsal import SIMULATED_DAY, drop_expired, exemplars_per_class
 from dynammo_core.memory.store import MemoryStore, ReplayMemory
@@ -35,8 +37,9 @@ from dynammo_core.support.seeding import derive_seed
 from dynammo_core.wire.secure_aggregation.offers import Signatory
 from dynammo_core.wire.tensor_store import TensorStore
 
-Records = TypeVar("Records", Samples, ReplayMemory)
-MEGABYTE = 10**6
+DECODED_BYTES = 10**9
+"""Bytes of decoded images that stay in memory from step to step; larger sets stay on disk."""
+_recently_decoded = RecentlyUsed[Samples](DECODED_BYTES)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Site:
         fewest_images: a class of which it holds fewer training (test) images takes no part.
         sums: its note of what it sent into sums that the server keeps; None if nothing can be withdrawn.
         budget: the privacy budget of all runs here together; None in a simulation, where nobody is protected.
+        images: its decoded images, on its disk; None keeps none.
         features: what it computed from images, on its disk; None if its process lives on from step to step.
         answers: what it has answered in this run; None in a simulation, where asking twice does no harm.
         opened_sums: what it opened under secure aggregation in all runs of this experiment; None in a simulation.
@@ -71,6 +75,7 @@ class Site:
     expiry_days: int | None = None
     fewest_images: int = 1
     sums: SumsNote | None = None
+    images: ImageCache | None = None
     features: FeatureFiles | None = None
     answers: AnswerLedger | None = None
     opened_sums: OpenedSums | None = None
@@ -100,7 +105,7 @@ class Site:
         memory = self.store.load()
         if self.expiry_days is not None:
             memory = drop_expired(memory, self.today, self.expiry_days)
-        memory = self._allowed(memory)
+        memory = memory if self.ledger is None else self.ledger.allowed(memory)
         fewest = 1 if self.experiment.protects_images else self.fewest_exemplars
         kept = _without_rare(memory.samples.labels, fewest)
         return memory if kept is None else memory.subset(kept)
@@ -150,11 +155,11 @@ class Site:
 
     def test_images(self, classes: tuple[int, ...]) -> Samples:
         """Return the site's test images of these classes."""
-        return self._common(self._allowed(self._load("test", classes)))
+        return self._common(self._load("test", classes))
 
     def train_images(self, classes: tuple[int, ...]) -> Samples:
         """Return the site's training images of these classes."""
-        samples = self._allowed(self._load("train", classes))
+        samples = self._load("train", classes)
         # Under privacy counts are noised, and no image may decide whether others take part.
         return samples if self.experiment.protects_images else self._common(samples)
 
@@ -167,9 +172,6 @@ class Site:
                 with suppress(DataError):
                     parts.append(load_samples(split, [place], size))
         return Samples.concatenate(parts)
-
-    def _allowed(self, records: Records) -> Records:
-        return records if self.ledger is None else self.ledger.allowed(records)
 
     def _common(self, samples: Samples) -> Samples:
         """Return the samples without the classes of which there are too few."""
@@ -190,7 +192,19 @@ class Site:
         return f"{step}/{len(charges)}"
 
     def _load(self, part: str, classes: tuple[int, ...]) -> Samples:
-        return _images(self.experiment, part, classes)
+        """Return the images of classes that may be used; those of withdrawn records are not even decoded."""
+        split: Split = getattr(self.experiment.dataset, part)
+        if self.ledger is not None:
+            split = self.ledger.allowed_split(split)
+        places = np.flatnonzero(np.isin(split.labels, classes))
+        return self._decoded(split, places, lambda samples: samples)
+
+    def _decoded(self, split: Split, places: NDArray[np.int64], finish: Callable[[Samples], Samples]) -> Samples:
+        """Return images as `finish` leaves them, decoded once for all steps that this process answers."""
+        source, held = resolve_selection(split.source, places)
+        key = (self.experiment, self.index, source, hashlib.sha256(held.tobytes()).digest())
+        size = self.experiment.config.data.image_size
+        return _recently_decoded.get(key, lambda: finish(load_samples(split, places, size, cache=self.images)))
 
     def _arrivals(self, task: int) -> Arrivals:
         """Return when classes reach this site, as known in a task.
@@ -220,7 +234,14 @@ class SimulatedSite(Site):
         return step
 
     def _load(self, part: str, classes: tuple[int, ...]) -> Samples:
-        return _share(self.experiment, part, classes, self.index)
+        split: Split = getattr(self.experiment.dataset, part)
+        places: NDArray[np.int64] = getattr(self.experiment.partition, part)[self.index]
+        config = self.experiment.config
+
+        def scanned(samples: Samples) -> Samples:
+            return through_scanner(samples, config.scanners, seed=config.seed, site=self.index)
+
+        return self._decoded(split, places[np.isin(split.labels[places], classes)], scanned)
 
     def _arrivals(self, task: int) -> Arrivals:
         """Return when classes reach this site; a simulation knows it beforehand."""
@@ -231,21 +252,3 @@ def _without_rare(labels: Tensor, fewest: int) -> list[int] | None:
     """Return the positions, in N labels, of classes with at least `fewest` samples; None if that is every position."""
     enough = torch.bincount(labels)[labels] >= fewest
     return None if bool(enough.all()) else torch.nonzero(enough).flatten().tolist()
-
-
-@lru_cache(maxsize=64)
-def _images(experiment: Experiment, part: str, classes: tuple[int, ...]) -> Samples:
-    """Decode the images of classes, once for all steps of a task that this process answers."""
-    split: Split = getattr(experiment.dataset, part)
-    places = np.flatnonzero(np.isin(split.labels, classes))
-    return load_samples(split, places, experiment.config.data.image_size)
-
-
-@lru_cache(maxsize=64)
-def _share(experiment: Experiment, part: str, classes: tuple[int, ...], site: int) -> Samples:
-    """Decode the images of classes in a simulated site's share, as its scanner shows them."""
-    split: Split = getattr(experiment.dataset, part)
-    places: NDArray[np.int64] = getattr(experiment.partition, part)[site]
-    config = experiment.config
-    samples = load_samples(split, places[np.isin(split.labels[places], classes)], config.data.image_size)
-    return through_scanner(samples, config.scanners, seed=config.seed, site=site)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -12,9 +13,9 @@ from client.consent.policy import Policy
 from client.consent.settings import SiteSettings
 from client.service.node_key import load_private_key
 from client.state.answer_ledger import AnswerLedger
-from client.state.feature_files import FeatureFiles
+from client.state.feature_files import UNUSED_SECONDS, FeatureFiles
 from client.state.privacy_budget import PrivacyBudget
-from client.state.run_folders import run_folder
+from client.state.run_folders import IMAGES, run_folder
 from client.state.secure_ledger import OpenedSums
 from client.state.statistics_file import StatisticsFile
 from client.state.sums_note import SumsNote
@@ -22,6 +23,7 @@ from client.state.withdrawal import WithdrawalLedger
 from client.steps.site import SimulatedSite, Site
 from dynammo_core.configuration.config import Config
 from dynammo_core.configuration.settings import WEIGHTS_BY_NAME
+from dynammo_core.data.decoded.image_cache import ImageCache
 from dynammo_core.experiment import Experiment
 from dynammo_core.memory.encryption import load_key
 from dynammo_core.memory.store import MemoryStore
@@ -30,6 +32,8 @@ from dynammo_core.wire.secure_aggregation.offers import Signatory
 from dynammo_core.wire.tensor_store import TensorStore
 
 MEGABYTE = 10**6
+BUDGET_VARIABLE = "DYNAMMO_IMAGES_MEGABYTES"
+SIMULATED_MEGABYTES = 20_000
 
 
 def simulated_site(experiment: Experiment, index: int, workspace: Path, run: str) -> Site:
@@ -37,7 +41,7 @@ def simulated_site(experiment: Experiment, index: int, workspace: Path, run: str
     name = f"site-{index:03d}"
     store = MemoryStore(workspace / name, run=run, site=name)
     statistics = StatisticsFile(workspace / name, run=run, site=name)
-    return SimulatedSite(experiment, index, store, TensorStore(workspace), statistics)
+    return SimulatedSite(experiment, index, store, TensorStore(workspace), statistics, images=simulated_images())
 
 
 def deployed_site(
@@ -81,6 +85,7 @@ def deployed_site(
         ledger=WithdrawalLedger(own.folder),
         expiry_days=own.expiry_days,
         fewest_images=policy.fewest_images,
+        images=decoded_images(settings, key),
         sums=SumsNote(folder, run=run, site=settings.site, key=key),
         features=FeatureFiles(folder.parent, own.features_megabytes * MEGABYTE, run=run, site=settings.site, key=key),
         answers=AnswerLedger(folder, own, run=run, site=settings.site, key=key),
@@ -88,6 +93,42 @@ def deployed_site(
         signatory=signatory,
         budget=PrivacyBudget(own.folder, policy, run),
     )
+
+
+def decoded_images(settings: SiteSettings, key: bytes | None) -> ImageCache | None:
+    """Return the decoded images that a hospital keeps for all its runs; None if its settings say to keep none.
+
+    Args:
+        settings: the hospital's `site.yaml`.
+        key: of its memory.
+    """
+    own = settings.memory
+    if not own.images_megabytes:
+        return None
+    budget = own.images_megabytes * MEGABYTE
+    return ImageCache(own.folder / IMAGES, budget, site=settings.site, key=key, longest_unused=UNUSED_SECONDS)
+
+
+@lru_cache(maxsize=1)
+def simulated_images() -> ImageCache | None:
+    """Return the decoded images that all simulations of this user share; None if its environment says to keep none.
+
+    They lie in `$DYNAMMO_CACHE/images`, and without that variable in `~/.cache/dynammo/images`. They take up to
+    `$DYNAMMO_IMAGES_MEGABYTES`.
+
+    Raises:
+        ConfigError: that variable is no number.
+    """
+    megabytes = os.environ.get(BUDGET_VARIABLE, str(SIMULATED_MEGABYTES))
+    if not megabytes.isdecimal():
+        raise ConfigError(
+            f"{BUDGET_VARIABLE} is {megabytes!r}", accepted="a number of megabytes; 0 keeps no decoded images"
+        )
+    if not int(megabytes):
+        return None
+    place = os.environ.get("DYNAMMO_CACHE")
+    folder = Path(place) if place else Path.home() / ".cache" / "dynammo"
+    return ImageCache(folder / IMAGES, int(megabytes) * MEGABYTE, site="simulation")
 
 
 def localised(config: Config[Any], settings: SiteSettings) -> Experiment:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dynammo_core.data.decoded.stored_images import Images, chosen, digests, joined
+from dynammo_core.data.decoded.stored_images import Images, add_pixels, chosen, joined
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Samples:
     def pixels_digest(self) -> str:
         """Return a hash of shape and pixels of all images, in hexadecimal digits."""
         digest = hashlib.sha256(json.dumps(list(self.images.shape)).encode())
-        digest.update(b"".join(digests(self.images)))
+        add_pixels(digest, self.images)
         return digest.hexdigest()
 
     @property

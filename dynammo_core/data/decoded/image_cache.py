@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -27,6 +28,8 @@ from dynammo_core.support.errors import DynammoError, MemoryStoreError
 
 VERSION = 1
 """To be raised whenever the same file, reading, size and fit come to mean other pixels."""
+SPARE = 2 * 10**9
+"""Bytes that stay free on the disk: other files of a site must not fail for a cache."""
 KEYS_FILE = "files.sealed"
 logger = logging.getLogger("dynammo.image_cache")
 
@@ -169,7 +172,7 @@ class ImageCache:
             if used < oldest or (taken + wanted > self._budget and index not in in_use):
                 taken -= _size(index) + _size(index.with_suffix(ROWS))
                 _delete(index)
-        return taken + wanted <= self._budget
+        return taken + wanted <= self._budget and wanted + SPARE <= shutil.disk_usage(self._folder).free
 
 
 class _Loaded:

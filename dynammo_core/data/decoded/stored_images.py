@@ -133,9 +133,12 @@ def joined(sets: Sequence[Images]) -> Images:
     return torch.cat([images[:].expand(-1, channels, -1, -1) for images in sets])
 
 
-def digests(images: Images) -> list[bytes]:
-    """Return a hash of the pixels of each image."""
-    return images.digests() if isinstance(images, StoredImages) else [pixel_digest(image) for image in images[:]]
+def add_pixels(digest: hashlib._Hash, images: Images) -> None:
+    """Add all pixels to a hash; of images that are not in memory, add the hash of each instead, without reading it."""
+    if isinstance(images, StoredImages):
+        digest.update(b"".join(images.digests()))
+    else:
+        digest.update(images[:].contiguous().numpy().data)
 
 
 def _as_stored(images: Tensor) -> StoredImages:
