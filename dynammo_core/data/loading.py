@@ -29,6 +29,12 @@ def load_samples(
     is not square is stretched to a square. Files are decoded on all cores, one at a time on each. With a cache they are
     decoded once, and what is too large for memory is read from there whenever it is used.
 
+    Args:
+        split: the images that may be chosen.
+        indices: N of them.
+        image_size: side S of the result, in pixels.
+        cache: keeps decoded images on disk; None decodes anew, and all N stand in memory.
+
     Raises:
         DataError: an image cannot be read.
     """
@@ -45,7 +51,9 @@ def load_samples(
     )
 
 
-def _images(source: ImageSource, indices: NDArray[np.int64], size: int, cache: ImageCache | None) -> Images:
+def _images(
+    source: ImageSource, indices: NDArray[np.int64], size: int, cache: ImageCache | None, workers: int | None
+) -> Images:
     if isinstance(source, ArraySource):
         chunks = (source.images[indices[start : start + CHUNK]] for start in range(0, len(indices), CHUNK))
         return torch.cat([_resize(_to_tensor(chunk), size) for chunk in chunks])

@@ -77,7 +77,13 @@ class ImageCache:
         self._longest_unused = longest_unused
         self._read: dict[Path, Contents] = {}
 
-    def load(self, paths: Sequence[Path], preparation: Preparation, decode: Callable[[int], Tensor]) -> Images:
+    def load(
+        self,
+        paths: Sequence[Path],
+        preparation: Preparation,
+        decode: Callable[[int], Tensor],
+        workers: int | None = None,
+    ) -> Images:
         """Return the prepared images of N files: many are read from the disk when they are needed.
 
         Args:
@@ -103,7 +109,12 @@ class ImageCache:
         return images[:] if small else images
 
     def _completed(
-        self, folder: Path, places: Mapping[str, int], decode: Callable[[int], Tensor], *, keep: bool
+        self,
+        folder: Path,
+        places: Mapping[str, int],
+        decode: Callable[[Sequence[int]], Iterator[Tensor]],
+        *,
+        keep: bool,
     ) -> dict[str, Stored]:
         """Decode and store what is missing, unless another process that holds the folder has done so by now."""
         with ExitStack() as stack:
