@@ -51,9 +51,7 @@ def load_samples(
     )
 
 
-def _images(
-    source: ImageSource, indices: NDArray[np.int64], size: int, cache: ImageCache | None, workers: int | None
-) -> Images:
+def _images(source: ImageSource, indices: NDArray[np.int64], size: int, cache: ImageCache | None) -> Images:
     if isinstance(source, ArraySource):
         chunks = (source.images[indices[start : start + CHUNK]] for start in range(0, len(indices), CHUNK))
         return torch.cat([_resize(_to_tensor(chunk), size) for chunk in chunks])

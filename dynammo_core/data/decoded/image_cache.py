@@ -112,7 +112,7 @@ class ImageCache:
         self,
         folder: Path,
         places: Mapping[str, int],
-        decode: Callable[[Sequence[int]], Iterator[Tensor]],
+        decode: Callable[[int], Tensor],
         *,
         keep: bool,
     ) -> dict[str, Stored]:
