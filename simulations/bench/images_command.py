@@ -14,11 +14,13 @@ from dynammo_core.support.terminal import Terminal, readable_errors
 
 console = Terminal()
 CLASSES = 10
+Megapixels = Annotated[float, typer.Option(min=0.01, help="Of each photograph.")]
 Size = Annotated[int, typer.Option(min=8, max=1024, help="Side in pixels to which images are resized.")]
 
 
 def images(
-    count: Annotated[int, typer.Option("--images", min=CLASSES, help="Photographs of one megapixel.")] = 500,
+    count: Annotated[int, typer.Option("--images", min=CLASSES, help="Photographs.")] = 500,
+    megapixels: Megapixels = 1,
     size: Size = 224,
     repeats: Annotated[int, typer.Option(min=1, help="Times that each is measured; the best counts.")] = 3,
 ) -> None:
@@ -30,7 +32,7 @@ def images(
         from simulations.bench.photographs import loading_kinds, write_photographs
 
         with TemporaryDirectory(prefix="dynammo-images-") as place:
-            write_photographs(Path(place) / "images", count, CLASSES)
+            write_photographs(Path(place) / "images", count, CLASSES, megapixels)
             kinds = loading_kinds(Path(place) / "images", Path(place), size)
             best = dict.fromkeys(kinds, 0.0)
             for _ in range(repeats):
@@ -38,7 +40,7 @@ def images(
                     started = time.perf_counter()
                     loaded = load()
                     best[kind] = max(best[kind], loaded / (time.perf_counter() - started))
-        table = Table("photographs of one megapixel", "images/s", "/ one core", "/ torchvision")
+        table = Table(f"photographs of {megapixels:g} megapixels", "images/s", "/ one core", "/ torchvision")
         *_, torchvision = best.values()
         for kind, rate in best.items():
             table.add_row(kind, f"{rate:.0f}", f"{rate / best['one core']:.2f}", f"{rate / torchvision:.2f}")
@@ -47,7 +49,8 @@ def images(
 
 def large(
     folder: Annotated[Path, typer.Argument(help="Gets the photographs and all else; keeps them for the next time.")],
-    count: Annotated[int, typer.Option("--images", min=CLASSES, help="Photographs of one megapixel.")] = 100_000,
+    count: Annotated[int, typer.Option("--images", min=CLASSES, help="Photographs.")] = 100_000,
+    megapixels: Megapixels = 1,
     size: Size = 224,
     gigabytes: Annotated[float, typer.Option(help="Memory that must be enough; exit code 1 if it is not.")] = 4,
 ) -> None:
@@ -58,9 +61,10 @@ def large(
     with readable_errors():
         from simulations.bench.photographs import large_run_apart, write_photographs
 
-        write_photographs(folder / f"images-{count}", count, CLASSES)
-        runs = [large_run_apart(folder, count, size) for _ in range(2)]
-        table = Table(f"{count:,} photographs", "first run", "second run")
+        photographs = folder / f"{count}-of-{megapixels:g}-megapixels"
+        write_photographs(photographs, count, CLASSES, megapixels)
+        runs = [large_run_apart(folder, photographs, size) for _ in range(2)]
+        table = Table(f"{count:,} photographs of {megapixels:g} megapixels", "first run", "second run")
         for name in runs[0]:
             table.add_row(name, *(f"{run[name]:,.1f}" for run in runs))
         console.print(table)

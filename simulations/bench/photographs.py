@@ -28,26 +28,26 @@ from simulations.bench.memory_watch import peak_memory
 from simulations.comparisons.process_pool import follow_parent
 from simulations.engines.engines import run_local
 
-WIDTH, HEIGHT = 1152, 868
-"""One megapixel."""
 DISTINCT = 4
 """Different pictures of each class; the others have the pixels of one of these and a comment of their own."""
 BUDGET = 10**11
 Kinds = Mapping[str, Callable[[], int]]
 
 
-def write_photographs(folder: Path, images: int, classes: int) -> None:
-    """Write JPEG photographs of one megapixel into class folders, no two files alike; those that are there stay.
+def write_photographs(folder: Path, images: int, classes: int, megapixels: float) -> None:
+    """Write JPEG photographs, 4 wide to 3 high, into class folders, no two files alike; those that are there stay.
 
     Args:
         folder: gets a folder for each class.
         images: of all classes together.
         classes: C.
+        megapixels: of each photograph.
     """
+    height = round((0.75e6 * megapixels) ** 0.5)
     for label in range(classes):
         place = folder / f"class-{label:02d}"
         place.mkdir(parents=True, exist_ok=True)
-        drawn = [_drawn(derive_seed(label, "photograph", number)) for number in range(DISTINCT)]
+        drawn = [_drawn(derive_seed(label, "photograph", number), height) for number in range(DISTINCT)]
         for number in range(images // classes + (label < images % classes)):
             path = place / f"{number:06d}.jpg"
             if not path.exists():
@@ -56,12 +56,12 @@ def write_photographs(folder: Path, images: int, classes: int) -> None:
                 path.write_bytes(head + drawn[number % DISTINCT][2:])
 
 
-def _drawn(seed: int) -> bytes:
+def _drawn(seed: int, height: int) -> bytes:
     """Return a JPEG of colours that change slowly, with the noise of a camera."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), dtype=np.float64)
-    noisy = smooth + rng.normal(0, 6, (HEIGHT, WIDTH, 3))
+    smooth = np.asarray(coarse.resize((height * 4 // 3, height), Image.Resampling.BICUBIC), dtype=np.float64)
+    noisy = smooth + rng.normal(0, 6, smooth.shape)
     content = io.BytesIO()
     Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(content, "JPEG", quality=75)
     return content.getvalue()
@@ -153,8 +153,8 @@ def large_run(folder: Path, runs: Path, size: int) -> Mapping[str, float]:
     }
 
 
-def large_run_apart(folder: Path, images: int, size: int) -> Mapping[str, float]:
-    """Do what `large_run` does in a fresh process, with a cache of decoded images in the same folder.
+def large_run_apart(folder: Path, images: Path, size: int) -> Mapping[str, float]:
+    """Do what `large_run` does with `images` in a fresh process, with its cache of decoded images in `folder`.
 
     Raises:
         DynammoError: the run cannot go on, or its process was killed.
@@ -162,7 +162,7 @@ def large_run_apart(folder: Path, images: int, size: int) -> Mapping[str, float]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, _begin, (str(folder / "cache"),)) as pool:
         try:
-            return pool.submit(large_run, folder / f"images-{images}", folder / "runs", size).result()
+            return pool.submit(large_run, images, folder / "runs", size).result()
         except BrokenProcessPool as error:
             raise RunError("the run's process was killed, for want of memory in most cases") from error
 
