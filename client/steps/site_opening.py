@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -24,6 +23,7 @@ from client.steps.site import SimulatedSite, Site
 from dynammo_core.configuration.config import Config
 from dynammo_core.configuration.settings import WEIGHTS_BY_NAME
 from dynammo_core.data.decoded.image_cache import ImageCache
+from dynammo_core.data.decoded.simulated_cache import simulated_images
 from dynammo_core.experiment import Experiment
 from dynammo_core.memory.encryption import load_key
 from dynammo_core.memory.store import MemoryStore
@@ -32,8 +32,6 @@ from dynammo_core.wire.secure_aggregation.offers import Signatory
 from dynammo_core.wire.tensor_store import TensorStore
 
 MEGABYTE = 10**6
-BUDGET_VARIABLE = "DYNAMMO_IMAGES_MEGABYTES"
-SIMULATED_MEGABYTES = 20_000
 
 
 def simulated_site(experiment: Experiment, index: int, workspace: Path, run: str) -> Site:
@@ -107,28 +105,6 @@ def decoded_images(settings: SiteSettings, key: bytes | None) -> ImageCache | No
         return None
     budget = own.images_megabytes * MEGABYTE
     return ImageCache(own.folder / IMAGES, budget, site=settings.site, key=key, longest_unused=UNUSED_SECONDS)
-
-
-@lru_cache(maxsize=1)
-def simulated_images() -> ImageCache | None:
-    """Return the decoded images that all simulations of this user share; None if its environment says to keep none.
-
-    They lie in `$DYNAMMO_CACHE/images`, and without that variable in `~/.cache/dynammo/images`. They take up to
-    `$DYNAMMO_IMAGES_MEGABYTES`.
-
-    Raises:
-        ConfigError: that variable is no number.
-    """
-    megabytes = os.environ.get(BUDGET_VARIABLE, str(SIMULATED_MEGABYTES))
-    if not megabytes.isdecimal():
-        raise ConfigError(
-            f"{BUDGET_VARIABLE} is {megabytes!r}", accepted="a number of megabytes; 0 keeps no decoded images"
-        )
-    if not int(megabytes):
-        return None
-    place = os.environ.get("DYNAMMO_CACHE")
-    folder = Path(place) if place else Path.home() / ".cache" / "dynammo"
-    return ImageCache(folder / IMAGES, int(megabytes) * MEGABYTE, site="simulation")
 
 
 def localised(config: Config[Any], settings: SiteSettings) -> Experiment:

@@ -19,7 +19,7 @@ from torch import Tensor
 from dynammo_core.data.decoded.content_keys import ContentKeys
 from dynammo_core.data.decoded.decoding import in_order
 from dynammo_core.data.decoded.packs import INDEX, ROWS, Contents, Pack, read_contents
-from dynammo_core.data.decoded.stored_images import IN_MEMORY, Images, StoredImages
+from dynammo_core.data.decoded.stored_images import Images, StoredImages, fit_in_memory
 from dynammo_core.data.decoded.storing import Stored, Storing
 from dynammo_core.data.images.reading import Reading
 from dynammo_core.memory.private_files import locked_folder
@@ -95,7 +95,7 @@ class ImageCache:
             DataError: what `decode` raises.
         """
         size, folder = preparation.size, self._folder / preparation.name
-        small = len(paths) * 3 * size * size <= IN_MEMORY
+        small = fit_in_memory(len(paths), size)
         names = self._names(paths)
         places = {name: place for place, name in enumerate(names)}
         found = self._found(folder, places)
@@ -169,7 +169,7 @@ class ImageCache:
             if self._longest_unused is None or all(name in found for name in pack.contents.names):
                 with suppress(OSError):
                     os.utime(index)
-        self._make_room(0, packs)
+        self._make_room(0, ())  # of those used just now too, if the budget is smaller than it was
 
     def _make_room(self, wanted: int, in_use: Container[Path]) -> bool:
         """Delete packs until there is room for so many bytes more; tell whether there is."""

@@ -11,8 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-IN_MEMORY = 512 * 10**6
+IN_MEMORY = 256 * 10**6
 """Bytes up to which a set of images stands in memory, where reading it again and again costs nothing."""
+
+
+def fit_in_memory(images: int, size: int) -> bool:
+    """Tell whether so many colour images of a side of `size` pixels are few enough to stand in memory."""
+    return images * 3 * size * size <= IN_MEMORY
 
 
 class Images(Protocol):
@@ -77,7 +82,7 @@ class StoredImages:
 
     def chosen(self, index: Tensor) -> Images:
         """Return the images at a Tensor[B] of indices: unread, unless they are few enough for memory."""
-        if len(index) * self.shape[1:].numel() <= IN_MEMORY:
+        if fit_in_memory(len(index), self.shape[-1]):
             return self[index]
         return StoredImages(self._parts, self._part[index.numpy()], self._row[index.numpy()], self.shape[1])
 

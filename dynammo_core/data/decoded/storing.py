@@ -10,10 +10,13 @@ from types import TracebackType
 
 from torch import Tensor
 
-from dynammo_core.data.decoded.packs import PACK_BYTES, Owner, Pack, PackWriter, row_bytes
+from dynammo_core.data.decoded import packs
+from dynammo_core.data.decoded.packs import Owner, Pack, PackWriter, row_bytes
 from dynammo_core.data.decoded.stored_images import pixel_digest
 from dynammo_core.support.errors import DynammoError
 
+INDEX_BYTES = 512
+"""More than the index of a pack takes for each image, and for itself."""
 Room = Callable[[int], bool]
 """Makes room for so many more bytes; tells whether there is."""
 logger = logging.getLogger("dynammo.image_cache")
@@ -91,10 +94,11 @@ class Storing:
     def _open(self, shape: tuple[int, ...], left: int) -> None:
         channels, height, width = shape
         reserved = sum(writer.capacity - writer.written for writer, _ in self._writers.values())
-        wanted = min(left * row_bytes((channels, height, width), self._key), PACK_BYTES)
+        row = row_bytes((channels, height, width), self._key)
+        rows = min(left, max(1, packs.PACK_BYTES // row))
         assert self._room is not None
-        if self._room(reserved + wanted):
-            writer = PackWriter(self._folder, (channels, height, width), self._owner, self._key, wanted)
+        if self._room(reserved + rows * (row + INDEX_BYTES) + INDEX_BYTES):
+            writer = PackWriter(self._folder, (channels, height, width), self._owner, self._key, rows * row)
             self._writers[channels] = writer, []
         else:
             self._room = None
