@@ -136,6 +136,7 @@ def purge(
     """
     from client.consent.audit import AuditLog
     from client.state.feature_files import discard_features
+    from client.state.known_images import TrainedImages, hash_cache
     from client.state.withdrawal import WithdrawalLedger
     from dynammo_core.data.decoded.image_cache import discard_images
 
@@ -164,6 +165,8 @@ def purge(
             # First the ledger: whatever stops the rest, nobody uses the records again, and a second purge removes them.
             ledger.withdraw(sorted(ids), f"purge by {reason}", date.today())
             removed = sum(ledger.purge(item.store) for item in stored)
+            TrainedImages.of_site(site.memory, site.site).forget(sorted(ids))
+            hash_cache(site.memory).discard()
             discard_features(runs_folder(site.memory.folder))
             discard_images(site.memory.folder / IMAGES)
             audit.purged(len(ids), removed, reason)

@@ -21,6 +21,7 @@ from dynammo_core.support.files import write_atomically
 from dynammo_core.support.terminal import Terminal, cell, printable, readable_errors
 
 if TYPE_CHECKING:
+    from dynammo_core.data.index.image_files import PassedOver
     from dynammo_core.deployed.model_files import ModelFiles
     from dynammo_core.deployed.predictor import Predictor
 
@@ -82,13 +83,15 @@ def predict(
     diseases reach.
     """
     with readable_errors():
+        from dynammo_core.data.index.image_files import PassedOver
         from dynammo_core.deployed.model_files import ModelFiles
         from dynammo_core.deployed.predictor import Predictor
 
         settings, model_files = load_site(site) if site is not None else None, ModelFiles.read(model)
         own = settings.site if settings and model_files.facts.own_statistics else None
         predictor = Predictor.of_files(as_tested(model_files, settings), device)
-        files = find_images(images)
+        passed_over = PassedOver()
+        files = find_images(images, passed_over)
         batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
         errors = Terminal(stderr=True)
         shown = track(batches, "Asking the model", console=errors, transient=True, disable=not errors.is_terminal)
@@ -99,6 +102,8 @@ def predict(
             typer.echo(json.dumps(as_plain_data(predictor, findings, top, own), indent=2))
         else:
             Terminal().print(as_table(findings, top, predictor.facts.open_set_threshold))
+        for note in passed_over.notes():
+            errors.say(note)
         for warning in warnings_about(predictor, own):
             errors.print(f"[bold yellow]warning[/] {escape(warning)}", soft_wrap=True, highlight=False)
         unreadable = [finding for finding in findings if finding.error]
@@ -138,17 +143,21 @@ def warnings_about(predictor: Predictor, own: str | None) -> list[str]:
     return [NOT_AS_TESTED] if predictor.facts.own_statistics and own is None else []
 
 
-def find_images(places: Sequence[Path]) -> list[Path]:
+def find_images(places: Sequence[Path], passed_over: PassedOver | None = None) -> list[Path]:
     """List the files among `places`, and the image files in the folders among them, each once, in that order.
 
+    Args:
+        places: files and folders.
+        passed_over: is told what was found in the folders and not taken.
+
     Raises:
-        DataError: a folder holds no image.
+        DataError: a folder holds no image, or a name is not UTF-8.
     """
-    from dynammo_core.data.datasets.image_folder import EXTENSIONS, image_files
+    from dynammo_core.data.index.image_files import EXTENSIONS, image_files
 
     found: dict[Path, None] = {}
     for place in places:
-        files = image_files(place) if place.is_dir() else [place]
+        files = image_files(place, passed_over) if place.is_dir() else [place]
         if not files:
             raise DataError(f"the folder {place} holds no images", accepted=f"files named {', '.join(EXTENSIONS)}")
         found.update(dict.fromkeys(files))

@@ -10,8 +10,10 @@ import numpy as np
 
 from client.consent.settings import SiteSettings
 from client.doctor.findings import Finding
+from client.state.known_images import TrainedImages, hash_cache
 from dynammo_core.configuration.config import Config
 from dynammo_core.configuration.settings import DataSettings
+from dynammo_core.data.index.contents import hashes_kept_in
 from dynammo_core.data.index.opening import open_own
 from dynammo_core.data.samples import Dataset, Split
 from dynammo_core.support.errors import DataError
@@ -36,8 +38,12 @@ def data(settings: SiteSettings, config: Config[Any] | None, advance: Advance) -
         ConfigError: no such data set, or its classes are not the experiment's.
         DataError: the data set cannot be opened.
     """
-    dataset = open_own(_own(settings, config), 0)
+    with hashes_kept_in(hash_cache(settings.memory)):
+        dataset = open_own(_own(settings, config), 0)
+    dataset = TrainedImages.of_site(settings.memory, settings.site).settled(dataset)
     yield _counted(dataset, settings)
+    if dataset.notes:
+        yield Finding("data", "note", "how the images were found", details=dataset.notes)
     total = len(dataset.train.labels) + len(dataset.test.labels)
     unreadable = list(_unreadable(dataset, lambda done: advance(done, total)))
     if not unreadable:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from client.state.answer_ledger import AnswerLedger
 from client.state.feature_files import FeatureFiles
+from client.state.known_images import TrainedImages
 from client.state.privacy_budget import PrivacyBudget
 from client.state.secure_ledger import OpenedSums
 from client.state.statistics_file import StatisticsFile
@@ -23,7 +24,7 @@ from client.state.withdrawal import WithdrawalLedger
 from dynammo_core.data.decoded.image_cache import ImageCache
 from dynammo_core.data.feature_cache import RecentlyUsed
 from dynammo_core.data.loading import load_samples
-from dynammo_core.data.samples import Samples, Split
+from dynammo_core.data.samples import Dataset, Samples, Split
 from dynammo_core.data.sites.arrivals import Arrivals
 from dynammo_core.data.sites.scanners import through_scanner
 from dynammo_core.data.sources import resolve_selection
@@ -54,6 +55,8 @@ class Site:
         statistics: its own batch-norm statistics, estimated once.
         today: the day that exemplars are taken in.
         ledger: the records that it may use no more.
+        trained: the images that it has ever trained on, which it never tests on; None in a simulation, whose data set
+            does not change.
         expiry_days: age in days beyond which exemplars are dropped.
         fewest_images: a class of which it holds fewer training (test) images takes no part.
         sums: its note of what it sent into sums that the server keeps; None if nothing can be withdrawn.
@@ -72,6 +75,7 @@ class Site:
     statistics: StatisticsFile
     today: date = SIMULATED_DAY
     ledger: WithdrawalLedger | None = None
+    trained: TrainedImages | None = None
     expiry_days: int | None = None
     fewest_images: int = 1
     sums: SumsNote | None = None
@@ -158,14 +162,27 @@ class Site:
         return self._common(self._load("test", classes))
 
     def train_images(self, classes: tuple[int, ...]) -> Samples:
-        """Return the site's training images of these classes."""
+        """Return the site's training images of these classes, which are never tested on from now on."""
         samples = self._load("train", classes)
         # Under privacy counts are noised, and no image may decide whether others take part.
-        return samples if self.experiment.protects_images else self._common(samples)
+        samples = samples if self.experiment.protects_images else self._common(samples)
+        if self.trained is not None:
+            self.trained.enter(self.dataset.train, samples.record_ids)
+        return samples
+
+    @property
+    def dataset(self) -> Dataset:
+        """Return the site's images, none in the test that it has trained on before.
+
+        Raises:
+            DataError: the data's own split says to test on such images.
+        """
+        dataset = self.experiment.dataset
+        return dataset if self.trained is None else self.trained.settled(dataset)
 
     def images_of(self, record_ids: Collection[str]) -> Samples:
         """Return the readable training images of these records, even withdrawn ones: they are to leave the sums."""
-        split, size = self.experiment.dataset.train, self.experiment.config.data.image_size
+        split, size = self.dataset.train, self.experiment.config.data.image_size
         parts = []
         for place, record in enumerate(split.record_ids):
             if record in record_ids:
@@ -193,7 +210,7 @@ class Site:
 
     def _load(self, part: str, classes: tuple[int, ...]) -> Samples:
         """Return the images of classes that may be used; those of withdrawn records are not even decoded."""
-        split: Split = getattr(self.experiment.dataset, part)
+        split: Split = getattr(self.dataset, part)
         if self.ledger is not None:
             split = self.ledger.allowed_split(split)
         places = np.flatnonzero(np.isin(split.labels, classes))

@@ -13,6 +13,7 @@ from client.consent.settings import SiteSettings
 from client.service.node_key import load_private_key
 from client.state.answer_ledger import AnswerLedger
 from client.state.feature_files import UNUSED_SECONDS, FeatureFiles
+from client.state.known_images import TrainedImages, hash_cache
 from client.state.privacy_budget import PrivacyBudget
 from client.state.run_folders import IMAGES, run_folder
 from client.state.secure_ledger import OpenedSums
@@ -24,6 +25,7 @@ from dynammo_core.configuration.config import Config
 from dynammo_core.configuration.settings import WEIGHTS_BY_NAME
 from dynammo_core.data.decoded.image_cache import ImageCache
 from dynammo_core.data.decoded.simulated_cache import simulated_images
+from dynammo_core.data.index.contents import HashCache
 from dynammo_core.experiment import Experiment
 from dynammo_core.memory.encryption import load_key
 from dynammo_core.memory.store import MemoryStore
@@ -81,6 +83,7 @@ def deployed_site(
         StatisticsFile(folder, run=run, site=settings.site, key=key),
         today=datetime.now(UTC).date(),
         ledger=WithdrawalLedger(own.folder),
+        trained=TrainedImages(own.folder, site=settings.site, key=key),
         expiry_days=own.expiry_days,
         fewest_images=policy.fewest_images,
         images=decoded_images(settings, key),
@@ -128,7 +131,7 @@ def localised(config: Config[Any], settings: SiteSettings) -> Experiment:
             "backbone": config.backbone.model_copy(update={"weights": settings.weights or config.backbone.weights}),
         }
     )
-    return shared_experiment(_Named(own.canonical_json(), own))
+    return shared_experiment(_Named(own.canonical_json(), own, hash_cache(settings.memory)))
 
 
 @dataclass(frozen=True)
@@ -137,9 +140,10 @@ class _Named:
 
     text: str
     config: Config[Any] = field(compare=False)
+    hashes: HashCache
 
 
 @lru_cache(maxsize=4)
 def shared_experiment(named: _Named) -> Experiment:
     """Return the experiment of a configuration, the same object as long as it is among the last four."""
-    return Experiment(named.config)
+    return Experiment(named.config, named.hashes)

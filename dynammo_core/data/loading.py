@@ -43,15 +43,18 @@ def load_samples(
         return Samples.empty()
     source, held = resolve_selection(split.source, index)
     chosen = index.tolist()
+    contents = [split.contents[i] for i in chosen] if split.contents else []
     return Samples(
-        _images(source, held, image_size, cache),
+        _images(source, held, contents, image_size, cache),
         torch.from_numpy(split.labels[index]),
         tuple(split.record_ids[i] for i in chosen),
         tuple(split.patients[i] for i in chosen) if split.patients else (),
     )
 
 
-def _images(source: ImageSource, indices: NDArray[np.int64], size: int, cache: ImageCache | None) -> Images:
+def _images(
+    source: ImageSource, indices: NDArray[np.int64], contents: Sequence[str], size: int, cache: ImageCache | None
+) -> Images:
     if isinstance(source, ArraySource):
         chunks = (source.images[indices[start : start + CHUNK]] for start in range(0, len(indices), CHUNK))
         return torch.cat([_resize(_to_tensor(chunk), size) for chunk in chunks])
@@ -62,10 +65,10 @@ def _images(source: ImageSource, indices: NDArray[np.int64], size: int, cache: I
 
     if not isinstance(source, FileSource):  # who wrote it may not have thought of threads
         return _stacked(map(decode, range(len(places))), len(places))
-    if cache is None:
+    if cache is None or not contents:
         return _stacked(in_order(decode, range(len(places))), len(places))
     paths = [source.paths[place] for place in places]
-    return cache.load(paths, Preparation(source.reading, size, "stretch"), decode)
+    return cache.load(paths, contents, Preparation(source.reading, size, "stretch"), decode)
 
 
 def _stacked(images: Iterator[Tensor], count: int) -> Tensor:

@@ -126,6 +126,7 @@ class Split:
         record_ids: N identifiers, stable over runs.
         sites: N names of the site each image belongs to, if the data say so.
         patients: N identifiers of the persons that the images show, or empty if the data do not say.
+        contents: N SHA-256 of the files' bytes, or empty if the images are not files.
     """
 
     source: ImageSource
@@ -133,17 +134,30 @@ class Split:
     record_ids: tuple[str, ...]
     sites: tuple[str, ...] | None = None
     patients: tuple[str, ...] = ()
+    contents: tuple[str, ...] = ()
 
     @property
     def patient_ids(self) -> tuple[str, ...]:
         """Return the N patients; where the data do not say who it is, each record counts as a patient of its own."""
         return self.patients or self.record_ids
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Return N keys, equal for images that stay together: patients, else contents; empty if neither is known."""
+        return self.patients or self.contents
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set: its class names in their fixed order, and its two splits."""
+    """A data set: its class names in their fixed order, and its two splits.
+
+    Attributes:
+        drawn: whether this project chose the test images, not the data.
+        notes: what a person should know of how the data were read, a sentence each, such as the files passed over.
+    """
 
     class_names: tuple[str, ...]
     train: Split
     test: Split
+    drawn: bool = False
+    notes: tuple[str, ...] = ()

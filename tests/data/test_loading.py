@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,7 +135,9 @@ def test_resizing_one_by_one_on_all_cores_changes_no_bit(
     paths = tuple(tmp_path / f"{place}.png" for place in range(len(images)))
     for path, image in zip(paths, images, strict=True):
         Image.fromarray(image).save(path)
-    split = Split(FileSource(paths, ("",) * len(paths)), np.zeros(len(paths), dtype=np.int64), tuple(map(str, paths)))
+    contents = tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
+    labels = np.zeros(len(paths), dtype=np.int64)
+    split = Split(FileSource(paths, ("",) * len(paths)), labels, tuple(map(str, paths)), contents=contents)
     for size in (16, 47):
         expected = resized_in_groups([images[place] for place in order], size)
         for cores in (1, 7):
@@ -144,3 +147,4 @@ def test_resizing_one_by_one_on_all_cores_changes_no_bit(
         cache = ImageCache(tmp_path / "cache", 10**7, site="north")
         for _ in range(2):
             assert torch.equal(load_samples(split, order, size, cache=cache).images[:], expected)
+        assert len(list((tmp_path / "cache").rglob("*.index"))) > 0

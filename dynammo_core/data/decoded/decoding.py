@@ -6,11 +6,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-
-from torch import Tensor
+from typing import TypeVar
 
 from dynammo_core.data.decoded.progress import Counter
 
+T = TypeVar("T")
 MOST_WORKERS = 16
 """More threads would decode little faster, and an image of 12 megapixels takes each of them 100 MB."""
 AHEAD = 4
@@ -22,7 +22,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_order(read: Callable[[int], Tensor], indices: Sequence[int], workers: int | None = None) -> Iterator[Tensor]:
+def in_order(read: Callable[[int], T], indices: Sequence[int], workers: int | None = None) -> Iterator[T]:
     """Yield `read(index)` for each index, in order, computed by several threads.
 
     Args:
@@ -34,7 +34,7 @@ def in_order(read: Callable[[int], Tensor], indices: Sequence[int], workers: int
         DataError: what `read` raises, of the first image in order that cannot be read.
     """
     workers = workers or min(usable_cores(), MOST_WORKERS)
-    counter, waiting = Counter(len(indices)), deque[Future[Tensor]]()
+    counter, waiting = Counter(len(indices)), deque[Future[T]]()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for index in indices:

@@ -16,21 +16,18 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from dynammo_core.data.decoded.content_keys import ContentKeys
 from dynammo_core.data.decoded.decoding import in_order
 from dynammo_core.data.decoded.packs import INDEX, ROWS, Contents, Pack, read_contents
-from dynammo_core.data.decoded.stored_images import Images, StoredImages, fit_in_memory
+from dynammo_core.data.decoded.stored_images import Images, StoredImages, fit_in_memory, pixel_digest
 from dynammo_core.data.decoded.storing import Stored, Storing
 from dynammo_core.data.images.reading import Reading
 from dynammo_core.memory.private_files import locked_folder
-from dynammo_core.memory.sealed_file import SealedFile
 from dynammo_core.support.errors import DynammoError, MemoryStoreError
 
 VERSION = 1
 """To be raised whenever the same file, reading, size and fit come to mean other pixels."""
 SPARE = 2 * 10**9
 """Bytes that stay free on the disk: other files of a site must not fail for a cache."""
-KEYS_FILE = "files.sealed"
 logger = logging.getLogger("dynammo.image_cache")
 
 
@@ -80,14 +77,15 @@ class ImageCache:
     def load(
         self,
         paths: Sequence[Path],
+        contents: Sequence[str],
         preparation: Preparation,
         decode: Callable[[int], Tensor],
-        workers: int | None = None,
     ) -> Images:
         """Return the prepared images of N files: many are read from the disk when they are needed.
 
         Args:
             paths: the files.
+            contents: the SHA-256 of each file's bytes, in hexadecimal digits.
             preparation: what `decode` does to each.
             decode: makes the image Tensor[c, S, S] uint8 of the file at a place in `paths`; called by several threads.
 
@@ -96,50 +94,48 @@ class ImageCache:
         """
         size, folder = preparation.size, self._folder / preparation.name
         small = fit_in_memory(len(paths), size)
-        names = self._names(paths)
-        places = {name: place for place, name in enumerate(names)}
+        places = {content: place for place, content in enumerate(contents)}
         found = self._found(folder, places)
         if len(found) < len(places):
-            found = self._completed(folder, places, decode, keep=small)
+
+            def read(place: int) -> tuple[Tensor, bool]:
+                image = decode(place)
+                return image, _sha256(paths[place]) == contents[place]  # it may have changed since
+
+            found = self._completed(folder, places, read, keep=small)
         self._use(found)
-        rows = np.arange(len(names))
+        rows = np.arange(len(contents))
         channels = max(image.channels for image in found.values())
-        part = _Loaded(size, [found[name] for name in names], decode)
+        part = _Loaded(size, [found[content] for content in contents], decode)
         images = StoredImages([part], np.zeros_like(rows), rows, channels)
         return images[:] if small else images
 
     def _completed(
-        self,
-        folder: Path,
-        places: Mapping[str, int],
-        decode: Callable[[int], Tensor],
-        *,
-        keep: bool,
+        self, folder: Path, places: Mapping[str, int], read: Callable[[int], tuple[Tensor, bool]], *, keep: bool
     ) -> dict[str, Stored]:
-        """Decode and store what is missing, unless another process that holds the folder has done so by now."""
+        """Decode and store what is missing, unless another process that held the folder has done so by now."""
         with ExitStack() as stack:
             alone = True
             try:
                 stack.enter_context(locked_folder(folder))
+                _delete_orphans(folder)
             except (MemoryStoreError, OSError) as error:
                 _warn(error)
                 alone = False
             found = self._found(folder, places)
-            missing = {name: place for name, place in places.items() if name not in found}
-            in_use = {image.pack.index for image in found.values() if image.pack}
-            if alone:
-                _delete_orphans(folder)
-            room = (lambda wanted: self._make_room(wanted, in_use)) if alone else None
-            with Storing(folder, self._owner, self._key, room) as storing:
-                decoded = zip(missing, in_order(decode, list(missing.values())), strict=True)
-                for done, (name, image) in enumerate(decoded):
-                    found[name] = storing.put(name, image, len(missing) - done, keep=keep)
-        return found
+            missing = {content: place for content, place in places.items() if content not in found}
 
-    def _names(self, paths: Sequence[Path]) -> list[str]:
-        """Return a name for each file that says what its bytes are."""
-        file = SealedFile(self._folder / KEYS_FILE, {**self._owner, "content": "keys"}, self._key)
-        return ContentKeys(file, self._longest_unused).of(paths)
+            def room(wanted: int) -> bool:
+                return self._make_room(wanted, {image.pack.index for image in found.values() if image.pack})
+
+            with Storing(folder, self._owner, self._key, room if alone else None) as storing:
+                decoded = zip(missing, in_order(read, list(missing.values())), strict=True)
+                for done, (content, (image, true)) in enumerate(decoded):
+                    stored = Stored(image.shape[0], pixel_digest(image), pixels=image if keep else None)
+                    found[content] = stored
+                    if true:
+                        storing.put(content, image, stored, left=len(missing) - done)
+        return found
 
     def _found(self, folder: Path, wanted: Collection[str]) -> dict[str, Stored]:
         """Return those of the wanted images that are stored, by name."""
@@ -220,13 +216,19 @@ def discard_images(folder: Path) -> None:
     Raises:
         MemoryStoreError: some cannot be deleted.
     """
-    for path in (*folder.glob(f"*/*{INDEX}"), *folder.glob(f"*/*{ROWS}"), folder / KEYS_FILE):
+    for path in (*folder.glob(f"*/*{INDEX}"), *folder.glob(f"*/*{ROWS}")):
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
             raise MemoryStoreError(
                 f"the decoded images {path} cannot be deleted: {error.strerror}", remedy="Delete the file by hand"
             ) from error
+
+
+def _sha256(path: Path) -> str:
+    with suppress(OSError), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+    return ""
 
 
 def _warn(error: Exception) -> None:

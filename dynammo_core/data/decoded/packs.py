@@ -6,7 +6,6 @@ The index names what each row is and what its pixels hash to; rows without an in
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -135,8 +134,8 @@ class PackWriter:
         """Return the bytes of the rows so far."""
         return len(self._names) * row_bytes(self._shape, self._key)
 
-    def add(self, name: str, image: Tensor) -> int:
-        """Write an image, Tensor[C, S, S] uint8; return its row.
+    def add(self, name: str, image: Tensor, digest: bytes) -> int:
+        """Write an image, Tensor[C, S, S] uint8, with the hash of its pixels; return its row.
 
         Raises:
             OSError: the disk is full, or cannot be written.
@@ -146,7 +145,7 @@ class PackWriter:
         if self._rows.write(row) != len(row):
             raise OSError("the disk is full")
         self._names.append(name)
-        self._digests.append(hashlib.sha256(pixels).digest())
+        self._digests.append(digest)
         return len(self._names) - 1
 
     def finish(self) -> Pack:

@@ -7,10 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from dynammo_core.data.decoded.image_cache import ImageCache
+from dynammo_core.data.index.contents import CACHE_VARIABLE
 from dynammo_core.data.index.folders import DEFAULT_HOME
 from dynammo_core.support.errors import ConfigError
 
-PLACE_VARIABLE = "DYNAMMO_CACHE"
 BUDGET_VARIABLE = "DYNAMMO_IMAGES_MEGABYTES"
 MEGABYTES = 20_000
 """Room for 130,000 colour images of 224 pixels."""
@@ -32,7 +32,7 @@ def simulated_images() -> ImageCache | None:
         )
     if not int(megabytes):
         return None
-    home = os.environ.get(PLACE_VARIABLE) or DEFAULT_HOME
+    home = os.environ.get(CACHE_VARIABLE) or DEFAULT_HOME
     return _shared(Path(home).expanduser() / "images", int(megabytes) * 10**6)
 
 

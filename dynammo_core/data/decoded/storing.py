@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dynammo_core.data.decoded import packs
 from dynammo_core.data.decoded.packs import Owner, Pack, PackWriter, row_bytes
-from dynammo_core.data.decoded.stored_images import pixel_digest
 from dynammo_core.support.errors import DynammoError
 
 INDEX_BYTES = 512
@@ -65,31 +64,29 @@ class Storing:
         for channels in list(self._writers):
             self._finish(channels)
 
-    def put(self, name: str, image: Tensor, left: int, *, keep: bool) -> Stored:
+    def put(self, content: str, image: Tensor, stored: Stored, left: int) -> None:
         """Store an image.
 
         Args:
-            name: what its file holds.
+            content: what its file holds.
             image: Tensor[c, S, S] uint8.
+            stored: is told where it went.
             left: images that may follow, with this one.
-            keep: whether it is also kept in memory.
         """
         channels = image.shape[0]
-        stored = Stored(channels, pixel_digest(image), pixels=image if keep else None)
         if self._room is None:
-            return stored
+            return
         try:
             if channels not in self._writers:
                 self._open(tuple(image.shape), left)
             if channels in self._writers:
                 writer, images = self._writers[channels]
-                stored.row = writer.add(name, image)
+                stored.row = writer.add(content, image, stored.digest)
                 images.append(stored)
                 if writer.full:
                     self._finish(channels)
         except (DynammoError, OSError) as error:
             self._give_up(error)
-        return stored
 
     def _open(self, shape: tuple[int, ...], left: int) -> None:
         channels, height, width = shape

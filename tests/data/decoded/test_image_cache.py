@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
@@ -38,9 +39,6 @@ def files(tmp_path: Path) -> list[Path]:
         Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(paths[-1])
     twin = tmp_path / "twin.png"
     twin.write_bytes(paths[-1].read_bytes())
-    settled = time.time() - 60
-    for path in (*paths, twin):
-        os.utime(path, (settled, settled))
     return [*paths, twin]
 
 
@@ -70,10 +68,14 @@ def cache(
     return ImageCache(folder / "cache", budget, site="north", key=key, longest_unused=longest_unused)
 
 
+def contents(paths: list[Path]) -> list[str]:
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+
+
 def load(held: ImageCache, paths: list[Path], prepared: Preparation = PREPARED) -> tuple[list[str], Images]:
     """The names of the files that had to be decoded, and what was given."""
     decode = Decoder(paths)
-    given = held.load(paths, prepared, decode)
+    given = held.load(paths, contents(paths), prepared, decode)
     return sorted(decode.decoded), given
 
 
@@ -136,17 +138,22 @@ def test_images_on_disk_are_indexed_as_a_tensor_is(files: list[Path], tmp_path: 
     assert len(set(images.digests())) == 6
 
 
-def test_a_changed_file_and_another_preparation_are_decoded_anew(files: list[Path], tmp_path: Path) -> None:
+def test_what_counts_is_content_and_preparation(files: list[Path], tmp_path: Path) -> None:
     load(cache(tmp_path), files)
-    state = files[0].stat()
-    files[0].write_bytes(files[1].read_bytes())
-    os.utime(files[0], ns=(state.st_atime_ns, state.st_mtime_ns))  # whoever wrote it set the time back
-    assert torch.equal(load(cache(tmp_path), files)[1][:], expected(files))
     for other in (Preparation(Reading(window="lung"), SIZE, "stretch"), Preparation(AS_DECLARED, SIZE, "pad")):
         assert len(load(cache(tmp_path), files, other)[0]) == 5
     moved = tmp_path / "elsewhere.png"
     files[2].rename(moved)
-    assert load(cache(tmp_path), [moved])[0] == [], "what counts is the content"
+    assert load(cache(tmp_path), [moved])[0] == []
+
+
+def test_a_file_that_changes_between_its_hash_and_its_decoding_is_not_stored(files: list[Path], tmp_path: Path) -> None:
+    old = contents(files)
+    content = files[0].read_bytes()
+    files[0].write_bytes(files[1].read_bytes())
+    assert torch.equal(cache(tmp_path).load(files, old, PREPARED, Decoder(files))[:], expected(files))
+    files[0].write_bytes(content)
+    assert torch.equal(load(cache(tmp_path), files)[1][:], expected(files))
 
 
 def test_a_broken_image_is_named_and_the_others_stay_decoded(files: list[Path], tmp_path: Path) -> None:
@@ -159,7 +166,7 @@ def test_a_broken_image_is_named_and_the_others_stay_decoded(files: list[Path], 
 
     for _ in range(2):
         with pytest.raises(DataError, match=r"twin\.png"):
-            cache(tmp_path).load(files, PREPARED, fail_at_the_last)
+            cache(tmp_path).load(files, contents(files), PREPARED, fail_at_the_last)
     assert sorted(set(decode.decoded)) == sorted(decode.decoded)
     assert load(cache(tmp_path), files)[0] == ["twin.png"]
 
@@ -179,12 +186,12 @@ def test_what_is_deleted_while_it_is_used_is_still_there_and_what_is_lost_is_dec
     files: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     decode = Decoder(files)
-    images = cache(tmp_path).load(files, PREPARED, decode)
+    images = cache(tmp_path).load(files, contents(files), PREPARED, decode)
     discard_images(tmp_path / "cache")
     assert on_disk(tmp_path) == []
     assert torch.equal(images[:], expected(files))
     assert len(decode.decoded) == 6
-    images = cache(tmp_path).load(files, PREPARED, decode)
+    images = cache(tmp_path).load(files, contents(files), PREPARED, decode)
     for path in on_disk(tmp_path, packs.ROWS):
         os.truncate(path, 0)
     assert torch.equal(images[:], expected(files))
@@ -233,7 +240,7 @@ def test_the_budget_holds_and_what_was_used_last_stays(
 @pytest.mark.usefixtures("_read_when_indexed")
 def test_what_found_no_room_is_decoded_whenever_it_is_read(files: list[Path], tmp_path: Path) -> None:
     decode = Decoder(files)
-    images = cache(tmp_path, budget=1).load(files, PREPARED, decode)
+    images = cache(tmp_path, budget=1).load(files, contents(files), PREPARED, decode)
     assert on_disk(tmp_path) == []
     assert torch.equal(images[:], expected(files))
     assert len(decode.decoded) == 6 + 7
@@ -288,7 +295,9 @@ def test_one_process_waits_for_what_another_decodes(files: list[Path], tmp_path:
 
     results: list[Images] = []
     threads = [
-        threading.Thread(target=lambda decode=decode: results.append(cache(tmp_path).load(files, PREPARED, decode)))
+        threading.Thread(
+            target=lambda decode=decode: results.append(cache(tmp_path).load(files, contents(files), PREPARED, decode))
+        )
         for decode in (slowly, second)
     ]
     threads[0].start()
