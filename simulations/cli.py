@@ -54,6 +54,7 @@ def run(
 ) -> None:
     """Run an experiment and leave a run directory with metrics, model and report.html."""
     with readable_errors():
+        from dynammo_core.data.decoded.progress import listening
         from server.watch.progress import ProgressView, final_table
         from simulations.engines.engines import find_engine, run_by_flower
 
@@ -66,7 +67,7 @@ def run(
         experiment = load_config(config, parse_overrides(set_ or []))
         directory = resume
         try:
-            with ProgressView() as view:
+            with ProgressView() as view, listening(lambda decoding: view.update(decoding.event())):
                 directory = start(experiment, runs, resume, view.update, accept_new_code=accept_new_code)
         except KeyboardInterrupt:
             where = directory or runs / experiment.run_name

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 INTERVAL = 0.5
 """Seconds between two reports."""
@@ -34,6 +35,11 @@ class Decoding:
     def seconds_left(self) -> float:
         """Return the seconds left at this rate."""
         return (self.total - self.done) / self.rate if self.rate else 0.0
+
+    def event(self) -> dict[str, str | int]:
+        """Return it as an event of a run, with its speed in words: `312/s, 0:04:10`, where the time is what is left."""
+        left = timedelta(seconds=round(self.seconds_left))
+        return {"event": "decoding", "done": self.done, "total": self.total, "speed": f"{self.rate:.0f}/s, {left}"}
 
 
 Listener = Callable[[Decoding], None]

@@ -141,7 +141,7 @@ def test_images_on_disk_are_indexed_as_a_tensor_is(files: list[Path], tmp_path: 
 def test_what_counts_is_content_and_preparation(files: list[Path], tmp_path: Path) -> None:
     load(cache(tmp_path), files)
     for other in (Preparation(Reading(window="lung"), SIZE, "stretch"), Preparation(AS_DECLARED, SIZE, "pad")):
-        assert len(load(cache(tmp_path), files, other)[0]) == 5
+        assert len(load(cache(tmp_path), files, other)[0]) == 6
     moved = tmp_path / "elsewhere.png"
     files[2].rename(moved)
     assert load(cache(tmp_path), [moved])[0] == []
