@@ -29,6 +29,7 @@ from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Forget, Step, Summarise, plan_steps
 from dynammo_core.privacy.checks import check_samples_apart
 from dynammo_core.privacy.plan import noise_of_run
+from dynammo_core.privacy.units import require_patients
 from dynammo_core.support.code_files import code_files
 from dynammo_core.support.devices import find_device
 from dynammo_core.support.errors import ConfigError, ProtocolError, RunError, unknown_name
@@ -222,6 +223,8 @@ class Experiment:
             names = [self.class_names[label] for label in self.stream.classes(task)]
             if not any((labels == label).any() for label in self.stream.classes(task)):
                 raise RunError(f"task {task + 1} (classes {', '.join(names)}) has no images at any site")
+        if self.protects_images:
+            require_patients(self.dataset.train, self.config.privacy.unit)
         _ = self.partition
 
     @torch.no_grad()

@@ -88,6 +88,7 @@ def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict
         "epsilon": epsilon if (epsilon := promised_epsilon(proposal.config)) < float("inf") else None,
         "spent": budget.words(),
         "epsilon_of_all_runs_after": budget.after(experiment),
+        "fewest": load_policy(site.policy).fewest.words(),
         "forbidden": forbidden(site, proposal),
         "runs": ApprovedRuns(approvals).of(proposal),
         "same_sums": [other.id for other in same_sums(approvals, proposal)],
@@ -118,6 +119,7 @@ def page(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> Iterat
         yield f"  {stage['stage']:<12} {stage['action']}, {stage['rounds']} rounds per task; what leaves:"
         yield f"               tensors: {', '.join(stage['tensors']) or 'none'}"
         yield f"               numbers: {', '.join(stage['numbers'])}"
+    yield f"  takes part   with {shown['fewest']}"
     if shown["epsilon"] is None:
         yield "  privacy      no differential privacy"
     else:

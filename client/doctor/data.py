@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from client.consent.policy import load_policy
 from client.consent.settings import SiteSettings
 from client.doctor.findings import Finding
 from client.state.known_images import TrainedImages, hash_cache
@@ -16,6 +17,7 @@ from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.index.contents import hashes_kept_in
 from dynammo_core.data.index.opening import open_own
 from dynammo_core.data.samples import Dataset, Split
+from dynammo_core.privacy.units import require_patients
 from dynammo_core.support.errors import DataError
 
 NAMED = 10
@@ -36,12 +38,15 @@ def data(settings: SiteSettings, config: Config[Any] | None, advance: Advance) -
 
     Raises:
         ConfigError: no such data set, or its classes are not the experiment's.
-        DataError: the data set cannot be opened.
+        DataError: the data set cannot be opened, or the experiment protects patients and it names none.
     """
     with hashes_kept_in(hash_cache(settings.memory)):
         dataset = open_own(_own(settings, config), 0)
     dataset = TrainedImages.of_site(settings.memory, settings.site).settled(dataset)
+    if config is not None and config.privacy.mechanism == "example":
+        require_patients(dataset.train, config.privacy.unit)
     yield _counted(dataset, settings)
+    yield from _rare(dataset, settings)
     if dataset.notes:
         yield Finding("data", "note", "how the images were found", details=dataset.notes)
     total = len(dataset.train.labels) + len(dataset.test.labels)
@@ -84,6 +89,17 @@ def _counted(dataset: Dataset, settings: SiteSettings) -> Finding:
             "data", "wrong", f"{settings.data.root} holds no image of the experiment's classes", "Correct data.root"
         )
     return Finding("data", "ok", what)
+
+
+def _rare(dataset: Dataset, settings: SiteSettings) -> Iterator[Finding]:
+    """Name the classes that take no part here because the policy wants more images or patients of them."""
+    fewest = load_policy(settings.policy).fewest
+    for part, split in (("training", dataset.train), ("tests", dataset.test)):
+        held = np.bincount(split.labels, minlength=len(dataset.class_names))
+        common = fewest.class_counts(split.labels, split.patient_ids, len(held))
+        if rare := [dataset.class_names[label] for label in np.flatnonzero((held > 0) & (common == 0)).tolist()]:
+            what = f"the policy wants {fewest.words()}; these take no part in {part}: {', '.join(rare)}"
+            yield Finding("rare classes", "note", what)
 
 
 def _unreadable(dataset: Dataset, advance: Callable[[int], None]) -> Iterator[str]:

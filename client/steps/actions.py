@@ -153,11 +153,13 @@ def answer_remember(assignment: Assignment) -> Report:
                 assignment.site.new_images(task),
                 task=task,
                 settings=config.memory,
+                site=assignment.site.index,
                 sites=config.federation.sites,
                 features=lambda samples: assignment.embed(samples, "features").cpu(),
                 seed=assignment.seed,
                 today=assignment.site.today,
                 class_names=assignment.experiment.class_names,
+                fewest_patients=assignment.site.fewest.patients,
             )
             assignment.site.store.save(memory)
     size = assignment.site.store.path.stat().st_size

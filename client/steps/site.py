@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from datetime import date
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.consent.fewest import ANYTHING, Fewest
 from client.state.answer_ledger import AnswerLedger
 from client.state.feature_files import FeatureFiles
 from client.state.known_images import TrainedImages
@@ -29,7 +29,7 @@ from dynammo_core.data.sites.arrivals import Arrivals
 from dynammo_core.data.sites.scanners import through_scanner
 from dynammo_core.data.sources import resolve_selection
 from dynammo_core.experiment import Experiment, code_hash
-from dynammo_core.memory.rehearsal import SIMULATED_DAY, drop_expired, exemplars_per_class
+from dynammo_core.memory.rehearsal import SIMULATED_DAY, drop_expired, share_of
 from dynammo_core.memory.store import MemoryStore, ReplayMemory
 from dynammo_core.methods.rehearsal import Rehearsal
 from dynammo_core.privacy.noise import Noise, SeededNoise, SystemNoise
@@ -58,7 +58,7 @@ class Site:
         trained: the images that it has ever trained on, which it never tests on; None in a simulation, whose data set
             does not change.
         expiry_days: age in days beyond which exemplars are dropped.
-        fewest_images: a class of which it holds fewer training (test) images takes no part.
+        fewest: a class of which it holds less for training (for testing) takes no part.
         sums: its note of what it sent into sums that the server keeps; None if nothing can be withdrawn.
         budget: the privacy budget of all runs here together; None in a simulation, where nobody is protected.
         images: its decoded images, on its disk; None keeps none.
@@ -77,7 +77,7 @@ class Site:
     ledger: WithdrawalLedger | None = None
     trained: TrainedImages | None = None
     expiry_days: int | None = None
-    fewest_images: int = 1
+    fewest: Fewest = ANYTHING
     sums: SumsNote | None = None
     images: ImageCache | None = None
     features: FeatureFiles | None = None
@@ -110,20 +110,19 @@ class Site:
         if self.expiry_days is not None:
             memory = drop_expired(memory, self.today, self.expiry_days)
         memory = memory if self.ledger is None else self.ledger.allowed(memory)
-        fewest = 1 if self.experiment.protects_images else self.fewest_exemplars
-        kept = _without_rare(memory.samples.labels, fewest)
+        kept = None if self.experiment.protects_images else _without_rare(memory.samples, self.fewest_exemplars)
         return memory if kept is None else memory.subset(kept)
 
     @property
-    def fewest_exemplars(self) -> int:
-        """Return `fewest_images`, or the share of the memory that a class has in this experiment, if that is smaller.
+    def fewest_exemplars(self) -> Fewest:
+        """Return `fewest`, or the share of the memory that a class has in this experiment, if that is smaller.
 
         A share tells nothing about patients: it follows from the configuration.
         """
         config, pixels = self.experiment.config, self.experiment.config.data.image_size**2
         classes, sites = self.experiment.classes, config.federation.sites
-        share = exemplars_per_class(config.memory, sites=sites, classes=classes, image_bytes=3 * pixels)
-        return min(self.fewest_images, share)
+        share = share_of(config.memory, site=self.index, sites=sites, classes=classes, image_bytes=3 * pixels)
+        return self.fewest.at_most(share.each)
 
     def memory_to_extend(self, task: int) -> ReplayMemory:
         """Return the exemplars that may still be used, so that a task can be added if it is not in them yet.
@@ -151,6 +150,8 @@ class Site:
             settings=config.memory,
             sites=config.federation.sites,
             seed=derive_seed(config.seed, "site", self.index),
+            site=self.index,
+            fewest_patients=self.fewest.patients,
         )
 
     def new_images(self, task: int) -> Samples:
@@ -182,17 +183,17 @@ class Site:
 
     def images_of(self, record_ids: Collection[str]) -> Samples:
         """Return the readable training images of these records, even withdrawn ones: they are to leave the sums."""
-        split, size = self.dataset.train, self.experiment.config.data.image_size
+        split, data = self.dataset.train, self.experiment.config.data
         parts = []
         for place, record in enumerate(split.record_ids):
             if record in record_ids:
                 with suppress(DataError):
-                    parts.append(load_samples(split, [place], size))
+                    parts.append(load_samples(split, [place], data.image_size, data.fit))
         return Samples.concatenate(parts)
 
     def _common(self, samples: Samples) -> Samples:
         """Return the samples without the classes of which there are too few."""
-        kept = _without_rare(samples.labels, self.fewest_images)
+        kept = _without_rare(samples, self.fewest)
         return samples if kept is None else samples.subset(kept)
 
     def noise(self, *purpose: str | int) -> Noise:
@@ -220,8 +221,12 @@ class Site:
         """Return images as `finish` leaves them, decoded once for all steps that this process answers."""
         source, held = resolve_selection(split.source, places)
         key = (self.experiment, self.index, source, hashlib.sha256(held.tobytes()).digest())
-        size = self.experiment.config.data.image_size
-        return _recently_decoded.get(key, lambda: finish(load_samples(split, places, size, cache=self.images)))
+        data = self.experiment.config.data
+
+        def load() -> Samples:
+            return finish(load_samples(split, places, data.image_size, data.fit, cache=self.images))
+
+        return _recently_decoded.get(key, load)
 
     def _arrivals(self, task: int) -> Arrivals:
         """Return when classes reach this site, as known in a task.
@@ -265,7 +270,8 @@ class SimulatedSite(Site):
         return self.experiment.arrivals
 
 
-def _without_rare(labels: Tensor, fewest: int) -> list[int] | None:
-    """Return the positions, in N labels, of classes with at least `fewest` samples; None if that is every position."""
-    enough = torch.bincount(labels)[labels] >= fewest
-    return None if bool(enough.all()) else torch.nonzero(enough).flatten().tolist()
+def _without_rare(samples: Samples, fewest: Fewest) -> list[int] | None:
+    """Return the positions of the samples of classes that have enough of them; None if that is every position."""
+    labels = samples.labels.numpy()
+    enough = fewest.class_counts(labels, samples.patient_ids, 0)[labels] > 0
+    return None if enough.all() else np.flatnonzero(enough).tolist()

@@ -85,7 +85,7 @@ def deployed_site(
         ledger=WithdrawalLedger(own.folder),
         trained=TrainedImages(own.folder, site=settings.site, key=key),
         expiry_days=own.expiry_days,
-        fewest_images=policy.fewest_images,
+        fewest=policy.fewest,
         images=decoded_images(settings, key),
         sums=SumsNote(folder, run=run, site=settings.site, key=key),
         features=FeatureFiles(folder.parent, own.features_megabytes * MEGABYTE, run=run, site=settings.site, key=key),

@@ -126,7 +126,7 @@ def privacy_summary(experiment: Experiment, progress: Progress) -> dict[str, obj
         return None
     facts: dict[str, object] = {
         "mechanism": MECHANISMS[settings.mechanism],
-        "neighbours": NEIGHBOURS[settings.mechanism],
+        "neighbours": NEIGHBOURS[settings.mechanism, settings.unit],
         "accountant": ACCOUNTANT,
         "delta": settings.delta,
         "budget": settings.epsilon,

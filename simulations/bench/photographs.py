@@ -17,7 +17,7 @@ from PIL import Image
 
 from dynammo_core.configuration.config import resolve
 from dynammo_core.configuration.settings import DataSettings
-from dynammo_core.data.decoded.decoding import usable_cores
+from dynammo_core.data.decoded.all_cores import usable_cores
 from dynammo_core.data.decoded.image_cache import ImageCache
 from dynammo_core.data.decoded.progress import Decoding, listening
 from dynammo_core.data.index.opening import open_dataset

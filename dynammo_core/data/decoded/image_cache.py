@@ -11,21 +11,26 @@ import time
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from PIL import features
 from torch import Tensor
 
-from dynammo_core.data.decoded.decoding import in_order
+from dynammo_core.data.decoded.all_cores import in_order
 from dynammo_core.data.decoded.packs import INDEX, ROWS, Contents, Pack, read_contents
 from dynammo_core.data.decoded.stored_images import Images, StoredImages, fit_in_memory, pixel_digest
 from dynammo_core.data.decoded.storing import Stored, Storing
-from dynammo_core.data.images.reading import Reading
+from dynammo_core.data.images import reading
+from dynammo_core.data.images.reading import Fit, Reading
 from dynammo_core.memory.private_files import locked_folder
 from dynammo_core.support.errors import DynammoError, MemoryStoreError
 
-VERSION = 1
-"""To be raised whenever the same file, reading, size and fit come to mean other pixels."""
+DECODERS = {"pillow": "PIL", "torch": "torch", "numpy": "numpy", "pydicom": "pydicom", "python-gdcm": "gdcm"}
+"""Packages that decode and resize, and how they are imported, if they are there."""
 SPARE = 2 * 10**9
 """Bytes that stay free on the disk: other files of a site must not fail for a cache."""
 logger = logging.getLogger("dynammo.image_cache")
@@ -43,12 +48,22 @@ class Preparation:
 
     reading: Reading
     size: int
-    fit: str
+    fit: Fit
 
     @property
     def name(self) -> str:
         """Return a name that differs for every other preparation."""
-        return hashlib.sha256(json.dumps([VERSION, asdict(self)]).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([_decoders(), asdict(self)]).encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def _decoders() -> list[str]:
+    """Return the versions of all that makes pixels of a file: another may make others."""
+    own = Path(reading.__file__).parent
+    code = hashlib.sha256(b"\0".join(path.read_bytes() for path in sorted(own.glob("*.py")))).hexdigest()
+    packages = [f"{name} {version(name)}" for name in DECODERS if find_spec(DECODERS[name])]
+    libraries = [f"{name} {features.version(name)}" for name in features.get_supported()]
+    return [code, *packages, *libraries]
 
 
 class ImageCache:

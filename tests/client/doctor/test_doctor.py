@@ -365,3 +365,12 @@ def test_a_check_that_breaks_does_not_stop_the_others() -> None:
     assert half.what == "half"
     assert (rest.state, rest.what) == ("wrong", "this check broke off (ZeroDivisionError)")
     assert rest.details == ("patient 7",)
+
+
+def test_classes_that_the_policy_keeps_out_are_named(tmp_path: Path) -> None:
+    for part, mole, scar, first in (("train", 12, 4, 0), ("test", 6, 6, 100)):
+        write_images(tmp_path / "images" / part / "mole", mole, first)
+        write_images(tmp_path / "images" / part / "scar", scar, first + 50)
+    file = image_site(tmp_path / "site", tmp_path)
+    said = {each.what for each in examine(file, None, lambda done, total: None) if each.check == "rare classes"}
+    assert said == {"the policy wants 5 images or more of a class; these take no part in training: scar"}

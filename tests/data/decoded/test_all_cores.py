@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynammo_core.data.decoded import decoding, progress
-from dynammo_core.data.decoded.decoding import AHEAD, in_order, usable_cores
+from dynammo_core.data.decoded import all_cores, progress
+from dynammo_core.data.decoded.all_cores import AHEAD, in_order, usable_cores
 from dynammo_core.data.decoded.progress import Decoding, listening
 from dynammo_core.support.errors import DataError
 
@@ -70,7 +70,7 @@ def test_threads_are_as_many_as_cores_that_this_process_may_use(monkeypatch: pyt
 
     assert len(list(in_order(read, range(3)))) == 3
     assert len(threads) == 3
-    monkeypatch.setattr(decoding, "MOST_WORKERS", 1)
+    monkeypatch.setattr(all_cores, "MOST_WORKERS", 1)
     threads.clear()
     barrier = threading.Barrier(1)
     assert len(list(in_order(read, range(3)))) == 3
