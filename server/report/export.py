@@ -1,7 +1,7 @@
 """A run's model in one file for other software: made, asked the same questions as the original, and only then kept.
 
-Every format except safetensors holds the whole pipeline: RGB bytes in, answers out. An integrator has no normalisation
-to get wrong, and resizes images to a square of S pixels (bilinear, antialiased if they shrink), nothing else.
+Every format except safetensors holds the whole pipeline: RGB bytes in, answers out, so that an integrator has no
+normalisation to get wrong. How a file becomes these bytes stands in each format's own description, in words.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynammo_core.deployed.model_files import METADATA_KEY, ModelFiles
+from dynammo_core.deployed.model_files import METADATA_KEY, PREPARATION_KEY, ModelFiles
 from dynammo_core.deployed.predictor import Predictor
 from dynammo_core.support.errors import ConfigError, WeightsError, unknown_name
 from dynammo_core.support.files import write_atomically
@@ -147,8 +147,9 @@ def description(predictor: Predictor) -> dict[str, str]:
     side = predictor.facts.image_size
     own = {"statistics": NOT_AS_TESTED} if predictor.facts.own_statistics else {}
     return {
-        "input": f"{INPUT}: uint8 [N, 3, {side}, {side}], RGB, 0 to 255, not normalised, any N from 1; grey images "
-        f"have three equal channels; resize to {side}x{side} (bilinear, antialiased, stretched where not square)",
+        "input": f"{INPUT}: uint8 [N, 3, {side}, {side}], RGB, 0 to 255, not normalised, any N from 1; made as "
+        f"{PREPARATION_KEY} says",
+        PREPARATION_KEY: predictor.facts.preparation,
         OUTPUTS[0]: "int64 [N], the answer, an index into classes; not always the largest probability",
         OUTPUTS[1]: f"float32 [N, {len(predictor.classes)}], of each class, not calibrated; see the model card",
         OUTPUTS[2]: "float32 [N], 1: of a class that was learnt, 0: like nothing learnt, do not use the answer",
