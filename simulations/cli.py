@@ -51,7 +51,7 @@ def run(
     """Run an experiment and leave a run directory with metrics, model and report.html."""
     with readable_errors():
         from server.watch.progress import ProgressView, final_table
-        from simulations.engines.engines import find_engine, run_by_flower
+        from simulations.engines.engines import find_engine, notes_on_data, run_by_flower
 
         start = find_engine(engine)
         if ray is not None and start is not run_by_flower:
@@ -60,6 +60,8 @@ def run(
             )
         start = start if ray is None else partial(run_by_flower, ray=ray)
         experiment = load_config(config, parse_overrides(set_ or []))
+        for note in notes_on_data(experiment):
+            console.say(note)
         directory = resume
         try:
             with ProgressView() as view:
