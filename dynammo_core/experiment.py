@@ -126,18 +126,20 @@ class Experiment:
             RunError: the method keeps no sums.
         """
         if not 0 <= index < len(self.steps):
-            raise ProtocolError(f"step {index} is not in a plan of {len(self.steps)} steps")
+            raise ProtocolError(f"the plan has no step {index}", accepted=f"0 to {len(self.steps) - 1}")
         step = self.steps[index]
         if not correction:
             return step
         if not self.keeps_plain_sums:
-            raise RunError("sums that were hidden by noise or masks cannot be corrected by what would show a record")
+            raise RunError(
+                "sums that noise or masks hide cannot be corrected: the correction would reveal the withdrawn records"
+            )
         stage = self.correction_stage(step.task)
         if stage is None:
             raise RunError(
-                f"the method {self.config.method.name} keeps no sums that a record could be taken out of",
+                f"the method {self.config.method.name} keeps no sums from which a record can be removed",
                 accepted=", ".join(name for name, method in METHODS.items() if method.governance.forgets),
-                remedy="What such a model has learnt of a record goes only by a new run without it",
+                remedy="To remove what this model has learnt from a record, start a new run without the record",
             )
         return Step(index, step.task, stage, correction)
 
@@ -188,7 +190,8 @@ class Experiment:
     def use_torch(self) -> None:
         """Set PyTorch's threads and determinism for this process, so that results repeat bit for bit."""
         torch.set_num_threads(self.config.compute.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # As torch.use_deterministic_algorithms does, which also loads a compiler that nothing here needs, for a second.
+        torch._C._set_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # debugging aid, slow
         torch.backends.cudnn.benchmark = False
 
@@ -231,7 +234,7 @@ class Experiment:
             raise ConfigError(
                 f"data.image_size: images of {size} pixels do not pass through {self.config.backbone.name} "
                 f"({str(error).splitlines()[0]})",
-                remedy="Raise data.image_size, or set method.padding: 1 where the method has adapters",
+                remedy="Raise data.image_size; if the method has adapters, method.padding: 1 helps too",
             ) from error
 
 
@@ -254,7 +257,7 @@ def config_from_json(text: str) -> Config[Any]:
     try:
         plain = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"the experiment is no JSON ({type(error).__name__}: {error})") from error
+        raise ProtocolError(f"the experiment is not valid JSON ({type(error).__name__}: {error})") from error
     return resolve(plain, "the server's configuration", {})
 
 

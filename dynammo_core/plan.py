@@ -87,7 +87,9 @@ def nothing(*_: object) -> None:
 
 
 def _no_private_twin(*_: object) -> Sums:
-    raise NotImplementedError("this stage has no `computes_privately`; its method's `governance` must say so")
+    raise NotImplementedError(
+        "this stage has no `computes_privately`, so its method's `governance` must rule out privacy"
+    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a hospital tells of its images before any experiment: which classes, and roughly how many images of each."""
+"""Announce, before any experiment, a hospital's classes and roughly how many images it has of each."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from dynammo_core.wire.announcement import Announcement, band
 def announcement(settings: SiteSettings, policy: Policy) -> Announcement:
     """Return the classes that this hospital's labels name, with a band of the number of their images.
 
-    A class of which it holds too few images is not named; too few training (test) images are not counted.
+    A class with too few images is left out; too few training or test images are not counted.
 
     Raises:
         PolicyError: its policy announces nothing.
         DataError: its images cannot be indexed.
     """
     if not policy.announce:
-        raise PolicyError("the policy of this site announces no classes", remedy="Set `announce: true` in its policy")
+        raise PolicyError("this site's policy does not announce classes", remedy="Set `announce: true` in its policy")
     own = settings.data
     with hashes_kept_in(hash_cache(settings.memory)):
         dataset = open_own(DataSettings(dataset=own.dataset, root=own.root), seed=0)

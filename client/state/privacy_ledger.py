@@ -1,4 +1,4 @@
-"""What a site's records were charged for: in each run, where nothing is paid twice, and in all runs together."""
+"""Record the privacy charges on a site's records, in each run and over all runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class LedgerFile:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LEDGER_FILE
-        self._file = _privacy_file(self.path, "answers nothing more in this run")
+        self._file = _privacy_file(self.path, "cannot answer in this run")
 
     def read(self) -> Ledger:
         """Return the ledger as last written; an empty one before the first charge.
@@ -102,7 +102,7 @@ class SiteLedger:
     def __init__(self, memory: Path) -> None:
         self._memory = memory
         self.path = memory / SITE_FOLDER / SITE_FILE
-        self._file = _privacy_file(self.path, "answers no private experiment")
+        self._file = _privacy_file(self.path, "cannot answer private experiments")
 
     def read(self) -> tuple[NamedCharge, ...]:
         """Return all charges as last written, or, before the first, those of runs that older versions kept a ledger of.
@@ -160,7 +160,7 @@ def _touches(charge: NamedCharge, name: str) -> bool:
 
 
 def _privacy_file(path: Path, without: str) -> JsonFile:
-    return JsonFile(path, "the privacy ledger", f"Restore it from a backup: without it this site {without}", indent=1)
+    return JsonFile(path, "the privacy ledger", f"Restore it from a backup; without it this site {without}", indent=1)
 
 
 def _ledger(content: Mapping[str, Any]) -> Ledger:

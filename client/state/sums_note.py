@@ -1,4 +1,4 @@
-"""What of a site is in the sums that a server keeps: a private note, sealed as the memory is."""
+"""Note privately which of a site's images are in the sums that a server keeps."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class SumsNote:
         if unknown := sorted(set(taken) - set(noted)):
             raise MemoryStoreError(
                 f"the note {self.path} does not know what this site contributed in {unknown}",
-                remedy="Restore it from a backup: without it no record can be taken out of the sums of this run",
+                remedy="Restore it from a backup: without it no record can be removed from the sums of this run",
             )
         return _sum(noted, taken)
 
@@ -121,8 +121,8 @@ class SumsNote:
             return {int(number): [Summed(*image) for image in images] for number, images in plain.items()}
         except (MemoryStoreError, ValueError, TypeError, AttributeError) as error:
             raise MemoryStoreError(
-                f"the note of what the sums contain is refused: {error}",
-                remedy="Without it, no record can be taken out of the sums of this run",
+                f"the note of what the sums contain cannot be used: {error}",
+                remedy="Restore it from a backup: without it no record can be removed from the sums of this run",
             ) from error
 
 

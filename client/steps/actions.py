@@ -25,7 +25,7 @@ from dynammo_core.wire.protocol_checks import check_report
 
 
 def answer(instruction: Instruction, site: Site) -> Report:
-    """Do the step that is asked for; what may leave of it as it is.
+    """Do the step that is asked for, and return a report that may leave unmasked.
 
     Raises:
         ProtocolError: as `do_step`, or this answer may leave in a sum alone.
@@ -37,7 +37,7 @@ def answer(instruction: Instruction, site: Site) -> Report:
         return report
     action = experiment.steps[instruction.step].stage.action
     if action in SUMMED:
-        raise ProtocolError(f"under secure aggregation {action.value!r} is answered under masks alone")
+        raise ProtocolError(f"under secure aggregation {action.value!r} is answered only with masks")
     return replace(report, numbers={"seconds": report.numbers["seconds"]})
 
 
@@ -120,7 +120,7 @@ def answer_summarise(assignment: Assignment, stage: Summarise) -> Report:
 
 @torch.no_grad()
 def answer_forget(assignment: Assignment, stage: Forget) -> Report:
-    """Sums of the images of withdrawn records that the server's sums contain, negated; abstain where there are none.
+    """Compute the negated sums of withdrawn images that the server's sums contain; abstain without any.
 
     What the server says it has taken in narrows them, and the site's own note decides what it may learn.
     """
@@ -168,7 +168,7 @@ def answer_remember(assignment: Assignment) -> Report:
 def answer_evaluate(assignment: Assignment) -> Report:
     """Count right and wrong answers on the site's test images of every class seen so far, and how sure they are.
 
-    Where it has test images of classes to come, count too how known the model thinks they are.
+    If it has test images of classes to come, count their open-set scores too.
     """
     method, task, tasks = assignment.experiment.method, assignment.step.task, len(assignment.experiment.stream)
     samples, features = _tested(assignment, range(task + 1))
@@ -179,7 +179,7 @@ def answer_evaluate(assignment: Assignment) -> Report:
 
 
 def _tested(assignment: Assignment, tasks: Iterable[int]) -> tuple[Samples, Tensor]:
-    """The site's test images of tasks, and their features: task by task, since frozen weights make the same of them."""
+    """Return the site's test images of tasks and their features, task by task, so that they can be cached."""
     parts = [assignment.site.test_images(assignment.experiment.stream.classes(task)) for task in tasks]
     features = [assignment.embed_once(part, "features").float() for part in parts if len(part)]
     return Samples.concatenate(parts), torch.cat(features) if features else torch.empty(0)

@@ -1,4 +1,4 @@
-"""What a site sums, and takes out of sums again: no two sums that a server can know differ by few images.
+"""Choose the images to sum or to subtract, so that no two sums known to a server differ by few images.
 
 A server may say of any answer that it was lost, ask before and after a record is withdrawn, and in run after run. So
 all that was ever summed counts as known to it.
@@ -33,7 +33,11 @@ def kept_apart(site: Site, note: SumsNote, samples: Samples) -> Samples:
         chosen = _apart(frozenset(places), earlier, site.fewest_images)
         if len(chosen) < len(places):
             name = site.experiment.class_names[label]
-            logger.warning("%d images of class %s wait: an earlier sum differs by few", len(places) - len(chosen), name)
+            logger.warning(
+                "%d images of class %s wait: the sum would differ from an earlier one by too few",
+                len(places) - len(chosen),
+                name,
+            )
         kept += [at for at, image in enumerate(images) if image.label == label and image[::2] in chosen]
     return samples if len(kept) == len(images) else samples.subset(sorted(kept))
 
@@ -76,7 +80,7 @@ def withdrawn_from(site: Site, note: SumsNote, taken: Sequence[int]) -> Samples:
             on_disk = Samples.empty()
         if short := wanted.total() - len(on_disk):
             name = site.experiment.class_names[next(iter(summed)).label]
-            logger.warning("%d images of class %s stay in the sums: `dynammo-site memory status`", short, name)
+            logger.warning("%d images of class %s stay in the sums; see `dynammo-site memory status`", short, name)
     return Samples.concatenate(leaving)
 
 

@@ -1,4 +1,4 @@
-"""How a site answers under example-level differential privacy: what leaves is noised, and paid for first."""
+"""Do steps under example-level differential privacy: charge the budget, then add noise to what leaves."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Permit:
 
     @property
     def numbers(self) -> dict[str, float | list[int]]:
-        """The numbers that are sent beside the tensors."""
+        """Return the numbers that are sent with the tensors."""
         return {"class_counts": self.counts, "epsilon": self.epsilon}
 
 
@@ -170,7 +170,7 @@ class PoissonBatches(EpochBatches):
         self._count, self._rate, self._noise = len(samples), rate, noise
 
     def order(self, epoch: int) -> tuple[list[Tensor], torch.Generator]:
-        """Drawn anew in each epoch, from the source of the noise: who is in a batch is a secret too."""
+        """Draw batches from the noise source in each epoch: membership in a batch is a secret too."""
         return poisson_batches(self._count, self._rate, self._noise), self._noise.generator()
 
 

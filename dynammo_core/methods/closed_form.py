@@ -39,20 +39,26 @@ STRETCH = 4
 class ClosedFormSettings(MethodSettings):
     """The features, and how smooth the solution is."""
 
-    multi_scale: bool = Field(default=True, description="the pooled inputs of every stage beside the last features")
+    multi_scale: bool = Field(default=True, description="use the pooled inputs of every stage beside the last features")
     pooling: Pooling = Field(
         default="mean",
-        description="of the stages' inputs; spread: each channel's standard deviation beside its mean; grid: that and "
-        "the mean of each quarter",
+        description="pooling of the stages' inputs; mean: each channel's mean; spread: its mean and standard "
+        "deviation; grid: its mean in each quarter of the map, and its standard deviation",
     )
     regulariser: float | None = Field(
-        default=None, gt=0, description="of ridge regression; null: by generalised cross-validation of the sums"
+        default=None,
+        gt=0,
+        description="regulariser of the ridge regression; null: chosen by generalised cross-validation on the sums",
     )
 
 
 def by_example_alone(params: ClosedFormSettings, mechanism: str) -> str:
     """Explain why sums cannot be private by client; empty for `example`."""
-    return "" if mechanism == "example" else "its sums over samples have no mean over sites; take example"
+    return (
+        ""
+        if mechanism == "example"
+        else "its sums over samples have no mean over sites; set privacy.mechanism: example"
+    )
 
 
 SUMS_GOVERNANCE = Governance(obstacle_to_privacy=by_example_alone)

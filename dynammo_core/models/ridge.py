@@ -64,7 +64,7 @@ class RidgeHead(Head):
 
     def obstacle(
         self,
-        told: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor],
         class_counts: Sequence[int],
         *,
         noised: bool = False,
@@ -76,29 +76,29 @@ class RidgeHead(Head):
         For sums of others it takes a Cholesky factorisation: 0.15 s on one core for 1,857 features.
         """
         counts = torch.tensor([class_counts[row] for row in self.rows], dtype=torch.float64)
-        if not torch.equal(told["counts"], counts):
-            return "'counts' are not those of 'class_counts'"
-        return self._obstacle(told, noised=noised, own=own, rounding=rounding) if "gram" in told else ""
+        if not torch.equal(tensors["counts"], counts):
+            return "'counts' differ from 'class_counts'"
+        return self._obstacle(tensors, noised=noised, own=own, rounding=rounding) if "gram" in tensors else ""
 
     def obstacle_to_rest(self, taken: Mapping[str, Tensor]) -> str:
         """Say why no samples have the sums in this head; empty if some samples have them."""
         if self.counts.min() < 0:
-            return "fewer than no samples are left of a class"
-        own = {name: self.get_buffer(name).cpu() for name in self.summed_tensors}
-        before = upper(own["gram"] + taken["gram"], self.weight.shape[1] + 1).diagonal()
-        return self._obstacle(own, before=before)
+            return "a class is left with a negative number of samples"
+        remaining = {name: self.get_buffer(name).cpu() for name in self.summed_tensors}
+        before = upper(remaining["gram"] + taken["gram"], self.weight.shape[1] + 1).diagonal()
+        return self._obstacle(remaining, before=before)
 
     def _obstacle(
         self,
-        told: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor],
         *,
         noised: bool = False,
         own: bool = False,
         rounding: float = 0.0,
         before: Tensor | None = None,
     ) -> str:
-        products, weights = told["products"], self.sample_weight.cpu()
-        gram, counted = upper(told["gram"], products.shape[1]), (weights, weights * told["counts"])
+        products, weights = tensors["products"], self.sample_weight.cpu()
+        gram, counted = upper(tensors["gram"], products.shape[1]), (weights, weights * tensors["counts"])
         return obstacle_to_sums(
             gram, products, *counted, indefinite=not (noised or own), noised=noised, rounding=rounding, before=before
         )
@@ -121,9 +121,9 @@ class RidgeHead(Head):
         """
         fitting = (self.sample_weight >= LEAST_WEIGHT) & (self.sample_weight <= most)  # NaN is neither
         if not bool(fitting.all()):
-            odd = float(self.sample_weight[~fitting][0])
+            invalid = float(self.sample_weight[~fitting][0])
             raise ProtocolError(
-                f"a class's samples shall weigh {odd:g} in the sums", accepted=f"{LEAST_WEIGHT:g} to {most:g}"
+                f"the sums give the samples of a class the weight {invalid:g}", accepted=f"{LEAST_WEIGHT:g} to {most:g}"
             )
 
     @torch.no_grad()

@@ -118,7 +118,7 @@ def least_noise(cost: Callable[[float], float], budget: float) -> float:
     """
     if cost(MOST_NOISE) > budget:
         raise ConfigError(
-            f"privacy.epsilon: the counts alone cost {cost(MOST_NOISE):.3g}, and the budget is {budget:g}",
+            f"privacy.epsilon: the image counts alone cost {cost(MOST_NOISE):.3g}, but the budget is {budget:g}",
             remedy="Raise privacy.count_noise or privacy.epsilon",
         )
     low, high = math.log(LEAST_NOISE), math.log(MOST_NOISE)

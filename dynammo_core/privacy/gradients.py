@@ -60,8 +60,8 @@ class PrivateGradients:
         sums = {name: torch.zeros_like(parameter) for name, parameter in self._trained.items()}
         values = {name: parameter.detach() for name, parameter in self._trained.items()}
         for start in range(0, len(labels), self._chunk):
-            own, wanted = inputs[start : start + self._chunk], labels[start : start + self._chunk]
-            each: Mapping[str, Tensor] = vmap(grad(self._loss_of), in_dims=(None, 0, 0))(values, own, wanted)
+            chunk, targets = inputs[start : start + self._chunk], labels[start : start + self._chunk]
+            each: Mapping[str, Tensor] = vmap(grad(self._loss_of), in_dims=(None, 0, 0))(values, chunk, targets)
             norms = torch.stack([g.reshape(len(g), -1).norm(dim=1) for g in each.values()]).norm(dim=0)
             factors = (self._clip / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1)
             usable = torch.isfinite(norms)

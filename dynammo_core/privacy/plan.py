@@ -87,9 +87,9 @@ def _client_noise(steps: Sequence[Step], settings: PrivacySettings) -> float:
         return least_noise(cost, settings.epsilon)
     if (spent := cost(noise)) > settings.epsilon:
         raise ConfigError(
-            f"privacy.noise_multiplier: {noise:g} costs an epsilon of {spent:.3g} over the whole run, and the budget, "
-            f"privacy.epsilon, is {settings.epsilon:g}",
-            remedy="Raise one of them, or leave privacy.noise_multiplier out",
+            f"privacy.noise_multiplier: {noise:g} costs an epsilon of {spent:.3g} over the whole run, but the budget "
+            f"privacy.epsilon is {settings.epsilon:g}",
+            remedy="Raise one of the two, or leave out privacy.noise_multiplier",
         )
     return noise
 

@@ -55,8 +55,8 @@ class PrivateRehearsal(Rehearsal):
         new = {label: count for label, count in self.census.items() if label not in self.old}
         memory = blank({label: self.census[label] for label in self.old if label in self.census})
         share = public_share(self.settings, self.sites, len(self.old), self.image_bytes)
-        held = kept(memory, share, self.census, evenly)
-        return replace(self, new=blank(new), seen=blank(self.census), memory=held, chance=evenly)
+        rehearsed = kept(memory, share, self.census, evenly)
+        return replace(self, new=blank(new), seen=blank(self.census), memory=rehearsed, chance=evenly)
 
 
 def public_share(settings: MemorySettings, sites: int, classes: int, image_bytes: int) -> int:
@@ -86,8 +86,8 @@ def evenly(samples: Samples) -> Tensor:
     """Return chances spread evenly in each class, so that exactly the expected number of samples is kept."""
     chances = torch.zeros(len(samples), dtype=torch.float64)
     for label in set(samples.labels.tolist()):
-        own = samples.labels == label
-        chances[own] = torch.arange(int(own.sum()), dtype=torch.float64) / own.sum()
+        of_class = samples.labels == label
+        chances[of_class] = torch.arange(int(of_class.sum()), dtype=torch.float64) / of_class.sum()
     return chances
 
 
@@ -110,8 +110,8 @@ def remember_by_record(
     class_names: tuple[str, ...],
 ) -> ReplayMemory:
     """Return the memory after `task`: what `kept` keeps of the images it held and of the new ones, each by itself."""
-    held = dict(zip(memory.record_ids, memory.taken, strict=True))
+    taken_before = dict(zip(memory.record_ids, memory.taken, strict=True))
     samples = kept(Samples.concatenate([memory.samples, new]), share, census, chance)
-    taken = tuple(held.get(record, Taken(task, today)) for record in samples.record_ids)
+    taken = tuple(taken_before.get(record, Taken(task, today)) for record in samples.record_ids)
     arrived = {**memory.arrived, **{label: task for label in census if label not in memory.arrived}}
     return ReplayMemory(task, samples, taken, class_names or memory.class_names, arrived)

@@ -46,5 +46,5 @@ def sync_folder(folder: Path) -> None:
 def _cannot_write(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(
         f"cannot write {path}: {error.strerror or error}",
-        remedy="Free disk space or permit writing there, then go on with --resume; nothing written before is lost",
+        remedy="Free disk space or permit writing there, then continue with --resume; nothing written so far is lost",
     )

@@ -33,7 +33,9 @@ def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
         text = path.read_text(encoding="utf-8")
         return yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", remedy="Permit reading it") from error
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}", remedy="Make the file readable for this user"
+        ) from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: invalid UTF-8, or a date such as 2024-13-45
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
 
@@ -47,7 +49,7 @@ def validate(
         ConfigError: keys are unknown, missing or have a wrong value; the message names every one.
     """
     if not isinstance(data, dict):
-        raise ConfigError(f"{source} holds no mapping of keys to values", accepted=", ".join(model.model_fields))
+        raise ConfigError(f"{source} must contain a mapping of keys to values", accepted=", ".join(model.model_fields))
     try:
         return model.model_validate(data)
     except ValidationError as error:

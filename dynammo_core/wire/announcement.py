@@ -35,9 +35,12 @@ class Announcement:
         for name, band in self.bands.items():
             # What cannot be printed could command the operator's terminal.
             if not name or len(name) > LONGEST_NAME or not name.isprintable() or band not in BANDS:
-                raise ProtocolError(f"the announcement of {name[:LONGEST_NAME]!r} with {band}", accepted=str(BANDS))
+                raise ProtocolError(
+                    f"the class {name[:LONGEST_NAME]!r} cannot be announced with {band} images",
+                    accepted=f"a name of 1 to {LONGEST_NAME} printable characters, with one of {BANDS} images",
+                )
         if len(self.bands) > MOST_NAMES:
-            raise ProtocolError(f"an announcement of {len(self.bands)} classes", accepted=f"at most {MOST_NAMES}")
+            raise ProtocolError(f"an announcement names {len(self.bands)} classes", accepted=f"at most {MOST_NAMES}")
 
 
 def band(count: int) -> int:
@@ -65,15 +68,17 @@ def with_new_task(config: Config[Any], classes: Sequence[str], *, distinct: bool
     """
     registry = config.data.classes
     if registry is None:
-        raise ConfigError("the experiment has no registry of classes to add to", remedy="Set data.classes")
+        raise ConfigError(
+            "the experiment has no registry of classes to which a class can be added", remedy="Set data.classes"
+        )
     known = list(registry)
     for name in classes:
         if name in known:
-            raise ConfigError(f"the class {name!r} is in the registry already", accepted="names of new classes")
+            raise ConfigError(f"the class {name!r} is already in the registry", accepted="names of new classes")
         if not distinct and (other := same_disease(name, known)):
             raise ConfigError(
                 f"the class {name!r} looks like {other!r}, which is in the registry",
-                remedy=f"If it is the same disease, let the site call it {other!r}; if not, add --distinct",
+                remedy=f"If both are the same disease, ask the site to call it {other!r}; if not, add --distinct",
             )
         known.append(name)
     stream = build_task_stream(config.tasks, len(registry), config.seed)

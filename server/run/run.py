@@ -1,4 +1,4 @@
-"""One run from start to end on any Flower grid: check, start or resume, and say clearly how it ended."""
+"""Run an experiment from start to end on any Flower grid: check, start or resume, and log how it ended."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run_and_report(
     accept_new_code: bool = False,
     listeners: Iterable[Listener] = (),
 ) -> RunDirectory:
-    """Run as `run_experiment` does, and leave a page for people beside the files."""
+    """Run an experiment as `run_experiment` does, and write the report page."""
     directory = run_experiment(
         grid, config, runs=runs, resume=resume, accept_new_code=accept_new_code, listeners=listeners
     )
@@ -43,24 +43,24 @@ def run_experiment(
     accept_new_code: bool = False,
     listeners: Iterable[Listener] = (),
 ) -> RunDirectory:
-    """Run an experiment, or go on with the one in the directory `resume`.
+    """Run an experiment, or continue the one in the directory `resume`.
 
     Args:
         grid: the sites.
         config: the experiment.
         runs: folder in which a new run makes its directory.
-        resume: directory of a run that was cut off; None starts a new run.
-        accept_new_code: go on even if the run was last under another code.
-        listeners: told every event.
+        resume: directory of an interrupted run; None starts a new run.
+        accept_new_code: continue even if the code has changed.
+        listeners: called with every event.
 
     Raises:
-        DynammoError: it cannot go on; the event log holds the same text.
+        DynammoError: the run cannot continue; the event log holds the same text.
     """
     experiment = Experiment(config)
     experiment.check()
     if resume is not None and not resume.is_dir():
         raise CheckpointError(
-            f"there is no run directory {resume}",
+            f"the run directory {resume} does not exist",
             accepted="a directory that an earlier run made, such as runs/NAME-HASH",
         )
     directory = RunDirectory(resume, listeners) if resume else RunDirectory.create(runs, config, listeners)

@@ -1,4 +1,4 @@
-"""The folder a run leaves behind: configuration, events, checkpoint, metrics and the deployable model."""
+"""Write the files of a run: configuration, events, checkpoint, metrics and the deployable model."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class RunDirectory:
         except OSError as error:
             raise CheckpointError(
                 f"cannot write {self.path / EVENTS}: {error.strerror}",
-                remedy="Free disk space or permit writing there, then go on with --resume",
+                remedy="Free disk space or give write permission, then continue with --resume",
             ) from error
         for listener in self._listeners:
             listener(record)

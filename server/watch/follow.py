@@ -1,4 +1,4 @@
-"""Starting a run among sites from a terminal, and watching it there: Ctrl-C stops watching, not the run."""
+"""Start a run among sites from a terminal and watch it there; Ctrl-C stops watching, not the run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def launch_and_follow(
             follow(settings, directory, before or EventTail(directory / EVENTS, from_end=False), view.update)
     except KeyboardInterrupt:
         console.print(
-            f"\nThe run goes on. Watch it with: dynammo-server status; end it with: dynammo-server stop {directory}",
+            f"\nThe run continues. Watch it with: dynammo-server status; stop it with: dynammo-server stop {directory}",
             soft_wrap=True,
             markup=False,
         )

@@ -1,6 +1,6 @@
-"""What people see while a run goes on: a live panel in a terminal, or one line per finished step in a log.
+"""Show a run's progress: a live panel in a terminal, or one line per finished step in a log.
 
-It is fed by the events that the run log keeps, and knows nothing else of the run.
+It uses only the events of the run log.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def progress_panel(state: RunState, now: float, ending: str | None = None) -> Pa
         rows.add_row("Sites", _bar(state.answered, state.asked, f"{state.answered}/{state.asked} answered"))
     rows.add_row("Steps", _bar(state.finished, total, f"{state.finished}/{total}"))
     left = None if ending else state.seconds_left(now)
-    elapsed = f"{duration(now - state.start['time'])} gone" if state.start["time"] else ""
+    elapsed = f"{duration(now - state.start['time'])} elapsed" if state.start["time"] else ""
     rows.add_row("Time", elapsed + (f", about {duration(left)} left" if left else ""))
     rows.add_row("Accuracy", _accuracies(state.accuracies))
     rows.add_row("Abstained", cell(state.abstained or "-"))
@@ -217,7 +217,7 @@ def final_table(summary: Event) -> Table:
         table.add_row("accuracy at each site", words, end_section=True)
     table.add_row("one prediction", f"{summary['macs_per_image'] / 1e6:,.1f} million multiply-accumulates")
     deployed, trainable = (summary[key] / 1e6 for key in ("deployed_parameters", "trainable_parameters"))
-    table.add_row("parameters", f"{deployed:,.2f} million in use, {trainable:,.2f} million trained")
+    table.add_row("parameters", f"{deployed:,.2f} million deployed, {trainable:,.2f} million trained")
     up, down = (filesize.decimal(summary[key]) for key in ("bytes_up", "bytes_down"))
     table.add_row("sent", f"{up} to the server, {down} to the sites")
     table.add_row("took", f"{duration(summary['seconds'])} in {summary['rounds']} rounds")
@@ -226,13 +226,13 @@ def final_table(summary: Event) -> Table:
 
 
 def _line(event: Event, state: RunState) -> str:
-    """Return the log line for an event, or an empty text if no line is worth it."""
+    """Return the log line for an event, or an empty text if the event does not deserve one."""
     tasks = state.start["tasks"]
     match event["event"]:
         case "run_started":
             line = f"{event['name']}: {event['method']} on {event['dataset']}, {event['sites']} sites, "
             line += f"{sum(map(len, tasks))} classes in {len(tasks)} tasks, {len(event['plan'])} steps"
-            return line + (f", going on after step {event['resumed_at']}" if event["resumed_at"] else "")
+            return line + (f", resumed after step {event['resumed_at']}" if event["resumed_at"] else "")
         case "step_finished":
             total, answered = len(state.start["plan"]), len(event["sites"])
             parts = [

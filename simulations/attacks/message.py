@@ -52,9 +52,9 @@ class SiteMessage:
         return model.to(self.experiment.device)
 
 
-def first_step(experiment: Experiment, wanted: Callable[[Stage], bool]) -> Step | None:
+def first_step(experiment: Experiment, matches: Callable[[Stage], bool]) -> Step | None:
     """Return the first step of the run whose stage is as wanted, if it belongs to the first task."""
-    return next((step for step in experiment.steps if step.task == 0 and wanted(step.stage)), None)
+    return next((step for step in experiment.steps if step.task == 0 and matches(step.stage)), None)
 
 
 def ask_sites(experiment: Experiment, step: Step) -> list[SiteMessage]:

@@ -37,7 +37,7 @@ def shadow_models(run: AuditedRun, *, pairs: int, seed: int, tell: Tell) -> Iter
         run: the audited run.
         pairs: of models.
         seed: of the halves, and of all that is random in the shadow runs.
-        tell: told the progress.
+        tell: receives the progress.
 
     Yields:
         Each model, and which of the run's records it was trained on.

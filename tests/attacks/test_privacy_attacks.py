@@ -170,6 +170,6 @@ def test_ledgers_of_earlier_runs_are_carried_over_once(alpha: Path) -> None:
 
 
 def test_exact_counts_do_not_enter_models_that_promise_to_hide_a_site() -> None:
-    with pytest.raises(ConfigError, match=r"exact numbers of images.*another method.merge than weighted"):
+    with pytest.raises(ConfigError, match=r"exact numbers of images.*method.merge other than weighted"):
         small_config("dynammo", {"privacy.mechanism": "client", "method.norm": "group", "method.merge": "weighted"})
     small_config("dynammo", {"privacy.mechanism": "example", "method.norm": "group", "method.merge": "weighted"})

@@ -68,7 +68,7 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "just words", "5", "null", "- title: a"])
 def test_what_holds_no_keys(tmp_path: Path, text: str) -> None:
-    assert "holds no mapping of keys to values. Accepted: title, inner" in refused(tmp_path, text)
+    assert "must contain a mapping of keys to values. Accepted: title, inner" in refused(tmp_path, text)
 
 
 @pytest.mark.parametrize(

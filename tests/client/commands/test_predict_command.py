@@ -292,7 +292,7 @@ def test_the_command_takes_the_sites_statistics_and_warns_without(
     facts.write_text(facts.read_text().replace('"tested_sha256": "', '"tested_sha256": "0'))
     refused = asked(run, *images, "--site", alpha)
     assert refused.exit_code == 1
-    said = f"no statistics with which alpha tested this very model, after its task 2; it keeps those of {run_id(run)}"
+    said = f"the statistics with which alpha tested this model after its task 2; it keeps those of {run_id(run)}"
     assert said in " ".join(refused.stderr.split())
     facts.write_text(facts.read_text().replace('"tested_sha256": "0', '"tested_sha256": "'))
     beta.write_text(beta.read_text().replace("site: beta", "site: gamma"))

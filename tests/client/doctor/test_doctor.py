@@ -134,9 +134,9 @@ def test_each_way_in_which_a_certificate_is_wrong_has_its_own_words(superlink: S
 
     wrong_authority = found(superlink.address, theirs, "a")
     assert (wrong_authority.check, wrong_authority.state) == ("TLS", "wrong")
-    assert f"is not of the authority in {theirs.path}" in wrong_authority.what
+    assert f"was not issued by the authority in {theirs.path}" in wrong_authority.what
     other = found(superlink.address, Authority(tmp_path / "other", name="another consortium"), "f")
-    assert "is not of the authority in" in other.what
+    assert "was not issued by the authority in" in other.what
     with server(b"", ours.sign(["127.0.0.1"], days=-2)) as address:
         expired = found(address, ours, "b")
     assert expired.what == f"the certificate of {address} has expired"
@@ -152,7 +152,7 @@ def test_each_way_in_which_a_certificate_is_wrong_has_its_own_words(superlink: S
     assert good_authority.state == "ok"
     assert (soon.check, soon.state) == ("TLS", "warning")  # 10 days are fewer than 30
     assert stranger.state == "wrong"
-    assert "no SuperLink of Flower" in stranger.what
+    assert "is not a Flower SuperLink" in stranger.what
     remedies = {each.remedy for each in (wrong_authority, expired, other_name, expired_authority, stranger)}
     assert len(remedies) == 5
 
@@ -163,9 +163,9 @@ def test_no_answer_has_its_own_words_too(tmp_path: Path) -> None:
     assert f"nothing listens at {nothing.superlink}" in connection_findings(nothing)[-1].what
     with server(NOT_FOUND) as address:
         plain, _ = make_site(tmp_path / "b", address, authority.path)
-        assert "not in TLS" in connection_findings(plain)[-1].what
+        assert "not with TLS" in connection_findings(plain)[-1].what
     nowhere, _ = make_site(tmp_path / "c", "no-such-host.invalid:9092", authority.path)
-    assert "no-such-host.invalid:9092 is not reached" in connection_findings(nowhere)[-1].what
+    assert "cannot reach no-such-host.invalid:9092" in connection_findings(nowhere)[-1].what
 
 
 @pytest.mark.parametrize(

@@ -75,5 +75,5 @@ def test_it_is_private_and_bound_to_run_site_and_key(tmp_path: Path) -> None:
         SumsNote(tmp_path / "run", run="two", site="north", key=KEY),
         SumsNote(tmp_path / "run", run="run", site="north", key=bytes([1] * 32)),
     ):
-        with pytest.raises(MemoryStoreError, match="the note of what the sums contain is refused"):
+        with pytest.raises(MemoryStoreError, match="the note of what the sums contain cannot be used"):
             other.load()

@@ -213,7 +213,7 @@ def test_an_experiment_without_its_name_or_without_names_is_refused(alpha: Path)
     "run", ["", ".", "..", "../x", "/etc", "a/b", "a\\b", "a/../../b", ".hidden", "a\n", "a\0b", "-a", "a" * 201, "ä"]
 )
 def test_a_run_is_a_name_and_no_path(alpha: Path, run: str) -> None:
-    with pytest.raises(ProtocolError, match="names no run"):
+    with pytest.raises(ProtocolError, match="is not a valid run name"):
         opened(alpha, asked(run=run))
 
 
@@ -261,7 +261,7 @@ def test_an_announcement_tells_names_and_bands_and_nothing_else(tmp_path: Path) 
 
 
 def test_a_simulated_site_has_nothing_to_announce() -> None:
-    with pytest.raises(ConfigError, match="Start it by `dynammo-site start`"):
+    with pytest.raises(ConfigError, match="Start a real site with `dynammo-site start`"):
         SimulatedHost().announce()
     reply = reply_of(LocalGrid(app, nodes=1, run_config={}), RecordDict(), "query.announce")
     assert (reply.error.code, reply.error.reason) == (ConfigError.code, "ConfigError")

@@ -174,16 +174,20 @@ def test_client_level_noise_is_the_servers(tmp_path: Path) -> None:
         (
             "dynammo",
             {},
-            "privacy: example does not go with .* batch norm mixes the images of a batch.* set method.norm: group",
+            "privacy: example cannot be combined with .* batch norm mixes the images.* set method.norm: group",
         ),
         ("acl", {"privacy.mechanism": "client"}, "set method.norm: group"),
-        ("replay", {}, "what one image may change in what its sites send has no bound"),
-        ("ridge", {"privacy.mechanism": "client"}, "its sums over samples have no mean over sites; take example"),
-        ("streaming_ridge", {"federation.arrival": "asynchronous"}, "would tell who holds it"),
+        ("replay", {}, "no bound on how much one image can change what a site sends"),
+        (
+            "ridge",
+            {"privacy.mechanism": "client"},
+            "its sums over samples have no mean over sites; set privacy.mechanism: example",
+        ),
+        ("streaming_ridge", {"federation.arrival": "asynchronous"}, "would reveal which site has it"),
         (
             "dynammo",
             {"privacy.mechanism": "client", "method.adapters": False, "federation.aggregator": "median"},
-            "the noise is made for a mean",
+            "the noise is calibrated for a mean",
         ),
     ],
 )

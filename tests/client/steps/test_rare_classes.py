@@ -83,7 +83,7 @@ def test_a_rare_class_is_not_announced(tmp_path: Path, policy: str, bands: dict[
 
 def test_a_site_may_announce_nothing(tmp_path: Path) -> None:
     site_yaml = hospital(tmp_path, "announce: false")
-    with pytest.raises(PolicyError, match="announces no classes"):
+    with pytest.raises(PolicyError, match="does not announce classes"):
         Hospital(site_yaml).announce()
     grid = Hospitals({"alpha": site_yaml})
     (reply,) = grid.send_and_receive([Message(RecordDict(), grid.get_node_ids()[0], "query.announce", ttl=60.0)])

@@ -43,16 +43,16 @@ def refused(settings: ServerSettings, config: Config[Any]) -> str:
 
 def test_a_simulation_is_no_run_among_sites(no_superlink: ServerSettings) -> None:
     message = refused(registered(no_superlink, "general"), small_config("replay"))
-    assert "the experiment names no sites. Accepted: federation.site_names: some of ['general']" in message
+    assert "the experiment does not name any sites. Accepted: federation.site_names: some of ['general']" in message
 
 
 def test_a_site_that_is_not_registered(no_superlink: ServerSettings) -> None:
     settings = registered(no_superlink, "general", "st-elsewhere")
     message = refused(settings, deployed(["general", "st-elswhere"], CLASSES))
     assert "the site 'st-elswhere' is not registered (did you mean 'st-elsewhere'?)" in message
-    assert "`dynammo-server sites add NAME KEY.pub` registers a site" in message
+    assert "Register it with `dynammo-server sites add NAME KEY.pub`" in message
     settings.sites.unlink()
-    assert "Accepted: none yet" in refused(settings, deployed(["general"], CLASSES))
+    assert "Accepted: no site is registered yet" in refused(settings, deployed(["general"], CLASSES))
 
 
 def test_what_cannot_work_is_refused_before_anyone_is_asked(no_superlink: ServerSettings) -> None:
@@ -64,7 +64,7 @@ def test_what_cannot_work_is_refused_before_anyone_is_asked(no_superlink: Server
 def test_a_folder_that_is_no_run_among_sites(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / FLOWER_RUN).write_text(content)
-    with pytest.raises(ConfigError, match="is not the directory of a run among sites"):
+    with pytest.raises(ConfigError, match="is not the run directory of a consortium's run"):
         flower_run(tmp_path)
 
 
@@ -114,7 +114,9 @@ def test_a_run_waits_for_its_site_and_ends_when_it_is_stopped(
 def test_jobs_answer_or_say_why_not(superlink: ServerSettings, submitted: tuple[Path, Config[Any]]) -> None:
     assert announcements(superlink) == {}  # nobody is connected
     path, _ = submitted
-    with pytest.raises(RunError, match=r"the job ended as finished:failed .*CheckpointError: there is no checkpoint"):
+    with pytest.raises(
+        RunError, match=r"the job ended with status finished:failed .*CheckpointError: the checkpoint .* does not exist"
+    ):
         evaluation(superlink, path)
     with pytest.raises(ConfigError, match="no configuration file"):
         evaluation(superlink, path / "nowhere")
@@ -130,5 +132,5 @@ def test_what_the_superlink_refuses_is_said_in_its_words(superlink: ServerSettin
     ):
         with pytest.raises(RunError, match=r"`flwr .*` failed at the SuperLink 127.0.0.1:") as caught:
             refusal()
-        assert "Is it running?" not in str(caught.value)
+        assert "Check that it is running" not in str(caught.value)
         assert len(str(caught.value)) < 1000

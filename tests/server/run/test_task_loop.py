@@ -276,9 +276,9 @@ def test_a_corrupt_checkpoint_or_none_is_refused_and_said_in_the_log(tmp_path: P
         run_small(small_config(), tmp_path, resume=directory)
     assert events(directory, "run_failed")[-1]["message"] == str(caught.value)
     file.unlink()
-    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"checkpoint .* does not exist"):
         run_small(small_config(), tmp_path, resume=directory)
-    with pytest.raises(CheckpointError, match="there is no run directory"):
+    with pytest.raises(CheckpointError, match=r"run directory .* does not exist"):
         run_small(small_config(), tmp_path, resume=tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
 

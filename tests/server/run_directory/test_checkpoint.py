@@ -79,7 +79,7 @@ def test_the_last_save_counts_and_nothing_else_is_there(tmp_path: Path) -> None:
 
 def test_none_there(tmp_path: Path) -> None:
     message = refused(tmp_path / "nowhere")
-    assert "there is no checkpoint" in message
+    assert "latest.safetensors does not exist" in message
     assert "without --resume" in message
 
 

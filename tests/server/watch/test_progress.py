@@ -284,6 +284,6 @@ def test_final_table_fits_80_columns() -> None:
     assert shown["accuracy after each task"] == "70.1, 60.0 %"
     assert shown["accuracy at each site"] == "80.0, 40.0, - %"
     assert shown["one prediction"] == "48.2 million multiply-accumulates"
-    assert shown["parameters"] == "5.01 million in use, 1.63 million trained"
+    assert shown["parameters"] == "5.01 million deployed, 1.63 million trained"
     assert shown["sent"] == "12.0 MB to the server, 246.3 MB to the sites"
     assert shown["took"] == "0:01:23 in 6 rounds"

@@ -101,8 +101,8 @@ def test_fields_are_json_and_count_from_one() -> None:
     }
 
 
-RESUME = f"go on with: dynammo-server resume {RUN}"
-UNKNOWN = "its log tells of no end, and whether it goes on is not known"
+RESUME = f"continue with: dynammo-server resume {RUN}"
+UNKNOWN = "its log does not say how it ended, and Flower does not say whether it is still running"
 BEFORE, AFTER = START - 5, START + 100  # everything that is heard
 
 
@@ -152,7 +152,7 @@ def test_accuracy_is_that_after_the_last_task() -> None:
 
 def test_path_in_a_command_is_quoted() -> None:
     run = RunStatus(Path("/my runs/skin"), first_task(), submitted=BEFORE, flower="finished:failed")
-    assert run.note == "go on with: dynammo-server resume '/my runs/skin'"
+    assert run.note == "continue with: dynammo-server resume '/my runs/skin'"
 
 
 def test_site_that_joins_has_a_row_and_the_others_keep_theirs() -> None:
@@ -203,7 +203,7 @@ def test_log_cut_off_in_a_line_tells_what_it_can(tmp_path: Path) -> None:
     ],
 )
 def test_log_of_another_program_is_refused(tmp_path: Path, event: Event) -> None:
-    with pytest.raises(RunError, match=r"events\.jsonl does not tell a run"):
+    with pytest.raises(RunError, match=r"events\.jsonl does not describe a run"):
         RunStatus.read(write_run(tmp_path, [event]))
 
 
