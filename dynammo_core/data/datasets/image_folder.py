@@ -57,7 +57,7 @@ def load_class_folders(
     for folder in folders:
         require_registered(folder.path.name, names, f"the folder {folder.path}")
     records = [
-        ImageRecord(path, folder.path.name, path.relative_to(root).as_posix(), split=folder.part)
+        ImageRecord(path, folder.path.name, path.as_posix().removeprefix(f"{root.as_posix()}/"), split=folder.part)
         for folder in folders
         for path in image_files(folder.path, seen)
     ]
