@@ -101,7 +101,8 @@ def _report(entries: list[Fields], log: AuditLog) -> None:
                 f"{memory['time']} memory of {memory['run']} after task {memory['task'] + 1}: {held or 'empty'}"
             )
         for purge in _of(entries, "purged"):
-            counts = f"{purge['records']} records, {purge['exemplars']} exemplars"
+            patients = f"{purge['patients']} patients, " if "patients" in purge else ""
+            counts = f"{patients}{purge['records']} records, {purge['exemplars']} exemplars"
             console.say(f"{purge['time']} purged by {purge['selection']}: {counts}")
         refusals = Counter((entry["asked"], entry["code"], entry["class"]) for entry in _of(entries, "refused"))
         for (asked, code, name), count in refusals.items():

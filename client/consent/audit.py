@@ -101,9 +101,18 @@ class AuditLog:
         """Record names of classes and bands of their numbers of images, which are about to leave."""
         self._append({"event": "announced", "classes": dict(announcement.bands)})
 
-    def purged(self, records: int, exemplars: int, selection: str) -> None:
-        """Record a withdrawal: its number of records, and the `selection` that named them: record, class or date."""
-        self._append({"event": "purged", "records": records, "exemplars": exemplars, "selection": selection})
+    def purged(self, records: int, exemplars: int, selection: str, *, patients: int = 0) -> None:
+        """Record a withdrawal: its numbers of records and patients, and the `selection` that named them.
+
+        Args:
+            records: how many records were withdrawn.
+            exemplars: how many exemplars went.
+            selection: what named the records: record, patient, class or date.
+            patients: how many patients were withdrawn with all their records to come.
+        """
+        persons = {"patients": patients} if patients else {}
+        numbers = {"records": records, **persons, "exemplars": exemplars}
+        self._append({"event": "purged", **numbers, "selection": selection})
 
     def decided(self, decision: Mapping[str, Any]) -> None:
         """Record that a person approved or rejected an experiment here, or revoked an approval."""

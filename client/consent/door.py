@@ -78,7 +78,7 @@ def declared(site: Site, step: Step, phase: Phase | None = None, peers: int = 0)
     data = experiment.dataset
     images = len((data.test if tests else data.train).labels)
     most = most_samples(images, step.stage.action, experiment.config, experiment.classes)
-    fewest = site.fewest_images if tests or step.stage.action is Action.FORGET else site.fewest_exemplars
+    fewest = (site.fewest if tests or step.stage.action is Action.FORGET else site.fewest_exemplars).images
     forms, action = _forms(experiment, step.task, step.stage), step.stage.action
     if secure:
         return Declared(action, forms, experiment.classes, most, fewest, SECONDS, hidden=True)

@@ -18,7 +18,7 @@ from dynammo_core.wire.announcement import Announcement, band
 def announcement(settings: SiteSettings, policy: Policy) -> Announcement:
     """Return the classes that this hospital's labels name, with a band of the number of their images.
 
-    A class with too few images is left out; too few training or test images are not counted.
+    A class with too few images, or of too few patients, is left out; too few training or test images are not counted.
 
     Raises:
         PolicyError: its policy announces nothing.
@@ -32,7 +32,7 @@ def announcement(settings: SiteSettings, policy: Policy) -> Announcement:
     counts = np.zeros(len(dataset.class_names), dtype=np.int64)
     ledger = WithdrawalLedger(settings.memory.folder)
     for split in (dataset.train, dataset.test):
-        class_counts = np.bincount(ledger.allowed_split(split).labels, minlength=len(counts))
-        counts += np.where(class_counts < policy.fewest_images, 0, class_counts)
+        allowed = ledger.allowed_split(split)
+        counts += policy.fewest.class_counts(allowed.labels, allowed.patient_ids, len(counts))
     named = zip(dataset.class_names, counts.tolist(), strict=True)
     return Announcement({name: band(count) for name, count in named if count})

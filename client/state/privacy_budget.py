@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from client.consent.policy import Policy
-from client.state.privacy_ledger import NamedCharge, SiteLedger, spent_by_class, total_epsilon
+from client.state.privacy_ledger import (
+    ANY_PATIENT,
+    EVERY_CLASS,
+    NamedCharge,
+    SiteLedger,
+    spent_by_class,
+    total_epsilon,
+)
 from dynammo_core.experiment import Experiment
 from dynammo_core.privacy.accounting import Charge
 from dynammo_core.privacy.plan import example_charges
@@ -66,9 +73,8 @@ class PrivacyBudget:
         """
         by_class = spent_by_class(self.ledger.read(), self._delta)
         limit = "without a limit" if self._most is None else f"of {self._most:g}"
-        listed = ", ".join(
-            f"{'any class' if name == '*' else name} {epsilon:.3g}" for name, epsilon in by_class.items()
-        )
+        named = {EVERY_CLASS: "any class", ANY_PATIENT: "any patient"}
+        listed = ", ".join(f"{named.get(name, name)} {epsilon:.3g}" for name, epsilon in by_class.items())
         spent = max(by_class.values(), default=0.0)
         detail = f": {listed}" if listed else ""
         return f"epsilon {spent:.3g} {limit} spent by all runs, at delta {self._delta:g}{detail}"

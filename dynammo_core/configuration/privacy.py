@@ -17,6 +17,11 @@ class PrivacySettings(Section):
         description="who is protected; example: each training image, by noise that the site adds; client: each site, "
         "by noise that the server adds",
     )
+    unit: Literal["image", "patient"] = Field(
+        default="image",
+        description="with example: what the noise hides; patient: all images of a patient together, each of which "
+        "weighs 1 / (images of the patient); the data have to name patients",
+    )
     epsilon: float = Field(
         default=8.0, gt=0, description="privacy budget of the whole run; a site that would exceed it abstains"
     )
@@ -42,10 +47,13 @@ class PrivacySettings(Section):
         default=0.25,
         gt=0,
         le=1,
-        description="with example: probability that a sample is in a batch; replaces batch_size",
+        description="with example: probability that an image (a patient) is in a batch; replaces batch_size",
     )
     count_noise: float = Field(
-        default=4.0, gt=0, le=1e6, description="with example: standard deviation of the noise on image counts"
+        default=4.0,
+        gt=0,
+        le=1e6,
+        description="with example: standard deviation of the noise on counts of images (of patients)",
     )
     feature_norm: float = Field(
         default=130.0, ge=1e-6, le=1e6, description="with example, in sums: norm to which features are clipped"

@@ -104,14 +104,18 @@ class RidgeHead(Head):
         )
 
     @torch.no_grad()
-    def add(self, features: Tensor, labels: Tensor, sign: int = 1) -> None:
-        """Add a batch, Tensor[B, D] with global labels Tensor[B], to the sums; `sign` -1 subtracts it again."""
+    def add(self, features: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
+        """Add a batch, Tensor[B, D] with global labels Tensor[B], to the sums, each sample `weights` times, Tensor[B].
+
+        By default each is added once; a weight of -1 subtracts it again.
+        """
         rows = self.targets(labels)
         augmented = torch.cat([features.double(), features.new_ones(len(features), 1).double()], dim=1)
-        weighted = sign * self.sample_weight[rows].unsqueeze(1) * augmented
+        times = torch.ones_like(rows, dtype=torch.float64) if weights is None else weights.to(self.sample_weight)
+        weighted = (times * self.sample_weight[rows]).unsqueeze(1) * augmented
         self.gram += pack(augmented.T @ weighted)
         self.products.index_add_(0, rows, weighted)
-        self.counts.index_add_(0, rows, torch.full_like(labels, sign, dtype=torch.float64))
+        self.counts.index_add_(0, rows, times)
 
     def check_weights(self, most: float) -> None:
         """Refuse weights of samples that are not finite, not positive, or above `most`.
@@ -130,11 +134,12 @@ class RidgeHead(Head):
     def blur(self, counts: Mapping[int, int], bound: float, noise: Callable[[tuple[int, ...], float], Tensor]) -> None:
         """Add noise to the sums that hides one image more or less, with features no longer than `bound`.
 
-        With |x| <= B and weights of at most W = `MOST_NOISED_WEIGHT`, one image changes the triangle of w x x^T by w
-        (sum over i <= j of x_i^2 x_j^2)^(1/2) = w ((|x|^4 + sum of x_i^4) / 2)^(1/2) <= W B^2, and its row, w x, by
-        W B. The squares of the changes over the deviations add up: the triangle gets noise for 10^(1/2) times that, the
-        rows, which say more, for (10 / 9)^(1/2) times, so that 1/10 + 9/10 make one Gaussian mechanism of the given
-        multiplier. All else in the sums is made of `counts` and of noised rows, and costs nothing.
+        Images whose weights add up to 1 are hidden as one. With |x| <= B and weights of at most W =
+        `MOST_NOISED_WEIGHT`, one image changes the triangle of w x x^T by w (sum over i <= j of x_i^2 x_j^2)^(1/2) = w
+        ((|x|^4 + sum of x_i^4) / 2)^(1/2) <= W B^2, and its row, w x, by W B. The squares of the changes over the
+        deviations add up: the triangle gets noise for 10^(1/2) times that, the rows, which say more, for (10 / 9)^(1/2)
+        times, so that 1/10 + 9/10 make one Gaussian mechanism of the given multiplier. All else in the sums is made of
+        `counts` and of noised rows, and costs nothing.
 
         Args:
             counts: noised number of images of each class that may occur; rows of other classes are zeros, and get no

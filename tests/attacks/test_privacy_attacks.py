@@ -101,7 +101,7 @@ def test_no_image_tells_of_itself_by_making_a_sum_infinite() -> None:
     features = torch.zeros(3, model.feature_dim)
     features[1, 0] = float("inf")
     stage = step_of(experiment, 0, "sum").stage
-    batches = [(features, torch.tensor([0, 1, 0]))]
+    batches = [(features, torch.tensor([0, 1, 0]), torch.ones(3))]
     noise = lambda shape, _: torch.zeros(shape, dtype=torch.float64)  # noqa: E731
     assert isinstance(stage, Summarise)
     sums = stage.computes_privately(model, batches, {0: 2, 1: 1}, noise)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from rich.progress import track
 
-from dynammo_core.data.sources import named
+from dynammo_core.data.images.decoding import named
 from dynammo_core.memory.sealed_file import SealedFile
 from dynammo_core.support.errors import DataError, DynammoError, MemoryStoreError
 from dynammo_core.support.terminal import Terminal

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynammo_core.configuration.settings import DataSettings
+from dynammo_core.data.images.decoding import named
 from dynammo_core.data.index.contents import file_contents
 from dynammo_core.data.index.duplicates import Duplicates, leaks, repeated_files
 from dynammo_core.data.index.labels import refuse_unclear_labels, require_registered
 from dynammo_core.data.index.sides import split_by_group
 from dynammo_core.data.samples import Dataset, Split
-from dynammo_core.data.sources import FileSource, named, select
+from dynammo_core.data.sources import FileSource, select
 from dynammo_core.support.errors import DataError
 
 

@@ -95,33 +95,33 @@ def test_status_shows_each_run_by_class(place: Place) -> None:
     assert result.exit_code == 0
     rows = [cells(line) for line in result.stdout.splitlines()]
     # an image of 3 * 8 * 8 = 192 bytes
-    assert rows.count(["class", "exemplars", "task", "bytes", "oldest"]) == 2
+    assert rows.count(["class", "exemplars", "patients", "task", "bytes", "oldest"]) == 2
     for row in (
-        ["naevus", "2", "1", "384", "2026-01-15"],
-        ["melanoma", "1", "2", "192", "2026-01-15"],
-        ["wart [red]", "1", "3", "192", "2026-03-02"],
-        ["0", "1", "1", "192", "2026-03-02"],
-        ["1", "1", "2", "192", "2026-03-02"],
+        ["naevus", "2", "2", "1", "384", "2026-01-15"],
+        ["melanoma", "1", "1", "2", "192", "2026-01-15"],
+        ["wart [red]", "1", "1", "3", "192", "2026-03-02"],
+        ["0", "1", "1", "1", "192", "2026-03-02"],
+        ["1", "1", "1", "2", "192", "2026-03-02"],
     ):
         assert rows.count(row) == 1, row
     sealed = "encrypted" if place.key else "not encrypted"
     for run in ("first", "second"):
         assert f"{run}: after task 3, {place.store(run).path.stat().st_size:,} bytes, {sealed}" in result.stdout
-    assert f"2 memories in {place.folder / 'memory'}, 0 withdrawn records" in result.stdout
+    assert f"2 memories in {place.folder / 'memory'}, 0 withdrawn records, 0 withdrawn patients" in result.stdout
 
 
 def test_a_class_is_as_old_as_its_oldest_exemplar(tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.save("late", {"a": 1, "b": 1, "c": 1}, [MARCH, JANUARY, MARCH], NAMES)
     rows = [cells(line) for line in place.call("status").stdout.splitlines()]
-    assert ["melanoma", "3", "2", "576", "2026-01-15"] in rows
+    assert ["melanoma", "3", "3", "2", "576", "2026-01-15"] in rows
 
 
 def test_status_of_a_site_that_has_remembered_nothing(tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     result = Place(tmp_path).call("status")
     spent = "privacy: epsilon 0 without a limit spent by all runs, at delta 1e-05"
-    words = f"0 memories in {tmp_path / 'memory'}, 0 withdrawn records\n{spent}\n"
+    words = f"0 memories in {tmp_path / 'memory'}, 0 withdrawn records, 0 withdrawn patients\n{spent}\n"
     assert (result.exit_code, result.stdout) == (0, words)
     assert sorted(tmp_path.rglob("*")) == [*before, tmp_path / "site.yaml"]
 
@@ -169,13 +169,13 @@ def test_another_key_or_none_is_refused(tmp_path: Path) -> None:
 
 def test_the_index_goes_to_stdout_or_to_a_file_of_the_owner(place: Place) -> None:
     expected = [
-        ["record_id", "class", "run", "task", "taken"],
-        ["a", "naevus", "first", "1", "2026-01-15"],
-        ["b", "naevus", "first", "1", "2026-01-15"],
-        ["c", "melanoma", "first", "2", "2026-01-15"],
-        ["d", "wart [red]", "first", "3", "2026-03-02"],
-        ["a", "0", "second", "1", "2026-03-02"],
-        ["e", "1", "second", "2", "2026-03-02"],
+        ["record_id", "class", "run", "task", "taken", "patient"],
+        ["a", "naevus", "first", "1", "2026-01-15", "a"],
+        ["b", "naevus", "first", "1", "2026-01-15", "b"],
+        ["c", "melanoma", "first", "2", "2026-01-15", "c"],
+        ["d", "wart [red]", "first", "3", "2026-03-02", "d"],
+        ["a", "0", "second", "1", "2026-03-02", "a"],
+        ["e", "1", "second", "2", "2026-03-02", "e"],
     ]
     printed = place.call("export-index")
     assert list(csv.reader(printed.stdout.splitlines())) == expected
@@ -257,7 +257,7 @@ def test_without_a_yes_nothing_changes(place: Place, answer: str) -> None:
     result = place.call("purge", "--record-id", "a", answer=answer)
     assert result.exit_code == 1
     assert "never choose these 1 records again?" in result.stdout
-    assert ["a", "naevus", "first", "1", "2026-01-15"] in [cells(line) for line in result.stdout.splitlines()]
+    assert ["a", "naevus", "first", "1", "2026-01-15", "a"] in [cells(line) for line in result.stdout.splitlines()]
     assert place.unchanged() == before
     assert place.call("purge", "--record-id", "a", answer="y\n").exit_code == 0
     assert place.records("second") == ("e",)
@@ -266,7 +266,7 @@ def test_without_a_yes_nothing_changes(place: Place, answer: str) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "purge is not told which records. Accepted: --record-id, once or more; or --class, --before"),
+        ([], "purge is not told which records. Accepted: --record-id or --patient, once or more; or --class"),
         (["--run", "first"], "is not told which records"),
         (["--record-id", "a", "--class", "naevus"], "is not told which records"),
         (["--record-id", "a", "--before", "2026-03-02"], "is not told which records"),

@@ -10,6 +10,7 @@ from flwr.app import Message, RecordDict
 from hospitals import Hospitals, deployed, make_hospital, with_images
 from small_runs import instruction, run_small, step_of
 
+from client.consent.fewest import Fewest
 from client.consent.hospital import Hospital, Request
 from client.state.withdrawal import WithdrawalLedger
 from client.steps.actions import answer
@@ -107,7 +108,7 @@ def test_a_small_memory_is_no_small_count(tmp_path: Path) -> None:
     site_yaml = hospital(tmp_path, "fewest_images: 5")
     sent = instruction(Experiment(config), Experiment(config).steps[0], 0, Path("/server"))
     site = Hospital(site_yaml).open(Request(sent, {}))
-    assert site.fewest_exemplars == 2
+    assert site.fewest_exemplars == Fewest(2, 1)
     # two classes take part, and share the memory of the one site
     assert counts(site, "remember") == [4, 4, 0, 0]
     assert site.memory().samples.class_counts(4) == [4, 4, 0, 0]
