@@ -8,12 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dynammo_core.data.images.formats import EXTENSIONS, is_image_file
 from dynammo_core.support.errors import DataError
 
-EXTENSIONS = (
-    *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
-    *(".pgm", ".ppm", ".pbm", ".pnm", ".jp2", ".dcm", ".dicom"),
-)
 SYSTEM_FOLDERS = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 NAMED = 5
@@ -87,12 +84,15 @@ def _walk(folder: Path, passed_over: PassedOver, searched: set[str]) -> Iterator
                 continue
             searched.add(place)
             yield from _walk(path, passed_over, searched)
-        elif (kind := _extension(entry.name)) not in EXTENSIONS:
-            passed_over.extensions[kind or "without an extension"] += 1
-        elif entry.is_file():
+        elif (kind := _extension(entry.name)) in EXTENSIONS:
+            if entry.is_file():
+                yield path
+            else:
+                passed_over.broken_links.append(str(path))
+        elif is_image_file(path):
             yield path
         else:
-            passed_over.broken_links.append(str(path))
+            passed_over.extensions[kind or "without an extension"] += 1
 
 
 def _extension(name: str) -> str:
