@@ -19,7 +19,7 @@ from dynammo_core.data.feature_cache import FeatureCache, fingerprint
 from dynammo_core.data.index.contents import HashCache, hashes_kept_in
 from dynammo_core.data.index.opening import open_dataset, open_own
 from dynammo_core.data.samples import Dataset
-from dynammo_core.data.sites.arrivals import Arrivals, build_arrivals
+from dynammo_core.data.sites.arrivals import Arrivals, build_arrivals, require_images
 from dynammo_core.data.sites.site_partition import SitePartition, partition_sites
 from dynammo_core.data.task_stream import TaskStream, build_task_stream
 from dynammo_core.methods import METHODS
@@ -218,14 +218,11 @@ class Experiment:
 
     def _check_data(self) -> None:
         """Check what a simulation can know before it starts, and a server without images cannot."""
-        labels = self.dataset.train.labels
-        for task in range(len(self.stream)):
-            names = [self.class_names[label] for label in self.stream.classes(task)]
-            if not any((labels == label).any() for label in self.stream.classes(task)):
-                raise RunError(f"task {task + 1} (classes {', '.join(names)}) has no images at any site")
         if self.protects_images:
             require_patients(self.dataset.train, self.config.privacy.unit)
-        _ = self.partition
+        remembers = self.config.memory.exemplars and any(step.stage.action is Action.REMEMBER for step in self.steps)
+        alone = 1 if remembers else len(self.stream)
+        require_images(self.arrivals, self.dataset, self.partition, alone=alone)
 
     @torch.no_grad()
     def _try_image(self, model: IncrementalModel) -> None:

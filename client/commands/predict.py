@@ -17,7 +17,7 @@ from client.consent.settings import SiteSettings, load_site
 from client.state.run_folders import runs_folder
 from dynammo_core.support.csv_text import csv_lines
 from dynammo_core.support.errors import DataError
-from dynammo_core.support.files import write_atomically
+from dynammo_core.support.files import utf8, write_atomically
 from dynammo_core.support.terminal import Terminal, cell, printable, readable_errors
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def predict(
         shown = track(batches, "Asking the model", console=errors, transient=True, disable=not errors.is_terminal)
         findings = [finding for batch in shown for finding in ask(predictor, batch)]
         if csv_file is not None:
-            write_atomically(csv_file, as_csv(findings, top).encode(errors="surrogateescape"))
+            write_atomically(csv_file, as_csv(findings, top).encode())
         if as_json:
             typer.echo(json.dumps(as_plain_data(predictor, findings, top, own), indent=2))
         else:
@@ -200,7 +200,7 @@ def as_plain_data(
         "warnings": warnings_about(predictor, own),
         "images": [
             {
-                "file": str(finding.file),
+                "file": utf8(finding.file),
                 "class": finding.ranked[0][0],
                 "probability": finding.ranked[0][1],
                 "open_set_score": finding.open_set_score,
@@ -209,7 +209,9 @@ def as_plain_data(
             for finding in findings
             if not finding.error
         ],
-        "unreadable": [{"file": str(finding.file), "error": finding.error} for finding in findings if finding.error],
+        "unreadable": [
+            {"file": utf8(finding.file), "error": utf8(finding.error)} for finding in findings if finding.error
+        ],
     }
 
 
@@ -220,11 +222,11 @@ def as_csv(findings: Sequence[Finding], top: int) -> str:
     rows: list[list[object]] = [["file", "class", "probability", "open_set_score", *more, "error"]]
     for finding in findings:
         if finding.error:
-            rows.append([finding.file, *[""] * (3 + len(more)), finding.error])
+            rows.append([utf8(finding.file), *[""] * (3 + len(more)), utf8(finding.error)])
             continue
         (name, probability), *others = finding.ranked[:shown]
         cells = [value for pair in others for value in pair]
-        rows.append([finding.file, name, probability, finding.open_set_score, *cells, ""])
+        rows.append([utf8(finding.file), name, probability, finding.open_set_score, *cells, ""])
     return csv_lines(rows)
 
 
@@ -244,6 +246,6 @@ def as_table(findings: Sequence[Finding], top: int, threshold: float | None = No
             (name, probability), *others = finding.ranked[:top]
             then = [", ".join(f"{other} {value:.3f}" for other, value in others)] if top > 1 else []
             unlike = "" if threshold is None or finding.open_set_score >= threshold else " *"
-            cells = [str(finding.file), name, f"{probability:.3f}", f"{finding.open_set_score:.3f}{unlike}", *then]
+            cells = [utf8(finding.file), name, f"{probability:.3f}", f"{finding.open_set_score:.3f}{unlike}", *then]
             table.add_row(*map(cell, cells))
     return table

@@ -9,11 +9,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from client.steps.assignment import FEWEST_SAMPLES, Assignment, EpochBatches, receive, start_level, take
+from client.steps.assignment import Assignment, EpochBatches, receive, start_level, take
 from client.steps.forgetting import kept_apart, withdrawn_from
 from client.steps.private_actions import answer_fit_privately, answer_remember_privately, answer_summarise_privately
 from client.steps.site import Site
-from dynammo_core.data.samples import Samples
+from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
 from dynammo_core.memory.rehearsal import remember
 from dynammo_core.plan import Fit, Forget, LossContext, Remember, Summarise
 from dynammo_core.privacy.client_level import shortened_update

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ from dynammo_core.data.datasets import DATASETS
 from dynammo_core.data.images.reading import Fit, Reading, Window
 from dynammo_core.data.images.windows import FROM_FILE, WINDOWS, is_window
 from dynammo_core.models import BACKBONES
-from dynammo_core.support.errors import unknown_name
+from dynammo_core.support.errors import unknown_name, unprintable
 from dynammo_core.support.registry import UNKNOWN
 
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
@@ -30,6 +31,17 @@ class Section(BaseModel):
     """A part of the configuration: immutable, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def require_printable(kind: str, names: Iterable[str]) -> None:
+    """Refuse names with characters that cannot be printed; `kind` says what they are names of.
+
+    Raises:
+        ValueError: there is such a name.
+    """
+    for name in names:
+        if found := unprintable(name):
+            raise ValueError(f"the {kind} {name!r} holds characters that cannot be printed ({found}); remove them")
 
 
 class DataSettings(Section):
@@ -112,6 +124,7 @@ class DataSettings(Section):
     def _registry(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if classes is not None and (not all(classes) or not classes or len(set(classes)) < len(classes)):
             raise ValueError(f"{list(classes)} must name at least one class, none of them empty or twice")
+        require_printable("class", classes or ())
         return classes
 
     @field_validator("sets")

@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dynammo_core.data.decoded.stored_images import Images, add_pixels, chosen, joined
+from dynammo_core.support.errors import DataError, unprintable
+
+FEWEST_SAMPLES = 2
+"""A site with fewer abstains: one image has no batch statistics, and what it teaches would tell too much of it."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,9 @@ class Dataset:
     Attributes:
         drawn: whether this project chose the test images, not the data.
         notes: what a person should know of how the data were read, a sentence each, such as the files passed over.
+
+    Raises:
+        DataError: a class name holds characters that cannot be printed.
     """
 
     class_names: tuple[str, ...]
@@ -161,3 +168,12 @@ class Dataset:
     test: Split
     drawn: bool = False
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.class_names:
+            if found := unprintable(name):
+                raise DataError(
+                    f"the class {name!r} holds characters that cannot be printed ({found})",
+                    accepted="names of letters, digits, punctuation and plain spaces, in UTF-8",
+                    remedy="Rename its folder or correct its label",
+                )

@@ -140,6 +140,11 @@ class ProgressView:
         if self._live:
             self._live.stop()
 
+    @property
+    def begun(self) -> bool:
+        """Tell whether the run has started to write its log."""
+        return bool(self._state.start["plan"])
+
     def update(self, event: Event) -> None:
         """Show what an event of the run log changes."""
         with self._lock:

@@ -64,7 +64,7 @@ def test_a_key_is_waited_for_and_a_wanted_stop_takes_leave(superlink: SuperLink,
             [sys.executable, "-c", START, str(file)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
         )
         assert second.returncode == 1
-        assert f"already runs (process {started.process.pid} holds" in second.stderr
+        assert f"already runs (process {started.process.pid} on " in second.stderr
         assert status(superlink, node) == "online"
     finally:
         started.process.terminate()
