@@ -55,6 +55,7 @@ def run(
 ) -> None:
     """Run an experiment and leave a run directory with metrics, model and report.html."""
     with readable_errors():
+        from dynammo_core.data.decoded.progress import listening
         from server.run_directory.directory import RunDirectory
         from server.watch.progress import ProgressView, final_table
         from simulations.engines.engines import find_engine, run_by_flower
@@ -68,7 +69,7 @@ def run(
         experiment = load_config(config, parse_overrides(set_ or []))
         view = ProgressView()
         try:
-            with view:
+            with view, listening(lambda decoding: view.update(decoding.event())):
                 directory = start(experiment, runs, resume, view.update, accept_new_code=accept_new_code)
         except KeyboardInterrupt:
             begun = runs / experiment.run_name if view.begun and resume is None else resume

@@ -44,6 +44,9 @@ One worker runs them all: two that start at once on two cores outlast what Ray w
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# Tests leave nothing in the cache of whoever runs them; those of the cache itself name a folder of their own.
+os.environ["DYNAMMO_IMAGES_MEGABYTES"] = "0"
+
 # A shell starts its background jobs deaf to Ctrl-C, and what they start inherits that; tests send it to programs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -25,7 +25,7 @@ from client.commands.stored import (
     sums_words,
 )
 from client.consent.settings import SiteSettings, load_site
-from client.state.run_folders import runs_folder
+from client.state.run_folders import IMAGES, runs_folder
 from dynammo_core.support.csv_text import csv_lines, from_cell
 from dynammo_core.support.errors import CheckpointError, ConfigError, MemoryStoreError
 from dynammo_core.support.files import write_atomically
@@ -125,6 +125,7 @@ def purge(
     from client.state.feature_files import discard_features
     from client.state.known_images import TrainedImages, hash_cache
     from client.state.withdrawal import WithdrawalLedger
+    from dynammo_core.data.decoded.image_cache import discard_images
 
     with readable_errors():
         by_name = bool(record_id or patient)
@@ -160,6 +161,7 @@ def purge(
             TrainedImages.of_site(site.memory, site.site).forget(sorted(ids))
             hash_cache(site.memory).discard()
             discard_features(runs_folder(site.memory.folder))
+            discard_images(site.memory.folder / IMAGES)
             audit.purged(len(ids), removed, reason, patients=len(patient or ()))
             summary = f"purge by {reason}: {removed} exemplars of {len(ids)} records removed"
             time = datetime.now().astimezone().isoformat(timespec="seconds")

@@ -130,7 +130,7 @@ class Predictor:
         """
         names = tuple(map(str, paths))
         split = Split(FileSource(tuple(paths), ("",) * len(names)), np.zeros(len(names), dtype=np.int64), names)
-        images = load_samples(split, range(len(names)), self.facts.image_size).images
+        images = load_samples(split, range(len(names)), self.facts.image_size).images[:]
         return images.expand(len(names), 3, self.facts.image_size, self.facts.image_size)
 
     @torch.no_grad()

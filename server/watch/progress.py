@@ -36,6 +36,7 @@ class RunState:
         self.step: Event = {}  # the step in hand, or the last one
         self.finished = 0  # number of finished steps
         self.answered = self.asked = 0  # sites, in the step in hand
+        self.decoding: Event = {}  # how far a site of this process has come with its images, while it decodes
         self.waiting: Sequence[int] = ()  # sites that are not connected, while that is the last that was heard
         self.accuracies: dict[int, float | None] = {}  # percent over all classes so far, by task
         self.abstained = ""  # who last abstained, and from what
@@ -45,8 +46,10 @@ class RunState:
 
     def update(self, event: Event) -> None:
         """Take note of an event, and ignore kinds that say nothing of progress."""
-        self.waiting = ()
+        self.waiting, self.decoding = (), {}
         match event["event"]:
+            case "decoding":
+                self.decoding = event
             case "run_started":
                 self.start, self.finished, self.ending = event, event["resumed_at"], ""
             case "step_started":
@@ -174,6 +177,8 @@ def progress_panel(state: RunState, now: float, ending: str | None = None) -> Pa
         rows.add_row("Sites", cell(f"waiting for {state.labels(state.waiting)}", "yellow"))
     else:
         rows.add_row("Sites", _bar(state.answered, state.asked, f"{state.answered}/{state.asked} answered"))
+    if state.decoding:
+        rows.add_row("Images", _bar(state.decoding["done"], state.decoding["total"], state.decoding["speed"]))
     rows.add_row("Steps", _bar(state.finished, total, f"{state.finished}/{total}"))
     left = None if ending else state.seconds_left(now)
     elapsed = f"{duration(now - state.start['time'])} elapsed" if state.start["time"] else ""

@@ -301,6 +301,7 @@ def another(value: Any, key: str) -> Any:
         "compute.features": "float16",
         "method.norm": "group",
         "privacy.mechanism": "example",
+        "privacy.unit": "patient",
         "scanners.kind": "noise",
         "scanners.own_statistics": "trained",
         "method.merge": "last",

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dynammo_core.data.images.dicom import read_dicom
 from dynammo_core.data.images.formats import HEAD, is_dicom, is_tiff
 from dynammo_core.data.images.pictures import read_picture
 from dynammo_core.data.images.reading import AS_DECLARED, Reading
@@ -41,7 +42,7 @@ def decode_image(path: Path, reading: Reading = AS_DECLARED, place: str = "") ->
         with path.open("rb") as file:
             head = file.read(HEAD)
         if is_dicom(path, head):
-            raise ImageRefusal("is DICOM, which is not read yet")
+            return read_dicom(path, reading)
         return read_tiff(path, reading) if is_tiff(head) else read_picture(path, reading)
     except ImageRefusal as refusal:
         raise DataError(

@@ -23,7 +23,7 @@ def is_image_file(path: Path) -> bool:
     if path.suffix.lower() in EXTENSIONS:
         return path.is_file()
     # Scanners name files by their instance, such as IM000001 or 1.2.840.113619, whose last part is a number
-    return (not path.suffix or path.suffix[1:].isdigit()) and path.is_file() and is_dicom(path, _head(path))
+    return (not path.suffix or path.suffix[1:].isdigit()) and path.is_file() and is_dicom(path, read_head(path))
 
 
 def is_dicom(path: Path, head: bytes) -> bool:
@@ -39,9 +39,10 @@ def is_tiff(head: bytes) -> bool:
     return head[:4] in TIFF_MARKS
 
 
-def _head(path: Path) -> bytes:
+def read_head(path: Path) -> bytes:
+    """Return the first `HEAD` bytes of a file, or fewer; none of a file that cannot be opened."""
     try:
         with path.open("rb") as file:
             return file.read(HEAD)
     except OSError:
-        return b""  # what cannot be opened is named when it is to be read
+        return b""

@@ -25,8 +25,8 @@ OVERRIDES = {
     "federation.sites": 2,
     "federation.partition": "iid",
     "memory.exemplars": 100,
-    "method.adapt.rounds": 2,
-    "method.balance.rounds": 3,
+    "method.adapt.rounds": 1,
+    "method.balance.rounds": 2,
     "scanners.strength": 1.0,
 }
 
