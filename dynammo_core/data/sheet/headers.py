@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +9,8 @@ from typing import Any, Literal
 from PIL import ExifTags, Image
 
 from dynammo_core.data.images.deep import JPEG2000_SIZE, PNG_DEPTH_AT, PNM_HEADER
-from dynammo_core.data.images.formats import HEAD, is_dicom, is_tiff
+from dynammo_core.data.images.dicom import open_dicom
+from dynammo_core.data.images.formats import is_dicom, is_tiff, read_head
 from dynammo_core.data.images.pictures import FORMATS, GREY_MODES
 
 Colour = Literal["grey", "colour"]
@@ -47,8 +46,7 @@ class Header:
 def read_header(path: Path) -> Header | None:
     """Return what an image file's header says, or None if it cannot be read or is no image's."""
     try:
-        with path.open("rb") as file:
-            head = file.read(HEAD)
+        head = read_head(path)
         if is_dicom(path, head):
             return _dicom(path)
         return _tiff(path) if is_tiff(head) else _picture(path, head)
@@ -101,13 +99,7 @@ def _tiff(path: Path) -> Header:
 
 
 def _dicom(path: Path) -> Header:
-    import pydicom  # an extra: without it no DICOM file can be read at all
-
-    # What pydicom finds odd it says in the words of the header, which may name the patient
-    warnings.filterwarnings("ignore", module="pydicom")
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    names = ("Columns", "Rows", "BitsStored", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames")
-    dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=[*names, "BurnedInAnnotation"])
+    dataset = open_dicom(path, header_only=True)
     said = str(dataset.get("BurnedInAnnotation", "")).strip().upper()
     return Header(
         format="DICOM",

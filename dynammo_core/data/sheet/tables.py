@@ -48,7 +48,7 @@ def people_in(sheet: DataSheet) -> list[tuple[str, str]]:
 def warnings_in(sheet: DataSheet) -> list[str]:
     """Return a sentence for each thing that a person should look at."""
     said = [
-        (sheet.unreadable, f"{sheet.unreadable} files have a header that cannot be read"),
+        (sheet.unreadable, f"{sheet.unreadable} files are not images, or their header is damaged"),
         (sheet.burnt_in, burnt_in(sheet)),
         (sheet.several_frames, f"{sheet.several_frames} files have several frames or pages: data.frame says which"),
         (_deep(sheet.bits), f"{_deep(sheet.bits)} images have more than 8 bits: data.window says what of them is seen"),
