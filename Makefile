@@ -57,17 +57,19 @@ bench: install ## Speed, as ratios within one run: answers, training, memory, by
 	@'$(BIN)/dynammo-sim' bench inference '$(ROOT)/configs/fashion_mnist.yaml'
 	@'$(BIN)/dynammo-sim' bench training '$(ROOT)/configs/digits.yaml'
 	@'$(BIN)/dynammo-sim' bench memory
+	@'$(BIN)/dynammo-sim' bench images
 	@'$(BIN)/dynammo-sim' bench bytes '$(ROOT)/configs/digits.yaml'
 	@'$(BIN)/dynammo-sim' bench growth --out '$(ROOT)/runs/growth'
 
 soak: install ## Every moment of a stop, faults in a deployment, lying sites, 1,000 sites, the tutorials: over an hour
 	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -n auto --dist loadscope -m soak
+	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -n auto --dist loadscope -m hypothesis --hypothesis-profile thorough
 	@'$(BIN)/dynammo-sim' faults '$(ROOT)/configs/deployed_digits.yaml' --set federation.attempts=2 --set tasks.sizes='[2, 2]'
 	@'$(BIN)/dynammo-sim' robustness '$(ROOT)/configs/digits.yaml' --runs '$(ROOT)/runs/robustness'
 	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 100 --engine flower $(MANY_SITES)
 	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 1000 --engine local $(MANY_SITES)
 
-# A file's tests stay in one process, which makes what they share once. The longest files come in the middle.
+# Files are dealt out in their order: the whole systems, which take longest, come near the beginning.
 test: install ## Run all tests, some minutes on two cores
 	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -n auto --dist loadscope --no-loadscope-reorder
 
@@ -84,7 +86,8 @@ docs: install ## Write the parts of docs/reference that the code decides
 	@cd '$(ROOT)' && PYTHONPATH=. '$(BIN)/python' docs/generate.py
 
 lock: install ## Pin what a site and a server install, with hashes, as pyproject.toml allows it
-	@cd '$(ROOT)' && for part in 'site/requirements' 'site/requirements-privacy --extra privacy' \
+	@cd '$(ROOT)' && for part in 'site/requirements --extra dicom' \
+		'site/requirements-privacy --extra dicom --extra privacy' \
 		'server/requirements --extra server'; do set -- $$part; file=docs/$$1.txt; shift; \
 		'$(BIN)/uv' pip compile pyproject.toml --extra build "$$@" \
 		--generate-hashes --python-version 3.11 --python-platform linux --no-emit-index-url --no-emit-find-links \

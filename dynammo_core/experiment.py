@@ -16,9 +16,10 @@ import torch
 from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.configuration.limits import most_samples
 from dynammo_core.data.feature_cache import FeatureCache, fingerprint
+from dynammo_core.data.index.contents import HashCache, hashes_kept_in
 from dynammo_core.data.index.opening import open_dataset, open_own
 from dynammo_core.data.samples import Dataset
-from dynammo_core.data.sites.arrivals import Arrivals, build_arrivals
+from dynammo_core.data.sites.arrivals import Arrivals, build_arrivals, require_images
 from dynammo_core.data.sites.site_partition import SitePartition, partition_sites
 from dynammo_core.data.task_stream import TaskStream, build_task_stream
 from dynammo_core.memory.rehearsal import check_room
@@ -39,16 +40,23 @@ from dynammo_core.support.seeding import seeded_initialisation
 
 
 class Experiment:
-    """A validated configuration and what it describes, each part built when first asked for."""
+    """A validated configuration and what it describes, each part built when first asked for.
 
-    def __init__(self, config: Config[Any]) -> None:
+    Args:
+        config: the configuration.
+        hashes: where the hashes of image files are kept; None for this user's own cache.
+    """
+
+    def __init__(self, config: Config[Any], hashes: HashCache | None = None) -> None:
         self.config = config
+        self._hashes = hashes
 
     @cached_property
     def dataset(self) -> Dataset:
         """Return all images, by index; if sites are named, those of this site."""
         opened = open_own if self.config.federation.site_names else open_dataset
-        return opened(self.config.data, self.config.seed)
+        with hashes_kept_in(self._hashes):
+            return opened(self.config.data, self.config.seed)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -184,7 +192,8 @@ class Experiment:
     def use_torch(self) -> None:
         """Set PyTorch's threads and determinism for this process, so that results repeat bit for bit."""
         torch.set_num_threads(self.config.compute.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # As torch.use_deterministic_algorithms does, which also loads a compiler that nothing here needs, for a second.
+        torch._C._set_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # debugging aid, slow
         torch.backends.cudnn.benchmark = False
 
@@ -214,14 +223,11 @@ class Experiment:
 
     def _check_data(self) -> None:
         """Check what a simulation can know before it starts, and a server without images cannot."""
-        labels = self.dataset.train.labels
-        for task in range(len(self.stream)):
-            names = [self.class_names[label] for label in self.stream.classes(task)]
-            if not any((labels == label).any() for label in self.stream.classes(task)):
-                raise RunError(f"task {task + 1} (classes {', '.join(names)}) has no images at any site")
         if self.protects_images:
             require_patients(self.dataset.train, self.config.privacy.unit)
-        _ = self.partition
+        remembers = self.config.memory.exemplars and any(step.stage.action is Action.REMEMBER for step in self.steps)
+        alone = 1 if remembers else len(self.stream)
+        require_images(self.arrivals, self.dataset, self.partition, alone=alone)
 
     @torch.no_grad()
     def _try_image(self, model: IncrementalModel) -> None:

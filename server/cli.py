@@ -240,8 +240,8 @@ def stop(run_dir: RunDir, folder: Folder = HERE) -> None:
     """Stop a run; `resume` continues it."""
     with readable_errors():
         from server.consortium.control import Control
-        from server.consortium.launch import flower_run
+        from server.consortium.launch import command_to_continue, flower_run
         from server.consortium.settings import load_server
 
         Control(load_server(folder)).stop(flower_run(run_dir))
-        console.say(f"Stopped. Continue with: dynammo-server resume {run_dir}")
+        console.say(f"Stopped. Continue with: {command_to_continue(run_dir)}")

@@ -18,6 +18,7 @@ from dynammo_core.support.errors import ConfigError, DynammoError, unknown_name
 from dynammo_core.support.terminal import Terminal, command_line, parse_overrides, readable_errors
 from simulations.attacks.command import audit_privacy
 from simulations.bench.command import bench
+from simulations.inspect_command import inspect
 from simulations.measurements.commands import heterogeneity, robustness
 from simulations.options import ConfigFile, Overrides, Workers
 from simulations.rehearsal.deploy_command import deploy
@@ -54,8 +55,10 @@ def run(
 ) -> None:
     """Run an experiment and leave a run directory with metrics, model and report.html."""
     with readable_errors():
+        from dynammo_core.data.decoded.progress import listening
+        from server.run_directory.directory import RunDirectory
         from server.watch.progress import ProgressView, final_table
-        from simulations.engines.engines import find_engine, run_by_flower
+        from simulations.engines.engines import find_engine, notes_on_data, run_by_flower
 
         start = find_engine(engine)
         if ray is not None and start is not run_by_flower:
@@ -64,16 +67,22 @@ def run(
             )
         start = start if ray is None else partial(run_by_flower, ray=ray)
         experiment = load_config(config, parse_overrides(set_ or []))
-        directory = resume
+        for note in notes_on_data(experiment):
+            console.say(note)
+        view = ProgressView()
         try:
-            with ProgressView() as view:
+            with view, listening(lambda decoding: view.update(decoding.event())):
                 directory = start(experiment, runs, resume, view.update, accept_new_code=accept_new_code)
         except KeyboardInterrupt:
-            where = directory or runs / experiment.run_name
-            again = shlex.join(["dynammo-sim", "run", str(config), "--engine", engine, "--resume", str(where)])
-            again += f" --ray {shlex.quote(ray)}" if ray is not None else ""
-            again += "".join(f" --set {shlex.quote(pair)}" for pair in set_ or [])
-            console.print(f"\nStopped. Continue with: {again}", markup=False, soft_wrap=True)
+            begun = runs / experiment.run_name if view.begun and resume is None else resume
+            can_resume = begun is not None and RunDirectory(begun).can_resume
+            words = ["dynammo-sim", "run", str(config), "--engine", engine, "--runs", str(runs)]
+            words += ["--resume", str(begun)] if can_resume else []
+            words += ["--accept-new-code"] if accept_new_code and can_resume else []
+            words += ["--ray", ray] if ray is not None else []
+            words += [word for pair in set_ or [] for word in ("--set", pair)]
+            state = "Continue with" if can_resume else "No round was finished. Start again with"
+            console.say(f"Stopped. {state}: {shlex.join(words)}")
             raise typer.Exit(130) from None
         console.print(final_table(json.loads((directory / "summary.json").read_text())))
         console.print(f"Run directory: {directory}\nReport: {directory / 'report.html'}", soft_wrap=True, markup=False)
@@ -135,6 +144,7 @@ def compare(
 
 
 app.command("audit-privacy")(audit_privacy)
+app.command()(inspect)
 app.command()(deploy)
 app.command()(faults)
 app.command()(heterogeneity)

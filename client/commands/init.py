@@ -48,6 +48,8 @@ memory:
   # expiry_days: 365
   # Disk space for image features, which later rounds then need not compute again; 0 keeps none.
   # features_megabytes: 1024
+  # Disk space for decoded images, which later messages then need not decode again; 0 keeps none.
+  # images_megabytes: 16000
   # Disk space for each run's answers, and how many days they are kept: the same question gets the same answer again.
   # Once an answer has been dropped, its question is refused.
   # answers_megabytes: 2048

@@ -25,7 +25,7 @@ from client.commands.stored import (
     sums_words,
 )
 from client.consent.settings import SiteSettings, load_site
-from client.state.run_folders import runs_folder
+from client.state.run_folders import IMAGES, runs_folder
 from dynammo_core.support.csv_text import csv_lines, from_cell
 from dynammo_core.support.errors import CheckpointError, ConfigError, MemoryStoreError
 from dynammo_core.support.files import write_atomically
@@ -123,7 +123,9 @@ def purge(
     """
     from client.consent.audit import AuditLog
     from client.state.feature_files import discard_features
+    from client.state.known_images import TrainedImages, hash_cache
     from client.state.withdrawal import WithdrawalLedger
+    from dynammo_core.data.decoded.image_cache import discard_images
 
     with readable_errors():
         by_name = bool(record_id or patient)
@@ -156,7 +158,10 @@ def purge(
             # First the ledger: whatever stops the rest, nobody uses the records again, and a second purge removes them.
             ledger.withdraw(sorted(ids), f"purge by {reason}", date.today(), patients=sorted(patients))
             removed = sum(ledger.purge(item.store) for item in stored)
+            TrainedImages.of_site(site.memory, site.site).forget(sorted(ids))
+            hash_cache(site.memory).discard()
             discard_features(runs_folder(site.memory.folder))
+            discard_images(site.memory.folder / IMAGES)
             audit.purged(len(ids), removed, reason, patients=len(patient or ()))
             summary = f"purge by {reason}: {removed} exemplars of {len(ids)} records removed"
             time = datetime.now().astimezone().isoformat(timespec="seconds")

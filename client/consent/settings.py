@@ -37,6 +37,11 @@ class SiteMemory(Section):
     features_megabytes: int = Field(
         default=1024, ge=0, description="disk space for features of frozen layers; 0 keeps none"
     )
+    images_megabytes: int = Field(
+        default=16_000,
+        ge=0,
+        description="disk space for decoded images; 0: decode them for each message",
+    )
     answers_megabytes: int = Field(default=2048, ge=1, description="disk space for the recorded answers of each run")
     answers_days: int = Field(default=90, ge=1, description="drop recorded answers that are older")
 

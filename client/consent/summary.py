@@ -10,10 +10,12 @@ import yaml
 
 from client.consent.approvals import Approvals, Proposal
 from client.consent.approved_runs import ApprovedRuns
+from client.consent.labels import misspelt_labels
 from client.consent.policy import load_policy, promised_epsilon, training_rounds, violations
 from client.consent.settings import SiteSettings
 from client.state.privacy_budget import PrivacyBudget
 from dynammo_core.experiment import Experiment, code_hash, plugins_of
+from dynammo_core.support.errors import DataError
 from dynammo_core.wire.protocol import numbers_of
 
 
@@ -91,8 +93,17 @@ def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict
         "fewest": load_policy(site.policy).fewest.words(),
         "forbidden": forbidden(site, proposal),
         "runs": ApprovedRuns(approvals).of(proposal),
+        "misspelt": _misspelt(site, proposal),
         "same_sums": [other.id for other in same_sums(approvals, proposal)],
     }
+
+
+def _misspelt(site: SiteSettings, proposal: Proposal) -> list[str]:
+    """Return what is wrong with the site's labels; nothing if they cannot be read, which `doctor` reports."""
+    try:
+        return misspelt_labels(site, proposal.config)
+    except DataError:
+        return []
 
 
 def page(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> Iterator[str]:
@@ -138,6 +149,8 @@ def page(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> Iterat
         yield f"RUNS answered so far, under any version of the code: {', '.join(shown['runs'])}"
     for other in shown["same_sums"]:
         yield f"WARNING: {other[:16]} asks for the same sums. If the sites differ, both can reveal what one site sent"
+    for sentence in shown["misspelt"]:
+        yield f"WARNING: {sentence}"
     for sentence in shown["forbidden"]:
         yield f"FORBIDDEN by {site.policy}: {sentence}"
 

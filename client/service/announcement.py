@@ -6,8 +6,10 @@ import numpy as np
 
 from client.consent.policy import Policy
 from client.consent.settings import SiteSettings
+from client.state.known_images import hash_cache
 from client.state.withdrawal import WithdrawalLedger
 from dynammo_core.configuration.settings import DataSettings
+from dynammo_core.data.index.contents import hashes_kept_in
 from dynammo_core.data.index.opening import open_own
 from dynammo_core.support.errors import PolicyError
 from dynammo_core.wire.announcement import Announcement, band
@@ -25,7 +27,8 @@ def announcement(settings: SiteSettings, policy: Policy) -> Announcement:
     if not policy.announce:
         raise PolicyError("this site's policy does not announce classes", remedy="Set `announce: true` in its policy")
     own = settings.data
-    dataset = open_own(DataSettings(dataset=own.dataset, root=own.root), seed=0)
+    with hashes_kept_in(hash_cache(settings.memory)):
+        dataset = open_own(DataSettings(dataset=own.dataset, root=own.root), seed=0)
     counts = np.zeros(len(dataset.class_names), dtype=np.int64)
     ledger = WithdrawalLedger(settings.memory.folder)
     for split in (dataset.train, dataset.test):

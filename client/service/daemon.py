@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from pathlib import Path
 
 from client.consent.settings import SiteSettings
 from dynammo_core.support.errors import ConfigError, RunError
+from dynammo_core.support.locks import only_holder
 
 LOG_BYTES, LOG_FILES = 10_000_000, 5
 POLL_SECONDS = 0.2
@@ -50,23 +49,17 @@ def only_one(settings: SiteSettings) -> Iterator[None]:
     try:
         (settings.state / "cwd").mkdir(parents=True, exist_ok=True)
         settings.state.chmod(0o700)
-        file = path.open("a+")
     except OSError as error:
         raise ConfigError(
             f"cannot write to the state folder {settings.state}: {error.strerror}",
             remedy="Give the account that runs the site write permission, or correct state",
         ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise RunError(
-                f"the site {settings.site} already runs (process {file.read().strip() or 'unknown'} holds {path})",
-                remedy="Stop that process first: two would answer for the same images",
-            ) from error
-        file.truncate(0)
-        print(os.getpid(), file=file, flush=True)
+
+    def refusal(holder: str) -> RunError:
+        what = f"the site {settings.site} already runs ({holder}, according to {path})"
+        return RunError(what, remedy="Stop that process first: two would answer for the same images")
+
+    with only_holder(path, refusal):
         yield
 
 

@@ -1,5 +1,6 @@
-"""Answer one message at a site in Flower's own process, but always with the installed app.
+"""Answer messages at a site in Flower's own way, but always with the installed app.
 
+The process loads PyTorch, Flower and this project once. A copy of it answers each message, and ends with the answer.
 Flower would unpack and import the app that came with the run. Here that app is compared with the installed one, as
 bytes. If it differs, the answer is an error, before any of the message's content is decoded.
 (flwr 1.41 and 1.42: supernode/runtime/run_clientapp.py)
@@ -8,6 +9,8 @@ bytes. If it differs, the answer is an error, before any of the message's conten
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -79,19 +82,34 @@ def replace(module: ModuleType, name: str, stand_in: object) -> None:
 
 
 def main() -> None:
-    """Answer the message of the task whose token is on standard input, where no other account can read it."""
+    """Answer each task whose token is a line of standard input, where no other account can read it."""
     address, parent = sys.argv[1:]
     app, flower = InstalledApp(), import_module("flwr.supernode.runtime.run_clientapp")
     replace(flower, "install_from_fab", app.compare)
     replace(flower, "get_project_dir", lambda *_: Path())
     replace(flower, "get_load_client_app_fn", app.loader)
-    flower.run_clientapp(
-        runtime_api_address=address,
-        token=sys.stdin.readline().strip(),
-        insecure=True,
-        parent_pid=int(parent),
-        runtime_dependency_install=False,
-    )
+    _load()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that a copy which has ended leaves nothing
+    for token in sys.stdin:
+        if os.fork():
+            continue
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        flower.run_clientapp(  # which ends the copy
+            runtime_api_address=address,
+            token=token.strip(),
+            insecure=True,
+            parent_pid=int(parent),
+            runtime_dependency_install=False,
+        )
+
+
+def _load() -> None:
+    """Load what each answer needs, in seconds that the copies need not pay."""
+    from dynammo_core.experiment import project_hash  # and only here: a SuperNode needs no PyTorch
+
+    import_module("client.app")
+    import_module("torch._dynamo")  # which PyTorch loads with the first optimizer
+    project_hash()  # of the code that is loaded, even if another version is installed meanwhile
 
 
 if __name__ == "__main__":

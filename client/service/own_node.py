@@ -1,4 +1,4 @@
-"""Run Flower's SuperNode at a site, with a process of this project for each message.
+"""Run Flower's SuperNode at a site, and the process of this project that answers its messages.
 
 The SuperNode gives its tasks only to the holder of a secret, which is new for each start and never leaves this process.
 The token of a task reaches its process through a pipe. So no other account of this machine can
@@ -73,19 +73,19 @@ def _bound(response: httpx.Response) -> None:
     response.stream = BoundedAnswer(response.stream)
 
 
-def start_processes(address: str, secret: bytes) -> None:
-    """Start a process for each task of the SuperNode at `address`, as long as this one lives.
+def hand_out_tasks(address: str, secret: bytes) -> None:
+    """Have each task of the SuperNode at `address` answered, as long as this process lives.
 
     On failure this whole process ends, so that the SuperNode is restarted.
     """
     try:
-        _start_processes(address, secret)
+        _hand_out_tasks(address, secret)
     except Exception:
-        logging.getLogger("flwr").exception("cannot start more tasks")
+        logging.getLogger("flwr").exception("cannot answer more tasks")
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _start_processes(address: str, secret: bytes) -> None:
+def _hand_out_tasks(address: str, secret: bytes) -> None:
     signed = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={ACQUIRE})
     client = RuntimeHttpClient.from_server_address(
         server_address=address,
@@ -96,17 +96,13 @@ def _start_processes(address: str, secret: bytes) -> None:
     )
     anything = AcquireTaskRequest(supported_task_types=list(TaskType))
     command = start_command("client.service.own_app", address, str(os.getpid()))
-    running: list[subprocess.Popen[str]] = []
-    while True:
+    answering = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+    while answering.poll() is None:
         token = client.AcquireTask(anything).token
         if token:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
-            assert process.stdin is not None
-            with process.stdin as pipe:
-                pipe.write(f"{token}\n")
-            running.append(process)
-        running = [process for process in running if process.poll() is None]
+            print(token, file=answering.stdin, flush=True)
         time.sleep(POLL_SECONDS)
+    raise RuntimeError(f"the process that answers messages ended (exit code {answering.returncode})")
 
 
 def main() -> None:
@@ -124,7 +120,7 @@ def main() -> None:
     def with_processes(**settings: Any) -> None:
         if (settings["superexec_auth_secret"], settings["isolation"]) != (secret, "process"):
             raise RuntimeError("this version of Flower does not protect its tasks by a secret")
-        threading.Thread(target=start_processes, args=(settings["runtime_api_address"], secret), daemon=True).start()
+        threading.Thread(target=hand_out_tasks, args=(settings["runtime_api_address"], secret), daemon=True).start()
         run(**settings)
 
     replace(shell, "_parse_supernode_lifespan_config", with_secret)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from client.consent.labels import misspelt_in_approved
 from client.consent.settings import SiteSettings
 from client.service.connection import refusal
 from client.service.daemon import Backoff, Stop, log_file, only_one, stop_signals
@@ -66,6 +67,8 @@ def supervise(
             log.info("dynammo-site: %s", line)
             say(line)
 
+        for sentence in misspelt_in_approved(settings):
+            tell(f"warning: {sentence}")
         said = ""
         while not stop.wait(0):
             began = time.monotonic()

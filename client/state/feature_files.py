@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from dynammo_core.data.decoded.stored_images import add_pixels
 from dynammo_core.data.samples import Samples
 from dynammo_core.memory.private_files import write_private
 from dynammo_core.memory.sealed_file import SealedFile
@@ -62,7 +63,7 @@ class FeatureFiles:
             The tensor; on the CPU, if it was on the disk.
         """
         digest = hashlib.sha256(json.dumps([*what, list(samples.images.shape)]).encode())
-        digest.update(samples.images.contiguous().numpy().data)
+        add_pixels(digest, samples.images)
         name = digest.hexdigest()
         tensor = self._read(name)
         if tensor is None:

@@ -15,6 +15,8 @@ from dynammo_core.support.files import sync_folder
 
 RUN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
 RUNS = "runs"
+IMAGES = "images"
+"""Folder of the decoded images that all runs of a site share, beside `RUNS`."""
 ASIDE = ".runs"  # no run's name begins with a dot
 OF_A_RUN = frozenset(
     {

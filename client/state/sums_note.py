@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+
 from dynammo_core.data.samples import Samples
 from dynammo_core.memory.private_files import locked_folder
 from dynammo_core.memory.sealed_file import SealedFile
 from dynammo_core.support.errors import MemoryStoreError
 
 NOTE_FILE = "sums.sealed"
+BATCH = 128
 Contributions = Mapping[int, Sequence["Summed"]]
 """The images of each contribution; those below 0 took theirs out again."""
 Known = frozenset["Image"]
@@ -158,8 +161,7 @@ def _known(noted: Contributions) -> Iterator[Known]:
 
 def describe(samples: Samples) -> list[Summed]:
     """Return each image as it is summed; a grey image has the pixel hash of its copy in colour."""
-    pixels = samples.images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
-    digests = (hashlib.sha256(image.tobytes()).hexdigest()[:32] for image in pixels)
+    digests = (_pixel_hash(image) for batch in samples.batches(BATCH) for image in batch)
     images = map(Image, samples.record_ids, digests, samples.patient_ids)
     return [Summed(image, label) for image, label in zip(images, samples.labels.tolist(), strict=True)]
 
@@ -173,6 +175,11 @@ def _fields(summed: Summed) -> tuple[str | int, ...]:
 
 def _summed(record_id: str, label: int, digest: str, patient: str | None = None) -> Summed:
     return Summed(Image(record_id, digest, record_id if patient is None else patient), label)
+
+
+def _pixel_hash(image: Tensor) -> str:
+    pixels = image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+    return hashlib.sha256(pixels.data).hexdigest()[:32]
 
 
 def _sum(noted: Contributions, numbers: Iterable[int]) -> Counter[Summed]:

@@ -9,11 +9,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from client.steps.assignment import FEWEST_SAMPLES, Assignment, EpochBatches, receive, start_level, take
+from client.steps.assignment import Assignment, EpochBatches, receive, start_level, take
 from client.steps.forgetting import kept_apart, withdrawn_from
 from client.steps.private_actions import answer_fit_privately, answer_remember_privately, answer_summarise_privately
 from client.steps.site import Site
-from dynammo_core.data.samples import Samples
+from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
 from dynammo_core.memory.rehearsal import remember
 from dynammo_core.plan import Fit, Forget, LossContext, Remember, Summarise
 from dynammo_core.privacy.client_level import shortened_update
@@ -173,18 +173,26 @@ def answer_evaluate(assignment: Assignment) -> Report:
     If it has test images of classes to come, count their open-set scores too.
     """
     method, task, tasks = assignment.experiment.method, assignment.step.task, len(assignment.experiment.stream)
-    samples, features = _tested(assignment, range(task + 1))
+    labels, features = _tested(assignment, range(task + 1))
     _, unlearnt = _tested(assignment, range(task + 1, tasks))
     answered, guessed = (predictions(method, assignment.model, part) for part in (features, unlearnt))
-    tables = answer_counts(answered, samples.labels, guessed, assignment.experiment.classes)
-    return Report(False, {}, {"class_counts": _counts(assignment, samples), **tables})
+    classes = assignment.experiment.classes
+    tables = answer_counts(answered, labels, guessed, classes)
+    return Report(False, {}, {"class_counts": torch.bincount(labels, minlength=classes).tolist(), **tables})
 
 
-def _tested(assignment: Assignment, tasks: Iterable[int]) -> tuple[Samples, Tensor]:
-    """Return the site's test images of tasks and their features, task by task, so that they can be cached."""
-    parts = [assignment.site.test_images(assignment.experiment.stream.classes(task)) for task in tasks]
-    features = [assignment.embed_once(part, "features").float() for part in parts if len(part)]
-    return Samples.concatenate(parts), torch.cat(features) if features else torch.empty(0)
+def _tested(assignment: Assignment, tasks: Iterable[int]) -> tuple[Tensor, Tensor]:
+    """Return labels Tensor[N] and features Tensor[N, D] of the site's test images of tasks.
+
+    Task by task: frozen weights make the same of each, and the images of one at a time stand in memory.
+    """
+    labels, features = [torch.empty(0, dtype=torch.int64)], list[Tensor]()
+    for task in tasks:
+        images = assignment.site.test_images(assignment.experiment.stream.classes(task))
+        if len(images):
+            labels.append(images.labels)
+            features.append(assignment.embed_once(images, "features").float())
+    return torch.cat(labels), torch.cat(features) if features else torch.empty(0)
 
 
 def _counts(assignment: Assignment, samples: Samples) -> list[int]:

@@ -27,8 +27,6 @@ from dynammo_core.wire.protocol import Instruction
 
 VARIANCE, COUNTS = "running_var", "counts"
 """Last parts of the names of tensors that are never negative."""
-FEWEST_SAMPLES = 2
-"""A site with fewer abstains: one image has no batch statistics, and what it teaches would tell too much of it."""
 
 
 @dataclass(frozen=True)

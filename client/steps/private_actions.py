@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from client.state.privacy_ledger import Ledger, LedgerFile
-from client.steps.assignment import FEWEST_SAMPLES, Assignment, EpochBatches, start_level, take
-from dynammo_core.data.samples import Samples
+from client.steps.assignment import Assignment, EpochBatches, start_level, take
+from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
 from dynammo_core.models.names import Level
 from dynammo_core.plan import Fit, LearningStage, LossContext, Summarise, WeighedBatch
 from dynammo_core.privacy.accounting import Charge

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dynammo_core.aggregation import AGGREGATORS
-from dynammo_core.configuration.settings import Section
+from dynammo_core.configuration.settings import Section, require_printable
 
 FINGERPRINT = r"SHA256:[A-Za-z0-9+/]{43}"
 """Pattern of a public key's SHA-256, as `ssh-keygen -l` prints it."""
@@ -150,6 +150,7 @@ class FederationSettings(Section):
             return self
         if not all(names) or len(set(names)) < len(names) or len(names) != self.sites:
             raise ValueError(f"site_names {list(names)} must name each of the {self.sites} sites exactly once")
+        require_printable("site", names)
         if not set(self.evaluate_only) < set(names):
             raise ValueError(
                 f"evaluate_only {list(self.evaluate_only)} must contain some, but not all, of {list(names)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
@@ -9,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_core import PydanticCustomError
 
 from dynammo_core.data.datasets import DATASETS
-from dynammo_core.data.images.reading import Reading
+from dynammo_core.data.images.reading import Fit, Reading, Window
+from dynammo_core.data.images.windows import FROM_FILE, WINDOWS, is_window
 from dynammo_core.models import BACKBONES
-from dynammo_core.support.errors import unknown_name
+from dynammo_core.support.errors import unknown_name, unprintable
 from dynammo_core.support.registry import UNKNOWN
 
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
@@ -21,10 +23,25 @@ WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
 """Names of pretrained weights, and the kinds of files that other weights are in."""
 
 
+def _windows_in_words() -> str:
+    return ", ".join(f"`{name}` [{centre:g}, {width:g}]" for name, (centre, width) in WINDOWS.items())
+
+
 class Section(BaseModel):
     """A part of the configuration: immutable, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def require_printable(kind: str, names: Iterable[str]) -> None:
+    """Refuse names with characters that cannot be printed; `kind` says what they are names of.
+
+    Raises:
+        ValueError: there is such a name.
+    """
+    for name in names:
+        if found := unprintable(name):
+            raise ValueError(f"the {kind} {name!r} holds characters that cannot be printed ({found}); remove them")
 
 
 class DataSettings(Section):
@@ -51,15 +68,16 @@ class DataSettings(Section):
         "are in the test: refuse the data, or drop them (the test stays) and say how many",
     )
     image_size: int = Field(default=64, ge=8, le=1024, description="side in pixels to which every image is resized")
-    fit: Literal["stretch", "pad", "crop"] = Field(
+    fit: Fit = Field(
         default="stretch",
         description="how an image that is not square becomes one: stretch it, pad the shorter side with black, or crop "
         "the longer side to its middle",
     )
-    window: Literal["file"] | tuple[float, float] = Field(
-        default="file",
-        description="how values of more than 8 bits become 0..255: [centre, width] in the file's own units, or file: "
-        "as each DICOM file declares; other files of more than 8 bits are then refused",
+    window: Window = Field(
+        default=FROM_FILE,
+        description="how values of more than 8 bits, and grey ones of DICOM, become 0..255: `file` as each DICOM file "
+        "declares, refusing other files of more than 8 bits; `[centre, width]` in the file's own units; or a window "
+        f"for CT by its name, in Hounsfield units: {_windows_in_words()}",
     )
     frame: int | None = Field(
         default=None, ge=1, description="frame or page to take from files with several, from 1; null: refuse such files"
@@ -84,11 +102,29 @@ class DataSettings(Section):
         """Return how image files are read."""
         return Reading(self.window, self.frame)
 
+    @field_validator("window", mode="before")
+    @classmethod
+    def _a_name_or_two_numbers(cls, window: Any) -> Any:
+        names = (FROM_FILE, *WINDOWS)
+        if isinstance(window, str) and window not in names:
+            raise PydanticCustomError(
+                UNKNOWN,
+                "{unknown}; accepted: {accepted}",
+                {
+                    "unknown": unknown_name("window", window, names),
+                    "accepted": f"{', '.join(names)}, or [centre, width]",
+                },
+            )
+        if not isinstance(window, str) and not is_window(window):
+            raise ValueError(f"{window} must be a name or two finite numbers, [centre, width], the width above 0")
+        return window
+
     @field_validator("classes")
     @classmethod
     def _registry(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if classes is not None and (not all(classes) or not classes or len(set(classes)) < len(classes)):
             raise ValueError(f"{list(classes)} must name at least one class, none of them empty or twice")
+        require_printable("class", classes or ())
         return classes
 
     @field_validator("sets")

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from dynammo_core.data.images.decoding import decode_image
 from dynammo_core.data.images.reading import AS_DECLARED, Reading
 from dynammo_core.data.samples import ImageSource, Split
-from dynammo_core.support.errors import DataError
-
-GREY_MODES = ("1", "L", "LA", "La")
-COLOUR_MODES = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +42,7 @@ class FileSource:
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Return image `index`, as `ImageSource` declares."""
-        return decode_image(self.paths[index], self.places[index])
+        return decode_image(self.paths[index], self.reading, self.places[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,38 +83,36 @@ def select(split: Split, indices: NDArray[np.int64]) -> Split:
     )
 
 
-def named(path: Path, place: str) -> str:
-    """Return path and place for messages: `/data/a.png (row 7 of /data/manifest.csv)`."""
-    return f"{path} ({place})" if place else str(path)
-
-
-def decode_image(path: Path, place: str = "") -> NDArray[np.uint8]:
-    """Decode an image file to uint8 [H, W] (grey) or [H, W, 3] (RGB).
-
-    Transparency is dropped, and so are frames after the first.
-
-    Raises:
-        DataError: the file is missing, not an image, truncated, or has more than 8 bits per channel.
-    """
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-            if mode in GREY_MODES:
-                return np.array(image.convert("L"))
-            if mode in COLOUR_MODES:
-                return np.array(image.convert("RGB"))
-    # Decoders raise whatever they stumble over in broken bytes: OSError, SyntaxError, struct.error, IndexError ...
-    except Exception as error:
-        raise DataError(
-            f"the image {named(path, place)} cannot be read: {error}",
-            accepted="a whole image file of a format that Pillow reads, such as PNG, JPEG or TIFF",
-            remedy="Replace the file, or take it out of the data set",
-        ) from error
-    raise DataError(
-        f"the image {named(path, place)} has pixels of mode {mode}, more than 8 bits a channel",
-        accepted="8-bit grey or colour images",
-        remedy="Convert it to 8 bits with the intensity window that the diagnosis needs: no default would be right",
+def chain(one: Split, other: Split) -> Split:
+    """Return two parts of one source, one after the other; nothing is read or copied."""
+    (source, held), (beneath, more) = (
+        resolve_selection(part.source, np.arange(len(part.labels))) for part in (one, other)
     )
+    if source is not beneath:
+        raise ValueError("the two parts do not come from one source")
+    return Split(
+        source=Selection(source, np.concatenate([held, more])),
+        labels=np.concatenate([one.labels, other.labels]),
+        record_ids=one.record_ids + other.record_ids,
+        sites=None if one.sites is None or other.sites is None else one.sites + other.sites,
+        patients=one.patients + other.patients,
+        contents=one.contents + other.contents,
+    )
+
+
+def read_as(split: Split, reading: Reading) -> Split:
+    """Return a split whose files are read as the experiment declares; images in memory stay as they are."""
+    return replace(split, source=_read_as(split.source, reading))
+
+
+def _read_as(source: ImageSource, reading: Reading) -> ImageSource:
+    if isinstance(source, Selection):
+        beneath = _read_as(source.source, reading)
+        # The very same source where nothing changes, by which two splits are known to come from one
+        return source if beneath is source.source else replace(source, source=beneath)
+    if isinstance(source, FileSource) and source.reading != reading:
+        return replace(source, reading=reading)
+    return source
 
 
 def array_keys(images: NDArray[np.uint8]) -> list[str]:

@@ -109,7 +109,7 @@ def _packed_memory(memory: ReplayMemory) -> bytes:
     }
     if memory.samples.patients:
         notes["patients"] = memory.samples.patients
-    tensors = {"images": memory.samples.images.contiguous(), "labels": memory.samples.labels}
+    tensors = {"images": memory.samples.images[:].contiguous(), "labels": memory.samples.labels}
     content: bytes = save(tensors, metadata={"notes": json.dumps(notes)})  # one entry: safetensors shuffles several
     return content
 

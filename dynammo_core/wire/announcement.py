@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,12 @@ def same_disease(name: str, names: Iterable[str]) -> str | None:
     plain = {_plain(other): other for other in names}
     close = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=CLOSE)
     return plain[close[0]] if close else None
+
+
+def misspelt(labels: Iterable[str], classes: Collection[str]) -> dict[str, str]:
+    """Return, for each label that is not a class but nearly equals one, the class that it seems to mean."""
+    near = {label: same_disease(label, classes) for label in labels if label not in classes}
+    return {label: name for label, name in near.items() if name}
 
 
 def with_new_task(config: Config[Any], classes: Sequence[str], *, distinct: bool = False) -> Config[Any]:

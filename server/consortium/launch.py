@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from server.consortium.control import Control
 from server.consortium.flower_app import APP_DIRECTORY, staged_app
 from server.consortium.settings import ServerSettings
 from server.consortium.sites import SiteRegister
-from server.run_directory.directory import Event, Listener, RunDirectory
+from server.run_directory.directory import Event, Listener, RunDirectory, run_place
 from server.run_directory.event_tail import EventTail
+from server.run_directory.lock import only_run, only_start
 
 FLOWER_RUN = "flower_run.json"
 FOLLOW_SECONDS, ASK_SECONDS, END_SECONDS = 0.5, 10.0, 30.0
@@ -36,18 +39,22 @@ def launch(
     control = Control(settings)
     _require_registered(config, SiteRegister(settings, control))
     Experiment(config).check()
-    refuse_a_second(control, resume or settings.runs / config.run_name)
-    directory = RunDirectory(resume) if resume else RunDirectory.create(settings.runs, config)
-    submitted = settings.flower_home / "submitted" / f"{config.run_name}.yaml"
-    submitted.parent.mkdir(parents=True, exist_ok=True)
-    submitted.write_text(config.to_yaml(), encoding="utf-8")
-    run_config: Mapping[str, Scalar] = {
-        "config": str(submitted),
-        "runs": str(settings.runs),
-        "resume": str(resume) if resume else "",
-        "accept-new-code": "yes" if accept_new_code else "",
-    }
-    directory.write_json(FLOWER_RUN, {"run-id": submit(settings, control, run_config)})
+    place = run_place(settings.runs, config, resume)
+    with only_start(place):
+        refuse_a_second(control, place)
+        with only_run(place):  # which the SuperLink's process then takes over
+            directory = RunDirectory(place) if resume else RunDirectory.create(settings.runs, config)
+        submitted = settings.flower_home / "submitted" / f"{config.run_name}.yaml"
+        submitted.parent.mkdir(parents=True, exist_ok=True)
+        submitted.write_text(config.to_yaml(), encoding="utf-8")
+        run_config: Mapping[str, Scalar] = {
+            "config": str(submitted),
+            "runs": str(settings.runs),
+            "resume": str(resume) if resume else "",
+            "accept-new-code": "yes" if accept_new_code else "",
+        }
+        submitted_run = {"run-id": submit(settings, control, run_config), "consortium": str(settings.folder)}
+        directory.write_json(FLOWER_RUN, submitted_run)
     return directory.path
 
 
@@ -125,7 +132,7 @@ def refuse_a_second(control: Control, directory: Path) -> None:
     if not status.startswith("finished"):
         raise RunError(
             f"the run in {directory} is already {status}",
-            remedy=f"Wait for it to end, or stop it with `dynammo-server stop {directory}`",
+            remedy=f"Wait for it to end, or stop it with `{operator_command('stop', directory)}`",
         )
 
 
@@ -135,8 +142,23 @@ def _died(control: Control, run: int, directory: Path, status: str) -> RunError:
     return RunError(f"the run ended with status {status}", remedy=f"{_remedy(directory)}; Flower's log is in {log}")
 
 
+def operator_command(word: str, directory: Path) -> str:
+    """Return an operator's command line for the run in a directory, which works in any working directory."""
+    words = ["dynammo-server", word, str(directory.absolute())]
+    with suppress(OSError, ValueError, KeyError):
+        words += ["--folder", str(json.loads((directory / FLOWER_RUN).read_text(encoding="utf-8"))["consortium"])]
+    return shlex.join(words)
+
+
+def command_to_continue(directory: Path) -> str:
+    """Return the command line that continues a stopped run, or starts it again if it has no checkpoint."""
+    if RunDirectory(directory).can_resume:
+        return operator_command("resume", directory)
+    return operator_command("run", directory / "config.yaml")
+
+
 def _remedy(directory: Path) -> str:
-    return f"Continue with `dynammo-server resume {directory}`"
+    return f"Continue with `{command_to_continue(directory)}`"
 
 
 def _require_registered(config: Config[Any], register: SiteRegister) -> None:

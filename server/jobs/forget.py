@@ -19,6 +19,7 @@ from server.run.answers import Answers
 from server.run.exchange import Exchange
 from server.run.task_loop import TaskLoop
 from server.run_directory.directory import RunDirectory
+from server.run_directory.lock import only_run
 from server.run_directory.results import pooled, write_model, write_results
 
 
@@ -84,24 +85,25 @@ def forget_run(grid: Grid, config: Config[Any], run: Path, output: Path) -> None
 
     Raises:
         CheckpointError: the run has no checkpoint, or one of another experiment.
-        RunError: the method does not keep sums, or no site answers.
+        RunError: the method does not keep sums, no site answers, or the run is in progress.
     """
-    directory = RunDirectory(run)
-    loop = Correction(Experiment(config), Exchange(grid, config.federation), directory)
-    loop.load()
-    answers = loop.correct()
-    corrected = [site for site, report in answers.reports.items() if not report.abstained]
-    directory.log(
-        "forgotten",
-        correction=loop.progress.corrections,
-        answered=len(answers.reports),
-        corrected=len(corrected),
-        failures=[vars(failure) for failure in answers.failures],
-    )
-    # Even if nothing was corrected: an earlier attempt may have been interrupted before this point.
-    if loop.stands_after_task:
-        loop.test_again()
-        write_report(run)
+    with only_run(run):
+        directory = RunDirectory(run)
+        loop = Correction(Experiment(config), Exchange(grid, config.federation), directory)
+        loop.load()
+        answers = loop.correct()
+        corrected = [site for site, report in answers.reports.items() if not report.abstained]
+        directory.log(
+            "forgotten",
+            correction=loop.progress.corrections,
+            answered=len(answers.reports),
+            corrected=len(corrected),
+            failures=[vars(failure) for failure in answers.failures],
+        )
+        # Even if nothing was corrected: an earlier attempt may have been interrupted before this point.
+        if loop.stands_after_task:
+            loop.test_again()
+            write_report(run)
     label = config.federation.site_label
     result = {
         "corrected": [label(site) for site in corrected],

@@ -32,6 +32,7 @@ from dynammo_core.wire.secure_aggregation.phases import (
 from dynammo_core.wire.secure_aggregation.shamir import combine
 from server.run.answers import Answers, Failure
 from server.run.exchange import Check
+from server.run_directory.directory import AGAIN
 
 Tensors = Mapping[str, Tensor]
 Vectors = Mapping[int, NDArray[np.uint64]]
@@ -109,7 +110,7 @@ class SecureExchange:
                 f"secure aggregation, exchange {list(Phase).index(phase) + 1} of 4 ({phase.value}): "
                 f"{len(answers.reports)} sites answered, {needed} are needed (threshold {self.threshold}); "
                 f"failed: {failed}",
-                remedy="The server learnt nothing. Read the log of each failed site, then continue with --resume",
+                remedy=f"The server learnt nothing. Read the log of each failed site, then {AGAIN}",
             )
         return answers.reports
 

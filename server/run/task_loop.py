@@ -21,7 +21,7 @@ from server.run.asking import Asking
 from server.run.exchange import Exchange
 from server.run.merge import merged
 from server.run_directory.checkpoint import CheckpointStore, Identity, Progress
-from server.run_directory.directory import RunDirectory
+from server.run_directory.directory import AGAIN, RunDirectory
 from server.run_directory.results import pooled, write_model, write_results
 
 
@@ -130,7 +130,7 @@ class TaskLoop:
             raise RunError(
                 f"task {step.task + 1}, stage {step.stage.name}, round {step.round + 1}: {len(answers.reports)} of "
                 f"{len(self._asking.taking_part(step))} sites answered, {needed} are needed; failed: {failed}",
-                remedy="Find the reason in the log of each failed site, then continue with --resume",
+                remedy=f"Find the reason in the log of each failed site, then {AGAIN}",
             )
 
     def _take_in(self, step: Step, answers: Answers) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from dynammo_core.support.errors import CheckpointError
 from dynammo_core.support.files import write_atomically
 from server.run.lineage import forbidden_changes
+from server.run_directory.directory import LATEST
 
 
 @dataclass
@@ -74,7 +75,7 @@ class CheckpointStore:
     """Save and load the checkpoint of one run directory."""
 
     def __init__(self, folder: Path, identity: Identity) -> None:
-        self.path = folder / "latest.safetensors"
+        self.path = folder / LATEST
         self._identity = identity
 
     def save(self, progress: Progress, weights: dict[str, Tensor], archive: dict[str, Tensor]) -> None:

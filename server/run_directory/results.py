@@ -30,6 +30,7 @@ from dynammo_core.wire.protocol import names_up
 from server.run.answers import Answers
 from server.run_directory.checkpoint import Progress
 from server.run_directory.directory import RunDirectory
+from server.run_directory.lock import only_run
 
 RECORDED_VERSIONS = ("flwr", "torch", "torchvision", "timm")
 
@@ -161,6 +162,9 @@ def write_model(
         "method": config.method.model_dump(mode="json"),
         "image_size": config.data.image_size,
         "normalisation": config.data.normalisation,
+        "fit": config.data.fit,
+        "window": config.data.window,
+        "frame": config.data.frame,
         "heads": {name: list(model.head(name).rows) for name in _deployed_heads(experiment, model)},
         "open_set_threshold": _fine(known_threshold(tested)) if tested else None,
         "own_statistics": _own_statistics(experiment, model, tensors),
@@ -188,14 +192,16 @@ def roll_back(directory: RunDirectory, task: int) -> None:
 
     Raises:
         ConfigError: the run does not have a model after that task.
+        RunError: the run is in progress.
     """
     folder = directory.path / model_folder(task)
     if not (folder / WEIGHTS).is_file():
         there = sorted(path.name for path in (directory.path / "models").glob("task-*"))
         raise ConfigError(f"there is no model after task {task + 1} in {directory.path}", accepted=", ".join(there))
-    for name in (WEIGHTS, FACTS):
-        directory.write(name, (folder / name).read_bytes())
-    directory.log("rolled_back", task=task)
+    with only_run(directory.path):
+        for name in (WEIGHTS, FACTS):
+            directory.write(name, (folder / name).read_bytes())
+        directory.log("rolled_back", task=task)
 
 
 def _own_statistics(

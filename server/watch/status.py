@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +9,11 @@ from statistics import median
 from typing import Any
 
 from dynammo_core.support.errors import RunError
+from server.consortium.launch import command_to_continue
 from server.run_directory.directory import EVENTS
 from server.run_directory.run_files import RunFiles
-from server.watch.progress import Event, RunState, duration
+from server.watch.progress import duration
+from server.watch.run_state import Event, RunState
 
 
 @dataclass
@@ -201,7 +202,7 @@ class RunStatus:
         if not flower.startswith("finished"):
             return ("starting" if unheard else "running"), ""
         state = "stopped" if flower == "finished:stopped" else "dead"
-        return state, f"continue with: dynammo-server resume {shlex.quote(str(self.directory))}"
+        return state, f"continue with: {command_to_continue(self.directory)}"
 
     def _update(self, event: Event) -> None:
         self.progress.update(event)

@@ -21,7 +21,7 @@ def classes_table(announced: Mapping[str, Mapping[str, Any]], registry: Collecti
             note = "known"
         else:
             other = same_disease(name, [*registry, *(other for other in names if other != name)])
-            note = f"new; is it {other!r}?" if other else "new"
+            note = f"new; did you mean {other!r}?" if other else "new"
         table.add_row(cell(name), *(cell(f"{band}+" if band else "-") for band in bands), cell(note))
     for site, answer in announced.items():
         if "error" in answer:

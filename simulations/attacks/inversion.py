@@ -144,7 +144,7 @@ def compare_with_truth(
 
 
 def _strangers(run: AuditedRun, label: int) -> Tensor:
-    images = run.strangers(label).images.float() / 255
+    images = run.strangers(label).images[:].float() / 255
     return images if len(images) else torch.full((1, *images.shape[1:]), 0.5)
 
 

@@ -18,6 +18,7 @@ from dynammo_core.support.errors import ConfigError, unknown_name
 from dynammo_core.support.terminal import Terminal, command_line, parse_overrides, readable_errors
 from simulations.bench.answers import answers
 from simulations.bench.growth_command import growth
+from simulations.bench.images_command import images, large
 from simulations.bench.inference import inference
 from simulations.bench.shares import shares_table
 from simulations.bench.training import training
@@ -30,7 +31,9 @@ bench.command("bytes")(traffic)
 bench.command()(privacy)
 bench.command()(secure)
 bench.command()(growth)
+bench.command()(images)
 bench.command()(inference)
+bench.command()(large)
 bench.command()(training)
 bench.command("shares")(shares_table)
 console = Terminal()

@@ -92,8 +92,8 @@ def moved_weights(experiment: Experiment) -> Iterator[float]:
     """Yield per task the part of all weight that the limit takes from one site's new images and gives to the others."""
     import torch
 
-    from client.steps.assignment import FEWEST_SAMPLES
     from dynammo_core.aggregation.voices import shares_kept
+    from dynammo_core.data.samples import FEWEST_SAMPLES
 
     labels = torch.as_tensor(experiment.dataset.train.labels)
     for task in range(len(experiment.stream)):

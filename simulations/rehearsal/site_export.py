@@ -50,7 +50,7 @@ def _pixels(experiment: Experiment, split: Split, index: int, site: int) -> NDAr
     config = experiment.config
     if config.scanners.kind == "same":
         return split.source.read(index)
-    plain = load_samples(split, [index], config.data.image_size)
+    plain = load_samples(split, [index], config.data.image_size, config.data.fit)
     seen = through_scanner(plain, config.scanners, seed=config.seed, site=site)
     pixels: NDArray[np.uint8] = seen.images[0].permute(1, 2, 0).numpy()
     return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels

@@ -159,7 +159,7 @@ def test_a_message_of_other_types_is_refused(tmp_path: Path) -> None:
 def test_no_text_of_an_error_leaves_the_site(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, code: int
 ) -> None:
-    def fail(*_: Any) -> NoReturn:
+    def fail(*_: Any, **__: Any) -> NoReturn:
         raise error
 
     monkeypatch.setattr("client.steps.site.load_samples", fail)

@@ -5,31 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from dynammo_core.data.images.reading import Reading
 from dynammo_core.data.samples import Split
-from dynammo_core.data.sources import ArraySource, FileSource, Selection, array_keys, decode_image, file_keys, select
+from dynammo_core.data.sources import ArraySource, FileSource, Selection, array_keys, chain, read_as, select
 from dynammo_core.support.errors import DataError
-
-
-@pytest.mark.parametrize(
-    ("mode", "shape"),
-    [("1", (5, 7)), ("L", (5, 7)), ("LA", (5, 7)), ("RGB", (5, 7, 3)), ("RGBA", (5, 7, 3)), ("P", (5, 7, 3))],
-)
-def test_grey_stays_grey_and_the_rest_becomes_rgb(tmp_path: Path, mode: str, shape: tuple[int, ...]) -> None:
-    path = tmp_path / "image.png"
-    Image.new("L", (7, 5), 255).convert(mode).save(path)
-    image = decode_image(path)
-    assert image.dtype == np.uint8
-    assert image.shape == shape
-    assert (image == 255).all()
-
-
-def test_pixels_of_more_than_8_bits_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "ct.png"
-    Image.fromarray(np.full((4, 4), 3000, dtype=np.uint16)).save(path)
-    with pytest.raises(DataError, match=r"ct\.png.*more than 8 bits.*intensity window"):
-        decode_image(path)
 
 
 def test_a_truncated_image_is_named_with_its_row(tmp_path: Path, write_image: Callable[..., Path]) -> None:
@@ -38,14 +18,6 @@ def test_a_truncated_image_is_named_with_its_row(tmp_path: Path, write_image: Ca
     source = FileSource((path,), ("row 7 of scans.csv",))
     with pytest.raises(DataError, match=r"cut\.jpg \(row 7 of scans\.csv\) cannot be read"):
         source.read(0)
-
-
-@pytest.mark.parametrize("content", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n" + bytes(40)])
-def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "x.png"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"x\.png cannot be read"):
-        decode_image(path)
 
 
 def test_selections_of_selections_read_the_right_images() -> None:
@@ -61,15 +33,6 @@ def test_selections_of_selections_read_the_right_images() -> None:
     assert isinstance(part.source.source, ArraySource)
 
 
-def test_file_keys_are_equal_exactly_where_the_bytes_are(tmp_path: Path) -> None:
-    contents = [b"aa", b"bb", b"aa", b"longer"]
-    paths = [tmp_path / str(i) for i in range(len(contents))]
-    for path, content in zip(paths, contents, strict=True):
-        path.write_bytes(content)
-    keys = file_keys(paths, [""] * len(paths))
-    assert [keys.index(key) for key in keys] == [0, 1, 0, 3]
-
-
 def test_array_keys_are_equal_exactly_where_the_pixels_are() -> None:
     images = np.zeros((3, 2, 2), dtype=np.uint8)
     images[1, 0, 0] = 1
@@ -77,6 +40,25 @@ def test_array_keys_are_equal_exactly_where_the_pixels_are() -> None:
     assert keys[0] == keys[2] != keys[1]
 
 
-def test_a_missing_file_is_named_with_its_row(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone\.png \(row 3\) cannot be opened: No such file"):
-        file_keys([tmp_path / "gone.png"], ["row 3"])
+def test_two_parts_of_one_source_become_one_again() -> None:
+    whole = Split(
+        ArraySource(np.arange(6, dtype=np.uint8)[:, None, None]),
+        np.arange(6),
+        tuple("abcdef"),
+        contents=tuple("uvwxyz"),
+    )
+    both = chain(select(whole, np.array([5, 1])), select(whole, np.array([2])))
+    assert [int(both.source.read(i)[0, 0]) for i in range(3)] == both.labels.tolist() == [5, 1, 2]
+    assert (both.record_ids, both.contents) == (("f", "b", "c"), ("z", "v", "w"))
+    with pytest.raises(ValueError, match="one source"):
+        chain(whole, Split(ArraySource(np.zeros((1, 1, 1), np.uint8)), np.zeros(1, np.int64), ("g",)))
+
+
+def test_a_reading_reaches_the_files_beneath_selections_and_leaves_arrays(tmp_path: Path) -> None:
+    files = Split(FileSource((tmp_path / "a", tmp_path / "b"), ("", "")), np.arange(2), ("a", "b"))
+    reading = Reading(window=(40.0, 400.0), frame=2)
+    part = read_as(select(files, np.array([1])), reading)
+    assert isinstance(part.source, Selection) and isinstance(part.source.source, FileSource)
+    assert part.source.source.reading == reading and part.record_ids == ("b",)
+    arrays = Split(ArraySource(np.zeros((2, 1, 1), dtype=np.uint8)), np.arange(2), ("a", "b"))
+    assert read_as(arrays, reading).source is arrays.source

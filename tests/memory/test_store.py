@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
@@ -403,7 +403,6 @@ def patched(fields: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({name: st.just(value) | JSON for name, value in fields.items()})
 
 
-@settings(max_examples=250)
 @given(
     st.one_of(
         st.binary(max_size=300),

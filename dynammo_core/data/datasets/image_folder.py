@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from dynammo_core.configuration.settings import DataSettings
+from dynammo_core.data.images.formats import EXTENSIONS
 from dynammo_core.data.index.class_folders import ClassFolder, class_folders, refuse_lone_class, refuse_no_classes
 from dynammo_core.data.index.folders import require_folder
-from dynammo_core.data.index.image_files import EXTENSIONS, PassedOver, image_files
+from dynammo_core.data.index.image_files import PassedOver, image_files
 from dynammo_core.data.index.labels import refuse_unclear_labels, require_registered
 from dynammo_core.data.index.records import ImageRecord, assemble
 from dynammo_core.data.samples import Dataset
@@ -57,18 +58,18 @@ def load_class_folders(
     for folder in folders:
         require_registered(folder.path.name, names, f"the folder {folder.path}")
     records = [
-        ImageRecord(path, folder.path.name, path.relative_to(root).as_posix(), split=folder.part)
+        ImageRecord(path, folder.path.name, path.as_posix().removeprefix(f"{root.as_posix()}/"), split=folder.part)
         for folder in folders
         for path in image_files(folder.path, seen)
     ]
     if not records:
-        remedy = "; ".join(seen.notes(root))
+        remedy = "; ".join(seen.notes())
         raise DataError(
             f"{root} holds no images", accepted=f"{layout}, with files named {', '.join(EXTENSIONS)}", remedy=remedy
         )
     empty = sorted({folder.path.name for folder in folders} - {record.label for record in records})
     notes = [f"class folders without images: {', '.join(empty)}"] if empty else []
-    return assemble(settings, records, names, str(root), absent=absent, notes=[*seen.notes(root), *notes])
+    return assemble(settings, records, names, str(root), absent=absent, notes=[*seen.notes(), *notes])
 
 
 def _found(root: Path, registry: tuple[str, ...] | None, layout: str, seen: PassedOver) -> list[ClassFolder]:

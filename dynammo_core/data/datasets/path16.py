@@ -55,13 +55,18 @@ def load_path16(settings: DataSettings) -> Dataset:
             )
         names += [f"{name}/{label}" for label in classes]
         records += [
-            ImageRecord(path, f"{name}/{folder.path.name}", path.relative_to(root).as_posix(), split=folder.part)
+            ImageRecord(
+                path,
+                f"{name}/{folder.path.name}",
+                path.as_posix().removeprefix(f"{root.as_posix()}/"),
+                split=folder.part,
+            )
             for folder in folders
             for path in image_files(folder.path, seen)
         ]
     if len({record.split is None for record in records}) > 1:
         raise DataError(f"in {root} some sets are split into train and test, and others are not", accepted=LAYOUT)
-    return assemble(settings, records, tuple(names), str(root), absent=False, notes=seen.notes(root))
+    return assemble(settings, records, tuple(names), str(root), absent=False, notes=seen.notes())
 
 
 def _check_sets(root: Path) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 Window = str | tuple[float, float]
-"""A named window, `file` for the one that each file declares itself, or centre and width in the file's own units."""
+"""A name of `WINDOWS`, `file` for the window that each file declares, or centre and width in the file's own units."""
+
+Fit = Literal["stretch", "pad", "crop"]
+"""How an image that is not square becomes one; see `fit_square`."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from rich.progress import track
 
-from dynammo_core.data.sources import named
+from dynammo_core.data.images.decoding import named
 from dynammo_core.memory.sealed_file import SealedFile
 from dynammo_core.support.errors import DataError, DynammoError, MemoryStoreError
 from dynammo_core.support.terminal import Terminal
@@ -73,8 +73,8 @@ _cache: ContextVar[HashCache | None] = ContextVar("hash cache", default=None)
 
 
 @contextmanager
-def hashes_kept_in(cache: HashCache) -> Iterator[None]:
-    """Keep the hashes of files that are indexed inside in a cache other than this user's."""
+def hashes_kept_in(cache: HashCache | None) -> Iterator[None]:
+    """Keep the hashes of files that are indexed inside in a cache; None for this user's own."""
     token = _cache.set(cache)
     try:
         yield

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from dynammo_core.data.sources import named
+from dynammo_core.data.images.decoding import named
 from dynammo_core.support.errors import DataError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets import DATASETS, LABELS
 from dynammo_core.data.index.sides import draw_groups_per_class, draw_per_class
 from dynammo_core.data.samples import Dataset, Split
-from dynammo_core.data.sources import select
+from dynammo_core.data.sources import read_as, select
 from dynammo_core.support.errors import ConfigError, DataError
 
 FEWEST_LEFT = 2
@@ -49,6 +49,9 @@ def open_dataset(settings: DataSettings, seed: int) -> Dataset:
             accepted="a manifest with a column patient, skin8 or fed_isic2019",
             remedy="Leave data.split out",
         )
+    dataset = replace(
+        dataset, train=read_as(dataset.train, settings.reading), test=read_as(dataset.test, settings.reading)
+    )
     if settings.validation_per_class:
         dataset = _validate_on_training(dataset, settings.validation_per_class, seed)
     return replace(
@@ -88,8 +91,7 @@ def _validate_on_training(dataset: Dataset, per_class: int, seed: int) -> Datase
 def _too_many_validated(name: str, count: int, per_class: int) -> DataError:
     return DataError(
         f"the class {name!r} has {count} training images, and data.validation_per_class takes {per_class}",
-        accepted=f"so many that {FEWEST_LEFT} or more of each class stay for training, and none of their patients is "
-        "split",
+        accepted=f"at most {max(count - FEWEST_LEFT, 0)}; fewer, if all images are of few patients",
         remedy="Lower data.validation_per_class",
     )
 

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynammo_core.configuration.settings import DataSettings
+from dynammo_core.data.images.decoding import named
 from dynammo_core.data.index.contents import file_contents
 from dynammo_core.data.index.duplicates import Duplicates, leaks, repeated_files
 from dynammo_core.data.index.labels import refuse_unclear_labels, require_registered
 from dynammo_core.data.index.sides import split_by_group
 from dynammo_core.data.samples import Dataset, Split
-from dynammo_core.data.sources import FileSource, named
+from dynammo_core.data.sources import FileSource, select
 from dynammo_core.support.errors import DataError
 
 
@@ -69,7 +70,7 @@ def assemble(
         DataError: a label is unclear or not in the registry, a class is empty, a file is missing, or images contradict
             each other or are on both sides.
     """
-    refuse_unclear_labels(Counter(record.label for record in records), where, class_names)
+    refuse_unclear_labels(Counter(record.label for record in records), where, settings.classes)
     for record in records:
         require_registered(record.label, class_names, named(record.path, record.place))
     hashes = file_contents([record.path for record in records], [record.place for record in records], where)
@@ -81,11 +82,12 @@ def assemble(
     if drawn:
         test = split_by_group(labels, _groups(records, contents))
     else:
-        test = np.array([record.split == "test" for record in records])
+        test = np.array([record.split == "test" for record in records], dtype=np.bool_)
     leaking = leaks(records, contents, test.tolist(), settings.duplicates, tell_patients=tell_patients and not drawn)
-    kept = np.array([i not in leaking.left_out for i in range(len(records))])
+    kept = np.array([i not in leaking.left_out for i in range(len(records))], dtype=np.bool_)
     refuse_empty_classes(labels[kept], test[kept], class_names, where, absent=absent)
-    train_split, test_split = (_split(settings, records, labels, contents, kept & side) for side in (~test, test))
+    whole = _whole(settings, records, labels, contents)
+    train_split, test_split = (select(whole, np.flatnonzero(kept & side)) for side in (~test, test))
     return Dataset(class_names, train_split, test_split, drawn, (*notes, *repeated.notes, *leaking.notes))
 
 
@@ -126,25 +128,18 @@ def _groups(records: Sequence[ImageRecord], contents: Sequence[str]) -> list[str
     ]
 
 
-def _split(
-    settings: DataSettings,
-    records: Sequence[ImageRecord],
-    labels: NDArray[np.int64],
-    contents: Sequence[str],
-    chosen: NDArray[np.bool_],
+def _whole(
+    settings: DataSettings, records: Sequence[ImageRecord], labels: NDArray[np.int64], contents: Sequence[str]
 ) -> Split:
-    places = np.flatnonzero(chosen).tolist()
-    part = [records[i] for i in places]
-    sites = tuple(record.site for record in part if record.site is not None)
-    own = tuple(contents[i] for i in places)
-    patients = tuple(record.patient or content for record, content in zip(part, own, strict=True))
+    sites = tuple(record.site for record in records if record.site is not None)
+    patients = tuple(record.patient or content for record, content in zip(records, contents, strict=True))
     return Split(
         source=FileSource(
-            tuple(record.path for record in part), tuple(record.place for record in part), settings.reading
+            tuple(record.path for record in records), tuple(record.place for record in records), settings.reading
         ),
-        labels=labels[chosen],
-        record_ids=tuple(record.record_id for record in part),
+        labels=labels,
+        record_ids=tuple(record.record_id for record in records),
         sites=sites if sites else None,
         patients=patients if any(record.patient for record in records) else (),
-        contents=own,
+        contents=tuple(contents),
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import Result
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
@@ -344,7 +344,6 @@ def test_no_settings_is_one_paragraph(tmp_path: Path) -> None:
         assert result.stderr.startswith("error no configuration file")
 
 
-@settings(max_examples=30)
 @given(st.binary(max_size=60), st.booleans())
 def test_no_damaged_file_brings_a_traceback(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, of_the_ledger: bool

@@ -244,6 +244,28 @@ def test_images_are_counted_and_the_unreadable_ones_named_on_the_screen_only(tmp
     assert "mole0" not in as_json.stdout
 
 
+def test_labels_that_are_not_the_experiments_are_named(tmp_path: Path) -> None:
+    for part, first in (("train", 0), ("test", 100)):
+        for number, label in enumerate(("melanom", "burns", "burn", "scar")):
+            write_images(tmp_path / "images" / part / label, 2, first + 10 * number)
+    config = {
+        "name": "study",
+        "data": {"dataset": "image_folder", "classes": ["melanoma", "burn"]},
+        "tasks": {"sizes": 1},
+        "federation": {"site_names": ["here", "there"]},
+        "method": {"name": "fine_tune"},
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(config))
+    found = checked(image_site(tmp_path / "site", tmp_path), tmp_path / "study.yaml")["labels"]
+    unknown = "is not a class of the experiment"
+    assert {each.state: each.what for each in found} == {
+        # nothing of the class that is meant is here: this site would silently take no part in it
+        "wrong": f"the label 'melanom' {unknown} (did you mean 'melanoma'?): its 4 images take no part",
+        "warning": f"the label 'burns' {unknown} (did you mean 'burn'?): its 4 images take no part",
+        "note": "not in the experiment, so without a part in it: scar",
+    }
+
+
 def test_a_data_set_that_cannot_be_opened_names_no_image_in_json(tmp_path: Path) -> None:
     write_images(tmp_path / "images" / "train" / "mole", 1, 0)
     write_images(tmp_path / "images" / "test" / "mole", 1, 0)  # the same picture: a leak that `assemble` refuses

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
 from hospitals import Hospitals, deployed, make_hospital, with_images
+from PIL import Image
 from small_runs import RUN
 
 from client.app import app
@@ -175,7 +177,7 @@ def test_folders_of_images_serve_as_well(tmp_path: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((manifest.parent / row["path"]).read_bytes())
     (root / "train" / "new").mkdir()
-    (root / "train" / "new" / "one.png").write_bytes((manifest.parent / "alpha-0-0.png").read_bytes())
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(root / "train" / "new" / "one.png")
     (root / "train" / "new" / "two.png").write_bytes(b"not read by anyone")
     data = {"dataset": "image_folder", "root": str(root)}
     site_yaml = make_hospital(tmp_path / "alpha", "alpha", root, data=data)

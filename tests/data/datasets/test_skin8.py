@@ -191,7 +191,7 @@ def test_a_bad_line_of_a_list_is_named(root: Path, line: str, message: str) -> N
         ("ISIC_0000001", "ISIC_0000000", "row 3 of .* names the image ISIC_0000000 again, after row 2"),
         ("ISIC_0000001", "ISIC_7777777", r"ISIC_7777777\.jpg \(row 3 of .*\) cannot be opened"),
         ("image,MEL,NV", "image,MEL,NEV", "no column 'NV'; it has image, MEL, NEV, BCC"),
-        (HEADER, HEADER.replace(",", ";"), "no column 'image', 'MEL'"),
+        (HEADER, HEADER.replace(",", ";"), "GroundTruth.csv are separated by semicolons"),
     ],
 )
 def test_a_bad_table_is_refused(root: Path, old: str, new: str, message: str) -> None:
@@ -231,3 +231,16 @@ def test_a_class_with_too_few_images_for_a_test_is_named(root: Path) -> None:
     (root / TRUTH).write_text("\n".join(line for line in lines if not line.endswith("1.0,0.0") or line in five))
     with pytest.raises(DataError, match="the class 'SCC' has 5 training and 0 test images"):
         load(root)
+
+
+def test_a_split_by_lesion_is_drawn_in_spite_of_the_lists(root: Path) -> None:
+    names = [*images()]
+    # each lesion has one image in either list
+    write_lists(root, names[48:], names[:48])
+    write_metadata(root, {name: f"L{i % 48}" for i, name in enumerate(names)})
+    published = load(root)
+    assert published.notes[0].startswith("48 of 48 test images show a patient or lesion that is also in training")
+    drawn = DATASETS["skin8"](DataSettings(dataset="skin8", root=str(root), split="patient"))
+    assert drawn.drawn and not published.drawn
+    assert not {*drawn.train.patients} & {*drawn.test.patients}
+    assert np.bincount(drawn.test.labels).tolist() == [2] * 8

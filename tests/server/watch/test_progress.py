@@ -11,7 +11,9 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from server.watch.progress import ProgressView, RunState, final_table
+from dynammo_core.data.decoded.progress import Decoding
+from server.watch.progress import ProgressView, final_table
+from server.watch.run_state import RunState
 
 STAGES = (("adapt", 2), ("evaluate", 1))
 TASKS = [["naevus", "melanoma"], ["wart [red]x[/red]", "Größe"]]
@@ -179,6 +181,14 @@ def test_panel_says_who_is_waited_for_as_long_as_nothing_else_is_heard() -> None
     assert "waiting" not in panel
     died = panel_of([*events, {"event": "run_failed", "time": 1005.0, "message": "no quorum"}], 1006.0)
     assert "waiting" not in died
+
+
+def test_panel_shows_how_fast_images_are_decoded_as_long_as_they_are() -> None:
+    events = [started(), begin(0, 1000.0), Decoding(1248, 90_000, 4.0).event()]
+    assert "312/s, 0:04:44" in panel_of(events, 1002.0)
+    answers = {"event": "answers", "time": 1003.0, "step": 0, "answered": 1, "asked": 3}
+    assert "Images" not in panel_of([*events, answers], 1004.0)
+    assert len(log_of(events)) == 1, "a log would have a line for each half second"
 
 
 def test_site_that_was_asked_again_is_among_the_failures() -> None:

@@ -34,6 +34,7 @@ def audited(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> tup
     return runs[0], result.output, json.loads((runs[0] / FILES[0]).read_text())
 
 
+@pytest.mark.slow
 def test_the_file_holds_both_runs(audited: tuple[Path, str, dict[str, Any]]) -> None:
     run, _, content = audited
     assert (content["seed"], content["shadow_pairs"], content["iterations"]) == (1, 0, 8)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray.cluster_utils import Cluster
 
 from dynammo_core.support.errors import RunError
 from simulations.engines.flower_engine import run_flower
@@ -78,6 +77,8 @@ def where(message, context):
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """Start a cluster of two nodes of one core each; yield its address."""
+    from ray.cluster_utils import Cluster  # seconds that each worker would pay when it collects the tests
+
     home = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # the paths of Ray's sockets must be short
     nodes = Cluster()
     with pytest.MonkeyPatch.context() as patch:

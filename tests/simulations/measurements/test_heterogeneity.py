@@ -19,14 +19,14 @@ from dynammo_core.experiment import Experiment
 from simulations.cli import app
 from simulations.measurements.wires import LonelyGrid
 
-pytestmark = pytest.mark.usefixtures("one_cost_backbone")
+pytestmark = pytest.mark.usefixtures("small_pages")
 OVERRIDES = {
     "data.train_per_class": 60,
     "federation.sites": 2,
     "federation.partition": "iid",
     "memory.exemplars": 100,
-    "method.adapt.rounds": 2,
-    "method.balance.rounds": 3,
+    "method.adapt.rounds": 1,
+    "method.balance.rounds": 2,
     "scanners.strength": 1.0,
 }
 

@@ -21,7 +21,7 @@ from simulations.comparisons.compare import missing_cells
 from simulations.measurements.figures import printed
 from simulations.measurements.robustness import COLUMNS, plan, rows
 
-pytestmark = pytest.mark.usefixtures("one_cost_backbone")
+pytestmark = pytest.mark.usefixtures("small_pages")
 ROW_KEYS = {"aggregator", "attack", "average", "last", "error"}
 # Enough images that the network learns its four classes even without the fifth site's.
 OVERRIDES = {

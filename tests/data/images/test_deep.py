@@ -1,0 +1,165 @@
+"""More than 8 bits in PNG, TIFF, PNM and JPEG 2000: by the header, with a declared window, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from dynammo_core.data.images.decoding import decode_image
+from dynammo_core.data.images.reading import Reading
+from dynammo_core.support.errors import DataError
+
+WHOLE = Reading(window=(32768.0, 65536.0))  # 0..65535 becomes x * 255 / 65535: x / 257
+CT = Reading(window=(40.0, 400.0))
+GREY = np.array([[0, 257, 1000], [65535, 40000, 128]], dtype=np.uint16)
+COLOUR = np.stack([GREY, GREY[::-1], GREY[:, ::-1]], axis=-1)
+ALPHA = np.array([[0, 65535, 32768], [65535, 1000, 65535]], dtype=np.uint16)
+
+
+def shown(values: np.ndarray) -> np.ndarray:
+    return np.rint(values / 257).astype(np.uint8)
+
+
+def png(path: Path, values: np.ndarray) -> None:
+    path.write_bytes(imagecodecs.png_encode(np.ascontiguousarray(values)))
+
+
+def tiff(path: Path, values: np.ndarray, **options: Any) -> None:
+    tifffile.imwrite(path, values, metadata=None, **options)
+
+
+def jpeg2000(path: Path, values: np.ndarray) -> None:
+    path.write_bytes(imagecodecs.jpeg2k_encode(np.ascontiguousarray(values), level=0))
+
+
+def pnm(path: Path, values: np.ndarray) -> None:
+    header = f"P{6 if values.ndim == 3 else 5}\n# a comment\n{values.shape[1]} {values.shape[0]}\n65535\n"
+    path.write_bytes(header.encode() + values.astype(">u2").tobytes())
+
+
+@pytest.mark.parametrize("write", [png, tiff, jpeg2000, pnm])
+@pytest.mark.parametrize("values", [GREY, COLOUR], ids=["grey", "colour"])
+def test_16_bits_are_windowed_and_never_cut(
+    tmp_path: Path, write: Callable[[Path, np.ndarray], None], values: np.ndarray
+) -> None:
+    path = tmp_path / "deep.png"  # the content decides of the format
+    write(path, values)
+    assert np.array_equal(decode_image(path, WHOLE), shown(values))
+    with pytest.raises(DataError, match=r"deep\.png has more than 8 bits.*Set data\.window to \[centre, width\]"):
+        decode_image(path)
+
+
+@pytest.mark.parametrize("values", [GREY, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("write", [png, tiff])
+def test_16_bits_with_alpha_lie_over_black(tmp_path: Path, write: Callable[..., None], values: np.ndarray) -> None:
+    path = tmp_path / "deep"
+    options: dict[str, Any] = {}
+    if write is tiff:
+        options = {"photometric": "rgb" if values.ndim == 3 else "minisblack", "extrasamples": ["unassalpha"]}
+    write(path, np.dstack([values, ALPHA]), **({**options, "planarconfig": "contig"} if options else {}))
+    opacity = ALPHA if values.ndim == 2 else ALPHA[..., None]
+    assert np.array_equal(decode_image(path, WHOLE), np.rint(shown(values) * (opacity / 65535)).astype(np.uint8))
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw", "packbits"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bigtiff": True}, {"byteorder": ">"}, {"tile": (16, 16)}, {"predictor": True}],
+    ids=["plain", "BigTIFF", "big endian", "tiled", "predictor"],
+)
+@pytest.mark.parametrize("colour", ["grey", "contiguous", "planar"])
+def test_every_layout_of_tiff_gives_the_same_pixels(
+    tmp_path: Path, colour: str, options: dict[str, Any], compression: str | None
+) -> None:
+    if "predictor" in options and compression not in ("zlib", "lzw"):
+        pytest.skip("a predictor belongs to a compression")
+    path = tmp_path / "deep.tif"
+    values = np.random.default_rng(0).integers(0, 65536, (33, 20, 3), dtype=np.uint16)
+    expected = shown(values if colour != "grey" else values[..., 0])
+    if colour == "grey":
+        tiff(path, values[..., 0], compression=compression, **options)
+    elif colour == "contiguous":
+        tiff(path, values, photometric="rgb", compression=compression, **options)
+    else:
+        planes = np.moveaxis(values, -1, 0)
+        tiff(path, planes, photometric="rgb", planarconfig="separate", compression=compression, **options)
+    assert np.array_equal(decode_image(path, WHOLE), expected)
+
+
+def test_signed_values_are_windowed_by_dicoms_formula(tmp_path: Path) -> None:
+    path = tmp_path / "ct.tif"
+    tiff(path, np.array([[-1000, -160, -159, 40, 239, 240, 3000]], dtype=np.int16))
+    # c - 0.5 - (w - 1) / 2 = -160 and ... + ... = 239; between: ((x - 39.5) / 399 + 0.5) * 255
+    expected = [0, 0, round(((-159 - 39.5) / 399 + 0.5) * 255), round((0.5 / 399 + 0.5) * 255), 255, 255, 255]
+    assert decode_image(path, CT).tolist() == [expected]
+    assert np.array_equal(decode_image(path, Reading("soft_tissue")), decode_image(path, Reading((50.0, 400.0))))
+
+
+def test_a_named_window_is_not_for_values_without_a_sign(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    png(path, GREY)
+    with pytest.raises(DataError, match=r"data\.window is lung, which is in Hounsfield units"):
+        decode_image(path, Reading("lung"))
+
+
+def test_floats_are_windowed_without_half_units(tmp_path: Path) -> None:
+    path = tmp_path / "map.tif"
+    tiff(path, np.array([[-1.0, 0.0, 0.25, 0.5, 1.0, 7.0]], dtype=np.float32))
+    assert decode_image(path, Reading((0.5, 1.0))).tolist() == [[0, 0, 64, 128, 255, 255]]  # 63.75 and 127.5, to even
+    tiff(path, np.array([[0.0, np.nan]], dtype=np.float32))
+    with pytest.raises(DataError, match="not finite"):
+        decode_image(path, Reading((0.5, 1.0)))
+
+
+def test_where_white_is_zero_the_window_comes_first(tmp_path: Path) -> None:
+    path = tmp_path / "film.tif"
+    tiff(path, GREY, photometric="miniswhite")
+    assert np.array_equal(decode_image(path, WHOLE), 255 - shown(GREY))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_of_deep_files_is_applied_as_that_of_others(tmp_path: Path, orientation: int) -> None:
+    deep, flat = tmp_path / "deep.tif", tmp_path / "flat.tif"
+    tag = [(274, "H", 1, orientation, True)]
+    tiff(deep, COLOUR, photometric="rgb", extratags=tag)
+    tiff(flat, shown(COLOUR), photometric="rgb", extratags=tag)
+    assert np.array_equal(decode_image(deep, WHOLE), decode_image(flat))
+
+
+@pytest.mark.parametrize("write", [png, tiff, jpeg2000, pnm])
+def test_a_truncated_file_is_refused(tmp_path: Path, write: Callable[[Path, np.ndarray], None]) -> None:
+    path = tmp_path / "cut"
+    write(path, np.random.default_rng(0).integers(0, 65536, (40, 40), dtype=np.uint16))
+    content = path.read_bytes()
+    for size in range(12, len(content) - len(content) // 50, len(content) // 23):
+        path.write_bytes(content[:size])
+        with pytest.raises(DataError, match="cannot be read"):
+            decode_image(path, WHOLE)
+
+
+def test_a_window_narrower_than_a_step_maps_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    png(path, GREY)
+    with pytest.raises(DataError, match=r"window of width 0\.5"):
+        decode_image(path, Reading((40.0, 0.5)))
+
+
+def test_8_bits_need_no_window_and_ignore_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(np.array([[0, 99, 255]], dtype=np.uint8)).save(path)
+    assert decode_image(path, CT).tolist() == [[0, 99, 255]]
+
+
+def test_channels_without_a_meaning_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bands.tif"
+    for depth in (np.uint8, np.uint16):
+        tiff(path, np.zeros((4, 4, 5), dtype=depth), photometric="minisblack", planarconfig="contig")
+        with pytest.raises(DataError, match="5 channels and does not say what each of them is"):
+            decode_image(path, WHOLE)
