@@ -247,7 +247,7 @@ def test_a_run_that_protects_patients_keeps_its_budget(tmp_path: Path, method: s
 
 def test_the_census_counts_each_patient_once(tmp_path: Path) -> None:
     """Seven patients, 18 images of the two classes of a task: 3.5 of each class, before the noise."""
-    exact = {**PRIVATE, "privacy.noise_multiplier": 1e5, "privacy.count_noise": 1e-3, "privacy.epsilon": 1e9}
+    exact = {**PRIVATE, "privacy.noise_multiplier": 1e5, "privacy.count_noise": 0.05, "privacy.epsilon": 1e9}
     experiment = by_patients(tmp_path / "images", "dynammo", exact)
     assert small_site(experiment, 0, tmp_path).new_images(0).class_counts(2) == [9, 9]
     ask(experiment, 0, "remember", tmp_path)
