@@ -62,12 +62,13 @@ bench: install ## Speed, as ratios within one run: answers, training, memory, by
 
 soak: install ## Every moment of a stop, faults in a deployment, lying sites, 1,000 sites, the tutorials: over an hour
 	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -n auto --dist loadscope -m soak
+	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -n auto --dist loadscope -m hypothesis --hypothesis-profile thorough
 	@'$(BIN)/dynammo-sim' faults '$(ROOT)/configs/deployed_digits.yaml' --set federation.attempts=2 --set tasks.sizes='[2, 2]'
 	@'$(BIN)/dynammo-sim' robustness '$(ROOT)/configs/digits.yaml' --runs '$(ROOT)/runs/robustness'
 	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 100 --engine flower $(MANY_SITES)
 	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 1000 --engine local $(MANY_SITES)
 
-# A file's tests stay in one process, which makes what they share once. The longest files come in the middle.
+# Files are dealt out in their order: the whole systems, which take longest, come near the beginning.
 test: install ## Run all tests, some minutes on two cores
 	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -n auto --dist loadscope --no-loadscope-reorder
 

@@ -28,9 +28,9 @@ Handler = Callable[[RecordDict, Host], RecordDict]
 
 
 def sanitised(handler: Handler) -> Callable[[Message, Context], Message]:
-    """Let only what the door let out leave, or an error's code and class: its text may hold paths and record ids.
+    """Send only what the door approved, or an error's code and class: its text may hold paths and record ids.
 
-    A handler sees nothing of the message but its content, so that it cannot write into what travels beside it.
+    A handler sees only the message's content, so it cannot write into the metadata that travels with it.
     """
 
     @wraps(handler)
@@ -46,9 +46,9 @@ def sanitised(handler: Handler) -> Callable[[Message, Context], Message]:
 
 
 def refusal(message: Message, host: Host | None, error: Exception) -> Message:
-    """Answer with an error's code and class; the rest goes into the site's log and its audit log.
+    """Answer with an error's code and class; its text goes only into the site's log and audit log.
 
-    Without a host, the site's settings could not be read, so nobody knows where its audit log is.
+    Without a host, the site's settings could not be read, so the audit log's path is unknown.
     """
     _log(error)
     try:
@@ -61,7 +61,7 @@ def refusal(message: Message, host: Host | None, error: Exception) -> Message:
 
 
 def _log(error: Exception) -> None:
-    """Write an error into the site's own log; one that nobody raised on purpose with its traceback."""
+    """Write an error into the site's log; an unexpected one with its traceback."""
     if isinstance(error, DynammoError):
         logger.error("step refused: %s", error)
     else:
@@ -131,7 +131,7 @@ def evaluate(content: RecordDict, host: Host) -> RecordDict:
 @app.train("keys")
 @sanitised
 def keys(content: RecordDict, host: Host) -> RecordDict:
-    """Offer public keys for a step of which the server learns only the sum."""
+    """Offer public keys for a step of which the server learns only the sum over sites."""
     return reply(content, host, Phase.KEYS)
 
 
@@ -145,21 +145,21 @@ def shares(content: RecordDict, host: Host) -> RecordDict:
 @app.train("masked")
 @sanitised
 def masked(content: RecordDict, host: Host) -> RecordDict:
-    """Do the step, and answer under masks."""
+    """Do the step, and answer with a masked vector."""
     return reply(content, host, Phase.MASKED)
 
 
 @app.train("open")
 @sanitised
 def open_sum(content: RecordDict, host: Host) -> RecordDict:
-    """Open the shares that take the masks off the sum."""
+    """Open the shares that remove the masks from the sum."""
     return reply(content, host, Phase.OPEN)
 
 
 @app.query("announce")
 @sanitised
 def announce(content: RecordDict, host: Host) -> RecordDict:
-    """Say which classes the site can bring, and about how many images of each."""
+    """Announce the site's classes, and about how many images it has of each."""
     announced = host.announce()
     leaving = let_announcement_out(encode_announcement(announced))
     host.record_announcement(announced)
@@ -167,7 +167,7 @@ def announce(content: RecordDict, host: Host) -> RecordDict:
 
 
 def _require_same_code(request: Request) -> None:
-    """Refuse an instruction that was made by other code: this project's, or that of a plug-in which it names.
+    """Refuse an instruction from other code: a different version of this project or of a plug-in that it names.
 
     Raises:
         ProtocolError: the hashes differ, as they do where the site lacks a plug-in.
@@ -179,10 +179,10 @@ def _require_same_code(request: Request) -> None:
     except DynammoError as error:
         if instruction.code_hash == own:
             raise
-        why = f", and cannot take the experiment: {error}"
+        why = f", and cannot run the experiment: {error}"
     if instruction.code_hash != own:
         raise ProtocolError(
             f"the server runs the code {instruction.code_hash[:12]}, this site runs {own[:12]}{why}",
-            remedy="Install the same version, of plug-ins too, on both sides; in a simulation, stop the other copy's "
-            "local SuperLink",
+            remedy="Install the same versions, including plug-ins, on both sides; in a simulation, stop the other "
+            "copy's local SuperLink",
         )

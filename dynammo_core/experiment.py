@@ -16,11 +16,13 @@ import torch
 from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.configuration.limits import most_samples
 from dynammo_core.data.feature_cache import FeatureCache, fingerprint
+from dynammo_core.data.index.contents import HashCache, hashes_kept_in
 from dynammo_core.data.index.opening import open_dataset, open_own
 from dynammo_core.data.samples import Dataset
-from dynammo_core.data.sites.arrivals import Arrivals, build_arrivals
+from dynammo_core.data.sites.arrivals import Arrivals, build_arrivals, require_images
 from dynammo_core.data.sites.site_partition import SitePartition, partition_sites
 from dynammo_core.data.task_stream import TaskStream, build_task_stream
+from dynammo_core.memory.rehearsal import check_room
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
 from dynammo_core.models.backbones import Backbone, build_backbone
@@ -28,6 +30,7 @@ from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Forget, Step, Summarise, plan_steps
 from dynammo_core.privacy.checks import check_samples_apart
 from dynammo_core.privacy.plan import noise_of_run
+from dynammo_core.privacy.units import require_patients
 from dynammo_core.support.code_files import code_files
 from dynammo_core.support.devices import find_device
 from dynammo_core.support.errors import ConfigError, ProtocolError, RunError, unknown_name
@@ -37,16 +40,23 @@ from dynammo_core.support.seeding import seeded_initialisation
 
 
 class Experiment:
-    """A validated configuration and what it describes, each part built when first asked for."""
+    """A validated configuration and what it describes, each part built when first asked for.
 
-    def __init__(self, config: Config[Any]) -> None:
+    Args:
+        config: the configuration.
+        hashes: where the hashes of image files are kept; None for this user's own cache.
+    """
+
+    def __init__(self, config: Config[Any], hashes: HashCache | None = None) -> None:
         self.config = config
+        self._hashes = hashes
 
     @cached_property
     def dataset(self) -> Dataset:
         """Return all images, by index; if sites are named, those of this site."""
         opened = open_own if self.config.federation.site_names else open_dataset
-        return opened(self.config.data, self.config.seed)
+        with hashes_kept_in(self._hashes):
+            return opened(self.config.data, self.config.seed)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -118,18 +128,20 @@ class Experiment:
             RunError: the method keeps no sums.
         """
         if not 0 <= index < len(self.steps):
-            raise ProtocolError(f"step {index} is not in a plan of {len(self.steps)} steps")
+            raise ProtocolError(f"the plan has no step {index}", accepted=f"0 to {len(self.steps) - 1}")
         step = self.steps[index]
         if not correction:
             return step
         if not self.keeps_plain_sums:
-            raise RunError("sums that were hidden by noise or masks cannot be corrected by what would show a record")
+            raise RunError(
+                "sums that noise or masks hide cannot be corrected: the correction would reveal the withdrawn records"
+            )
         stage = self.correction_stage(step.task)
         if stage is None:
             raise RunError(
-                f"the method {self.config.method.name} keeps no sums that a record could be taken out of",
+                f"the method {self.config.method.name} keeps no sums from which a record can be removed",
                 accepted=", ".join(name for name, method in METHODS.items() if method.governance.forgets),
-                remedy="What such a model has learnt of a record goes only by a new run without it",
+                remedy="To remove what this model has learnt from a record, start a new run without the record",
             )
         return Step(index, step.task, stage, correction)
 
@@ -180,7 +192,8 @@ class Experiment:
     def use_torch(self) -> None:
         """Set PyTorch's threads and determinism for this process, so that results repeat bit for bit."""
         torch.set_num_threads(self.config.compute.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # As torch.use_deterministic_algorithms does, which also loads a compiler that nothing here needs, for a second.
+        torch._C._set_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # debugging aid, slow
         torch.backends.cudnn.benchmark = False
 
@@ -201,17 +214,20 @@ class Experiment:
         if self.config.privacy.mechanism != "none":
             _ = self.noise_multiplier
             check_samples_apart(self.build_model(len(self.stream) - 1), self.steps)
+        if self.method.uses_memory:
+            classes, size = len(self.stream.seen(len(self.stream) - 1)), self.config.data.image_size
+            sites, image_bytes = self.config.federation.sites, 3 * size**2
+            check_room(self.config.memory, classes=classes, sites=sites, image_bytes=image_bytes)
         _ = self.device
         self._try_image(self.build_model(0).eval())
 
     def _check_data(self) -> None:
         """Check what a simulation can know before it starts, and a server without images cannot."""
-        labels = self.dataset.train.labels
-        for task in range(len(self.stream)):
-            names = [self.class_names[label] for label in self.stream.classes(task)]
-            if not any((labels == label).any() for label in self.stream.classes(task)):
-                raise RunError(f"task {task + 1} (classes {', '.join(names)}) has no images at any site")
-        _ = self.partition
+        if self.protects_images:
+            require_patients(self.dataset.train, self.config.privacy.unit)
+        remembers = self.config.memory.exemplars and any(step.stage.action is Action.REMEMBER for step in self.steps)
+        alone = 1 if remembers else len(self.stream)
+        require_images(self.arrivals, self.dataset, self.partition, alone=alone)
 
     @torch.no_grad()
     def _try_image(self, model: IncrementalModel) -> None:
@@ -223,7 +239,7 @@ class Experiment:
             raise ConfigError(
                 f"data.image_size: images of {size} pixels do not pass through {self.config.backbone.name} "
                 f"({str(error).splitlines()[0]})",
-                remedy="Raise data.image_size, or set method.padding: 1 where the method has adapters",
+                remedy="Raise data.image_size; if the method has adapters, method.padding: 1 helps too",
             ) from error
 
 
@@ -246,7 +262,7 @@ def config_from_json(text: str) -> Config[Any]:
     try:
         plain = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"the experiment is no JSON ({type(error).__name__}: {error})") from error
+        raise ProtocolError(f"the experiment is not valid JSON ({type(error).__name__}: {error})") from error
     return resolve(plain, "the server's configuration", {})
 
 

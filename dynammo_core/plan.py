@@ -68,9 +68,12 @@ Loss: TypeAlias = "Callable[[IncrementalModel, Tensor, Tensor, LossContext], Ten
 Computes: TypeAlias = "Callable[[IncrementalModel, Iterable[Batch]], Sums]"
 """Computes a site's tensors from its training set, without gradients."""
 
-ComputesPrivately: TypeAlias = "Callable[[IncrementalModel, Iterable[Batch], Mapping[int, int], SumNoise], Sums]"
-"""Computes the same so that noise hides one image more or less; the third argument holds the noised number of
-images per class, for the classes that the training set may hold; it need not be paid for again."""
+WeighedBatch: TypeAlias = "tuple[Tensor, Tensor, Tensor]"
+"""A batch with what each sample weighs, Tensor[B] float64: 1, or 1 / (images of its patient)."""
+
+ComputesPrivately: TypeAlias = "Callable[[IncrementalModel, Iterable[WeighedBatch], Mapping[int, int], SumNoise], Sums]"
+"""Computes the same, by weight, so that noise hides one image (one patient) more or less; the third argument holds the
+noised weight of images per class, for the classes that the training set may hold; it need not be paid for again."""
 
 NotesCounts: TypeAlias = "Callable[[Archive, int, Sequence[int]], None]"
 """Notes, at the server, for how many samples of each class a round of a task speaks."""
@@ -87,7 +90,9 @@ def nothing(*_: object) -> None:
 
 
 def _no_private_twin(*_: object) -> Sums:
-    raise NotImplementedError("this stage has no `computes_privately`; its method's `governance` must say so")
+    raise NotImplementedError(
+        "this stage has no `computes_privately`, so its method's `governance` must rule out privacy"
+    )
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from dynammo_core.configuration.settings import Optimisation
 
-Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
-"""Returns the batches of one local epoch, given its number: shuffled, augmented and on the device."""
+Batches = Callable[[int], Iterator[tuple[Tensor, ...]]]
+"""Returns the batches of one local epoch, given its number: shuffled, augmented and on the device.
+
+A batch is inputs and labels, and whatever else `gradients` takes."""
 
 
 def train_only(model: nn.Module, names: set[str]) -> list[nn.Parameter]:
@@ -45,7 +47,7 @@ def fit(
     settings: Optimisation,
     *,
     round_: int,
-    gradients: Callable[[Tensor, Tensor], None] | None = None,
+    gradients: Callable[..., None] | None = None,
 ) -> float:
     """Minimise `loss(inputs, labels)` over `parameters` for the epochs of one round.
 
@@ -66,12 +68,13 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, round_ * settings.epochs + epoch)
         total, seen = 0.0, 0
-        for inputs, labels in batches(epoch):
+        for batch in batches(epoch):
             optimizer.zero_grad(set_to_none=True)
             if gradients is not None:
-                gradients(inputs, labels)
+                gradients(*batch)
                 optimizer.step()
                 continue
+            inputs, labels = batch
             value = loss(inputs, labels)
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -18,14 +18,14 @@ app.add_typer(sites_app, name="sites")
 console = Terminal(emoji=False)  # a fingerprint may hold ":cd:", which is the name of one
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a leaf, such as --set seed=2. Repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one setting, such as --set seed=2. Repeatable."),
 ]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run.", show_default=False)]
-Detach = Annotated[bool, typer.Option("--detach", help="Return when the run is submitted; `status` shows it.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Return once the run is submitted; `status` shows it.")]
 
 NewCode = Annotated[
     bool,
-    typer.Option("--accept-new-code", help="Go on under another code than the run was last under; recorded in it."),
+    typer.Option("--accept-new-code", help="Continue although the code has changed; recorded in the run."),
 ]
 
 
@@ -35,28 +35,28 @@ def init(
         list[str], typer.Option("--host", help="Name or address by which sites reach this server. Repeatable.")
     ],
     folder: Folder = HERE,
-    port: Annotated[int, typer.Option(help="Port of all of Flower's interfaces.")] = 9092,
-    listen: Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1: this machine alone.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(help="Port on which Flower serves all interfaces.")] = 9092,
+    listen: Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1 accepts this machine only.")] = "0.0.0.0",
 ) -> None:
-    """Make a consortium: certificate authority, server certificate and a commented server.yaml."""
+    """Create a consortium: certificate authority, server certificate and a commented server.yaml."""
     with readable_errors():
         from server.consortium.certificates import fingerprint
         from server.consortium.consortium import make_consortium
 
         settings = make_consortium(folder, host, port=port, listen=listen)
-        console.say(f"Made {settings.folder}. Next:")
+        console.say(f"Created {settings.folder}. Next steps:")
         console.say(f"  1. Start it: dynammo-server start --folder {shlex.quote(str(folder))}")
         console.say(
-            f"  2. Send {settings.ca_certificate} to each site; its SHA-256 fingerprint, to compare by telephone:"
+            f"  2. Send {settings.ca_certificate} to each site and compare its SHA-256 fingerprint by telephone:"
         )
         console.say(f"     {fingerprint(settings.ca_certificate)}")
         console.say("  3. Register each site's key: dynammo-server sites add NAME site.key.pub")
-        console.say(f"  4. Keep a copy of {settings.ca_key} off this machine.")
+        console.say(f"  4. Store a copy of {settings.ca_key} on another machine.")
 
 
 @app.command()
 def renew(folder: Folder = HERE) -> None:
-    """Make a new server certificate under the same authority; start the server again to use it."""
+    """Renew the server certificate under the same authority; restart the server to use it."""
     with readable_errors():
         from server.consortium.certificates import expires
         from server.consortium.consortium import renew as renew_certificate
@@ -65,13 +65,13 @@ def renew(folder: Folder = HERE) -> None:
         settings = load_server(folder)
         renew_certificate(settings)
         console.say(
-            f"{settings.certificate} holds until {expires(settings.certificate):%Y-%m-%d}. Start the server again."
+            f"{settings.certificate} is valid until {expires(settings.certificate):%Y-%m-%d}. Restart the server."
         )
 
 
 @app.command()
 def start(folder: Folder = HERE) -> None:
-    """Run the SuperLink in the foreground: TLS, registered keys only; Ctrl-C or SIGTERM ends it."""
+    """Run the SuperLink in the foreground, with TLS and registered keys only, until Ctrl-C or SIGTERM."""
     with readable_errors():
         from server.consortium.settings import load_server
         from server.consortium.superlink import become_superlink
@@ -86,7 +86,7 @@ def run(
     detach: Detach = False,
     folder: Folder = HERE,
 ) -> None:
-    """Run an experiment among the registered sites that it names, and follow it."""
+    """Run an experiment at the registered sites that it names, and show its progress."""
     with readable_errors():
         from dynammo_core.configuration.config import load_config
         from server.consortium.settings import load_server
@@ -104,7 +104,7 @@ def resume(
     detach: Detach = False,
     folder: Folder = HERE,
 ) -> None:
-    """Go on with a run where it was cut off; --set may change quorum, deadlines and who only evaluates."""
+    """Resume an interrupted run; --set may change the quorum, deadlines and which sites only evaluate."""
     with readable_errors():
         from dynammo_core.configuration.config import load_config
         from server.consortium.settings import load_server
@@ -123,10 +123,10 @@ def resume(
 
 @app.command()
 def classes(
-    run_dir: Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="What to compare with.")] = None,
+    run_dir: Annotated[Path | None, typer.Argument(metavar="RUN_DIR", help="The run to compare with.")] = None,
     folder: Folder = HERE,
 ) -> None:
-    """Ask the connected sites which classes they can bring, and show which of them a run has not learnt."""
+    """List the classes that connected sites can contribute, and mark those that a run has not learnt."""
     with readable_errors():
         from dynammo_core.configuration.config import load_config
         from server.consortium.settings import load_server
@@ -142,14 +142,14 @@ def extend(
     run_dir: RunDir,
     new: Annotated[list[str], typer.Option("--class", help="A new class, by the name the sites use. Repeatable.")],
     distinct: Annotated[
-        bool, typer.Option("--distinct", help="Names that look alike mean different diseases: a person has checked.")
+        bool, typer.Option("--distinct", help="Confirm that names that look alike mean different diseases.")
     ] = False,
     site: Annotated[list[str] | None, typer.Option(help="A site that joins. Repeatable.")] = None,
     accept_new_code: NewCode = False,
     detach: Detach = False,
     folder: Folder = HERE,
 ) -> None:
-    """Go on with a finished run by one task more, which brings new classes; what was learnt stays."""
+    """Extend a finished run by one task with new classes; what it has learnt stays."""
     with readable_errors():
         from dynammo_core.configuration.config import load_config
         from dynammo_core.wire.announcement import with_new_task
@@ -175,7 +175,7 @@ def extend(
 
 @app.command()
 def evaluate(run_dir: RunDir, folder: Folder = HERE) -> None:
-    """Test a run's latest model at every connected site, without training; kept in RUN_DIR/evaluations."""
+    """Test a run's latest model at every connected site, and save the result in RUN_DIR/evaluations."""
     with readable_errors():
         from server.consortium.settings import load_server
         from server.jobs.jobs import evaluation
@@ -187,7 +187,7 @@ def evaluate(run_dir: RunDir, folder: Folder = HERE) -> None:
 
 @app.command()
 def forget(run_dir: RunDir, folder: Folder = HERE) -> None:
-    """Take records that sites have withdrawn out of the sums of a run, and solve and test its model anew."""
+    """Remove records that sites have withdrawn from a run's sums, then solve and test its model again."""
     with readable_errors():
         from server.consortium.settings import load_server
         from server.jobs.jobs import correction
@@ -208,7 +208,7 @@ def show_data_flow(
     ],
     output: Annotated[Path | None, typer.Option(help="The file to write.", show_default="the terminal")] = None,
 ) -> None:
-    """Write what leaves a site, when, why and to whom, as Markdown, from the plan and the protocol themselves."""
+    """Write as Markdown what leaves a site, when, why and to whom, derived from plan and protocol."""
     with readable_errors():
         from dynammo_core.support.files import write_atomically
         from server.report.data_flow import data_flow
@@ -224,9 +224,9 @@ def show_data_flow(
 @app.command()
 def rollback(
     run_dir: RunDir,
-    task: Annotated[int, typer.Option(min=1, help="The model after this task, counted from 1.", show_default=False)],
+    task: Annotated[int, typer.Option(min=1, help="Task whose model to restore, counted from 1.", show_default=False)],
 ) -> None:
-    """Put the model after an earlier task in the place of the latest, for `export` and `predict`."""
+    """Make the model after an earlier task the current one, for `export` and `predict`."""
     with readable_errors():
         from server.run_directory.directory import RunDirectory
         from server.run_directory.results import roll_back
@@ -237,11 +237,11 @@ def rollback(
 
 @app.command()
 def stop(run_dir: RunDir, folder: Folder = HERE) -> None:
-    """End a run; `resume` goes on with it."""
+    """Stop a run; `resume` continues it."""
     with readable_errors():
         from server.consortium.control import Control
-        from server.consortium.launch import flower_run
+        from server.consortium.launch import command_to_continue, flower_run
         from server.consortium.settings import load_server
 
         Control(load_server(folder)).stop(flower_run(run_dir))
-        console.say(f"Stopped. Go on with: dynammo-server resume {run_dir}")
+        console.say(f"Stopped. Continue with: {command_to_continue(run_dir)}")

@@ -28,7 +28,7 @@ def run(
         engine: `local` runs all sites in this process, `flower` starts `flwr run`; the numbers are the same.
         runs: folder of the run directories.
         resume: directory of a run that was cut off, to go on with it.
-        listener: is told each event of the run, as a mapping with the key `event`.
+        listener: receives each event of the run, as a mapping with the key `event`.
         accept_new_code: go on with a run that other code has begun.
 
     Raises:

@@ -32,44 +32,54 @@ def run(
     config: ConfigFile,
     engine: Annotated[
         str,
-        typer.Option(help="[bold]local[/]: all sites in this process. [bold]flower[/]: `flwr run`, the real engine."),
+        typer.Option(
+            help="Choose [bold]local[/], all sites in this process, or [bold]flower[/], the real engine by `flwr run`."
+        ),
     ] = "local",
     set_: Overrides = None,
     runs: Annotated[Path, typer.Option(help="Folder for run directories.")] = Path("runs"),
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="RUN_DIR", help="Go on with this run where it was cut off.", show_default=False),
+        typer.Option(metavar="RUN_DIR", help="Continue this interrupted run.", show_default=False),
     ] = None,
     accept_new_code: Annotated[
-        bool, typer.Option("--accept-new-code", help="Resume even under another code; it is recorded in the run.")
+        bool, typer.Option("--accept-new-code", help="Resume even if the code has changed; the run records it.")
     ] = False,
     ray: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="With flower: sites work on this Ray cluster.", show_default=False),
+        typer.Option(
+            metavar="ADDRESS", help="With --engine flower: run the sites on this Ray cluster.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Run an experiment and leave a run directory with metrics, model and report.html."""
     with readable_errors():
+        from dynammo_core.data.decoded.progress import listening
+        from server.run_directory.directory import RunDirectory
         from server.watch.progress import ProgressView, final_table
         from simulations.engines.engines import find_engine, run_by_flower
 
         start = find_engine(engine)
         if ray is not None and start is not run_by_flower:
             raise ConfigError(
-                f"--ray: the engine {engine!r} has no sites on other machines", accepted="--engine flower"
+                f"--ray: the engine {engine!r} cannot run sites on other machines", accepted="--engine flower"
             )
         start = start if ray is None else partial(run_by_flower, ray=ray)
         experiment = load_config(config, parse_overrides(set_ or []))
-        directory = resume
+        view = ProgressView()
         try:
-            with ProgressView() as view:
+            with view, listening(lambda decoding: view.update(decoding.event())):
                 directory = start(experiment, runs, resume, view.update, accept_new_code=accept_new_code)
         except KeyboardInterrupt:
-            where = directory or runs / experiment.run_name
-            again = shlex.join(["dynammo-sim", "run", str(config), "--engine", engine, "--resume", str(where)])
-            again += f" --ray {shlex.quote(ray)}" if ray is not None else ""
-            again += "".join(f" --set {shlex.quote(pair)}" for pair in set_ or [])
-            console.print(f"\nStopped. Go on with: {again}", markup=False, soft_wrap=True)
+            begun = runs / experiment.run_name if view.begun and resume is None else resume
+            can_resume = begun is not None and RunDirectory(begun).can_resume
+            words = ["dynammo-sim", "run", str(config), "--engine", engine, "--runs", str(runs)]
+            words += ["--resume", str(begun)] if can_resume else []
+            words += ["--accept-new-code"] if accept_new_code and can_resume else []
+            words += ["--ray", ray] if ray is not None else []
+            words += [word for pair in set_ or [] for word in ("--set", pair)]
+            state = "Continue with" if can_resume else "No round was finished. Start again with"
+            console.say(f"Stopped. {state}: {shlex.join(words)}")
             raise typer.Exit(130) from None
         console.print(final_table(json.loads((directory / "summary.json").read_text())))
         console.print(f"Run directory: {directory}\nReport: {directory / 'report.html'}", soft_wrap=True, markup=False)
@@ -78,7 +88,10 @@ def run(
 @app.command()
 def compare(
     files: Annotated[
-        list[Path], typer.Argument(metavar="COMPARISON...", help="Files of configs/compare/.", show_default=False)
+        list[Path],
+        typer.Argument(
+            metavar="COMPARISON...", help="Comparison files, such as those in configs/compare/.", show_default=False
+        ),
     ],
     runs: Annotated[Path, typer.Option(help="Folder for run directories and pages.")] = Path("runs/compare"),
     workers: Workers = None,
@@ -86,13 +99,13 @@ def compare(
         str | None,
         typer.Option(
             metavar="K/N",
-            help="Run the K-th of N parts; each part is for a process of its own, all with the same --runs.",
+            help="Run only part K of N; start every part as a separate process, all with the same --runs.",
             show_default=False,
         ),
     ] = None,
-    no_run: Annotated[bool, typer.Option("--no-run", help="Only show what is finished so far.")] = False,
+    no_run: Annotated[bool, typer.Option("--no-run", help="Only show the runs that have finished so far.")] = False,
 ) -> None:
-    """Run what is missing of comparisons and write a page about each; safe to stop and go on."""
+    """Run the missing runs of comparisons and write a page about each; safe to stop and continue."""
     with readable_errors():
         from simulations.comparisons.compare import load_comparison, missing_cells, part_of
         from simulations.comparisons.page import write_page
@@ -101,12 +114,12 @@ def compare(
 
         comparisons = {file.stem: load_comparison(file) for file in files}
         if len(comparisons) < len(files):
-            raise ConfigError("two comparisons have the same file name", accepted="files of different names")
+            raise ConfigError("two comparisons have the same file name", accepted="files with different names")
         every = [cell for comparison in comparisons.values() for cell in comparison.cells]
-        own = every if shard is None else part_of(every, shard)
-        failed = {} if no_run else run_under_display(own, runs, console, workers=workers)
+        chosen = every if shard is None else part_of(every, shard)
+        failed = {} if no_run else run_under_display(chosen, runs, console, workers=workers)
         if shard is not None and (left := missing_cells(every, runs)):
-            text = f"{len(left)} runs of all parts are missing; the part that ends last writes the page"
+            text = f"{len(left)} runs are still missing; the part that finishes last writes the page"
             console.print(text, soft_wrap=True, markup=False, highlight=False)
             raise typer.Exit(1 if failed else 0)
         for title, comparison in comparisons.items():
@@ -140,7 +153,7 @@ def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="YAML files to check.", show_default=False)],
     set_: Overrides = None,
 ) -> None:
-    """Check configurations without running them; exit code 1 when any of them is wrong."""
+    """Check configurations without running them; exit code 1 if any of them is invalid."""
     wrong = False
     for file in files:
         try:
@@ -154,7 +167,7 @@ def validate(
 
 @app.command()
 def configs(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where they go; it must not exist yet.")] = Path(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to create; it must not exist yet.")] = Path(
         "configs"
     ),
 ) -> None:
@@ -166,7 +179,8 @@ def configs(
             shutil.copytree(description_of(APP_DIRECTORY) / "configs", folder)
         except OSError as error:
             raise ConfigError(
-                f"the experiments cannot be copied to {folder}: {error.strerror}", accepted="a folder that is new"
+                f"the experiments cannot be copied to {folder}: {error.strerror}",
+                accepted="a folder that does not exist yet",
             ) from error
         console.print(f"Experiments: {folder}", soft_wrap=True, markup=False, highlight=False)
 
@@ -175,7 +189,9 @@ def configs(
 def cost(
     config: Annotated[Path, typer.Option(help="The experiment's YAML file.", show_default=False)],
     tasks: Annotated[str, typer.Option(help="Numbers of tasks T, separated by commas.")] = "1,5,10",
-    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "dynammo,acl,dynamic_er,fine_tune",
+    methods: Annotated[
+        str, typer.Option(help="Names of methods, separated by commas.")
+    ] = "dynammo,acl,dynamic_er,fine_tune",
     as_json: Annotated[bool, typer.Option("--json", help="Print rows as JSON instead of a table.")] = False,
     set_: Overrides = None,
 ) -> None:
@@ -206,11 +222,11 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Run directories.", show_default=False)],
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where the page about several runs goes.", show_default="runs/comparison"),
+        typer.Option(metavar="FOLDER", help="Folder for the page about several runs.", show_default="runs/comparison"),
     ] = None,
-    metric: Annotated[str, typer.Option(help="Of that page: accuracy or mean_class_recall.")] = "accuracy",
+    metric: Annotated[str, typer.Option(help="Metric of that page: accuracy or mean_class_recall.")] = "accuracy",
 ) -> None:
-    """Write report.html of a run anew, or one page that compares several runs, from nothing but their files."""
+    """Rewrite the report.html of a run, or write one page that compares several, from their files alone."""
     with readable_errors():
         if len(runs) == 1 and output is None:
             from server.report.report import write_report
@@ -250,7 +266,9 @@ def _numbers(text: str) -> list[int]:
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 1:
-        raise ConfigError(f"--tasks {text!r} is no list of task numbers", accepted="numbers from 1, such as 1,5,10")
+        raise ConfigError(
+            f"--tasks {text!r} is not a list of numbers of tasks", accepted="numbers from 1, such as 1,5,10"
+        )
     return numbers
 
 

@@ -2,43 +2,50 @@
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from functools import cache
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from hypothesis import settings
 
 if TYPE_CHECKING:
     from small_runs import Finished
 
-# The same examples in every run; no deadline, which a busy machine would miss.
-settings.register_profile("repeatable", deadline=None, derandomize=True)
+# The same examples in every run; no deadline, which a busy machine would miss. `make soak` tries many more.
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=25)
+settings.register_profile("thorough", deadline=None, max_examples=1000)
 settings.load_profile("repeatable")
 
 WHOLE = re.compile(
     r"^(?:import|from) (?:subprocess|multiprocessing|site_bench|superlinks|ray|onnx|simulations\.(?:rehearsal|bench))\b"
-    r"|\b(?:run_small|run_local|run_flower|run_and_report|preloaded)\b|mark\.slow",
+    r"|\b(?:run_small|run_local|run_flower|run_and_report|run_under_display|small_pages|AuditedRun|preloaded)\b|mark\.slow",
     re.MULTILINE,
 )
 """What tells of a file of tests that it starts programs or runs whole experiments of its own."""
 
-SYSTEMS = ("tests/end_to_end/", "tests/simulations/engines/test_flower", "tests/attacks/test_foreign_code")
-"""Tests that start Flower with Ray, or a server with its sites."""
+SYSTEMS = re.compile(
+    r"tests/(end_to_end/test_(deployment|plain|plugins|tutorials|wheel)|simulations/engines/test_flower|attacks/test_foreign)"
+)
+"""Files of tests that start Flower with Ray, or a server with its sites.
+
+One worker runs them all: two that start at once on two cores outlast what Ray waits for its own.
+"""
 
 # Each of the many programs that tests start would compile the whole project for itself.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# Tests leave nothing in the cache of whoever runs them; those of the cache itself name a folder of their own.
+os.environ["DYNAMMO_IMAGES_MEGABYTES"] = "0"
 
 # A shell starts its background jobs deaf to Ctrl-C, and what they start inherits that; tests send it to programs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -61,20 +68,25 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return len(os.sched_getaffinity(0)) + (not config.getoption("--quick"))
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Run one whole system at a time: two that start at once on two cores outlast what Ray waits for its own."""
-    if not str(item.path.relative_to(item.config.rootpath)).startswith(SYSTEMS):
-        return (yield)
-    assert item.config.cache is not None
-    with (item.config.cache.mkdir("systems") / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return (yield)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """With --dist loadscope, let a worker take a whole file, whose tests share what they make, and one all systems."""
+    if config.getoption("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "whole systems" if SYSTEMS.match(nodeid) else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """Sums of floats repeat bit for bit, whatever the number of cores."""
+    import torch  # not by the process that only deals tests out
+
     torch.set_num_threads(1)
 
 

@@ -217,8 +217,8 @@ def test_corrupt_checkpoint(config: Path, earlier: Path) -> None:
 
 def test_no_checkpoint_or_no_run(config: Path, earlier: Path) -> None:
     shutil.rmtree(earlier / "checkpoints")
-    assert "there is no checkpoint" in one_paragraph(run(config, "--resume", earlier))
-    assert "there is no run directory" in refused(config, "--resume", config.parent / "nowhere")
+    assert "does not exist" in one_paragraph(run(config, "--resume", earlier))
+    assert "nowhere does not exist" in refused(config, "--resume", config.parent / "nowhere")
 
 
 def test_stopped_by_hand_it_says_how_to_go_on(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +235,7 @@ def test_stopped_by_hand_it_says_how_to_go_on(config: Path, monkeypatch: pytest.
         patch.setattr(CheckpointStore, "save", save_and_stop)
         stopped = run(config, "--runs", folder, *setting(seed=7), *setting(tasks__sizes="[2, 3]"))
     assert stopped.exit_code == 130
-    command = stopped.stdout.split("Go on with: ")[1]
+    command = stopped.stdout.split("Continue with: ")[1]
     name, *arguments = shlex.split(command)
     assert name == "dynammo-sim"
     assert CliRunner().invoke(app, arguments).exit_code == 0

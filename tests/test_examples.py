@@ -3,27 +3,53 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import os
+import runpy
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-RUN_CELLS = """
-import json, sys
-cells = json.load(open(sys.argv[1], encoding="utf-8"))["cells"]
-scope = {"__name__": "__main__"}
-for cell in cells:
-    if cell["cell_type"] == "code":
-        exec(compile("".join(cell["source"]), cell["id"], "exec"), scope)
-"""
 
 
-def output_of(*words: str, cwd: Path) -> str:
-    done = subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def script(path: Path, *words: str) -> None:
+    """Do as Python does with a script."""
+    sys.argv = [str(path), *words]
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def notebook(path: Path) -> None:
+    """Run the cells of code one after another."""
+    scope = {"__name__": "__main__"}
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), scope)
+
+
+def alone(run: Callable[..., None], folder: Path, said: Path, *words: object) -> None:
+    """Run something in this process from a folder, and write down what it prints."""
+    os.chdir(folder)
+    with said.open("w") as file, redirect_stdout(file):
+        run(*words)
+
+
+@pytest.fixture
+def output_of(preloaded: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """What something prints in a process of its own."""
+    said = tmp_path_factory.mktemp("said") / "said.txt"
+
+    def lines(run: Callable[..., None], *words: object, cwd: Path) -> list[str]:
+        process = preloaded.Process(target=alone, args=(run, cwd, said, *words))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        return said.read_text().splitlines()
+
+    return lines
 
 
 def test_every_example_is_run_here() -> None:
@@ -32,16 +58,16 @@ def test_every_example_is_run_here() -> None:
 
 
 @pytest.mark.slow
-def test_the_script_trains_and_answers(tmp_path: Path) -> None:
-    said = output_of(str(EXAMPLES / "first_run.py"), str(tmp_path), cwd=tmp_path).splitlines()
+def test_the_script_trains_and_answers(output_of: Callable[..., list[str]], tmp_path: Path) -> None:
+    said = output_of(script, EXAMPLES / "first_run.py", str(tmp_path), cwd=tmp_path)
     assert said[0].startswith("dynammo at 3 sites: ")
     assert [line.split(" are taken for ")[0] for line in said[1:]] == [f"images of {digit}" for digit in range(4)]
     assert len(list(tmp_path.glob("*/report.html"))) == 1
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_from_its_first_cell_to_its_last() -> None:
-    said = output_of("-c", RUN_CELLS, str(EXAMPLES / "two_methods.ipynb"), cwd=EXAMPLES).splitlines()
+def test_the_notebook_runs_from_its_first_cell_to_its_last(output_of: Callable[..., list[str]]) -> None:
+    said = output_of(notebook, EXAMPLES / "two_methods.ipynb", cwd=EXAMPLES)
     assert said[0].startswith("fine_tune [") and said[1].startswith("replay [")
     assert said[2] == "('0', '1', '2', '3') 16"
 

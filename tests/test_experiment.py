@@ -113,6 +113,19 @@ def test_a_task_that_nobody_has_images_of_is_refused_by_its_classes(tmp_path: Pa
     Experiment(hospital_config(folder, "fine_tune", 2, one_class_is_enough)).check()
 
 
+def test_a_task_from_which_every_site_would_abstain_is_refused() -> None:
+    def check(method: str, sizes: str) -> None:
+        Experiment(
+            small_config(method, {"tasks.sizes": sizes, "data.train_per_class": 1, "federation.sites": 1})
+        ).check()
+
+    check("replay", "[2, 1]")  # beside one new image it has two exemplars
+    with pytest.raises(RunError, match=r"task 1 \(classes 0\): no site has 2 training images of it, and a site"):
+        check("replay", "[1, 1]")
+    with pytest.raises(RunError, match=r"task 2 \(classes 2\): no site has 2 training images of it, and a site"):
+        check("fine_tune", "[2, 1]")
+
+
 def test_check_passes_what_works() -> None:
     for method in ALL_METHODS:
         Experiment(small_config(method)).check()

@@ -140,7 +140,8 @@ def test_the_bill_of_materials_lists_the_lock_file(part: str, tmp_path: Path) ->
         pytest.skip("cyclonedx-bom is not installed")
     lock, made = ROOT / "docs" / part / "requirements.txt", tmp_path / "sbom.json"
     command = [tool, "requirements", lock, "--output-reproducible", "--of", "JSON", "-o", made]
-    subprocess.run(command, check=True, capture_output=True)
+    # Only the larger list is held against CycloneDX's schema, which takes seconds to load.
+    subprocess.run([*command, *(["--no-validate"] if part == "site" else [])], check=True, capture_output=True)
     listed = json.loads(made.read_text())
     assert listed["bomFormat"] == "CycloneDX"
     found = {canonicalize_name(one["name"]): Version(one["version"]) for one in listed["components"]}

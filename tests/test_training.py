@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
@@ -169,7 +169,6 @@ def layers(names: list[str]) -> list[set[str]]:
     return pairs + [{n} for n in names if "running_" not in n]
 
 
-@settings(max_examples=25)
 @given(data=st.data())
 def test_exactly_the_named_tensors_change(data: st.DataObject) -> None:
     model = network()

@@ -1,4 +1,4 @@
-"""`dynammo-site approve`: what waits for a person, what it would do and change, and the person's decision."""
+"""`dynammo-site approve`: show experiments that wait for approval, and record a person's decision."""
 
 from __future__ import annotations
 
@@ -25,21 +25,25 @@ def approve(
     site_yaml: Annotated[Path, typer.Argument(metavar="SITE.YAML", help="The site's settings.")] = Path("site.yaml"),
     config: Annotated[
         Path | None,
-        typer.Option(metavar="CONFIG", help="Approve in advance: the experiment's YAML, as the operator sent it."),
+        typer.Option(
+            metavar="CONFIG", help="Approve in advance the experiment in this YAML file, as the operator sent it."
+        ),
     ] = None,
     yes: Annotated[
-        str | None, typer.Option(metavar="HASH", help="Approve what has this hash, or one that begins so.")
+        str | None, typer.Option(metavar="HASH", help="Approve the experiment with this hash, or its first digits.")
     ] = None,
     runs: Annotated[
-        int, typer.Option(min=1, help="How many runs of it an approval covers, those that were included.")
+        int, typer.Option(min=1, help="Total number of runs that the approval covers, including earlier ones.")
     ] = 1,
-    reject: Annotated[str | None, typer.Option(metavar="HASH", help="Reject it: it waits no more.")] = None,
-    revoke: Annotated[str | None, typer.Option(metavar="HASH", help="Take an approval back.")] = None,
-    all_: Annotated[bool, typer.Option("--list", help="List all, with what was decided; ask nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="All that is shown, as JSON; ask nothing.")] = False,
-    by: Annotated[str | None, typer.Option(help="Who decides.", show_default="the account")] = None,
+    reject: Annotated[str | None, typer.Option(metavar="HASH", help="Reject the experiment with this hash.")] = None,
+    revoke: Annotated[
+        str | None, typer.Option(metavar="HASH", help="Revoke the approval of the experiment with this hash.")
+    ] = None,
+    all_: Annotated[bool, typer.Option("--list", help="List all experiments and decisions, without asking.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all details as JSON, without asking.")] = False,
+    by: Annotated[str | None, typer.Option(help="Name of the person who decides.", show_default="the account")] = None,
 ) -> None:
-    """Show what waits to run on this site's images, what it would do and change, and approve it or not."""
+    """Show the experiments that wait to run on this site's images, and approve or reject them."""
     with readable_errors():
         from client.consent.approvals import Approvals, Proposal
         from client.consent.audit import AuditLog
@@ -52,7 +56,7 @@ def approve(
         known = [Proposal.of(load_config(config))] if config else approvals.proposals()
         given = [(hash_, verdict) for verdict, hash_ in _verdicts(yes, reject, revoke).items() if hash_ is not None]
         if len(given) > 1:
-            raise ConfigError("more than one decision is given", accepted="one of --yes, --reject, --revoke")
+            raise ConfigError("more than one decision was given", accepted="one of --yes, --reject, --revoke")
         if given:
             ((hash_, verdict),) = given
             proposal = _found(known, hash_)
@@ -68,8 +72,8 @@ def approve(
             _ask(site, approvals, chosen, by or getpass.getuser(), runs)
         if contradictions:
             raise CheckpointError(
-                f"the decisions in {site.approvals} are not those of {site.audit}: {'; '.join(contradictions)}",
-                remedy="A crash in between, or somebody cut one of them: decide on each anew",
+                f"the decisions in {site.approvals} contradict {site.audit}: {'; '.join(contradictions)}",
+                remedy="A crash interrupted the writing, or somebody truncated a file: decide on each again",
             )
 
 
@@ -78,12 +82,12 @@ def _verdicts(yes: str | None, reject: str | None, revoke: str | None) -> dict[V
 
 
 def _ask(site: SiteSettings, approvals: Approvals, waiting: Sequence[Proposal], person: str, runs: int) -> None:
-    """Show one proposal after the other, and ask about each that the policy does not forbid."""
+    """Show each proposal, and ask for a decision unless the policy forbids it."""
     from client.consent.summary import forbidden, page
 
     answers: dict[str, Verdict | None] = {"approve": "approved", "reject": "rejected", "later": None}
     if not waiting:
-        console.say("Nothing waits for an approval.")
+        console.say("No experiment is waiting for approval.")
     for proposal in waiting:
         for line in page(site, approvals, proposal):
             console.say(line)
@@ -106,17 +110,17 @@ def _decide(
         approve_proposal(site, proposal, person, runs)
     else:
         approvals.decide(proposal, verdict, person, AuditLog(site.audit))
-    console.say(f"{proposal.id[:16]} ({proposal.plain['name']}) is {verdict} by {person}.")
+    console.say(f"{proposal.id[:16]} ({proposal.plain['name']}) was {verdict} by {person}.")
 
 
 def _found(known: Sequence[Proposal], hash_: str) -> Proposal:
-    """The one proposal that a person means."""
+    """Return the one proposal whose hash begins so."""
     found = [proposal for proposal in known if len(hash_) >= SHORTEST and proposal.id.startswith(hash_.lower())]
     if len(found) != 1:
         raise ConfigError(
             f"{len(found)} proposals have a hash that begins with {hash_!r}",
-            accepted=", ".join(proposal.id[:16] for proposal in known) or "none: nothing was proposed",
-            remedy=f"Give {SHORTEST} digits or more of one of them",
+            accepted=", ".join(proposal.id[:16] for proposal in known) or "there are no proposals yet",
+            remedy=f"Give at least {SHORTEST} digits of one of them",
         )
     return found[0]
 

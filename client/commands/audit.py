@@ -1,4 +1,4 @@
-"""`dynammo-site audit`: check that the record of what left this site is whole, and read it on one page."""
+"""`dynammo-site audit`: check that the audit log is complete, and print it on one page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from client.consent.audit import AuditLog
     from client.state.chained_log import Chain
 
-audit = command_line("What left this site: check the audit log, and read it on one page.")
+audit = command_line("Check the log of what left this site, and print it on one page.")
 console = Terminal(emoji=False, highlight=False)
 SiteYaml = Annotated[Path, typer.Argument(metavar="SITE.YAML", help="The site's settings.")]
 HERE = Path("site.yaml")
@@ -32,16 +32,16 @@ Fields = dict[str, Any]
 def verify(
     site_yaml: SiteYaml = HERE,
     expect: Annotated[
-        str | None, typer.Option(metavar="HASH", help="As written down earlier: it must still be there.")
+        str | None, typer.Option(metavar="HASH", help="Require a line with this hash, which you wrote down earlier.")
     ] = None,
 ) -> None:
-    """Find any line that was edited, removed or moved. The exit code is 1 when something is wrong."""
+    """Check that no line was edited, removed or moved; exit with code 1 if one was."""
     from client.consent.audit import AuditLog
 
     with readable_errors():
         if expect is not None and not re.fullmatch(HASH, expect):
             raise ConfigError(
-                f"--expect {expect!r} is not a hash", accepted="its 64 hexadecimal digits, or the first 16"
+                f"--expect {expect!r} is not a hash", accepted="64 hexadecimal digits, or the first 16 of them"
             )
         log = AuditLog(load_site(site_yaml).audit)
         chain = log.read()
@@ -49,26 +49,22 @@ def verify(
         if expect is not None and not places:
             raise CheckpointError(
                 f"the audit log {log.path} has no line with the hash {expect}",
-                remedy="Lines were cut off its end, or it was written anew, after this hash was written down",
+                remedy="After you wrote this hash down, lines were cut off the end, or the log was rewritten",
             )
-        console.say(
-            f"{log.path}: {chain.lines} lines, {'each' if not chain.cut_off else 'each whole one'} as it was written."
-        )
+        console.say(f"{log.path}: {chain.lines} lines, all {'complete ones ' * bool(chain.cut_off)}unchanged.")
         for place in places:
-            console.say(f"The expected hash stands in line {place}: up to there nothing was cut off.")
+            console.say(f"The expected hash is in line {place}: up to there nothing is missing.")
         _say_cut_off(chain)
         console.say(f"Lines: {chain.lines}")
-        console.say(f"Hash of the last whole line: {chain.last_link or 'none'}")
-        console.say(
-            "That lines were cut off the end cannot be found from the file alone. Write both down elsewhere, and"
-        )
-        console.say("give the hash as --expect next time.")
+        console.say(f"Hash of the last complete line: {chain.last_link or 'none'}")
+        console.say("The file alone cannot show that lines are missing at its end. Write both down elsewhere, and")
+        console.say("pass the hash as --expect next time.")
         raise typer.Exit(1 if chain.open_end else 0)
 
 
 @audit.command()
 def report(site_yaml: SiteYaml = HERE) -> None:
-    """Print what left on one page: for each run, task and stage the answers, bytes, norms and numbers."""
+    """Print what left this site: the answers, bytes, norms and numbers of each run, task and stage."""
     from client.consent.audit import AuditLog
     from client.consent.policy import load_policy
     from client.state.privacy_budget import PrivacyBudget
@@ -105,15 +101,18 @@ def _report(entries: list[Fields], log: AuditLog) -> None:
                 f"{memory['time']} memory of {memory['run']} after task {memory['task'] + 1}: {held or 'empty'}"
             )
         for purge in _of(entries, "purged"):
-            counts = f"{purge['records']} records, {purge['exemplars']} exemplars"
+            patients = f"{purge['patients']} patients, " if "patients" in purge else ""
+            counts = f"{patients}{purge['records']} records, {purge['exemplars']} exemplars"
             console.say(f"{purge['time']} purged by {purge['selection']}: {counts}")
         refusals = Counter((entry["asked"], entry["code"], entry["class"]) for entry in _of(entries, "refused"))
         for (asked, code, name), count in refusals.items():
-            console.say(f"refused {count} times: {asked or 'a message'} with {code} {name}; the texts are in the log")
+            console.say(
+                f"refused {count} times: {asked or 'a message'}, error {code} {name}; the audit log holds the texts"
+            )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"the audit log {log.path} holds lines that no site writes ({type(error).__name__}: {error})",
-            remedy="Somebody wrote it anew, hashes and all, or a newer version of dynammo-site did",
+            f"the audit log {log.path} holds lines that a site cannot have written ({type(error).__name__}: {error})",
+            remedy="Somebody rewrote it with matching hashes, or a newer version of dynammo-site wrote it",
         ) from error
 
 
@@ -140,7 +139,7 @@ def _run_table(run: str, answers: list[Fields]) -> Table:
 
 
 def _place(entry: Fields) -> tuple[int, str]:
-    """Task and stage, and of secure aggregation the exchange too."""
+    """Return task and stage, with the exchange under secure aggregation."""
     return entry["task"], " ".join(filter(None, (entry["stage"], entry.get("exchange"))))
 
 
@@ -157,8 +156,6 @@ def _grouped(entries: Iterable[Fields], key: Callable[[Fields], Any]) -> dict[An
 
 def _say_cut_off(chain: Chain) -> None:
     for number in chain.cut_off:
-        console.say(
-            f"Line {number} is cut off: by a crash while it was written, so that what it tells of was not sent."
-        )
+        console.say(f"Line {number} is incomplete: a crash interrupted its writing, so what it records was not sent.")
     if chain.open_end:
-        console.say("The next line that the site writes closes it; if no crash is known, somebody cut it.")
+        console.say("The site's next line will close it. If you know of no crash, somebody truncated the file.")

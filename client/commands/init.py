@@ -1,4 +1,4 @@
-"""`dynammo-site init`: a commented site.yaml and policy.yaml, a key pair, a memory key; never in place of others."""
+"""`dynammo-site init`: write a commented site.yaml and policy.yaml, a key pair and a memory key; overwrite nothing."""
 
 from __future__ import annotations
 
@@ -21,53 +21,55 @@ PRIVATE_KEY, MEMORY_KEY, POLICY = "site.key", "memory.key", "policy.yaml"
 SUPERLINK = r"^[^\s/:]+:\d+$"
 CA, MEMORY, STATE = "ca.pem", "memory", "state"
 TEMPLATE = """\
-# One site of a federation, for `dynammo-site`; no server can see or change it. Relative paths start beside this file.
+# Settings of one site, for `dynammo-site`. No server can see or change them. Relative paths start beside this file.
 
 # The name under which the operator registers this site: small letters, digits and hyphens.
 site: {site}
-# host:port of the consortium's SuperLink, as the operator gave it.
+# host:port of the consortium's SuperLink, from the operator.
 superlink: {superlink}
-# The certificate of the consortium's authority, which the operator gives out: no other server is believed.
+# The certificate of the consortium's authority, from the operator. This site trusts no other server.
 ca_certificate: {ca}
-# Proves to the SuperLink who we are. It is never sent; the operator gets {private_key}.pub.
+# Identifies this site to the SuperLink. It is never sent; the operator gets {private_key}.pub.
 private_key: {private_key}
 
 data:
-  # How the images are laid out: manifest (a CSV file), image_folder (a folder for each class), or another data set.
+  # How the images are laid out: manifest (a CSV file), image_folder (one folder per class), or another data set.
   dataset: {dataset}
-  # The manifest, or the folder of the images. They are read there and never sent.
+  # The manifest file, or the folder of images. Images are read there and never sent.
   root: {data}
 
 memory:
-  # Where chosen images are kept for rehearsal; needs an account's own folder, mode 0700.
+  # Folder for images kept for rehearsal. It must belong to the site's account, with mode 0700.
   folder: {memory}
   # Encrypts them: file:PATH, env:NAME or keyring:SERVICE/ACCOUNT of 32 bytes in base64. Without this key nobody can
-  # read them: keep a copy safe.
+  # read them: keep a copy in a safe place.
   key: {memory_key}
-  # Images kept for more than so many days are dropped; remove the # to use it.
+  # Drop images after this many days; remove the # to use it.
   # expiry_days: 365
-  # Disk space for features of images, which later rounds would compute again; 0: none.
+  # Disk space for image features, which later rounds then need not compute again; 0 keeps none.
   # features_megabytes: 1024
-  # Disk space for each run's answers, and days that they are kept: the same question gets the same answer again. Of an
-  # answer that had to go, the question stays, and is refused.
+  # Disk space for decoded images, which later messages then need not decode again; 0 keeps none.
+  # images_megabytes: 16000
+  # Disk space for each run's answers, and how many days they are kept: the same question gets the same answer again.
+  # Once an answer has been dropped, its question is refused.
   # answers_megabytes: 2048
   # answers_days: 90
 
-# The file of the backbone's weights on this machine, where the experiment names one; remove the # to use it.
+# File of the backbone's weights on this machine, if the experiment names one; remove the # to use it.
 # weights: /srv/weights/backbone.pth
-# Where to compute: auto (a GPU, if there is one), cpu, cuda or cuda:N.
+# Device to compute on: auto (a GPU, if there is one), cpu, cuda or cuda:N.
 device: auto
-# A folder for Flower's own files.
+# Folder for Flower's own files.
 state: {state}
-# What the site did, and why a step failed; it may name images, so it stays here.
+# Log of what the site did and why a step failed. It may name images, so it stays here.
 log: site.log
-# What left this site, a line for each answer: `dynammo-site audit`. Never edit or rotate it, its lines are chained.
+# Audit log: a line for each answer that left, see `dynammo-site audit`. Never edit or rotate it: lines are chained.
 audit: audit.jsonl
-# Nothing runs on the images before a person here approved it: `dynammo-site approve`. Or off: whatever is asked runs.
+# required: nothing runs before a person approves it: `dynammo-site approve`; off: whatever the operator submits runs.
 approval: required
-# A folder for what waits for an approval, and for what was decided.
+# Folder for experiments that wait for approval, and for decisions.
 approvals: approvals
-# What this site takes part in at all.
+# Limits on the experiments that this site takes part in.
 policy: {policy}
 """
 console = Terminal(highlight=False, emoji=False)
@@ -75,17 +77,15 @@ console = Terminal(highlight=False, emoji=False)
 
 def init(
     site: Annotated[str | None, typer.Option(help="Name of the site: small letters, digits, hyphens.")] = None,
-    superlink: Annotated[str | None, typer.Option(help="host:port that the operator gave you.")] = None,
-    data: Annotated[str | None, typer.Option(help="The manifest, or the folder of the images.")] = None,
+    superlink: Annotated[str | None, typer.Option(help="host:port of the SuperLink, from the operator.")] = None,
+    data: Annotated[str | None, typer.Option(help="The manifest file, or the folder of images.")] = None,
     dataset: Annotated[str | None, typer.Option(help="manifest, image_folder, or another data set.")] = None,
     memory: Annotated[str | None, typer.Option(help="Folder for the exemplars.")] = None,
     ca: Annotated[str | None, typer.Option(help="The consortium's ca.pem.")] = None,
     output: Annotated[Path, typer.Option(help="The file to write; keys go beside it.")] = Path("site.yaml"),
-    no_input: Annotated[
-        bool, typer.Option("--no-input", help="Ask for nothing; what is not given is refused.")
-    ] = False,
+    no_input: Annotated[bool, typer.Option("--no-input", help="Ask no questions; refuse missing values.")] = False,
 ) -> None:
-    """Set up a site: write site.yaml, make its keys, and say what to send to the operator."""
+    """Set up a site: write site.yaml, create its keys, and say what to send to the operator."""
     with readable_errors():
         _refuse_what_is_there(output)
         options = {"site": site, "superlink": superlink, "dataset": dataset, "data": data, "memory": memory, "ca": ca}
@@ -97,21 +97,21 @@ def init(
             "Send to the operator:",
             f"  the file           {private}.pub",
             f"  the site's name    {settings.site}",
-            "Read to the operator over the telephone, so that nobody can put in a key of his own:",
+            "Read this to the operator over the telephone, so that nobody can substitute another key:",
             f"  the fingerprint    {key_print}",
             "",
-            f"Keep a copy of {private.with_name(MEMORY_KEY)} in a safe place: without it the memory cannot be read.",
+            f"Keep a copy of {private.with_name(MEMORY_KEY)} in a safe place: without it nobody can read the memory.",
             *([] if settings.ca_certificate.exists() else [f"Put the operator's ca.pem at {settings.ca_certificate}."]),
-            f"Say in {settings.policy} what this site takes part in. Then: dynammo-site doctor {output}",
+            f"Set this site's limits in {settings.policy}. Then run: dynammo-site doctor {output}",
         ):
             console.say(line)
 
 
 def write_site(output: Path, options: Mapping[str, str | None]) -> tuple[SiteSettings, str]:
-    """Write a site's settings and keys; all of them or none.
+    """Write a site's settings and keys: all of them or none.
 
     Args:
-        output: the YAML file, which is not there yet; the keys go beside it.
+        output: the YAML file, which must not exist yet; the keys go beside it.
         options: site, superlink, data, and optionally dataset, memory and ca; relative paths start in the working
             directory.
 
@@ -119,7 +119,7 @@ def write_site(output: Path, options: Mapping[str, str | None]) -> tuple[SiteSet
         The settings as they are read again, and the fingerprint of the public key.
 
     Raises:
-        ConfigError: a value is missing or wrong, something is there already, or a file cannot be written.
+        ConfigError: a value is missing or invalid, a file exists already, or one cannot be written.
     """
     from client.service.node_key import fingerprint, load_private_key, new_key_pair
     from dynammo_core.memory.encryption import new_key_file
@@ -153,25 +153,25 @@ def write_site(output: Path, options: Mapping[str, str | None]) -> tuple[SiteSet
             path.rmdir() if path.is_dir() else path.unlink()
         if isinstance(error, OSError):
             raise ConfigError(
-                f"the site cannot be written: {error}", remedy="Permit writing there, or name another --output"
+                f"the site cannot be written: {error}", remedy="Give write permission there, or choose another --output"
             ) from error
         raise
 
 
 def _site_yaml(options: Mapping[str, str | None]) -> str:
-    """The text of site.yaml. JSON's strings are YAML's too."""
+    """Return the text of site.yaml. Every JSON string is also a YAML string."""
     missing = [name for name in ("site", "superlink", "data") if not options.get(name)]
     if missing:
         raise ConfigError(
-            f"not given: {', '.join(f'--{name}' for name in missing)}",
-            remedy="Give them, or leave --no-input out to be asked",
+            f"missing: {', '.join(f'--{name}' for name in missing)}",
+            remedy="Add them, or drop --no-input to be asked",
         )
     options = {**options, "dataset": options.get("dataset") or "manifest"}
     for name, check in CHECKS.items():
         check(str(options[name]))
     places = {"ca": CA, "memory": MEMORY}
     values = {name: str(options.get(name) or default) for name, default in places.items()}
-    # A default lies beside site.yaml; what a person types is meant from where he is.
+    # A default lies beside site.yaml; a typed path is relative to the working directory.
     values = {
         name: value if value == places[name] else str(Path(value).expanduser().absolute())
         for name, value in values.items()
@@ -184,12 +184,12 @@ def _site_yaml(options: Mapping[str, str | None]) -> str:
 
 
 def _asked(options: Mapping[str, str | None]) -> dict[str, str | None]:
-    """What is given, and the answers to questions about the rest; a wrong answer is asked for again."""
+    """Return the given options, and ask for the rest until each answer is valid."""
     questions = {
         "site": ("Name of this site, as agreed with the operator", None),
         "superlink": ("The SuperLink's host:port", None),
-        "dataset": ("How are the images laid out (manifest, image_folder, ...)", "manifest"),
-        "data": ("The manifest, or the folder of the images", None),
+        "dataset": ("Layout of the images (manifest, image_folder, ...)", "manifest"),
+        "data": ("The manifest file, or the folder of images", None),
         "memory": ("Folder for the chosen images (the memory)", MEMORY),
         "ca": ("The consortium's certificate (ca.pem, from the operator)", CA),
     }
@@ -243,14 +243,14 @@ def _refuse_what_is_there(output: Path) -> None:
     there = [path for path in (output, *(folder / name for name in names)) if os.path.lexists(path)]
     if there:
         raise ConfigError(
-            f"there already: {', '.join(map(str, there))}; nothing was written",
-            remedy="Use what is there, move it away, or name an --output in another folder. A key that the operator "
-            "knows, or that a memory depends on, cannot be made again",
+            f"already exists: {', '.join(map(str, there))}; nothing was written",
+            remedy="Use these files, move them away, or choose an --output in another folder. A key that the operator "
+            "knows, or that a memory depends on, cannot be recreated",
         )
 
 
 def _write_new(path: Path, content: bytes, mode: int) -> None:
-    """Write a file that is not there yet; whole or not at all."""
+    """Write a new file: whole or not at all."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(handle, "wb") as file:

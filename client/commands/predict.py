@@ -17,10 +17,11 @@ from client.consent.settings import SiteSettings, load_site
 from client.state.run_folders import runs_folder
 from dynammo_core.support.csv_text import csv_lines
 from dynammo_core.support.errors import DataError
-from dynammo_core.support.files import write_atomically
+from dynammo_core.support.files import utf8, write_atomically
 from dynammo_core.support.terminal import Terminal, cell, printable, readable_errors
 
 if TYPE_CHECKING:
+    from dynammo_core.data.index.image_files import PassedOver
     from dynammo_core.deployed.model_files import ModelFiles
     from dynammo_core.deployed.predictor import Predictor
 
@@ -82,23 +83,27 @@ def predict(
     diseases reach.
     """
     with readable_errors():
+        from dynammo_core.data.index.image_files import PassedOver
         from dynammo_core.deployed.model_files import ModelFiles
         from dynammo_core.deployed.predictor import Predictor
 
         settings, model_files = load_site(site) if site is not None else None, ModelFiles.read(model)
         own = settings.site if settings and model_files.facts.own_statistics else None
         predictor = Predictor.of_files(as_tested(model_files, settings), device)
-        files = find_images(images)
+        passed_over = PassedOver()
+        files = find_images(images, passed_over)
         batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
         errors = Terminal(stderr=True)
         shown = track(batches, "Asking the model", console=errors, transient=True, disable=not errors.is_terminal)
         findings = [finding for batch in shown for finding in ask(predictor, batch)]
         if csv_file is not None:
-            write_atomically(csv_file, as_csv(findings, top).encode(errors="surrogateescape"))
+            write_atomically(csv_file, as_csv(findings, top).encode())
         if as_json:
             typer.echo(json.dumps(as_plain_data(predictor, findings, top, own), indent=2))
         else:
             Terminal().print(as_table(findings, top, predictor.facts.open_set_threshold))
+        for note in passed_over.notes():
+            errors.say(note)
         for warning in warnings_about(predictor, own):
             errors.print(f"[bold yellow]warning[/] {escape(warning)}", soft_wrap=True, highlight=False)
         unreadable = [finding for finding in findings if finding.error]
@@ -138,17 +143,21 @@ def warnings_about(predictor: Predictor, own: str | None) -> list[str]:
     return [NOT_AS_TESTED] if predictor.facts.own_statistics and own is None else []
 
 
-def find_images(places: Sequence[Path]) -> list[Path]:
+def find_images(places: Sequence[Path], passed_over: PassedOver | None = None) -> list[Path]:
     """List the files among `places`, and the image files in the folders among them, each once, in that order.
 
+    Args:
+        places: files and folders.
+        passed_over: is told what was found in the folders and not taken.
+
     Raises:
-        DataError: a folder holds no image.
+        DataError: a folder holds no image, or a name is not UTF-8.
     """
-    from dynammo_core.data.datasets.image_folder import EXTENSIONS, image_files
+    from dynammo_core.data.index.image_files import EXTENSIONS, image_files
 
     found: dict[Path, None] = {}
     for place in places:
-        files = image_files(place) if place.is_dir() else [place]
+        files = image_files(place, passed_over) if place.is_dir() else [place]
         if not files:
             raise DataError(f"the folder {place} holds no images", accepted=f"files named {', '.join(EXTENSIONS)}")
         found.update(dict.fromkeys(files))
@@ -191,7 +200,7 @@ def as_plain_data(
         "warnings": warnings_about(predictor, own),
         "images": [
             {
-                "file": str(finding.file),
+                "file": utf8(finding.file),
                 "class": finding.ranked[0][0],
                 "probability": finding.ranked[0][1],
                 "open_set_score": finding.open_set_score,
@@ -200,7 +209,9 @@ def as_plain_data(
             for finding in findings
             if not finding.error
         ],
-        "unreadable": [{"file": str(finding.file), "error": finding.error} for finding in findings if finding.error],
+        "unreadable": [
+            {"file": utf8(finding.file), "error": utf8(finding.error)} for finding in findings if finding.error
+        ],
     }
 
 
@@ -211,11 +222,11 @@ def as_csv(findings: Sequence[Finding], top: int) -> str:
     rows: list[list[object]] = [["file", "class", "probability", "open_set_score", *more, "error"]]
     for finding in findings:
         if finding.error:
-            rows.append([finding.file, *[""] * (3 + len(more)), finding.error])
+            rows.append([utf8(finding.file), *[""] * (3 + len(more)), utf8(finding.error)])
             continue
         (name, probability), *others = finding.ranked[:shown]
         cells = [value for pair in others for value in pair]
-        rows.append([finding.file, name, probability, finding.open_set_score, *cells, ""])
+        rows.append([utf8(finding.file), name, probability, finding.open_set_score, *cells, ""])
     return csv_lines(rows)
 
 
@@ -235,6 +246,6 @@ def as_table(findings: Sequence[Finding], top: int, threshold: float | None = No
             (name, probability), *others = finding.ranked[:top]
             then = [", ".join(f"{other} {value:.3f}" for other, value in others)] if top > 1 else []
             unlike = "" if threshold is None or finding.open_set_score >= threshold else " *"
-            cells = [str(finding.file), name, f"{probability:.3f}", f"{finding.open_set_score:.3f}{unlike}", *then]
+            cells = [utf8(finding.file), name, f"{probability:.3f}", f"{finding.open_set_score:.3f}{unlike}", *then]
             table.add_row(*map(cell, cells))
     return table

@@ -1,4 +1,4 @@
-"""`dynammo-site start`: this site's SuperNode, until it is stopped."""
+"""`dynammo-site start`: run this site's SuperNode until it is stopped."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ console = Terminal(highlight=False, emoji=False)
 
 def start(
     site_yaml: Annotated[Path, typer.Argument(metavar="SITE.YAML", help="The site's settings.")] = Path("site.yaml"),
-    once: Annotated[bool, typer.Option("--once", help="End at the first failure instead of trying again.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Stop at the first failure instead of trying again.")] = False,
 ) -> None:
-    """Take part: run the SuperNode, start it again after a failure, until Ctrl-C or SIGTERM."""
+    """Take part: run the SuperNode, and restart it after failures, until Ctrl-C or SIGTERM."""
     with readable_errors():
         from client.consent.settings import load_site
         from client.service.supernode import supervise

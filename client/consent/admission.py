@@ -1,4 +1,4 @@
-"""What decides whether an experiment may run here: the site's policy, and the approvals of its people."""
+"""Decide whether an experiment may run here, by the site's policy and its people's approvals."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def refuse_forbidden(policy: Policy, config: Config[Any], policy_yaml: Path | No
     """
     if wrong := violations(policy, config):
         raise PolicyError(
-            f"the policy of this site forbids the experiment: {'; '.join(wrong)}",
-            remedy=f"Change {policy_yaml}, if the hospital wants it" if policy_yaml else "",
+            f"this site's policy forbids the experiment: {'; '.join(wrong)}",
+            remedy=f"If the hospital agrees to it, change {policy_yaml}" if policy_yaml else "",
         )
 
 
@@ -46,20 +46,20 @@ def refuse_unapproved(proposal: Proposal, decision: Mapping[str, Any] | None) ->
         NotApproved: it waits, or it was rejected or revoked.
     """
     if decision is None or decision["verdict"] != "approved":
-        was = f"was {decision['verdict']} by {decision.get('by')}" if decision else "waits for an approval"
+        was = f"was {decision['verdict']} by {decision.get('by')}" if decision else "is waiting for approval"
         raise NotApproved(
             f"the experiment {proposal.plain['name']} ({proposal.id[:16]}, code {proposal.code[:12]}) {was}",
-            remedy="`dynammo-site approve` shows it, and what it changes",
+            remedy="Review and decide on it with `dynammo-site approve`",
         )
 
 
 def answers_to_take_over(
     approvals: Approvals, proposal: Proposal, question: Question, run: str, site: Site
 ) -> AnswerLedger | None:
-    """Count a run among those that are approved; return the answers of the run whose place it takes, if any.
+    """Count a run towards its approval; return the answers of the run that it replaces, if any.
 
-    A run that began with this very question and came no further was refused by another site, for example, and started
-    anew: the new run takes its place among the runs that the approval covers, and gets what was answered then.
+    An earlier run may have stopped after this very question, because another site refused it, for example. The new run
+    then replaces it among the runs that the approval covers, and gets the answer that was given then.
 
     Raises:
         NotApproved: the approval covers other runs.
@@ -80,7 +80,7 @@ def approve_proposal(settings: SiteSettings, proposal: Proposal, by: str, runs: 
 
     Raises:
         PolicyError: the site's policy forbids it.
-        ConfigError: it is for a version of the code that knows other keys, or the policy cannot be read.
+        ConfigError: the code does not know one of its keys, or the policy cannot be read.
         CheckpointError: it cannot be recorded.
     """
     refuse_forbidden(load_policy(settings.policy), proposal.config, settings.policy)

@@ -1,7 +1,7 @@
-"""What a person at this site has approved, and what waits for that: nothing new runs on its images before.
+"""Keep proposals and people's decisions on them: nothing runs on the site's images without approval.
 
-An approval is for one experiment in one version of the code. A folder holds each proposal as a file that bears the hash
-of its content as a name, and `decisions.jsonl`, whose lines are chained as those of the audit log are.
+An approval is for one experiment in one version of the code. A folder holds each proposal in a file named after the
+hash of its content, and `decisions.jsonl`, whose lines are chained like those of the audit log.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dynammo_core.support.files import write_atomically
 
 DECISIONS = "decisions.jsonl"
 MOST_WAITING, LONGEST = 100, 1_000_000
-"""Proposals that wait, and characters of one: a server that sends nonsense shall not fill the disk with it."""
+"""Most waiting proposals, and most characters of one, so that a server cannot fill the disk."""
 
 Verdict = Literal["approved", "rejected", "revoked"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -34,11 +34,11 @@ VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 @dataclass(frozen=True)
 class Proposal:
-    """An experiment that somebody wants to run here, in one version of the code.
+    """An experiment that an operator wants to run here, in one version of the code.
 
     Attributes:
-        experiment: the configuration as canonical JSON, without the places on a server's disk that no site reads: so
-            the file that the operator sent by mail is the experiment that comes with the run.
+        experiment: the configuration as canonical JSON, without paths on the server's disk, which no site reads. So
+            the file that the operator mailed and the run's configuration are the same experiment.
         code: hash of the code.
         run: the run that asked first; empty for what was approved in advance.
         first_seen: when, in this machine's time.
@@ -51,7 +51,7 @@ class Proposal:
 
     @staticmethod
     def of(config: Config[Any], *, run: str = "") -> Proposal:
-        """Return what is to be approved before a configuration may run here, in the code that is at work now."""
+        """Return the proposal for a configuration under the running code."""
         weights = config.backbone.weights
         name = weights if weights in WEIGHTS_BY_NAME else Path(weights).name
         plain = config.model_copy(
@@ -65,7 +65,7 @@ class Proposal:
 
     @cached_property
     def config(self) -> Config[Any]:
-        """The configuration.
+        """Return the configuration.
 
         Raises:
             ConfigError: this version of the code does not know it.
@@ -74,17 +74,17 @@ class Proposal:
 
     @cached_property
     def plain(self) -> dict[str, Any]:
-        """The configuration as plain data, whatever version of the code it is for."""
+        """Return the configuration as plain data, whatever version of the code it is for."""
         return dict(json.loads(self.experiment))
 
     @cached_property
     def experiment_hash(self) -> str:
-        """SHA-256 of the experiment; that of the operator's, where he names no places."""
+        """Return the SHA-256 of the experiment: the operator's own if it names no paths."""
         return _sha256(self.experiment)
 
     @cached_property
     def id(self) -> str:
-        """SHA-256 of experiment and code together, as 64 hexadecimal digits: what a person approves."""
+        """Return the SHA-256 of experiment and code, as 64 hexadecimal digits: what a person approves."""
         return _sha256(f"{self.experiment_hash} {self.code}")
 
 
@@ -120,17 +120,17 @@ class Approvals:
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}", remedy="Permit reading it") from error
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}", remedy="Give read permission") from error
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"the decisions in {path} were changed ({type(error).__name__}: {error})",
-                remedy="Compare them with `dynammo-site audit report` and a backup; without them nothing is approved: "
-                "move the file away, and approve anew",
+                remedy="Compare them with `dynammo-site audit report` and a backup. Without them nothing is approved: "
+                "move the file away, and approve again",
             ) from error
         return last
 
     def contradictions(self, audit: AuditLog) -> list[str]:
-        """List where the decisions contradict the audit log: a chain does not show that lines at its end are gone.
+        """List where the decisions contradict the audit log: a chain alone does not show missing lines at its end.
 
         Raises:
             CheckpointError: the decisions or the audit log were changed.
@@ -140,19 +140,19 @@ class Approvals:
         recorded = [entry.fields for entry in chain if entry.fields.get("event") in VERDICTS]
         there = {str(fields.get("proposal")): str(fields["event"]) for fields in recorded}
         return [
-            f"{id_[:16]} is {here.get(id_, 'not decided')}, and by the audit log {there.get(id_, 'not decided')}"
+            f"{id_[:16]} is {here.get(id_, 'not decided')}, but {there.get(id_, 'not decided')} in the audit log"
             for id_ in sorted({*here, *there})
             if here.get(id_) != there.get(id_)
         ]
 
     def proposals(self) -> list[Proposal]:
-        """List all that was ever proposed, the oldest first; files that are not what their names say are left out."""
+        """List all proposals, the oldest first, without files whose content does not match their name."""
         try:
             files = [path for path in self.folder.iterdir() if re.fullmatch(r"[0-9a-f]{64}\.json", path.name)]
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise CheckpointError(f"{self.folder} cannot be read: {error}", remedy="Permit reading it") from error
+            raise CheckpointError(f"{self.folder} cannot be read: {error}", remedy="Give read permission") from error
         proposals = [proposal for path in files if (proposal := _read(path)) is not None]
         return sorted(proposals, key=lambda proposal: (proposal.first_seen, proposal.id))
 
@@ -171,7 +171,7 @@ class Approvals:
         """Keep a proposal for a person to look at, once.
 
         Raises:
-            NotApproved: too many wait already, or it is too long to be read by anybody.
+            NotApproved: too many are waiting already, or it is too long for anyone to read.
             CheckpointError: it cannot be written.
         """
         path = self.folder / f"{proposal.id}.json"
@@ -179,8 +179,8 @@ class Approvals:
             return
         if len(proposal.experiment) > LONGEST or len(self.waiting()) >= MOST_WAITING:
             raise NotApproved(
-                f"the experiment {proposal.id[:16]} is not approved, and too long or one of too many to be kept",
-                remedy=f"Decide on those that wait in {self.folder} (at most {MOST_WAITING}): `dynammo-site approve`",
+                f"the experiment {proposal.id[:16]} is not approved or kept: it is too long, or too many are waiting",
+                remedy=f"Decide on those in {self.folder} (at most {MOST_WAITING}) with `dynammo-site approve`",
             )
         self._make_folder()
         write_atomically(path, json.dumps(asdict(proposal), indent=1).encode() + b"\n", mode=0o600)
@@ -198,7 +198,7 @@ class Approvals:
             verdict: the decision.
             by: who decided.
             audit: the site's audit log.
-            runs: of an approval, how many runs of the experiment it covers.
+            runs: how many runs of the experiment an approval covers.
 
         Raises:
             CheckpointError: one of them cannot be written, or the decisions so far were changed.
@@ -218,7 +218,7 @@ class Approvals:
             self.folder.chmod(0o700)
         except OSError as error:
             raise CheckpointError(
-                f"the folder {self.folder} cannot be made: {error.strerror}", remedy="Permit writing there"
+                f"the folder {self.folder} cannot be created: {error.strerror}", remedy="Give write permission"
             ) from error
 
 
@@ -232,7 +232,7 @@ def write_line(path: Path, fields: Mapping[str, Any]) -> None:
     try:
         append(path, [{"time": time, **fields}])
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}", remedy="Permit writing there") from error
+        raise CheckpointError(f"cannot write {path}: {error.strerror}", remedy="Give write permission") from error
 
 
 def _read(path: Path) -> Proposal | None:

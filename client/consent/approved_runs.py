@@ -1,4 +1,4 @@
-"""Which runs of an experiment an approval covers: two runs tell more of a site's images than one."""
+"""Track which runs an approval covers: two runs reveal more about a site's images than one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ApprovedRuns:
         self._path = approvals.folder / RUNS
 
     def of(self, proposal: Proposal) -> list[str]:
-        """Name the runs of an experiment, in whatever version of the code, in their order.
+        """Return the names of an experiment's runs, under any version of the code, in order.
 
         Raises:
             CheckpointError: the list was changed, or cannot be read.
@@ -36,18 +36,18 @@ class ApprovedRuns:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"the list of runs {self._path} cannot be read ({type(error).__name__}: {error})",
-                remedy="Restore it from a backup; without it nobody knows how often an experiment ran",
+                remedy="Restore it from a backup; without it the site does not know how often an experiment ran",
             ) from error
         return names
 
     def bind(self, proposal: Proposal, run: str, began_as_this: Callable[[str], bool]) -> str | None:
-        """Count a run among those that the approval of its experiment covers; return the run whose place it takes.
+        """Count a run towards the approval of its experiment; return the run that it replaces, if any.
 
         Args:
             proposal: the experiment.
             run: the name of the run.
-            began_as_this: whether another run asked what this one asks now, and nothing else. Then this one takes its
-                place: another site had refused the first step, say, and the operator started anew.
+            began_as_this: whether another run asked only what this one asks now. Then this one replaces it: another
+                site had refused the first step, say, and the operator started again.
 
         Raises:
             NotApproved: the approval covers other runs.
@@ -63,8 +63,8 @@ class ApprovedRuns:
                 if before is None:
                     raise NotApproved(
                         f"the experiment {proposal.plain['name']} ({proposal.id[:16]}) is approved for {covered} run"
-                        f"{'s' if covered > 1 else ''} ({', '.join(known[-3:])}), and this is another one, {run}",
-                        remedy="The difference of two runs' sums can be a single image. To allow it all the same: "
+                        f"{'s' if covered > 1 else ''} ({', '.join(known[-3:])}), and {run} is another one",
+                        remedy="The sums of two runs may differ by a single image. To allow this run all the same: "
                         f"`dynammo-site approve --yes {proposal.id[:16]} --runs {len(known) + 1}`",
                     )
                 entry["instead"] = before

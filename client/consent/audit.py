@@ -1,4 +1,4 @@
-"""The audit log: what left this site, what its memory took in and gave up, line by line; nothing leaves unrecorded."""
+"""Record what leaves this site, and what its memory takes in and drops: nothing leaves unrecorded."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from dynammo_core.wire.announcement import Announcement
 from dynammo_core.wire.protocol import Instruction, Phase, Report, tensor_bytes
 
 TEXT = 2000
-"""Characters of an error's text that are kept: a server that sends nonsense shall not fill the disk with it."""
+"""Most characters kept of an error's text, so that a server cannot fill the disk."""
 
 
 class AuditLog:
     """An append-only file of JSON lines, mode 0600, each chained to the line before; it never leaves the site.
 
-    A line is written before what it tells of is sent. So a line may stand for an answer that a crash kept back, but no
-    answer leaves without its line; and an answer that is asked for twice has two.
+    A line is written before its answer is sent. So after a crash a line may describe an answer that never left, but no
+    answer leaves without a line. An answer that is sent twice has two lines.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def check_writable(self) -> None:
-        """Find out before the work whether it could be recorded.
+        """Check, before any work, that the log can be written.
 
         Raises:
             CheckpointError: the log cannot be opened for writing.
@@ -52,7 +52,7 @@ class AuditLog:
         *,
         again: bool = False,
     ) -> None:
-        """Record an answer that is about to leave, and for `remember` what the memory holds now.
+        """Record an answer before it leaves, and after `remember` the content of the memory.
 
         Args:
             instruction: what was asked; the log keeps a hash of its experiment.
@@ -61,8 +61,8 @@ class AuditLog:
             class_names: the experiment's classes, in the order of `class_counts`.
             wire: its tensors as they travel, whose bytes are recorded; norms are those of the report.
             phase: the exchange of secure aggregation that it answers, if any.
-            exemplars_held: exemplars per class after `remember`, if the report does not say them.
-            again: whether the answer was recorded when it was asked for first.
+            exemplars_held: exemplars per class after `remember`, if the report does not hold them.
+            again: whether the answer was recorded when it was first asked for.
 
         Raises:
             CheckpointError: the log cannot be written; so do all other methods.
@@ -93,7 +93,7 @@ class AuditLog:
         self._append(*entries, {"event": "answered", **run, **hashes, **place, **left})
 
     def refused(self, asked: str, code: int, error: Exception) -> None:
-        """Record a step that failed: its code and class leave, its text stays here; `asked` is the message's type."""
+        """Record a failed step with its text, which does not leave; `asked` is the message's type."""
         text = str(error)[:TEXT]
         self._append({"event": "refused", "asked": asked, "code": code, "class": type(error).__name__, "text": text})
 
@@ -101,9 +101,18 @@ class AuditLog:
         """Record names of classes and bands of their numbers of images, which are about to leave."""
         self._append({"event": "announced", "classes": dict(announcement.bands)})
 
-    def purged(self, records: int, exemplars: int, selection: str) -> None:
-        """Record a withdrawal: its number of records, and the `selection` that named them: record, class or date."""
-        self._append({"event": "purged", "records": records, "exemplars": exemplars, "selection": selection})
+    def purged(self, records: int, exemplars: int, selection: str, *, patients: int = 0) -> None:
+        """Record a withdrawal: its numbers of records and patients, and the `selection` that named them.
+
+        Args:
+            records: how many records were withdrawn.
+            exemplars: how many exemplars went.
+            selection: what named the records: record, patient, class or date.
+            patients: how many patients were withdrawn with all their records to come.
+        """
+        persons = {"patients": patients} if patients else {}
+        numbers = {"records": records, **persons, "exemplars": exemplars}
+        self._append({"event": "purged", **numbers, "selection": selection})
 
     def decided(self, decision: Mapping[str, Any]) -> None:
         """Record that a person approved or rejected an experiment here, or revoked an approval."""
@@ -120,12 +129,12 @@ class AuditLog:
         except OSError as error:
             raise CheckpointError(
                 f"the audit log {self.path} cannot be read: {error.strerror}",
-                remedy="A site writes it with its first answer; if it has answered, somebody took the log away",
+                remedy="A site creates it with its first answer; if this site has answered, somebody removed the log",
             ) from error
         except ValueError as error:
             raise CheckpointError(
                 f"the audit log {self.path} was changed: {error}",
-                remedy="It, or lines before it, were edited, removed or moved; compare it with a copy or a backup",
+                remedy="That line or earlier ones were edited, removed or moved; compare the log with a backup",
             ) from error
 
     def _append(self, *entries: Mapping[str, Any]) -> None:
@@ -134,8 +143,8 @@ class AuditLog:
             append(self.path, [{"time": time, **entry} for entry in entries])
         except OSError as error:
             raise CheckpointError(
-                f"the audit log {self.path} cannot be written: {error.strerror}",
-                remedy="Free disk space or permit writing there: nothing leaves this site unrecorded",
+                f"cannot write the audit log {self.path}: {error.strerror}",
+                remedy="Free disk space or give write permission: nothing leaves this site unrecorded",
             ) from error
 
 

@@ -1,8 +1,8 @@
-"""The door: the one place through which a site's answers leave, and the last that sees them before Flower does.
+"""Check every answer at the one place through which it leaves the site, the last before Flower.
 
-It takes nothing on trust from the code that made an answer. Records, keys and their order, types, shapes and every byte
-must be those that the protocol declares for the step, else the answer stays here. What it cannot see is what a changed
-program hides within weights and counts that are as declared: against that, a person approves the hash of the code.
+It does not trust the code that made an answer. Records, keys and their order, types, shapes and every byte must be
+those that the protocol declares for the step, else the answer stays here. It cannot detect what a modified program
+hides within valid weights and counts: against that, a person approves the hash of the code.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dynammo_core.wire.secure_aggregation.encoding import Encoding
 from dynammo_core.wire.secure_aggregation.phases import PHASE_UP, phase_shape
 
 UNEXPECTED = 199
-"""The code of an error that nobody raised on purpose."""
+"""The code of an unexpected error."""
 
 SECONDS = frozenset({"seconds"})
 
@@ -50,9 +50,9 @@ class Declared:
         tensors: the form of each tensor by its name, in their order.
         classes: number C of classes.
         most: no more samples than the site can have.
-        fewest: the count of a class is 0, or at least this.
+        fewest: each class's count is 0, or at least this.
         numbers: names of the numbers.
-        abstaining: the numbers of a site that abstains; it may also send all numbers, or none.
+        abstaining: the numbers of an abstaining site, which may also send all numbers, or none.
         hidden: secure aggregation hides whether the site abstains, and every count.
     """
 
@@ -78,7 +78,7 @@ def declared(site: Site, step: Step, phase: Phase | None = None, peers: int = 0)
     data = experiment.dataset
     images = len((data.test if tests else data.train).labels)
     most = most_samples(images, step.stage.action, experiment.config, experiment.classes)
-    fewest = site.fewest_images if tests or step.stage.action is Action.FORGET else site.fewest_exemplars
+    fewest = (site.fewest if tests or step.stage.action is Action.FORGET else site.fewest_exemplars).images
     forms, action = _forms(experiment, step.task, step.stage), step.stage.action
     if secure:
         return Declared(action, forms, experiment.classes, most, fewest, SECONDS, hidden=True)
@@ -101,7 +101,7 @@ def let_out(content: RecordDict, step: Declared) -> RecordDict:
     for name, array in weights.items():
         _check_array(name, array, step.tensors[name])
     if abstained and step.hidden:
-        raise ProtocolError("under secure aggregation nobody says that a site abstains")
+        raise ProtocolError("under secure aggregation an answer must not say that the site abstains")
     if abstained and not numbers:
         return content
     only_spent = abstained and set(numbers) == step.abstaining
@@ -116,16 +116,16 @@ def let_out(content: RecordDict, step: Declared) -> RecordDict:
         return content
     counts = _value(numbers, "class_counts", list)
     if any(0 < count < step.fewest for count in counts):
-        raise ProtocolError(f"number 'class_counts' counts fewer than {step.fewest} samples of a class")
+        raise ProtocolError(f"number 'class_counts' counts fewer than {step.fewest} samples for some class")
     if "confusion" in numbers:
         check_tests(numbers, step.classes, step.most)  # type: ignore[arg-type]  # counts, as has been checked
         if 0 < Reliability.of(numbers).to_come < step.fewest:
-            raise ProtocolError(f"number 'open_set' counts fewer than {step.fewest} images of classes to come")
+            raise ProtocolError(f"number 'open_set' counts fewer than {step.fewest} images of classes not yet learnt")
     return content
 
 
 def let_announcement_out(content: RecordDict) -> RecordDict:
-    """Return an announcement of classes, if it is nothing else.
+    """Return an announcement of classes, if it holds nothing else.
 
     Raises:
         ProtocolError: it holds anything but printable names with bands.
@@ -140,9 +140,9 @@ def let_announcement_out(content: RecordDict) -> RecordDict:
 
 
 def error_words(error: Exception) -> tuple[int, str]:
-    """Return all of an error that may leave: its code, and the name of its class, if the code defines that class.
+    """Return what of an error may leave: its code, and its class's name if this project defines that class.
 
-    A class that was made up at work could carry a text in its name.
+    A class created at run time could carry a text in its name.
     """
     kind = type(error)
     if getattr(sys.modules.get(kind.__module__), kind.__name__, None) is not kind:
@@ -166,22 +166,22 @@ def _value(record: Mapping[str, object], name: str, kind: type) -> Any:
 
 
 def _same_keys(record: Mapping[str, object], names: list[str]) -> None:
-    """Refuse other names, and another order: many names in an order of one's choice carry a message."""
+    """Refuse other names, and any other order: the order of many names could carry a message."""
     keys = list(record)
     if keys != names or {type(key) for key in keys} - {str}:
         odd = sorted({str(key) for key in keys} ^ set(names))
         raise ProtocolError(
-            f"{len(odd)} names are missing, undeclared or not in their order, such as {(odd or ['all'])[0]!r}",
+            f"{len(odd)} names are missing, undeclared or out of order, such as {(odd or ['all'])[0]!r}",
             accepted=", ".join(names[:8]) or "none",
         )
 
 
 def _check_array(name: str, array: object, form: Form) -> None:
     if type(array) is not Array or (array.dtype, array.shape, array.stype) != (*form, "numpy.ndarray"):
-        raise ProtocolError(f"tensor {name!r} is not of the form that is declared", accepted=str(form))
+        raise ProtocolError(f"tensor {name!r} does not have the declared type and shape", accepted=str(form))
     types = (type(array.dtype), type(array.stype), type(array.data), type(array.shape))
     if types != (str, str, bytes, tuple) or {type(side) for side in array.shape} - {int}:
-        raise ProtocolError(f"tensor {name!r} is described by something else than texts and numbers")
+        raise ProtocolError(f"tensor {name!r} is described by something other than texts and numbers")
     values = _decoded(name, array.data)
     if (values.dtype.name, values.shape) != form:
         raise ProtocolError(f"tensor {name!r} holds {values.dtype} {values.shape}", accepted=str(form))
@@ -192,7 +192,7 @@ def _check_array(name: str, array: object, form: Form) -> None:
     ):
         raise ProtocolError(f"tensor {name!r} holds values that are not finite floating-point numbers")
     if Array(values).data != array.data:
-        raise ProtocolError(f"tensor {name!r} holds bytes that its values do not account for")
+        raise ProtocolError(f"tensor {name!r} holds extra bytes beside its values")
 
 
 def _decoded(name: str, data: bytes) -> NDArray[np.generic]:

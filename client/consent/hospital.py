@@ -1,4 +1,4 @@
-"""Where an instruction is answered: one hospital as a message finds it, or a site of a simulation, by one interface."""
+"""Decide, answer and record each instruction, at a real hospital or at a simulated site."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from dynammo_core.wire.protocol import Instruction, Phase, Report
 
 @dataclass(frozen=True)
 class Request:
-    """An instruction as it came; its experiment is validated once, when it is first asked for.
+    """An instruction as received; its experiment is validated once, on first use.
 
     Attributes:
         instruction: with the tensors that were sent.
-        hashes: SHA-256 of every tensor that is meant, by name; the site may hold some of them already.
+        hashes: SHA-256 of every tensor by name; the site may already have some of them.
     """
 
     instruction: Instruction
@@ -41,7 +41,7 @@ class Request:
 
     @cached_property
     def config(self) -> Config[Any]:
-        """The experiment's configuration, as the server wrote it.
+        """Return the experiment's configuration, as the server wrote it.
 
         Raises:
             ProtocolError: the text is not JSON; ConfigError: it is not a valid configuration.
@@ -50,20 +50,20 @@ class Request:
 
     @cached_property
     def proposal(self) -> Proposal:
-        """What a person has to approve before the instruction may be answered."""
+        """Return the proposal that a person has to approve before the instruction is answered."""
         return Proposal.of(self.config, run=self.instruction.run[:200])
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer that is about to leave.
+    """An answer before it leaves.
 
     Attributes:
         instruction: the whole instruction that it answers.
         wire: the report as it travels.
         site: the site that answers.
         phase: the exchange of secure aggregation that it belongs to, if any.
-        again: whether it was recorded when the same was asked first.
+        again: whether it was recorded when it was first asked for.
     """
 
     instruction: Instruction
@@ -83,7 +83,7 @@ class Host(Protocol):
         """Open the site that a request is for."""
 
     def answering(self, request: Request, site: Site) -> Answering:
-        """Return what answers a request once, by work or from the record."""
+        """Return an object that answers a request, from the record or by computing it."""
 
     def record(self, answer: Answer) -> None:
         """Record an answer before it leaves."""
@@ -101,14 +101,14 @@ class Host(Protocol):
 class Hospital:
     """One hospital as one message finds it: settings, policy, approvals and audit log.
 
-    An object serves one message. `site.yaml` and `policy.yaml` are read once for it, so that the policy that admits an
-    experiment is the one it runs under, and read anew for the next message, so that a change is heard at once.
+    An object serves one message. It reads `site.yaml` and `policy.yaml` once, so that an experiment runs under the
+    policy that admitted it. The next message reads them again, so that changes apply at once.
 
     Args:
         site_yaml: the hospital's settings.
 
     Raises:
-        ConfigError: the settings are wrong.
+        ConfigError: the settings are invalid.
     """
 
     def __init__(self, site_yaml: Path) -> None:
@@ -118,7 +118,7 @@ class Hospital:
 
     @cached_property
     def policy(self) -> Policy:
-        """The policy, read when it is first asked for: a refusal is recorded even if the policy cannot be read.
+        """Return the policy, read on first use, so that a refusal is recorded even if it cannot be read.
 
         Raises:
             ConfigError: it cannot be read.
@@ -126,7 +126,7 @@ class Hospital:
         return load_policy(self.settings.policy)
 
     def admit(self, request: Request, now: datetime | None = None) -> None:
-        """Refuse what the policy forbids or nobody has approved; what is new is filed for `dynammo-site approve`.
+        """Refuse what the policy forbids or nobody has approved; file new proposals for `dynammo-site approve`.
 
         Raises:
             PolicyError: the policy forbids the experiment, or the site answers at other times.
@@ -146,10 +146,10 @@ class Hospital:
             refuse_corrections(self.policy, corrections)
 
     def open(self, request: Request) -> Site:
-        """Open this hospital for a run, and find out whether its answer could be recorded.
+        """Open this hospital for a run, after checking that its answer can be recorded.
 
         Raises:
-            ConfigError: the experiment asks for something that the site has to name itself.
+            ConfigError: the experiment needs something that the site's settings do not name.
             ProtocolError: the instruction is for another site.
             CheckpointError: the audit log cannot be written.
         """
@@ -161,7 +161,7 @@ class Hospital:
         return site
 
     def answering(self, request: Request, site: Site) -> Answering:
-        """Return what answers a request once: from the record of answers, or by work that is recorded."""
+        """Return an object that answers a request, from the ledger or by work that the ledger records."""
         question = Question.of(request.instruction, request.hashes, request.proposal)
 
         def bind() -> AnswerLedger | None:
@@ -224,10 +224,10 @@ class Hospital:
 
 
 class SimulatedHost:
-    """A process that plays the sites of a simulation: it admits everything, works each time and records nothing."""
+    """A process that plays simulated sites: it admits everything, works each time and records nothing."""
 
     def admit(self, request: Request) -> None:
-        """Admit a request: the one who simulates owns the data."""
+        """Admit every request: whoever simulates owns the data."""
 
     def open(self, request: Request) -> Site:
         """Open the share of the data set that belongs to the site which the instruction names.
@@ -240,7 +240,7 @@ class SimulatedHost:
         return simulated_site(experiment, instruction.site, Path(instruction.workspace), instruction.run)
 
     def answering(self, request: Request, site: Site) -> Answering:
-        """Return what answers by work alone: a simulated site has no patients to protect from being asked twice."""
+        """Return an object that always computes the answer: no patients need protection here."""
         return Answering()
 
     def record(self, answer: Answer) -> None:
@@ -255,7 +255,9 @@ class SimulatedHost:
         Raises:
             ConfigError: always; a simulation's classes are in its configuration.
         """
-        raise ConfigError("a simulated site has nothing to announce", remedy="Start it by `dynammo-site start`")
+        raise ConfigError(
+            "a simulated site cannot announce classes", remedy="Start a real site with `dynammo-site start`"
+        )
 
     def record_announcement(self, announced: Announcement) -> None:
         """Record nothing."""

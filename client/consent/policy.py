@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from client.consent.fewest import Fewest
 from dynammo_core.configuration.config import Config
 from dynammo_core.configuration.settings import Section
 from dynammo_core.plan import Action
@@ -29,6 +30,9 @@ POLICY_TEMPLATE = """\
 # A class of which this site holds fewer training (test) images takes no part here: it is not trained, remembered,
 # tested or announced, so that no smaller count leaves.
 fewest_images: 5
+# The same for the number of patients whom they show. Raise it where the data name patients, since five images of
+# one patient are one person's. Where the data name none, each image counts as a patient.
+fewest_patients: 1
 # Whether the operator may ask which classes this site holds, with bands of their numbers of images.
 announce: true
 
@@ -45,6 +49,8 @@ announce: true
 # most_epsilon: 8.0
 # Then by these mechanisms. With `client` raw updates leave, and the server alone adds noise.
 # mechanisms: [example]
+# Then for these units. With `image` several images of a patient are not hidden as one.
+# units: [patient]
 # Then with a delta of at most this, at which all runs are added up.
 # most_delta: 1.0e-5
 # When this site answers, by its own clock; a night counts as the day on which it began.
@@ -58,6 +64,12 @@ class Policy(Section):
 
     fewest_images: int = Field(
         default=5, ge=1, description="a class of which the site holds fewer images takes no part"
+    )
+    fewest_patients: int = Field(
+        default=1,
+        ge=1,
+        description="a class whose images show fewer patients takes no part; each image counts as a patient where the "
+        "data name none",
     )
     announce: bool = Field(
         default=True, description="whether the operator may ask for class names and bands of image counts"
@@ -83,6 +95,12 @@ class Policy(Section):
         min_length=1,
         description="mechanisms that satisfy most_epsilon; with client, raw updates leave the site",
     )
+    units: tuple[Literal["image", "patient"], ...] = Field(
+        default=("image", "patient"),
+        min_length=1,
+        description="units of mechanism example that satisfy most_epsilon; with image, several images of a patient are "
+        "not hidden as one",
+    )
     most_delta: float = Field(
         default=1e-5,
         gt=0,
@@ -98,6 +116,11 @@ class Policy(Section):
         pattern=rf"^{TIME}-{TIME}$",
         description='hours in which the site answers, such as "20:00-06:00", by its own clock',
     )
+
+    @property
+    def fewest(self) -> Fewest:
+        """Return the least that an answer may speak of, class by class."""
+        return Fewest(self.fewest_images, self.fewest_patients)
 
 
 def load_policy(path: Path | None) -> Policy:
@@ -173,9 +196,11 @@ def _violations(policy: Policy, config: Config[Any]) -> Iterator[str]:
 
 
 def _weak_privacy(policy: Policy, config: Config[Any]) -> Iterator[str]:
-    mechanism, delta = config.privacy.mechanism, config.privacy.delta
+    mechanism, unit, delta = config.privacy.mechanism, config.privacy.unit, config.privacy.delta
     if mechanism not in policy.mechanisms:
         yield f"the mechanism {mechanism} is not among those allowed: {', '.join(policy.mechanisms)}"
+    if mechanism == "example" and unit not in policy.units:
+        yield f"the unit {unit} is not among those allowed: {', '.join(policy.units)}"
     if not delta <= policy.most_delta:
         yield f"delta {delta:g} is more than {policy.most_delta:g}"
 

@@ -1,4 +1,4 @@
-"""What a hospital configures for itself: `site.yaml`, which no server can see or change."""
+"""Read what a hospital configures for itself: `site.yaml`, which no server can see or change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SiteData(Section):
     """Where this site's images are."""
 
     dataset: Annotated[str, DATASETS] = Field(
-        default="manifest", description="layout of the images: manifest, image_folder, or the name of a data set"
+        default="manifest", description="layout of the images: manifest, image_folder, or a data set's name"
     )
     root: str = Field(description="the manifest file, or the folder of images")
 
@@ -28,14 +28,19 @@ class SiteMemory(Section):
     """The replay memory on this site's disk."""
 
     folder: Path = Field(
-        default=Path("memory"), description="folder of the replay memories and of what belongs to all runs"
+        default=Path("memory"), description="folder of the replay memories and of the site's other state"
     )
     key: str | None = Field(
-        default=None, description=f"encrypts them: {KEY_PLACES} of 32 bytes in base64; null: plain files"
+        default=None, description=f"key that encrypts them: {KEY_PLACES} of 32 bytes in base64; null: plain files"
     )
     expiry_days: int | None = Field(default=None, ge=1, description="drop exemplars that are older")
     features_megabytes: int = Field(
-        default=1024, ge=0, description="disk space for features that frozen layers computed; 0: keep none"
+        default=1024, ge=0, description="disk space for features of frozen layers; 0 keeps none"
+    )
+    images_megabytes: int = Field(
+        default=16_000,
+        ge=0,
+        description="disk space for decoded images; 0: decode them for each message",
     )
     answers_megabytes: int = Field(default=2048, ge=1, description="disk space for the recorded answers of each run")
     answers_days: int = Field(default=90, ge=1, description="drop recorded answers that are older")
@@ -61,7 +66,7 @@ class SiteSettings(Section):
     audit: Path = Field(default=Path("audit.jsonl"), description="audit log of what left the site")
     approval: Literal["required", "off"] = Field(
         default="required",
-        description="required: nothing runs before a person approved it; off: whatever the operator submits runs",
+        description="required: nothing runs before a person approves it; off: all that the operator submits runs",
     )
     approvals: Path = Field(default=Path("approvals"), description="folder of proposals and decisions")
     policy: Path | None = Field(default=None, description="file of the site's policy; null: the defaults below")
@@ -78,7 +83,7 @@ def load_site(path: Path) -> SiteSettings:
 
     Raises:
         ConfigError: the file is missing or not YAML, or a key or value is invalid (the error names file, line and key);
-            or two things lie in one place, or one of the site's own among the memories of runs.
+            or two settings name the same path, or one names a path among the memories of runs.
     """
     data, tree = read_yaml(path)
     settings = validate(SiteSettings, data, str(path), tree)
@@ -89,19 +94,17 @@ def load_site(path: Path) -> SiteSettings:
 
     if place(settings.state) == place(settings.memory.folder):
         raise ConfigError(
-            f"{path}: state and memory.folder are both {place(settings.state)}", remedy="Flower's files need their own"
+            f"{path}: state and memory.folder are both {place(settings.state)}", remedy="Choose two different folders"
         )
     if place(settings.audit) == place(settings.log):
-        raise ConfigError(
-            f"{path}: log and audit are both {place(settings.log)}", remedy="Each line of the audit log seals the last"
-        )
+        raise ConfigError(f"{path}: log and audit are both {place(settings.log)}", remedy="Choose two different files")
     runs = _real(place(settings.memory.folder / RUNS))
     for name in ("state", "approvals", "log", "audit"):
         if _real(place(getattr(settings, name))).is_relative_to(runs):
             raise ConfigError(
-                f"{path}: {name} is {place(getattr(settings, name))}, in the folder of the runs' memories",
-                accepted=f"a place outside of {runs}",
-                remedy="Who starts a run names what lies there",
+                f"{path}: {name} is {place(getattr(settings, name))}, inside the folder of the runs' memories",
+                accepted=f"a path outside {runs}",
+                remedy="Choose another path: the operator chooses the names in that folder",
             )
     key = settings.memory.key
     if key is not None and key.startswith("file:"):
@@ -123,12 +126,14 @@ def load_site(path: Path) -> SiteSettings:
 
 
 def _real(path: Path) -> Path:
-    """Return where a path leads, links followed.
+    """Return the path with links resolved.
 
     Raises:
-        ConfigError: it leads nowhere, as in a circle.
+        ConfigError: links form a loop.
     """
     try:
         return path.resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"{str(path)!r} leads nowhere: {error}", accepted="a path with an end") from None
+        raise ConfigError(
+            f"{str(path)!r} cannot be resolved: {error}", accepted="a path whose links do not form a loop"
+        ) from None

@@ -1,4 +1,4 @@
-"""What a person reads before approving an experiment: what it does, what of it leaves, and what is new in it."""
+"""Describe an experiment to the person who approves it: what it does, what leaves, and what is new."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import yaml
 
 from client.consent.approvals import Approvals, Proposal
 from client.consent.approved_runs import ApprovedRuns
+from client.consent.labels import misspelt_labels
 from client.consent.policy import load_policy, promised_epsilon, training_rounds, violations
 from client.consent.settings import SiteSettings
 from client.state.privacy_budget import PrivacyBudget
 from dynammo_core.experiment import Experiment, code_hash, plugins_of
+from dynammo_core.support.errors import DataError
 from dynammo_core.wire.protocol import numbers_of
 
 
@@ -23,7 +25,7 @@ def forbidden(site: SiteSettings, proposal: Proposal) -> list[str]:
 
 
 def last_approved(approvals: Approvals, proposal: Proposal) -> Proposal | None:
-    """Return what a proposal is compared with: the last approved experiment of its name, else of any name."""
+    """Return the approved proposal to compare with: the last of the same name, else of any name."""
     others = [other for other in approvals.approved() if other.id != proposal.id]
     named = [other for other in others if other.plain["name"] == proposal.plain["name"]]
     return next(reversed(named or others), None)
@@ -37,14 +39,14 @@ def difference(before: Proposal | None, now: Proposal) -> list[str]:
 
 
 def same_sums(approvals: Approvals, proposal: Proposal) -> list[Proposal]:
-    """List approved experiments that hide the same sums of other sites: the difference can be what one site sent."""
+    """List approved experiments that sum the same: two sums over different sites can reveal what one site sent."""
     mine = _summed(proposal)
     others = [other for other in approvals.approved() if other.experiment_hash != proposal.experiment_hash]
     return [other for other in others if mine is not None and _summed(other) == mine]
 
 
 def _summed(proposal: Proposal) -> dict[str, Any] | None:
-    """Return what an experiment learns, whatever its name and its sites; None without secure aggregation."""
+    """Return what an experiment sums, without its name and sites; None without secure aggregation."""
     plain = proposal.plain
     if not plain["federation"].get("secure_aggregation"):
         return None
@@ -52,7 +54,7 @@ def _summed(proposal: Proposal) -> dict[str, Any] | None:
 
 
 def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict[str, Any]:
-    """Return all that is shown, as plain data: tasks and stages, and what leaves in them by plan and protocol."""
+    """Return the page's content as plain data: tasks and stages, and what leaves in them."""
     decision = approvals.state(proposal)
     known: dict[str, Any] = {"proposal": proposal.id, "experiment": proposal.experiment_hash, "code": proposal.code}
     known |= {"name": proposal.plain["name"], "run": proposal.run, "first_seen": proposal.first_seen}
@@ -88,10 +90,20 @@ def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict
         "epsilon": epsilon if (epsilon := promised_epsilon(proposal.config)) < float("inf") else None,
         "spent": budget.words(),
         "epsilon_of_all_runs_after": budget.after(experiment),
+        "fewest": load_policy(site.policy).fewest.words(),
         "forbidden": forbidden(site, proposal),
         "runs": ApprovedRuns(approvals).of(proposal),
+        "misspelt": _misspelt(site, proposal),
         "same_sums": [other.id for other in same_sums(approvals, proposal)],
     }
+
+
+def _misspelt(site: SiteSettings, proposal: Proposal) -> list[str]:
+    """Return what is wrong with the site's labels; nothing if they cannot be read, which `doctor` reports."""
+    try:
+        return misspelt_labels(site, proposal.config)
+    except DataError:
+        return []
 
 
 def page(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> Iterator[str]:
@@ -105,7 +117,7 @@ def page(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> Iterat
     yield f"  code         {shown['code']}"
     if not shown["installed_code"]:
         own = code_hash(proposal.config)[:16]
-        yield f"               NOT the code that is installed here ({own}), which made this page"
+        yield f"               NOT the code installed here ({own}), which made this page"
     for plugin in shown["plugins"]:
         yield f"  plug-in      {plugin}"
     yield f"  method       {shown['method']}, {shown['training_rounds']} rounds of training in all"
@@ -115,23 +127,30 @@ def page(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> Iterat
     for number, task in enumerate(shown["tasks"], start=1):
         yield f"  task {number:<7} {_marked(task, shown['new_classes'])}"
     for stage in shown["stages"]:
-        yield f"  {stage['stage']:<12} {stage['action']}, {stage['rounds']} rounds a task; what leaves:"
+        yield f"  {stage['stage']:<12} {stage['action']}, {stage['rounds']} rounds per task; what leaves:"
         yield f"               tensors: {', '.join(stage['tensors']) or 'none'}"
         yield f"               numbers: {', '.join(stage['numbers'])}"
+    yield f"  takes part   with {shown['fewest']}"
     if shown["epsilon"] is None:
         yield "  privacy      no differential privacy"
     else:
         yield f"  privacy      {yaml.safe_dump(shown['privacy'], default_flow_style=True, width=10**6).strip()}"
         yield f"  all runs     {shown['spent']}"
     if (after := shown["epsilon_of_all_runs_after"]) is not None:
-        yield f"               a whole run of this one would bring it to {after:.3g}"
+        yield f"               a complete run of this experiment would raise it to {after:.3g}"
     before = last_approved(approvals, proposal)
-    yield "Changes against the last approved experiment:" if before else "Nothing was approved before. All of it:"
+    yield (
+        "Changes since the last approved experiment:"
+        if before
+        else "Nothing was approved before. The whole experiment:"
+    )
     yield from (f"  {line}" for line in difference(before, proposal) or ["none"])
     if shown["runs"]:
-        yield f"RUNS that were answered, in some version of the code: {', '.join(shown['runs'])}"
+        yield f"RUNS answered so far, under any version of the code: {', '.join(shown['runs'])}"
     for other in shown["same_sums"]:
-        yield f"WARNING: {other[:16]} asks for the same sums. If other sites take part, the two tell what one site sent"
+        yield f"WARNING: {other[:16]} asks for the same sums. If the sites differ, both can reveal what one site sent"
+    for sentence in shown["misspelt"]:
+        yield f"WARNING: {sentence}"
     for sentence in shown["forbidden"]:
         yield f"FORBIDDEN by {site.policy}: {sentence}"
 
@@ -142,5 +161,5 @@ def _marked(names: Iterable[str], new: Iterable[str]) -> str:
 
 
 def _lines(proposal: Proposal) -> list[str]:
-    # Without allow_unicode: what could command a terminal is escaped.
+    # Without allow_unicode, control characters for a terminal are escaped.
     return [f"code: {proposal.code}", *yaml.safe_dump(proposal.plain, sort_keys=True, width=10**6).splitlines()]

@@ -157,7 +157,7 @@ def governance(settings: SiteSettings, config: Config[Any] | None) -> Iterator[F
         yield Finding("approval", "ok", f"required; {len(approvals.approved())} experiments are approved, none waits")
     policy = load_policy(settings.policy)
     if settings.policy is None:
-        what = f"there is none: all is allowed, with {policy.fewest_images} images of a class or more"
+        what = f"there is none: all is allowed, with {policy.fewest.words()}"
         yield Finding("policy", "note", what)
     elif wrong := violations(policy, config) if config else []:
         yield Finding("policy", "wrong", f"{settings.policy} forbids the experiment: {'; '.join(wrong)}")

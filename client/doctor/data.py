@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from client.consent.policy import load_policy
 from client.consent.settings import SiteSettings
 from client.doctor.findings import Finding
+from client.state.known_images import TrainedImages, hash_cache
 from dynammo_core.configuration.config import Config
 from dynammo_core.configuration.settings import DataSettings
+from dynammo_core.data.index.contents import hashes_kept_in
 from dynammo_core.data.index.opening import open_own
-from dynammo_core.data.samples import Dataset, Split
+from dynammo_core.data.samples import FEWEST_SAMPLES, Dataset, Split
+from dynammo_core.privacy.units import require_patients
 from dynammo_core.support.errors import DataError
+from dynammo_core.wire.announcement import misspelt
 
 NAMED = 10
 """Unreadable images that are named; of more only the number is told."""
 CHUNK = 256
-FEWEST = 2
-"""With fewer training images a site abstains."""
 Advance = Callable[[int, int], None]
 
 
@@ -34,10 +38,18 @@ def data(settings: SiteSettings, config: Config[Any] | None, advance: Advance) -
 
     Raises:
         ConfigError: no such data set, or its classes are not the experiment's.
-        DataError: the data set cannot be opened.
+        DataError: the data set cannot be opened, or the experiment protects patients and it names none.
     """
-    dataset = open_own(_own(settings, config), 0)
+    with hashes_kept_in(hash_cache(settings.memory)):
+        dataset = open_own(_own(settings, config), 0)
+    dataset = TrainedImages.of_site(settings.memory, settings.site).settled(dataset)
+    if config is not None and config.privacy.mechanism == "example":
+        require_patients(dataset.train, config.privacy.unit)
     yield _counted(dataset, settings)
+    yield from _rare(dataset, settings)
+    yield from _other_labels(dataset, config.data.classes or ()) if config else ()
+    if dataset.notes:
+        yield Finding("data", "note", "how the images were found", details=dataset.notes)
     total = len(dataset.train.labels) + len(dataset.test.labels)
     unreadable = list(_unreadable(dataset, lambda done: advance(done, total)))
     if not unreadable:
@@ -70,14 +82,39 @@ def _counted(dataset: Dataset, settings: SiteSettings) -> Finding:
     present = len(counts_by_class) - len(absent)
     what = f"{present} classes, {sum(counts[0])} training + {sum(counts[1])} test images: {listed}"
     what += f"; without images: {', '.join(absent)}" if absent else ""
-    if few := [name for name, (train, _) in counts_by_class.items() if 0 < train < FEWEST]:
-        remedy = f"Get more of them: with fewer than {FEWEST} images of a task this site abstains from it"
+    if few := [name for name, (train, _) in counts_by_class.items() if 0 < train < FEWEST_SAMPLES]:
+        remedy = f"Get more of them: with fewer than {FEWEST_SAMPLES} images of a task this site abstains from it"
         return Finding("data", "warning", f"{what}; few of: {', '.join(few)}", remedy)
     if not present:
         return Finding(
             "data", "wrong", f"{settings.data.root} holds no image of the experiment's classes", "Correct data.root"
         )
     return Finding("data", "ok", what)
+
+
+def _rare(dataset: Dataset, settings: SiteSettings) -> Iterator[Finding]:
+    """Name the classes that take no part here because the policy wants more images or patients of them."""
+    fewest = load_policy(settings.policy).fewest
+    for part, split in (("training", dataset.train), ("tests", dataset.test)):
+        held = np.bincount(split.labels, minlength=len(dataset.class_names))
+        common = fewest.class_counts(split.labels, split.patient_ids, len(held))
+        if rare := [dataset.class_names[label] for label in np.flatnonzero((held > 0) & (common == 0)).tolist()]:
+            what = f"the policy wants {fewest.words()}; these take no part in {part}: {', '.join(rare)}"
+            yield Finding("rare classes", "note", what)
+
+
+def _other_labels(dataset: Dataset, classes: Sequence[str]) -> Iterator[Finding]:
+    """Name the site's labels that are not classes of the experiment; one that nearly is takes no part by mistake."""
+    counts = Counter(dataset.class_names[label] for part in (dataset.train, dataset.test) for label in part.labels)
+    others = [label for label in counts if label not in classes] if classes else []
+    near = misspelt(others, classes)
+    for label, name in near.items():
+        what = f"the label {label!r} is not a class of the experiment (did you mean {name!r}?): "
+        what += f"its {counts[label]} images take no part"
+        remedy = f"Correct the label; if it is another disease than {name!r}, ask the operator to add it"
+        yield Finding("labels", "warning" if counts[name] else "wrong", what, remedy)
+    if rest := [label for label in others if label not in near]:
+        yield Finding("labels", "note", f"not in the experiment, so without a part in it: {', '.join(sorted(rest))}")
 
 
 def _unreadable(dataset: Dataset, advance: Callable[[int], None]) -> Iterator[str]:

@@ -1,8 +1,8 @@
-"""Whether a site would be let in: one request to the SuperLink, as a SuperNode makes it, that changes nothing there.
+"""Check whether the SuperLink would admit this site, by one request that changes nothing there.
 
 The request is Fleet's ActivateNode, signed by the site's key, with a heartbeat interval that is not allowed. The
-SuperLink checks the signature first, then whether the key is registered, then the interval: whoever is refused for the
-interval would have been let in, and a SuperNode that runs by the same key is not disturbed. The SuperLink logs this.
+SuperLink checks the signature first, then whether the key is registered, then the interval: a site refused for its
+interval would have been admitted, and a SuperNode that uses the same key is not disturbed. The SuperLink logs this.
 (flwr 1.41: superlink/routers/fleet/node_auth.py and superlink/servicer/fleet/fleet_handlers.py)
 """
 
@@ -42,11 +42,11 @@ NOT_YET_VALID, EXPIRED, WRONG_AUTHORITY, WRONG_NAME = {9}, {10}, {2, 7, 18, 19, 
 
 
 def connection_findings(settings: SiteSettings, signed_at: datetime | None = None) -> list[Finding]:
-    """Check the way from this site to its SuperLink, in its order, and stop at the first thing that is wrong.
+    """Check the connection to the SuperLink step by step, and stop at the first error.
 
     Args:
         settings: the site.
-        signed_at: the time that the signature claims; now, unless a wrong clock is to be tried out.
+        signed_at: the time that the signature claims; now by default.
 
     Raises:
         ConfigError: the private key or the certificate authority's file cannot be read.
@@ -70,7 +70,7 @@ def connection_findings(settings: SiteSettings, signed_at: datetime | None = Non
 
 
 def refusal(settings: SiteSettings) -> Finding | None:
-    """Return why the SuperLink would not let this site in, or None if it would.
+    """Return why the SuperLink would refuse this site, or None if it would admit it.
 
     Raises:
         ConfigError: as `connection_findings`.
@@ -89,7 +89,7 @@ def clock_finding(date: str | None, now: float) -> Finding | None:
         return None
     skew = now - server
     what = f"this machine's clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the SuperLink's"
-    remedy = "Keep the time by NTP (`timedatectl set-ntp true`); if this clock is right, tell the operator"
+    remedy = "Synchronise it by NTP (`timedatectl set-ntp true`); if this clock is right, tell the operator"
     # half a second is lost in the header, and as much again may be on the way
     if skew > AHEAD_SECONDS + 1 or skew < -BEHIND_SECONDS:
         return Finding("clock", "wrong", f"{what}: its signatures are refused", remedy)
@@ -135,7 +135,7 @@ def _authority(path: Path) -> tuple[ssl.SSLContext, Finding]:
         ) from error
     except ValueError as error:
         raise ConfigError(
-            f"{path} holds no certificate in PEM format", remedy="Ask the operator for the consortium's ca.pem"
+            f"{path} is not a certificate in PEM format", remedy="Ask the operator for the consortium's ca.pem"
         ) from error
     expiry = min(certificate.not_valid_after_utc for certificate in certificates)
     digest = certificates[0].fingerprint(hashes.SHA256()).hex(":").upper()
@@ -153,9 +153,9 @@ def _encrypted(settings: SiteSettings, certificate: dict[str, str]) -> Finding:
 def _by_expiry(check: str, what: str, remedy: str, expiry: datetime) -> Finding:
     days = (expiry - datetime.now(UTC)).total_seconds() / 86_400
     if days < 0:
-        return Finding(check, "wrong", f"{what}, which is over", remedy)
+        return Finding(check, "wrong", f"{what}, which has passed", remedy)
     if days < EXPIRES_SOON_DAYS:
-        return Finding(check, "warning", f"{what}, for {days:.0f} days", remedy)
+        return Finding(check, "warning", f"{what}, in {days:.0f} days", remedy)
     return Finding(check, "ok", what)
 
 
@@ -169,7 +169,7 @@ def _unreachable(settings: SiteSettings, error: httpx.TransportError | httpx.Inv
             return Finding(
                 "TLS",
                 "wrong",
-                f"{place} answers, but not in TLS ({cause.reason or cause})",
+                f"{place} answers, but not with TLS ({cause.reason or cause})",
                 "Correct the port in superlink, or ask the operator whether the SuperLink runs with certificates",
             )
         if isinstance(cause, ConnectionRefusedError):
@@ -183,8 +183,8 @@ def _unreachable(settings: SiteSettings, error: httpx.TransportError | httpx.Inv
     return Finding(
         "SuperLink",
         "wrong",
-        f"{place} is not reached ({str(error) or type(error).__name__})",
-        f"Check the name in superlink, and that the firewall lets this machine out to that port.{proxy}",
+        f"cannot reach {place} ({str(error) or type(error).__name__})",
+        f"Check the host in superlink, and that the firewall allows connections from here to that port.{proxy}",
     )
 
 
@@ -195,14 +195,14 @@ def _certificate_refused(settings: SiteSettings, error: ssl.SSLCertVerificationE
     elif code in NOT_YET_VALID:
         what, remedy = "is not valid yet", "Set this machine's clock; if it is right, tell the operator"
     elif code in WRONG_AUTHORITY:
-        what = f"is not of the authority in {authority}"
+        what = f"was not issued by the authority in {authority}"
         remedy = (
             "Compare that file's SHA-256 with the operator's by telephone: either it is an old or a foreign one, or "
         )
         remedy += "somebody else answers there"
     elif code in WRONG_NAME:
         what = f"is for another name: {error.verify_message}"
-        remedy = "Write the name that the operator gave you into superlink, or ask for a certificate with this one"
+        remedy = "Use the host name that the operator gave you in superlink, or ask for a certificate with this name"
     else:
         what, remedy = f"is refused: {error.verify_message}", "Tell the operator"
     return Finding("TLS", "wrong", f"the certificate of {place} {what}", remedy)
@@ -226,7 +226,7 @@ def _authentication(
                 "authentication",
                 "wrong",
                 f"{name} is not registered at {settings.superlink}",
-                f"Send {settings.private_key}.pub to the operator, to be registered for the site {settings.site}",
+                f"Send {settings.private_key}.pub to the operator, to be registered as the site {settings.site}",
             ),
         ]
     if response.status_code == httpx.codes.UNAUTHORIZED:
@@ -237,7 +237,7 @@ def _authentication(
         Finding(
             "SuperLink",
             "wrong",
-            f"something answers at {settings.superlink} (HTTP {response.status_code}), but no SuperLink of Flower",
+            f"{settings.superlink} answers (HTTP {response.status_code}), but is not a Flower SuperLink",
             "Correct superlink, or ask the operator for the version that runs there",
         )
     ]
@@ -251,7 +251,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_here(settings: SiteSettings) -> bool:
-    """Return whether the SuperLink is on this machine, which no proxy leads to."""
+    """Return whether the SuperLink is on this machine, so that no proxy is used."""
     return settings.superlink.rpartition(":")[0] in LOOPBACK
 
 

@@ -1,10 +1,8 @@
-"""What a process that runs for months needs: a lock, a log that rotates, a wanted stop, children that end with it."""
+"""Support a long-running process: a lock, a rotating log, and a clean stop."""
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from pathlib import Path
 
 from client.consent.settings import SiteSettings
 from dynammo_core.support.errors import ConfigError, RunError
+from dynammo_core.support.locks import only_holder
 
 LOG_BYTES, LOG_FILES = 10_000_000, 5
 POLL_SECONDS = 0.2
@@ -24,7 +23,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 @dataclass
 class Backoff:
-    """Seconds to wait before the next start: doubling with each failure, from the first again after a steady time."""
+    """Seconds to wait before the next start: doubled with each failure, reset after a steady time."""
 
     first: float = 1.0
     longest: float = 60.0
@@ -40,7 +39,7 @@ class Backoff:
 
 @contextmanager
 def only_one(settings: SiteSettings) -> Iterator[None]:
-    """Lock this site's state folder; the lock falls with the process that holds it.
+    """Lock this site's state folder; the lock ends with the process that holds it.
 
     Raises:
         RunError: another process holds it.
@@ -50,28 +49,22 @@ def only_one(settings: SiteSettings) -> Iterator[None]:
     try:
         (settings.state / "cwd").mkdir(parents=True, exist_ok=True)
         settings.state.chmod(0o700)
-        file = path.open("a+")
     except OSError as error:
         raise ConfigError(
-            f"the state folder {settings.state} cannot be written: {error.strerror}",
-            remedy="Permit the account that runs the site to write there, or correct state",
+            f"cannot write to the state folder {settings.state}: {error.strerror}",
+            remedy="Give the account that runs the site write permission, or correct state",
         ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise RunError(
-                f"the site {settings.site} runs already (process {file.read().strip() or 'unknown'} holds {path})",
-                remedy="Stop that one first; two would answer for the same images",
-            ) from error
-        file.truncate(0)
-        print(os.getpid(), file=file, flush=True)
+
+    def refusal(holder: str) -> RunError:
+        what = f"the site {settings.site} already runs ({holder}, according to {path})"
+        return RunError(what, remedy="Stop that process first: two would answer for the same images")
+
+    with only_holder(path, refusal):
         yield
 
 
 class _LogFile(RotatingFileHandler):
-    """Readable by the site's account alone; a full disk costs lines, not the site."""
+    """A log readable only by the site's account; a full disk loses lines, but does not stop the site."""
 
     def _open(self) -> TextIOWrapper:
         stream = super()._open()
@@ -79,12 +72,12 @@ class _LogFile(RotatingFileHandler):
         return stream
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Do without this line."""
+        """Skip this line."""
 
 
 @contextmanager
 def log_file(settings: SiteSettings) -> Iterator[logging.Logger]:
-    """Open the site's log: each line with its time, in files of ten megabytes, of which the last six are kept.
+    """Open the site's log, with timed lines, in files of ten megabytes of which the last six are kept.
 
     Raises:
         ConfigError: it cannot be written.
@@ -95,8 +88,8 @@ def log_file(settings: SiteSettings) -> Iterator[logging.Logger]:
         handler = _LogFile(settings.log, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"the log {settings.log} cannot be written: {error.strerror}",
-            remedy="Permit the account that runs the site to write there, or correct log",
+            f"cannot write the log {settings.log}: {error.strerror}",
+            remedy="Give the account that runs the site write permission, or correct log",
         ) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
     logger.addHandler(handler)
@@ -112,7 +105,7 @@ class Stop:
     asked = False
 
     def wait(self, seconds: float) -> bool:
-        """Wait so long, or until it is asked; whether it was."""
+        """Wait until asked to stop, at most this long; return whether it was asked."""
         limit = time.monotonic() + seconds
         while not self.asked and (left := limit - time.monotonic()) > 0:
             time.sleep(min(left, POLL_SECONDS))
@@ -121,7 +114,7 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Hear SIGTERM, SIGINT and a closed terminal, if they are not ignored (`nohup`); in the main thread."""
+    """Catch SIGTERM, SIGINT and SIGHUP, unless ignored (`nohup`); main thread only."""
     stop = Stop()
     heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, lambda *_: setattr(stop, "asked", True)) for number in heard}

@@ -1,4 +1,4 @@
-"""Whether the app that came with a run is the one that is installed: compared as bytes, never unpacked."""
+"""Compare the app that came with a run with the installed one, as bytes, without unpacking it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from client.service.own_code import ROOT
 from dynammo_core.support.code_files import code_files
 
 LARGEST = 4 * 2**20
-"""Bytes of an app; this one has about a million."""
+"""Most bytes of an app; this one has about a million."""
 BESIDE_CODE = re.compile(r"pyproject\.toml|LICENSE|\.info/CONTENT|configs/.+\.yaml")
-"""Files of an app that are no code; a site reads none of them."""
+"""Files of an app that are not code; a site reads none of them."""
 SHOWN = 3
 
 
 def difference(content: bytes) -> str | None:
-    """Say where an app differs from what is installed here; return None if all of its code is the same.
+    """Return how an app differs from the installed one, or None if all of its code is the same.
 
-    Each of the Python files that `code_hash` covers must be in the archive, once and with the same bytes, and nothing
-    beside them but the description of the app and experiments. A file of another size is not even decompressed.
+    Each Python file that `code_hash` covers must be in the archive once, with the same bytes. Nothing else may be there
+    but the app's description and experiments. A file of another size is not even decompressed.
 
     Args:
         content: the app as Flower sends it, a zip archive.
     """
     if len(content) > LARGEST:
-        return f"it has {len(content)} bytes, more than {LARGEST}"
+        return f"it has {len(content)} bytes; at most {LARGEST} are accepted"
     try:
         with ZipFile(BytesIO(content)) as archive:
             return _difference(archive)
@@ -44,7 +44,7 @@ def _difference(archive: ZipFile) -> str | None:
     for what, names in {
         "it lacks": [name for name in installed if name not in entry_of],
         "it also has": surplus,
-        "it has another": changed,
+        "it has a different": changed,
         "it has twice": [entry.filename for entry in entries if entry is not entry_of[entry.filename]],
     }.items():
         if names:
@@ -59,7 +59,7 @@ def _same(archive: ZipFile, entry: ZipInfo, content: bytes) -> bool:
 
 
 def _some(names: Iterable[str]) -> str:
-    """List the first names, in a form that no name can break."""
+    """List the first names, quoted and shortened."""
     known = list(names)
     more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
     return ", ".join(f"{name[:100]!r}" for name in known[:SHOWN]) + more

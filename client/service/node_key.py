@@ -1,4 +1,4 @@
-"""The key by which a site proves to the SuperLink who it is: EC P-384 in OpenSSH's formats, as Flower reads them."""
+"""Make and load the key that identifies a site: EC P-384 in OpenSSH's formats, as Flower reads them."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def load_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
         key = serialization.load_ssh_private_key(path.read_bytes(), None)
     except OSError as error:
         raise ConfigError(
-            f"the private key {path} cannot be read: {error.strerror}",
-            remedy="Make one by `dynammo-site init`, or permit the account that runs the site to read it",
+            f"cannot read the private key {path}: {error.strerror}",
+            remedy="Create one with `dynammo-site init`, or give the account that runs the site read permission",
         ) from error
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise _no_key(path, "is no private key in OpenSSH's format without a passphrase") from error
+        raise _no_key(path, "is not a private key in OpenSSH's format without a passphrase") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise _no_key(path, f"is a key of another kind ({type(key).__name__.lstrip('_')})")
     return key
@@ -53,6 +53,6 @@ def _public_line(key: ec.EllipticCurvePrivateKey) -> bytes:
 def _no_key(path: Path, what: str) -> ConfigError:
     return ConfigError(
         f"{path} {what}",
-        accepted="an elliptic-curve key, as `ssh-keygen -t ecdsa -b 384 -N ''` makes it",
-        remedy="Make one by `dynammo-site init` in an empty folder, and have the operator register it",
+        accepted="an elliptic-curve key, as `ssh-keygen -t ecdsa -b 384 -N ''` creates it",
+        remedy="Create one with `dynammo-site init` in an empty folder, and have the operator register it",
     )

@@ -1,13 +1,16 @@
-"""The process that answers one message at a site: Flower's own, but for the app, which is the installed one always.
+"""Answer messages at a site in Flower's own way, but always with the installed app.
 
-Where Flower would unpack the app that came with the run and import it, the app is compared with what is installed,
-as bytes: if it is another, the message is answered by an error before anything of its content is decoded.
+The process loads PyTorch, Flower and this project once. A copy of it answers each message, and ends with the answer.
+Flower would unpack and import the app that came with the run. Here that app is compared with the installed one, as
+bytes. If it differs, the answer is an error, before any of the message's content is decoded.
 (flwr 1.41 and 1.42: supernode/runtime/run_clientapp.py)
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -21,15 +24,15 @@ from client.service.foreign_app import difference
 from dynammo_core.support.errors import ForeignApp
 
 NAME_LENGTH = 100
-"""Characters of a foreign app's name and version that are told."""
+"""Most characters of a foreign app's name and version that are logged."""
 Answer = Callable[[Message, Context], Message]
 
 
 class InstalledApp:
-    """Stands where Flower expects whatever app a run brings."""
+    """Takes the place of the app that a run brings."""
 
     def __init__(self) -> None:
-        self._difference: str | None = "nobody compared it"
+        self._difference: str | None = "it was not compared"
 
     def compare(self, content: bytes, **_: object) -> None:
         """Look at an app, in the place of `install_from_fab`."""
@@ -43,9 +46,9 @@ class InstalledApp:
         if self._difference is None:
             return _installed
         error = ForeignApp(
-            f"the run's app {fab_id[:NAME_LENGTH]!r}, version {fab_version[:NAME_LENGTH]!r}, is not the one that is "
+            f"the run's app {fab_id[:NAME_LENGTH]!r}, version {fab_version[:NAME_LENGTH]!r}, differs from the one "
             f"installed here: {self._difference}",
-            remedy="Nothing of it was unpacked or executed. If it is a newer version, install the same on both sides",
+            remedy="None of it was unpacked or executed. If it is a newer version, install the same on both sides",
         )
 
         def fail(*_: object) -> NoReturn:
@@ -68,30 +71,45 @@ def _installed(message: Message, context: Context) -> Message:
 
 
 def replace(module: ModuleType, name: str, stand_in: object) -> None:
-    """Replace what a module of Flower uses by something else.
+    """Replace a name in a module of Flower.
 
     Raises:
-        RuntimeError: the module does not know the name, so that the replacement would change nothing.
+        RuntimeError: the module does not have the name, so the replacement would change nothing.
     """
     if not hasattr(module, name):
-        raise RuntimeError(f"this version of Flower has no {module.__name__}.{name}: a site cannot run by it safely")
+        raise RuntimeError(f"this version of Flower lacks {module.__name__}.{name}: a site cannot run safely with it")
     setattr(module, name, stand_in)
 
 
 def main() -> None:
-    """Answer the message of the task whose token stands in the standard input, where no other account can read it."""
+    """Answer each task whose token is a line of standard input, where no other account can read it."""
     address, parent = sys.argv[1:]
     app, flower = InstalledApp(), import_module("flwr.supernode.runtime.run_clientapp")
     replace(flower, "install_from_fab", app.compare)
     replace(flower, "get_project_dir", lambda *_: Path())
     replace(flower, "get_load_client_app_fn", app.loader)
-    flower.run_clientapp(
-        runtime_api_address=address,
-        token=sys.stdin.readline().strip(),
-        insecure=True,
-        parent_pid=int(parent),
-        runtime_dependency_install=False,
-    )
+    _load()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that a copy which has ended leaves nothing
+    for token in sys.stdin:
+        if os.fork():
+            continue
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        flower.run_clientapp(  # which ends the copy
+            runtime_api_address=address,
+            token=token.strip(),
+            insecure=True,
+            parent_pid=int(parent),
+            runtime_dependency_install=False,
+        )
+
+
+def _load() -> None:
+    """Load what each answer needs, in seconds that the copies need not pay."""
+    from dynammo_core.experiment import project_hash  # and only here: a SuperNode needs no PyTorch
+
+    import_module("client.app")
+    import_module("torch._dynamo")  # which PyTorch loads with the first optimizer
+    project_hash()  # of the code that is loaded, even if another version is installed meanwhile
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A site runs the code that was installed there, never the code that came with a run.
+"""Run only the code that was installed at the site, never the code that came with a run.
 
-Each process of Flower that a site needs is a module of this project, and this file starts it. It does so in a Python
-that heeds neither its working directory nor PYTHONPATH, and whose `sys.path` is fixed before anything of a run is
-received: modules and the metadata of packages are found where this environment has them, and nowhere else.
+Each process of Flower that a site needs is a module of this project, and this file starts it. It uses a Python
+that ignores its working directory and PYTHONPATH, and whose `sys.path` is fixed before anything of a run is received.
+So modules and package metadata are found only in this environment.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class FixedPlaces(list[str]):
-    """A `sys.path` that stays as it is: whoever changes it is not told, and changes nothing."""
+    """A `sys.path` that silently ignores all changes."""
 
     def _stay(self, *_: object, **__: object) -> None:
         """Do nothing."""
@@ -27,7 +27,7 @@ class FixedPlaces(list[str]):
     append = extend = insert = remove = clear = sort = reverse = __setitem__ = __delitem__ = _stay
 
     def pop(self, index: SupportsIndex = -1) -> str:
-        """Return an entry, which stays."""
+        """Return an entry without removing it."""
         return self[index]
 
     def __iadd__(self, _: Iterable[str]) -> FixedPlaces:  # type: ignore[misc,override]
@@ -38,12 +38,12 @@ class FixedPlaces(list[str]):
 
 
 def start_command(module: str, *arguments: str) -> list[str]:
-    """Say how to start a module of this project that executes no code but what is installed here."""
+    """Return the command that starts a module of this project with installed code only."""
     return [sys.executable, "-E", "-P", "-u", str(Path(__file__).resolve()), module, *arguments]
 
 
 def only_installed() -> None:
-    """Find modules from now on only where Python looks now, and this project where this file lies."""
+    """Fix the module search path to its current entries, and this project to this file's folder."""
     spec = find_spec("client")
     if spec is None or spec.origin is None or Path(spec.origin).resolve().parent.parent != ROOT:
         sys.path.insert(0, str(ROOT))

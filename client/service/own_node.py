@@ -1,7 +1,7 @@
-"""Flower's SuperNode at a site, and a process of this project for each message that it receives.
+"""Run Flower's SuperNode at a site, and the process of this project that answers its messages.
 
-The SuperNode hands its tasks to whoever knows a secret, which is made anew for each start and never leaves this
-process; the token of a task goes to the process that answers it by a pipe. So no other account of this machine can
+The SuperNode gives its tasks only to the holder of a secret, which is new for each start and never leaves this process.
+The token of a task reaches its process through a pipe. So no other account of this machine can
 take a task, read a message or answer one, though all of them can reach the port. Whatever kind of task a server asks
 for, an agent's too, the same process answers it (`client/service/own_app.py`). Nothing here reads the app of a run.
 (flwr 1.41 and 1.42: supernode/cli/flower_supernode.py, supernode/start_client_internal.py)
@@ -33,12 +33,12 @@ from client.service.own_code import start_command
 
 POLL_SECONDS = 0.25
 LARGEST_ANSWER = 64 * 2**20
-"""Bytes of an answer of the SuperLink; Flower cuts tensors into pieces of 20 megabytes, and an app has at most ten."""
+"""Most bytes of a SuperLink's answer; Flower splits tensors into 20 megabytes, and an app has at most ten."""
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
 
 class BoundedAnswer(httpx.SyncByteStream):
-    """The body of an answer, as it comes, which ends in an error where it grows too large."""
+    """The streamed body of an answer, which raises an error when it grows too large."""
 
     def __init__(self, body: httpx.SyncByteStream) -> None:
         self._body = body
@@ -48,7 +48,7 @@ class BoundedAnswer(httpx.SyncByteStream):
         for part in self._body:
             size += len(part)
             if size > LARGEST_ANSWER:
-                raise RuntimeError(f"the SuperLink sends more than {LARGEST_ANSWER} bytes in one answer")
+                raise RuntimeError(f"the SuperLink sent more than {LARGEST_ANSWER} bytes in one answer")
             yield part
 
     def close(self) -> None:
@@ -57,7 +57,7 @@ class BoundedAnswer(httpx.SyncByteStream):
 
 
 class BoundedFleetClient(FleetHttpClient):
-    """Flower's connection to its SuperLink, which never takes in more at once than an honest one sends."""
+    """Flower's connection to its SuperLink, with a limit on the size of an answer."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -66,26 +66,26 @@ class BoundedFleetClient(FleetHttpClient):
 
 
 def _bound(response: httpx.Response) -> None:
-    """Before its body is read."""
+    """Limit the body before it is read."""
     if response.headers.get("content-encoding", "identity") != "identity":  # a few bytes could become any number
-        raise RuntimeError("the SuperLink sends a compressed answer, though it was asked for a plain one")
+        raise RuntimeError("the SuperLink sent a compressed answer, although a plain one was requested")
     assert isinstance(response.stream, httpx.SyncByteStream)
     response.stream = BoundedAnswer(response.stream)
 
 
-def start_processes(address: str, secret: bytes) -> None:
-    """Start a process for each task of the SuperNode at `address`, as long as this one lives.
+def hand_out_tasks(address: str, secret: bytes) -> None:
+    """Have each task of the SuperNode at `address` answered, as long as this process lives.
 
-    When it fails, this whole process ends: a SuperNode whose messages nobody answers had better be started again.
+    On failure this whole process ends, so that the SuperNode is restarted.
     """
     try:
-        _start_processes(address, secret)
+        _hand_out_tasks(address, secret)
     except Exception:
-        logging.getLogger("flwr").exception("no more tasks are started")
+        logging.getLogger("flwr").exception("cannot answer more tasks")
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _start_processes(address: str, secret: bytes) -> None:
+def _hand_out_tasks(address: str, secret: bytes) -> None:
     signed = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={ACQUIRE})
     client = RuntimeHttpClient.from_server_address(
         server_address=address,
@@ -96,17 +96,13 @@ def _start_processes(address: str, secret: bytes) -> None:
     )
     anything = AcquireTaskRequest(supported_task_types=list(TaskType))
     command = start_command("client.service.own_app", address, str(os.getpid()))
-    running: list[subprocess.Popen[str]] = []
-    while True:
+    answering = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+    while answering.poll() is None:
         token = client.AcquireTask(anything).token
         if token:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
-            assert process.stdin is not None
-            with process.stdin as pipe:
-                pipe.write(f"{token}\n")
-            running.append(process)
-        running = [process for process in running if process.poll() is None]
+            print(token, file=answering.stdin, flush=True)
         time.sleep(POLL_SECONDS)
+    raise RuntimeError(f"the process that answers messages ended (exit code {answering.returncode})")
 
 
 def main() -> None:
@@ -123,8 +119,8 @@ def main() -> None:
 
     def with_processes(**settings: Any) -> None:
         if (settings["superexec_auth_secret"], settings["isolation"]) != (secret, "process"):
-            raise RuntimeError("this version of Flower does not keep its tasks for who knows the secret")
-        threading.Thread(target=start_processes, args=(settings["runtime_api_address"], secret), daemon=True).start()
+            raise RuntimeError("this version of Flower does not protect its tasks by a secret")
+        threading.Thread(target=hand_out_tasks, args=(settings["runtime_api_address"], secret), daemon=True).start()
         run(**settings)
 
     replace(shell, "_parse_supernode_lifespan_config", with_secret)

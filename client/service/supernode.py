@@ -1,4 +1,4 @@
-"""Flower's SuperNode as a child of this process: watched, started again after a failure, never left behind."""
+"""Run Flower's SuperNode as a child process: watch it, restart it after failures, and stop it at the end."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from client.consent.labels import misspelt_in_approved
 from client.consent.settings import SiteSettings
 from client.service.connection import refusal
 from client.service.daemon import Backoff, Stop, log_file, only_one, stop_signals
@@ -41,21 +42,21 @@ def supervise(
 ) -> int:
     """Run this site's SuperNode until SIGTERM or SIGINT; must be called from the main thread.
 
-    Before each start the SuperLink is asked whether it would let the site in; if not, the reason is said and asking
-    goes on. A SuperNode that ends unasked is started again whatever its exit code: 0 too, when a key is withdrawn.
+    Before each start it asks the SuperLink whether it would admit the site; if not, it reports the reason and keeps
+    asking. A SuperNode that stops by itself is restarted whatever its exit code, which is 0 when a key is withdrawn.
 
     Args:
         settings: the site.
         site_yaml: where its settings are written, for the ClientApp.
         say: takes what the engineer should see, a line at a time; everything goes to the site's log.
-        once: end at the first failure instead of trying again.
+        once: stop at the first failure instead of trying again.
         backoff: how long to wait between attempts.
 
     Returns:
         0 when it was stopped by a signal, 1 after a failure with `once`.
 
     Raises:
-        RunError: this site's SuperNode runs already.
+        RunError: this site's SuperNode is already running.
         ConfigError: the state folder or the log cannot be written, or a file that the settings name cannot be read.
     """
     command = _command(settings, site_yaml)
@@ -66,6 +67,8 @@ def supervise(
             log.info("dynammo-site: %s", line)
             say(line)
 
+        for sentence in misspelt_in_approved(settings):
+            tell(f"warning: {sentence}")
         said = ""
         while not stop.wait(0):
             began = time.monotonic()
@@ -78,7 +81,7 @@ def supervise(
                 tell(why)
             elif refused.sentence != said:  # once, not every minute of a night
                 said = refused.sentence
-                tell(f"not let in: {said}")
+                tell(f"not admitted: {said}")
             if once:
                 return 1
             wait = backoff.after(time.monotonic() - began if refused is None else 0.0)
@@ -112,7 +115,7 @@ def _run(command: list[str], settings: SiteSettings, log: logging.Logger, tell: 
 
 
 def _relay(child: subprocess.Popen[str], log: logging.Logger, tell: Say, tail: deque[str]) -> None:
-    """Write every line into the log; tell the engineer that it is connected, and each warning once in a row."""
+    """Write every line to the log; show connections, and repeated warnings only once."""
     last = ""
     for line in child.stdout or ():
         text = COLOURS.sub("", line.rstrip("\n"))
@@ -134,16 +137,16 @@ def _relay(child: subprocess.Popen[str], log: logging.Logger, tell: Say, tail: d
 def _reason(settings: SiteSettings, code: int, tail: str) -> str:
     if STILL_ONLINE in tail:
         return (
-            f"the SuperLink believes that {settings.site} is online already. After a hard stop that passes within a "
-            "minute; if it stays, another machine runs with the same private key: stop it there"
+            f"the SuperLink believes that {settings.site} is already online. After a hard stop this lasts up to a "
+            "minute; if it persists, another machine uses the same private key: stop it there"
         )
-    return f"the SuperNode ended unasked (exit code {code}); the log {settings.log} holds its last words"
+    return f"the SuperNode stopped by itself (exit code {code}); see the end of the log {settings.log}"
 
 
 def _command(settings: SiteSettings, site_yaml: Path) -> list[str]:
     place = str(site_yaml.absolute())
     if "'" in place:
-        raise ConfigError(f"the path {place} holds a quotation mark, which Flower cannot take", remedy="Rename it")
+        raise ConfigError(f"the path {place} holds a quotation mark, which Flower does not accept", remedy="Rename it")
     return [
         *start_command("client.service.own_node"),
         *("--superlink", settings.superlink),

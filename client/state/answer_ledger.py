@@ -1,4 +1,4 @@
-"""What a site has answered: the same question gets the same answer again, another question in its place gets none.
+"""Record a site's answers: a repeated question gets the same answer, a different one for the same step gets none.
 
 Without this a server could ask one step as often as it likes with weights of its choice, or once before and once after
 a record was withdrawn, and read single images from the differences. Each answer is a sealed file in the run's folder,
@@ -28,21 +28,21 @@ DAY, MEGABYTE = 86_400.0, 10**6
 
 
 Recording = Callable[[Callable[[], Report]], Report]
-"""Gives the answer that work makes, or that was recorded when it was asked for first."""
+"""Returns the recorded answer, or the one that the given work computes."""
 
 
 Bind = Callable[[], "AnswerLedger | None"]
-"""Counts the run among those that are approved; gives the ledger of the run whose place it takes, if any."""
+"""Counts the run towards its approval; returns the ledger of the run that it replaces, if any."""
 
 
 def anew(work: Callable[[], Report]) -> Report:
-    """Answer by work, without a record: asking a simulated site twice does no harm."""
+    """Compute the answer without a record: asking a simulated site twice does no harm."""
     return work()
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a server asks, told apart from all that it may ask otherwise.
+    """Identifies what a server asks.
 
     Attributes:
         step: index in the plan.
@@ -69,12 +69,12 @@ class Question:
 
     @property
     def place(self) -> str:
-        """The part of a question that must not be asked in two ways."""
+        """Return the key under which only one question may be answered."""
         return f"{self.step:06d}.{self.correction}.{self.corrected}"
 
     @property
     def file(self) -> str:
-        """The name of the file with its answer."""
+        """Return the name of the file with the answer."""
         return f"{self.place}.{self.proposal[:16]}.sealed"
 
 
@@ -104,7 +104,7 @@ class AnswerLedger:
             bind: raises if the run may ask nothing new; gives the ledger of the run whose place this one takes.
 
         Raises:
-            AnsweredBefore: this step was answered for other weights, or the recorded answer is kept no longer.
+            AnsweredBefore: this step was answered for other weights, or the recorded answer was dropped.
             MemoryStoreError: a recorded answer cannot be read; CheckpointError: it cannot be written.
         """
         with locked_folder(self.folder):
@@ -113,9 +113,9 @@ class AnswerLedger:
                 return recorded, True
             if path.exists():
                 raise AnsweredBefore(
-                    f"step {question.step} of this run was answered before, for other weights",
+                    f"step {question.step} of this run was already answered, for other weights",
                     accepted="one set of weights for each step of an approved experiment",
-                    remedy="The server has lost its checkpoint, or is trying this site out: start a new run, which a "
+                    remedy="The server has lost its checkpoint, or is probing this site: start a new run, which a "
                     "person here has to approve",
                 )
             before = bind()
@@ -136,10 +136,10 @@ class AnswerLedger:
         return [header.owner["asked"] for _, header in self._headers("*.sealed")] == [question.asked]
 
     def recall(self, question: Question) -> Report | None:
-        """Return the answer that was given to this very question in this run; None if it was not asked.
+        """Return the recorded answer to this question in this run, or None if it was not asked.
 
         Raises:
-            AnsweredBefore: the answer is kept no longer.
+            AnsweredBefore: the answer was dropped.
             MemoryStoreError: it cannot be read.
         """
         for path, header in self._headers(f"{question.place}.*.sealed"):
@@ -161,13 +161,13 @@ class AnswerLedger:
         report = file.read_as("answer", lambda content: _unpacked_report(bytes(content)) if content else None)
         if report is None:
             raise AnsweredBefore(
-                f"step {owner['step']} of this run was answered before, and the answer is kept no longer",
-                remedy="Raise memory.answers_megabytes or memory.answers_days in site.yaml for runs to come",
+                f"step {owner['step']} of this run was already answered, and the recorded answer has been dropped",
+                remedy="Raise memory.answers_megabytes or memory.answers_days in site.yaml for future runs",
             )
         return report
 
     def _make_room(self, last: Path) -> None:
-        """Empty what is too old, and the oldest while all is too large; what was asked stays in their headers.
+        """Drop the content of old answers, and the oldest over the size limit; headers keep the questions.
 
         Answers without tensors, which are counts, stay: a finished run may be tested again at any time.
         """
@@ -184,7 +184,7 @@ class AnswerLedger:
 
 @dataclass
 class Answering:
-    """Answers one question as `Recording`: from the record, or by work that is recorded before its result leaves.
+    """Answers one question, from the record or by work that is recorded before its result leaves.
 
     Attributes:
         ledger: the answers of the run; None in a simulation, which works each time.

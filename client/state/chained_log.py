@@ -1,7 +1,7 @@
-"""Lines of JSON that only grow: each ends in a hash over itself and the line before, so that no change goes unnoticed.
+"""Append JSON lines that are chained: each ends in a hash over itself and the line before, so changes show.
 
-The hashes need no key, so they hold against accidents and small lies, not against someone who writes the whole file
-anew. What they cannot show is a loss of the last lines: for that, keep the last hash somewhere else.
+The hashes need no key, so they detect accidents and edits, but not a rewrite of the whole file. They cannot show that
+the last lines are missing: for that, keep the last hash somewhere else.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BLOCK = 2**16
 
 
 class Entry(NamedTuple):
-    """A line that is as it was written: its number from 1, what it says, and the hash at its end."""
+    """An unchanged line: its number from 1, its content, and the hash at its end."""
 
     number: int
     fields: dict[str, Any]
@@ -32,7 +32,7 @@ class Entry(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """A log of which every line is as it was written.
+    """A log in which every line is unchanged.
 
     Attributes:
         whole: the lines that were not cut off.
@@ -48,12 +48,12 @@ class Chain(NamedTuple):
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """The whole lines, without those by which `append` closed a line that was cut off."""
+        """Return the complete lines, without those by which `append` closed an incomplete one."""
         return tuple(entry for entry in self.whole if CUT_OFF not in entry.fields)
 
     @property
     def last_link(self) -> str:
-        """The hash at the end of the last whole line."""
+        """Return the hash at the end of the last complete line."""
         return self.whole[-1].link if self.whole else ""
 
 
@@ -95,15 +95,15 @@ def read_chain(content: bytes) -> Chain:
         broken = []
         whole.append(entry._replace(number=number))
     if broken and not (open_end and broken == [len(lines)]):
-        raise ValueError(f"line {broken[0]} is not as it was written after the line before")
+        raise ValueError(f"line {broken[0]} does not follow from the line before it")
     return Chain(tuple(whole), len(lines), (*cut_off, *broken), open_end)
 
 
 def append(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     """Add lines to a log, of mode 0600, all or none; on the disk when this returns. Waits for others who append.
 
-    A line that a crash cut off stays as it is: it is ended, and a line after it says that it was cut off. Without
-    entries this only tries whether the log can be opened.
+    A line that a crash truncated stays: it is ended, and the next line says that it is incomplete. Without entries
+    this only checks that the log can be opened.
 
     Raises:
         OSError: the log cannot be written; it stays as it was.

@@ -1,4 +1,4 @@
-"""What rounding has lost of a site's answers, on its disk: added to the next round's answer of the same stage."""
+"""Keep on disk what rounding lost from a site's answers, to add it to the next round of the same stage."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class ErrorFeedback:
                 notes = json.loads(file.metadata()["notes"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             if notes["sha256"] != tensors_sha256(tensors):
-                raise ValueError("its content does not fit its checksum")
+                raise ValueError("its content does not match its checksum")
             first, last = int(notes["first"]), int(notes["last"])
         except FileNotFoundError:
             return {}
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            logger.warning("%s is damaged, so a rounding error is lost: %s", self.path, error)
+            logger.warning("%s is damaged, so its rounding errors are ignored: %s", self.path, error)
             return {}
         if first != step.index - step.round or last > step.index:
             return {}

@@ -1,4 +1,4 @@
-"""Features on a site's disk: a real site answers each message in a new process, which would compute them again."""
+"""Cache features on a site's disk, since a real site answers each message in a new process."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from dynammo_core.data.decoded.stored_images import add_pixels
 from dynammo_core.data.samples import Samples
 from dynammo_core.memory.private_files import write_private
 from dynammo_core.memory.sealed_file import SealedFile
@@ -62,7 +63,7 @@ class FeatureFiles:
             The tensor; on the CPU, if it was on the disk.
         """
         digest = hashlib.sha256(json.dumps([*what, list(samples.images.shape)]).encode())
-        digest.update(samples.images.contiguous().numpy().data)
+        add_pixels(digest, samples.images)
         name = digest.hexdigest()
         tensor = self._read(name)
         if tensor is None:
@@ -78,7 +79,7 @@ class FeatureFiles:
                 return None
             os.utime(file.path)
         except (MemoryStoreError, OSError) as error:
-            logger.warning("features are computed again: %s", error)
+            logger.warning("cached features cannot be used and are computed again: %s", error)
             return None
         ((layout, tensor),) = tensors.items()
         return tensor.contiguous(memory_format=LAYOUTS[layout])
@@ -94,7 +95,7 @@ class FeatureFiles:
             if fits:
                 write_private(file.path, sealed)
         except (DynammoError, OSError) as error:
-            logger.warning("features are not kept: %s", error)
+            logger.warning("features cannot be cached: %s", error)
 
     def _make_room(self, wanted: int) -> None:
         """Delete those unused for longest, and those unused for a day, so that none outlives its images by much.
@@ -126,5 +127,5 @@ def discard_features(runs: Path) -> None:
             path.unlink(missing_ok=True)
         except OSError as error:
             raise MemoryStoreError(
-                f"the features {path} cannot be deleted: {error.strerror}", remedy="Delete the file by hand"
+                f"cannot delete the features {path}: {error.strerror}", remedy="Delete the file by hand"
             ) from error

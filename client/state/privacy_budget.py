@@ -1,4 +1,4 @@
-"""A hospital's budget of privacy: what all runs on its images may cost together, whatever experiment they belong to."""
+"""Enforce a hospital's privacy budget over all runs on its images, whatever the experiment."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from client.consent.policy import Policy
-from client.state.privacy_ledger import NamedCharge, SiteLedger, spent_by_class, total_epsilon
+from client.state.privacy_ledger import (
+    ANY_PATIENT,
+    EVERY_CLASS,
+    NamedCharge,
+    SiteLedger,
+    spent_by_class,
+    total_epsilon,
+)
 from dynammo_core.experiment import Experiment
 from dynammo_core.privacy.accounting import Charge
 from dynammo_core.privacy.plan import example_charges
@@ -39,8 +46,8 @@ class PrivacyBudget:
             charges = (*before, NamedCharge.of(charge, self._run, class_names))
             if self._most is not None and not (wanted := total_epsilon(charges, self._delta)) <= self._most:
                 logger.warning(
-                    "abstains from %s: epsilon of all runs here would be %.3f at delta %g, and most_epsilon of the "
-                    "policy is %g",
+                    "abstains from %s: epsilon of all runs here would be %.3f at delta %g, and the policy's "
+                    "most_epsilon is %g",
                     charge.stage,
                     wanted,
                     self._delta,
@@ -59,22 +66,21 @@ class PrivacyBudget:
         return total_epsilon(self.ledger.read(), self._delta)
 
     def words(self) -> str:
-        """Say what was spent, of which budget, and by which classes.
+        """Return a text on what was spent, of which budget, and by which classes.
 
         Raises:
             CheckpointError: the ledger cannot be read.
         """
         by_class = spent_by_class(self.ledger.read(), self._delta)
         limit = "without a limit" if self._most is None else f"of {self._most:g}"
-        listed = ", ".join(
-            f"{'any class' if name == '*' else name} {epsilon:.3g}" for name, epsilon in by_class.items()
-        )
+        named = {EVERY_CLASS: "any class", ANY_PATIENT: "any patient"}
+        listed = ", ".join(f"{named.get(name, name)} {epsilon:.3g}" for name, epsilon in by_class.items())
         spent = max(by_class.values(), default=0.0)
         detail = f": {listed}" if listed else ""
         return f"epsilon {spent:.3g} {limit} spent by all runs, at delta {self._delta:g}{detail}"
 
     def after(self, experiment: Experiment) -> float | None:
-        """Return epsilon of all runs and one whole run of an experiment more; None if that charges no image here."""
+        """Return epsilon after one more complete run of an experiment; None if that charges no image here."""
         if not experiment.protects_images:
             return None
         try:

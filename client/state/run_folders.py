@@ -1,4 +1,4 @@
-"""Where a site keeps its runs: `<memory>/runs/<run>`, so that no server's name for a run meets a file of the site.
+"""Locate a site's runs in `<memory>/runs/<run>`, so that a run's name cannot collide with a file of the site.
 
 Beside `runs` lies what belongs to the whole site, such as the ledger of withdrawn records. Older versions kept each run
 directly in the memory folder; what they left is moved, each folder by one rename, whenever some is found.
@@ -15,6 +15,8 @@ from dynammo_core.support.files import sync_folder
 
 RUN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
 RUNS = "runs"
+IMAGES = "images"
+"""Folder of the decoded images that all runs of a site share, beside `RUNS`."""
 ASIDE = ".runs"  # no run's name begins with a dot
 OF_A_RUN = frozenset(
     {
@@ -54,12 +56,12 @@ def run_folder(memory: Path, run: str) -> Path:
         MemoryStoreError: as `runs_folder`.
     """
     if not re.fullmatch(RUN, run):
-        raise ProtocolError(f"{run!r} names no run", accepted=RUN)
+        raise ProtocolError(f"{run!r} is not a valid run name", accepted=RUN)
     runs = runs_folder(memory)
     kept_runs = [folder.name for folder in runs.iterdir()] if runs.is_dir() else []
     if run not in kept_runs and run.lower() in {name.lower() for name in kept_runs}:
         raise ProtocolError(
-            f"the run {run!r} differs from one that this site keeps by nothing but capital letters",
+            f"the run {run!r} differs from another run of this site only in upper and lower case",
             remedy="Give the experiment another name: some disks would keep both in one folder",
         )
     return runs / run
@@ -74,7 +76,7 @@ def _left_behind(memory: Path) -> list[Path]:
     except OSError as error:
         raise MemoryStoreError(
             f"the memory folder {memory} cannot be read: {error.strerror}",
-            remedy="Permit reading it, or name a folder of this user as memory.folder in site.yaml",
+            remedy="Give read permission, or set memory.folder in site.yaml to a folder of this account",
         ) from error
     return [folder for folder in here if _is_misplaced(folder)]
 
@@ -112,15 +114,15 @@ def _carry_over(memory: Path) -> None:
             sync_folder(memory)
         except OSError as error:
             raise MemoryStoreError(
-                f"the runs in {memory} cannot be moved into {runs}: {error.strerror}",
-                remedy=f"Permit writing there, or move each run's folder into {runs} by hand",
+                f"cannot move the runs in {memory} to {runs}: {error.strerror}",
+                remedy=f"Give write permission, or move each run's folder to {runs} by hand",
             ) from error
 
 
 def _move(source: Path, target: Path) -> None:
     if target.is_dir() and any(target.iterdir()):
         raise MemoryStoreError(
-            f"one run lies in two folders, {source} and {target}, and which of them is right only people can tell",
-            remedy="Take one of them out of the memory folder: an older version may have run there in between",
+            f"one run is in two folders, {source} and {target}, and only a person can tell which is right",
+            remedy="Move one of them out of the memory folder: an older version may have run in between",
         )
     source.rename(target)

@@ -1,4 +1,4 @@
-"""What a site remembers of secure aggregation: one secret for each run, and what it has told under it."""
+"""Remember, for secure aggregation, a secret per run and what the site revealed under it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEDGER_FILE, OPENED_FILE = "secure.json", "opened-sums.json"
 
 @dataclass
 class _Content:
-    """The file: the secret in hexadecimal, and by step what was told."""
+    """The file's content: the secret in hexadecimal, and what was revealed in each step."""
 
     secret: str
     masked: dict[str, list[str]] = field(default_factory=dict)  # last attempt, and hash of who took part in it
@@ -46,7 +46,7 @@ class SecureLedger:
         )
 
     def secret(self) -> bytes:
-        """The site's secret of this run, drawn when it is first asked for.
+        """Return the site's secret of this run, drawn on first use.
 
         Raises:
             MemoryStoreError: the file is damaged; so do the other methods.
@@ -56,8 +56,8 @@ class SecureLedger:
             return bytes.fromhex(content.secret)
 
     def mask(self, context: Context, roster: Mapping[int, bytes]) -> None:
-        """A masked vector is about to leave. It may leave again, but in one attempt under one set of masks alone: the
-        difference of two would tell masks.
+        """Record a masked vector before it leaves. It may leave again, but in one attempt only under one set of masks:
+        two would reveal masks by their difference.
 
         Raises:
             ProtocolError: in this attempt, one has left under other masks.
@@ -66,11 +66,11 @@ class SecureLedger:
             attempt, sites = context.attempt.hex(), _hash(roster)
             # Of every attempt, not of the last alone: its masks come back whenever the server names it again.
             if content.rosters.setdefault(f"{context.step}/{attempt}", sites) != sites:
-                raise ProtocolError(f"step {context.step}: another set of sites than before in one attempt")
+                raise ProtocolError(f"step {context.step}: the set of sites changed within one attempt")
             content.masked[str(context.step)] = [attempt, sites]
 
     def open(self, context: Context, roster: Mapping[int, bytes], survivors: list[int]) -> None:
-        """Shares are about to leave: of the survivors' own masks, and of the other sites' masking keys.
+        """Record, before they leave, shares of the survivors' own masks and of the other sites' masking keys.
 
         In one attempt, both of one site would unmask its vector. In two attempts at a step, which bring the same
         vectors, the sums over two sets of sites differ by the vectors of those that are in one set alone.
@@ -81,16 +81,16 @@ class SecureLedger:
         with self._changing() as content:
             step = str(context.step)
             if content.masked.get(step) != [context.attempt.hex(), _hash(roster)]:
-                raise ProtocolError(f"step {step}: this site has sent no vector among these sites in this attempt")
+                raise ProtocolError(f"step {step}: this site did not send a vector among these sites in this attempt")
             if content.opened.setdefault(step, _hash(survivors)) != _hash(survivors):
                 raise ProtocolError(
-                    f"step {step} was opened for other sites before: the two sums would tell what one site sent",
+                    f"step {step} was already opened for other sites: the two sums could reveal what one site sent",
                     remedy="Repeat the step when the same sites take part",
                 )
 
     @contextmanager
     def _changing(self) -> Iterator[_Content]:
-        """The content, alone; what the block changes is written at its end, unless it raises."""
+        """Yield the content under a lock; changes are written at the end, unless the block raises."""
         with self._file.locked():
             content = self._file.read(_checked)
             before = asdict(content) if content else None
@@ -108,7 +108,7 @@ def _checked(fields: Mapping[str, Any]) -> _Content:
 
 
 class OpenedSums:
-    """What a site opened in all runs of each experiment, in its memory folder.
+    """Records the sums that a site opened in all runs of each experiment.
 
     Two runs of one experiment ask for the same sums: over five sites in one and four of them in the other, their
     difference is what the fifth one sent. Other randomness in training does not hide counts or sums of features.
@@ -123,29 +123,29 @@ class OpenedSums:
         self._file = JsonFile(
             self.path,
             "the list of opened sums",
-            "Restore it from a backup; whoever deletes it lets other runs open other sums",
+            "Restore it from a backup; without it, other runs could open other sums",
             MemoryStoreError,
         )
         self._experiment = experiment
 
     def open(self, step: int, survivors: list[int]) -> None:
-        """The sum of a step over these sites is about to be told.
+        """Record that the sum of a step over these sites is about to be revealed.
 
         Raises:
-            ProtocolError: in another run it was told of other sites.
+            ProtocolError: another run revealed it for other sites.
             MemoryStoreError: the file is damaged; CheckpointError: it cannot be written.
         """
 
         def recorded(content: Any) -> tuple[Any, Any]:
-            """All experiments with this sum among them, and the sites that it was opened for first."""
+            """Return all experiments including this sum, and the sites that it was first opened for."""
             return content, content.setdefault(self._experiment, {}).setdefault(str(step), survivors)
 
         with self._file.locked():
             opened, before = self._file.read(recorded) or recorded({})
             if before != survivors:
                 raise ProtocolError(
-                    f"another run of this experiment opened step {step} for other sites: the two sums would tell what "
-                    "one site sent",
+                    f"another run of this experiment opened step {step} for other sites: the two sums could reveal "
+                    "what one site sent",
                     remedy="Repeat the step when the same sites take part, or agree on another experiment",
                 )
             self._file.write(opened)

@@ -1,4 +1,4 @@
-"""The batch-norm statistics of a site's own that it keeps of a run: sealed as its memory is, and never sent."""
+"""Keep a site's own batch-norm statistics for a run: sealed like its memory, and never sent."""
 
 from __future__ import annotations
 
@@ -76,6 +76,6 @@ def statistics_for_model(folder: Path, *, task: int, model: str, site: str, key:
         raise damaged
     others = f"; it keeps those of {', '.join(path.parent.parent.name for path in paths)}" if paths else ""
     raise MemoryStoreError(
-        f"{folder} holds no statistics with which {site} tested this very model, after its task {task + 1}{others}",
-        accepted="a model that this site tested, as its run left it: the same run, task, weights and backbone",
+        f"{folder} does not hold the statistics with which {site} tested this model after its task {task + 1}{others}",
+        accepted="a model that this site tested, unchanged: the same run, task, weights and backbone",
     )

@@ -1,4 +1,4 @@
-"""What of a site is in the sums that a server keeps: a private note, sealed as the memory is."""
+"""Note privately which of a site's images are in the sums that a server keeps."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+from torch import Tensor
 
 from dynammo_core.data.samples import Samples
 from dynammo_core.memory.private_files import locked_folder
@@ -15,18 +18,27 @@ from dynammo_core.memory.sealed_file import SealedFile
 from dynammo_core.support.errors import MemoryStoreError
 
 NOTE_FILE = "sums.sealed"
+BATCH = 128
 Contributions = Mapping[int, Sequence["Summed"]]
 """The images of each contribution; those below 0 took theirs out again."""
-Known = frozenset[tuple[str, str]]
-"""Images of one class, by record and digest, whose sum a server can know."""
+Known = frozenset["Image"]
+"""Images of one class whose sum a server can know."""
+
+
+@dataclass(frozen=True, order=True)
+class Image:
+    """An image as it was summed: record and pixels tell it from others, whoever is said to be its patient later."""
+
+    record_id: str
+    digest: str
+    patient: str = field(compare=False)
 
 
 class Summed(NamedTuple):
-    """An image as it was summed: only the very same one may be subtracted."""
+    """An image with the label that it was summed with: only the very same may be subtracted."""
 
-    record_id: str
+    image: Image
     label: int
-    digest: str
 
 
 class SumsNote:
@@ -61,7 +73,7 @@ class SumsNote:
                 images += (Counter(before) - Counter(images)).elements()
             if images:
                 noted[contribution] = images
-            self._file.write(json.dumps(noted).encode())
+            self._write(noted)
 
     def inside(self, taken: Iterable[int]) -> Counter[Summed]:
         """Return the images, with their numbers, in sums that consist of these contributions.
@@ -73,7 +85,7 @@ class SumsNote:
         if unknown := sorted(set(taken) - set(noted)):
             raise MemoryStoreError(
                 f"the note {self.path} does not know what this site contributed in {unknown}",
-                remedy="Restore it from a backup: without it no record can be taken out of the sums of this run",
+                remedy="Restore it from a backup: without it no record can be removed from the sums of this run",
             )
         return _sum(noted, taken)
 
@@ -90,7 +102,7 @@ class SumsNote:
             MemoryStoreError: a note cannot be read or written.
         """
         if noted := self._of_run(run).load():
-            self._file.write(json.dumps(noted).encode())
+            self._write(noted)
 
     def known(self) -> set[Known]:
         """Return the sets of images, per class, whose sums a server can know from this and all other runs of this site.
@@ -118,12 +130,16 @@ class SumsNote:
             return {}
         try:
             plain = json.loads(self._file.read())
-            return {int(number): [Summed(*image) for image in images] for number, images in plain.items()}
+            return {int(number): [_summed(*fields) for fields in images] for number, images in plain.items()}
         except (MemoryStoreError, ValueError, TypeError, AttributeError) as error:
             raise MemoryStoreError(
-                f"the note of what the sums contain is refused: {error}",
-                remedy="Without it, no record can be taken out of the sums of this run",
+                f"the note of what the sums contain cannot be used: {error}",
+                remedy="Restore it from a backup: without it no record can be removed from the sums of this run",
             ) from error
+
+    def _write(self, noted: Contributions) -> None:
+        plain = {number: list(map(_fields, images)) for number, images in noted.items()}
+        self._file.write(json.dumps(plain).encode())
 
 
 def taken_out(noted: Contributions, corrections: Iterable[int]) -> Counter[Summed]:
@@ -137,19 +153,33 @@ def taken_out(noted: Contributions, corrections: Iterable[int]) -> Counter[Summe
 def _known(noted: Contributions) -> Iterator[Known]:
     corrections = sorted((number for number in noted if number < 0), reverse=True)
     for number, images in noted.items():
-        for label in {image.label for image in images if number >= 0}:
+        for label in {summed.label for summed in images if number >= 0}:
             for last in range(len(corrections) + 1):
                 gone = taken_out(noted, corrections[:last])
-                yield frozenset(
-                    (image.record_id, image.digest) for image in images if image.label == label and image not in gone
-                )
+                yield frozenset(summed.image for summed in images if summed.label == label and summed not in gone)
 
 
 def describe(samples: Samples) -> list[Summed]:
-    """Return record, label and pixel hash of each image; a grey image has the hash of its copy in colour."""
-    pixels = samples.images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
-    digests = (hashlib.sha256(image.tobytes()).hexdigest()[:32] for image in pixels)
-    return [Summed(*fields) for fields in zip(samples.record_ids, samples.labels.tolist(), digests, strict=True)]
+    """Return each image as it is summed; a grey image has the pixel hash of its copy in colour."""
+    digests = (_pixel_hash(image) for batch in samples.batches(BATCH) for image in batch)
+    images = map(Image, samples.record_ids, digests, samples.patient_ids)
+    return [Summed(image, label) for image, label in zip(images, samples.labels.tolist(), strict=True)]
+
+
+def _fields(summed: Summed) -> tuple[str | int, ...]:
+    """Return an image as the note holds it; its patient is left out where the record stands for a patient."""
+    image = summed.image
+    known = (image.patient,) if image.patient != image.record_id else ()
+    return (image.record_id, summed.label, image.digest, *known)
+
+
+def _summed(record_id: str, label: int, digest: str, patient: str | None = None) -> Summed:
+    return Summed(Image(record_id, digest, record_id if patient is None else patient), label)
+
+
+def _pixel_hash(image: Tensor) -> str:
+    pixels = image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+    return hashlib.sha256(pixels.data).hexdigest()[:32]
 
 
 def _sum(noted: Contributions, numbers: Iterable[int]) -> Counter[Summed]:

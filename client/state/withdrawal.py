@@ -1,4 +1,6 @@
-"""The records of a site that may never be chosen again, because consent was withdrawn: a ledger that only grows.
+"""The records and patients of a site that may never be chosen again: a ledger of withdrawn consent that only grows.
+
+A patient's entry keeps out images that arrive later, too.
 
 The ledger holds salted SHA-256 hashes, not ids: a list of ids would itself be a list of patients, kept for good. The
 salt is the site's own, so two sites' ledgers cannot be compared, nor looked up in tables made beforehand. Who has the
@@ -25,54 +27,64 @@ from dynammo_core.memory.store import MemoryStore, ReplayMemory
 from dynammo_core.support.errors import MemoryStoreError
 
 LEDGER_FILE = "withdrawn.jsonl"
+PATIENT = "patient"
+"""Kind of the lines that stand for patients; a line without a kind stands for a record."""
 T = TypeVar("T", Samples, ReplayMemory)
 
 
 class WithdrawalLedger:
     """The ledger in a site's memory folder, for all its runs.
 
-    A chained log: the salt, then one line for each record, so that a lost or changed line is found: it would bring a
-    record back. Only lost lines at the end are not.
+    A chained log: the salt, then one line for each record or patient, so that a lost or changed line is found: it would
+    bring a record back. Only lost lines at the end are not. Versions that know no patients read a patient's line as
+    that of a record which nobody has.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LEDGER_FILE
 
-    def withdraw(self, ids: Sequence[str], reason: str, today: date) -> int:
-        """Enter records, whether or not any memory holds them; returns how many were not there before.
+    def withdraw(self, ids: Sequence[str], reason: str, today: date, *, patients: Sequence[str] = ()) -> int:
+        """Enter records and patients, whether or not they are here; return how many were not entered before.
 
         Raises:
             MemoryStoreError: the ledger is damaged; CheckpointError: it cannot be written. It stays as it was.
         """
         with locked_folder(self.path.parent):
             ledger = self._read()
-            new = [digest for digest in dict.fromkeys(map(ledger.hash, ids)) if digest not in ledger.records]
+            when = {"reason": reason, "day": today.isoformat()}
+            records, persons = dict.fromkeys(map(ledger.hash, ids)), dict.fromkeys(map(ledger.patient_hash, patients))
+            new = [{"record": digest, **when} for digest in records if digest not in ledger.records]
+            new += [{"record": digest, "kind": PATIENT, **when} for digest in persons if digest not in ledger.patients]
             lines = [ledger.last]
-            for digest in new:
-                lines.append(chain_line({"record": digest, "reason": reason, "day": today.isoformat()}, lines[-1]))
+            for fields in new:
+                lines.append(chain_line(fields, lines[-1]))
             if new:
                 write_private(self.path, ledger.content + b"".join(lines[1:]))
         return len(new)
 
-    def is_withdrawn(self, record_ids: Sequence[str]) -> NDArray[np.bool_]:
-        """Return, for each of N records, whether it is in the ledger.
+    def is_withdrawn(self, record_ids: Sequence[str], patient_ids: Sequence[str] | None = None) -> NDArray[np.bool_]:
+        """Return, for each of N records, whether it or its patient is in the ledger; without patients it is its own.
 
         Raises:
             MemoryStoreError: the ledger is damaged, so that nobody knows.
         """
         ledger = self._read()
-        if not ledger.records:
-            return np.zeros(len(record_ids), dtype=np.bool_)
-        return np.array([ledger.hash(record) in ledger.records for record in record_ids], dtype=np.bool_)
+        withdrawn = np.zeros(len(record_ids), dtype=np.bool_)
+        if ledger.records:
+            withdrawn |= np.array([ledger.hash(record) in ledger.records for record in record_ids], dtype=np.bool_)
+        if ledger.patients:
+            persons = map(ledger.patient_hash, record_ids if patient_ids is None else patient_ids)
+            withdrawn |= np.array([person in ledger.patients for person in persons], dtype=np.bool_)
+        return withdrawn
 
     def allowed(self, records: T) -> T:
         """Return samples, or a memory, without the withdrawn records."""
-        withdrawn = self.is_withdrawn(records.record_ids)
+        withdrawn = self.is_withdrawn(records.record_ids, records.patient_ids)
         return records.subset(np.flatnonzero(~withdrawn).tolist()) if withdrawn.any() else records
 
     def allowed_split(self, split: Split) -> Split:
         """Return a part of a data set without the withdrawn records, so that none of them is ever read."""
-        withdrawn = self.is_withdrawn(split.record_ids)
+        withdrawn = self.is_withdrawn(split.record_ids, split.patient_ids)
         return select(split, np.flatnonzero(~withdrawn)) if withdrawn.any() else split
 
     def purge(self, store: MemoryStore) -> int:
@@ -84,19 +96,22 @@ class WithdrawalLedger:
                 store.save(kept)
         return len(memory.samples) - len(kept.samples)
 
-    def hashes(self, record_ids: Sequence[str]) -> list[str]:
-        """Return the hashes by which the ledger knows records, for a log that must not name them."""
-        return list(map(self._read().hash, record_ids))
+    def hashes(self, record_ids: Sequence[str], patients: Sequence[str] = ()) -> list[str]:
+        """Return the hashes by which the ledger knows records and patients, for a log that must not name them."""
+        ledger = self._read()
+        return [*map(ledger.hash, record_ids), *map(ledger.patient_hash, patients)]
 
-    def __len__(self) -> int:
-        return len(self._read().records)
+    def count(self) -> tuple[int, int]:
+        """Return how many records and how many patients are withdrawn."""
+        ledger = self._read()
+        return len(ledger.records), len(ledger.patients)
 
     def _read(self) -> _Ledger:
         """Return the ledger as it lies on the disk; before the first withdrawal, a new salt and no records."""
         if not self.path.exists():
             salt = os.urandom(16).hex()
             first = chain_line({"salt": salt}, b"")
-            return _Ledger(first, first, salt, frozenset())
+            return _Ledger(first, first, salt, frozenset(), frozenset())
         try:
             return _parse(self.path.read_bytes())
         except (OSError, ValueError, KeyError) as error:
@@ -111,9 +126,18 @@ class _Ledger(NamedTuple):
     last: bytes
     salt: str
     records: frozenset[str]
+    patients: frozenset[str]
 
     def hash(self, record_id: str) -> str:
-        return hashlib.sha256(f"{self.salt}/{record_id}".encode("utf-8", "surrogatepass")).hexdigest()
+        return _digest(f"{self.salt}/{record_id}")
+
+    def patient_hash(self, patient: str) -> str:
+        """Hash a patient as no record is hashed: an id may name a record and, elsewhere, a patient."""
+        return _digest(f"{PATIENT}/{self.salt}/{patient}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _parse(content: bytes) -> _Ledger:
@@ -122,4 +146,8 @@ def _parse(content: bytes) -> _Ledger:
         raise ValueError("it is empty, or its end is cut off")
     first, *others = (entry.fields for entry in chain.entries)
     last = content[content.rfind(b"\n", 0, -1) + 1 :]
-    return _Ledger(content, last, str(first["salt"]), frozenset(str(fields["record"]) for fields in others))
+    records, patients = (
+        frozenset(str(fields["record"]) for fields in others if (fields.get("kind") == PATIENT) is of_patients)
+        for of_patients in (False, True)
+    )
+    return _Ledger(content, last, str(first["salt"]), records, patients)

@@ -9,11 +9,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from client.steps.assignment import FEWEST_SAMPLES, Assignment, EpochBatches, receive, start_level, take
+from client.steps.assignment import Assignment, EpochBatches, receive, start_level, take
 from client.steps.forgetting import kept_apart, withdrawn_from
 from client.steps.private_actions import answer_fit_privately, answer_remember_privately, answer_summarise_privately
 from client.steps.site import Site
-from dynammo_core.data.samples import Samples
+from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
 from dynammo_core.memory.rehearsal import remember
 from dynammo_core.plan import Fit, Forget, LossContext, Remember, Summarise
 from dynammo_core.privacy.client_level import shortened_update
@@ -25,7 +25,7 @@ from dynammo_core.wire.protocol_checks import check_report
 
 
 def answer(instruction: Instruction, site: Site) -> Report:
-    """Do the step that is asked for; what may leave of it as it is.
+    """Do the step that is asked for, and return a report that may leave unmasked.
 
     Raises:
         ProtocolError: as `do_step`, or this answer may leave in a sum alone.
@@ -37,7 +37,7 @@ def answer(instruction: Instruction, site: Site) -> Report:
         return report
     action = experiment.steps[instruction.step].stage.action
     if action in SUMMED:
-        raise ProtocolError(f"under secure aggregation {action.value!r} is answered under masks alone")
+        raise ProtocolError(f"under secure aggregation {action.value!r} is answered only with masks")
     return replace(report, numbers={"seconds": report.numbers["seconds"]})
 
 
@@ -120,7 +120,7 @@ def answer_summarise(assignment: Assignment, stage: Summarise) -> Report:
 
 @torch.no_grad()
 def answer_forget(assignment: Assignment, stage: Forget) -> Report:
-    """Sums of the images of withdrawn records that the server's sums contain, negated; abstain where there are none.
+    """Compute the negated sums of withdrawn images that the server's sums contain; abstain without any.
 
     What the server says it has taken in narrows them, and the site's own note decides what it may learn.
     """
@@ -153,11 +153,13 @@ def answer_remember(assignment: Assignment) -> Report:
                 assignment.site.new_images(task),
                 task=task,
                 settings=config.memory,
+                site=assignment.site.index,
                 sites=config.federation.sites,
                 features=lambda samples: assignment.embed(samples, "features").cpu(),
                 seed=assignment.seed,
                 today=assignment.site.today,
                 class_names=assignment.experiment.class_names,
+                fewest_patients=assignment.site.fewest.patients,
             )
             assignment.site.store.save(memory)
     size = assignment.site.store.path.stat().st_size
@@ -168,21 +170,29 @@ def answer_remember(assignment: Assignment) -> Report:
 def answer_evaluate(assignment: Assignment) -> Report:
     """Count right and wrong answers on the site's test images of every class seen so far, and how sure they are.
 
-    Where it has test images of classes to come, count too how known the model thinks they are.
+    If it has test images of classes to come, count their open-set scores too.
     """
     method, task, tasks = assignment.experiment.method, assignment.step.task, len(assignment.experiment.stream)
-    samples, features = _tested(assignment, range(task + 1))
+    labels, features = _tested(assignment, range(task + 1))
     _, unlearnt = _tested(assignment, range(task + 1, tasks))
     answered, guessed = (predictions(method, assignment.model, part) for part in (features, unlearnt))
-    tables = answer_counts(answered, samples.labels, guessed, assignment.experiment.classes)
-    return Report(False, {}, {"class_counts": _counts(assignment, samples), **tables})
+    classes = assignment.experiment.classes
+    tables = answer_counts(answered, labels, guessed, classes)
+    return Report(False, {}, {"class_counts": torch.bincount(labels, minlength=classes).tolist(), **tables})
 
 
-def _tested(assignment: Assignment, tasks: Iterable[int]) -> tuple[Samples, Tensor]:
-    """The site's test images of tasks, and their features: task by task, since frozen weights make the same of them."""
-    parts = [assignment.site.test_images(assignment.experiment.stream.classes(task)) for task in tasks]
-    features = [assignment.embed_once(part, "features").float() for part in parts if len(part)]
-    return Samples.concatenate(parts), torch.cat(features) if features else torch.empty(0)
+def _tested(assignment: Assignment, tasks: Iterable[int]) -> tuple[Tensor, Tensor]:
+    """Return labels Tensor[N] and features Tensor[N, D] of the site's test images of tasks.
+
+    Task by task: frozen weights make the same of each, and the images of one at a time stand in memory.
+    """
+    labels, features = [torch.empty(0, dtype=torch.int64)], list[Tensor]()
+    for task in tasks:
+        images = assignment.site.test_images(assignment.experiment.stream.classes(task))
+        if len(images):
+            labels.append(images.labels)
+            features.append(assignment.embed_once(images, "features").float())
+    return torch.cat(labels), torch.cat(features) if features else torch.empty(0)
 
 
 def _counts(assignment: Assignment, samples: Samples) -> list[int]:

@@ -27,8 +27,6 @@ from dynammo_core.wire.protocol import Instruction
 
 VARIANCE, COUNTS = "running_var", "counts"
 """Last parts of the names of tensors that are never negative."""
-FEWEST_SAMPLES = 2
-"""A site with fewer abstains: one image has no batch statistics, and what it teaches would tell too much of it."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +145,10 @@ class EpochBatches:
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch."""
+        return ((inputs, labels) for _, inputs, labels in self.drawn(epoch))
+
+    def drawn(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield the batches of an epoch, each with the indices of its samples first, Tensor[B]."""
         data, device = self._assignment.experiment.config.data, self._assignment.experiment.device
         batches, generator = self.order(epoch)
         for index in batches:
@@ -155,7 +157,7 @@ class EpochBatches:
                 inputs = inputs.float()
             elif len(index):
                 inputs = to_input(augment(inputs, data.augmentation, generator), data.normalisation, device)
-            yield inputs, self._labels[index]
+            yield index, inputs, self._labels[index]
 
 
 def start_level(wanted: Level, augmentation: str) -> Level:

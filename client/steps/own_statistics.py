@@ -1,4 +1,4 @@
-"""Batch-norm statistics of a site's own, by which it normalises what its scanner makes of images; they stay there.
+"""Estimate a site's own batch-norm statistics, which adapt the model to its scanner and never leave.
 
 Source: SiloBN (Andreux et al., arXiv 2008.07424), where sites share scales and shifts, and not statistics; FedBN (Li et
 al., arXiv 2102.07623) shares neither. For a frozen backbone AdaBN (Li et al., arXiv 1603.04779).

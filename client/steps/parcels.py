@@ -1,4 +1,4 @@
-"""What travels, at a site: an instruction completed by what the site holds already, and its answer packed up."""
+"""Complete an instruction with tensors that the site already has, and pack its answer."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _finite(wire: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in wire.items():
         if not bool(torch.isfinite(tensor).all()):
             raise ProtocolError(
-                f"tensor {name!r} has values that {tensor.dtype} cannot hold",
-                remedy="Set federation.compression: none, or find out why the values grow",
+                f"tensor {name!r} has values that {tensor.dtype} cannot represent",
+                remedy="Set federation.compression: none, or find out why the values are so large",
             )
     return wire

@@ -1,10 +1,10 @@
-"""How a site answers under example-level differential privacy: what leaves is noised, and paid for first."""
+"""Do steps under example-level differential privacy: charge the budget, then add noise to what leaves."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from client.state.privacy_ledger import Ledger, LedgerFile
-from client.steps.assignment import FEWEST_SAMPLES, Assignment, EpochBatches, start_level, take
-from dynammo_core.data.samples import Samples
+from client.steps.assignment import Assignment, EpochBatches, start_level, take
+from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
 from dynammo_core.models.names import Level
-from dynammo_core.plan import Fit, LearningStage, LossContext, Summarise
+from dynammo_core.plan import Fit, LearningStage, LossContext, Summarise, WeighedBatch
 from dynammo_core.privacy.accounting import Charge
 from dynammo_core.privacy.gradients import PrivateGradients
 from dynammo_core.privacy.noise import Noise, poisson_batches
@@ -26,10 +26,12 @@ from dynammo_core.privacy.rehearsal import (
     blank,
     evenly,
     hashed,
+    hashed_by_patient,
     kept,
     public_share,
     remember_by_record,
 )
+from dynammo_core.privacy.units import Unit, owners, require_patients, shares
 from dynammo_core.support.seeding import derive_seed
 from dynammo_core.training import fit, train_only
 from dynammo_core.wire.protocol import Report, names_up
@@ -43,7 +45,7 @@ class Permit:
 
     Attributes:
         samples: the training set.
-        counts: noised number of its images by class, C of them.
+        counts: noised number of its images (of its patients, if patients are protected) by class, C of them.
         classes: that it may hold.
         noise: for the answer.
         multiplier: of that noise.
@@ -65,6 +67,7 @@ class Permit:
         asked again and says nothing new, so it is charged once; a real one draws new noise, and is charged anew.
         """
         method, site = assignment.experiment.method, assignment.site
+        require_patients(assignment.experiment.dataset.train, _unit(assignment))
         settings, multiplier = assignment.experiment.config.privacy, assignment.experiment.noise_multiplier
         with LedgerFile(site.store.path.parent).changing() as ledger:
             if not _counted(assignment, ledger):
@@ -83,12 +86,12 @@ class Permit:
 
     @property
     def numbers(self) -> dict[str, float | list[int]]:
-        """The numbers that are sent beside the tensors."""
+        """Return the numbers that are sent with the tensors."""
         return {"class_counts": self.counts, "epsilon": self.epsilon}
 
 
 def answer_fit_privately(assignment: Assignment, stage: Fit) -> Report:
-    """Train as `answer_fit` does, by DP-SGD: Poisson batches, clipped gradients of single samples, noise."""
+    """Train as `answer_fit` does, by DP-SGD: Poisson batches, clipped gradients of single samples, weights, noise."""
     permit = Permit.of(assignment, stage)
     if isinstance(permit, Report):
         return permit
@@ -96,7 +99,8 @@ def answer_fit_privately(assignment: Assignment, stage: Fit) -> Report:
     rate = config.privacy.sampling_rate
     names = names_up(assignment.model, stage)
     level = start_level(stage.inputs, config.data.augmentation)
-    batches = PoissonBatches(assignment, permit.samples, level, rate, permit.noise)
+    owner = owners(permit.samples, _unit(assignment))
+    batches = PoissonBatches(assignment, permit.samples, level, owner, rate, permit.noise)
     parameters = train_only(assignment.model, set(names))
     context = LossContext(assignment.step.task, batches.level, assignment.teacher)
 
@@ -111,7 +115,8 @@ def answer_fit_privately(assignment: Assignment, stage: Fit) -> Report:
         expected=max(1.0, rate * sum(permit.counts)),
         noise=permit.noise,
     )
-    fit(parameters, loss, batches, stage.optimisation, round_=assignment.step.round, gradients=gradients)
+    weighed = weigh(batches, shares(owner))
+    fit(parameters, loss, weighed, stage.optimisation, round_=assignment.step.round, gradients=gradients)
     return Report(False, take(assignment.model, names), permit.numbers)
 
 
@@ -129,7 +134,8 @@ def answer_summarise_privately(assignment: Assignment, stage: Summarise) -> Repo
         return permit.multiplier * sensitivity * drawn
 
     counts = {label: permit.counts[label] for label in permit.classes}
-    found = batches(0) if len(permit.samples) else ()
+    weighed = weigh(batches, shares(owners(permit.samples, _unit(assignment))))
+    found = weighed(0) if len(permit.samples) else ()
     sums = stage.computes_privately(assignment.model, found, counts, noise)
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in sums.items()}
     return Report(False, tensors, permit.numbers)
@@ -139,6 +145,7 @@ def answer_summarise_privately(assignment: Assignment, stage: Summarise) -> Repo
 def answer_remember_privately(assignment: Assignment) -> Report:
     """Choose exemplars image by image; what is told about the memory is computed from the census."""
     task, experiment, site = assignment.step.task, assignment.experiment, assignment.site
+    require_patients(experiment.dataset.train, _unit(assignment))
     settings = experiment.config.privacy
     with LedgerFile(site.store.path.parent).changing() as ledger:
         _counted(assignment, ledger)
@@ -163,15 +170,22 @@ def answer_remember_privately(assignment: Assignment) -> Report:
 
 
 class PoissonBatches(EpochBatches):
-    """Batches that each sample enters by itself with the same probability; some may be empty."""
+    """Batches that each owner of samples enters by itself with the same probability; some may be empty."""
 
-    def __init__(self, assignment: Assignment, samples: Samples, level: Level, rate: float, noise: Noise) -> None:
+    def __init__(
+        self, assignment: Assignment, samples: Samples, level: Level, owner: Tensor, rate: float, noise: Noise
+    ) -> None:
         super().__init__(assignment, samples, level)
-        self._count, self._rate, self._noise = len(samples), rate, noise
+        self._owner, self._rate, self._noise = owner, rate, noise
 
     def order(self, epoch: int) -> tuple[list[Tensor], torch.Generator]:
-        """Drawn anew in each epoch, from the source of the noise: who is in a batch is a secret too."""
-        return poisson_batches(self._count, self._rate, self._noise), self._noise.generator()
+        """Draw batches from the noise source in each epoch: membership in a batch is a secret too."""
+        return poisson_batches(self._owner, self._rate, self._noise), self._noise.generator()
+
+
+def weigh(batches: EpochBatches, weights: Tensor) -> Callable[[int], Iterator[WeighedBatch]]:
+    """Return the same batches with what each sample weighs, from the weights of all samples, Tensor[N]."""
+    return lambda epoch: ((inputs, labels, weights[index]) for index, inputs, labels in batches.drawn(epoch))
 
 
 def _counted(assignment: Assignment, ledger: Ledger) -> bool:
@@ -182,9 +196,9 @@ def _counted(assignment: Assignment, ledger: Ledger) -> bool:
         return True
     if not _paid(assignment, ledger, census_charge(task, classes, settings)):
         return False
-    counts = torch.tensor(
-        assignment.site.new_images(task).class_counts(assignment.experiment.classes), dtype=torch.float64
-    )
+    new = assignment.site.new_images(task)
+    weights = shares(owners(new, settings.unit))
+    counts = torch.bincount(new.labels, weights=weights, minlength=assignment.experiment.classes)
     noised = counts[list(classes)] + settings.count_noise * _noise(assignment, CENSUS).normal(len(classes))
     ledger.census.update(zip(classes, noised.round().clamp_min(0).int().tolist(), strict=True))
     return True
@@ -222,9 +236,11 @@ def _of_classes(samples: Samples, census: Mapping[int, int]) -> Samples:
     return samples.subset(torch.nonzero(torch.isin(samples.labels, torch.tensor(sorted(census)))).flatten())
 
 
-def _share(assignment: Assignment, classes: int) -> int:
+def _share(assignment: Assignment, classes: int) -> float:
     config = assignment.experiment.config
-    return public_share(config.memory, config.federation.sites, classes, _image_bytes(assignment))
+    return public_share(
+        config.memory, assignment.site.index, config.federation.sites, classes, _image_bytes(assignment)
+    )
 
 
 def _image_bytes(assignment: Assignment) -> int:
@@ -232,7 +248,13 @@ def _image_bytes(assignment: Assignment) -> int:
 
 
 def _chance(assignment: Assignment) -> Chance:
-    return hashed(derive_seed(assignment.experiment.config.seed, "memory", assignment.site.index))
+    by_unit = hashed_by_patient if _unit(assignment) == "patient" else hashed
+    return by_unit(derive_seed(assignment.experiment.config.seed, "memory", assignment.site.index))
+
+
+def _unit(assignment: Assignment) -> Unit:
+    unit: Unit = assignment.experiment.config.privacy.unit
+    return unit
 
 
 def _noise(assignment: Assignment, purpose: str) -> Noise:

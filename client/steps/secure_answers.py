@@ -1,4 +1,4 @@
-"""What a site does in the four exchanges of secure aggregation: its answer leaves under masks or not at all."""
+"""Answer the four exchanges of secure aggregation: the site's vector leaves masked or not at all."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _opened(exchange: _Exchange) -> Tensor:
     check_tensor(SHARES, weights[SHARES], torch.uint8, (len(roster), SEALED_BYTES))
     survivors = _sites(weights[SURVIVORS], roster, exchange.threshold)
     if exchange.own not in survivors:
-        raise ProtocolError("this site's vector is not in the sum that it is to open")
+        raise ProtocolError("this site was asked to open a sum without its own vector")
     if exchange.site.opened_sums is not None:
         exchange.site.opened_sums.open(exchange.context.step, survivors)
     exchange.ledger.open(exchange.context, roster, survivors)
@@ -143,7 +143,7 @@ def _exchange(phase: Phase, instruction: Instruction, site: Site) -> _Exchange:
         if roster.get(site.index) != keys.public:
             raise ProtocolError("the keys that the server sent are not those of this site in this attempt")
         if len(set(roster.values())) < len(roster):
-            raise ProtocolError("two sites have the same keys")
+            raise ProtocolError("two sites sent the same keys")
     return _Exchange(site, instruction, context, keys, ledger, threshold, roster)
 
 
@@ -160,7 +160,7 @@ def _verified(site: Site, offer: bytes, other: int, context: Context) -> bytes:
 def _step(instruction: Instruction, site: Site) -> Step:
     steps = site.experiment.steps
     if not site.experiment.config.federation.secure_aggregation:
-        raise ProtocolError("this experiment has no secure aggregation")
+        raise ProtocolError("this experiment does not use secure aggregation")
     if not 0 <= instruction.step < len(steps) or steps[instruction.step].stage.action not in SUMMED:
         raise ProtocolError(f"step {instruction.step} is not a step whose answers are summed")
     return steps[instruction.step]
@@ -175,7 +175,7 @@ def _sites(sent: Tensor, known: Collection[int], threshold: int) -> list[int]:
     check_tensor(SITES, sent, torch.int64, (sent.numel(),))
     sites: list[int] = sent.tolist()
     if sites != sorted(set(sites)) or not set(sites) <= set(known):
-        raise ProtocolError(f"{sites[:8]} are not sites of the step in their order")
+        raise ProtocolError(f"{sites[:8]} are not ascending numbers of the step's sites")
     if len(sites) < threshold:
         raise ProtocolError(f"{len(sites)} sites are too few", accepted=f"{threshold} or more")
     return sites
@@ -183,7 +183,7 @@ def _sites(sent: Tensor, known: Collection[int], threshold: int) -> list[int]:
 
 @contextmanager
 def _refusing(phase: Phase) -> Iterator[None]:
-    """Refuse invalid keys and shares as a breach of the protocol: they came from the server."""
+    """Turn errors from invalid keys and shares into ProtocolError, since the server sent them."""
     try:
         yield
     except ValueError as error:

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
-from functools import lru_cache
-from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.consent.fewest import ANYTHING, Fewest
 from client.state.answer_ledger import AnswerLedger
 from client.state.feature_files import FeatureFiles
+from client.state.known_images import TrainedImages
 from client.state.privacy_budget import PrivacyBudget
 from client.state.secure_ledger import OpenedSums
 from client.state.statistics_file import StatisticsFile
 from client.state.sums_note import SumsNote
 from client.state.withdrawal import WithdrawalLedger
-from dynammo_core.data.feature_cache import fingerprint
+from dynammo_core.data.decoded.image_cache import ImageCache
+from dynammo_core.data.feature_cache import RecentlyUsed
 from dynammo_core.data.loading import load_samples
-from dynammo_core.data.samples import Samples, Split
+from dynammo_core.data.samples import Dataset, Samples, Split
 from dynammo_core.data.sites.arrivals import Arrivals
 from dynammo_core.data.sites.scanners import through_scanner
+from dynammo_core.data.sources import resolve_selection
 from dynammo_core.experiment import Experiment, code_hash
-from dynammo_core.memory.rehearsal import SIMULATED_DAY, drop_expired, exemplars_per_class
+from dynammo_core.memory.rehearsal import SIMULATED_DAY, drop_expired, share_of
 from dynammo_core.memory.store import MemoryStore, ReplayMemory
 from dynammo_core.methods.rehearsal import Rehearsal
 from dynammo_core.privacy.noise import Noise, SeededNoise, SystemNoise
@@ -36,8 +38,9 @@ from dynammo_core.support.seeding import derive_seed
 from dynammo_core.wire.secure_aggregation.offers import Signatory
 from dynammo_core.wire.tensor_store import TensorStore
 
-Records = TypeVar("Records", Samples, ReplayMemory)
-MEGABYTE = 10**6
+DECODED_BYTES = 10**9
+"""Bytes of decoded images that stay in memory from step to step; larger sets stay on disk."""
+_recently_decoded = RecentlyUsed[Samples](DECODED_BYTES)
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,13 @@ class Site:
         statistics: its own batch-norm statistics, estimated once.
         today: the day that exemplars are taken in.
         ledger: the records that it may use no more.
+        trained: the images that it has ever trained on, which it never tests on; None in a simulation, whose data set
+            does not change.
         expiry_days: age in days beyond which exemplars are dropped.
-        fewest_images: a class of which it holds fewer training (test) images takes no part.
+        fewest: a class of which it holds less for training (for testing) takes no part.
         sums: its note of what it sent into sums that the server keeps; None if nothing can be withdrawn.
         budget: the privacy budget of all runs here together; None in a simulation, where nobody is protected.
+        images: its decoded images, on its disk; None keeps none.
         features: what it computed from images, on its disk; None if its process lives on from step to step.
         answers: what it has answered in this run; None in a simulation, where asking twice does no harm.
         opened_sums: what it opened under secure aggregation in all runs of this experiment; None in a simulation.
@@ -69,9 +75,11 @@ class Site:
     statistics: StatisticsFile
     today: date = SIMULATED_DAY
     ledger: WithdrawalLedger | None = None
+    trained: TrainedImages | None = None
     expiry_days: int | None = None
-    fewest_images: int = 1
+    fewest: Fewest = ANYTHING
     sums: SumsNote | None = None
+    images: ImageCache | None = None
     features: FeatureFiles | None = None
     answers: AnswerLedger | None = None
     opened_sums: OpenedSums | None = None
@@ -90,7 +98,7 @@ class Site:
             recipe = (code_hash(experiment.config), experiment.backbone_fingerprint, *what)
             return features.get(recipe, samples, compute).to(experiment.device)
 
-        key = (*what, samples.images.shape, fingerprint({"images": samples.images}))
+        key = (*what, samples.pixels_digest)
         return experiment.feature_cache.get(key, compute if features is None else on_disk)
 
     def memory(self) -> ReplayMemory:
@@ -101,21 +109,20 @@ class Site:
         memory = self.store.load()
         if self.expiry_days is not None:
             memory = drop_expired(memory, self.today, self.expiry_days)
-        memory = self._allowed(memory)
-        fewest = 1 if self.experiment.protects_images else self.fewest_exemplars
-        kept = _without_rare(memory.samples.labels, fewest)
+        memory = memory if self.ledger is None else self.ledger.allowed(memory)
+        kept = None if self.experiment.protects_images else _without_rare(memory.samples, self.fewest_exemplars)
         return memory if kept is None else memory.subset(kept)
 
     @property
-    def fewest_exemplars(self) -> int:
-        """Return `fewest_images`, or the share of the memory that a class has in this experiment, if that is smaller.
+    def fewest_exemplars(self) -> Fewest:
+        """Return `fewest`, or the share of the memory that a class has in this experiment, if that is smaller.
 
         A share tells nothing about patients: it follows from the configuration.
         """
         config, pixels = self.experiment.config, self.experiment.config.data.image_size**2
         classes, sites = self.experiment.classes, config.federation.sites
-        share = exemplars_per_class(config.memory, sites=sites, classes=classes, image_bytes=3 * pixels)
-        return min(self.fewest_images, share)
+        share = share_of(config.memory, site=self.index, sites=sites, classes=classes, image_bytes=3 * pixels)
+        return self.fewest.at_most(share.each)
 
     def memory_to_extend(self, task: int) -> ReplayMemory:
         """Return the exemplars that may still be used, so that a task can be added if it is not in them yet.
@@ -143,6 +150,8 @@ class Site:
             settings=config.memory,
             sites=config.federation.sites,
             seed=derive_seed(config.seed, "site", self.index),
+            site=self.index,
+            fewest_patients=self.fewest.patients,
         )
 
     def new_images(self, task: int) -> Samples:
@@ -151,17 +160,30 @@ class Site:
 
     def test_images(self, classes: tuple[int, ...]) -> Samples:
         """Return the site's test images of these classes."""
-        return self._common(self._allowed(self._load("test", classes)))
+        return self._common(self._load("test", classes))
 
     def train_images(self, classes: tuple[int, ...]) -> Samples:
-        """Return the site's training images of these classes."""
-        samples = self._allowed(self._load("train", classes))
+        """Return the site's training images of these classes, which are never tested on from now on."""
+        samples = self._load("train", classes)
         # Under privacy counts are noised, and no image may decide whether others take part.
-        return samples if self.experiment.protects_images else self._common(samples)
+        samples = samples if self.experiment.protects_images else self._common(samples)
+        if self.trained is not None:
+            self.trained.enter(self.dataset.train, samples.record_ids)
+        return samples
+
+    @property
+    def dataset(self) -> Dataset:
+        """Return the site's images, none in the test that it has trained on before.
+
+        Raises:
+            DataError: the data's own split says to test on such images.
+        """
+        dataset = self.experiment.dataset
+        return dataset if self.trained is None else self.trained.settled(dataset)
 
     def images_of(self, record_ids: Collection[str]) -> Samples:
         """Return the readable training images of these records, even withdrawn ones: they are to leave the sums."""
-        split, data = self.experiment.dataset.train, self.experiment.config.data
+        split, data = self.dataset.train, self.experiment.config.data
         parts = []
         for place, record in enumerate(split.record_ids):
             if record in record_ids:
@@ -169,12 +191,9 @@ class Site:
                     parts.append(load_samples(split, [place], data.image_size, data.fit))
         return Samples.concatenate(parts)
 
-    def _allowed(self, records: Records) -> Records:
-        return records if self.ledger is None else self.ledger.allowed(records)
-
     def _common(self, samples: Samples) -> Samples:
         """Return the samples without the classes of which there are too few."""
-        kept = _without_rare(samples.labels, self.fewest_images)
+        kept = _without_rare(samples, self.fewest)
         return samples if kept is None else samples.subset(kept)
 
     def noise(self, *purpose: str | int) -> Noise:
@@ -191,7 +210,23 @@ class Site:
         return f"{step}/{len(charges)}"
 
     def _load(self, part: str, classes: tuple[int, ...]) -> Samples:
-        return _images(self.experiment, part, classes)
+        """Return the images of classes that may be used; those of withdrawn records are not even decoded."""
+        split: Split = getattr(self.dataset, part)
+        if self.ledger is not None:
+            split = self.ledger.allowed_split(split)
+        places = np.flatnonzero(np.isin(split.labels, classes))
+        return self._decoded(split, places, lambda samples: samples)
+
+    def _decoded(self, split: Split, places: NDArray[np.int64], finish: Callable[[Samples], Samples]) -> Samples:
+        """Return images as `finish` leaves them, decoded once for all steps that this process answers."""
+        source, held = resolve_selection(split.source, places)
+        key = (self.experiment, self.index, source, hashlib.sha256(held.tobytes()).digest())
+        data = self.experiment.config.data
+
+        def load() -> Samples:
+            return finish(load_samples(split, places, data.image_size, data.fit, cache=self.images))
+
+        return _recently_decoded.get(key, load)
 
     def _arrivals(self, task: int) -> Arrivals:
         """Return when classes reach this site, as known in a task.
@@ -221,34 +256,22 @@ class SimulatedSite(Site):
         return step
 
     def _load(self, part: str, classes: tuple[int, ...]) -> Samples:
-        return _share(self.experiment, part, classes, self.index)
+        split: Split = getattr(self.experiment.dataset, part)
+        places: NDArray[np.int64] = getattr(self.experiment.partition, part)[self.index]
+        config = self.experiment.config
+
+        def scanned(samples: Samples) -> Samples:
+            return through_scanner(samples, config.scanners, seed=config.seed, site=self.index)
+
+        return self._decoded(split, places[np.isin(split.labels[places], classes)], scanned)
 
     def _arrivals(self, task: int) -> Arrivals:
         """Return when classes reach this site; a simulation knows it beforehand."""
         return self.experiment.arrivals
 
 
-def _without_rare(labels: Tensor, fewest: int) -> list[int] | None:
-    """Return the positions, in N labels, of classes with at least `fewest` samples; None if that is every position."""
-    enough = torch.bincount(labels)[labels] >= fewest
-    return None if bool(enough.all()) else torch.nonzero(enough).flatten().tolist()
-
-
-@lru_cache(maxsize=64)
-def _images(experiment: Experiment, part: str, classes: tuple[int, ...]) -> Samples:
-    """Decode the images of classes, once for all steps of a task that this process answers."""
-    split: Split = getattr(experiment.dataset, part)
-    places = np.flatnonzero(np.isin(split.labels, classes))
-    data = experiment.config.data
-    return load_samples(split, places, data.image_size, data.fit)
-
-
-@lru_cache(maxsize=64)
-def _share(experiment: Experiment, part: str, classes: tuple[int, ...], site: int) -> Samples:
-    """Decode the images of classes in a simulated site's share, as its scanner shows them."""
-    split: Split = getattr(experiment.dataset, part)
-    places: NDArray[np.int64] = getattr(experiment.partition, part)[site]
-    config = experiment.config
-    held = places[np.isin(split.labels[places], classes)]
-    samples = load_samples(split, held, config.data.image_size, config.data.fit)
-    return through_scanner(samples, config.scanners, seed=config.seed, site=site)
+def _without_rare(samples: Samples, fewest: Fewest) -> list[int] | None:
+    """Return the positions of the samples of classes that have enough of them; None if that is every position."""
+    labels = samples.labels.numpy()
+    enough = fewest.class_counts(labels, samples.patient_ids, 0)[labels] > 0
+    return None if enough.all() else np.flatnonzero(enough).tolist()

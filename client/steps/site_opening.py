@@ -12,9 +12,10 @@ from client.consent.policy import Policy
 from client.consent.settings import SiteSettings
 from client.service.node_key import load_private_key
 from client.state.answer_ledger import AnswerLedger
-from client.state.feature_files import FeatureFiles
+from client.state.feature_files import UNUSED_SECONDS, FeatureFiles
+from client.state.known_images import TrainedImages, hash_cache
 from client.state.privacy_budget import PrivacyBudget
-from client.state.run_folders import run_folder
+from client.state.run_folders import IMAGES, run_folder
 from client.state.secure_ledger import OpenedSums
 from client.state.statistics_file import StatisticsFile
 from client.state.sums_note import SumsNote
@@ -22,6 +23,9 @@ from client.state.withdrawal import WithdrawalLedger
 from client.steps.site import SimulatedSite, Site
 from dynammo_core.configuration.config import Config
 from dynammo_core.configuration.settings import WEIGHTS_BY_NAME
+from dynammo_core.data.decoded.image_cache import ImageCache
+from dynammo_core.data.decoded.simulated_cache import simulated_images
+from dynammo_core.data.index.contents import HashCache
 from dynammo_core.experiment import Experiment
 from dynammo_core.memory.encryption import load_key
 from dynammo_core.memory.store import MemoryStore
@@ -37,7 +41,7 @@ def simulated_site(experiment: Experiment, index: int, workspace: Path, run: str
     name = f"site-{index:03d}"
     store = MemoryStore(workspace / name, run=run, site=name)
     statistics = StatisticsFile(workspace / name, run=run, site=name)
-    return SimulatedSite(experiment, index, store, TensorStore(workspace), statistics)
+    return SimulatedSite(experiment, index, store, TensorStore(workspace), statistics, images=simulated_images())
 
 
 def deployed_site(
@@ -79,8 +83,10 @@ def deployed_site(
         StatisticsFile(folder, run=run, site=settings.site, key=key),
         today=datetime.now(UTC).date(),
         ledger=WithdrawalLedger(own.folder),
+        trained=TrainedImages(own.folder, site=settings.site, key=key),
         expiry_days=own.expiry_days,
-        fewest_images=policy.fewest_images,
+        fewest=policy.fewest,
+        images=decoded_images(settings, key),
         sums=SumsNote(folder, run=run, site=settings.site, key=key),
         features=FeatureFiles(folder.parent, own.features_megabytes * MEGABYTE, run=run, site=settings.site, key=key),
         answers=AnswerLedger(folder, own, run=run, site=settings.site, key=key),
@@ -88,6 +94,20 @@ def deployed_site(
         signatory=signatory,
         budget=PrivacyBudget(own.folder, policy, run),
     )
+
+
+def decoded_images(settings: SiteSettings, key: bytes | None) -> ImageCache | None:
+    """Return the decoded images that a hospital keeps for all its runs; None if its settings say to keep none.
+
+    Args:
+        settings: the hospital's `site.yaml`.
+        key: of its memory.
+    """
+    own = settings.memory
+    if not own.images_megabytes:
+        return None
+    budget = own.images_megabytes * MEGABYTE
+    return ImageCache(own.folder / IMAGES, budget, site=settings.site, key=key, longest_unused=UNUSED_SECONDS)
 
 
 def localised(config: Config[Any], settings: SiteSettings) -> Experiment:
@@ -111,7 +131,7 @@ def localised(config: Config[Any], settings: SiteSettings) -> Experiment:
             "backbone": config.backbone.model_copy(update={"weights": settings.weights or config.backbone.weights}),
         }
     )
-    return shared_experiment(_Named(own.canonical_json(), own))
+    return shared_experiment(_Named(own.canonical_json(), own, hash_cache(settings.memory)))
 
 
 @dataclass(frozen=True)
@@ -120,9 +140,10 @@ class _Named:
 
     text: str
     config: Config[Any] = field(compare=False)
+    hashes: HashCache
 
 
 @lru_cache(maxsize=4)
 def shared_experiment(named: _Named) -> Experiment:
     """Return the experiment of a configuration, the same object as long as it is among the last four."""
-    return Experiment(named.config)
+    return Experiment(named.config, named.hashes)

@@ -23,7 +23,7 @@ AGGREGATORS: Registry[MakeAggregator] = Registry(
         "multi_krum": "dynammo_core.aggregation.by_name:MULTI_KRUM",
         "norm_clipping": "dynammo_core.aggregation.by_name:NORM_CLIPPING",
     },
-    accepted="a function from the number of sites that may lie, and whether to mix, to an Aggregator",
+    accepted="a function that takes the number of liars and whether to mix, and returns an Aggregator",
 )
 """Aggregators by name: functions from the number of sites that may lie, and whether updates are mixed with the nearest
 ones, to what merges all sites' updates."""

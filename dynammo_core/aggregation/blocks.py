@@ -67,9 +67,9 @@ class BlockAggregator:
         for block, weights in [(shared, samples), *_row_blocks(names, rows, updates)]:
             received = [update.weights for update, weight in zip(updates, weights, strict=True) if weight]
             if block and received:
-                own = _flat(current, block)
+                start = _flat(current, block)
                 stacked = torch.stack([_flat(tensors, block) for tensors in received])
-                _put(merged, block, own + self._merge(stacked - own, [weight for weight in weights if weight]))
+                _put(merged, block, start + self._merge(stacked - start, [weight for weight in weights if weight]))
         if statistics:
             self._merge_statistics(merged, [update.weights for update in updates], current, statistics, samples)
         return merged
@@ -137,8 +137,8 @@ def _refuse_sums(names: Collection[str], summed: Collection[str]) -> None:
     for name in names:
         if name in summed:
             raise ConfigError(
-                f"federation.aggregator: {name!r} is a sum over samples, which sites add up exactly; a robust choice "
-                "among sums would leave out the samples of honest sites",
+                f"federation.aggregator: {name!r} is a sum over samples, and a robust aggregator would "
+                "drop the samples of honest sites from it",
                 accepted="mean",
-                remedy="Take the mean, or a method that trains by gradients",
+                remedy="Set federation.aggregator: mean, or choose a method that trains by gradients",
             )

@@ -37,8 +37,8 @@ PATH_KEYS = (("data", "root"), ("backbone", "weights"))
 class Config(Section, Generic[M]):
     """Everything that decides what an experiment computes."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run directory")
-    seed: int = Field(default=1, ge=0, description="random seed of everything")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run directory, before its hash")
+    seed: int = Field(default=1, ge=0, description="random seed of the whole experiment")
     data: DataSettings
     tasks: TaskSettings = TaskSettings()
     federation: FederationSettings = FederationSettings()
@@ -68,8 +68,8 @@ class Config(Section, Generic[M]):
         federation = info.data.get("federation")
         if scanners.kind != "same" and federation is not None and federation.site_names:
             raise ValueError(
-                f"{scanners.kind} is a simulation's; sites with names have scanners of their own, and their images are "
-                "not to be changed; take kind: same"
+                f"{scanners.kind} is for simulated sites only; the sites in federation.site_names have real scanners, "
+                "and their images are not changed; set scanners.kind: same"
             )
         return scanners
 
@@ -91,33 +91,35 @@ class Config(Section, Generic[M]):
             return privacy
         if federation.secure_aggregation:
             raise ValueError(
-                f"{mechanism} does not go with federation.secure_aggregation: what a site has spent, and its noised "
-                "counts, reach the server one by one"
+                f"{mechanism} cannot be combined with federation.secure_aggregation: each site sends the server its "
+                "own spent budget and noised counts; turn one of the two off"
             )
         if obstacle := METHODS[method.name].governance.obstacle_to_privacy(method, mechanism):
-            raise ValueError(f"{mechanism} does not go with method.name: {method.name}: {obstacle}")
+            raise ValueError(f"{mechanism} cannot be combined with method.name: {method.name}: {obstacle}")
         scanners = info.data.get("scanners")
         if mechanism == "example" and scanners is not None and scanners.own_statistics != "none":
             raise ValueError(
-                f"example does not go with scanners.own_statistics: {scanners.own_statistics}: statistics of a site's "
-                "images mix each of them into the features of all others"
+                f"example cannot be combined with scanners.own_statistics: {scanners.own_statistics}: through a site's "
+                "own statistics, each image changes the features of all others; set scanners.own_statistics: none"
             )
         if mechanism == "client" and federation.aggregator != "mean":
             raise ValueError(
-                f"client does not go with federation.aggregator: {federation.aggregator}: the noise is made for a "
-                "mean, of which no site is a larger part than another"
+                f"client cannot be combined with federation.aggregator: {federation.aggregator}: the noise is "
+                "calibrated for a mean in which all sites weigh the same; set federation.aggregator: mean"
             )
         if mechanism == "example" and federation.arrival != "synchronous":
             raise ValueError(
-                f"example does not go with federation.arrival: {federation.arrival}: the task with which a class "
-                "arrives would tell who holds it"
+                f"example cannot be combined with federation.arrival: {federation.arrival}: the task in which a class "
+                "arrives would reveal which site has it; set federation.arrival: synchronous"
             )
         return privacy
 
     @model_validator(mode="after")
     def _registry_of_the_named(self) -> Self:
         if self.federation.site_names and self.data.classes is None:
-            raise ValueError("federation.site_names needs data.classes: the server itself holds no images to name")
+            raise ValueError(
+                "federation.site_names needs data.classes: the server has no images from which to read the class names"
+            )
         return self
 
     def canonical_json(self) -> str:
@@ -151,17 +153,17 @@ def load_config(path: Path, overrides: Mapping[str, Scalar] | None = None) -> Co
         ConfigError: the file is missing or not YAML, or a key or value is not accepted; the message names the remedy.
     """
     data, tree = read_yaml(path)
-    given = dict(overrides or {})
+    changes = dict(overrides or {})
     for key in map(".".join, PATH_KEYS):
-        if isinstance(value := given.get(key), str) and value not in ("", "null"):
-            given[key] = _place(value, Path.cwd())
-    return resolve(_beside(path, data), str(path), given, tree)
+        if isinstance(value := changes.get(key), str) and value not in ("", "null"):
+            changes[key] = _place(value, Path.cwd())
+    return resolve(_beside(path, data), str(path), changes, tree)
 
 
 def resolve(data: Any, source: str, overrides: Mapping[str, Scalar], tree: yaml.Node | None = None) -> Config[Any]:
     """Validate plain data as a configuration; `source` and `tree` are for error messages."""
     if not isinstance(data, dict):
-        raise ConfigError(f"{source} holds no mapping of keys to values", accepted=", ".join(Config.model_fields))
+        raise ConfigError(f"{source} must contain a mapping of keys to values", accepted=", ".join(Config.model_fields))
     method = data.get("method")
     if isinstance(method, dict) and overrides.get("method.name", method.get("name")) != method.get("name"):
         data["method"] = {}  # another method has other parameters: it starts from its own defaults

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dynammo_core.aggregation import AGGREGATORS
-from dynammo_core.configuration.settings import Section
+from dynammo_core.configuration.settings import Section, require_printable
 
 FINGERPRINT = r"SHA256:[A-Za-z0-9+/]{43}"
 """Pattern of a public key's SHA-256, as `ssh-keygen -l` prints it."""
@@ -48,53 +48,58 @@ class FederationSettings(Section):
     max_delay: int = Field(default=2, ge=0, description="longest delay of asynchronous arrival, in tasks")
     site_names: tuple[str, ...] | None = Field(
         default=None,
-        description="registered names of the hospitals that take part, in an order that stays; null: simulated sites",
+        description="registered names of the hospitals that take part, in a fixed order; null: simulated sites",
     )
     site_keys: tuple[str, ...] | None = Field(
         default=None,
         description="fingerprints of the registered keys of site_names, in the same order; secure aggregation among "
         "hospitals needs them",
     )
-    evaluate_only: tuple[str, ...] = Field(default=(), description="sites of site_names that test but do not train")
-    quorum: float = Field(default=1.0, gt=0, le=1, description="share of the sites that must answer in each round")
-    deadline_seconds: float = Field(default=3600, gt=0, description="how long a round waits for its slowest site")
-    stages: dict[str, RoundRules] | None = Field(
-        default=None, description="another quorum or deadline per stage, such as {adapt: {quorum: 0.5}}"
+    evaluate_only: tuple[str, ...] = Field(
+        default=(), description="names from site_names of the sites that test but do not train"
     )
-    attempts: int = Field(default=1, ge=1, description="how often a round asks a site that fails")
+    quorum: float = Field(default=1.0, gt=0, le=1, description="fraction of the sites that must answer in each round")
+    deadline_seconds: float = Field(default=3600, gt=0, description="seconds that a round waits for its slowest site")
+    stages: dict[str, RoundRules] | None = Field(
+        default=None, description="quorum or deadline that differs in a stage, such as {adapt: {quorum: 0.5}}"
+    )
+    attempts: int = Field(default=1, ge=1, description="number of times that a round asks a site that fails")
     patience_seconds: float = Field(
         default=120,
         gt=0,
-        description="how long a round waits for a site that is not connected",
+        description="seconds that a round waits for a site that is not connected",
     )
     compression: Literal["none", "float16", "int8", "int8_both"] = Field(
         default="none",
-        description="how float32 travels; float16: half the bytes both ways; int8: float16 to the sites, matrices as "
-        "int8 differences from them; int8_both: matrices in int8 to the sites, too",
+        description="encoding of float32 tensors on the wire; float16: half the bytes, both ways; int8: float16 to the "
+        "sites, int8 differences of matrices back; int8_both: matrices in int8 to the sites too",
     )
-    aggregator: Annotated[str, AGGREGATORS] = Field(default="mean", description="how answers of sites are merged")
-    liars: int = Field(default=1, ge=0, description="number of sites that may send anything; mean ignores it")
+    aggregator: Annotated[str, AGGREGATORS] = Field(
+        default="mean", description="rule that merges the answers of the sites"
+    )
+    liars: int = Field(default=1, ge=0, description="number of malicious or faulty sites to withstand; mean ignores it")
     mixing: bool = Field(
         default=True,
-        description="every aggregator except mean first replaces each update by the mean of its nearest ones, which "
-        "skewed labels need",
+        description="replace each update by the mean of its nearest neighbours before aggregation, which helps when "
+        "labels are skewed; mean ignores it",
     )
 
     secure_aggregation: bool = Field(
         default=False,
-        description="the server learns only the sum of the answers; needs mean, no compression and 3 sites that train",
+        description="let the server learn only the sum of the answers; needs aggregator: mean, compression: none and "
+        "at least 3 sites that train",
     )
     secure_threshold: int | None = Field(
-        default=None, description="sites that must stay to the end of a step; null: over two thirds"
+        default=None, description="number of sites that must stay to the end of a step; null: more than two thirds"
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _count_names(cls, given: Any) -> Any:
+    def _count_names(cls, section: Any) -> Any:
         """Fill in the number of sites if their names are given."""
-        if isinstance(given, dict) and isinstance(names := given.get("site_names"), list | tuple):
-            return {"sites": len(names), **given}
-        return given
+        if isinstance(section, dict) and isinstance(names := section.get("site_names"), list | tuple):
+            return {"sites": len(names), **section}
+        return section
 
     @field_validator("liars")
     @classmethod
@@ -103,8 +108,8 @@ class FederationSettings(Section):
         sites = info.data.get("sites", 1) - len(info.data.get("evaluate_only", ()))
         if aggregator in beyond and sites < (fewest := 2 * liars + beyond[aggregator]):
             raise ValueError(
-                f"{aggregator} withstands that many liars among {fewest} sites or more (twice their number and "
-                f"{beyond[aggregator]}), and {sites} take part in training"
+                f"{aggregator} with {liars} liars needs at least {fewest} sites that train "
+                f"(twice the liars plus {beyond[aggregator]}), but there are {sites}"
             )
         return liars
 
@@ -114,10 +119,13 @@ class FederationSettings(Section):
         aggregator, compression = info.data.get("aggregator", "mean"), info.data.get("compression", "none")
         if secure and (aggregator, compression) != ("mean", "none"):
             what = f"{compression} packs" if aggregator == "mean" else f"{aggregator} compares"
-            raise ValueError(f"{what} single updates, of which the server is to see none; take mean and no compression")
+            raise ValueError(
+                f"{what} single updates, but with secure aggregation the server must see none; "
+                "set aggregator: mean and compression: none"
+            )
         sites = info.data.get("sites", 3) - len(info.data.get("evaluate_only", ()))
         if secure and sites < 3:
-            raise ValueError(f"a sum hides its terms among 3 sites or more, and {sites} take part in training")
+            raise ValueError(f"a sum hides its terms only among 3 or more sites that train, but there are {sites}")
         return secure
 
     @field_validator("secure_threshold")
@@ -127,8 +135,8 @@ class FederationSettings(Section):
         training = sites - len(info.data.get("evaluate_only", ()))
         if threshold is not None and info.data.get("secure_aggregation") and not sites < 2 * threshold <= 2 * training:
             raise ValueError(
-                f"{threshold} must be more than half of all {sites} sites, or two halves could be told different "
-                f"things, and at most the {training} that train"
+                f"{threshold} must be more than half of all {sites} sites, since the server could deceive two separate "
+                f"halves; and it must be at most {training}, the number of sites that train"
             )
         return threshold
 
@@ -137,36 +145,44 @@ class FederationSettings(Section):
         names = self.site_names
         if names is None:
             for key in ("evaluate_only", "site_keys"):
-                if given := getattr(self, key):
-                    raise ValueError(f"{key} {list(given)} needs site_names")
+                if value := getattr(self, key):
+                    raise ValueError(f"{key} {list(value)} needs site_names")
             return self
         if not all(names) or len(set(names)) < len(names) or len(names) != self.sites:
-            raise ValueError(f"site_names {list(names)} must name each of the {self.sites} sites, none of them twice")
+            raise ValueError(f"site_names {list(names)} must name each of the {self.sites} sites exactly once")
+        require_printable("site", names)
         if not set(self.evaluate_only) < set(names):
-            raise ValueError(f"evaluate_only {list(self.evaluate_only)} must be some, not all, of {list(names)}")
+            raise ValueError(
+                f"evaluate_only {list(self.evaluate_only)} must contain some, but not all, of {list(names)}"
+            )
         self._check_keys(names)
         if self.arrival != "synchronous":
-            raise ValueError("arrival: asynchronous is a simulation's; sites with names bring classes when they come")
+            raise ValueError(
+                "arrival: asynchronous is for simulated sites only; named sites bring classes when they have them; "
+                "set arrival: synchronous"
+            )
         return self
 
     def _check_keys(self, names: tuple[str, ...]) -> None:
         if self.site_keys is None:
             if self.secure_aggregation:
                 raise ValueError(
-                    "site_keys must name the fingerprint of each site's key, or a server could play the other sites "
-                    "to one of them; `dynammo-server sites keys` prints the lines for the experiment's file"
+                    "site_keys must contain the fingerprint of each site's key; otherwise a server could pretend to a "
+                    "site to be all the others; `dynammo-server sites keys` prints the lines for the experiment's file"
                 )
             return
         for key in self.site_keys:
             if not re.fullmatch(FINGERPRINT, key):
-                raise ValueError(f"site_keys: {key!r} is no fingerprint, such as `ssh-keygen -l` prints: SHA256:...")
+                raise ValueError(f"site_keys: {key!r} is not a fingerprint as `ssh-keygen -l` prints it: SHA256:...")
         if len(set(self.site_keys)) < len(self.site_keys) or len(self.site_keys) != len(names):
-            raise ValueError(f"site_keys must hold a key for each of the {len(names)} site_names, none of them twice")
+            raise ValueError(
+                f"site_keys must contain one key for each of the {len(names)} site_names, without duplicates"
+            )
 
     def rules(self, stage: str) -> tuple[float, float]:
         """Return a stage's quorum and its deadline in seconds."""
-        own = (self.stages or {}).get(stage, RoundRules())
-        return own.quorum or self.quorum, own.deadline_seconds or self.deadline_seconds
+        rules = (self.stages or {}).get(stage, RoundRules())
+        return rules.quorum or self.quorum, rules.deadline_seconds or self.deadline_seconds
 
     @property
     def tested_apart(self) -> int:

@@ -22,20 +22,21 @@ class LimitSettings(Section):
 
     most_images: int | dict[str, int] = Field(
         default=MOST_IMAGES,
-        description="images of one split that a site may speak for; or a number by site, such as {clinic-a: 20000}",
+        description="largest number of training or test images that a site may report; or one number per site, such as "
+        "{clinic-a: 20000}",
     )
     largest_share: float = Field(
         default=0.75,
         gt=0,
         le=1,
-        description="largest weight of one of several sites in a mean, whatever it claims; 1: no limit",
+        description="largest weight of one site in a mean of several, whatever it reports; 1: no limit",
     )
 
     @field_validator("most_images")
     @classmethod
     def _positive(cls, most: int | dict[str, int]) -> int | dict[str, int]:
         if min(most.values() if isinstance(most, dict) else [most], default=1) < 1:
-            raise ValueError(f"{most} must leave each site an image")
+            raise ValueError(f"{most} must allow each site at least 1 image")
         return most
 
     def images(self, name: str) -> int:

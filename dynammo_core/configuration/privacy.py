@@ -14,18 +14,28 @@ class PrivacySettings(Section):
 
     mechanism: Literal["none", "example", "client"] = Field(
         default="none",
-        description="example: each site adds noise that hides each training image; client: the server adds noise that "
-        "hides each site",
+        description="who is protected; example: each training image, by noise that the site adds; client: each site, "
+        "by noise that the server adds",
+    )
+    unit: Literal["image", "patient"] = Field(
+        default="image",
+        description="with example: what the noise hides; patient: all images of a patient together, each of which "
+        "weighs 1 / (images of the patient); the data have to name patients",
     )
     epsilon: float = Field(
-        default=8.0, gt=0, description="budget of the whole run; a site that would exceed it abstains"
+        default=8.0, gt=0, description="privacy budget of the whole run; a site that would exceed it abstains"
     )
-    delta: float = Field(default=1e-5, gt=0, lt=1, description="should be far below 1 / (images of a site)")
+    delta: float = Field(
+        default=1e-5,
+        gt=0,
+        lt=1,
+        description="probability that epsilon does not bound; keep it far below 1 / (images of a site)",
+    )
     noise_multiplier: float | None = Field(
         default=None,
         gt=0,
         le=1e6,
-        description="standard deviation of the noise over the sensitivity; null: the smallest that keeps to epsilon",
+        description="standard deviation of the noise divided by the sensitivity; null: the smallest within epsilon",
     )
     clip: float = Field(
         default=1.0,
@@ -37,11 +47,14 @@ class PrivacySettings(Section):
         default=0.25,
         gt=0,
         le=1,
-        description="with example: probability that a batch holds a sample; replaces batch_size",
+        description="with example: probability that an image (a patient) is in a batch; replaces batch_size",
     )
     count_noise: float = Field(
-        default=4.0, gt=0, le=1e6, description="with example: standard deviation of the noise on numbers of images"
+        default=4.0,
+        gt=0,
+        le=1e6,
+        description="with example: standard deviation of the noise on counts of images (of patients)",
     )
     feature_norm: float = Field(
-        default=130.0, ge=1e-6, le=1e6, description="with example, for sums: norm to which features are clipped"
+        default=130.0, ge=1e-6, le=1e6, description="with example, in sums: norm to which features are clipped"
     )

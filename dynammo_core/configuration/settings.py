@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ from dynammo_core.data.datasets import DATASETS
 from dynammo_core.data.images.reading import Fit, Reading, Window
 from dynammo_core.data.images.windows import FROM_FILE, WINDOWS, is_window
 from dynammo_core.models import BACKBONES
-from dynammo_core.support.errors import unknown_name
+from dynammo_core.support.errors import unknown_name, unprintable
 from dynammo_core.support.registry import UNKNOWN
 
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
@@ -32,6 +33,17 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
+def require_printable(kind: str, names: Iterable[str]) -> None:
+    """Refuse names with characters that cannot be printed; `kind` says what they are names of.
+
+    Raises:
+        ValueError: there is such a name.
+    """
+    for name in names:
+        if found := unprintable(name):
+            raise ValueError(f"the {kind} {name!r} holds characters that cannot be printed ({found}); remove them")
+
+
 class DataSettings(Section):
     """Which images, how many, and how they become tensors."""
 
@@ -44,6 +56,16 @@ class DataSettings(Section):
     )
     sets: tuple[str, ...] | None = Field(
         default=None, description="MedMNIST sets to learn one after another: the file names without .npz"
+    )
+    split: Literal["published", "patient"] = Field(
+        default="published",
+        description="published: as the data say, else 80/20 by patient or, if unknown, by content; patient: 80/20 by "
+        "patient or lesion, whatever the data say",
+    )
+    duplicates: Literal["refuse", "drop"] = Field(
+        default="refuse",
+        description="images under two labels, named twice, or in training though they, their record or their patient "
+        "are in the test: refuse the data, or drop them (the test stays) and say how many",
     )
     image_size: int = Field(default=64, ge=8, le=1024, description="side in pixels to which every image is resized")
     fit: Fit = Field(
@@ -102,6 +124,7 @@ class DataSettings(Section):
     def _registry(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if classes is not None and (not all(classes) or not classes or len(set(classes)) < len(classes)):
             raise ValueError(f"{list(classes)} must name at least one class, none of them empty or twice")
+        require_printable("class", classes or ())
         return classes
 
     @field_validator("sets")
@@ -120,35 +143,36 @@ class TaskSettings(Section):
     )
     class_order: Literal["fixed", "shuffled"] | tuple[int, ...] = Field(
         default="fixed",
-        description="shuffled: by the seed, as in PyCIL; or class indices from 0 in their order of arrival: a class "
-        "that is left out takes no part",
+        description="order of arrival; fixed: by class index; shuffled: by the seed, as in PyCIL; or a list of class "
+        "indices from 0, where a class that is not listed takes no part",
     )
 
     @field_validator("sizes")
     @classmethod
     def _positive(cls, sizes: int | tuple[int, ...]) -> int | tuple[int, ...]:
         if isinstance(sizes, int) and sizes < 1:
-            raise ValueError(f"{sizes} classes a task make no task; at least 1 is needed")
+            raise ValueError(f"{sizes} classes per task are too few; a task needs at least 1")
         if isinstance(sizes, tuple) and (not sizes or min(sizes) < 1):
-            raise ValueError(f"{list(sizes)} must name at least one task, each with at least one class")
+            raise ValueError(f"{list(sizes)} must contain at least one task, each with at least one class")
         return sizes
 
     @field_validator("class_order")
     @classmethod
     def _no_class_twice(cls, order: str | tuple[int, ...]) -> str | tuple[int, ...]:
         if isinstance(order, tuple) and (not order or min(order) < 0 or len(set(order)) < len(order)):
-            raise ValueError(f"{list(order)} must name at least one class, by its index from 0, none of them twice")
+            raise ValueError(f"{list(order)} must contain at least one class, by its index from 0, without duplicates")
         return order
 
 
 class BackboneSettings(Section):
     """The pretrained network and where its weights come from."""
 
-    name: Annotated[str, BACKBONES] = Field(default="efficientnet_lite0", description="name of the network")
+    name: Annotated[str, BACKBONES] = Field(default="efficientnet_lite0", description="name of the backbone network")
     weights: str = Field(
-        default="imagenet", description="imagenet, random (by the seed), or the path of a weights file"
+        default="imagenet",
+        description="initial weights: imagenet, random (drawn from the seed), or the path of a weights file",
     )
-    sha256: str | None = Field(default=None, description="refuse a weights file that has another SHA-256")
+    sha256: str | None = Field(default=None, description="required SHA-256 of the weights file; null: any")
 
     @field_validator("weights")
     @classmethod
@@ -171,44 +195,53 @@ class MemorySettings(Section):
     exemplars: int = Field(
         default=200,
         ge=0,
-        description="exemplars of all sites together; each site gets an equal share, and so does each of its classes",
+        description="number of exemplars at all sites together, divided equally among sites and among their classes; a "
+        "site with more classes than exemplars keeps one of as many classes as it can",
     )
     selection: Literal["herding", "random", "closest_to_mean"] = Field(
-        default="herding", description="how exemplars are chosen"
+        default="herding", description="rule that chooses the exemplars"
     )
-    quota_megabytes: float = Field(default=1024, gt=0, description="disk space for the images in one site's memory")
+    quota_megabytes: float = Field(
+        default=1024, gt=0, description="disk space for the images in one site's memory, in MB"
+    )
 
 
 class ComputeSettings(Section):
     """Where the arithmetic happens. Another number of threads may change the last bits of a result."""
 
-    device: str = Field(default="auto", description="auto (CUDA if there is a GPU), cpu, cuda or cuda:N")
+    device: str = Field(
+        default="auto", description="device that computes: auto (CUDA if there is a GPU), cpu, cuda or cuda:N"
+    )
     threads: int = Field(
-        default=1, ge=1, description="CPU threads per site; another number may change the last bits of a result"
+        default=1, ge=1, description="CPU threads per site; a different number may change the last bits of a result"
     )
     features: Literal["float32", "float16"] = Field(
-        default="float32", description="type of the features that are kept for later rounds"
+        default="float32", description="type of the features that are cached for later rounds"
     )
     feature_megabytes: int = Field(
-        default=512, ge=0, description="memory per process for these features; 0: keep none, with the same results"
+        default=512,
+        ge=0,
+        description="memory for cached features in each process, in MB; 0: no cache, with the same results",
     )
 
 
 class Optimisation(Section):
     """How one training stage is optimised: rounds across sites, local epochs, optimiser and schedule."""
 
-    rounds: int = Field(default=1, ge=1, description="rounds of averaging across sites")
-    epochs: int = Field(default=5, ge=1, description="local epochs in each round")
-    optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="its state starts anew in each round")
-    learning_rate: float = Field(default=0.01, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of sgd; adam ignores it")
-    weight_decay: float = Field(default=5e-4, ge=0)
-    batch_size: int = Field(default=32, ge=2, description="at least 2: one image has no batch statistics")
+    rounds: int = Field(default=1, ge=1, description="number of rounds of averaging across sites")
+    epochs: int = Field(default=5, ge=1, description="number of local epochs in each round")
+    optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="optimiser; its state is reset in each round")
+    learning_rate: float = Field(default=0.01, gt=0, description="initial learning rate")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of SGD; adam ignores it")
+    weight_decay: float = Field(default=5e-4, ge=0, description="L2 penalty on the trained weights")
+    batch_size: int = Field(
+        default=32, ge=2, description="samples per batch; at least 2, since one image has no batch statistics"
+    )
     schedule: Literal["constant", "step", "cosine"] = Field(
-        default="constant", description="schedule of the learning rate over all rounds of the stage"
+        default="constant", description="learning-rate schedule over all rounds of the stage"
     )
     milestones: tuple[int, ...] = Field(
-        default=(), description="epochs after which step divides the learning rate by 10"
+        default=(), description="epochs after which the schedule step divides the learning rate by 10"
     )
 
 
@@ -219,14 +252,14 @@ class MethodSettings(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _complete_stages(cls, given: Any) -> Any:
+    def _complete_stages(cls, section: Any) -> Any:
         """Fill in what a stage's section leaves out from the method's defaults of that stage, not the general ones."""
         defaults = {name: field.default for name, field in cls.model_fields.items()}
-        if not isinstance(given, dict):
-            return given
+        if not isinstance(section, dict):
+            return section
         return {
             name: {**defaults[name].model_dump(), **value}
             if isinstance(value, dict) and isinstance(defaults.get(name), Section)
             else value
-            for name, value in given.items()
+            for name, value in section.items()
         }

@@ -1,31 +1,48 @@
-"""A cache in memory of what a frozen part of the network makes of images, the same in every round and epoch."""
+"""A cache in memory of what takes long to make, such as what a frozen part of the network makes of images."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
 
-class FeatureCache:
-    """Keeps the tensors used last, up to a budget of bytes."""
+class TakesMemory(Protocol):
+    """Anything that knows how many bytes of memory it takes."""
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes."""
+        ...
+
+
+T = TypeVar("T", bound=TakesMemory)
+
+
+class RecentlyUsed(Generic[T]):
+    """Keeps what was used last, up to a budget of bytes."""
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
-        self._held: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._held: OrderedDict[Hashable, T] = OrderedDict()
 
-    def get(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """Return the tensor of `key`, computed if it is not held; the caller must not modify it."""
+    def get(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Return the value of `key`, computed if it is not held; the caller must not modify it."""
         if key in self._held:
             self._held.move_to_end(key)
             return self._held[key]
-        tensor = compute()
-        self._held[key] = tensor
+        value = compute()
+        self._held[key] = value
         while sum(held.nbytes for held in self._held.values()) > self._budget:
             self._held.popitem(last=False)
-        return tensor
+        return value
+
+
+FeatureCache = RecentlyUsed[Tensor]
+"""Features by what they were computed of: the same in every round and epoch."""
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -11,19 +14,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dynammo_core.data.decoded.stored_images import Images, add_pixels, chosen, joined
+from dynammo_core.support.errors import DataError, unprintable
+
+FEWEST_SAMPLES = 2
+"""A site with fewer abstains: one image has no batch statistics, and what it teaches would tell too much of it."""
+
 
 @dataclass(frozen=True)
 class Samples:
     """N decoded images of one size.
 
     Attributes:
-        images: Tensor[N, C, S, S] uint8, C is 1 (grey) or 3 (RGB).
+        images: Tensor[N, C, S, S] uint8, C is 1 (grey) or 3 (RGB); or what is read like one, if it is too large.
         labels: Tensor[N] int64, global class indices.
         record_ids: N identifiers of the records the images come from; they never leave the site.
         patients: N identifiers of the persons they show, or empty if the data do not say; they never leave the site.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     record_ids: tuple[str, ...]
     patients: tuple[str, ...] = ()
@@ -44,13 +53,30 @@ class Samples:
     def subset(self, indices: Tensor | Sequence[int]) -> Samples:
         """Return the samples at `indices`, in that order."""
         index = torch.as_tensor(indices, dtype=torch.int64)
-        chosen = index.tolist()
+        places = index.tolist()
         return Samples(
-            self.images[index],
+            chosen(self.images, index),
             self.labels[index],
-            tuple(self.record_ids[i] for i in chosen),
-            tuple(self.patients[i] for i in chosen) if self.patients else (),
+            tuple(self.record_ids[i] for i in places),
+            tuple(self.patients[i] for i in places) if self.patients else (),
         )
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Yield the images in order, in Tensors of up to `size` images."""
+        for start in range(0, len(self), size):
+            yield self.images[start : start + size]
+
+    @cached_property
+    def pixels_digest(self) -> str:
+        """Return a hash of shape and pixels of all images, in hexadecimal digits."""
+        digest = hashlib.sha256(json.dumps(list(self.images.shape)).encode())
+        add_pixels(digest, self.images)
+        return digest.hexdigest()
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of memory that the images take; those on disk take none."""
+        return self.images.nbytes if isinstance(self.images, Tensor) else 0
 
     def of_class(self, label: int) -> Samples:
         """Return the samples of one class, in their order here."""
@@ -66,11 +92,9 @@ class Samples:
         full = [part for part in parts if len(part)]
         if not full:
             return Samples.empty()
-        channels = max(part.images.shape[1] for part in full)
-        images = torch.cat([part.images.expand(-1, channels, -1, -1) for part in full])
         labels = torch.cat([part.labels for part in full])
         return Samples(
-            images,
+            joined([part.images for part in full]),
             labels,
             tuple(record for part in full for record in part.record_ids),
             tuple(patient for part in full for patient in part.patient_ids) if any(p.patients for p in full) else (),
@@ -106,6 +130,7 @@ class Split:
         record_ids: N identifiers, stable over runs.
         sites: N names of the site each image belongs to, if the data say so.
         patients: N identifiers of the persons that the images show, or empty if the data do not say.
+        contents: N SHA-256 of the files' bytes, or empty if the images are not files.
     """
 
     source: ImageSource
@@ -113,17 +138,42 @@ class Split:
     record_ids: tuple[str, ...]
     sites: tuple[str, ...] | None = None
     patients: tuple[str, ...] = ()
+    contents: tuple[str, ...] = ()
 
     @property
     def patient_ids(self) -> tuple[str, ...]:
         """Return the N patients; where the data do not say who it is, each record counts as a patient of its own."""
         return self.patients or self.record_ids
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Return N keys, equal for images that stay together: patients, else contents; empty if neither is known."""
+        return self.patients or self.contents
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set: its class names in their fixed order, and its two splits."""
+    """A data set: its class names in their fixed order, and its two splits.
+
+    Attributes:
+        drawn: whether this project chose the test images, not the data.
+        notes: what a person should know of how the data were read, a sentence each, such as the files passed over.
+
+    Raises:
+        DataError: a class name holds characters that cannot be printed.
+    """
 
     class_names: tuple[str, ...]
     train: Split
     test: Split
+    drawn: bool = False
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.class_names:
+            if found := unprintable(name):
+                raise DataError(
+                    f"the class {name!r} holds characters that cannot be printed ({found})",
+                    accepted="names of letters, digits, punctuation and plain spaces, in UTF-8",
+                    remedy="Rename its folder or correct its label",
+                )

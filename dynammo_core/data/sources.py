@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dynammo_core.data.images.decoding import decode_image, named
+from dynammo_core.data.images.decoding import decode_image
 from dynammo_core.data.images.reading import AS_DECLARED, Reading
 from dynammo_core.data.samples import ImageSource, Split
-from dynammo_core.support.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +79,24 @@ def select(split: Split, indices: NDArray[np.int64]) -> Split:
         record_ids=tuple(split.record_ids[i] for i in chosen),
         sites=None if sites is None else tuple(sites[i] for i in chosen),
         patients=tuple(split.patients[i] for i in chosen) if split.patients else (),
+        contents=tuple(split.contents[i] for i in chosen) if split.contents else (),
+    )
+
+
+def chain(one: Split, other: Split) -> Split:
+    """Return two parts of one source, one after the other; nothing is read or copied."""
+    (source, held), (beneath, more) = (
+        resolve_selection(part.source, np.arange(len(part.labels))) for part in (one, other)
+    )
+    if source is not beneath:
+        raise ValueError("the two parts do not come from one source")
+    return Split(
+        source=Selection(source, np.concatenate([held, more])),
+        labels=np.concatenate([one.labels, other.labels]),
+        record_ids=one.record_ids + other.record_ids,
+        sites=None if one.sites is None or other.sites is None else one.sites + other.sites,
+        patients=one.patients + other.patients,
+        contents=one.contents + other.contents,
     )
 
 
@@ -97,35 +111,6 @@ def _read_as(source: ImageSource, reading: Reading) -> ImageSource:
     return replace(source, reading=reading) if isinstance(source, FileSource) else source
 
 
-def file_keys(paths: Sequence[Path], places: Sequence[str]) -> list[str]:
-    """Return a key for each file, equal if the bytes are equal; only files that share their size with another are read.
-
-    Raises:
-        DataError: a file is missing or cannot be read.
-    """
-    sizes = []
-    for path, place in zip(paths, places, strict=True):
-        with _naming(path, place):
-            sizes.append(path.stat().st_size)
-    shared = Counter(sizes)
-    keys = []
-    for path, place, size in zip(paths, places, sizes, strict=True):
-        with _naming(path, place):
-            keys.append(str(size) if shared[size] == 1 else hashlib.sha256(path.read_bytes()).hexdigest())
-    return keys
-
-
 def array_keys(images: NDArray[np.uint8]) -> list[str]:
     """Return a key for each image [N, ...], equal if the pixels are equal."""
     return [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
-
-
-@contextmanager
-def _naming(path: Path, place: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"the image {named(path, place)} cannot be opened: {getattr(error, 'strerror', None) or error}",
-            remedy="Put the file there, permit reading it, or take it out of the data set",
-        ) from error

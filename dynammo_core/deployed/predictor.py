@@ -131,7 +131,7 @@ class Predictor:
         names = tuple(map(str, paths))
         source = FileSource(tuple(paths), ("",) * len(names), self.facts.reading)
         split = Split(source, np.zeros(len(names), dtype=np.int64), names)
-        images = load_samples(split, range(len(names)), self.facts.image_size, self.facts.fit).images
+        images = load_samples(split, range(len(names)), self.facts.image_size, self.facts.fit).images[:]
         return images.expand(len(names), 3, self.facts.image_size, self.facts.image_size)
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -51,3 +51,41 @@ def random_choice(features: Tensor, count: int, generator: torch.Generator) -> T
 SELECTIONS: Mapping[str, Selection] = MappingProxyType(
     {"herding": herding, "random": random_choice, "closest_to_mean": closest_to_mean}
 )
+
+
+def choose(
+    selection: str, features: Tensor, patients: Sequence[str], count: int, *, fewest_patients: int, seed: int
+) -> Tensor:
+    """Choose the exemplars of a class so that the first of them show different patients.
+
+    However few exemplars stay later, no fewer patients stand behind them than `fewest_patients`, if there are so many.
+
+    Args:
+        selection: name of the operator that ranks.
+        features: Tensor[N, D] of one class.
+        patients: N patients that the images show.
+        count: exemplars wanted.
+        fewest_patients: number of different patients that come first.
+        seed: random seed of the class.
+
+    Returns:
+        Tensor[min(count, N)] int64: indices, best first.
+    """
+    lead, ranked = min(fewest_patients, count), count
+    while True:
+        order = SELECTIONS[selection](features, ranked, torch.Generator().manual_seed(seed))
+        if ranked >= len(features) or len({patients[index] for index in order.tolist()}) >= lead:
+            return patients_first(order, patients, lead)[:count]
+        ranked *= 2
+
+
+def patients_first(order: Tensor, patients: Sequence[str], lead: int) -> Tensor:
+    """Move the best image of each of the `lead` best patients to the front of a ranking, Tensor[N] int64."""
+    if lead <= 1:
+        return order
+    best: dict[str, int] = {}
+    for place, index in enumerate(order.tolist()):
+        best.setdefault(patients[index], place)
+    front = list(best.values())[:lead]
+    rest = sorted(set(range(len(order))) - set(front))
+    return order[torch.tensor(front + rest, dtype=torch.int64)]

@@ -56,6 +56,11 @@ class ReplayMemory:
         """N identifiers of the records that the exemplars come from."""
         return self.samples.record_ids
 
+    @property
+    def patient_ids(self) -> tuple[str, ...]:
+        """N identifiers of the patients that the exemplars show."""
+        return self.samples.patient_ids
+
     def subset(self, indices: Tensor | Sequence[int]) -> ReplayMemory:
         """Return the memory with nothing but the exemplars at `indices`, in that order."""
         index = torch.as_tensor(indices, dtype=torch.int64)
@@ -102,7 +107,9 @@ def _packed_memory(memory: ReplayMemory) -> bytes:
         "class_names": memory.class_names,
         "arrived": sorted(memory.arrived.items()),
     }
-    tensors = {"images": memory.samples.images.contiguous(), "labels": memory.samples.labels}
+    if memory.samples.patients:
+        notes["patients"] = memory.samples.patients
+    tensors = {"images": memory.samples.images[:].contiguous(), "labels": memory.samples.labels}
     content: bytes = save(tensors, metadata={"notes": json.dumps(notes)})  # one entry: safetensors shuffles several
     return content
 
@@ -118,7 +125,7 @@ def _unpacked_memory(content: bytearray) -> ReplayMemory:
         raise ValueError("images are Tensor[N, C, S, S], labels Tensor[N] of class indices")
     return ReplayMemory(
         int(notes["task"]),
-        Samples(images, labels, tuple(map(str, notes["record_ids"]))),
+        Samples(images, labels, *(tuple(map(str, notes.get(name, ()))) for name in ("record_ids", "patients"))),
         tuple(Taken(int(task), date.fromisoformat(day)) for task, day in notes["taken"]),
         tuple(map(str, notes["class_names"])),
         {int(label): int(task) for label, task in notes["arrived"]},

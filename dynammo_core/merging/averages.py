@@ -14,33 +14,35 @@ NEARLY_PARALLEL = 1e-6
 """Angle in radians below which a great circle counts as a line."""
 
 
-def merge_mean(given: TaskSets) -> dict[str, Tensor]:
+def merge_mean(task_sets: TaskSets) -> dict[str, Tensor]:
     """Average all tasks' sets (DynaMMo, arXiv 2404.14099, equation 3) and pool batch-norm statistics."""
-    merged = pool_batch_norm(given.sets, [1.0] * len(given.sets))
-    for name, first in given.sets[0].items():
+    merged = pool_batch_norm(task_sets.sets, [1.0] * len(task_sets.sets))
+    for name, first in task_sets.sets[0].items():
         if not is_batch_norm_statistic(name):
-            merged[name] = torch.stack([tensors[name].double() for tensors in given.sets]).mean(dim=0).to(first.dtype)
+            merged[name] = (
+                torch.stack([tensors[name].double() for tensors in task_sets.sets]).mean(dim=0).to(first.dtype)
+            )
     return merged
 
 
-def merge_weighted(given: TaskSets) -> dict[str, Tensor]:
+def merge_weighted(task_sets: TaskSets) -> dict[str, Tensor]:
     """Average the sets, weighted by the images that each was tuned on (as sites in FedAvg, arXiv 1602.05629)."""
-    return _weighted_mean(given.sets, given.samples)
+    return _weighted_mean(task_sets.sets, task_sets.samples)
 
 
-def merge_last(given: TaskSets) -> dict[str, Tensor]:
+def merge_last(task_sets: TaskSets) -> dict[str, Tensor]:
     """Return the newest set alone: a control for the average, since each set inherits from the one before."""
-    return {name: tensor.clone() for name, tensor in given.sets[-1].items()}
+    return {name: tensor.clone() for name, tensor in task_sets.sets[-1].items()}
 
 
-def merge_slerp(given: TaskSets) -> dict[str, Tensor]:
+def merge_slerp(task_sets: TaskSets) -> dict[str, Tensor]:
     """Interpolate on the sphere (Shoemake 1985, https://doi.org/10.1145/325165.325242), keeping the length of weights.
 
     Spherical interpolation takes two sets: more are added one after the other, the k-th with the share 1/k, which on a
     line would be the mean. The order matters. Each tensor has a sphere of its own; lengths are interpolated.
     """
-    merged: State = given.sets[0]
-    for position, newer in enumerate(given.sets[1:], start=2):
+    merged: State = task_sets.sets[0]
+    for position, newer in enumerate(task_sets.sets[1:], start=2):
         merged = _slerp(merged, newer, 1 / position)
     return dict(merged)
 

@@ -63,12 +63,12 @@ def comparable(fisher: State) -> dict[str, Tensor]:
     }
 
 
-def merge_fisher(given: TaskSets) -> dict[str, Tensor]:
+def merge_fisher(task_sets: TaskSets) -> dict[str, Tensor]:
     """Average each entry, weighted by each set's Fisher information (equation 4), and pool batch-norm statistics."""
-    merged = merge_mean(given)
+    merged = merge_mean(task_sets)
     for name, plain in merged.items():
         if not is_batch_norm_statistic(name):
-            weights = torch.stack([fisher[name].double() for fisher in given.importance]).clamp_min(FLOOR)
-            stacked = torch.stack([tensors[name].double() for tensors in given.sets])
+            weights = torch.stack([fisher[name].double() for fisher in task_sets.importance]).clamp_min(FLOOR)
+            stacked = torch.stack([tensors[name].double() for tensors in task_sets.sets])
             merged[name] = ((weights * stacked).sum(dim=0) / weights.sum(dim=0)).to(plain)
     return merged

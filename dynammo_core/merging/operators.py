@@ -24,23 +24,23 @@ MERGE_OPERATORS: Registry[MergeOperator] = Registry(
         "fisher": merge_fisher,
         **{name: partial(merge_task_vectors, combine) for name, combine in TASK_VECTORS.items()},
     },
-    accepted="a function from TaskSets to one set of tensors by name",
+    accepted="a function that takes TaskSets and returns one set of tensors by name",
 )
 register_merge_operator = MERGE_OPERATORS.decorator
 
 
-def merge(operator: str | Sequence[str], given: TaskSets) -> dict[str, Tensor]:
+def merge(operator: str | Sequence[str], task_sets: TaskSets) -> dict[str, Tensor]:
     """Merge the sets of all tasks into one; a single set is returned as it is, whatever the operator.
 
     Args:
         operator: a name in the table, or one for the adapter at each insertion point, first to last.
-        given: the sets.
+        task_sets: the sets.
     """
-    if len(given.sets) == 1:
-        return merge_last(given)
+    if len(task_sets.sets) == 1:
+        return merge_last(task_sets)
     if isinstance(operator, str):
-        return MERGE_OPERATORS[operator](given)
+        return MERGE_OPERATORS[operator](task_sets)
     merged: dict[str, Tensor] = {}
     for place, name in enumerate(operator):
-        merged |= MERGE_OPERATORS[name](given.at(place))
+        merged |= MERGE_OPERATORS[name](task_sets.at(place))
     return merged

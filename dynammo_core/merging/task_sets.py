@@ -33,14 +33,14 @@ class TaskSets:
     def at(self, place: int) -> TaskSets:
         """Return the same for the adapter at one insertion point alone, counted from 0."""
 
-        def own(state: State) -> State:
+        def at_point(state: State) -> State:
             return {name: tensor for name, tensor in state.items() if name.startswith(f"{place}.")}
 
         return replace(
             self,
-            sets=[own(state) for state in self.sets],
-            initial=own(self.initial),
-            importance=[own(state) for state in self.importance],
+            sets=[at_point(state) for state in self.sets],
+            initial=at_point(self.initial),
+            importance=[at_point(state) for state in self.importance],
         )
 
 

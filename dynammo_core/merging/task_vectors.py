@@ -26,14 +26,14 @@ Combine = Callable[[Tensor, float], Tensor]
 """Combines the task vectors Tensor[T, ...] of one tensor into one vector, given the density."""
 
 
-def merge_task_vectors(combine: Combine, given: TaskSets) -> dict[str, Tensor]:
+def merge_task_vectors(combine: Combine, task_sets: TaskSets) -> dict[str, Tensor]:
     """Return the initial set plus the scaled combination of the task vectors; batch norms and scales are averaged."""
-    merged = merge_mean(given)
-    for name, start in given.initial.items():
+    merged = merge_mean(task_sets)
+    for name, start in task_sets.initial.items():
         if start.dim() > 1:
             base = start.double()
-            vectors = torch.stack([tensors[name].double() - base for tensors in given.sets])
-            merged[name] = (base + given.scale * combine(vectors, given.density)).to(start.dtype)
+            vectors = torch.stack([tensors[name].double() - base for tensors in task_sets.sets])
+            merged[name] = (base + task_sets.scale * combine(vectors, task_sets.density)).to(start.dtype)
     return merged
 
 

@@ -18,7 +18,8 @@ class AdaptedClosedFormSettings(AdapterSettings, ClosedFormSettings):
     """The features with adapters."""
 
     frozen_beside: bool = Field(
-        default=False, description="the bare network's features beside those with adapters: two passes, two parts"
+        default=False,
+        description="use the bare network's features beside those with adapters, at the cost of a second pass",
     )
 
 
@@ -33,4 +34,4 @@ def grow_adapted_scales(params: AdaptedClosedFormSettings, model: IncrementalMod
 
 def not_accounted(params: AdaptedClosedFormSettings, mechanism: str) -> str:
     """Explain why adapters and sums cannot be private together."""
-    return "the privacy of its adapters and its sums is not accounted for together; take dynammo or streaming_ridge"
+    return "there is no joint privacy accounting for its adapters and its sums; choose dynammo or streaming_ridge"

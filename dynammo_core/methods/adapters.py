@@ -25,12 +25,15 @@ ADAPTERS = "extractor.*adapters.*"
 class AdapterSettings(MethodSettings):
     """Adapters, and the stage that tunes them."""
 
-    alpha: float = Field(default=0.02, gt=0, description="weight of an adapter at the start; learnt from there on")
+    alpha: float = Field(default=0.02, gt=0, description="initial value of an adapter's learnable scale")
     padding: Literal[0, 1] = Field(
-        default=1, description="of the adapters' convolutions; 0: the paper, needs maps of 3x3 pixels at every stage"
+        default=1,
+        description="padding of the adapters' convolutions; 0: as in the paper, needs feature maps of at least 3x3 "
+        "pixels at every stage",
     )
     norm: Literal["batch", "group"] = Field(
-        default="batch", description="of the adapters; group: has no statistics over images, as privacy needs"
+        default="batch",
+        description="normalisation in the adapters; group keeps no statistics across images, which privacy requires",
     )
     adapt: Optimisation = Optimisation(epochs=10, learning_rate=0.02)
 
@@ -103,6 +106,6 @@ def obstacle_of_batch_norm(params: AdapterSettings) -> str:
     if params.norm == "group":
         return ""
     return (
-        "batch norm mixes the images of a batch, and sends statistics of them that no gradient clipping bounds; "
+        "batch norm mixes the images of a batch, and gradient clipping does not bound the statistics that it sends; "
         "set method.norm: group"
     )

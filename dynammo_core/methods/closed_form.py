@@ -20,7 +20,7 @@ from dynammo_core.models.backbones import Backbone
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, MultiScaleBackbone, Pooling
 from dynammo_core.models.ridge import MOST_WEIGHT, RidgeHead
 from dynammo_core.models.ridge_checks import MOST_NOISED_WEIGHT
-from dynammo_core.plan import Archive, Batch, Computes, ComputesPrivately, Stage, Summarise, SumNoise
+from dynammo_core.plan import Archive, Batch, Computes, ComputesPrivately, Stage, Summarise, SumNoise, WeighedBatch
 
 HEAD = f"heads.{CLASSES}"
 COUNTS = (f"{HEAD}.counts",)
@@ -39,20 +39,26 @@ STRETCH = 4
 class ClosedFormSettings(MethodSettings):
     """The features, and how smooth the solution is."""
 
-    multi_scale: bool = Field(default=True, description="the pooled inputs of every stage beside the last features")
+    multi_scale: bool = Field(default=True, description="use the pooled inputs of every stage beside the last features")
     pooling: Pooling = Field(
         default="mean",
-        description="of the stages' inputs; spread: each channel's standard deviation beside its mean; grid: that and "
-        "the mean of each quarter",
+        description="pooling of the stages' inputs; mean: each channel's mean; spread: its mean and standard "
+        "deviation; grid: its mean in each quarter of the map, and its standard deviation",
     )
     regulariser: float | None = Field(
-        default=None, gt=0, description="of ridge regression; null: by generalised cross-validation of the sums"
+        default=None,
+        gt=0,
+        description="regulariser of the ridge regression; null: chosen by generalised cross-validation on the sums",
     )
 
 
 def by_example_alone(params: ClosedFormSettings, mechanism: str) -> str:
     """Explain why sums cannot be private by client; empty for `example`."""
-    return "" if mechanism == "example" else "its sums over samples have no mean over sites; take example"
+    return (
+        ""
+        if mechanism == "example"
+        else "its sums over samples have no mean over sites; set privacy.mechanism: example"
+    )
 
 
 SUMS_GOVERNANCE = Governance(obstacle_to_privacy=by_example_alone)
@@ -179,14 +185,14 @@ def noised_sums(bound: float) -> ComputesPrivately:
     """Make the private twin of `sums(SUMS)`: features no longer than `bound`, and noise on the sums."""
 
     def compute(
-        model: IncrementalModel, batches: Iterable[Batch], counts: Mapping[int, int], noise: SumNoise
+        model: IncrementalModel, batches: Iterable[WeighedBatch], counts: Mapping[int, int], noise: SumNoise
     ) -> dict[str, Tensor]:
         head = ridge_head(model)
-        for features, labels in batches:
+        for features, labels, weights in batches:
             # One image whose features overflow would tell of itself by making the whole sum NaN.
             finite = features.double().masked_fill(~features.isfinite().all(dim=1, keepdim=True), 0.0)
             lengths = finite.norm(dim=1, keepdim=True)
-            head.add(finite * (bound / lengths).clamp_max(1), labels)
+            head.add(finite * (bound / lengths).clamp_max(1), labels, weights)
         head.blur(counts, bound, noise)
         state = model.state_dict()
         return {name: state[name] for name in SUMS}
@@ -195,7 +201,7 @@ def noised_sums(bound: float) -> ComputesPrivately:
 
 
 def paid_counts(
-    model: IncrementalModel, batches: Iterable[Batch], counts: Mapping[int, int], noise: SumNoise
+    model: IncrementalModel, batches: Iterable[WeighedBatch], counts: Mapping[int, int], noise: SumNoise
 ) -> dict[str, Tensor]:
     """Return the private twin of `sums(COUNTS)`: numbers that are noised already, and no image's."""
     head = ridge_head(model)

@@ -20,8 +20,10 @@ from dynammo_core.plan import Archive, LossContext, Stage
 class DarkERSettings(RehearsalSettings):
     """Weights of the two terms of replay."""
 
-    alpha: float = Field(default=0.2, ge=0, description="weight of the distance to the old logits")
-    beta: float = Field(default=0.5, ge=0, description="weight of the exemplars' cross-entropy")
+    alpha: float = Field(
+        default=0.2, ge=0, description="weight of the distance to the stored logits (alpha in the paper)"
+    )
+    beta: float = Field(default=0.5, ge=0, description="weight of the exemplars' cross-entropy (beta in the paper)")
 
 
 class DarkER(Method[DarkERSettings]):

@@ -23,8 +23,8 @@ from dynammo_core.plan import Archive, Fit, LossContext, Stage
 class DynamicERSettings(RehearsalSettings):
     """Stage 1 trains the newest network and the classifier; stage 2 trains the classifier anew."""
 
-    auxiliary: float = Field(default=1.0, ge=0, description="lambda_a, weight of the auxiliary loss")
-    temperature: float = Field(default=5.0, gt=0, description="of the softmax in stage 2")
+    auxiliary: float = Field(default=1.0, ge=0, description="weight of the auxiliary loss (lambda_a in the paper)")
+    temperature: float = Field(default=5.0, gt=0, description="temperature of the softmax in stage 2")
     balance: Optimisation = Optimisation(epochs=30, learning_rate=0.1)
 
 
@@ -85,8 +85,8 @@ class DynamicER(Method[DynamicERSettings]):
         if not context.task:
             return classification
         auxiliary = model.head(AUXILIARY)
-        own = features[:, -_newest(model).feature_dim :]
-        return classification + self.params.auxiliary * F.cross_entropy(auxiliary(own), auxiliary.targets(labels))
+        newest = features[:, -_newest(model).feature_dim :]
+        return classification + self.params.auxiliary * F.cross_entropy(auxiliary(newest), auxiliary.targets(labels))
 
     def draw_classifier_anew(self, model: IncrementalModel, archive: Archive, task: int) -> None:
         """Section 3.4: the classifier forgets what it learnt, and learns from the balanced set alone."""

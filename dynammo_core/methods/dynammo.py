@@ -32,7 +32,7 @@ from dynammo_core.plan import Archive, Remember, Stage
 class DynaMMoSettings(MergeSettings, TaskHeadsSettings):
     """Parameters of DynaMMo."""
 
-    adapters: bool = Field(default=True, description="false: the control without adapters, heads on the bare backbone")
+    adapters: bool = Field(default=True, description="train adapters; false: a control with heads on the bare backbone")
 
 
 def obstacle_to_privacy(params: DynaMMoSettings, mechanism: str) -> str:

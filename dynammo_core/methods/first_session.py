@@ -28,7 +28,7 @@ from dynammo_core.plan import Stage
 class FirstSessionSettings(AdaptedClosedFormSettings):
     """As measured best on validation images: both networks' features, with their spread."""
 
-    alpha: float = Field(default=0.5, gt=0, description="weight of an adapter at the start; learnt from there on")
+    alpha: float = Field(default=0.5, gt=0, description="initial value of an adapter's learnable scale")
     pooling: Pooling = "spread"
     frozen_beside: bool = True
 

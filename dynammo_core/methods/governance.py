@@ -14,7 +14,7 @@ P = TypeVar("P", bound=MethodSettings)
 
 def never_private(params: MethodSettings, mechanism: str) -> str:
     """Explain why noise protects nobody where nothing bounds what one image changes."""
-    return "what one image may change in what its sites send has no bound"
+    return "there is no bound on how much one image can change what a site sends"
 
 
 def fits_everything(params: MethodSettings, federation: FederationSettings, backbone: BackboneSettings) -> str:

@@ -33,7 +33,9 @@ class RehearsalSettings(SingleHeadSettings):
     """Which of the two answers that a rehearsed network can give is taken."""
 
     prediction: Literal["classifier", "nearest_mean"] = Field(
-        default="classifier", description="nearest_mean: the class whose exemplars' mean feature is nearest (iCaRL)"
+        default="classifier",
+        description="how to predict; classifier: by the trained head; nearest_mean: the class whose exemplars have the "
+        "nearest mean feature (iCaRL)",
     )
 
 

@@ -24,10 +24,14 @@ from dynammo_core.plan import Archive, LossContext, Stage
 class LUCIRSettings(RehearsalSettings):
     """The paper's constants, except the scale."""
 
-    scale: float = Field(default=10.0, gt=0, description="start value of the learnable scale of the cosines")
-    less_forget: float = Field(default=5.0, ge=0, description="lambda_base of the less-forget constraint")
-    margin: float = Field(default=0.5, ge=0, description="m of the margin ranking loss")
-    hard_negatives: int = Field(default=2, ge=1, description="K new classes that an exemplar is kept away from")
+    scale: float = Field(default=10.0, gt=0, description="initial value of the learnable scale of the cosines")
+    less_forget: float = Field(
+        default=5.0, ge=0, description="base weight of the less-forget constraint (lambda_base in the paper)"
+    )
+    margin: float = Field(default=0.5, ge=0, description="margin of the ranking loss (m in the paper)")
+    hard_negatives: int = Field(
+        default=2, ge=1, description="number of new classes that each exemplar is pushed away from (K in the paper)"
+    )
 
 
 class LUCIR(Method[LUCIRSettings]):
@@ -83,8 +87,8 @@ def margin_ranking(cosines: Tensor, targets: Tensor, old: int, *, margin: float,
     exemplars = targets < old
     if not bool(exemplars.any()):
         return cosines.new_zeros(())
-    held = cosines[exemplars]
-    own = held.gather(1, targets[exemplars].unsqueeze(1))
-    new = held[:, old:]
+    exemplar_cosines = cosines[exemplars]
+    true = exemplar_cosines.gather(1, targets[exemplars].unsqueeze(1))
+    new = exemplar_cosines[:, old:]
     hardest = new.topk(min(hard_negatives, new.shape[1]), dim=1).values
-    return (margin - own + hardest).clamp_min(0).mean()
+    return (margin - true + hardest).clamp_min(0).mean()

@@ -40,18 +40,19 @@ class MergeSettings(AdapterSettings):
 
     merge: Annotated[str | tuple[str, ...], MERGE_OPERATORS] = Field(
         default="mean",
-        description="how sets are merged across tasks: a name of the table MERGE_OPERATORS, or a list with a name for "
-        "each insertion point of the backbone, first to last",
+        description="operator that merges the adapter sets of all tasks; or a list with one for each insertion point "
+        "of the backbone, first to last",
     )
     merge_density: float = Field(
-        default=0.2, gt=0, le=1, description="share of a task vector that ties, dare and breadcrumbs keep"
+        default=0.2, gt=0, le=1, description="fraction of a task vector that ties, dare and breadcrumbs keep"
     )
     merge_scale: float = Field(
-        default=1.0, gt=0, description="times the merged task vector, for operators on task vectors"
+        default=1.0, gt=0, description="factor on the merged task vector, for operators on task vectors"
     )
     merge_alpha: Literal["average", "fold"] = Field(
         default="average",
-        description="an adapter's learnt scale; average: by itself; fold: as part of the last norm that it multiplies",
+        description="merging of the adapters' learnt scales; average: separately; fold: as part of the last norm that "
+        "each of them multiplies",
     )
     recalibrate: bool = Field(default=True, description="re-estimate the merged adapters' batch-norm statistics")
 
@@ -84,15 +85,15 @@ def adapt_and_merge(params: MergeSettings, stream: TaskStream, task: int, then: 
     classes, by_fisher = stream.classes(task), FISHER in params.operators
 
     def note_counts(archive: Archive, task: int, class_counts: Sequence[int]) -> None:
-        own = sum(class_counts[label] for label in classes)
-        archive[f"{SAMPLES}{task}"] = torch.tensor([own], dtype=torch.float64)
+        samples = sum(class_counts[label] for label in classes)
+        archive[f"{SAMPLES}{task}"] = torch.tensor([samples], dtype=torch.float64)
 
     def end_adapting(model: IncrementalModel, archive: Archive, task: int) -> None:
         adapters = adapters_of(tuned(model))
-        own = adapters.state_dict()
-        _put(archive, _set(task), own)
+        adapter_set = adapters.state_dict()
+        _put(archive, _set(task), adapter_set)
         if by_fisher:  # sites derive by what will be merged
-            adapters.load_state_dict(prepared(params, own))
+            adapters.load_state_dict(prepared(params, adapter_set))
         else:
             merge_sets(params, model, archive, task)
         then(model, archive, task)
@@ -134,20 +135,20 @@ def merge_sets(params: MergeSettings, model: IncrementalModel, archive: Archive,
     """Merge the archived sets of tasks 0..`task` into the network."""
     tasks, operators = range(task + 1), params.operators
     sets = [_archived(archive, _set(earlier)) for earlier in tasks]
-    given = TaskSets(
-        [prepared(params, own) for own in sets] if task else sets,
+    task_sets = TaskSets(
+        [prepared(params, adapter_set) for adapter_set in sets] if task else sets,
         initial=_archived(archive, INITIAL),
         samples=[archive[f"{SAMPLES}{t}"].item() for t in tasks] if WEIGHTED in operators else (),
         importance=[_archived(archive, _fisher(t)) for t in tasks] if FISHER in operators else (),
         density=params.merge_density,
         scale=params.merge_scale,
     )
-    adapters_of(tuned(model)).load_state_dict(merge(params.merge, given))
+    adapters_of(tuned(model)).load_state_dict(merge(params.merge, task_sets))
 
 
-def prepared(params: MergeSettings, own: dict[str, Tensor]) -> dict[str, Tensor]:
+def prepared(params: MergeSettings, adapter_set: dict[str, Tensor]) -> dict[str, Tensor]:
     """Write a set as it is merged; it computes the same."""
-    return folded_alphas(own) if params.merge_alpha == "fold" else own
+    return folded_alphas(adapter_set) if params.merge_alpha == "fold" else adapter_set
 
 
 def fisher_information(model: IncrementalModel, batches: Iterable[Batch]) -> dict[str, Tensor]:
@@ -166,20 +167,20 @@ def misfit_of_merge(params: MergeSettings, federation: FederationSettings, backb
     spec = BACKBONES.get(backbone.name)
     if not isinstance(params.merge, str) and spec and len(params.merge) != len(spec.channels):
         return (
-            f"merge names {len(params.merge)} operators, and {backbone.name} has {len(spec.channels)} insertion "
-            "points; give a name for each of them, or one name for all"
+            f"merge lists {len(params.merge)} operators, but {backbone.name} has {len(spec.channels)} insertion "
+            "points; give one operator for each, or one for all"
         )
     if FISHER not in params.operators:
         return ""
     if federation.compression != "none":
         return (
-            f"merge: {FISHER} does not go with federation.compression: {federation.compression}: it "
-            "rounds squared gradients, which are small, to 0, or tells their difference from weights; take none"
+            f"merge: {FISHER} cannot be combined with federation.compression: {federation.compression}, which would "
+            "round small squared gradients to 0, or send them as differences from weights; set compression: none"
         )
     if federation.aggregator == "norm_clipping":
         return (
-            f"merge: {FISHER} does not go with federation.aggregator: norm_clipping: squared gradients are no "
-            "update of the weights, whose length could be bounded; take another"
+            f"merge: {FISHER} cannot be combined with federation.aggregator: norm_clipping: squared gradients are not "
+            "an update of the weights, so there is no length to clip; choose another aggregator"
         )
     return ""
 
@@ -187,11 +188,11 @@ def misfit_of_merge(params: MergeSettings, federation: FederationSettings, backb
 def obstacle_of_merge(params: MergeSettings, mechanism: str) -> str:
     """Explain why a merge operator cannot be private by a mechanism; empty if all of them can."""
     if FISHER in params.operators:
-        return "no noise hides an image in the mean of squared gradients; take another method.merge than fisher"
+        return "no noise hides an image in the mean of squared gradients; choose a method.merge other than fisher"
     if mechanism == "client" and WEIGHTED in params.operators:
         return (
-            "its weights are the exact numbers of images of all sites, and the merged adapters betray them; take "
-            "another method.merge than weighted"
+            "it weighs by the exact numbers of images at all sites, and the merged adapters reveal them; choose a "
+            "method.merge other than weighted"
         )
     return ""
 

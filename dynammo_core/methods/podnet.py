@@ -33,11 +33,15 @@ from dynammo_core.plan import Archive, Fit, LossContext, Stage
 class PODNetSettings(RehearsalSettings):
     """The paper's constants for CIFAR100, except the scale."""
 
-    proxies: int = Field(default=10, ge=1, description="K proxies a class")
-    scale: float = Field(default=10.0, gt=0, description="start value of the learnable scale eta")
-    margin: float = Field(default=0.6, ge=0, description="delta of the classification loss")
-    spatial: float = Field(default=3.0, ge=0, description="lambda_c of the pooled maps' distance")
-    flat: float = Field(default=1.0, ge=0, description="lambda_f of the features' distance")
+    proxies: int = Field(default=10, ge=1, description="proxies per class (K in the paper)")
+    scale: float = Field(default=10.0, gt=0, description="initial value of the learnable scale (eta in the paper)")
+    margin: float = Field(default=0.6, ge=0, description="margin of the classification loss (delta in the paper)")
+    spatial: float = Field(
+        default=3.0, ge=0, description="weight of the distance between pooled maps (lambda_c in the paper)"
+    )
+    flat: float = Field(
+        default=1.0, ge=0, description="weight of the distance between features (lambda_f in the paper)"
+    )
     balance: Optimisation = Optimisation(epochs=20, learning_rate=0.01)
 
 
@@ -104,9 +108,9 @@ class PODNet(Method[PODNetSettings]):
     def _classification(self, head: CosineHead, features: Tensor, labels: Tensor, fixed: int = 0) -> Tensor:
         """Equation 10: max(0, -log(exp(eta (y_own - delta)) / sum over other classes of exp(eta y_i)))."""
         logits = head.scale * head.similarities(features, fixed)
-        own = F.one_hot(head.targets(labels), len(head.rows)).bool()
-        others = logits.masked_fill(own, -math.inf).logsumexp(dim=1)
-        excess: Tensor = (others - logits[own] + head.scale * self.params.margin).clamp_min(0)
+        true = F.one_hot(head.targets(labels), len(head.rows)).bool()
+        others = logits.masked_fill(true, -math.inf).logsumexp(dim=1)
+        excess: Tensor = (others - logits[true] + head.scale * self.params.margin).clamp_min(0)
         return excess.mean()
 
 

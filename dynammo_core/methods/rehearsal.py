@@ -26,6 +26,8 @@ class Rehearsal:
         settings: of the memory.
         sites: number of sites that share the memory.
         seed: of what is drawn at random.
+        site: index of the site.
+        fewest_patients: number of patients that what is drawn of a class shows, if so many stand behind it.
     """
 
     task: int
@@ -35,6 +37,8 @@ class Rehearsal:
     settings: MemorySettings
     sites: int
     seed: int
+    site: int = 0
+    fewest_patients: int = 1
 
     def has_new(self, classes: Sequence[int]) -> bool:
         """Tell whether there are new images of any of these classes."""
@@ -43,7 +47,15 @@ class Rehearsal:
     def balanced(self) -> Samples:
         """Draw exemplars and equally many samples of each new class."""
         seed = derive_seed(self.seed, "balanced", self.task)
-        return balanced_set(self.memory, self.new, settings=self.settings, sites=self.sites, seed=seed)
+        return balanced_set(
+            self.memory,
+            self.new,
+            settings=self.settings,
+            site=self.site,
+            sites=self.sites,
+            seed=seed,
+            fewest_patients=self.fewest_patients,
+        )
 
 
 def new_images(rehearsal: Rehearsal) -> Samples:

@@ -21,7 +21,7 @@ from dynammo_core.plan import Archive, LossContext, Stage
 class WASettings(RehearsalSettings):
     """How soft the teacher's answers are."""
 
-    temperature: float = Field(default=2.0, gt=0, description="of distillation")
+    temperature: float = Field(default=2.0, gt=0, description="temperature of the distillation loss")
 
 
 class WA(Method[WASettings]):

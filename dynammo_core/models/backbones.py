@@ -41,7 +41,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         if len(stages) != len(channels):
-            raise ValueError(f"{len(stages)} stages, but {len(channels)} widths of adapters")
+            raise ValueError(f"{len(stages)} stages, but {len(channels)} adapter widths")
         self.prefix = prefix
         self.stages = nn.ModuleList(stages)
         self.channels = channels

@@ -29,8 +29,8 @@ def batch_statistics(
         batches: inputs and labels, of which only the number counts; each has two samples or more.
         forward: carries inputs through the network.
     """
-    wanted = [name for name in matching(model.state_dict(), patterns) if is_batch_norm_statistic(name)]
-    owners = {name.rpartition(".")[0] for name in wanted}
+    names = [name for name in matching(model.state_dict(), patterns) if is_batch_norm_statistic(name)]
+    owners = {name.rpartition(".")[0] for name in names}
     for name, module in model.named_modules(remove_duplicate=False):
         if name in owners and isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.training = True
@@ -40,6 +40,6 @@ def batch_statistics(
     for inputs, labels in batches:
         forward(inputs)
         state = model.state_dict()
-        statistics.append({name: state[name].clone() for name in wanted})
+        statistics.append({name: state[name].clone() for name in names})
         sizes.append(len(labels))
     return pool_batch_norm(statistics, sizes)

@@ -49,7 +49,7 @@ def fold_batch_norm(network: nn.Module, example: Tensor) -> int:
             if child in rests:
                 setattr(parent, name, rests[child])
     if not torch.allclose(network(example), before, rtol=TOLERANCE, atol=TOLERANCE * float(before.abs().max())):
-        raise ValueError("a function between modules reads what a convolution computes: batch norm cannot be folded")
+        raise ValueError("batch norm cannot be folded: another operation reads the output of the convolution before it")
     return len(pairs)
 
 

@@ -33,7 +33,7 @@ class Head(nn.Module):
 
     def obstacle(
         self,
-        told: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor],
         class_counts: Sequence[int],
         *,
         noised: bool = False,
@@ -43,7 +43,7 @@ class Head(nn.Module):
         """Say why a site's tensors of this head are impossible, so that they are refused; empty if they are possible.
 
         Args:
-            told: the tensors by their names in this head, of the right shapes and types, finite.
+            tensors: the tensors by their names in this head, of the right shapes and types, finite.
             class_counts: [C] samples of each class that they speak for.
             noised: whether noise hides single images in them.
             own: whether the caller made them, so that checks that take long may be left out.
@@ -71,7 +71,7 @@ class Head(nn.Module):
         if OTHERS in self.rows:
             return torch.where(named, rows, self.rows.index(OTHERS))
         if not bool(named.all()):
-            raise ValueError(f"label {int(labels[~named][0])} has no row in a head of the classes {self.rows}")
+            raise ValueError(f"label {int(labels[~named][0])} has no row in a head with the classes {self.rows}")
         return rows
 
     def extended(self, classes: tuple[int, ...], features: int = 0) -> Self:
@@ -156,7 +156,7 @@ class NearestMeanHead(Head):
 
     def obstacle(
         self,
-        told: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor],
         class_counts: Sequence[int],
         *,
         noised: bool = False,
@@ -164,7 +164,7 @@ class NearestMeanHead(Head):
         rounding: float = 0.0,
     ) -> str:
         """Say that a mean of unit features is longer than 1; empty if none is."""
-        longest = float(told["weight"].norm(dim=1).max())
+        longest = float(tensors["weight"].norm(dim=1).max())
         return f"a mean of unit features has the length {longest:.3g}" if longest > LONGEST_MEAN + rounding else ""
 
     def forward(self, features: Tensor) -> Tensor:

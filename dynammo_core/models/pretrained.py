@@ -52,7 +52,7 @@ class WeightsFile:
             if not found.startswith(digits):
                 raise WeightsError(
                     f"{self.path} has the SHA-256 {found}, but {digits} is required",
-                    remedy="Fetch the file again, it is damaged or another one; or correct backbone.sha256 where set",
+                    remedy="The file is damaged or the wrong one; fetch it again, or correct backbone.sha256 if set",
                 )
         return content
 
@@ -73,7 +73,7 @@ def locate_weights(settings: BackboneSettings, imagenet: ImageNetSource | None) 
         WeightsError: the file cannot be downloaded.
     """
     if settings.sha256 and not re.fullmatch("[0-9a-fA-F]{64}", settings.sha256):
-        raise ConfigError(f"backbone.sha256: {settings.sha256!r} is no SHA-256", accepted="64 hexadecimal digits")
+        raise ConfigError(f"backbone.sha256: {settings.sha256!r} is not a SHA-256", accepted="64 hexadecimal digits")
     if settings.weights == RANDOM:
         if settings.sha256:
             raise ConfigError("backbone.sha256 is set, but backbone.weights: random reads no file", remedy="Remove one")
@@ -175,7 +175,7 @@ def load_pretrained(
             _check_tensor(name, weights, tensor.shape, file.path)
     surplus = [name for name in weights if name not in expected and name not in optional]
     if surplus:
-        raise _misfit(file.path, f"holds {surplus[0]!r}, which the network has not ({len(surplus)} such tensors)")
+        raise _misfit(file.path, f"contains {surplus[0]!r}, which the network lacks ({len(surplus)} such tensors)")
     fitting = {name: weights[name] for name in expected if name in weights}
     network.load_state_dict(
         {name: tensor for name, tensor in fitting.items() if tensor.shape == expected[name].shape}, strict=False
@@ -184,13 +184,13 @@ def load_pretrained(
 
 def _check_tensor(name: str, weights: Mapping[str, Tensor], shape: torch.Size, path: Path) -> None:
     if name not in weights:
-        raise _misfit(path, f"lacks {name!r} of shape {tuple(shape)}{nearest_match(name, weights)}")
+        raise _misfit(path, f"lacks {name!r} with shape {tuple(shape)}{nearest_match(name, weights)}")
     if weights[name].shape != shape:
         raise _misfit(
-            path, f"holds {name!r} in the shape {tuple(weights[name].shape)}, the network has it as {tuple(shape)}"
+            path, f"contains {name!r} with shape {tuple(weights[name].shape)}; the network needs {tuple(shape)}"
         )
     if not bool(weights[name].isfinite().all()):
-        raise _misfit(path, f"holds {name!r} with values that are not finite")
+        raise _misfit(path, f"contains {name!r} with values that are not finite")
 
 
 def _misfit(path: Path, what: str) -> WeightsError:
@@ -205,7 +205,7 @@ def _read_tensors(file: WeightsFile) -> dict[str, Tensor]:
     content = file.read()
     if file.path.suffix not in WEIGHTS_SUFFIXES:
         raise WeightsError(
-            f"{file.path}: {file.path.suffix or 'no suffix'} is no known kind of weights",
+            f"{file.path}: {file.path.suffix or 'no suffix'} is not a known type of weights file",
             accepted=", ".join(WEIGHTS_SUFFIXES),
         )
     try:
@@ -216,15 +216,15 @@ def _read_tensors(file: WeightsFile) -> dict[str, Tensor]:
     except Exception as error:  # what decoders raise for damaged files has no common type
         raise _no_state_dict(file.path, f"cannot be decoded ({type(error).__name__})") from error
     if not isinstance(loaded, Mapping):
-        raise _no_state_dict(file.path, f"holds a {type(loaded).__name__}")
+        raise _no_state_dict(file.path, f"contains a {type(loaded).__name__}")
     for name, tensor in loaded.items():
         if not (isinstance(name, str) and isinstance(tensor, Tensor)):
-            raise _no_state_dict(file.path, f"holds {name!r}, a {type(tensor).__name__}")
+            raise _no_state_dict(file.path, f"contains {name!r}, a {type(tensor).__name__}")
     return dict(loaded)
 
 
 def _no_state_dict(path: Path, what: str) -> WeightsError:
     return WeightsError(
         f"{path} {what}",
-        accepted="tensors by name, as torch.save(network.state_dict(), path) or safetensors write them",
+        accepted="tensors by name, as written by torch.save(network.state_dict(), path) or safetensors",
     )

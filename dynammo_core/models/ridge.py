@@ -64,7 +64,7 @@ class RidgeHead(Head):
 
     def obstacle(
         self,
-        told: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor],
         class_counts: Sequence[int],
         *,
         noised: bool = False,
@@ -76,42 +76,46 @@ class RidgeHead(Head):
         For sums of others it takes a Cholesky factorisation: 0.15 s on one core for 1,857 features.
         """
         counts = torch.tensor([class_counts[row] for row in self.rows], dtype=torch.float64)
-        if not torch.equal(told["counts"], counts):
-            return "'counts' are not those of 'class_counts'"
-        return self._obstacle(told, noised=noised, own=own, rounding=rounding) if "gram" in told else ""
+        if not torch.equal(tensors["counts"], counts):
+            return "'counts' differ from 'class_counts'"
+        return self._obstacle(tensors, noised=noised, own=own, rounding=rounding) if "gram" in tensors else ""
 
     def obstacle_to_rest(self, taken: Mapping[str, Tensor]) -> str:
         """Say why no samples have the sums in this head; empty if some samples have them."""
         if self.counts.min() < 0:
-            return "fewer than no samples are left of a class"
-        own = {name: self.get_buffer(name).cpu() for name in self.summed_tensors}
-        before = upper(own["gram"] + taken["gram"], self.weight.shape[1] + 1).diagonal()
-        return self._obstacle(own, before=before)
+            return "a class is left with a negative number of samples"
+        remaining = {name: self.get_buffer(name).cpu() for name in self.summed_tensors}
+        before = upper(remaining["gram"] + taken["gram"], self.weight.shape[1] + 1).diagonal()
+        return self._obstacle(remaining, before=before)
 
     def _obstacle(
         self,
-        told: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor],
         *,
         noised: bool = False,
         own: bool = False,
         rounding: float = 0.0,
         before: Tensor | None = None,
     ) -> str:
-        products, weights = told["products"], self.sample_weight.cpu()
-        gram, counted = upper(told["gram"], products.shape[1]), (weights, weights * told["counts"])
+        products, weights = tensors["products"], self.sample_weight.cpu()
+        gram, counted = upper(tensors["gram"], products.shape[1]), (weights, weights * tensors["counts"])
         return obstacle_to_sums(
             gram, products, *counted, indefinite=not (noised or own), noised=noised, rounding=rounding, before=before
         )
 
     @torch.no_grad()
-    def add(self, features: Tensor, labels: Tensor, sign: int = 1) -> None:
-        """Add a batch, Tensor[B, D] with global labels Tensor[B], to the sums; `sign` -1 subtracts it again."""
+    def add(self, features: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
+        """Add a batch, Tensor[B, D] with global labels Tensor[B], to the sums, each sample `weights` times, Tensor[B].
+
+        By default each is added once; a weight of -1 subtracts it again.
+        """
         rows = self.targets(labels)
         augmented = torch.cat([features.double(), features.new_ones(len(features), 1).double()], dim=1)
-        weighted = sign * self.sample_weight[rows].unsqueeze(1) * augmented
+        times = torch.ones_like(rows, dtype=torch.float64) if weights is None else weights.to(self.sample_weight)
+        weighted = (times * self.sample_weight[rows]).unsqueeze(1) * augmented
         self.gram += pack(augmented.T @ weighted)
         self.products.index_add_(0, rows, weighted)
-        self.counts.index_add_(0, rows, torch.full_like(labels, sign, dtype=torch.float64))
+        self.counts.index_add_(0, rows, times)
 
     def check_weights(self, most: float) -> None:
         """Refuse weights of samples that are not finite, not positive, or above `most`.
@@ -121,20 +125,21 @@ class RidgeHead(Head):
         """
         fitting = (self.sample_weight >= LEAST_WEIGHT) & (self.sample_weight <= most)  # NaN is neither
         if not bool(fitting.all()):
-            odd = float(self.sample_weight[~fitting][0])
+            invalid = float(self.sample_weight[~fitting][0])
             raise ProtocolError(
-                f"a class's samples shall weigh {odd:g} in the sums", accepted=f"{LEAST_WEIGHT:g} to {most:g}"
+                f"the sums give the samples of a class the weight {invalid:g}", accepted=f"{LEAST_WEIGHT:g} to {most:g}"
             )
 
     @torch.no_grad()
     def blur(self, counts: Mapping[int, int], bound: float, noise: Callable[[tuple[int, ...], float], Tensor]) -> None:
         """Add noise to the sums that hides one image more or less, with features no longer than `bound`.
 
-        With |x| <= B and weights of at most W = `MOST_NOISED_WEIGHT`, one image changes the triangle of w x x^T by w
-        (sum over i <= j of x_i^2 x_j^2)^(1/2) = w ((|x|^4 + sum of x_i^4) / 2)^(1/2) <= W B^2, and its row, w x, by
-        W B. The squares of the changes over the deviations add up: the triangle gets noise for 10^(1/2) times that, the
-        rows, which say more, for (10 / 9)^(1/2) times, so that 1/10 + 9/10 make one Gaussian mechanism of the given
-        multiplier. All else in the sums is made of `counts` and of noised rows, and costs nothing.
+        Images whose weights add up to 1 are hidden as one. With |x| <= B and weights of at most W =
+        `MOST_NOISED_WEIGHT`, one image changes the triangle of w x x^T by w (sum over i <= j of x_i^2 x_j^2)^(1/2) = w
+        ((|x|^4 + sum of x_i^4) / 2)^(1/2) <= W B^2, and its row, w x, by W B. The squares of the changes over the
+        deviations add up: the triangle gets noise for 10^(1/2) times that, the rows, which say more, for (10 / 9)^(1/2)
+        times, so that 1/10 + 9/10 make one Gaussian mechanism of the given multiplier. All else in the sums is made of
+        `counts` and of noised rows, and costs nothing.
 
         Args:
             counts: noised number of images of each class that may occur; rows of other classes are zeros, and get no

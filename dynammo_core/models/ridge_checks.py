@@ -48,21 +48,21 @@ def obstacle_to_sums(
     """
     total, near = float(weighted.sum()), TOLERANCE * float(weighted.sum()) + rounding
     if (products[:, -1] - weighted).abs().max() > near or abs(float(gram[-1, -1]) - total) > near:
-        return "the sums are not of as many samples as 'class_counts' says"
+        return "the number of samples in the sums differs from 'class_counts'"
     adding_up = TOLERANCE * (products.abs().sum(dim=0) + gram.diagonal().abs().sqrt() * total**0.5)
     if before is not None:
         adding_up += SAME_AGAIN * (before * before[-1]).clamp_min(0).sqrt()
     if ((products.sum(dim=0) - gram[:, -1]).abs() > adding_up + rounding * (len(products) + 1)).any():
-        return "'products' do not add up to 'gram'"
+        return "the rows of 'products' do not add up to 'gram'"
     largest = LARGEST**2 * (total + (MOST_NOISED_WEIGHT if noised else float(weights.max())))
     sums = torch.cat([gram.flatten(), products.flatten()]) if noised else gram.diagonal()
     if sums.abs().max() > largest:
-        return f"a sum is larger than samples with features of up to {LARGEST:g} can make it"
+        return f"a sum is too large for samples whose features are at most {LARGEST:g}"
     if noised:
         return ""
     absent = products[weighted == 0]
     if absent.numel() and absent.abs().max() > rounding:
-        return "'products' has sums of classes without samples"
+        return "'products' is not 0 for classes without samples"
     known = gram.diagonal().clamp_min(0) if before is None else before.clamp_min(0)
     within = TOLERANCE if before is None else SAME_AGAIN
     if indefinite and _indefinite(gram, products, weighted, known, within, rounding):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Protocol
+from typing import Literal, Protocol
 
 from dynammo_core.support.errors import ConfigError
 
@@ -18,12 +18,15 @@ MECHANISMS: Mapping[str, str] = MappingProxyType(
         "client": "server: mean of shortened updates of all sites with Gaussian noise, in each round",
     }
 )
-NEIGHBOURS: Mapping[str, str] = MappingProxyType(
+NEIGHBOURS: Mapping[tuple[str, str], str] = MappingProxyType(
     {
-        "example": "one training image of one site more or less",
-        "client": "one site more or less, with all its images",
+        ("example", "image"): "one training image of one site more or less",
+        ("example", "patient"): "one patient of one site more or less, with all training images",
+        ("client", "image"): "one site more or less, with all its images",
+        ("client", "patient"): "one site more or less, with all its images",
     }
 )
+"""What differs between two data sets that nobody can tell apart, by mechanism and unit."""
 ACCOUNTANT = "privacy-loss distributions, by dp-accounting"
 
 PRIVACY_EXTRA = "pip install '.[privacy]' in the checkout"
@@ -46,6 +49,7 @@ class Charge:
         sampling_rate: probability with which each record enters each of the steps, independently.
         steps: how many times the mechanism was run.
         classes: the classes whose records could enter it; known beforehand, whatever records there are.
+        unit: whether the noise hides an image or a patient.
     """
 
     task: int
@@ -55,6 +59,7 @@ class Charge:
     sampling_rate: float
     steps: int
     classes: tuple[int, ...]
+    unit: Literal["image", "patient"] = "image"
 
 
 class Mechanism(Protocol):
@@ -93,8 +98,8 @@ def compose(charges: Iterable[Mechanism], delta: float) -> float:
 def site_epsilon(charges: Iterable[Charge], delta: float) -> float:
     """Compute the epsilon of a site: that of the class whose records were charged for most.
 
-    Each record belongs to one class, and a charge touches only the records of its classes, so charges for different
-    classes compose in parallel (McSherry, 2009).
+    Each image belongs to one class, and a charge touches only the images of its classes, so charges for different
+    classes compose in parallel (McSherry, 2009). A patient may have images of any class, and is charged for everything.
     """
     return max(by_class(charges, delta).values(), default=0.0)
 
@@ -103,7 +108,10 @@ def by_class(charges: Iterable[Charge], delta: float) -> dict[int, float]:
     """Compute epsilon for a record of each class that was charged for, by class."""
     every = tuple(charges)
     classes = sorted({label for charge in every for label in charge.classes})
-    return {label: compose((charge for charge in every if label in charge.classes), delta) for label in classes}
+    return {
+        label: compose((charge for charge in every if charge.unit == "patient" or label in charge.classes), delta)
+        for label in classes
+    }
 
 
 def least_noise(cost: Callable[[float], float], budget: float) -> float:
@@ -118,7 +126,7 @@ def least_noise(cost: Callable[[float], float], budget: float) -> float:
     """
     if cost(MOST_NOISE) > budget:
         raise ConfigError(
-            f"privacy.epsilon: the counts alone cost {cost(MOST_NOISE):.3g}, and the budget is {budget:g}",
+            f"privacy.epsilon: the image counts alone cost {cost(MOST_NOISE):.3g}, but the budget is {budget:g}",
             remedy="Raise privacy.count_noise or privacy.epsilon",
         )
     low, high = math.log(LEAST_NOISE), math.log(MOST_NOISE)

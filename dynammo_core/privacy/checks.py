@@ -42,5 +42,5 @@ def check_samples_apart(model: IncrementalModel, steps: Sequence[Step]) -> None:
         if found:
             raise ConfigError(
                 f"privacy.mechanism: {prefix} ({type(module).__name__}) cannot be trained privately: {found[0]}",
-                remedy="Set method.norm: group where the method has adapters, or take another method",
+                remedy="Set method.norm: group if the method has adapters, or choose another method",
             )

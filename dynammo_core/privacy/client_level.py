@@ -47,10 +47,10 @@ def noised_mean(
     updates = [_update(weights, current, clip) for weights in sent_up]
     merged = {}
     for name in names:
-        own = current[name]
-        drawn = noise.normal(own.numel()).view(own.shape)
+        value = current[name]
+        drawn = noise.normal(value.numel()).view(value.shape)
         total = noise_multiplier * clip * drawn + sum(update[name] for update in updates)
-        merged[name] = (own.double() + total / sites).to(own.dtype)
+        merged[name] = (value.double() + total / sites).to(value.dtype)
     return merged
 
 

@@ -1,4 +1,4 @@
-"""DP-SGD (Abadi et al., arXiv 1607.00133): each sample's gradient is shortened, and the sum of all is noised."""
+"""DP-SGD (Abadi et al., arXiv 1607.00133): each sample's gradient is shortened, and their weighed sum is noised."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HELD = 2**25
 class PrivateGradients:
     """Sets gradients to (sum of shortened gradients of samples + noise) / expected samples, instead of a backward pass.
 
-    One sample more or less changes the sum by `clip` at most, and the noise has the standard deviation
+    Samples whose weights add up to 1 change the sum by `clip` at most, and the noise has the standard deviation
     `noise_multiplier * clip` in each coordinate. An empty batch is noise alone. Per-sample gradients come from
     `torch.func`, which handles every module; opacus handles neither a transposed convolution nor a bare scale.
 
@@ -26,7 +26,7 @@ class PrivateGradients:
         loss: loss of a batch, inputs Tensor[B, ...] and labels Tensor[B]; a mean over samples.
         clip: L2 norm, over all trained tensors together, that a sample's gradient is shortened to.
         noise_multiplier: 0 adds no noise.
-        expected: samples that the sum is divided by, not the size of the batch, which is a secret.
+        expected: weight that the sum is divided by, not that of the batch, which is a secret.
         noise: source of the noise.
     """
 
@@ -45,9 +45,9 @@ class PrivateGradients:
         self._trained = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
         self._chunk = max(1, HELD // sum(p.numel() for p in self._trained.values()))
 
-    def __call__(self, inputs: Tensor, labels: Tensor) -> None:
-        """Set the gradient of every trained parameter from a batch."""
-        sums = self.clipped_sum(inputs, labels)
+    def __call__(self, inputs: Tensor, labels: Tensor, weights: Tensor) -> None:
+        """Set the gradient of every trained parameter from a batch of B samples with their weights, Tensor[B]."""
+        sums = self.clipped_sum(inputs, labels, weights)
         for name, parameter in self._trained.items():
             noised = sums[name]
             if self._deviation:
@@ -55,15 +55,17 @@ class PrivateGradients:
                 noised = noised + (self._deviation * drawn).to(noised)
             parameter.grad = noised / self._expected
 
-    def clipped_sum(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Sum the shortened gradients of a batch, by name; a gradient that is not finite counts as zero."""
+    def clipped_sum(self, inputs: Tensor, labels: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """Sum the shortened gradients of a batch by their weights; a gradient that is not finite counts as zero."""
         sums = {name: torch.zeros_like(parameter) for name, parameter in self._trained.items()}
         values = {name: parameter.detach() for name, parameter in self._trained.items()}
         for start in range(0, len(labels), self._chunk):
-            own, wanted = inputs[start : start + self._chunk], labels[start : start + self._chunk]
-            each: Mapping[str, Tensor] = vmap(grad(self._loss_of), in_dims=(None, 0, 0))(values, own, wanted)
+            part = slice(start, start + self._chunk)
+            chunk, targets = inputs[part], labels[part]
+            each: Mapping[str, Tensor] = vmap(grad(self._loss_of), in_dims=(None, 0, 0))(values, chunk, targets)
             norms = torch.stack([g.reshape(len(g), -1).norm(dim=1) for g in each.values()]).norm(dim=0)
             factors = (self._clip / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1)
+            factors = factors * weights[part].to(factors)
             usable = torch.isfinite(norms)
             for name, gradients in each.items():
                 sums[name] += torch.einsum("b,b...->...", factors[usable], gradients[usable])

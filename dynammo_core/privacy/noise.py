@@ -71,12 +71,18 @@ class SystemNoise:
         return torch.Generator().manual_seed(secrets.randbits(63))
 
 
-def poisson_batches(count: int, rate: float, noise: Noise) -> list[Tensor]:
-    """Draw the batches of an epoch of 1 / rate steps, as indices: each sample enters each with probability `rate`.
+def poisson_batches(owner: Tensor, rate: float, noise: Noise) -> list[Tensor]:
+    """Draw the batches of an epoch of 1 / rate steps, as indices: each owner enters each with probability `rate`.
 
     Batches differ in size and may be empty: the accountant's gain from sampling relies on it.
+
+    Args:
+        owner: for each of N samples the number of the image or patient that it counts for, without gaps, Tensor[N].
+        rate: probability of entering a batch, with all samples of the owner.
+        noise: source of the draws.
     """
-    return [torch.nonzero(noise.uniform(count) < rate).flatten() for _ in range(steps_of_epoch(rate))]
+    count = int(owner.max()) + 1 if len(owner) else 0
+    return [torch.nonzero((noise.uniform(count) < rate)[owner]).flatten() for _ in range(steps_of_epoch(rate))]
 
 
 def steps_of_epoch(rate: float) -> int:

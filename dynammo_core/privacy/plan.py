@@ -31,7 +31,7 @@ def charge_of(step: Step, method: Method[Any], noise_multiplier: float) -> Charg
     if isinstance(stage, Fit):
         rate, steps = settings.sampling_rate, stage.optimisation.epochs * steps_of_epoch(settings.sampling_rate)
     classes = classes_of_stage(stage, method.stream, step.task)
-    return Charge(step.task, stage.name, step.round, noise_multiplier, rate, steps, classes)
+    return Charge(step.task, stage.name, step.round, noise_multiplier, rate, steps, classes, settings.unit)
 
 
 def classes_of_stage(stage: LearningStage, stream: TaskStream, task: int) -> tuple[int, ...]:
@@ -41,8 +41,8 @@ def classes_of_stage(stage: LearningStage, stream: TaskStream, task: int) -> tup
 
 
 def census_charge(task: int, classes: tuple[int, ...], settings: PrivacySettings) -> Charge:
-    """Return what a task's census costs, the noised numbers of new training images: one image changes one by one."""
-    return Charge(task, CENSUS, 0, settings.count_noise, 1.0, 1, classes)
+    """Return what a task's census costs, the noised numbers of new training images; one image or patient adds 1."""
+    return Charge(task, CENSUS, 0, settings.count_noise, 1.0, 1, classes, settings.unit)
 
 
 def example_charges(method: Method[Any], steps: Sequence[Step], noise_multiplier: float) -> list[Charge]:
@@ -87,9 +87,9 @@ def _client_noise(steps: Sequence[Step], settings: PrivacySettings) -> float:
         return least_noise(cost, settings.epsilon)
     if (spent := cost(noise)) > settings.epsilon:
         raise ConfigError(
-            f"privacy.noise_multiplier: {noise:g} costs an epsilon of {spent:.3g} over the whole run, and the budget, "
-            f"privacy.epsilon, is {settings.epsilon:g}",
-            remedy="Raise one of them, or leave privacy.noise_multiplier out",
+            f"privacy.noise_multiplier: {noise:g} costs an epsilon of {spent:.3g} over the whole run, but the budget "
+            f"privacy.epsilon is {settings.epsilon:g}",
+            remedy="Raise one of the two, or leave out privacy.noise_multiplier",
         )
     return noise
 

@@ -6,6 +6,7 @@ Herding, a shuffle or a quota would let one more record replace many others, whi
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -15,12 +16,12 @@ from torch import Tensor
 
 from dynammo_core.configuration.settings import MemorySettings
 from dynammo_core.data.samples import Samples
-from dynammo_core.memory.rehearsal import exemplars_per_class
+from dynammo_core.memory.rehearsal import share_of
 from dynammo_core.memory.store import ReplayMemory, Taken
 from dynammo_core.methods.rehearsal import Rehearsal
 
 Chance = Callable[[Samples], Tensor]
-"""A number in [0, 1) for each sample, Tensor[N] float64: samples with low ones are kept."""
+"""A number from 0 for each sample, Tensor[N] float64: samples with low ones are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,24 +48,28 @@ class PrivateRehearsal(Rehearsal):
         """Return the exemplars, and for each new class about as many samples as an old class has exemplars."""
         if not self.old:
             return self.new
-        share = public_share(self.settings, self.sites, len(self.old), self.image_bytes)
+        share = self._share()
         return Samples.concatenate([self.memory, kept(self.new, share, self.census, self.chance)])
 
     def shadow(self) -> PrivateRehearsal:
         """Return the public twin of this set: blank images, as many per class as the census says."""
         new = {label: count for label, count in self.census.items() if label not in self.old}
         memory = blank({label: self.census[label] for label in self.old if label in self.census})
-        share = public_share(self.settings, self.sites, len(self.old), self.image_bytes)
-        held = kept(memory, share, self.census, evenly)
-        return replace(self, new=blank(new), seen=blank(self.census), memory=held, chance=evenly)
+        share = self._share()
+        rehearsed = kept(memory, share, self.census, evenly)
+        return replace(self, new=blank(new), seen=blank(self.census), memory=rehearsed, chance=evenly)
+
+    def _share(self) -> float:
+        return public_share(self.settings, self.site, self.sites, len(self.old), self.image_bytes)
 
 
-def public_share(settings: MemorySettings, sites: int, classes: int, image_bytes: int) -> int:
+def public_share(settings: MemorySettings, site: int, sites: int, classes: int, image_bytes: int) -> float:
     """Return the expected exemplars per class if all `classes` share the memory, held by the site or not."""
-    return exemplars_per_class(settings, sites=sites, classes=classes, image_bytes=image_bytes)
+    share = share_of(settings, site=site, sites=sites, classes=classes, image_bytes=image_bytes)
+    return share.each if share.classes == classes else share.classes / classes
 
 
-def kept(samples: Samples, share: int, census: Mapping[int, int], chance: Chance) -> Samples:
+def kept(samples: Samples, share: float, census: Mapping[int, int], chance: Chance) -> Samples:
     """Keep about `share` samples per class: each with probability share / (noised number of its class)."""
     if not len(samples):
         return samples
@@ -76,18 +81,43 @@ def hashed(seed: int) -> Chance:
     """Return chances that hash record and seed, so that a smaller share keeps a subset of what a larger one keeps."""
 
     def chance(samples: Samples) -> Tensor:
-        digests = (hashlib.sha256(f"{seed}/{record}".encode()).digest() for record in samples.record_ids)
-        return torch.tensor([int.from_bytes(d[:6], "big") / 2**48 for d in digests], dtype=torch.float64)
+        return torch.tensor([_hash(seed, record) for record in samples.record_ids], dtype=torch.float64)
 
     return chance
+
+
+def hashed_by_patient(seed: int) -> Chance:
+    """Return chances by which patients keep equally many images of a class, whatever images other patients have.
+
+    A patient's images of a class, ordered by `hashed`, get the hash of the patient plus 0, 1, 2 and so on: at a limit
+    of 0.3 three patients in ten keep one image, at 1.3 all keep one and three in ten another.
+    """
+    by_record = hashed(seed)
+
+    def chance(samples: Samples) -> Tensor:
+        chances = torch.zeros(len(samples), dtype=torch.float64)
+        kept_before = Counter[tuple[str, int]]()
+        labels = samples.labels.tolist()
+        for place in by_record(samples).argsort(stable=True).tolist():
+            patient = samples.patient_ids[place]
+            chances[place] = _hash(seed, patient) + kept_before[patient, labels[place]]
+            kept_before[patient, labels[place]] += 1
+        return chances
+
+    return chance
+
+
+def _hash(seed: int, name: str) -> float:
+    """Return a number in [0, 1) that depends on the seed and a name."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:6], "big") / 2**48
 
 
 def evenly(samples: Samples) -> Tensor:
     """Return chances spread evenly in each class, so that exactly the expected number of samples is kept."""
     chances = torch.zeros(len(samples), dtype=torch.float64)
     for label in set(samples.labels.tolist()):
-        own = samples.labels == label
-        chances[own] = torch.arange(int(own.sum()), dtype=torch.float64) / own.sum()
+        of_class = samples.labels == label
+        chances[of_class] = torch.arange(int(of_class.sum()), dtype=torch.float64) / of_class.sum()
     return chances
 
 
@@ -103,15 +133,15 @@ def remember_by_record(
     new: Samples,
     *,
     task: int,
-    share: int,
+    share: float,
     census: Mapping[int, int],
     chance: Chance,
     today: date,
     class_names: tuple[str, ...],
 ) -> ReplayMemory:
-    """Return the memory after `task`: what `kept` keeps of the images it held and of the new ones, each by itself."""
-    held = dict(zip(memory.record_ids, memory.taken, strict=True))
+    """Return the memory after `task`: what `kept` keeps of the images it held and of the new ones."""
+    taken_before = dict(zip(memory.record_ids, memory.taken, strict=True))
     samples = kept(Samples.concatenate([memory.samples, new]), share, census, chance)
-    taken = tuple(held.get(record, Taken(task, today)) for record in samples.record_ids)
+    taken = tuple(taken_before.get(record, Taken(task, today)) for record in samples.record_ids)
     arrived = {**memory.arrived, **{label: task for label in census if label not in memory.arrived}}
     return ReplayMemory(task, samples, taken, class_names or memory.class_names, arrived)

@@ -39,9 +39,9 @@ class Deployed(nn.Module):
     def parameter_count(self) -> int:
         """Count the parameters that prediction needs, without batch-norm statistics."""
         changing = set(travelling_names(self.model))
-        kept = set(matching(changing, self.method.deployed))
+        deployed = set(matching(changing, self.method.deployed))
         parameters = self.model.named_parameters()
-        return sum(parameter.numel() for name, parameter in parameters if name not in changing or name in kept)
+        return sum(parameter.numel() for name, parameter in parameters if name not in changing or name in deployed)
 
 
 def deployed_after(tasks: int, method: MethodSettings, backbone: Backbone, classes_per_task: int) -> Deployed:
@@ -50,20 +50,20 @@ def deployed_after(tasks: int, method: MethodSettings, backbone: Backbone, class
         tuple(tuple(range(task * classes_per_task, (task + 1) * classes_per_task)) for task in range(tasks))
     )
     grown = METHODS[method.name](method, stream)
-    own = copy.deepcopy(backbone)
-    model = IncrementalModel(own.freeze() if grown.freezes_backbone else own)
+    network = copy.deepcopy(backbone)
+    model = IncrementalModel(network.freeze() if grown.freezes_backbone else network)
     for task in range(tasks):
         grown.grow(model, task)
     return Deployed(grown, model.eval())
 
 
-def method_settings(names: Sequence[str], given: MethodSettings) -> list[MethodSettings]:
+def method_settings(names: Sequence[str], settings: MethodSettings) -> list[MethodSettings]:
     """Return the settings of each named method: values of `given` for parameters that both have, else its defaults.
 
     Raises:
         ConfigError: a method is unknown.
     """
-    shared = given.model_dump()
+    shared = settings.model_dump()
     return [
         params.model_validate({key: shared[key] for key in params.model_fields if key in shared} | {"name": name})
         for name, params in ((name, METHODS.find(name, "--methods").Params) for name in names)

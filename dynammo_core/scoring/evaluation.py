@@ -26,7 +26,7 @@ def embed_samples(
     model.eval()
     parts = [
         model.extractor.embed(to_input(images, normalisation, device), start="images", end=end)
-        for images in torch.split(samples.images, BATCH)
+        for images in samples.batches(BATCH)
     ]
     return torch.cat(parts)
 

@@ -196,17 +196,19 @@ def _mean(values: Percent) -> float:
 
 def _check(confusion: Counts, tasks: Tasks) -> None:
     if confusion.ndim != 4 or confusion.shape[2] != confusion.shape[3] or 0 in confusion.shape:
-        raise ValueError(f"confusion must be counts [tasks, sites, classes, classes], got shape {confusion.shape}")
+        raise ValueError(f"confusion must have the shape [tasks, sites, classes, classes], got {confusion.shape}")
     finished, _, classes, _ = confusion.shape
     if len(tasks) < finished:
-        raise ValueError(f"confusion covers {finished} finished tasks, but only {len(tasks)} tasks are named")
+        raise ValueError(f"confusion covers {finished} finished tasks, but only {len(tasks)} tasks are given")
     labels = [label for task in tasks for label in task]
     if len(set(labels)) != len(labels) or any(not 0 <= label < classes for label in labels):
-        raise ValueError(f"tasks must share out class indices below {classes}, each at most once, got {list(tasks)}")
+        raise ValueError(f"tasks must contain class indices below {classes}, each at most once, got {list(tasks)}")
     if confusion.min() < 0:
-        raise ValueError("confusion holds negative counts")
+        raise ValueError("confusion contains negative counts")
     for after in range(finished):
         seen = [label for task in tasks[: after + 1] for label in task]
         unseen = np.setdiff1d(np.flatnonzero(confusion[after].sum(axis=(0, 2))), seen).tolist()
         if unseen:
-            raise ValueError(f"after task {after + 1}, confusion holds images of classes {unseen}, not yet learnt")
+            raise ValueError(
+                f"after task {after + 1}, confusion contains images of the classes {unseen}, which are not learnt yet"
+            )

@@ -94,7 +94,7 @@ class Reliability:
         if (self.images, correct.sum()) != (images, right) or (correct > counted).any():
             return "'calibration' does not add up to 'confusion'"
         if (summed < counted * np.ceil(edges[:-1])).any() or (summed > counted * edges[1:]).any():
-            return "'calibration' sums confidences that are not of their bins"
+            return "'calibration' has sums of confidences that their bins cannot contain"
         return "" if self.open_set[0].sum() == images else "'open_set' does not add up to 'class_counts'"
 
 

@@ -19,6 +19,6 @@ def find_device(name: str, setting: str = "device") -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"{setting}: {name!r} cannot be used here ({str(error).splitlines()[0]})",
-            accepted="auto, cpu, cuda or cuda:N of a GPU that `nvidia-smi` lists",
+            accepted="auto, cpu, cuda, or cuda:N with the number of a GPU that `nvidia-smi` lists",
         ) from error
     return device

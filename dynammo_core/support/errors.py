@@ -102,6 +102,14 @@ def nearest_match(name: str, options: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def unprintable(name: str) -> str:
+    """List the characters of a name that cannot be printed, such as `U+00A0`; empty if all can be.
+
+    They are invisible, look like others, control terminals, or are remains of invalid UTF-8 that no file can hold.
+    """
+    return ", ".join(f"U+{ord(sign):04X}" for sign in dict.fromkeys(name) if not sign.isprintable())
+
+
 def unknown_name(kind: str, name: str, options: Iterable[str]) -> str:
     """Return words such as `unknown backbone 'resnet81' (did you mean 'resnet18'?)`."""
     return f"unknown {kind} {name!r}{nearest_match(name, options)}"

@@ -34,6 +34,11 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         Path(temporary).unlink(missing_ok=True)
 
 
+def utf8(text: object) -> str:
+    """Return a path or another text as UTF-8 can hold it: bytes of file names that are not UTF-8 become `\\xff`."""
+    return os.fsencode(str(text)).decode("utf-8", "backslashreplace")
+
+
 def sync_folder(folder: Path) -> None:
     """Sync a folder's names to the disk: until then a power cut can undo a new file or a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -46,5 +51,5 @@ def sync_folder(folder: Path) -> None:
 def _cannot_write(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(
         f"cannot write {path}: {error.strerror or error}",
-        remedy="Free disk space or permit writing there, then go on with --resume; nothing written before is lost",
+        remedy="Free disk space or permit writing there, then do the same again; nothing written so far is lost",
     )

@@ -62,8 +62,8 @@ def code_sha256(value: object, module: str, distribution: str | None) -> str:
     code = [marshal.dumps(part) for part in _compiled(value)]
     if not code or distribution is not None:
         raise ConfigError(
-            f"the code of {value!r} lies in no file, so two machines cannot compare it",
-            remedy="Install its package as a folder, not as an archive",
+            f"the code of {value!r} is not in a file, so two machines cannot compare it",
+            remedy="Install its package unpacked, as a folder and not as an archive",
         )
     return hashlib.sha256(b"\0".join(code)).hexdigest()
 

@@ -24,7 +24,7 @@ from dynammo_core.support.plugins import Plugin, code_sha256
 
 T = TypeVar("T")
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
-NAMES = "small letters, digits and underscores, a letter first, 40 of them at most"
+NAMES = "lower-case letters, digits and underscores, starting with a letter, at most 40 characters"
 UNKNOWN = "unknown_name"
 """The type of pydantic's error for a name that a table does not have."""
 
@@ -109,7 +109,7 @@ class Registry(Mapping[str, T]):
         if name in self:
             return ""
         known = f"{unknown_name(self.kind, name, self)}; accepted: {', '.join(self)}"
-        return f"{known}; if another package brings it, install that package in this environment"
+        return f"{known}; if another package provides it, install that package in this environment"
 
     def register(self, name: str, definition: Any, value: T) -> None:
         """Add an entry for this process; a definition that is executed anew replaces itself.
@@ -124,8 +124,8 @@ class Registry(Mapping[str, T]):
         """
         new, old = Registration(value, definition), self._registered.get(name)
         if name in self.built_in or (old is not None and old.reference != new.reference):
-            holder = f"registered by {old.reference}" if old else "one of this project's own"
-            raise ConfigError(f"the {self.kind} {name!r} is {holder} already", remedy="Choose another name")
+            holder = f"already registered by {old.reference}" if old else "built into this project"
+            raise ConfigError(f"the {self.kind} {name!r} is {holder}", remedy="Choose another name")
         self._require(name, value, new.reference)
         self._registered[name] = new
 
@@ -183,13 +183,15 @@ class Registry(Mapping[str, T]):
         points = self._entry_points.get(name, ())
         claims = " and ".join(_origin(point) for point in points)
         if points and not NAME.fullmatch(name):
-            return f"{claims} calls a {self.kind} {name!r}; accepted: {NAMES}; take another version of it"
+            return f"{claims} registers the {self.kind} {name!r}; accepted: {NAMES}; install another version of it"
         if len(points) > 1 or (points and name in self.built_in):
             own = "this project and " if name in self.built_in else ""
-            return f"the {self.kind} {name!r} is brought by {own}{claims}; uninstall all of them but one"
+            return f"the {self.kind} {name!r} is provided by {own}{claims}; uninstall all but one of them"
         if points and name in self._registered and self._load(name, points[0]) is not self._registered[name].value:
             other = self._registered[name].reference
-            return f"the {self.kind} {name!r} is brought by {claims}, and registered by {other}; rename one of them"
+            return (
+                f"the {self.kind} {name!r} is provided by {claims} and also registered by {other}; rename one of them"
+            )
         return ""
 
     def _load(self, name: str, point: EntryPoint) -> T:
@@ -200,17 +202,17 @@ class Registry(Mapping[str, T]):
             raise ConfigError(
                 f"the {self.kind} {name!r} of {_origin(point)} cannot be imported from {point.value!r} "
                 f"({type(error).__name__}: {error})",
-                remedy="Install a version of that package that goes with this one",
+                remedy="Install a version of that package that works with this project",
             ) from error
         self._require(name, value, f"{point.value} of {_origin(point)}")
         return value
 
     def _require(self, name: str, value: object, source: str) -> None:
         if not NAME.fullmatch(name):
-            raise ConfigError(f"{name!r} cannot be the name of a {self.kind} ({source})", accepted=NAMES)
+            raise ConfigError(f"{name!r} is not a valid name for a {self.kind} ({source})", accepted=NAMES)
         if not self._accepts(name, value):
             raise ConfigError(
-                f"{source} cannot be the {self.kind} {name!r}: it is {value!r}"[:300], accepted=self._accepted
+                f"{source} cannot serve as the {self.kind} {name!r}: it is {value!r}"[:300], accepted=self._accepted
             )
 
 

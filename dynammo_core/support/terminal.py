@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -16,6 +18,9 @@ from dynammo_core.support.errors import ConfigError, DynammoError
 
 if TYPE_CHECKING:
     from dynammo_core.configuration.config import Scalar
+
+
+T = TypeVar("T")
 
 
 def printable(text: str) -> str:
@@ -37,13 +42,49 @@ def cell(text: object, style: str = "") -> Text:
     return Text(printable(str(text)), style)
 
 
+class _Lasting:
+    """A stream to people that never stops a program: what can no longer be written is dropped."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write text, or drop it."""
+        return self._try(lambda: self._stream.write(text))
+
+    def flush(self) -> None:
+        """Pass on what was written, or drop it."""
+        self._try(self._stream.flush)
+
+    def _try(self, action: Callable[[], T]) -> T | int:
+        try:
+            return action()
+        except OSError as error:  # a closed pipe, a terminal that is gone, a full disk
+            # In the stream's own place, since Python itself writes there what is left when the program ends.
+            with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+            if self._stream is not sys.stderr:
+                lost = f"nothing more can be printed ({error.strerror}); the command continues"
+                Terminal(stderr=True).print(f"[bold yellow]warning[/] {lost}", soft_wrap=True)
+            return 0
+
+
 class Terminal(Console):
-    """A console to which no name that it prints can give commands."""
+    """A console that no printed name can control, and whose loss does not end the program."""
+
+    @property  # type: ignore[misc]  # nobody sets it
+    def file(self) -> IO[str]:
+        """Return where it prints."""
+        return cast("IO[str]", _Lasting(super().file))
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Lay out as rich does, and leave only what is printable of any text."""
+        """Lay out as rich does, and leave only what is printable of any text, in this console's character set."""
         for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(printable_lines(segment.text), segment.style)
+            text = printable_lines(segment.text).encode(self.encoding, "replace").decode(self.encoding)
+            yield segment if segment.control else Segment(text, segment.style)
 
     def say(self, words: str) -> None:
         """Print one line as it is: not wrapped, without markup."""

@@ -15,6 +15,7 @@ from dynammo_core.support.errors import ConfigError, nearest_match, unknown_name
 from dynammo_core.support.registry import UNKNOWN
 
 T = TypeVar("T", bound=BaseModel)
+TEXT = "tag:yaml.org,2002:str"
 
 
 def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
@@ -33,7 +34,9 @@ def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
         text = path.read_text(encoding="utf-8")
         return yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", remedy="Permit reading it") from error
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}", remedy="Make the file readable for this user"
+        ) from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: invalid UTF-8, or a date such as 2024-13-45
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
 
@@ -47,19 +50,26 @@ def validate(
         ConfigError: keys are unknown, missing or have a wrong value; the message names every one.
     """
     if not isinstance(data, dict):
-        raise ConfigError(f"{source} holds no mapping of keys to values", accepted=", ".join(model.model_fields))
+        raise ConfigError(f"{source} must contain a mapping of keys to values", accepted=", ".join(model.model_fields))
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = [_explain(problem, model, source, tree, overridden) for problem in error.errors()]
-        raise ConfigError("; ".join(problems)) from error
+        problems = [_explain(problem, model, data, source, tree, overridden) for problem in error.errors()]
+        raise ConfigError("; ".join(dict.fromkeys(problems))) from error
 
 
 def _explain(
-    problem: ErrorDetails, model: type[BaseModel], source: str, tree: yaml.Node | None, overridden: Collection[str]
+    problem: ErrorDetails,
+    model: type[BaseModel],
+    data: Any,
+    source: str,
+    tree: yaml.Node | None,
+    overridden: Collection[str],
 ) -> str:
     """Explain a problem: `FILE line 3, data.datset: unknown key (did you mean 'dataset'?); accepted: ...`."""
-    path = [str(part) for part in problem["loc"]]
+    bare = problem["type"] == "string_type" and not isinstance(problem["input"], list | dict)
+    in_list = bare and isinstance(problem["loc"][-1], int)
+    path = [str(part) for part in problem["loc"]][: -1 if in_list else None]  # a list is explained as a whole
     names = _accepted_names(model, path[:-1])
     steps = []
     for part in path:
@@ -67,8 +77,11 @@ def _explain(
         if part not in _accepted_names(model, steps[:-1]):
             break
     keys = {".".join(steps[:end]) for end in range(1, len(steps) + 1)}
-    line = _line(tree, steps) if keys.isdisjoint(overridden) else None
+    tree = tree if keys.isdisjoint(overridden) else None
+    line = _line(tree, steps)
     place = f"{source}{f' line {line}' if line else ''}, {'.'.join(steps)}"
+    if bare:
+        return f"{place}: {_to_be_quoted(path, problem['input'], data, tree)}"
     if problem["type"] == "extra_forbidden":
         return f"{place}: unknown key{nearest_match(path[-1], names)}; accepted: {', '.join(names)}"
     if problem["type"] == "missing":
@@ -79,6 +92,28 @@ def _explain(
         words = re.findall("'([^']*)'", problem["ctx"]["expected"])
         return f"{place}: {unknown_name('value', problem['input'], words)}; accepted: {', '.join(words)}"
     return f"{place}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}"
+
+
+def _to_be_quoted(path: list[str], value: object, data: Any, tree: yaml.Node | None) -> str:
+    """Say which words at `path`, such as `value`, YAML takes for something else than texts, and how to write them.
+
+    They are named as the file writes them: `yes` is a truth value to YAML, and `01` a number.
+    """
+    for key in path:
+        data = data.get(key) if isinstance(data, dict) else None
+        pairs = tree.value if isinstance(tree, yaml.MappingNode) else ()
+        tree = next((node for name, node in pairs if name.value == key), None)
+    if tree is not None:
+        nodes = tree.value if isinstance(tree, yaml.SequenceNode) else [tree]
+        words = [node.value for node in nodes if isinstance(node, yaml.ScalarNode) and node.tag != TEXT]
+    else:
+        values = data if isinstance(data, list | tuple) else [value]
+        words = [str(each) for each in values if not isinstance(each, str | list | dict)]
+    quoted = ", ".join(f'"{word}"' for word in words)
+    return (
+        f"a text is needed, and YAML takes {', '.join(words)} for numbers, truth values, dates or nothing; write "
+        f"{'it' if len(words) == 1 else 'them'} in quotation marks: {quoted}"
+    )
 
 
 def _accepted_names(model: type[BaseModel], path: list[str]) -> list[str]:

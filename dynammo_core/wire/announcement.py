@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dynammo_core.configuration.config import Config, resolve
+from dynammo_core.data.index.labels import folded
 from dynammo_core.data.task_stream import build_task_stream
 from dynammo_core.support.errors import ConfigError, ProtocolError
 
@@ -34,9 +35,12 @@ class Announcement:
         for name, band in self.bands.items():
             # What cannot be printed could command the operator's terminal.
             if not name or len(name) > LONGEST_NAME or not name.isprintable() or band not in BANDS:
-                raise ProtocolError(f"the announcement of {name[:LONGEST_NAME]!r} with {band}", accepted=str(BANDS))
+                raise ProtocolError(
+                    f"the class {name[:LONGEST_NAME]!r} cannot be announced with {band} images",
+                    accepted=f"a name of 1 to {LONGEST_NAME} printable characters, with one of {BANDS} images",
+                )
         if len(self.bands) > MOST_NAMES:
-            raise ProtocolError(f"an announcement of {len(self.bands)} classes", accepted=f"at most {MOST_NAMES}")
+            raise ProtocolError(f"an announcement names {len(self.bands)} classes", accepted=f"at most {MOST_NAMES}")
 
 
 def band(count: int) -> int:
@@ -49,6 +53,12 @@ def same_disease(name: str, names: Iterable[str]) -> str | None:
     plain = {_plain(other): other for other in names}
     close = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=CLOSE)
     return plain[close[0]] if close else None
+
+
+def misspelt(labels: Iterable[str], classes: Collection[str]) -> dict[str, str]:
+    """Return, for each label that is not a class but nearly equals one, the class that it seems to mean."""
+    near = {label: same_disease(label, classes) for label in labels if label not in classes}
+    return {label: name for label, name in near.items() if name}
 
 
 def with_new_task(config: Config[Any], classes: Sequence[str], *, distinct: bool = False) -> Config[Any]:
@@ -64,15 +74,17 @@ def with_new_task(config: Config[Any], classes: Sequence[str], *, distinct: bool
     """
     registry = config.data.classes
     if registry is None:
-        raise ConfigError("the experiment has no registry of classes to add to", remedy="Set data.classes")
+        raise ConfigError(
+            "the experiment has no registry of classes to which a class can be added", remedy="Set data.classes"
+        )
     known = list(registry)
     for name in classes:
         if name in known:
-            raise ConfigError(f"the class {name!r} is in the registry already", accepted="names of new classes")
+            raise ConfigError(f"the class {name!r} is already in the registry", accepted="names of new classes")
         if not distinct and (other := same_disease(name, known)):
             raise ConfigError(
                 f"the class {name!r} looks like {other!r}, which is in the registry",
-                remedy=f"If it is the same disease, let the site call it {other!r}; if not, add --distinct",
+                remedy=f"If both are the same disease, ask the site to call it {other!r}; if not, add --distinct",
             )
         known.append(name)
     stream = build_task_stream(config.tasks, len(registry), config.seed)
@@ -87,4 +99,4 @@ def with_new_task(config: Config[Any], classes: Sequence[str], *, distinct: bool
 
 def _plain(name: str) -> str:
     # Decomposed, so that an accent is a mark of its own: one name is written with it and without, in one or two signs.
-    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKD", name)).casefold()
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKD", folded(name)))

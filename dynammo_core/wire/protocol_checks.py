@@ -100,7 +100,7 @@ def check_report(
                 accepted=f"{declared[name].dtype} {tuple(declared[name].shape)}",
             )
         if not tensor.is_floating_point():
-            raise ProtocolError(f"tensor {name!r} holds values that are not finite floating-point numbers")
+            raise ProtocolError(f"tensor {name!r} contains values that are not finite floating-point numbers")
     if report.abstained and not report.numbers:
         return
     if secure:
@@ -117,7 +117,9 @@ def check_report(
         check_tests(report.numbers, classes, most)
     if report.weights:
         if not any(report.class_counts):
-            raise ProtocolError("the tensors come from no sample", accepted="an answer that abstains, without tensors")
+            raise ProtocolError(
+                "an answer without samples contains tensors", accepted="an answer that abstains, without tensors"
+            )
         check_tensors(report.weights, stage, model, report.class_counts, noised=private, own=own)
 
 
@@ -132,7 +134,7 @@ def _check_forms(numbers: Numbers, classes: int) -> None:
         elif isinstance(value, list):
             raise ProtocolError(f"number {name!r} is a list", accepted="one number")
         elif not math.isfinite(value) or (value < 0 and name in NEVER_NEGATIVE):
-            raise ProtocolError(f"number {name!r} is {value}", accepted="a finite number, and no negative amount")
+            raise ProtocolError(f"number {name!r} is {value}", accepted="a finite number, 0 or more if it is an amount")
 
 
 def same_names(kind: str, got: set[str], declared: set[str]) -> None:

@@ -32,18 +32,18 @@ def check_counts(numbers: Numbers, classes: int, seen: Collection[int], most: in
     """
     counts = _list(numbers, "class_counts")
     if any(count for label, count in enumerate(counts) if label not in seen):
-        raise ProtocolError("number 'class_counts' counts samples of classes that are not learnt yet")
+        raise ProtocolError("'class_counts' contains samples of classes that are not learnt yet")
     if sum(counts) > most:
         raise ProtocolError(
-            f"number 'class_counts' speaks for {sum(counts)} samples",
+            f"'class_counts' reports {sum(counts)} samples",
             accepted=f"at most {most}",
-            remedy="If the site has so many, raise limits.most_images",
+            remedy="If the site does have so many, raise limits.most_images",
         )
     if "confusion" not in numbers:
         return
     known = {true * classes + predicted for true in seen for predicted in seen}
     if any(count for cell, count in enumerate(_list(numbers, "confusion")) if cell not in known):
-        raise ProtocolError("number 'confusion' counts images of classes that are not learnt yet")
+        raise ProtocolError("'confusion' contains images of classes that are not learnt yet")
 
 
 def check_tests(numbers: Numbers, classes: int, most: int) -> None:
@@ -61,8 +61,8 @@ def check_tests(numbers: Numbers, classes: int, most: int) -> None:
         raise ProtocolError(obstacle)
     if tables.to_come + sum(counts) > most:
         raise ProtocolError(
-            f"number 'open_set' counts {tables.to_come} images of classes to come, beside {sum(counts)} of learnt ones",
-            accepted=f"at most {most} together",
+            f"'open_set' counts {tables.to_come} images of future classes, beside {sum(counts)} of learnt ones",
+            accepted=f"at most {most} in total",
         )
 
 
@@ -99,15 +99,19 @@ def check_tensors(
             continue
         low, high = (float(bound) for bound in torch.aminmax(tensor))  # nan where one of them is
         if not -torch.inf < low <= high < torch.inf:
-            raise ProtocolError(f"tensor {name!r} holds values that are not finite floating-point numbers")
+            raise ProtocolError(f"tensor {name!r} contains values that are not finite floating-point numbers")
         if name not in summed and max(-low, high) > within:
             raise ProtocolError(f"tensor {name!r} reaches {max(-low, high):.3g}", accepted=f"at most {within:g}")
         if low < 0 and (stage.squares or name.endswith(VARIANCE)):
-            raise ProtocolError(f"tensor {name!r} holds {low:.3g}, and no variance or square is below 0")
+            raise ProtocolError(
+                f"tensor {name!r} contains {low:.3g}", accepted="0 or more, since it contains variances or squares"
+            )
     sign = -1 if stage.action is Action.FORGET else 1
     for prefix, head in heads_by_prefix(model).items():
-        told = {name.removeprefix(prefix): sign * tensor for name, tensor in weights.items() if name.startswith(prefix)}
-        if told and (obstacle := head.obstacle(told, class_counts, noised=noised, own=own, rounding=rounding)):
+        tensors = {
+            name.removeprefix(prefix): sign * tensor for name, tensor in weights.items() if name.startswith(prefix)
+        }
+        if tensors and (obstacle := head.obstacle(tensors, class_counts, noised=noised, own=own, rounding=rounding)):
             raise ProtocolError(f"tensors {prefix}*: {obstacle}")
 
 

@@ -51,13 +51,13 @@ class TensorStore:
         """
         for name, tensor in received.items():
             if tensor_hash(tensor) != hashes.get(name):
-                raise ProtocolError(f"the tensor {name!r} is not the one that the instruction names")
+                raise ProtocolError(f"the tensor {name!r} does not have the hash that the instruction gives")
         known = {hashes[name]: tensor for name, tensor in received.items()}
         known |= self._read(set(hashes.values()) - set(known))
         if missing := [name for name, wanted in hashes.items() if wanted not in known]:
             raise MissingTensorsError(
                 f"{len(missing)} tensors were not sent and are not in {self.path}, such as {missing[0]!r}",
-                remedy="Nothing is to be done: the server sends all of them",
+                remedy="You need to do nothing: the server will send all of them",
             )
         return {name: known[wanted] for name, wanted in hashes.items()}
 
@@ -69,13 +69,13 @@ class TensorStore:
         known = {hashes[name]: tensor.contiguous() for name, tensor in received.items()}
         index = {**before, **hashes}
         known |= self._read(set(index.values()) - set(known))
-        index = {name: held for name, held in index.items() if held in known}
-        content = {held: known[held] for held in sorted(set(index.values()))}
+        index = {name: digest for name, digest in index.items() if digest in known}
+        content = {digest: known[digest] for digest in sorted(set(index.values()))}
         try:
             make_private(self.path.parent)
             write_atomically(self.path, save(content, metadata={"index": json.dumps(index)}), mode=0o600)
         except DynammoError as error:
-            logger.warning("the weights received are not kept: %s", error)
+            logger.warning("the received weights could not be saved: %s", error)
 
     def _index(self) -> dict[str, str]:
         """Return the hash last sent under each name; empty if the file is missing or damaged."""
@@ -86,18 +86,18 @@ class TensorStore:
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError):
             return {}
 
-    def _read(self, wanted: Iterable[str]) -> dict[str, Tensor]:
+    def _read(self, requested: Iterable[str]) -> dict[str, Tensor]:
         """Read those of the wanted tensors that are held and intact."""
         found: dict[str, Tensor] = {}
         try:
             # "pt" would open the file twice, and another site's process may have replaced it in between.
             with safe_open(self.path, framework="np") as file:
-                for known in sorted(set(wanted) & set(file.keys())):
+                for known in sorted(set(requested) & set(file.keys())):
                     tensor = torch.from_numpy(file.get_tensor(known))
                     if tensor_hash(tensor) != known:
                         self.path.unlink(missing_ok=True)  # or what is sent anew would be thought to be in it
                         return {}
                     found[known] = tensor
         except (OSError, SafetensorError) as error:
-            logger.debug("no tensors in %s: %s", self.path, error)
+            logger.debug("cannot read tensors from %s: %s", self.path, error)
         return found

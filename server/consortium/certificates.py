@@ -17,7 +17,7 @@ from dynammo_core.support.errors import ConfigError
 from dynammo_core.support.files import write_atomically
 
 CA_DAYS, SERVER_DAYS = 3650, 397
-"""A site takes the authority's certificate once; the server's is renewed every year, and no site notices."""
+"""Sites install the authority's certificate once, so the server's can be renewed each year without them."""
 
 LOOPBACK = ("localhost", "127.0.0.1")
 LONGEST_NAME = 64
@@ -25,7 +25,7 @@ LONGEST_NAME = 64
 
 
 def make_authority(certificate: Path, key: Path, name: str) -> None:
-    """Make a certificate authority, which signs only server certificates of this consortium."""
+    """Create a certificate authority that signs only this consortium's server certificates."""
     private = ec.generate_private_key(ec.SECP384R1())
     subject = _subject(f"certificate authority of {name}")
     usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)  # signs certificates alone
@@ -49,20 +49,20 @@ def make_server_certificate(
     host_names: Sequence[str],
     days: int = SERVER_DAYS,
 ) -> None:
-    """Make or renew the server's certificate, valid for its names and addresses and for this machine itself.
+    """Create or renew the server's certificate, valid for its names and addresses and for this machine.
 
     Raises:
-        ConfigError: the authority's files are not there or do not fit each other.
+        ConfigError: the authority's files are missing or do not match.
     """
     try:
         authority = x509.load_pem_x509_certificate(ca_certificate.read_bytes())
         signer = serialization.load_pem_private_key(ca_key.read_bytes(), password=None)
         if not isinstance(signer, ec.EllipticCurvePrivateKey) or signer.public_key() != authority.public_key():
-            raise ValueError("the key is not the certificate's")
+            raise ValueError("the key does not belong to the certificate")
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigError(
             f"the certificate authority {ca_certificate} with {ca_key} cannot sign ({error})",
-            remedy="Put its key back where it was; a new authority means a new ca.pem at every site",
+            remedy="Restore its key; a new authority would need a new ca.pem at every site",
         ) from error
     private = ec.generate_private_key(ec.SECP384R1())
     names = [_general_name(name) for name in dict.fromkeys([*host_names, *LOOPBACK])]
@@ -85,16 +85,16 @@ def expires(certificate: Path) -> datetime:
     """Return when a certificate expires.
 
     Raises:
-        ConfigError: the file holds no certificate.
+        ConfigError: the file is not a valid certificate.
     """
     return _certificate(certificate).not_valid_after_utc
 
 
 def fingerprint(certificate: Path) -> str:
-    """Return the SHA-256 of a certificate in the form that people read to each other over the telephone.
+    """Return the SHA-256 of a certificate, formatted to be compared over the telephone.
 
     Raises:
-        ConfigError: the file holds no certificate.
+        ConfigError: the file is not a valid certificate.
     """
     return _certificate(certificate).fingerprint(hashes.SHA256()).hex(":")
 
@@ -104,7 +104,7 @@ def _certificate(file: Path) -> x509.Certificate:
         return x509.load_pem_x509_certificate(file.read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{file} holds no certificate ({error})",
+            f"{file} is not a valid certificate ({error})",
             remedy="Restore it from a backup; `dynammo-server renew` makes a new server.pem",
         ) from error
 

@@ -1,4 +1,4 @@
-"""The folder of a consortium: made once, with its keys and a `server.yaml` that explains itself."""
+"""Create the folder of a consortium, with its keys and a commented `server.yaml`."""
 
 from __future__ import annotations
 
@@ -14,43 +14,45 @@ from server.consortium.settings import FILE_NAME, ServerSettings, load_server
 from server.gate.operator_token import make_token
 
 TEMPLATE = """\
-# The server of a consortium. `dynammo-server start` reads it; relative to this folder lie
-#   ca.pem        the authority's certificate: every site gets a copy
-#   ca.key        the authority's key: needed by `dynammo-server renew` alone; keep a copy off this machine
-#   server.pem, server.key   the server's certificate, for a year, and its key
-#   operator.token   what commands of this account show to the server; keep it to this account
+# Settings of a consortium's server, read by `dynammo-server start`. This folder also holds:
+#   ca.pem        the authority's certificate; give every site a copy
+#   ca.key        the authority's key, needed only by `dynammo-server renew`; store a copy on another machine
+#   server.pem, server.key   the server's certificate, valid for a year, and its key
+#   operator.token   authenticates this account's commands; no other account may read it
 #   superlink.db  Flower's database; sites.json  the registered sites; runs/  run directories
 
-# Names and addresses by which sites reach this server; its certificate holds for them.
+# Names and addresses by which sites reach this server; its certificate is valid for them.
 host_names: [{host_names}]
-# Address to listen on; 127.0.0.1 for this machine alone.
+# Address to listen on; 127.0.0.1 accepts connections from this machine only.
 listen: {listen}
 port: {port}
-# Addresses from which the holder of operator.token may submit code and register sites; sites never need to be there.
+# Addresses from which the holder of operator.token may submit code and register sites. Sites need not be listed.
 operators: [127.0.0.1, "::1"]
-# Most megabytes of one request with weights, 8 to 1024. Flower sends weights in parts of 5 MiB.
+# Largest request with weights in megabytes, 8 to 1024. Flower sends weights in parts of 5 MiB.
 largest_message_megabytes: 32
 """
 
 
 def make_consortium(folder: Path, host_names: Sequence[str], *, port: int, listen: str) -> ServerSettings:
-    """Make the folder with its certificate authority, server certificate, operator's token and `server.yaml`.
+    """Create the folder with its certificate authority, server certificate, operator's token and `server.yaml`.
 
     Raises:
-        ConfigError: there is one already, or a value is not accepted; nothing is overwritten.
+        ConfigError: the folder is not empty, or a value is invalid; nothing is overwritten.
     """
-    given = {"host_names": tuple(host_names), "port": port, "listen": listen, "folder": folder.absolute()}
-    settings = validate(ServerSettings, given, "the new consortium")
+    values = {"host_names": tuple(host_names), "port": port, "listen": listen, "folder": folder.absolute()}
+    settings = validate(ServerSettings, values, "the new consortium")
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         there = any(folder.iterdir())
     except OSError as error:
-        raise ConfigError(f"the folder {folder} cannot be made: {error.strerror}", remedy="Name another one") from error
+        raise ConfigError(
+            f"the folder {folder} cannot be created: {error.strerror}", remedy="Choose another one"
+        ) from error
     if there:
         raise ConfigError(
             f"the folder {folder} is not empty",
-            accepted="a folder that is not there yet",
-            remedy="Name another one, or use what is there: `dynammo-server start`",
+            accepted="a folder that does not exist yet",
+            remedy="Choose another folder, or start the consortium that is there: `dynammo-server start`",
         )
     names = ", ".join(map(json.dumps, host_names))
     make_authority(settings.ca_certificate, settings.ca_key, host_names[0])
@@ -62,7 +64,7 @@ def make_consortium(folder: Path, host_names: Sequence[str], *, port: int, liste
 
 
 def renew(settings: ServerSettings) -> None:
-    """Make a new server certificate under the same authority; the sites need nothing new.
+    """Renew the server certificate under the same authority; sites need not change anything.
 
     Raises:
         ConfigError: the authority cannot sign.

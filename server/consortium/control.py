@@ -1,4 +1,4 @@
-"""What an operator does with a running SuperLink, through Flower's own command line: register sites, submit, stop."""
+"""Control a running SuperLink through Flower's command line: register sites, submit and stop runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Control:
         self._settings = settings
 
     def register(self, name: str, public_key: Path) -> int:
-        """Let the holder of a key connect under a name, and return its node id."""
+        """Register a site's public key under a name, and return its node id."""
         words = ("supernode", "register", str(public_key.absolute()), CONNECTION, "--name", name)
         return int(self._call(*words)["node-id"])
 
@@ -66,7 +66,7 @@ class Control:
         """Run a `flwr` command and return its answer.
 
         Raises:
-            RunError: no SuperLink answers, or it refuses.
+            RunError: the SuperLink does not answer, or refuses.
         """
         done = self._run(*words, "--format", "json")
         start = done.stdout.find("{")
@@ -78,8 +78,8 @@ class Control:
             reason = " ".join(str(answer.get("error-message") or done.stderr or done.stdout or "no answer").split())
             if "SuperLink is unavailable" in reason:
                 raise RunError(
-                    f"no SuperLink answers at {self._settings.address}",
-                    remedy="Is it running? `dynammo-server start` starts it",
+                    f"the SuperLink at {self._settings.address} does not answer",
+                    remedy="Check that it is running, or start it with `dynammo-server start`",
                 )
             raise RunError(
                 f"`flwr {' '.join(words[:2])}` failed at the SuperLink {self._settings.address}: {reason[-600:]}"

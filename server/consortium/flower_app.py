@@ -1,4 +1,4 @@
-"""What every way of starting this app under Flower shares: environment, programs, and the bundle of its files."""
+"""Prepare what Flower needs to start this app: environment, programs, and the bundle of files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def staged_app(app_dir: Path, target: Path) -> Path:
     """Copy the files that the app bundles to `target` and return it: `flwr run` looks at all it finds, data included.
 
     Raises:
-        RunError: the folder holds no Flower app.
+        RunError: the folder is not a Flower app.
     """
     beside_code = description_of(app_dir)
     pyproject = beside_code / "pyproject.toml"
@@ -64,5 +64,5 @@ def staged_app(app_dir: Path, target: Path) -> Path:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, copy)
     except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
-        raise RunError(f"{pyproject} describes no Flower app with a `fab-include`: {error!r}") from error
+        raise RunError(f"{pyproject} does not describe a Flower app with a `fab-include`: {error!r}") from error
     return target

@@ -32,7 +32,7 @@ STARTED = (EXECUTOR, *sorted(set(TASK_TYPE_TO_COMMAND.values())))
 
 
 def install_programs(folder: Path) -> None:
-    """Write the scripts into `folder`, which is to come first on the PATH of a SuperLink.
+    """Write the scripts into `folder`, which must come first on the PATH of a SuperLink.
 
     Raises:
         ConfigError: they cannot be written.
@@ -45,8 +45,8 @@ def install_programs(folder: Path) -> None:
             (folder / name).chmod(0o700)
     except OSError as error:
         raise ConfigError(
-            f"the folder {folder} cannot be written: {error.strerror}",
-            remedy="Permit the account that runs the server to write there",
+            f"cannot write to the folder {folder}: {error.strerror}",
+            remedy="Give the account that runs the server write permission",
         ) from error
 
 
@@ -68,11 +68,11 @@ def refuse_foreign_app(bundle: bytes) -> None:
         RunError: they differ in any byte.
     """
     with tempfile.TemporaryDirectory() as folder:
-        own = build_fab_from_disk(staged_app(APP_DIRECTORY, Path(folder) / "app"))
-    if bundle != own:
+        installed = build_fab_from_disk(staged_app(APP_DIRECTORY, Path(folder) / "app"))
+    if bundle != installed:
         raise RunError(
-            "the app of this run is not the one that is installed on the server, so it is not started",
-            remedy="Submit runs by `dynammo-server run`, from the installation that started the server",
+            "the app of this run differs from the one installed on the server, so it was not started",
+            remedy="Submit runs with `dynammo-server run`, from the installation that started the server",
         )
 
 
@@ -94,16 +94,20 @@ def keep_to_own_server_app() -> None:
         return description_of(APP_DIRECTORY)
 
     runner: Any = import_module("flwr.superlink.runtime.run_serverapp")
-    for name, own in (("install_from_fab", compared), ("get_project_dir", directory), ("run_", run_own_server_app)):
+    for name, replacement in (
+        ("install_from_fab", compared),
+        ("get_project_dir", directory),
+        ("run_", run_own_server_app),
+    ):
         getattr(runner, name)  # raises where another version of Flower would go on to load what comes with a run
-        setattr(runner, name, own)
+        setattr(runner, name, replacement)
 
 
 def main() -> None:
     """Start the program that the first argument names; the other arguments are Flower's."""
     name = sys.argv.pop(1)
     if name not in (COMMAND_LINE, EXECUTOR, SERVER_APP):
-        sys.exit(f"{name} is not started on the server of a consortium")
+        sys.exit(f"a consortium's server does not run {name}")
     show_token(read_token(Path(os.environ[FILE_VARIABLE])))
     if name == SERVER_APP:
         keep_to_own_server_app()

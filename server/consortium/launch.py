@@ -1,11 +1,13 @@
-"""A run among real sites: submitted to the SuperLink, followed from its event log until it ends or dies."""
+"""Submit a run among real sites to the SuperLink, and follow its event log until it ends or dies."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from server.consortium.control import Control
 from server.consortium.flower_app import APP_DIRECTORY, staged_app
 from server.consortium.settings import ServerSettings
 from server.consortium.sites import SiteRegister
-from server.run_directory.directory import Event, Listener, RunDirectory
+from server.run_directory.directory import Event, Listener, RunDirectory, run_place
 from server.run_directory.event_tail import EventTail
+from server.run_directory.lock import only_run, only_start
 
 FLOWER_RUN = "flower_run.json"
 FOLLOW_SECONDS, ASK_SECONDS, END_SECONDS = 0.5, 10.0, 30.0
@@ -30,24 +33,28 @@ def launch(
 
     Raises:
         ConfigError: the experiment names no sites, or one that is not registered.
-        RunError: the run goes on already.
-        DynammoError: it cannot work, or the SuperLink refuses it.
+        RunError: the run is already going on.
+        DynammoError: the experiment cannot work, or the SuperLink refuses it.
     """
     control = Control(settings)
     _require_registered(config, SiteRegister(settings, control))
     Experiment(config).check()
-    refuse_a_second(control, resume or settings.runs / config.run_name)
-    directory = RunDirectory(resume) if resume else RunDirectory.create(settings.runs, config)
-    submitted = settings.flower_home / "submitted" / f"{config.run_name}.yaml"
-    submitted.parent.mkdir(parents=True, exist_ok=True)
-    submitted.write_text(config.to_yaml(), encoding="utf-8")
-    run_config: Mapping[str, Scalar] = {
-        "config": str(submitted),
-        "runs": str(settings.runs),
-        "resume": str(resume) if resume else "",
-        "accept-new-code": "yes" if accept_new_code else "",
-    }
-    directory.write_json(FLOWER_RUN, {"run-id": submit(settings, control, run_config)})
+    place = run_place(settings.runs, config, resume)
+    with only_start(place):
+        refuse_a_second(control, place)
+        with only_run(place):  # which the SuperLink's process then takes over
+            directory = RunDirectory(place) if resume else RunDirectory.create(settings.runs, config)
+        submitted = settings.flower_home / "submitted" / f"{config.run_name}.yaml"
+        submitted.parent.mkdir(parents=True, exist_ok=True)
+        submitted.write_text(config.to_yaml(), encoding="utf-8")
+        run_config: Mapping[str, Scalar] = {
+            "config": str(submitted),
+            "runs": str(settings.runs),
+            "resume": str(resume) if resume else "",
+            "accept-new-code": "yes" if accept_new_code else "",
+        }
+        submitted_run = {"run-id": submit(settings, control, run_config), "consortium": str(settings.folder)}
+        directory.write_json(FLOWER_RUN, submitted_run)
     return directory.path
 
 
@@ -101,7 +108,7 @@ def flower_run(directory: Path) -> int:
         return int(json.loads((directory / FLOWER_RUN).read_text(encoding="utf-8"))["run-id"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{directory} is not the directory of a run among sites ({error})", accepted="runs/NAME-HASH"
+            f"{directory} is not the run directory of a consortium's run ({error})", accepted="runs/NAME-HASH"
         ) from error
 
 
@@ -110,7 +117,7 @@ def status_of(control: Control, run: int) -> tuple[str, str]:
     for known in control.runs():
         if int(known["run-id"]) == run:
             return str(known["status"]), str(known.get("status-details", ""))
-    return "finished:unknown", "the SuperLink's database does not know the run"
+    return "finished:unknown", "the run is not in the SuperLink's database"
 
 
 def refuse_a_second(control: Control, directory: Path) -> None:
@@ -124,35 +131,53 @@ def refuse_a_second(control: Control, directory: Path) -> None:
     status, _ = status_of(control, flower_run(directory))
     if not status.startswith("finished"):
         raise RunError(
-            f"the run in {directory} is {status}", remedy=f"Let it end, or `dynammo-server stop {directory}` first"
+            f"the run in {directory} is already {status}",
+            remedy=f"Wait for it to end, or stop it with `{operator_command('stop', directory)}`",
         )
 
 
 def _died(control: Control, run: int, directory: Path, status: str) -> RunError:
     log = directory / "flower.log"
     log.write_text(control.log_of(run), encoding="utf-8")
-    return RunError(f"the run ended as {status}", remedy=f"{_remedy(directory)}; Flower's log is in {log}")
+    return RunError(f"the run ended with status {status}", remedy=f"{_remedy(directory)}; Flower's log is in {log}")
+
+
+def operator_command(word: str, directory: Path) -> str:
+    """Return an operator's command line for the run in a directory, which works in any working directory."""
+    words = ["dynammo-server", word, str(directory.absolute())]
+    with suppress(OSError, ValueError, KeyError):
+        words += ["--folder", str(json.loads((directory / FLOWER_RUN).read_text(encoding="utf-8"))["consortium"])]
+    return shlex.join(words)
+
+
+def command_to_continue(directory: Path) -> str:
+    """Return the command line that continues a stopped run, or starts it again if it has no checkpoint."""
+    if RunDirectory(directory).can_resume:
+        return operator_command("resume", directory)
+    return operator_command("run", directory / "config.yaml")
 
 
 def _remedy(directory: Path) -> str:
-    return f"Go on with `dynammo-server resume {directory}`"
+    return f"Continue with `{command_to_continue(directory)}`"
 
 
 def _require_registered(config: Config[Any], register: SiteRegister) -> None:
     known = register.load()
     names = config.federation.site_names
     if names is None:
-        raise ConfigError("the experiment names no sites", accepted=f"federation.site_names: some of {list(known)}")
+        raise ConfigError(
+            "the experiment does not name any sites", accepted=f"federation.site_names: some of {list(known)}"
+        )
     for name in names:
         if name not in known:
             raise ConfigError(
                 f"federation.site_names: the site {name!r} is not registered{nearest_match(name, known)}",
-                accepted=", ".join(known) or "none yet",
-                remedy="`dynammo-server sites add NAME KEY.pub` registers a site",
+                accepted=", ".join(known) or "no site is registered yet",
+                remedy="Register it with `dynammo-server sites add NAME KEY.pub`",
             )
     for name, key in zip(names, config.federation.site_keys or (), strict=False):
         if known[name].fingerprint != key:
             raise ConfigError(
-                f"federation.site_keys: the site {name} is registered by the key {known[name].fingerprint}, not {key}",
-                remedy="`dynammo-server sites keys` prints the lines; every hospital approves what changes",
+                f"federation.site_keys: the key of the site {name} is {known[name].fingerprint}, not {key}",
+                remedy="Copy the lines that `dynammo-server sites keys` prints; every hospital must approve the change",
             )

@@ -1,4 +1,4 @@
-"""What an operator configures: `server.yaml` in the consortium's folder, beside its keys, database and runs."""
+"""Read what an operator configures: `server.yaml` in the consortium's folder."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class ServerSettings(Section):
     """Settings of a consortium's SuperLink; `folder` holds `server.yaml` and other files with fixed names."""
 
     host_names: tuple[str, ...] = Field(min_length=1, description="names and addresses by which sites reach the server")
-    listen: str = Field(default="0.0.0.0", description="address to listen on; 127.0.0.1: this machine alone")
-    port: int = Field(default=9092, ge=1, le=65535, description="port of all of Flower's interfaces")
+    listen: str = Field(default="0.0.0.0", description="address to listen on; 127.0.0.1 accepts this machine only")
+    port: int = Field(default=9092, ge=1, le=65535, description="port on which Flower serves all interfaces")
     operators: tuple[str, ...] = Field(
         default=("127.0.0.1", "::1"),
         description="addresses from which the holder of the operator's token may submit runs and register sites",
     )
     largest_message_megabytes: int = Field(
-        default=32, ge=8, le=1024, description="largest request with weights; Flower sends weights in parts of 5 MiB"
+        default=32, ge=8, le=1024, description="largest request with weights; Flower sends parts of 5 MiB"
     )
     folder: Path = Field(default=Path(), exclude=True)
 
@@ -40,16 +40,16 @@ class ServerSettings(Section):
     def _names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             if not _is_address(name) and not re.fullmatch(HOST_NAME, name):
-                raise ValueError(f"{name!r} is no host name and no address; it stands without scheme and port")
+                raise ValueError(f"{name!r} is not a valid host name or address; give it without scheme and port")
         return names
 
     @field_validator("listen", "operators")
     @classmethod
-    def _addresses(cls, given: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        for address in [given] if isinstance(given, str) else given:
+    def _addresses(cls, addresses: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for address in [addresses] if isinstance(addresses, str) else addresses:
             if not _is_address(address):
-                raise ValueError(f"{address!r} is no address, such as 10.0.0.5")
-        return given
+                raise ValueError(f"{address!r} is not a valid address, such as 10.0.0.5")
+        return addresses
 
     @property
     def own_address(self) -> str:
@@ -59,8 +59,8 @@ class ServerSettings(Section):
     @property
     def address(self) -> str:
         """Return the address and port at which commands on this machine reach the SuperLink."""
-        own = self.own_address
-        return f"[{own}]:{self.port}" if ":" in own else f"{own}:{self.port}"
+        host = self.own_address
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     @property
     def ca_certificate(self) -> Path:
@@ -89,7 +89,7 @@ class ServerSettings(Section):
 
     @property
     def database(self) -> Path:
-        """Return the path of Flower's database: registered sites, runs and, in passing, the weights sent."""
+        """Return the path of Flower's database: registered sites, runs and, for a while, the weights sent."""
         return self.folder / "superlink.db"
 
     @property
@@ -122,8 +122,8 @@ def load_server(folder: Path) -> ServerSettings:
     file = folder / FILE_NAME
     if not file.is_file():
         raise ConfigError(
-            f"there is no consortium in {folder}: no {FILE_NAME}",
-            remedy="`dynammo-server init` makes one; name its folder by --folder or DYNAMMO_CONSORTIUM",
+            f"there is no consortium in {folder}: {FILE_NAME} is missing",
+            remedy="Create one with `dynammo-server init`, or name its folder with --folder or DYNAMMO_CONSORTIUM",
         )
     data, tree = read_yaml(file)
     return validate(ServerSettings, data, str(file), tree).model_copy(update={"folder": folder.absolute()})

@@ -1,4 +1,4 @@
-"""The sites of a consortium: whose key may connect, and under which name."""
+"""Keep the register of a consortium's sites: which key may connect, and under which name."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class SiteRegister:
             raise ConfigError(f"{self._file} cannot be read ({error})", remedy="Restore it from a backup") from error
 
     def key_lines(self, names: Sequence[str] = ()) -> list[str]:
-        """Return the lines of an experiment that name sites and their keys' fingerprints; by default, for all sites.
+        """Return the lines of an experiment that name sites and their key fingerprints; by default, of all sites.
 
         Raises:
             ConfigError: a name is not registered.
@@ -66,13 +66,15 @@ class SiteRegister:
         known = self.load()
         for name in names:
             if name not in known:
-                raise ConfigError(unknown_name("site", name, known), accepted=", ".join(known) or "none is registered")
+                raise ConfigError(
+                    unknown_name("site", name, known), accepted=", ".join(known) or "no site is registered yet"
+                )
         chosen = list(names) or list(known)
         keys = [f"    - {known[name].fingerprint}  # {name}" for name in chosen]
         return ["federation:", f"  site_names: [{', '.join(chosen)}]", "  site_keys:", *keys]
 
     def with_status(self) -> dict[str, tuple[RegisteredSite, str, str]]:
-        """Return each registered site with its status (registered, online, offline) and since when it has had it."""
+        """Return each site with its status (registered, online, offline) and since when it has that status."""
         nodes = self._control.nodes()
         table = {}
         for name, site in self.load().items():
@@ -90,14 +92,14 @@ class SiteRegister:
         """
         sites = self.load()
         if not re.fullmatch(SITE_NAME, name):
-            raise ConfigError(f"{name!r} is no name for a site", accepted="small letters, digits and hyphens")
+            raise ConfigError(f"{name!r} is not a valid site name", accepted="small letters, digits and hyphens")
         found = fingerprint(public_key)
         for other, site in sites.items():
             if other == name or site.fingerprint == found:
                 raise ConfigError(
                     f"{'the name' if other == name else 'this key'} is taken by the site {other!r}, registered on "
                     f"{site.added} with the key {site.fingerprint}",
-                    remedy=f"If the site has a new key, `dynammo-server sites remove {other}` first",
+                    remedy=f"If the site has a new key, run `dynammo-server sites remove {other}` first",
                 )
         site = RegisteredSite(self._control.register(name, public_key), found, datetime.now(UTC).date().isoformat())
         try:
@@ -115,7 +117,9 @@ class SiteRegister:
         """
         sites = self.load()
         if name not in sites:
-            raise ConfigError(unknown_name("site", name, sites), accepted=", ".join(sites) or "none is registered")
+            raise ConfigError(
+                unknown_name("site", name, sites), accepted=", ".join(sites) or "no site is registered yet"
+            )
         site = sites.pop(name)
         if site.node in self._control.nodes():
             self._control.unregister(site.node)
@@ -130,15 +134,15 @@ def fingerprint(public_key: Path) -> str:
     """Return the SHA-256 of an OpenSSH public key, as `ssh-keygen -l` prints it, for people to compare by telephone.
 
     Raises:
-        ConfigError: the file holds no elliptic-curve public key, or a private one.
+        ConfigError: the file is not an elliptic-curve public key.
     """
     try:
         key = load_ssh_public_key(public_key.read_bytes())
         if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise ValueError("another kind of key")
+            raise ValueError("it is another kind of key")
         return fingerprint_of(key)
     except (OSError, ValueError, IndexError, UnsupportedAlgorithm) as error:
         raise ConfigError(
-            f"{public_key} is no public key of a site ({error})",
+            f"{public_key} is not the public key of a site ({error})",
             accepted="the file site.key.pub that `dynammo-site init` made; the private site.key never leaves a site",
         ) from error

@@ -1,4 +1,4 @@
-"""`dynammo-server sites`: whose keys may connect, and the lines by which an experiment names them."""
+"""`dynammo-server sites`: register sites, and print the lines by which an experiment names them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ HERE = Path("consortium")
 @sites_app.command("add")
 def add_site(
     name: Annotated[str, typer.Argument(help="The name in the site's site.yaml.", show_default=False)],
-    public_key: Annotated[Path, typer.Argument(metavar="KEY.pub", help="The key it sent.", show_default=False)],
+    public_key: Annotated[
+        Path, typer.Argument(metavar="KEY.pub", help="The public key that the site sent.", show_default=False)
+    ],
     folder: Folder = HERE,
 ) -> None:
-    """Let the holder of a key connect, under a name."""
+    """Register a site's public key, so that it can connect."""
     with _register(folder) as register:
         site = register.add(name, public_key)
         console.say(f"Registered {name}: {site.fingerprint}. Compare this with the site by telephone.")
@@ -41,7 +43,7 @@ def add_site(
 def remove_site(
     name: Annotated[str, typer.Argument(help="A registered name.", show_default=False)], folder: Folder = HERE
 ) -> None:
-    """Let a site connect no more."""
+    """Remove a site, so that it can no longer connect."""
     with _register(folder) as register:
         register.remove(name)
         console.say(f"Removed {name}; its key is refused from now on.")
@@ -49,7 +51,7 @@ def remove_site(
 
 @sites_app.command("list")
 def list_sites(folder: Folder = HERE) -> None:
-    """The registered sites, and which of them are connected."""
+    """List the registered sites, and which of them are connected."""
     with _register(folder) as register:
         table = Table("site", "status", "since", "registered", "key")
         for name, (site, status, since) in register.with_status().items():

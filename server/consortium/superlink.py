@@ -1,4 +1,4 @@
-"""Starting the consortium's SuperLink: TLS, only registered keys, a database that survives, and the gate before it."""
+"""Start the consortium's SuperLink, with TLS, registered keys only, a lasting database, and the gate in front."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ def become_superlink(settings: ServerSettings) -> None:
     """
     for file in (settings.ca_certificate, settings.certificate, settings.key):
         if not file.is_file():
-            raise ConfigError(f"there is no {file}", remedy="`dynammo-server init` makes a consortium's folder")
+            raise ConfigError(
+                f"{file} is missing",
+                remedy="Create a consortium with `dynammo-server init`, or restore the file from a backup",
+            )
     if (end := expires(settings.certificate)) <= datetime.now(UTC):
         raise ConfigError(
-            f"the server's certificate expired on {end:%Y-%m-%d}", remedy="`dynammo-server renew` makes a new one"
+            f"the server's certificate expired on {end:%Y-%m-%d}", remedy="Renew it with `dynammo-server renew`"
         )
     make_token(settings.operator_token)  # for consortia that were made without one
     home = settings.flower_home

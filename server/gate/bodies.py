@@ -1,4 +1,4 @@
-"""Reading the body of a request: no more bytes than its path allows, and no slower than a slow line sends them."""
+"""Read the body of a request, and refuse one that is too large or arrives too slowly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SMALL = 64 << 10
 
 GRACE_SECONDS, LEAST_BYTES_PER_SECOND = 20.0, 16 << 10
 AT_ONCE = 4
-"""Most messages of one site that are read at the same time; Flower sends two."""
+"""Most messages of one site that are read at a time; Flower sends two."""
 
 
 class BodyRefusedError(Exception):
@@ -85,4 +85,4 @@ def _length(value: bytes) -> int:
 
 
 def _too_large(limit: int) -> BodyRefusedError:
-    return BodyRefusedError(f"the body has more than {limit} bytes", 413)
+    return BodyRefusedError(f"the body is larger than {limit} bytes", 413)

@@ -23,15 +23,15 @@ MOST_FROM_ONE, MOST = 200, 600
 class Doorway(H11Protocol):
     """One connection, closed at once if there are too many, or later if it keeps the server waiting for headers."""
 
-    held: ClassVar[Counter[str]] = Counter()
+    open_connections: ClassVar[Counter[str]] = Counter()
 
     def connection_made(self, transport: Any) -> None:
         """Count the new connection, and close it if there are too many."""
         super().connection_made(transport)
         self._waiting: asyncio.TimerHandle | None = self.loop.call_later(HEADER_SECONDS, transport.abort)
         self._address = self.client[0] if self.client else ""
-        self.held[self._address] += 1
-        if self.held[self._address] > MOST_FROM_ONE or self.held.total() > MOST:
+        self.open_connections[self._address] += 1
+        if self.open_connections[self._address] > MOST_FROM_ONE or self.open_connections.total() > MOST:
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -45,9 +45,9 @@ class Doorway(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the closed connection off the count."""
         self._come_to_the_point()
-        self.held[self._address] -= 1
-        if not self.held[self._address]:
-            del self.held[self._address]
+        self.open_connections[self._address] -= 1
+        if not self.open_connections[self._address]:
+            del self.open_connections[self._address]
         super().connection_lost(exc)
 
     def _come_to_the_point(self) -> None:

@@ -99,12 +99,14 @@ class Gate:
         path, headers = scope["path"], scope["headers"]
         hosts = [value for name, value in headers if name == b"host"]
         if len(hosts) > 1 or not all(PLAIN_HOST.fullmatch(host) for host in hosts):
-            return _closing("the header host is invalid", 400)
+            return _closing("the Host header is invalid", 400)
         if scope["type"] == "http" and path in self._limits and path.startswith((FLEET, HEALTH)):
             return None
         if scope["type"] != "http" or not self._is_operator(scope):
-            return _closing("only an operator, from the operator's addresses and with the token, may do this", 403)
-        return None if path in self._limits else _closing("this is not used in a consortium", 404)
+            return _closing(
+                "only an operator may do this: from an address in `operators`, and with the operator's token", 403
+            )
+        return None if path in self._limits else _closing("a consortium does not use this path", 404)
 
     def _is_operator(self, scope: Any) -> bool:
         address = ipaddress.ip_address(scope["client"][0])

@@ -1,7 +1,7 @@
 """The operator's token: a file that only the consortium's account can read, and the header that carries its content.
 
-An address tells which machine calls, not which account on it. Whoever sends the token can read the file, so it is the
-account that runs the server, or the administrator.
+An address identifies a machine, not an account on it. The token proves that the caller can read the file: that it is
+the account that runs the server, or the administrator.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def make_token(file: Path) -> None:
         read_token(file)
     except OSError as error:
         raise ConfigError(
-            f"{file} cannot be written: {error.strerror}", remedy="Permit this account to write in its folder"
+            f"cannot write {file}: {error.strerror}", remedy="Give this account write permission for its folder"
         ) from error
 
 
@@ -48,19 +48,19 @@ def read_token(file: Path) -> str:
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"the operator's token {file} cannot be read ({error})",
-            remedy="Work as the account that runs the server; if it is missing, `dynammo-server start` makes another",
+            remedy="Use the account that runs the server; if the file is missing, `dynammo-server start` creates one",
         ) from error
     if mode & 0o077:
         raise ConfigError(
             f"other accounts may read or write the operator's token {file} (mode {mode:04o})",
             accepted="mode 0600",
-            remedy=f"Delete it, since it may be known, and start the server again, which makes {file.name} anew",
+            remedy=f"Delete it, since others may know it, and restart the server, which creates a new {file.name}",
         )
     if len(token) < TOKEN_BYTES:
         raise ConfigError(
-            f"{file} holds no token: {len(token)} characters",
+            f"{file} is not a valid token: it has {len(token)} characters",
             accepted=f"{TOKEN_BYTES} or more",
-            remedy="Delete it and start the server again, which makes another",
+            remedy="Delete it and restart the server, which creates another",
         )
     return token
 

@@ -1,6 +1,6 @@
-"""Whether a message comes from a registered site, told from its headers alone, before its body is read.
+"""Tell from a message's headers alone whether a registered site signed it, before its body is read.
 
-Flower checks the same, and whether the message is the site's own, once it has the body
+Flower repeats this check once it has the body, and also checks that the message belongs to the site
 (flwr 1.41: superlink/routers/fleet/node_auth.py).
 """
 

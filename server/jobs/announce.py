@@ -1,4 +1,4 @@
-"""Asking the sites which classes they can bring, before anyone trains on them."""
+"""Ask the sites which classes they can contribute, before anyone trains on them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from dynammo_core.wire.envelope import ANNOUNCE, decode_announcement
 from server.run.exchange import error_class
 
 SECONDS = 120.0
-Told = dict[str, dict[str, Any]]
+Announcements = dict[str, dict[str, Any]]
 
 
 def ask_all(grid: Grid, output: Path) -> None:
     """Write as JSON what every connected site announces: {site: {"classes": {name: band}} or {"error": class}}."""
     names = {node.node_id: str(node.name) for node in grid.get_nodes()}
-    told: Told = {name: {"error": "NoAnswerBeforeDeadline"} for name in names.values()}
+    by_site: Announcements = {name: {"error": "NoAnswerBeforeDeadline"} for name in names.values()}
     messages = [Message(RecordDict(), node, ANNOUNCE, ttl=SECONDS) for node in sorted(names)]
     for reply in grid.send_and_receive(messages, timeout=SECONDS) if messages else ():
         if name := names.get(reply.metadata.src_node_id):  # for a site that is gone the SuperLink itself answers
-            told[name] = _read(reply)
-    write_atomically(output, json.dumps(told, indent=2, sort_keys=True).encode() + b"\n")
+            by_site[name] = _read(reply)
+    write_atomically(output, json.dumps(by_site, indent=2, sort_keys=True).encode() + b"\n")
 
 
 def _read(reply: Message) -> dict[str, Any]:

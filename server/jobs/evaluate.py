@@ -1,4 +1,4 @@
-"""Testing the model of a run at every site, at any time, without training."""
+"""Test the model of a run at every site, at any time, without training."""
 
 from __future__ import annotations
 
@@ -41,11 +41,13 @@ def evaluate_run(grid: Grid, config: Config[Any], run: Path, output: Path) -> No
     seen, names = experiment.stream.seen(task), experiment.class_names
     label = config.federation.site_label
     if answers.total:
-        told, every = {}, [answers.total.counts["confusion"]]
+        by_site, every = {}, [answers.total.counts["confusion"]]
     else:
-        told = {site: report.numbers["confusion"] for site, report in answers.reports.items() if not report.abstained}
-        every = list(told.values())  # type: ignore[arg-type]
-    sites = list(told)
+        by_site = {
+            site: report.numbers["confusion"] for site, report in answers.reports.items() if not report.abstained
+        }
+        every = list(by_site.values())  # type: ignore[arg-type]
+    sites = list(by_site)
     confusion = np.array(every, dtype=np.int64).reshape(1, -1, experiment.classes, experiment.classes)
     images, accuracies = confusion.sum(axis=(0, 2, 3)), metrics.site_accuracies(confusion, [seen])
     recalls, tables = metrics.class_recalls(confusion, [seen]), pooled(answers)

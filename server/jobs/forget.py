@@ -1,4 +1,4 @@
-"""Withdrawn records leave a run: sites correct its sums, and its model is solved, tested and written anew."""
+"""Remove withdrawn records from a run: sites correct its sums, and its model is solved and tested again."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from server.run.answers import Answers
 from server.run.exchange import Exchange
 from server.run.task_loop import TaskLoop
 from server.run_directory.directory import RunDirectory
+from server.run_directory.lock import only_run
 from server.run_directory.results import pooled, write_model, write_results
 
 
 class Correction(TaskLoop):
-    """The task loop of a run that stands still, for one exchange beside its plan."""
+    """The task loop of a paused run, for one exchange outside its plan."""
 
     def correct(self) -> Answers:
         """Have every site take withdrawn records out of the archive's sums, and solve again; saved on return.
@@ -36,7 +37,9 @@ class Correction(TaskLoop):
         answers = self._ask_beside(step)
         saved, _, _ = self.checkpoints.load()
         if (saved.next_step, saved.corrections) != stands:
-            raise RunError("the run went on meanwhile, and nothing was forgotten", remedy="Ask again when it has ended")
+            raise RunError(
+                "the run has moved on meanwhile, so nothing was forgotten", remedy="Ask again when it has ended"
+            )
         if not all(report.abstained for report in answers.reports.values()):
             self._take_in(step, answers)
             step.stage.finish(self.model, self.archive, step.task)
@@ -48,20 +51,20 @@ class Correction(TaskLoop):
 
     def _require_sums(self, answers: Answers) -> None:
         """Refuse a correction that takes out what was never in, before any of it is saved."""
-        told = {site: report.weights for site, report in answers.reports.items() if not report.abstained}
+        weights = {site: report.weights for site, report in answers.reports.items() if not report.abstained}
         for prefix, head in heads_by_prefix(self.model).items():
             names = [f"{prefix}{name}" for name in head.summed_tensors]
             taken = {
-                name.removeprefix(prefix): -torch.stack([own[name] for own in told.values()]).sum(dim=0)
+                name.removeprefix(prefix): -torch.stack([tensors[name] for tensors in weights.values()]).sum(dim=0)
                 for name in names
             }
             if taken and (obstacle := head.obstacle_to_rest(taken)):
                 label = self.experiment.config.federation.site_label
-                named = ", ".join(map(label, told))
+                named = ", ".join(map(label, weights))
                 raise RunError(
-                    f"what is left of the sums {prefix}* is of no samples ({obstacle}), and nothing was forgotten: one "
-                    f"of {named} took out what it never brought",
-                    remedy="Ask each of them alone, the others not connected, to find out which",
+                    f"the sums {prefix}* would no longer describe any images ({obstacle}), so nothing was forgotten: "
+                    f"one of these sites subtracted what it never sent: {named}",
+                    remedy="To find out which, ask each of them alone, with the others disconnected",
                 )
 
     def test_again(self) -> None:
@@ -76,30 +79,31 @@ class Correction(TaskLoop):
 
 
 def forget_run(grid: Grid, config: Config[Any], run: Path, output: Path) -> None:
-    """Correct the sums of a run that stands still, and write as JSON which sites took part; repeating it is harmless.
+    """Correct the sums of a paused run, and write as JSON which sites took part; repeating it is harmless.
 
     A run in the middle of a task is corrected too; its next model is the first without the records.
 
     Raises:
         CheckpointError: the run has no checkpoint, or one of another experiment.
-        RunError: the method keeps no sums, or no site answers.
+        RunError: the method does not keep sums, no site answers, or the run is in progress.
     """
-    directory = RunDirectory(run)
-    loop = Correction(Experiment(config), Exchange(grid, config.federation), directory)
-    loop.load()
-    answers = loop.correct()
-    corrected = [site for site, report in answers.reports.items() if not report.abstained]
-    directory.log(
-        "forgotten",
-        correction=loop.progress.corrections,
-        answered=len(answers.reports),
-        corrected=len(corrected),
-        failures=[vars(failure) for failure in answers.failures],
-    )
-    # Even where nothing was corrected: an earlier time may have been cut off before it came so far.
-    if loop.stands_after_task:
-        loop.test_again()
-        write_report(run)
+    with only_run(run):
+        directory = RunDirectory(run)
+        loop = Correction(Experiment(config), Exchange(grid, config.federation), directory)
+        loop.load()
+        answers = loop.correct()
+        corrected = [site for site, report in answers.reports.items() if not report.abstained]
+        directory.log(
+            "forgotten",
+            correction=loop.progress.corrections,
+            answered=len(answers.reports),
+            corrected=len(corrected),
+            failures=[vars(failure) for failure in answers.failures],
+        )
+        # Even if nothing was corrected: an earlier attempt may have been interrupted before this point.
+        if loop.stands_after_task:
+            loop.test_again()
+            write_report(run)
     label = config.federation.site_label
     result = {
         "corrected": [label(site) for site in corrected],

@@ -1,4 +1,4 @@
-"""Small questions to the sites that need no training: each is a short Flower app run that leaves one JSON file."""
+"""Ask the sites questions that need no training: each is a short Flower run that leaves one JSON file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECONDS = 300.0
 
 
 def announcements(settings: ServerSettings) -> dict[str, dict[str, Any]]:
-    """Return what every connected site can bring: {site: {"classes": {name: band}} or {"error": class}}.
+    """Return what every connected site can contribute: {site: {"classes": {name: band}} or {"error": class}}.
 
     Raises:
         RunError: the SuperLink does not answer, or the job fails.
@@ -43,11 +43,11 @@ def evaluation(settings: ServerSettings, run: Path) -> dict[str, Any]:
 
 
 def correction(settings: ServerSettings, run: Path) -> dict[str, Any]:
-    """Take withdrawn records out of a run's sums, and keep what the sites answered in `<run>/corrections/`.
+    """Remove withdrawn records from a run's sums, and keep the sites' answers in `<run>/corrections/`.
 
     Raises:
         ConfigError: the run's configuration cannot be read.
-        RunError: its method keeps no sums, it goes on, the SuperLink does not answer, or the job fails.
+        RunError: its method does not keep sums, it is still going on, the SuperLink does not answer, or the job fails.
     """
     config = run / "config.yaml"
     experiment = Experiment(load_config(config))
@@ -59,7 +59,7 @@ def correction(settings: ServerSettings, run: Path) -> dict[str, Any]:
 
 
 def longest(config: Config[Any], *stages: str) -> float:
-    """Return the most seconds that a job may take that asks an experiment's sites in these stages, one by one."""
+    """Return the most seconds that a job may take if it asks an experiment's sites in these stages, one by one."""
     federation = config.federation
     exchanges = len(Phase) if federation.secure_aggregation else 1
     asked = sum(federation.patience_seconds + federation.rules(stage)[1] for stage in stages)
@@ -79,9 +79,9 @@ def _ask(settings: ServerSettings, output: Path, values: dict[str, str], seconds
         status, details = status_of(control, run)
         if status.startswith("finished") and not output.exists():
             last = [line for line in control.log_of(run).splitlines() if "Error" in line][-1:]
-            raise RunError(f"the job ended as {status} ({' '.join([details, *last]).strip()})")
+            raise RunError(f"the job ended with status {status} ({' '.join([details, *last]).strip()})")
         time.sleep(1)
     if not output.exists():
         control.stop(run)
-        raise RunError(f"the job gave no answer within {seconds:.0f} s (it is {status})")
+        raise RunError(f"the job did not answer within {seconds:.0f} s (status: {status})")
     return dict(json.loads(output.read_text(encoding="utf-8")))

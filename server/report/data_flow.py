@@ -26,19 +26,19 @@ from server.run_directory.run_files import RunFiles
 
 WHY: Mapping[Action, str] = MappingProxyType(
     {
-        Action.FIT: "what the site has trained, to be averaged with that of the others",
-        Action.SUMMARISE: "statistics of the site's images, to be added up or pooled with those of the others",
-        Action.REMEMBER: "how many exemplars the site keeps; the exemplars stay",
-        Action.EVALUATE: "how well the model answers on the site's test images",
-        Action.FORGET: "statistics of their images, to be subtracted",
+        Action.FIT: "what the site has trained, to be averaged with the other sites' results",
+        Action.SUMMARISE: "statistics of the site's images, to be summed or pooled with the other sites' statistics",
+        Action.REMEMBER: "how many exemplars the site keeps; the exemplars stay there",
+        Action.EVALUATE: "how well the model performs on the site's test images",
+        Action.FORGET: "statistics of the withdrawn images, to be subtracted",
     }
 )
 
 TEMPLATE = """\
 # Data flow: {{ name | cell }}
 
-Made from the plan of the experiment and from the protocol by which every message is checked: once at the site, before
-it leaves, and once at the server's door. What is not in the tables is refused at both.
+Generated from the plan of the experiment and from the protocol. Every message is checked against that protocol twice:
+at the site before it leaves, and again at the server. Both refuse what is not in the tables.
 
 | | |
 |---|---|
@@ -57,17 +57,16 @@ it leaves, and once at the server's door. What is not in the tables is refused a
 {% endfor %}
 
 {% if secure %}
-Under secure aggregation the tensors and the counts of a stage leave in `secure.masked` alone, under masks that vanish
-in the sum over sites: that sum is all that the server learns of them.
+Under secure aggregation the tensors and counts of a stage leave only in `secure.masked`, under masks that cancel in
+the sum over sites. The server learns nothing but that sum.
 
 {% endif %}
-{{ up | size }} of tensors in all at most, by each site. Beside this:
+Each site sends at most {{ up | size }} of tensors in all. In addition:
 
-- of a failure a number and the name of its class, never its text;
-- when the operator asks, the names of the classes that the site's labels name, each with a band of the number of its
-  images.
+- after a failure, its error code and the name of the error's class, never its text;
+- when the operator asks, the names of the site's classes, each with an approximate number of images.
 {% if beside %}
-- when the operator asks after records were withdrawn, {{ beside.why }}: {{ beside.up }}; {{ beside.numbers }}.
+- after records were withdrawn, when the operator asks, {{ beside.why }}: {{ beside.up }}; {{ beside.numbers }}.
 {% endif %}
 
 The tasks: {% for names in tasks %}{{ loop.index }}. {{ names | map("cell") | join(", ") }}{{ "; " if not loop.last }}
@@ -81,20 +80,20 @@ The tasks: {% for names in tasks %}{{ loop.index }}. {{ names | map("cell") | jo
 | {{ row.task }} | {{ row.stage }} | {{ row.rounds }} | {{ row.down }} |
 {% endfor %}
 
-Of these, those that the site does not hold since an earlier step. Beside this: the hash of each tensor, the
-experiment's configuration, the hash of the code, the name of the run, and the number of the step
-{%- if beside %}; when records are to leave sums, which answers of the site these contain{% endif %}.
+Tensors that the site already holds from an earlier step are not sent again. In addition come the hash of each tensor,
+the experiment's configuration, the hash of the code, the name of the run, and the number of the step
+{%- if beside %}; when records are to be removed from sums, which of the site's answers these contain{% endif %}.
 {% if secure %}
-In the exchanges of secure aggregation, all sites' signed public keys and what they encrypted for this site.
+The exchanges of secure aggregation also bring all sites' signed public keys and what they encrypted for this site.
 {% endif %}
 
 ## What never leaves
 
-Images, exemplars, features of an image, predictions for an image, record ids, file names, paths, logs, the texts of
-errors. Sums and weights can betray something of what they were made of: see the security page.
+Images, exemplars, features of an image, predictions for an image, record ids, file names, paths, logs, and the texts
+of errors. Sums and weights can reveal something about the images behind them: see the security page.
 {% if left %}
 
-## What did leave in this run
+## What left in this run
 
 | Site | Answers | Without tensors | Failures | Tensors sent | Tensors received |
 |---|---|---|---|---|---|
@@ -183,8 +182,8 @@ def _groups(tensors: Mapping[str, Tensor]) -> str:
         groups.setdefault(key, {})[name] = tensor
     return (
         "; ".join(
-            f"`{group}` ({len(own)} {kind}, {filesize.decimal(tensor_bytes(own))})"
-            for (group, kind), own in groups.items()
+            f"`{group}` ({len(tensors)} {kind}, {filesize.decimal(tensor_bytes(tensors))})"
+            for (group, kind), tensors in groups.items()
         )
         or "none"
     )

@@ -1,7 +1,7 @@
-"""A run's model in one file for other software: made, asked the same questions as the original, and only then kept.
+"""Export a run's model as one file for other software, kept only if it answers as the original does.
 
-Every format except safetensors holds the whole pipeline: RGB bytes in, answers out, so that an integrator has no
-normalisation to get wrong. How a file becomes these bytes stands in each format's own description, in words.
+Every format except safetensors holds the whole pipeline, from RGB bytes to answers. How a file becomes these bytes
+stands in every format's own description, in words.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ INPUT = "images"
 OUTPUTS = ("label", "probabilities", "open_set_score")
 ONNX_OPSET = 18
 """Version that ONNX Runtime reads from 1.14 (2023) on."""
-NOT_AS_TESTED = "common to all sites: sites tested the model with batch-norm statistics of their own, which stay there"
+NOT_AS_TESTED = "common to all sites; each site tested the model with its own batch-norm statistics, which stay there"
 TORCHSCRIPT_EXTRA = "description.json"
 """Name of TorchScript's extra file that holds the description."""
 PER_GRAIN = 4
 GRAINS = (2, 4, 8)
-"""Cells per side of the check's images: blobs of several sizes; pure noise comes beside them."""
+"""Cells per side of the check's images, which are blobs of several sizes, and pure noise."""
 
 Asked = Callable[[Tensor], Sequence[Tensor]]
 """A function from images Tensor[N, 3, S, S] uint8 to labels, probabilities and open-set scores."""
@@ -100,7 +100,7 @@ def check_format(name: str) -> None:
     lacking = [package for package in FORMATS[name].needs if importlib.util.find_spec(package) is None]
     if lacking:
         raise ConfigError(
-            f"the export as {name} needs {', '.join(lacking)}, which this Python has not",
+            f"the export as {name} needs {', '.join(lacking)}, not installed in this Python",
             remedy="pip install '.[onnx]' in the checkout, or export as torchscript",
         )
 
@@ -119,15 +119,15 @@ def check(predictor: Predictor, asked: Asked, format_name: str) -> float:
             labels, probabilities, scores = asked(batch)
         except Exception as error:  # each runtime has errors of its own
             raise _refused(
-                format_name, f"it does not take {len(batch)} images at a time ({type(error).__name__})"
+                format_name, f"it does not accept {len(batch)} images at a time ({type(error).__name__})"
             ) from error
         if not torch.equal(labels, expected.labels):
             raise _refused(format_name, f"it predicts {labels.tolist()} instead of {expected.labels.tolist()}")
         pairs = ((probabilities, expected.probabilities), (scores, expected.open_set_scores))
-        for found, wanted in pairs:
-            difference = float((found - wanted).abs().max())
-            if found.shape != wanted.shape or not difference < TOLERANCE:  # nan is not below anything
-                raise _refused(format_name, f"its answers differ by up to {difference:.2g}, {TOLERANCE:g} is accepted")
+        for actual, reference in pairs:
+            difference = float((actual - reference).abs().max())
+            if actual.shape != reference.shape or not difference < TOLERANCE:  # nan is not below anything
+                raise _refused(format_name, f"its answers differ by up to {difference:.2g}; {TOLERANCE:g} is accepted")
             largest = max(largest, difference)
     return largest
 
@@ -143,25 +143,25 @@ def check_images(size: int) -> Tensor:
 
 
 def description(predictor: Predictor) -> dict[str, str]:
-    """Return the file's metadata, each value a text: how to feed the model, how to read its answers, and what it is."""
+    """Return the file's metadata as texts: how to feed the model, how to read its answers, and what it is."""
     side = predictor.facts.image_size
-    own = {"statistics": NOT_AS_TESTED} if predictor.facts.own_statistics else {}
+    statistics = {"statistics": NOT_AS_TESTED} if predictor.facts.own_statistics else {}
     return {
         "input": f"{INPUT}: uint8 [N, 3, {side}, {side}], RGB, 0 to 255, not normalised, any N from 1; made as "
         f"{PREPARATION_KEY} says",
         PREPARATION_KEY: predictor.facts.preparation,
         OUTPUTS[0]: "int64 [N], the answer, an index into classes; not always the largest probability",
-        OUTPUTS[1]: f"float32 [N, {len(predictor.classes)}], of each class, not calibrated; see the model card",
-        OUTPUTS[2]: "float32 [N], 1: of a class that was learnt, 0: like nothing learnt, do not use the answer",
+        OUTPUTS[1]: f"float32 [N, {len(predictor.classes)}], one per class, not calibrated; see the model card",
+        OUTPUTS[2]: "float32 [N], near 1: a class that was learnt; near 0: like nothing learnt, do not use the answer",
         "classes": json.dumps(predictor.classes),
         METADATA_KEY: predictor.facts.model_dump_json(),
-        **own,
+        **statistics,
     }
 
 
 def _refused(format_name: str, why: str) -> WeightsError:
     return WeightsError(
-        f"the model as {format_name} does not answer as it does in PyTorch: {why}; nothing was written",
+        f"the model exported as {format_name} does not answer as in PyTorch: {why}; nothing was written",
         remedy=f"Export in another format ({', '.join(name for name in FORMATS if name != format_name)})",
     )
 
@@ -182,7 +182,7 @@ def _open_safetensors(content: bytes) -> Asked:
 
 def _write_torchscript(files: ModelFiles, predictor: Predictor) -> bytes:
     with warnings.catch_warnings():
-        # PyTorch would rather have torch.export, and fears for tensors made of lists: here they are constants indeed.
+        # PyTorch recommends torch.export, and warns of tensors made from lists: here these are constants.
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(predictor.module, check_images(predictor.facts.image_size)[:2], check_trace=False)  # type: ignore[no-untyped-call]
         buffer = io.BytesIO()

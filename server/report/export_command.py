@@ -1,4 +1,4 @@
-"""`dynammo-server export`: a run's model as one file for other software, and its model card beside it."""
+"""`dynammo-server export`: write a run's model as one file for other software, with a model card."""
 
 from __future__ import annotations
 
@@ -13,23 +13,21 @@ from dynammo_core.support.terminal import Terminal, readable_errors
 
 
 def export(
-    run_directory: Annotated[
-        Path, typer.Argument(metavar="RUN_DIR", help="The directory that a run left.", show_default=False)
-    ],
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run directory.", show_default=False)],
     output: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.", show_default=False)],
     format_name: Annotated[
         str, typer.Option("--format", help="safetensors, torchscript, or onnx (pip install '.\\[onnx]').")
     ] = "safetensors",
     card: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Where the model card goes.", show_default="beside the model, as .md"),
+        typer.Option(metavar="FILE", help="Write the model card here.", show_default="beside the model, as .md"),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
-    """Write the model of a run as one file, once it has answered as the original, and a model card beside it.
+    """Export the model of a run as one file, checked against the original, with a model card beside it.
 
-    TorchScript and ONNX take RGB bytes of the model's size, any number of images at a time, and give label,
-    probabilities and open-set score; their metadata say how.
+    TorchScript and ONNX take batches of RGB images of the model's size, and return label, probabilities and open-set
+    score. Their metadata say how.
     """
     with readable_errors():
         from dynammo_core.deployed.model_files import ModelFiles
@@ -39,10 +37,12 @@ def export(
         check_format(format_name)
         card = card or output.with_suffix(".md")
         if card == output:
-            raise ConfigError(f"model and card are both to be written to {output}", accepted="two different files")
+            raise ConfigError(
+                f"the model and its card would both be written to {output}", accepted="two different files"
+            )
         there = [str(path) for path in (output, card) if path.exists()]
         if there and not force:
-            raise ConfigError(f"{' and '.join(there)} is there already", remedy="Name another file, or add --force")
+            raise ConfigError(f"{' and '.join(there)} already exists", remedy="Name another file, or add --force")
         files = ModelFiles.read(run_directory)
 
         def describe(sha256: str) -> str:

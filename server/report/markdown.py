@@ -1,4 +1,4 @@
-"""Markdown pages from templates, in which names are data and are never read as Markdown or HTML."""
+"""Render Markdown pages from templates; names in them are data, never read as Markdown or HTML."""
 
 from __future__ import annotations
 

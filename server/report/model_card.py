@@ -19,8 +19,8 @@ from server.run_directory.run_files import Json, RunFiles
 TEMPLATE = """\
 # Model card: {{ summary.name | cell }}
 
-A classifier of images, learnt task by task over {{ summary.sites }} sites, none of which gave its images away.
-This page is made from the files of the run, by the command that exported the model.
+An image classifier, trained task by task at {{ summary.sites }} sites, whose images never left them.
+The command that exported the model generated this page from the files of the run.
 
 | | |
 |---|---|
@@ -35,7 +35,7 @@ This page is made from the files of the run, by the command that exported the mo
 | Multiply-accumulates for one image | {{ "{:,}".format(summary.macs_per_image) }} |
 | Parameters | {{ "{:,}".format(summary.deployed_parameters) }} |
 {% if facts.own_statistics %}
-| Batch-norm statistics | common to all sites; each tested the model with its own (`{{ facts.own_statistics.kind }}`) |
+| Batch-norm statistics | shared by all sites; each tested the model with its own (`{{ facts.own_statistics.kind }}`) |
 {% endif %}
 
 ## Classes
@@ -47,13 +47,13 @@ This page is made from the files of the run, by the command that exported the mo
 {% endfor %}
 {% if unlearnt %}
 
-Named in the registry, and not learnt: {{ unlearnt | map("cell") | join(", ") }}. An image of one of these gets another
-class as its answer.
+Named in the registry, but not learnt: {{ unlearnt | map("cell") | join(", ") }}. The model assigns an image of one of
+these to another class.
 {% endif %}
 
 ## How well it answers
 
-On the sites' own test images, of all classes above, without being told the task. Percent.
+In percent, on the sites' own test images of all classes above, without knowing the task.
 
 | | |
 |---|---|
@@ -66,13 +66,13 @@ On the sites' own test images, of all classes above, without being told the task
 | Forgetting, in points | {{ summary.forgetting | percent }} |
 
 {% if facts.own_statistics %}
-**Measured with other statistics than those in this file.** Each site put batch-norm statistics of its own images in
-their place, which stay there. At a site that took part `dynammo-site predict --site SITE.YAML` does the same, with the
-model as safetensors. Nothing on this page was measured with the statistics in this file, which other software uses;
-neither was the threshold of the open-set score below.
+**Measured with other statistics than those in this file.** Each site replaced them by batch-norm statistics of its own
+images, which stay there. At a site that took part, `dynammo-site predict --site SITE.YAML` does the same, with the
+model as safetensors. Other software uses the statistics in this file. Nothing on this page was measured with them,
+including the threshold of the open-set score below.
 
 {% endif %}
-| Class | Task | Recall | Test images | Most often taken for |
+| Class | Task | Recall | Test images | Most often mistaken for |
 |---|---|---|---|---|
 {% for row in recalls %}
 | {{ row.name | cell }} | {{ row.task }} | {{ row.recall | percent }} | {{ row.images }} | {{ row.mistake | cell }} |
@@ -80,38 +80,38 @@ neither was the threshold of the open-set score below.
 
 ## How to read its answers
 
-- `label` is the answer, an index into the classes in the order above. `probabilities` are of each class: compare them,
-  do not read them as the chance of a disease.
+- `label` is the answer, an index into the classes in the order above. `probabilities` holds one per class: compare
+  them, do not read them as the chance of a disease.
 {% if error is not none %}
-  On the sites' test images, the probability of an answer and how often it is right are {{ error | percent }} points
-  apart (expected calibration error).
+  On the sites' test images, confidence and accuracy are {{ error | percent }} points apart on average (expected
+  calibration error).
 {% else %}
-  This run has not measured how well they are calibrated.
+  This run did not measure how well they are calibrated.
 {% endif %}
 {% if others %}
-- There is one head a task, with a row for everything else ("others"). The head with the lowest probability of "others"
-  gives the answer; a class's probability is that of its own task's head. Heads judge independently: probabilities need
-  not sum to 1, and the answer need not be the largest of them.
+- Each task has one head, with a row for everything else ("others"). The head with the lowest probability of "others"
+  gives the answer; a class's probability is that of its own task's head. Heads judge independently, so
+  probabilities need not sum to 1, and the answer need not have the largest.
 {% endif %}
 - `open_set_score` is {{ facts.open_set_words }}.
 - The open-set score is near 1 for a class that was learnt and near 0 for an image like nothing learnt.
 {% if facts.open_set_threshold is not none %}
   Of the sites' test images of the classes above, 95 % score {{ "%.6g" | format(facts.open_set_threshold) }} or more:
-  take a lower score as "I have not seen this".
+  read a lower score as "I have not seen this".
 {% if passed %}
-  By such a threshold {{ passed.share | percent }} % of the images of classes to come went unnoticed after task
-  {{ passed.task }}.
+  After task {{ passed.task }}, such a threshold missed {{ passed.share | percent }} % of the images of classes still to
+  be learnt.
 {% endif %}
   Check the threshold on images of the place where the model is used.
 {% else %}
-  Choose its threshold on images of the place where the model is used; this run has not measured one.
+  Choose its threshold on images of the place where the model is used; this run did not measure one.
 {% endif %}
 
 ## Data flow
 
-- Images stayed at their sites. To the server went weights or sums of features, counts and losses:
-  {{ summary.bytes_up | size }}; to the sites went {{ summary.bytes_down | size }}, over {{ summary.rounds }} rounds.
-- Behind this page are counts by class, from each site's evaluation; nothing in it is of a single image or record.
+- Images stayed at their sites. Over {{ summary.rounds }} rounds, {{ summary.bytes_up | size }} of weights or sums of
+  features, counts and losses went to the server, and {{ summary.bytes_down | size }} to the sites.
+- This page is computed from each site's counts per class; nothing in it describes a single image or record.
 
 {% if privacy %}
 
@@ -126,14 +126,14 @@ neither was the threshold of the open-set score below.
 
 ## Limits
 
-- Research software: no medical device, no approval, no clinical study. A person decides.
+- Research software: not a medical device, without approval or clinical study. A person decides.
 - Measured on the test images of the {{ summary.sites }} sites that took part, with seed {{ summary.seed }}:
-  another hospital, scanner or population may differ. The worst site above says how far that goes among these.
+  results at another hospital, scanner or population may differ. The worst site above shows how far they do here.
 {% if few %}
-- Fewer than {{ few_images }} test images stand behind the recall of: {{ few | map("cell") | join(", ") }}.
+- The recall of these classes rests on fewer than {{ few_images }} test images: {{ few | map("cell") | join(", ") }}.
 {% endif %}
-- It always names one of its classes, for any image whatever.
-- Weights can betray something of the images that they were learnt from.
+- It always names one of its classes, whatever the image.
+- Weights can reveal something about the images that they were trained on.
 
 ## Lineage
 
@@ -157,15 +157,15 @@ def model_card(run_directory: Path, facts: ModelFacts, *, file: str, format_name
     """Return the model card, as Markdown, of a run's model that was exported to `file` with the hash `sha256`.
 
     Raises:
-        RunError: the run's files cannot be read, lack something, or are not of the run that the model comes from.
+        RunError: the run's files cannot be read, lack something, or do not belong to the run that the model comes from.
     """
     run = RunFiles.read(run_directory)
     measured = (run.summary.get("config_hash"), len(run.summary.get("accuracy_after_tasks", ())))
     if measured != (facts.lineage.config_hash, facts.lineage.after_task):
         raise RunError(
-            f"summary.json in {run_directory} is of the configuration {measured[0]} after {measured[1]} tasks, and the "
-            f"model of {facts.lineage.config_hash} after {facts.lineage.after_task}",
-            remedy="Restore both files from one run, or let it go on with --resume: results and model belong together",
+            f"summary.json in {run_directory} belongs to configuration {measured[0]} after {measured[1]} tasks, the "
+            f"model to {facts.lineage.config_hash} after {facts.lineage.after_task}",
+            remedy="Restore both files from the same run, or continue the run with --resume",
         )
     recalls = _recalls(run, facts)
     learnt = {name for names in facts.tasks for name in names}
@@ -187,12 +187,12 @@ def model_card(run_directory: Path, facts: ModelFacts, *, file: str, format_name
     except (jinja2.UndefinedError, TypeError) as error:
         raise RunError(
             f"The files of the run in {run_directory} do not fit together ({type(error).__name__}: {error})",
-            remedy="Make the card with the version of this project that made the run",
+            remedy="Export with the version of this project that made the run",
         ) from error
 
 
 def _passed(summary: Json) -> Json | None:
-    """Return the last task after which classes were still to come, and the share of their images taken for learnt."""
+    """Return the last task after which classes were still to come, and the share of their images not noticed."""
     shares = enumerate(summary.get("open_set_fpr95_after_tasks", ()), start=1)
     return next(({"task": task, "share": share} for task, share in reversed([*shares]) if share is not None), None)
 
@@ -219,4 +219,4 @@ def _recall(name: str, counts: Mapping[tuple[str, str], int]) -> dict[str, Any]:
 
 
 def _percent(value: float | None) -> str:
-    return "none measured" if value is None or math.isnan(value) else f"{value:.1f}"
+    return "not measured" if value is None or math.isnan(value) else f"{value:.1f}"

@@ -1,4 +1,4 @@
-"""What all HTML pages share: their frame and style, as a Jinja template, and the environment that fills them in."""
+"""Share the frame, style and Jinja environment of all HTML pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run promised about its training images, and what it has spent of that, in rows that pages and cards show."""
+"""Show, in rows for pages and cards, what a run promised about its training images and what it has spent."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from server.run_directory.run_files import Json, RunFiles
 
 
 def privacy_rows(run: RunFiles) -> list[tuple[str, str]]:
-    """Return pairs of a title and its text; every epsilon stands with all that it needs to mean anything.
+    """Return pairs of a title and its text, with everything that is needed to interpret epsilon.
 
-    Runs without a summary, or of before there was privacy, give no rows.
+    A run without a summary, or from before there was privacy, has no rows.
     """
     if "privacy" not in run.summary:
         return []
     secure = run.config.get("federation", {}).get("secure_aggregation", False)
-    seen = "sums over sites alone (secure aggregation)" if secure else "each site's answers"
+    seen = "only sums over sites (secure aggregation)" if secure else "each site's answers"
     facts = run.summary["privacy"]
     if facts is None:
-        return [("Differential privacy", "none: weights may betray training images"), ("The server sees", seen)]
+        return [("Differential privacy", "none: weights may reveal training images"), ("The server sees", seen)]
     return [
         ("Epsilon, spent", _spent(facts)),
         ("Delta", f"{facts['delta']:g}"),

@@ -1,4 +1,4 @@
-"""The report's section on confidence: whether it can be believed, and whether it falls for classes never learnt."""
+"""Fill the report's section on confidence: its calibration, and whether it falls for classes never learnt."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from server.run_directory.run_files import Json
 TEMPLATE = r"""
 {% if reliability.rows %}
 <h2>How far to trust an answer</h2>
-<p>Whether the model is right as often as it is sure, and whether it notices a class that it never learnt.</p>
+<p>Is the model right as often as it is confident, and does it notice a class that it never learnt?</p>
 <div class="pair">
-{{ figure(reliability.diagram, "Answers after the last task by their confidence: of those given with 80 % confidence, "
-  ~ "80 % should be right. Bars below the dashed line were too sure; pale bars stand for few images.") }}
+{{ figure(reliability.diagram, "Answers after the last task by confidence: of those given with 80 % confidence, "
+  ~ "80 % should be right. Bars below the dashed line were overconfident; pale bars hold few images.") }}
 {% if reliability.curves %}
 {{ figure(reliability.curves, "As the threshold on the open-set score falls, more images of learnt classes pass "
   ~ "(upwards), and more of classes still to come (to the right). A curve in the upper left corner tells them apart, "
-  ~ "one on the dashed line guesses. Numbers are tasks.") }}
+  ~ "one on the dashed line guesses. The numbers are tasks.") }}
 {% endif %}
 </div>
 <div class="scroll"><table>
   <caption>After each task, over all sites. Calibration error: points between confidence and accuracy. AUROC: how often
-  an image of a learnt class has the higher open-set score than one of a class to come. FPR95: how many of these pass
-  the threshold, which 95 % of the images of learnt classes pass</caption>
+  an image of a learnt class has a higher open-set score than one of a class to come. FPR95: the share of images of
+  classes to come above the threshold that 95 % of the images of learnt classes reach</caption>
   <thead><tr>
     <th>Task</th><th class="n">test images</th><th class="n">calibration<br>error, %</th>
     <th class="n">images of<br>classes to come</th><th class="n">AUROC, %</th><th class="n">FPR95, %</th>
@@ -66,11 +66,11 @@ def reliability_section(after_tasks: Mapping[int, Reliability]) -> Json:
     error = f"Accuracy by confidence, in percent. The calibration error is {rows[-1]['calibration_error']:.1f}."
     areas = ", ".join(f"{row['open_set_auroc']:.1f} after task {row['task']}" for row in rows if row["to_come"])
     words = f"ROC curves of learnt classes against those to come. Their areas in percent: {areas}."
-    told = {task: tables for task, tables in tested.items() if tables.to_come}
+    with_scores = {task: tables for task, tables in tested.items() if tables.to_come}
     return {
         "rows": rows,
         "diagram": reliability_diagram(tested[max(tested)], error),
-        "curves": open_set_curves(told, words) if told else "",
+        "curves": open_set_curves(with_scores, words) if with_scores else "",
     }
 
 

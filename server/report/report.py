@@ -1,6 +1,6 @@
-"""One self-contained page about one run, made only from the files in its run directory.
+"""Write one self-contained page about a run, made only from the files in its run directory.
 
-A run that has not finished gets its page too, from what is there.
+An unfinished run gets a page too, from the files that it has so far.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def write_report(run_directory: Path) -> Path:
         page = page_environment().from_string(TEMPLATE).render(_contents(run))
     except (jinja2.UndefinedError, KeyError, IndexError, TypeError, ValueError) as error:
         what = f"The files of the run in {run_directory} do not fit together ({type(error).__name__}: {error})"
-        raise RunError(what, remedy="Make the page with the version of this project that made the run") from error
+        raise RunError(what, remedy="Use the version of this project that made the run") from error
     path = run_directory / "report.html"
     write_atomically(path, page.encode())
     return path
@@ -87,20 +87,20 @@ def _learning(run: RunFiles, numbers: Json) -> Json:
     spread = [sites.get(task, np.array([])) for task in range(len(curve))]
     contents: Json = {"curve": "", "matrix": "", "rows": []}
     if len(curve):
-        told = ", ".join(f"{number(value)} after task {task}" for task, value in enumerate(curve, start=1))
+        values = ", ".join(f"{number(value)} after task {task}" for task, value in enumerate(curve, start=1))
         contents["curve"] = plots.accuracy_curve(
             curve,
             np.array([np.fmin.reduce(values, initial=np.nan) for values in spread]),
             np.array([np.fmax.reduce(values, initial=np.nan) for values in spread]),
             max(len(run.task_names), len(curve)),
-            f"Curve of the accuracy over all classes learnt so far, in percent: {told}.",
+            f"Curve of the accuracy over all classes learnt so far, in percent: {values}.",
         )
     matrix = np.empty((0, 0))
     if run.confusion is not None:
         matrix = metrics.accuracy_matrix(run.confusion, run.tasks)
-        told = ", ".join(f"task {task} {number(value)}" for task, value in enumerate(matrix[-1], start=1))
+        values = ", ".join(f"task {task} {number(value)}" for task, value in enumerate(matrix[-1], start=1))
         contents["matrix"] = plots.accuracy_heatmap(
-            matrix, f"Heatmap of the accuracy on each task after each task, in percent. After the last one: {told}."
+            matrix, f"Heatmap of the accuracy on each task after each task, in percent. After the last one: {values}."
         )
     for task, names in enumerate(run.task_names):
         known = task < len(matrix)
@@ -129,8 +129,10 @@ def _confusions(run: RunFiles) -> Json:
         for i, j in zip(*np.unravel_index(order, counts.shape), strict=True)
         if mistakes[i, j]
     ]
-    told = "; ".join(f"{row['true']} taken for {row['predicted']} in {row['count']} of {row['total']}" for row in worst)
-    label = f"Confusion matrix of {len(names)} classes after task {after}. Most frequent mistakes: {told or 'none'}."
+    listed = "; ".join(
+        f"{row['true']} taken for {row['predicted']} in {row['count']} of {row['total']}" for row in worst
+    )
+    label = f"Confusion matrix of {len(names)} classes after task {after}. Most frequent mistakes: {listed or 'none'}."
     return {
         "plot": plots.confusion_heatmap(counts, names, [len(task) for task in run.task_names[:after]], label),
         "worst": worst,
@@ -146,13 +148,13 @@ def _sites(run: RunFiles, numbers: Json) -> Json:
         return {"plot": "", "worst": "", "shown": 0, "all": len(values)}
     worst = int(np.nanargmin(values))
     shown = np.arange(len(values)) if len(values) <= MOST_SITES else np.argsort(values, kind="stable")[:MOST_SITES]
-    told = ", ".join(f"{_site(k)} " + ("none" if np.isnan(values[k]) else f"{values[k]:.1f}") for k in shown)
+    accuracies = ", ".join(f"{_site(k)} " + ("none" if np.isnan(values[k]) else f"{values[k]:.1f}") for k in shown)
     plot = plots.site_bars(
         [_site(k) for k in shown],
         values[shown],
         float(numbers["last_accuracy"]),
         int(np.flatnonzero(shown == worst)[0]),
-        f"Bars of the accuracy at each site, in percent: {told}. The worst is {_site(worst)}.",
+        f"Bars of the accuracy at each site, in percent: {accuracies}. The worst is {_site(worst)}.",
     )
     return {"plot": plot, "worst": _site(worst), "shown": len(shown), "all": len(values)}
 
@@ -201,10 +203,10 @@ def _stages(run: RunFiles) -> Json:
         return {"plot": "", "rows": {}}
     up, down = (np.array([row[key] / 1e6 for row in totals.values()]) for key in ("bytes_up", "bytes_down"))
     size = decimal
-    told = "; ".join(
+    traffic = "; ".join(
         f"{name} {size(row['bytes_up'])} up, {size(row['bytes_down'])} down" for name, row in totals.items()
     )
-    return {"plot": plots.traffic_bars(list(totals), up, down, f"Bars of data by stage: {told}."), "rows": totals}
+    return {"plot": plots.traffic_bars(list(totals), up, down, f"Bars of data by stage: {traffic}."), "rows": totals}
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:

@@ -17,17 +17,17 @@ TEMPLATE = (
 {% endmacro %}
 {% set headlines = [
   ("last_accuracy", "Accuracy at the end" if finished else "Accuracy so far", "%",
-   "Of 100 test images of all classes learnt, so many are recognised, with no hint at which task they belong to."),
+   "The share of test images of all learnt classes that are recognised, without knowing the task."),
   ("average_incremental_accuracy", "Average accuracy", "%",
-   "After each task the model is tested on every class it has met so far; this is the mean of those tests."),
+   "After each task the model is tested on every class so far; this is the mean of those tests."),
   ("forgetting", "Forgetting", "points",
-   "How far the earlier classes have fallen from their best result; at 0, nothing was forgotten."),
+   "How far earlier tasks have fallen from their best accuracy; at 0, nothing was forgotten."),
   ("worst_site_accuracy", "Worst site", "%",
-   "The accuracy on the images of the one site that the shared model serves least well."),
+   "The accuracy at the site where the shared model does worst."),
   ("mean_class_recall", "Mean class recall", "%",
-   "The accuracy if every class counts the same, so that a rare disease weighs as much as a common one."),
+   "The accuracy if every class counts equally, so that a rare disease weighs as much as a common one."),
   ("backward_transfer", "Backward transfer", "points",
-   "What learning later classes did to the earlier ones: below 0 they lost, above 0 they gained."),
+   "How learning later tasks changed earlier ones: below 0 they lost accuracy, above 0 they gained."),
 ] %}
 {% set class_count = run.tasks | sum(start=[]) | length %}
 {% block title %}{{ name }} · run report{% endblock %}
@@ -54,7 +54,7 @@ TEMPLATE = (
 </div>
 {% endif %}
 {% if run.lost_lines %}
-<div class="banner"><p>{{ run.lost_lines }} unreadable {{ "line" if run.lost_lines == 1 else "lines" }} of events.jsonl could not be shown; an interruption can cut a line off.</p></div>
+<div class="banner"><p>{{ run.lost_lines }} unreadable {{ "line" if run.lost_lines == 1 else "lines" }} of events.jsonl could not be shown; an interruption can truncate a line.</p></div>
 {% endif %}
 
 <dl class="cards">
@@ -66,7 +66,7 @@ TEMPLATE = (
 
 {% if learning.rows %}
 <h2>Learning, task after task</h2>
-<p>Each task brings new classes. The test is always on all classes so far, with no hint at the task.</p>
+<p>Each task brings new classes. Tests always cover all classes so far, without knowing the task.</p>
 {% if learning.curve or learning.matrix %}
 <div class="pair">
 {% if learning.curve %}{{ figure(learning.curve, "Accuracy on all classes learnt so far. More classes make a harder test, so a gentle fall is expected; a steep one is forgetting.") }}{% endif %}
@@ -114,7 +114,7 @@ TEMPLATE = (
 {% endif %}
 {% if participation.plot %}
 <h3>Who took part</h3>
-{{ figure(participation.plot, "One column a step. A site abstains from a step for which it has no images; a failed site did not answer, and the step went on without it." ~ (" Shown are " ~ participation.shown ~ " of " ~ participation.all ~ " sites, those that abstained or failed most." if participation.shown < participation.all else "")) }}
+{{ figure(participation.plot, "One column per step. A site abstains from a step for which it has no images; a failed site did not answer, and the step went on without it." ~ (" Shown are " ~ participation.shown ~ " of " ~ participation.all ~ " sites, those that abstained or failed most." if participation.shown < participation.all else "")) }}
 {% if participation.words %}
 <div class="scroll"><table>
   <caption>Abstentions and failures</caption>
@@ -134,11 +134,11 @@ TEMPLATE = (
 {% set costed = numbers.macs_per_image is defined %}
 {% if stages.plot or costed %}
 <h2>What it cost</h2>
-<p>What went over the network, how long it took, and what the model in use needs. Images never travel.</p>
+<p>Network traffic, time, and what the deployed model needs. Images never travel.</p>
 {% if costed %}
 <dl class="facts">
-  {{ fact("One prediction takes", numbers.macs_per_image | millions, "multiply-accumulate operations an image") }}
-  {{ fact("Size of the model in use", numbers.deployed_parameters | millions, "parameters") }}
+  {{ fact("One prediction takes", numbers.macs_per_image | millions, "multiply-accumulate operations per image") }}
+  {{ fact("Size of the deployed model", numbers.deployed_parameters | millions, "parameters") }}
   {{ fact("Trained in a task", numbers.trainable_parameters | millions, "parameters") }}
   {{ fact("Sent to the server", numbers.bytes_up | size, "by all sites together") }}
   {{ fact("Sent to the sites", numbers.bytes_down | size, "to all sites together") }}
@@ -163,7 +163,7 @@ TEMPLATE = (
 
 {% if privacy %}
 <h2>What it promises</h2>
-<p>Images never leave their site. What follows is promised beyond that, against whoever reads the weights.</p>
+<p>Images never leave their site. Beyond that, these guarantees hold against anyone who reads the weights.</p>
 <dl class="facts">
 {% for title, value in privacy %}
   {{ fact(title, value) }}
@@ -173,7 +173,7 @@ TEMPLATE = (
 
 {% if settings %}
 <h2>Settings</h2>
-<p>Everything this run was told, as resolved in config.yaml.</p>
+<p>All settings of this run, as resolved in config.yaml.</p>
 <div class="settings">
 {% for section, rows in settings.items() %}
 <section><h3>{{ section }}</h3>
@@ -189,7 +189,7 @@ TEMPLATE = (
 <footer>
   Configuration {{ numbers.get("config_hash") or run.started.get("config_hash") or "unknown" }}, code {{ numbers.get("code_hash") or run.started.get("code_hash") or "unknown" }}{% if numbers.get("backbone") %}, backbone {{ numbers.backbone }}{% endif %}.
   Accuracy, average accuracy: Rebuffi et al. 2017. Forgetting: Chaudhry et al. 2018. Backward transfer: Lopez-Paz &amp; Ranzato 2017. Calibration error: Guo et al. 2017.
-  The numbers behind this page lie beside it: summary.json, accuracy_matrix.csv, confusion_matrix.csv, calibration.csv, open_set.csv, events.jsonl.
+  The data behind this page is in the same directory: summary.json, accuracy_matrix.csv, confusion_matrix.csv, calibration.csv, open_set.csv, events.jsonl.
 </footer>
 {% endblock %}
 """

@@ -1,4 +1,4 @@
-"""What came back from a question: reports by site, failures, and the bytes that it cost."""
+"""Hold the answers to a question: reports by site, failures, and the bytes that it cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dynammo_core.wire.secure_aggregation.encoding import Total
 
 @dataclass(frozen=True)
 class Failure:
-    """A site that did not answer well: Flower's or its own error code, and the class of the error, never its text."""
+    """A site that failed: Flower's or its own error code, and the class of the error, never its text."""
 
     site: int
     code: int
@@ -20,13 +20,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class Answers:
-    """Reports by site, ascending, and failures, in whatever order they came, and what the question cost.
+    """Reports by site, in ascending order, failures in the order they came, and what the question cost.
 
     Attributes:
         bytes_down: bytes of the tensors that went to each site.
-        bytes_held: bytes of the tensors that did not have to go, because the site holds them.
+        bytes_held: bytes of the tensors that were not sent because the site already has them.
         bytes_up: bytes of the tensors that came from each site.
-        total: with secure aggregation, all that the server learns.
+        total: under secure aggregation, all that the server learns.
     """
 
     reports: dict[int, Report] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Answers:
     total: Total | None = None
 
     def site_fields(self) -> list[dict[str, object]]:
-        """Describe the reports for the event log; what a sum hides of a site is null."""
+        """Describe the reports for the event log; what a sum hides is null."""
         return [
             {
                 "site": site,

@@ -1,4 +1,4 @@
-"""What a step asks of which sites, how often, and how many answers are enough: for reports, or for a sum of them."""
+"""Ask sites to do a step, retry those that fail, and decide how many answers are enough."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Asking:
         self._directory = directory
 
     def ask(self, step: Step, sent: Tensors, model: IncrementalModel, progress: Progress, *, needed: int) -> Answers:
-        """Ask every site that takes part in a step, ask those that fail again as often as is set; return the answers.
+        """Ask every site that takes part in a step, retry those that fail, and return the answers.
 
         A correction asks, once, the sites that `progress.taken` names.
 
@@ -45,10 +45,10 @@ class Asking:
             sent: the tensors that go down.
             model: the model, with the structure of the step's task.
             progress: where the run stands.
-            needed: sites without which there is no point in asking.
+            needed: fewest connected sites for which asking makes sense.
 
         Raises:
-            RunError: under secure aggregation, too few sites hold out.
+            RunError: under secure aggregation, too few sites stay to the end.
         """
         check = partial(self._check, step, model, sent)
         question = self._question(step, step.stage.action, sent, progress, check)
@@ -75,8 +75,8 @@ class Asking:
     def _ask_for_sum(
         self, step: Step, sent: Tensors, model: IncrementalModel, progress: Progress, needed: int
     ) -> Answers:
-        def ask(phase: Phase, check: Check, common: Tensors, own: Mapping[int, Tensors], enough: int) -> Answers:
-            return self._ask(self._question(step, phase, common, progress, check, own), list(own), enough)
+        def ask(phase: Phase, check: Check, common: Tensors, individual: Mapping[int, Tensors], enough: int) -> Answers:
+            return self._ask(self._question(step, phase, common, progress, check, individual), list(individual), enough)
 
         sites = self.taking_part(step)
         exchange = SecureExchange(
@@ -99,7 +99,7 @@ class Asking:
         sent: Tensors,
         progress: Progress,
         check: Check,
-        own: Mapping[int, Tensors] | None = None,
+        individual: Mapping[int, Tensors] | None = None,
     ) -> Question:
         correcting, secure = action is Action.FORGET, isinstance(action, Phase)
         instruction = Instruction(
@@ -120,11 +120,11 @@ class Asking:
             deadline=self._federation.rules(step.stage.name)[1],
             group=f"task{step.task + 1}/{step.stage.name}/{step.round + 1}",
             taken=progress.taken if correcting else {},
-            own=own or {},
+            individual=individual or {},
         )
 
     def _ask(self, question: Question, sites: Iterable[int], needed: int) -> Answers:
-        """Ask sites, repeat for those that fail as often as is set, and return the answers."""
+        """Ask sites, retry those that fail as often as configured, and return the answers."""
         answers = Answers()
         for attempt in range(self._federation.attempts):
             done = len(answers.reports)
@@ -164,7 +164,7 @@ class Asking:
         )
 
     def _check_total(self, step: Step, model: IncrementalModel, answers: Answers) -> None:
-        """Refuse a sum that the answers in it cannot add up to, as far as a sum tells."""
+        """Refuse a sum that no valid answers could add up to."""
         experiment, action = self._experiment, step.stage.action
         assert answers.total is not None
         try:
@@ -179,6 +179,6 @@ class Asking:
             )
         except ProtocolError as error:
             raise RunError(
-                f"secure aggregation, step {step.index}: honest answers cannot have this sum ({error})",
-                remedy="A site lies, and the sum does not say which; let each run `dynammo-site doctor`",
+                f"secure aggregation, step {step.index}: no honest answers could add up to this sum ({error})",
+                remedy="A site lies, and the sum does not show which; have each site run `dynammo-site doctor`",
             ) from error

@@ -1,4 +1,4 @@
-"""What each site holds of the tensors sent to it, as far as the server can know, and so what has to travel."""
+"""Track which tensors each site already has, and so which ones have to be sent."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dynammo_core.wire.envelope import Parcel
 
 
 class Deliveries:
-    """The hash last sent to each site under each name: what a site holds once it has answered well.
+    """The hash last sent to each site under each name, recorded once the site has answered.
 
-    It starts empty, so a server that starts anew sends everything once. A site that holds less than is believed here,
-    because its disk was wiped, says so and is sent everything.
+    It starts empty, so a restarted server sends everything once. A site that lacks a tensor, because its disk was
+    wiped, says so and is sent everything.
     """
 
     def __init__(self) -> None:
         self._held: dict[int, Mapping[str, str]] = {}
 
     def lacking(self, site: int, parcel: Parcel) -> list[str]:
-        """Return the names of the tensors that have to travel to a site."""
+        """Return the names of the tensors that have to be sent to a site."""
         held = set(self._held.get(site, {}).values())
         return [name for name in parcel.arrays if parcel.hashes[name] not in held]
 

@@ -1,4 +1,4 @@
-"""Ask all sites one question over Flower and collect their answers: who answered, who failed, in a fixed order."""
+"""Ask sites one question over Flower, and collect answers and failures in a fixed order."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from server.run.roster import POLL_SECONDS, Roster
 
 LOOK_SECONDS = 5.0
 LONGEST_POLL_SECONDS = 2.0
-"""Seconds between looks: simulated rounds take tenths of one, hospitals' minutes; each question costs the SuperLink."""
+"""Seconds between polls: simulated rounds take tenths of a second, hospitals' take minutes."""
 
 Check = Callable[[int, Report], Report]
-"""Opens a site's report as it travelled, or refuses it by raising ProtocolError; the site then counts as failed."""
+"""Decodes a site's report, or raises ProtocolError to refuse it; the site then counts as failed."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Question:
 
     Attributes:
         action: what the sites are to do, or an exchange of secure aggregation.
-        instruction: what all sites are told; `site` and `taken` are set for each.
+        instruction: the instruction to all sites; `site` and `taken` are set for each.
         check: opens or refuses a report.
-        deadline: seconds that the slowest site has.
+        deadline: seconds after which a site counts as failed.
         group: name of the step, for Flower's own logs.
         taken: by site, what `Instruction.taken` says.
-        own: by site, tensors for it alone.
+        individual: by site, tensors for it alone.
     """
 
     action: Action | Phase
@@ -49,7 +49,7 @@ class Question:
     deadline: float
     group: str = ""
     taken: Mapping[str, list[int]] = field(default_factory=dict)
-    own: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    individual: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 class Exchange:
@@ -72,15 +72,15 @@ class Exchange:
     ) -> Answers:
         """Send a question to sites, wait for all answers or for the deadline, and return the answers.
 
-        Only those tensors travel that a site does not hold; a site that holds less than was believed is asked again,
-        with all of them, as part of the same question.
+        Only tensors that a site lacks are sent. A site that has fewer than expected is asked again, with all tensors,
+        as part of the same question.
 
         Args:
             question: what is asked.
             sites: who is asked.
-            needed: sites without which there is no point in asking.
-            on_waiting: told which sites are not connected and waited for, whenever that changes.
-            on_answers: told how many have answered, whenever that changes.
+            needed: fewest connected sites for which asking makes sense.
+            on_waiting: called with the sites that are waited for, whenever they change.
+            on_answers: called with the number of answers, whenever it changes.
         """
         nodes = self._roster.nodes(sites, needed=needed, deadline=question.deadline, on_waiting=on_waiting)
         asked = [site for site in sites if site in nodes]
@@ -104,11 +104,11 @@ class Exchange:
         return answers
 
     def _parcels(self, question: Question, sites: Iterable[int]) -> dict[int, Parcel]:
-        """Serialise once what all sites receive, and separately what is for one site alone."""
+        """Serialise what all sites receive once, and what is for one site separately."""
         common = Parcel.of(pack(self._codec.downwards, question.instruction.weights, {}))
         return {
-            site: common | Parcel.of(pack(self._codec.downwards, question.own[site], {}))
-            if site in question.own
+            site: common | Parcel.of(pack(self._codec.downwards, question.individual[site], {}))
+            if site in question.individual
             else common
             for site in sites
         }
@@ -116,7 +116,7 @@ class Exchange:
     def _collect(
         self, mail: _Mail, sites: Sequence[int], deadline: float, on_answers: Callable[[int], None]
     ) -> tuple[dict[int, Message], set[int]]:
-        """Wait for the replies, and return them by site, with the sites that started anew and so will never answer."""
+        """Return the replies by site, and the sites that restarted and so will never answer."""
         replies: dict[int, Message] = {}
         started, restarted = self._roster.activations(sites), set[int]()
         limit, pause, looked = time.monotonic() + deadline, POLL_SECONDS, time.monotonic()
@@ -133,7 +133,7 @@ class Exchange:
                 time.sleep(pause)
                 pause = min(1.2 * pause, LONGEST_POLL_SECONDS)
                 if time.monotonic() - looked > LOOK_SECONDS:
-                    # Flower tells of a site that is gone, but not of one that was back before anyone looked.
+                    # Flower reports a site that is gone, but not one that came back between two polls.
                     now, looked = self._roster.activations(sites), time.monotonic()
                     again = {site for site in started if now.get(site, started[site]) != started[site]}
                     restarted = again & mail.delivered - set(replies)
@@ -203,7 +203,7 @@ class _Mail:
         return True
 
     def settle(self, sites: Iterable[int]) -> None:
-        """Note that these sites did what they were asked, and so hold what they were sent."""
+        """Note that these sites answered, and so have what they were sent."""
         for site in sites:
             self._deliveries.arrived(site, self._parcels[site])
 
@@ -230,6 +230,6 @@ def _take(answers: Answers, site: int, reply: Message, check: Check) -> None:
 
 
 def error_class(reason: str | None) -> str:
-    """Return the class of an error that a site reports, without the text beside it, which may quote the site's disk."""
+    """Return the class of an error that a site reports, without its text, which may quote the site's disk."""
     word = (reason or "").split("(")[0].split(":")[0].strip()
     return word if word.isidentifier() else "Error"

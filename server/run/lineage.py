@@ -1,4 +1,4 @@
-"""Which configuration changes a run may take in when it goes on: new classes, new sites, and how rounds wait."""
+"""Decide which configuration changes a run accepts when it continues: new classes, new sites, and waiting times."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ OPERATION = (
     "federation.site_keys",  # a site has a new key: every hospital approves its fingerprint
     "limits.most_images",
 )
-"""What the operator may change at any time: it decides who is heard in a round, not what is learnt from whom."""
+"""Settings that the operator may change at any time: they decide whose answers a round waits for."""
 
 GROWTH = ("data.classes", "tasks.sizes", "tasks.class_order", "federation.site_names", "federation.sites")
-"""What may grow at its end: old classes, tasks and sites keep their numbers."""
+"""Settings that may grow at the end: existing classes, tasks and sites keep their numbers."""
 
 
 def forbidden_changes(then: str, now: str) -> list[str]:
-    """Return each change between two canonical texts that a run cannot take: `method.alpha (then 0.5, now 0.7)`.
+    """Return each change between two canonical texts that a run cannot accept: `method.alpha (then 0.5, now 0.7)`.
 
-    A key that the code did not know then has its default, with which everything is as it was without the key.
+    A key that is missing in the old text has its default, under which nothing changes.
     """
     try:
         before = resolve(json.loads(then), then, {})
@@ -48,7 +48,7 @@ def forbidden_changes(then: str, now: str) -> list[str]:
 def with_sites(
     config: Config[Any], names: Sequence[str], keys: Mapping[str, str] = MappingProxyType({})
 ) -> Config[Any]:
-    """Return the experiment with sites that join; those that were there keep their numbers.
+    """Return the experiment extended by new sites; existing sites keep their numbers.
 
     Args:
         config: the experiment.

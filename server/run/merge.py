@@ -1,4 +1,4 @@
-"""How the server makes one model from a round's updates: the configured aggregator, or the private mean."""
+"""Merge a round's updates into one model, by the configured aggregator or the private mean."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ def merged(
         asked: sites that were asked, whether they answered or not.
 
     Returns:
-        The tensors of the stage by name, the samples per class [C] that count in them, and the sites that were held to
-        `limits.largest_share`.
+        The tensors of the stage by name, the samples per class [C] that count in them, and the sites whose weight was
+        limited by `limits.largest_share`.
     """
     updates = {
         site: Update(report.weights, report.class_counts)
         for site, report in sorted(reports.items())
         if not report.abstained
     }
-    held = held_to_limits(experiment, model, step, list(updates.values()))
-    limited = [site for site, update in zip(updates, held, strict=True) if update.kept < 1]
-    class_counts = [sum(per_site) for per_site in zip(*(update.counted for update in held), strict=True)]
-    return merge_updates(experiment, model, step, held, sites=asked), class_counts, limited
+    limited_updates = held_to_limits(experiment, model, step, list(updates.values()))
+    limited = [site for site, update in zip(updates, limited_updates, strict=True) if update.kept < 1]
+    class_counts = [sum(per_site) for per_site in zip(*(update.counted for update in limited_updates), strict=True)]
+    return merge_updates(experiment, model, step, limited_updates, sites=asked), class_counts, limited
 
 
 def held_to_limits(
     experiment: Experiment, model: IncrementalModel, step: Step, updates: Sequence[Update]
 ) -> list[Update]:
-    """Return updates in which none counts for more than its share, if they are weighted by what sites claim.
+    """Return updates of which none counts for more than its share, if sites' claims weight them.
 
-    What is added up stays as it is: a part of a site's sums is no sum that a record could be taken out of. And with
-    client-level privacy no claim weighs anything.
+    Sums stay as they are, since a record could not be removed from part of a sum. Under client-level privacy claims
+    carry no weight.
     """
     added_up = set(names_up(model, step.stage)) <= summed_names(model)
     if added_up or experiment.config.privacy.mechanism == "client":
@@ -74,7 +74,7 @@ def merge_updates(
     if config.privacy.mechanism != "client":
         aggregate = AGGREGATORS[config.federation.aggregator](config.federation.liars, config.federation.mixing)
         return aggregate(updates, head_rows(model), state, summed_names(model))
-    # Simulated sites get noise of the seed, so that a run repeats; real ones noise that nobody can draw again.
+    # Noise is seeded in a simulation, so that runs repeat; for real sites nobody can draw it again.
     seeded = SeededNoise(config.seed, "client noise", step.index)
     return noised_mean(
         [update.weights for update in updates],

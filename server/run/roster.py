@@ -1,4 +1,4 @@
-"""Which connected node is which site: by the name under which its key is registered or, simulated, any node."""
+"""Match connected nodes to sites: by the name of the registered key or, in a simulation, any node."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ POLL_SECONDS = 0.1
 
 
 class Roster:
-    """Find the node of each site, and wait once, for as long as is set, for those that are not connected."""
+    """Find the node of each site, and wait once, for a configured time, for those not connected."""
 
     def __init__(self, grid: Grid, federation: FederationSettings) -> None:
         self._grid = grid
@@ -26,12 +26,12 @@ class Roster:
     ) -> dict[int, int]:
         """Return the node of each of `sites` that is connected.
 
-        Every site is waited for while patience lasts; one that stayed away is not waited for again until it is back.
-        As long as fewer than `needed` are connected, all the others wait, up to `deadline` seconds. `on_waiting`
-        is told which sites are waited for, whenever that changes.
+        It waits for every site for the configured time, but not again for a site that stayed away until that is back.
+        While fewer than `needed` are connected, it waits up to `deadline` seconds. `on_waiting` is called with the
+        sites that are waited for, whenever they change.
         """
         started = time.monotonic()
-        told: set[int] = set()
+        announced: set[int] = set()
         while True:
             found = self._connected(sites)
             self._given_up -= set(found)
@@ -40,15 +40,15 @@ class Roster:
             wanted = missing and waited < self._patience
             if not wanted and (len(found) >= needed or waited >= deadline):
                 break
-            if (away := set(sites) - set(found)) != told:
+            if (away := set(sites) - set(found)) != announced:
                 on_waiting(sorted(away))
-                told = away
+                announced = away
             time.sleep(POLL_SECONDS)
         self._given_up |= missing
         return found
 
     def activations(self, sites: Sequence[int]) -> dict[int, str]:
-        """Return when each connected site last started; one that started anew has lost what it was asked before."""
+        """Return when each connected site last started; a restarted site has lost what it was asked before."""
         if self._names is None:
             return {}
         starts = {node.name: str(node.last_activated_at) for node in self._grid.get_nodes()}
@@ -62,5 +62,5 @@ class Roster:
         by_name: dict[str, list[int]] = {}
         for node in self._grid.get_nodes():
             by_name.setdefault(node.name, []).append(node.node_id)
-        # Two nodes of one name count as no node: nobody could say which of them holds the site's memory.
+        # Two nodes with one name count as none: either could hold the site's memory.
         return {site: by_name[self._names[site]][0] for site in sites if len(by_name.get(self._names[site], ())) == 1}

@@ -1,4 +1,4 @@
-"""One run from start to end on any Flower grid: check, start or resume, and say clearly how it ended."""
+"""Run an experiment from start to end on any Flower grid: check, start or resume, and log how it ended."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from flwr.serverapp import Grid
 
 from dynammo_core.configuration.config import Config
 from dynammo_core.experiment import Experiment
-from dynammo_core.support.errors import CheckpointError, DynammoError
+from dynammo_core.support.errors import DynammoError
 from server.report.report import write_report
 from server.run.exchange import Exchange
 from server.run.task_loop import TaskLoop
-from server.run_directory.directory import Listener, RunDirectory
+from server.run_directory.directory import Listener, RunDirectory, run_place
+from server.run_directory.lock import only_run
 
 
 def run_and_report(
@@ -26,12 +27,10 @@ def run_and_report(
     accept_new_code: bool = False,
     listeners: Iterable[Listener] = (),
 ) -> RunDirectory:
-    """Run as `run_experiment` does, and leave a page for people beside the files."""
-    directory = run_experiment(
-        grid, config, runs=runs, resume=resume, accept_new_code=accept_new_code, listeners=listeners
+    """Run an experiment as `run_experiment` does, and write the report page."""
+    return run_experiment(
+        grid, config, runs=runs, resume=resume, accept_new_code=accept_new_code, listeners=listeners, report=True
     )
-    write_report(directory.path)
-    return directory
 
 
 def run_experiment(
@@ -42,35 +41,36 @@ def run_experiment(
     resume: Path | None,
     accept_new_code: bool = False,
     listeners: Iterable[Listener] = (),
+    report: bool = False,
 ) -> RunDirectory:
-    """Run an experiment, or go on with the one in the directory `resume`.
+    """Run an experiment, or continue the one in the directory `resume`.
 
     Args:
         grid: the sites.
         config: the experiment.
         runs: folder in which a new run makes its directory.
-        resume: directory of a run that was cut off; None starts a new run.
-        accept_new_code: go on even if the run was last under another code.
-        listeners: told every event.
+        resume: directory of an interrupted run; None starts a new run.
+        accept_new_code: continue even if the code has changed.
+        listeners: called with every event.
+        report: write the report page at the end.
 
     Raises:
-        DynammoError: it cannot go on; the event log holds the same text.
+        RunError: another process works in this run directory, which stays as it is.
+        DynammoError: the run cannot continue; the event log holds the same text.
     """
     experiment = Experiment(config)
     experiment.check()
-    if resume is not None and not resume.is_dir():
-        raise CheckpointError(
-            f"there is no run directory {resume}",
-            accepted="a directory that an earlier run made, such as runs/NAME-HASH",
-        )
-    directory = RunDirectory(resume, listeners) if resume else RunDirectory.create(runs, config, listeners)
-    exchange = Exchange(grid, config.federation)
-    try:
-        loop = TaskLoop(experiment, exchange, directory)
-        if resume:
-            loop.resume(accept_new_code=accept_new_code)
-        loop.run()
-    except DynammoError as error:
-        directory.log("run_failed", message=str(error))
-        raise
+    with only_run(run_place(runs, config, resume)):
+        directory = RunDirectory(resume, listeners) if resume else RunDirectory.create(runs, config, listeners)
+        exchange = Exchange(grid, config.federation)
+        try:
+            loop = TaskLoop(experiment, exchange, directory)
+            if resume:
+                loop.resume(accept_new_code=accept_new_code)
+            loop.run()
+        except DynammoError as error:
+            directory.log("run_failed", message=str(error))
+            raise
+        if report:
+            write_report(directory.path)
     return directory

@@ -1,7 +1,7 @@
-"""A step of which the server learns only the sum: four exchanges with the sites, and the masks come off all together.
+"""Do a step of which the server learns only the sum over sites, in four exchanges with them.
 
-Sites offer keys, deal shares to each other, send their masked vectors, and open what takes the masks off: of each site
-whose vector came the seed of its own mask, of each that dealt shares and then fell out its masking key.
+Sites offer keys, deal shares to each other, send masked vectors, and open shares that remove the masks: the own-mask
+seed of each site whose vector came, and the masking key of each that dealt shares and then dropped out.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from dynammo_core.wire.secure_aggregation.phases import (
 from dynammo_core.wire.secure_aggregation.shamir import combine
 from server.run.answers import Answers, Failure
 from server.run.exchange import Check
+from server.run_directory.directory import AGAIN
 
 Tensors = Mapping[str, Tensor]
 Vectors = Mapping[int, NDArray[np.uint64]]
 Ask = Callable[[Phase, Check, Tensors, Mapping[int, Tensors], int], Answers]
-"""Ask sites in an exchange, given what refuses an answer, what goes to all, to each alone, and how many are needed."""
+"""Asks sites in an exchange. Arguments: phase, check, tensors for all, tensors for each, answers needed."""
 
 
 @dataclass
@@ -49,7 +50,7 @@ class SecureExchange:
         run: unique name of the run.
         step: index of the step.
         needed: sites whose vectors must be in the sum.
-        threshold: sites that must stay to the end, t; no fewer than the sum needs.
+        threshold: sites that must stay to the end, t; at least `needed`.
         label: what people call a site.
     """
 
@@ -61,13 +62,13 @@ class SecureExchange:
     threshold: int
     label: Callable[[int], str]
     _failures: dict[int, Failure] = field(default_factory=dict)
-    _told: Answers = field(default_factory=Answers)  # what all exchanges cost
+    _totals: Answers = field(default_factory=Answers)  # what all exchanges cost
 
     def sum_of(self, sites: Iterable[int], sent: Tensors) -> Answers:
-        """Return the sum over the sites that hold out, which received `sent` for the step itself.
+        """Return the sum over the sites that stay to the end; `sent` are the step's own tensors.
 
         Raises:
-            RunError: too few sites hold out, or what they sent gives no sum.
+            RunError: too few sites stay to the end, or their answers do not yield a sum.
         """
         context = Context(self.run, self.step, secrets.token_bytes(ATTEMPT_BYTES))
         attempt = {ATTEMPT: torch.frombuffer(bytearray(context.attempt), dtype=torch.uint8)}
@@ -87,10 +88,12 @@ class SecureExchange:
         public = {site: offer.numpy().tobytes()[:PUBLIC_BYTES] for site, offer in keys.items()}
         total = self._open({site: _vector(report) for site, report in hidden.items()}, opened, public, context)
         failures = [failure for site, failure in sorted(self._failures.items()) if site not in hidden]
-        return replace(self._told, reports=hidden, failures=failures, total=total)
+        return replace(self._totals, reports=hidden, failures=failures, total=total)
 
-    def _exchange(self, phase: Phase, common: Tensors, own: Mapping[int, Tensors], peers: int = 0) -> dict[int, Report]:
-        """Return the answers of one exchange, by site, ascending; a site that falls out is not asked again."""
+    def _exchange(
+        self, phase: Phase, common: Tensors, individual: Mapping[int, Tensors], peers: int = 0
+    ) -> dict[int, Report]:
+        """Return the answers of one exchange, by site, ascending; a site that fails is not asked again."""
         needed = self.threshold if phase is Phase.OPEN else max(self.needed, self.threshold)
         length = len(self.encoding)
 
@@ -98,8 +101,8 @@ class SecureExchange:
             check_phase(report, phase, peers, length)
             return report
 
-        answers = self.ask(phase, check, common, own, needed)
-        self._told = self._told.then(answers)
+        answers = self.ask(phase, check, common, individual, needed)
+        self._totals = self._totals.then(answers)
         self._failures |= {failure.site: failure for failure in answers.failures}
         if len(answers.reports) < needed:
             failed = ", ".join(f"{self.label(f.site)} ({f.error}, code {f.code})" for f in self._failures.values())
@@ -107,7 +110,7 @@ class SecureExchange:
                 f"secure aggregation, exchange {list(Phase).index(phase) + 1} of 4 ({phase.value}): "
                 f"{len(answers.reports)} sites answered, {needed} are needed (threshold {self.threshold}); "
                 f"failed: {failed}",
-                remedy="Nothing of any site was learnt. Look at the log of each failed site, then go on with --resume",
+                remedy=f"The server learnt nothing. Read the log of each failed site, then {AGAIN}",
             )
         return answers.reports
 
@@ -118,7 +121,7 @@ class SecureExchange:
         public: Mapping[int, bytes],
         context: Context,
     ) -> Total:
-        """Return the sum of the vectors with the masks taken off."""
+        """Return the sum of the vectors with the masks removed."""
         secret: dict[int, bytes] = {}
         try:
             for place, site in enumerate(public):
@@ -127,16 +130,16 @@ class SecureExchange:
                     for holder, report in opened.items()
                 }
                 secret[site] = combine(shares, self.threshold)
-            own = [secret[site] for site in vectors]
+            seeds = [secret[site] for site in vectors]
             lost = {site: key for site, key in secret.items() if site not in vectors}
             hidden: NDArray[np.uint64] = np.sum(list(vectors.values()), axis=0, dtype=np.uint64)
-            total = self.encoding.decode(unmasked(hidden, own, lost, vectors, public, context))
+            total = self.encoding.decode(unmasked(hidden, seeds, lost, vectors, public, context))
             if not all(0 <= count <= len(vectors) * MOST for counts in total.counts.values() for count in counts):
-                raise ValueError("counts of images came out that cannot be")
+                raise ValueError("the counts of images are impossible")
         except ValueError as error:
             raise RunError(
-                f"secure aggregation, step {self.step}: the sum cannot be told ({error})",
-                remedy="A site broke the protocol, and the sum does not say which; let each run `dynammo-site doctor`",
+                f"secure aggregation, step {self.step}: the sum cannot be computed ({error})",
+                remedy="A site broke the protocol, and the sum hides which; have each run `dynammo-site doctor`",
             ) from error
         return total
 

@@ -1,4 +1,4 @@
-"""The server's side of a run: for each step ask the sites, merge their answers, and write down where the run is."""
+"""Run the server's side: for each step ask the sites, merge their answers, and save the progress."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from server.run.asking import Asking
 from server.run.exchange import Exchange
 from server.run.merge import merged
 from server.run_directory.checkpoint import CheckpointStore, Identity, Progress
-from server.run_directory.directory import RunDirectory
+from server.run_directory.directory import AGAIN, RunDirectory
 from server.run_directory.results import pooled, write_model, write_results
 
 
 class TaskLoop:
-    """Carry a model through all steps of an experiment; it can stop at any point and go on from the last step."""
+    """Take a model through all steps of an experiment, resumable after any step."""
 
     def __init__(self, experiment: Experiment, exchange: Exchange, directory: RunDirectory) -> None:
         self.experiment = experiment
@@ -41,7 +41,7 @@ class TaskLoop:
         self.progress = Progress(run=f"{experiment.config.name}-{secrets.token_hex(8)}")
 
     def resume(self, *, accept_new_code: bool = False) -> None:
-        """Take up the run at its last checkpoint, with what its configuration may have gained since.
+        """Resume the run at its last checkpoint, with the classes and sites that were added since.
 
         Raises:
             CheckpointError: the checkpoint cannot be loaded, as in `load`.
@@ -53,10 +53,10 @@ class TaskLoop:
         self.directory.write("config.yaml", self.experiment.config.to_yaml())
 
     def load(self, *, accept_new_code: bool = False) -> None:
-        """Read the last checkpoint and change nothing.
+        """Load the last checkpoint, without changing the run.
 
         Raises:
-            CheckpointError: the checkpoint is missing, corrupt, or of another experiment or, if not accepted, code.
+            CheckpointError: the checkpoint is missing or corrupt, or belongs to another experiment or code.
         """
         self.progress, weights, self.archive = self.checkpoints.load(accept_new_code=accept_new_code)
         self.progress.grow(self.experiment.config.federation.tested_apart, self.experiment.classes)
@@ -66,7 +66,7 @@ class TaskLoop:
 
     @property
     def stands_after_task(self) -> bool:
-        """Return whether a task was finished with the last step; if not, a task is half learnt."""
+        """Return whether the last step finished a task; if not, a task is half learnt."""
         return self.experiment.steps[self.progress.next_step - 1].stage.action is Action.EVALUATE
 
     def evaluate(self) -> tuple[int, Answers]:
@@ -78,18 +78,18 @@ class TaskLoop:
         last = self.experiment.steps[self.progress.next_step - 1]
         if not self.stands_after_task:
             raise RunError(
-                f"the run stands in task {last.task + 1}, and its model is half learnt",
-                remedy="Evaluate after a task is finished, or look at the report for the last one",
+                f"the run is in the middle of task {last.task + 1}, and its model is half trained",
+                remedy="Evaluate when the task is finished, or read the report for the last one",
             )
         return last.task, self._ask_beside(last)
 
     def _ask_beside(self, step: Step) -> Answers:
-        """Ask whichever sites are there, once, beside the plan."""
+        """Ask the connected sites once, outside the plan."""
         self.experiment.use_torch()
         sent = carried(self._codec, self._tensors(step.stage.down))
         answers = self._asking.ask(step, sent, self.model, self.progress, needed=0)
         if not answers.reports:
-            raise RunError("no site answered", remedy="`dynammo-server sites list` shows who is connected")
+            raise RunError("no site answered", remedy="See which are connected with `dynammo-server sites list`")
         return answers
 
     def run(self) -> dict[str, object]:
@@ -130,11 +130,11 @@ class TaskLoop:
             raise RunError(
                 f"task {step.task + 1}, stage {step.stage.name}, round {step.round + 1}: {len(answers.reports)} of "
                 f"{len(self._asking.taking_part(step))} sites answered, {needed} are needed; failed: {failed}",
-                remedy="Look at the log of each failed site for the reason, then go on with --resume",
+                remedy=f"Find the reason in the log of each failed site, then {AGAIN}",
             )
 
     def _take_in(self, step: Step, answers: Answers) -> None:
-        """Take what the sites answered into the model, the archive and the progress."""
+        """Merge the sites' answers into the model, the archive and the progress."""
         epsilons = {str(site): report.numbers.get("epsilon") for site, report in answers.reports.items()}
         self.progress.epsilon |= {site: spent for site, spent in epsilons.items() if isinstance(spent, float)}
         if step.stage.action is Action.EVALUATE:
@@ -156,7 +156,7 @@ class TaskLoop:
         total = answers.total
         if not (total.samples if total else any(not report.abstained for report in answers.reports.values())):
             raise RunError(
-                f"task {step.task + 1}, stage {step.stage.name}: every site abstained: no site has images of its "
+                f"task {step.task + 1}, stage {step.stage.name}: every site abstained: no site has images of these "
                 f"classes{self._or_budget()}",
                 remedy="Give at least one site images of these classes (or, for a stage that needs exemplars, raise "
                 "memory.exemplars), or leave the task out",
@@ -177,13 +177,13 @@ class TaskLoop:
                     self.progress.taken.setdefault(str(site), []).append(step.contribution)
 
     def _or_budget(self) -> str:
-        """Return words for what else may keep all sites from answering."""
-        return ", or none has privacy.epsilon left for it" if self.progress.epsilon else ""
+        """Return the other reason for which all sites may abstain."""
+        return ", or no site has enough of privacy.epsilon left" if self.progress.epsilon else ""
 
     def _count(self, step: Step, answers: Answers, seconds: float) -> None:
         """Log the step, write the results if it ends a task, and save the checkpoint.
 
-        The checkpoint comes last: a run that is cut off before it does the step again, and writes the results again.
+        The checkpoint comes last: a run interrupted before that repeats the step and writes the results again.
         """
         down, up = answers.bytes_down.total(), answers.bytes_up.total()
         self.progress.next_step = step.index + 1

@@ -1,4 +1,4 @@
-"""Everything a run needs to go on, in one file that is replaced as a whole after every round."""
+"""Save and load all that a run needs to continue, in one file that is replaced after every round."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from dynammo_core.support.errors import CheckpointError
 from dynammo_core.support.files import write_atomically
 from server.run.lineage import forbidden_changes
+from server.run_directory.directory import LATEST
 
 
 @dataclass
@@ -29,9 +30,9 @@ class Progress:
         bytes_down: bytes of tensors that the server has sent.
         seconds: time spent on finished steps.
         confusion: [task][site][C * C] test counts after each finished task.
-        epsilon: what each site says it has spent, if training images are protected one by one.
-        run: unique name of the run, by which sites know its memory; a run keeps it when it goes on.
-        code_changes: step, old and new hash of the code, each time the run went on under other code.
+        epsilon: epsilon that each site reports as spent, under example-level privacy.
+        run: unique name of the run, by which sites find its memory; it stays when a run resumes.
+        code_changes: step, old and new code hash, for each time the run continued under other code.
         taken: the contributions of each site, by its number, that the archive's sums contain.
         corrections: number of corrections of these sums so far.
         reliability: the tables of `Reliability` after each finished task, by its number, over all sites, without tasks
@@ -51,7 +52,7 @@ class Progress:
     reliability: dict[str, dict[str, list[int]]] = field(default_factory=dict)
 
     def grow(self, sites: int, classes: int) -> None:
-        """Make room for sites and classes that joined: they have no counts in earlier tasks."""
+        """Extend the counts to sites and classes that joined, with zeros for earlier tasks."""
         for by_site in self.confusion:
             by_site += [[] for _ in range(sites - len(by_site))]
             for site, counts in enumerate(by_site):
@@ -63,7 +64,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Identity:
-    """What must stay the same for a run to go on."""
+    """What must stay the same for a run to continue."""
 
     config: str
     code_hash: str
@@ -74,7 +75,7 @@ class CheckpointStore:
     """Save and load the checkpoint of one run directory."""
 
     def __init__(self, folder: Path, identity: Identity) -> None:
-        self.path = folder / "latest.safetensors"
+        self.path = folder / LATEST
         self._identity = identity
 
     def save(self, progress: Progress, weights: dict[str, Tensor], archive: dict[str, Tensor]) -> None:
@@ -92,16 +93,16 @@ class CheckpointStore:
         """Return the progress, the model's tensors and the archive as last saved.
 
         Args:
-            accept_new_code: go on if another code has made the checkpoint; the progress then says so.
+            accept_new_code: accept a checkpoint of other code; the progress then records it.
 
         Raises:
-            CheckpointError: the checkpoint is missing, corrupt, or it was made by another configuration or code.
+            CheckpointError: the checkpoint is missing or corrupt, or was made by another configuration or code.
         """
         if not self.path.is_file():
             raise CheckpointError(
-                f"there is no checkpoint {self.path}",
+                f"the checkpoint {self.path} does not exist",
                 accepted="the directory of a run that has finished at least one round",
-                remedy="Start the run anew, without --resume",
+                remedy="Start a new run, without --resume",
             )
         try:
             with safe_open(self.path, framework="pt") as file:
@@ -111,11 +112,11 @@ class CheckpointStore:
                 progress = Progress(**json.loads(notes["progress"]))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             if digest != _digest(notes, tensors):
-                raise ValueError("its content does not fit its checksum")
+                raise ValueError("its content does not match its checksum")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"the checkpoint {self.path} cannot be read ({type(error).__name__}: {error})",
-                remedy="Restore it from a backup, or start the run anew, without --resume",
+                remedy="Restore it from a backup, or start a new run, without --resume",
             ) from error
         self._check(identity, accept_new_code)
         if identity.code_hash != self._identity.code_hash:
@@ -127,10 +128,10 @@ class CheckpointStore:
         differences = forbidden_changes(found.config, self._identity.config)
         if found.backbone_sha256 != self._identity.backbone_sha256:
             differences.append("the backbone's weights")
-        remedy = "Go on with those, or start a run anew, without --resume"
+        remedy = "Continue with those, or start a new run, without --resume"
         if found.code_hash != self._identity.code_hash and not accept_new_code:
             if not differences:
-                remedy = "Go on with the old code; or with the new one, once every site has it, by --accept-new-code"
+                remedy = "Continue with the old code; or, once every site has the new code, with --accept-new-code"
             differences.append(f"the code (then {found.code_hash[:12]}, now {self._identity.code_hash[:12]})")
         if differences:
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""The folder a run leaves behind: configuration, events, checkpoint, metrics and the deployable model."""
+"""Write the files of a run: configuration, events, checkpoint, metrics and the deployable model."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from dynammo_core.support.errors import CheckpointError
 from dynammo_core.support.files import write_atomically
 
 EVENTS = "events.jsonl"
+LATEST = "latest.safetensors"
+AGAIN = "continue with --resume, or start again if no round was finished"
+"""What to do with an interrupted run, whichever command started it."""
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
 
@@ -38,6 +41,11 @@ class RunDirectory:
         directory = RunDirectory(path, listeners)
         directory.write("config.yaml", config.to_yaml())
         return directory
+
+    @property
+    def can_resume(self) -> bool:
+        """Return whether there is a checkpoint; the first finished round writes one."""
+        return (self.checkpoints / LATEST).is_file()
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file of the run, whole or not at all."""
@@ -71,10 +79,24 @@ class RunDirectory:
         except OSError as error:
             raise CheckpointError(
                 f"cannot write {self.path / EVENTS}: {error.strerror}",
-                remedy="Free disk space or permit writing there, then go on with --resume",
+                remedy=f"Free disk space or give write permission, then {AGAIN}",
             ) from error
         for listener in self._listeners:
             listener(record)
+
+
+def run_place(runs: Path, config: Config[Any], resume: Path | None) -> Path:
+    """Return the directory of a run: `resume`, or a new one in the folder `runs`.
+
+    Raises:
+        CheckpointError: there is no directory `resume`.
+    """
+    if resume is not None and not resume.is_dir():
+        raise CheckpointError(
+            f"the run directory {resume} does not exist",
+            accepted="a directory that an earlier run made, such as runs/NAME-HASH",
+        )
+    return resume or runs / config.run_name
 
 
 def move_aside(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Following a run's event log while another process writes it."""
+"""Follow a run's event log while another process writes it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EventTail:
 
 
 def _whole_lines(file: TextIO) -> Iterator[dict[str, Any]]:
-    """Return the events of complete lines; one being written waits for next time, one that a crash cut is lost."""
+    """Return the events of complete lines; an incomplete last line is left for the next call."""
     while True:
         start = file.tell()
         line = file.readline()

@@ -1,4 +1,4 @@
-"""What a run has reached, written from its counts: metrics, tables and the deployable model."""
+"""Write a run's results from its counts: metrics, tables and the deployable model."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from dynammo_core.wire.protocol import names_up
 from server.run.answers import Answers
 from server.run_directory.checkpoint import Progress
 from server.run_directory.directory import RunDirectory
+from server.run_directory.lock import only_run
 
 RECORDED_VERSIONS = ("flwr", "torch", "torchvision", "timm")
 
@@ -104,7 +105,7 @@ def reliability_after_tasks(progress: Progress) -> dict[int, Reliability]:
 
 
 def reliability_summary(progress: Progress) -> dict[str, list[float | None]]:
-    """Return each measure after each finished task, or None if no image speaks for it."""
+    """Return each measure after each finished task, or None without images to compute it from."""
     after_tasks = reliability_after_tasks(progress)
     tables = [after_tasks.get(task, Reliability.of({})) for task in range(len(progress.confusion))]
     measured = {name: [number(measure(one)) for one in tables] for name, measure in MEASURES.items()}
@@ -120,13 +121,13 @@ def pooled(answers: Answers) -> Reliability:
 
 
 def privacy_summary(experiment: Experiment, progress: Progress) -> dict[str, object] | None:
-    """Return what was promised to whom and what has been spent of it, or None without differential privacy."""
+    """Return the privacy guarantee and how much of it has been spent, or None without differential privacy."""
     config, settings = experiment.config, experiment.config.privacy
     if settings.mechanism == "none":
         return None
     facts: dict[str, object] = {
         "mechanism": MECHANISMS[settings.mechanism],
-        "neighbours": NEIGHBOURS[settings.mechanism],
+        "neighbours": NEIGHBOURS[settings.mechanism, settings.unit],
         "accountant": ACCOUNTANT,
         "delta": settings.delta,
         "budget": settings.epsilon,
@@ -146,7 +147,7 @@ def write_model(
     task: int,
     tested: Reliability | None = None,
 ) -> None:
-    """Write `model.safetensors`, whole and ready to predict, and `model.json`, which says what it is.
+    """Write `model.safetensors`, ready to predict, and `model.json`, which describes it.
 
     Both also stay in `models/task-NN`, so that a run can go back to the model after an earlier task. `tested` is what
     it answered to the sites' test images.
@@ -155,7 +156,7 @@ def write_model(
     config, class_names = experiment.config, experiment.class_names
     facts = {
         "class_names": list(class_names),
-        "tasks": [[class_names[label] for label in own] for own in experiment.stream.tasks[: task + 1]],
+        "tasks": [[class_names[label] for label in classes] for classes in experiment.stream.tasks[: task + 1]],
         "backbone": config.backbone.name,
         "insertion_points": list(BACKBONES[config.backbone.name].insertion_points),
         "method": config.method.model_dump(mode="json"),
@@ -187,18 +188,20 @@ def model_folder(task: int) -> str:
 
 
 def roll_back(directory: RunDirectory, task: int) -> None:
-    """Put the model after an earlier task, counted from 0, in the place of the latest; the run stays as it is.
+    """Make the model after an earlier task, counted from 0, the current one; the run itself does not change.
 
     Raises:
-        ConfigError: the run has no model after that task.
+        ConfigError: the run does not have a model after that task.
+        RunError: the run is in progress.
     """
-    kept = directory.path / model_folder(task)
-    if not (kept / WEIGHTS).is_file():
+    folder = directory.path / model_folder(task)
+    if not (folder / WEIGHTS).is_file():
         there = sorted(path.name for path in (directory.path / "models").glob("task-*"))
         raise ConfigError(f"there is no model after task {task + 1} in {directory.path}", accepted=", ".join(there))
-    for name in (WEIGHTS, FACTS):
-        directory.write(name, (kept / name).read_bytes())
-    directory.log("rolled_back", task=task)
+    with only_run(directory.path):
+        for name in (WEIGHTS, FACTS):
+            directory.write(name, (folder / name).read_bytes())
+        directory.log("rolled_back", task=task)
 
 
 def _own_statistics(

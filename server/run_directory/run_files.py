@@ -1,4 +1,4 @@
-"""What the files of a run directory say, finished or not: read once, checked, with nothing computed twice."""
+"""Read and check the files of a run directory, finished or not."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RunFiles:
         summary: `summary.json`; empty while the run is unfinished.
         model: `model.json`.
         events: the lines of `events.jsonl`, oldest first.
-        lost_lines: lines of it that cannot be read: a crash may cut one off.
+        lost_lines: number of unreadable lines: a crash may truncate one.
         confusions: the rows of `confusion_matrix.csv`.
         reliability: the tables after each task, counted from 0; those of a run that did not count them are absent.
     """
@@ -51,8 +51,8 @@ class RunFiles:
         """
         if not (directory / "config.yaml").is_file() and not (directory / "events.jsonl").is_file():
             raise RunError(
-                f"There is no run in {directory}",
-                accepted="a directory that a run left, with config.yaml and events.jsonl",
+                f"{directory} is not a run directory",
+                accepted="a run directory, with config.yaml and events.jsonl",
                 remedy="Look for it under runs/",
             )
         lines = _text(directory / "events.jsonl").splitlines()
@@ -121,7 +121,7 @@ def _reliability(directory: Path) -> dict[int, Reliability]:
     except (KeyError, IndexError, TypeError, ValueError) as error:
         names = " and ".join(f"{name}.csv" for name in COLUMNS)
         raise RunError(
-            f"Cannot make sense of {names} in {directory} ({type(error).__name__}: {error})",
+            f"Cannot parse {names} in {directory} ({type(error).__name__}: {error})",
             remedy="Restore the files, or delete them",
         ) from error
 
@@ -143,9 +143,11 @@ def _mapping(path: Path, parse: Callable[[str], Any]) -> Json:
         parsed = parse(text) if text else {}
     except (ValueError, yaml.YAMLError) as error:
         where = " ".join(str(error).split())
-        raise RunError(f"Cannot make sense of {path}: {where}", remedy="Restore the file, or delete it") from error
+        raise RunError(f"Cannot parse {path}: {where}", remedy="Restore the file, or delete it") from error
     if not isinstance(parsed, dict):
-        raise RunError(f"{path} holds a {type(parsed).__name__}", accepted="keys and values", remedy="Restore the file")
+        raise RunError(
+            f"{path} holds a {type(parsed).__name__}", accepted="a mapping of keys to values", remedy="Restore the file"
+        )
     return parsed
 
 

@@ -1,4 +1,4 @@
-"""Starting a run among sites from a terminal, and watching it there: Ctrl-C stops watching, not the run."""
+"""Start a run among sites from a terminal and watch it there; Ctrl-C stops watching, not the run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from dynammo_core.configuration.config import Config
 from dynammo_core.support.terminal import Terminal
-from server.consortium.launch import follow, launch
+from server.consortium.launch import follow, launch, operator_command
 from server.consortium.settings import ServerSettings
 from server.run_directory.directory import EVENTS
 from server.run_directory.event_tail import EventTail
@@ -40,11 +40,8 @@ def launch_and_follow(
         with ProgressView() as view:
             follow(settings, directory, before or EventTail(directory / EVENTS, from_end=False), view.update)
     except KeyboardInterrupt:
-        console.print(
-            f"\nThe run goes on. Watch it with: dynammo-server status; end it with: dynammo-server stop {directory}",
-            soft_wrap=True,
-            markup=False,
-        )
+        watch, stop = operator_command("status", directory), operator_command("stop", directory)
+        console.say(f"The run continues. Watch it with: {watch}; stop it with: {stop}")
         raise typer.Exit(130) from None
     console.print(final_table(json.loads((directory / "summary.json").read_text(encoding="utf-8"))))
     console.say(f"Report: {directory / 'report.html'}")

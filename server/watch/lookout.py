@@ -1,4 +1,4 @@
-"""Watching the runs of a consortium: their files as they change, and now and then a question to Flower."""
+"""Watch the runs of a consortium: their files as they change, and from time to time Flower's own status."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Overview:
 
     Attributes:
         runs: the runs, the most recently heard of first.
-        silence: why the SuperLink, asked about runs without an end, told nothing; empty if it told or was not asked.
+        silence: why the SuperLink could not be asked about unfinished runs; empty if it answered or was not asked.
     """
 
     runs: list[RunStatus]
@@ -47,7 +47,7 @@ class Lookout:
     Args:
         directories: finds the directories of the runs.
         flower_runs: asks the SuperLink for its runs, as `Control.runs` does. It takes seconds: only the first look
-            waits for it, and only if some run's log tells of no end.
+            waits for it, and only if some run's log has no end.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Lookout:
         self._lock = threading.Lock()
 
     def look(self) -> Overview:
-        """Return the runs as they stand."""
+        """Return the current state of all runs."""
         with self._lock:
             runs = self._runs()
             if not any(run.goes_on and run.submitted for run in runs):
@@ -89,7 +89,7 @@ class Lookout:
         return sorted(runs, key=lambda run: (-(run.heard or run.submitted or 0.0), run.directory.name))
 
     def _run(self, directory: Path, word: _Word) -> tuple[object, RunStatus]:
-        """Return a run and what it was made from: as long as that is the same, so is the run."""
+        """Return a run with the state of its files; while these do not change, the run is not read again."""
         log, submitted = _signature(directory / EVENTS), _signature(directory / FLOWER_RUN)
         flower = _flower_status(directory, submitted[0] if submitted else None, word)
         made_from = (log, submitted, flower)

@@ -1,8 +1,7 @@
-"""Where a run stands, site by site: what its log tells and, for a log without an end, what Flower says."""
+"""Read where a run stands, site by site, from its log and, for a log without an end, from Flower."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,25 +9,27 @@ from statistics import median
 from typing import Any
 
 from dynammo_core.support.errors import RunError
+from server.consortium.launch import command_to_continue
 from server.run_directory.directory import EVENTS
 from server.run_directory.run_files import RunFiles
-from server.watch.progress import Event, RunState, duration
+from server.watch.progress import duration
+from server.watch.run_state import Event, RunState
 
 
 @dataclass
 class SiteStatus:
-    """What the log of a run tells of one site.
+    """What a run's log says about one site.
 
     Attributes:
-        name: what people call it.
+        name: display name.
         answered: end of the last step that it answered, abstaining included, in unix seconds.
-        seconds: seconds that it needed itself for the last step in which it did not abstain.
+        seconds: seconds that it worked on the last step in which it did not abstain.
         speeds: its images per second in each step that trained, each image counted once, however many the epochs.
         accuracy: accuracy on its own test images after the last task, in percent.
         abstained: number of steps from which it abstained.
-        failures: times that it was asked and did not answer well.
+        failures: number of times that it was asked and failed.
         error: the last failure.
-        state: what it did when it was last asked (answered, abstained, failed), or that it is waited for.
+        state: what it did when it was last asked (answered, abstained, failed), or "waited for".
     """
 
     name: str = ""
@@ -90,9 +91,9 @@ class RunStatus:
         sites: in their order in the experiment.
         started: its first start, in unix seconds.
         heard: its last event, in unix seconds.
-        state: starting, running, completed, failed, stopped by an operator, dead without a word, unfinished (its log
-            tells of no end, and Flower nothing), or unreadable.
-        note: what there is to say or to do about the state.
+        state: starting, running, completed, failed, stopped by an operator, dead (its process is gone), unfinished
+            (neither its log nor Flower tells how it ended), or unreadable.
+        note: explains the state, or what to do about it.
     """
 
     def __init__(
@@ -121,20 +122,20 @@ class RunStatus:
             return RunStatus(directory, events, submitted=submitted, flower=flower)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise RunError(
-                f"{directory / EVENTS} does not tell a run ({type(error).__name__}: {error})",
-                remedy="Look at it with the version of this project that made the run",
+                f"{directory / EVENTS} does not describe a run ({type(error).__name__}: {error})",
+                remedy="Use the version of this project that made the run",
             ) from error
 
     @staticmethod
     def unreadable(directory: Path, reason: str) -> RunStatus:
-        """Return a run of which only the name can be told."""
+        """Return a run of which only the name is known."""
         run = RunStatus(directory, ())
         run.state, run.note = "unreadable", reason
         return run
 
     @property
     def goes_on(self) -> bool:
-        """Return whether the run may get on without anybody doing anything."""
+        """Return whether the run may progress without anyone's help."""
         return self.state in ("starting", "running", "unfinished")
 
     @property
@@ -145,7 +146,7 @@ class RunStatus:
 
     @property
     def task(self) -> str:
-        """Return the task in hand, or the last one, as `2/5`."""
+        """Return the current task, or the last one, as `2/5`."""
         step, tasks = self.progress.step, self.progress.start["tasks"]
         return f"{step['task'] + 1}/{len(tasks)}" if step else "-"
 
@@ -194,11 +195,14 @@ class RunStatus:
             state, _, message = ending.partition(": ")
             return state, message
         if flower is None:
-            return "unfinished", "its log tells of no end, and whether it goes on is not known"
+            return (
+                "unfinished",
+                "its log does not say how it ended, and Flower does not say whether it is still running",
+            )
         if not flower.startswith("finished"):
             return ("starting" if unheard else "running"), ""
         state = "stopped" if flower == "finished:stopped" else "dead"
-        return state, f"go on with: dynammo-server resume {shlex.quote(str(self.directory))}"
+        return state, f"continue with: {command_to_continue(self.directory)}"
 
     def _update(self, event: Event) -> None:
         self.progress.update(event)

@@ -1,4 +1,4 @@
-"""`dynammo-server status`: all runs of a consortium, or one and its sites, in a terminal, as JSON or as a page."""
+"""`dynammo-server status`: show all runs, or one with its sites, in a terminal, as JSON or as a web page."""
 
 from __future__ import annotations
 
@@ -30,20 +30,22 @@ STYLES = {"completed": "green", "stopped": "yellow", "failed": "red", "dead": "r
 def status(
     run_dir: Annotated[
         Path | None,
-        typer.Argument(metavar="RUN_DIR", help="Directory of a run; without it: all runs.", show_default=False),
+        typer.Argument(metavar="RUN_DIR", help="The run directory; default: all runs.", show_default=False),
     ] = None,
     serve: Annotated[
         int | None,
-        typer.Option(metavar="PORT", min=0, max=65535, help="Show it as a page on 127.0.0.1; 0: on any free port."),
+        typer.Option(
+            metavar="PORT", min=0, max=65535, help="Serve it as a web page on 127.0.0.1; 0 picks a free port."
+        ),
     ] = None,
-    once: Annotated[bool, typer.Option("--once", help="Show it once, even where it could be followed.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show it once instead of following it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, once.")] = False,
     folder: Annotated[
         Path,
         typer.Option("--folder", envvar="DYNAMMO_CONSORTIUM", help="The consortium's folder, made by `init`."),
     ] = Path("consortium"),
 ) -> None:
-    """Show where all runs stand, or one of them with its sites; Ctrl-C stops looking, not the run."""
+    """Show the status of all runs, or of one with its sites; Ctrl-C stops watching, not the run."""
     with readable_errors():
         from server.consortium.control import Control
         from server.consortium.settings import load_server
@@ -52,7 +54,9 @@ def status(
         from server.watch.status_page import serve_status
 
         if serve is not None and (once or as_json):
-            raise ConfigError("--serve goes with neither --once nor --json", remedy="The page has /status.json")
+            raise ConfigError(
+                "--serve cannot be combined with --once or --json", remedy="Fetch /status.json from the page instead"
+            )
         settings = load_server(folder)
         chosen = run_dir.resolve() if run_dir else None
         if chosen:
@@ -60,7 +64,9 @@ def status(
         lookout = Lookout(lambda: [chosen] if chosen else run_directories(settings.runs), Control(settings).runs)
         console = Terminal()
         if serve is not None:
-            serve_status(lookout, serve, on_ready=lambda url: console.print(f"{url} shows it. Ctrl-C ends this."))
+            serve_status(
+                lookout, serve, on_ready=lambda url: console.print(f"{url} shows the status. Ctrl-C stops serving it.")
+            )
         elif as_json:
             typer.echo(json.dumps(lookout.look().as_fields(time.time()), indent=2))
         elif chosen and not once and console.is_interactive and console.file.isatty():
@@ -103,7 +109,7 @@ def run_view(run: RunStatus, now: float) -> RenderableType:
     """Return the progress of a run and a row per site; `now` in unix seconds."""
     from server.watch.status import age
 
-    table = _table("site", "state", "answered\nago", "took", "images\na second", "accuracy", "abs-\ntained", "failed")
+    table = _table("site", "state", "answered\nago", "took", "images\nper second", "accuracy", "abs-\ntained", "failed")
     for site in run.sites:
         table.add_row(
             cell(site.name),
@@ -115,15 +121,15 @@ def run_view(run: RunStatus, now: float) -> RenderableType:
             str(site.abstained),
             cell(str(site.failures), "red" if site.failures else ""),
         )
-    errors = [cell(f"{site.name} failed last with {site.error}") for site in run.sites if site.error]
+    errors = [cell(f"{site.name} last failed with {site.error}") for site in run.sites if site.error]
     return Group(progress_panel(run.progress, run.moment(now), "" if run.goes_on else run.state), table, *errors)
 
 
 def remarks(overview: Overview) -> list[str]:
-    """Return what there is to say or do about single runs, and about what is not known."""
+    """Return notes on single runs, and on what is not known."""
     words = [f"{run.directory.name} is {run.state}: {run.note}" for run in overview.runs if run.note]
     if overview.silence:
-        words.append(f"Shown is what the files say: {overview.silence}")
+        words.append(f"This shows only what the files say: {overview.silence}")
     return words if overview.runs else ["There are no runs yet."]
 
 

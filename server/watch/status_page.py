@@ -1,4 +1,4 @@
-"""Where runs stand as a small, read-only web page that only this machine can open."""
+"""Serve the status of runs as a small, read-only web page that only this machine can open."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class StatusServer(ThreadingHTTPServer):
     """Serve `/`, `/run/NAME` and `/status.json` on 127.0.0.1 until it is shut down.
 
     Raises:
-        ConfigError: the port is taken, or not to be had.
+        ConfigError: the port is taken, or not permitted.
     """
 
     def __init__(self, lookout: Lookout, port: int) -> None:
@@ -48,7 +48,8 @@ class StatusServer(ThreadingHTTPServer):
             super().__init__((ADDRESS, port), _Handler)
         except OSError as error:
             raise ConfigError(
-                f"cannot listen on {ADDRESS}:{port} ({error.strerror})", remedy="Name another port, or 0 for any"
+                f"cannot listen on {ADDRESS}:{port} ({error.strerror})",
+                remedy="Choose another port, or 0 for any free one",
             ) from error
 
     @property
@@ -57,7 +58,7 @@ class StatusServer(ThreadingHTTPServer):
         return f"http://{ADDRESS}:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore a browser that goes away, which is no error."""
+        """Ignore a browser that disconnects, which is not an error."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
@@ -66,7 +67,7 @@ def serve_status(lookout: Lookout, port: int, *, on_ready: Callable[[str], None]
     """Serve until Ctrl-C; `on_ready` is told the address.
 
     Raises:
-        ConfigError: the port is taken, or not to be had.
+        ConfigError: the port is taken, or not permitted.
     """
     with StatusServer(lookout, port) as server:
         on_ready(server.url)
@@ -86,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer with one of the pages; a run is looked up among those listed, never on the disk."""
         if not _is_own_name(self.headers.get("Host", "")):
-            # Another site's page may have its own name lead here, to read what its visitor can see.
+            # A malicious page could let its own host name resolve to this address, to read the status.
             self.send_error(HTTPStatus.FORBIDDEN)
             return
         overview, now = self.server.lookout.look(), time.time()

@@ -13,7 +13,7 @@ setInterval(async () => {
   }
 }, 3000);
 """
-"""Replaces what the page says by what it would say now; if nobody answers, it says that the page is old."""
+"""Refreshes the page; if nobody answers, a banner says that it is out of date."""
 
 BASE = (
     """{% extends "page" %}
@@ -30,7 +30,7 @@ a { color: var(--blue); }
 {% endblock %}
 {% block body %}
 <div id="lost" class="banner" role="alert" hidden>
-  <p><strong>This page is out of date:</strong> the command that serves it does not answer.</p>
+  <p><strong>This page is out of date:</strong> the command that serves it no longer answers.</p>
 </div>
 <main>
 <header>
@@ -39,7 +39,7 @@ a { color: var(--blue); }
   {% block intro %}{% endblock %}
 </header>
 {% if silence %}
-<div class="banner"><p>Shown is what the files say: {{ silence }}</p></div>
+<div class="banner"><p>This shows only what the files say: {{ silence }}</p></div>
 {% endif %}
 {% block content %}{% endblock %}
 <footer>As of {{ now | clock("%Y-%m-%d %H:%M:%S") }}. The page refreshes itself every three seconds;
@@ -118,8 +118,9 @@ RUN = """{% extends "base" %}
 {% if run.sites %}
 <h2>Sites</h2>
 <div class="scroll"><table>
-  <thead><tr><th>Site</th><th>State</th><th>Last answer</th><th class="n">Took, s</th><th class="n">Images a second</th>
-    <th class="n">Accuracy, %</th><th class="n">Abstained</th><th class="n">Failures</th>
+  <thead><tr><th>Site</th><th>State</th><th>Last answer</th><th class="n">Took, s</th>
+    <th class="n">Images per second</th><th class="n">Accuracy, %</th>
+    <th class="n">Abstained</th><th class="n">Failures</th>
     <th>Last failure</th></tr></thead>
   <tbody>
   {% for site in run.sites %}
@@ -163,7 +164,7 @@ RUN = """{% extends "base" %}
 """
 
 NOTHING = """{% extends "base" %}
-{% block content %}<p>There is nothing of that name here. <a href="/">All runs</a></p>{% endblock %}
+{% block content %}<p>There is no run of that name. <a href="/">All runs</a></p>{% endblock %}
 """
 
 TEMPLATES = {"base": BASE, "parts": PARTS, "runs": RUNS, "run": RUN, "nothing": NOTHING}

@@ -1,4 +1,4 @@
-"""Tables that the operator's commands print."""
+"""Make the tables that the operator's commands print."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from dynammo_core.support.terminal import cell
 from dynammo_core.wire.announcement import same_disease
 
 
-def classes_table(told: Mapping[str, Mapping[str, Any]], registry: Collection[str]) -> Table:
-    """Return a table of what sites can bring: a row per class, a column per site (`300+` images), registry notes."""
-    table = Table("class", *(Column(cell(site)) for site in told), "registry")
-    names = sorted({name for said in told.values() for name in said.get("classes", {})})
+def classes_table(announced: Mapping[str, Mapping[str, Any]], registry: Collection[str]) -> Table:
+    """Return a table of the sites' classes: a row per class, a column per site (`300+` images), registry notes."""
+    table = Table("class", *(Column(cell(site)) for site in announced), "registry")
+    names = sorted({name for answer in announced.values() for name in answer.get("classes", {})})
     for name in names:
-        bands = [said.get("classes", {}).get(name) for said in told.values()]
+        bands = [answer.get("classes", {}).get(name) for answer in announced.values()]
         if name in registry:
             note = "known"
         else:
             other = same_disease(name, [*registry, *(other for other in names if other != name)])
-            note = f"new; is it {other!r}?" if other else "new"
+            note = f"new; did you mean {other!r}?" if other else "new"
         table.add_row(cell(name), *(cell(f"{band}+" if band else "-") for band in bands), cell(note))
-    for site, said in told.items():
-        if "error" in said:
-            table.caption = cell(f"{table.caption or ''} {site}: {said['error']}".strip())
+    for site, answer in announced.items():
+        if "error" in answer:
+            table.caption = cell(f"{table.caption or ''} {site}: {answer['error']}".strip())
     return table
 
 
@@ -48,16 +48,16 @@ def evaluation_tables(result: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def correction_lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """Return lines on what sites answered when asked for corrections, and what became of the model."""
+    """Return lines that say which sites corrected their sums, and what happened to the model."""
     yield f"Corrected by: {', '.join(result['corrected']) or 'no site'}"
     if result["nothing_to_correct"]:
         yield f"Nothing to correct at: {', '.join(result['nothing_to_correct'])}"
     for name, failure in result["failures"].items():
-        yield f"Failed: {name} ({failure}). Ask again when it is there."
+        yield f"Failed: {name} ({failure}). Ask again when it is connected."
     yield (
-        "The model and the results are written anew; those of earlier tasks, and copies, are as they were."
+        "The current model and results were replaced; those of earlier tasks, and copies, have not changed."
         if result["model_written"]
-        else "The run stands within a task: the model after it is the next that is written."
+        else "The run is in the middle of a task: the next model will be written when the task ends."
     )
 
 

@@ -72,7 +72,7 @@ def audit(
         shadow_pairs: pairs of shadow models of the membership attack.
         iterations: of each descent to images.
         seed: of all that is random in the attacks.
-        tell: told the progress.
+        tell: receives the progress.
 
     Raises:
         DynammoError: the run's data, weights or sites cannot serve.

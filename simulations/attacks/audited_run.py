@@ -64,12 +64,12 @@ class AuditedRun:
             raise RunError(
                 f"the run in {path} has not finished",
                 accepted="a run whose summary.json says completed",
-                remedy="Finish it by `dynammo-sim run CONFIG --resume RUN_DIR`",
+                remedy="Finish it with `dynammo-sim run CONFIG --resume RUN_DIR`",
             )
         config = load_config(path / "config.yaml")
         if config.federation.site_names is not None:
             raise RunError(
-                f"the sites of the run in {path} are hospitals, and an attack is judged by their images",
+                f"the run in {path} was among hospitals, and judging an attack needs their images",
                 accepted="a run of simulated sites",
                 remedy="Audit a simulation with the same settings, without federation.site_names",
             )

@@ -50,26 +50,34 @@ class AttackView:
 
 
 def audit_privacy(
-    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run of simulated sites.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a finished run of simulated sites.")],
     attacks: Annotated[
         str,
         typer.Option(
-            help="Of [bold]membership[/] (was this image trained on?), [bold]inversion[/] (what did it look like?) and "
-            "[bold]statistics[/] (what do sums of features tell?), separated by commas."
+            help="Choose attacks, separated by commas: [bold]membership[/] (was this image trained on?), "
+            "[bold]inversion[/] (what did it look like?), [bold]statistics[/] (what do sums of features reveal?)."
         ),
     ] = "membership,inversion,statistics",
     compare: Annotated[
         list[Path] | None,
-        typer.Option(metavar="RUN_DIR", help="Attack another run too, and show both. Repeatable.", show_default=False),
+        typer.Option(
+            metavar="RUN_DIR",
+            help="Attack another run as well, and show them side by side. Repeatable.",
+            show_default=False,
+        ),
     ] = None,
     shadow_pairs: Annotated[
         int,
-        typer.Option(min=0, help="Pairs of shadow models; each model is the run again on half of the images. 0: none."),
+        typer.Option(
+            min=0, help="Number of pairs of shadow models; each repeats the run on half of the images. 0: none."
+        ),
     ] = 1,
-    iterations: Annotated[int, typer.Option(min=8, help="Steps of each search for images.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Of all that is random in the attacks.")] = 1,
+    iterations: Annotated[
+        int, typer.Option(min=8, help="Number of optimisation steps in each search for an image.")
+    ] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the attacks.")] = 1,
 ) -> None:
-    """Attack a finished run and show what leaks: privacy_audit.json and privacy_audit.html in its directory."""
+    """Attack a finished run and write what leaks to privacy_audit.json and privacy_audit.html in its directory."""
     with readable_errors():
         from simulations.attacks.audit import ATTACKS, audit, printed, rows
         from simulations.attacks.audited_run import AuditedRun

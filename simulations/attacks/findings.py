@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 Values = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 Tell = Callable[[str, int, int], None]
-"""Told what is being done, and how many of how many parts of it are done."""
+"""Reports progress: what is being done, how many of its parts are done, and how many there are."""
 
 
-def told_to_nobody(what: str, done: int, total: int) -> None:
-    """Tell nobody."""
+def ignore_progress(what: str, done: int, total: int) -> None:
+    """Report progress to nobody."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def attack_messages(run: AuditedRun, *, iterations: int, tell: Tell) -> AttackRe
     Args:
         run: the run.
         iterations: of the search for images.
-        tell: told the progress.
+        tell: receives the progress.
 
     Raises:
         DynammoError: a site cannot answer.
@@ -49,7 +49,7 @@ def attack_messages(run: AuditedRun, *, iterations: int, tell: Tell) -> AttackRe
         compared = compare_with_truth(found, labels, message, run, "update inversion", target)
         outcome.findings.extend(compared.findings)
         outcome.pictures.extend(compared.pictures)
-    return outcome if outcome.findings else AttackResult(skipped="no site sends weights that it trained")
+    return outcome if outcome.findings else AttackResult(skipped="no site sends trained weights")
 
 
 def seen_gradient(message: SiteMessage) -> list[Tensor]:
@@ -136,13 +136,15 @@ def compare_with_truth(
         members=len(message.images),
         note=f"another image of the class: {scores['another image']:.1f} dB",
     )
-    caption = f"{attack}, {target}: {len(labels)} of the {len(message.images)} images behind the message sought."
+    caption = (
+        f"{attack}, {target}: {len(labels)} of the {len(message.images)} images behind the message were searched for."
+    )
     rows = [("nearest true image", ratios["found"][1]), *by_name.items()]
     return AttackResult([finding], [Picture(caption, gallery(rows))])
 
 
 def _strangers(run: AuditedRun, label: int) -> Tensor:
-    images = run.strangers(label).images.float() / 255
+    images = run.strangers(label).images[:].float() / 255
     return images if len(images) else torch.full((1, *images.shape[1:]), 0.5)
 
 

@@ -42,9 +42,9 @@ def confidences(predictor: Predictor, samples: Samples) -> Values:
     model.heads.double()
     scaled = torch.full((len(samples),), torch.nan, dtype=torch.float64)
     probabilities = method.decision.probabilities(model, features.double())
-    for head, given in zip(method.decision.heads(model), probabilities, strict=True):
+    for head, probability in zip(method.decision.heads(model), probabilities, strict=True):
         own = samples.labels.unsqueeze(1) == torch.tensor(head.rows)
-        true, rest = ((given.cpu() * part).sum(dim=1).clamp_min(LEAST) for part in (own, ~own))
+        true, rest = ((probability.cpu() * part).sum(dim=1).clamp_min(LEAST) for part in (own, ~own))
         scaled = torch.where(own.any(dim=1), true.log() - rest.log(), scaled)
     values: Values = scaled.numpy()
     return values
@@ -127,7 +127,7 @@ def attack_membership(run: AuditedRun, *, pairs: int, seed: int, tell: Tell) -> 
         run: the run.
         pairs: of shadow models, each model of a pair trained on one half of all images; 0 leaves the last two out.
         seed: of the halves and of the bootstrap.
-        tell: told the progress.
+        tell: receives the progress.
 
     Raises:
         RunError: there is nothing to tell apart.
@@ -135,7 +135,7 @@ def attack_membership(run: AuditedRun, *, pairs: int, seed: int, tell: Tell) -> 
     """
     records = run.records
     if not records.member.any() or records.member.all():
-        raise RunError(f"{run.path} has no images of its classes that were trained on, or none that were not")
+        raise RunError(f"{run.path} needs both training images and other images of its classes")
     tell("asking the model", 0, 1)
     surety = confidences(run.predictor(), records.samples)
     tell("asking the model", 1, 1)

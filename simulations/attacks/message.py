@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from client.steps.actions import answer
-from client.steps.assignment import FEWEST_SAMPLES
 from client.steps.site_opening import simulated_site
 from dynammo_core.configuration.settings import Optimisation
-from dynammo_core.data.samples import Samples
+from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
 from dynammo_core.experiment import Experiment, code_hash, experiment_from_json
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import matching, travelling_names
@@ -52,9 +51,9 @@ class SiteMessage:
         return model.to(self.experiment.device)
 
 
-def first_step(experiment: Experiment, wanted: Callable[[Stage], bool]) -> Step | None:
+def first_step(experiment: Experiment, matches: Callable[[Stage], bool]) -> Step | None:
     """Return the first step of the run whose stage is as wanted, if it belongs to the first task."""
-    return next((step for step in experiment.steps if step.task == 0 and wanted(step.stage)), None)
+    return next((step for step in experiment.steps if step.task == 0 and matches(step.stage)), None)
 
 
 def ask_sites(experiment: Experiment, step: Step) -> list[SiteMessage]:

@@ -24,7 +24,7 @@ figure img { max-width: 100%; height: auto; }
 <p>In brackets, 95 % bootstrap intervals; records: members against others, or images behind the
 message.</p>
 <div class="scroll"><table>
-  <thead><tr><th>Attack</th><th>On</th><th class="n">Records</th><th>Measure</th><th class="n">Guessing</th>
+  <thead><tr><th>Attack</th><th>Target</th><th class="n">Records</th><th>Measure</th><th class="n">Guessing</th>
   {% for audit in audits %}<th class="n">{{ audit.run.path.name }}</th>{% endfor %}</tr></thead>
   <tbody>
   {% for row in rows %}
@@ -39,14 +39,14 @@ message.</p>
 {% endfor %}{% endfor %}
 
 <h2>What the figures mean</h2>
-<p>AUC: the chance that a training image ranks before a test image of the same classes; 0.5 is a coin. TPR at 1 % FPR:
-the share of training images that are named when at most one test image in a hundred is named wrongly; a coin names
-one in a hundred. Likeness: the peak signal-to-noise ratio to the nearest true image, in decibels; the guess is the
-mean of the class's test images, where the search starts. Cosine: 1 is the feature itself; the guess is how near other
-images of the class are.</p>
-<p>The control ranks images by what shadow models, which saw none of them, make of them. Where it differs from a coin
-the images themselves differ, as exemplars chosen for being typical do, and the loss threshold is right for that
-reason. The likelihood ratio takes that difference out.</p>
+<p>AUC: the probability that a training image ranks before a test image of the same classes; guessing gives 0.5.
+TPR at 1 % FPR: the share of training images that are recognised when at most one test image in a hundred is mistaken
+for one; guessing recognises one in a hundred. Likeness: the peak signal-to-noise ratio to the nearest true image, in
+decibels; the guess is the mean of the class's test images, where the search starts. Cosine: 1 is the feature itself;
+the guess is how near other images of the class come.</p>
+<p>The control ranks images by shadow models that saw none of them. Where it is better than guessing, the images
+themselves differ, as exemplars that were chosen for being typical do. The loss threshold then succeeds for that reason;
+the likelihood ratio removes the difference.</p>
 
 {% if pictures %}
 <h2>What the attacker saw</h2>

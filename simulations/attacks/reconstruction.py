@@ -80,7 +80,7 @@ def best_matches(images: Tensor, labels: Tensor, truths: Samples) -> tuple[list[
     """Return per image of [B, C, S, S] the highest ratio, in decibels, to a true image of its label, and that image."""
     ratios, nearest = [], []
     for image, label in zip(images, labels.tolist(), strict=True):
-        candidates = truths.of_class(label).images.float() / 255
+        candidates = truths.of_class(label).images[:].float() / 255
         own = [decibels(image, candidate) for candidate in candidates]
         ratios.append(max(own))
         nearest.append(candidates[own.index(max(own))])

@@ -37,7 +37,7 @@ def shadow_models(run: AuditedRun, *, pairs: int, seed: int, tell: Tell) -> Iter
         run: the audited run.
         pairs: of models.
         seed: of the halves, and of all that is random in the shadow runs.
-        tell: told the progress.
+        tell: receives the progress.
 
     Yields:
         Each model, and which of the run's records it was trained on.
@@ -78,7 +78,7 @@ def halves(labels: np.ndarray[Any, np.dtype[np.int64]], seed: int) -> Flags:
 
 def _write_images(records: Records, folder: Path) -> None:
     """Write images as they enter the network, so that a shadow run decodes the very same pixels."""
-    for number, image in enumerate(records.samples.images.numpy()):
+    for number, image in enumerate(records.samples.images[:].numpy()):
         pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
         Image.fromarray(np.ascontiguousarray(pixels)).save(folder / f"{number}.png")
 
@@ -86,7 +86,7 @@ def _write_images(records: Records, folder: Path) -> None:
 def _write_manifest(run: AuditedRun, records: Records, trained: Flags, file: Path) -> int:
     """Write the manifest of images to train on and of the one test image that must be; return the number of sites."""
     names, labels = run.experiment.class_names, records.samples.labels.tolist()
-    content = array_keys(records.samples.images.numpy())
+    content = array_keys(records.samples.images[:].numpy())
     known = {content[i] for i in np.flatnonzero(trained).tolist()}
     test = next(i for i, key in enumerate(content) if key not in known)
     used = [(i, "train") for i in np.flatnonzero(trained).tolist()] + [(test, "test")]

@@ -53,7 +53,7 @@ def attack_statistics(run: AuditedRun, *, iterations: int, tell: Tell) -> Attack
     Args:
         run: the run.
         iterations: of the search for the image.
-        tell: told the progress.
+        tell: receives the progress.
 
     Raises:
         DynammoError: a site cannot answer.
@@ -65,7 +65,9 @@ def attack_statistics(run: AuditedRun, *, iterations: int, tell: Tell) -> Attack
     single, fewest = sum(len(row.features) == 1 for row in own), min(own, key=lambda row: len(row.features))
     findings = [
         _likeness(alone, run, "one image of a class"),
-        _likeness(fewest, run, "as in the run", f"{single} of {len(own)} rows of sites rest on one image"),
+        _likeness(
+            fewest, run, "as in the run", f"{single} of {len(own)} rows that sites sent come from a single image"
+        ),
     ]
     labels = torch.tensor([alone.label])
     distance = counted(feature_distance(alone), "from a feature to its image", iterations, tell)

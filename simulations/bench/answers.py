@@ -33,7 +33,7 @@ class RecordingCost:
 
 
 def answers(config: ConfigFile, set_: Overrides = None) -> None:
-    """Measure what recording each answer of the first task, encrypted, takes beside the step that makes it."""
+    """Measure how long it takes to record each encrypted answer of the first task, relative to its step."""
     with readable_errors():
         from dynammo_core.configuration.config import load_config
         from dynammo_core.experiment import Experiment

@@ -18,19 +18,22 @@ from dynammo_core.support.errors import ConfigError, unknown_name
 from dynammo_core.support.terminal import Terminal, command_line, parse_overrides, readable_errors
 from simulations.bench.answers import answers
 from simulations.bench.growth_command import growth
+from simulations.bench.images_command import images, large
 from simulations.bench.inference import inference
 from simulations.bench.shares import shares_table
 from simulations.bench.training import training
 from simulations.measurements.commands import privacy, secure, traffic
 from simulations.options import ConfigFile, Overrides
 
-bench = command_line("Measure the speed of parts of the machinery, and what travels.")
+bench = command_line("Measure speed, memory, privacy cost and traffic.")
 bench.command()(answers)
 bench.command("bytes")(traffic)
 bench.command()(privacy)
 bench.command()(secure)
 bench.command()(growth)
+bench.command()(images)
 bench.command()(inference)
+bench.command()(large)
 bench.command()(training)
 bench.command("shares")(shares_table)
 console = Terminal()
@@ -40,10 +43,10 @@ WANTED = 0.8
 
 @bench.command()
 def memory(
-    megabytes: Annotated[int, typer.Option(min=1, help="Size of the replay memory.")] = 128,
-    repeats: Annotated[int, typer.Option(min=1, help="Times that each kind is read.")] = 9,
+    megabytes: Annotated[int, typer.Option(min=1, help="Size of the replay memory, in MB.")] = 128,
+    repeats: Annotated[int, typer.Option(min=1, help="Number of times that each kind is read.")] = 9,
 ) -> None:
-    """Measure how fast a replay memory is read, plain and encrypted; exit code 1 below 80 % of plain."""
+    """Measure how fast a plain and an encrypted memory are read; exit code 1 if the latter is below 80 % of plain."""
     with readable_errors():
         with tempfile.TemporaryDirectory() as folder:
             seconds = memory_reading(Path(folder), megabytes, repeats)
@@ -51,15 +54,15 @@ def memory(
             console.print(f"{kind:<22}{megabytes / 1e3 / taken:6.2f} GB/s", highlight=False)
         ratio = seconds["plain, checksum"] / seconds["encrypted"]
         bare = seconds["safetensors, unchecked"] / seconds["encrypted"]
-        console.print(f"encrypted / plain: {ratio:.2f} (wanted: {WANTED}); / unchecked: {bare:.2f}", highlight=False)
+        console.print(f"encrypted / plain: {ratio:.2f} (required: {WANTED}); / unchecked: {bare:.2f}", highlight=False)
         raise typer.Exit(0 if ratio >= WANTED else 1)
 
 
 @bench.command()
 def sites(
     config: ConfigFile,
-    count: Annotated[int, typer.Option(min=1, help="Simulated sites.")] = 100,
-    engine: Annotated[str, typer.Option(help="local or flower.")] = "flower",
+    count: Annotated[int, typer.Option(min=1, help="Number of simulated sites.")] = 100,
+    engine: Annotated[str, typer.Option(help="Choose local or flower.")] = "flower",
     set_: Overrides = None,
 ) -> None:
     """Measure the peak memory of a federation of many simulated sites, and the time of a round."""
@@ -79,7 +82,7 @@ def sites(
             summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         seconds, gigabytes = summary["seconds"] / summary["rounds"], peak.bytes / 1e9
         console.print(
-            f"{count} sites, engine {engine}: {summary['rounds']} rounds, {seconds:.2f} s a round, "
+            f"{count} sites, engine {engine}: {summary['rounds']} rounds, {seconds:.2f} s per round, "
             f"{gigabytes:.2f} GB at the peak, last accuracy {summary['last_accuracy']:.1f} %",
             highlight=False,
             soft_wrap=True,

@@ -51,11 +51,11 @@ BASE: Mapping[str, Any] = MappingProxyType(
 
 QUANTITIES: Mapping[str, str] = MappingProxyType(
     {
-        "seconds": "processor seconds a round, all sites and the server",
-        "memory": "peak memory of the process, beyond what it holds before the run",
-        "up": "tensors up, a site and round",
-        "down": "tensors down, a site and round",
-        "messages": "whole messages both ways, a site and round",
+        "seconds": "processor seconds per round, all sites and the server",
+        "memory": "peak memory of the process, beyond that before the run",
+        "up": "tensors up, per site and round",
+        "down": "tensors down, per site and round",
+        "messages": "whole messages both ways, per site and round",
         "checkpoint": "checkpoint at the server",
         "exemplars": "replay memory on a site's disk",
         "network": "deployed backbone and adapters",
@@ -198,8 +198,8 @@ def measured_apart(shape: Shape, overrides: Mapping[str, Scalar]) -> Measured:
         try:
             return pool.submit(measure, shape, overrides).result()
         except BrokenProcessPool as error:
-            what = f"the process of {shape} was killed, for want of memory in most cases"
-            raise RunError(what, remedy="Leave the largest values out") from error
+            what = f"the process of {shape} was killed, most likely because memory ran out"
+            raise RunError(what, remedy="Leave out the largest values") from error
 
 
 class Meter(LocalGrid):

@@ -32,14 +32,15 @@ def growth(
         list[str] | None,
         typer.Option(
             metavar="AXIS[=VALUES]",
-            help="Of tasks, sites, classes and exemplars, with other values: tasks=1,5. Repeatable.",
+            help="Measure only this axis (tasks, sites, classes or exemplars), with these values if given, such as "
+            "tasks=1,5. Repeatable.",
             show_default="all four",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the numbers and the figure.")] = Path("runs/growth"),
+    out: Annotated[Path, typer.Option(help="Folder for the numbers and the figure.")] = Path("runs/growth"),
     set_: Overrides = None,
 ) -> None:
-    """Measure what grows with what in small real runs, each in its own process: tables, and one log-log figure."""
+    """Measure how time, memory and bytes grow with tasks, sites, classes and exemplars, in small real runs."""
     with readable_errors():
         from dataclasses import asdict
 
@@ -99,7 +100,7 @@ def figure(found: Found) -> Drawing:
     from server.report.plots import MUTED, RULE, drawing
     from simulations.comparisons.plots import COLOURS, DASHES, MARKERS
 
-    label = f"Log-log plots of multiples of the first point along {', '.join(found)}; dashed: in proportion."
+    label = f"Log-log plots of multiples of the first point along {', '.join(found)}; dashed: proportional growth."
     with drawing("growth", label, 3.2 * len(found) + 1, 4.2) as drawn:
         drawn.axes.remove()
         (panels,) = drawn.figure.subplots(1, len(found), squeeze=False)
@@ -140,7 +141,7 @@ def _values(only: list[str] | None) -> dict[str, tuple[int, ...]]:
         try:
             chosen[name] = tuple(sorted(set(map(int, numbers.split(","))))) if equals else axis.values
         except ValueError:
-            raise ConfigError(f"--only {text}: {numbers!r} are no whole numbers", accepted="1,2,5") from None
+            raise ConfigError(f"--only {text}: {numbers!r} is not a list of integers", accepted="1,2,5") from None
         least, most = axis.limits
         if not least <= chosen[name][0] <= chosen[name][-1] <= most:
             raise ConfigError(f"--only {text}: out of range", accepted=f"{least} to {most}")

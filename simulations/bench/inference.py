@@ -28,9 +28,13 @@ Key = tuple[str, int, int]
 
 def inference(
     config: ConfigFile,
-    tasks: Annotated[list[int] | None, typer.Option(help="Numbers T of tasks.", show_default="1, 5, 10")] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Images at a time.", show_default="1, 32")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Times that each is measured; the best counts.")] = 20,
+    tasks: Annotated[
+        list[int] | None, typer.Option(help="Number T of tasks. Repeatable.", show_default="1, 5, 10")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Number of images per batch. Repeatable.", show_default="1, 32")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Number of measurements of each; the best one counts.")] = 20,
     set_: Overrides = None,
 ) -> None:
     """Time the deployed model after T tasks: as trained, with batch norm folded, and by ONNX Runtime.

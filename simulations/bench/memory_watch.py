@@ -18,9 +18,15 @@ SECONDS = 0.5
 
 @dataclass
 class Peak:
-    """The most that was seen, in bytes; what processes share is counted once for each, in proportion."""
+    """The most that was seen, in bytes; what processes share is counted once for each, in proportion.
+
+    Attributes:
+        bytes: all that is in memory.
+        anonymous: without what is there of files, which the system may drop whenever it wants room.
+    """
 
     bytes: int = 0
+    anonymous: int = 0
 
 
 @contextmanager
@@ -30,7 +36,9 @@ def peak_memory() -> Iterator[Peak]:
 
     def watch() -> None:
         while not done.wait(SECONDS):
-            peak.bytes = max(peak.bytes, sum(map(_proportional_set, process_tree(os.getpid()))))
+            sets = [_proportional_set(process) for process in process_tree(os.getpid())]
+            peak.bytes = max(peak.bytes, sum(held.all for held in sets))
+            peak.anonymous = max(peak.anonymous, sum(held.anonymous for held in sets))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -41,13 +49,18 @@ def peak_memory() -> Iterator[Peak]:
         watcher.join()
 
 
-def _proportional_set(process: int) -> int:
-    """Return the bytes of a process, by `smaps_rollup`; 0 for one that has gone."""
+class _Set(NamedTuple):
+    all: int
+    anonymous: int
+
+
+def _proportional_set(process: int) -> _Set:
+    """Return the bytes of a process, by `smaps_rollup`; none for one that has gone."""
     with suppress(OSError):
-        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0
+        text = Path(f"/proc/{process}/smaps_rollup").read_text()
+        found = dict(re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE))
+        return _Set(1024 * int(found["Pss"]), 1024 * int(found["Pss_Anon"]))
+    return _Set(0, 0)
 
 
 class ProcessMemory(NamedTuple):

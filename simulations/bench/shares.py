@@ -29,14 +29,14 @@ class Reweighting:
     """What a limit does to honest sites, over the tasks of many partitions.
 
     Attributes:
-        tasks: counted.
-        held: of them, in percent, those in which a site is held.
+        tasks: number of tasks counted.
+        limited: percentage of them in which the limit reduces a site's weight.
         moved: weight that changes hands in these, in percent of all, on average.
-        most: the same, where it is most.
+        most: the largest such weight, in percent.
     """
 
     tasks: int
-    held: float
+    limited: float
     moved: float
     most: float
 
@@ -45,32 +45,35 @@ def shares_table(
     config: ConfigFile,
     alpha: Annotated[
         list[float] | None,
-        typer.Option(help="Skew of the labels. Repeatable.", show_default=", ".join(map(str, ALPHAS)), min=0.001),
+        typer.Option(
+            help="Concentration of the label skew. Repeatable.", show_default=", ".join(map(str, ALPHAS)), min=0.001
+        ),
     ] = None,
     sites: Annotated[
-        list[int] | None, typer.Option(help="Sites. Repeatable.", show_default=", ".join(map(str, SITES)), min=2)
+        list[int] | None,
+        typer.Option(help="Number of sites. Repeatable.", show_default=", ".join(map(str, SITES)), min=2),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Partitions of each kind.")] = 100,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of random partitions for each setting.")] = 100,
     set_: Overrides = None,
 ) -> None:
     """Count how often a limit on one site's share changes the weights of honest sites, and by how much."""
     with readable_errors():
-        table = Table("alpha", "sites", "tasks", "held", "weight moved then", "at most", box=SIMPLE)
+        table = Table("alpha", "sites", "tasks", "limited", "weight moved then", "at most", box=SIMPLE)
         table.title = escape(" ".join([str(config), *(set_ or [])]))
         for skew in alpha or ALPHAS:
             for count in sites or SITES:
-                own: dict[str, Scalar] = {
+                setting: dict[str, Scalar] = {
                     "federation.partition": "dirichlet",
                     "federation.alpha": skew,
                     "federation.sites": count,
                 }
-                seen = held(config, {**parse_overrides(set_ or []), **own}, seeds)
-                figures = (f"{figure:.1f} %" for figure in (seen.held, seen.moved, seen.most))
+                seen = effect_of_limit(config, {**parse_overrides(set_ or []), **setting}, seeds)
+                figures = (f"{figure:.1f} %" for figure in (seen.limited, seen.moved, seen.most))
                 table.add_row(f"{skew:g}", str(count), str(seen.tasks), *figures)
         console.print(table)
 
 
-def held(config: Path, overrides: Mapping[str, Scalar], seeds: int) -> Reweighting:
+def effect_of_limit(config: Path, overrides: Mapping[str, Scalar], seeds: int) -> Reweighting:
     """Return what the limit does to the partitions of so many seeds."""
     from dynammo_core.configuration.config import load_config
     from dynammo_core.experiment import Experiment
@@ -89,13 +92,15 @@ def moved_weights(experiment: Experiment) -> Iterator[float]:
     """Yield per task the part of all weight that the limit takes from one site's new images and gives to the others."""
     import torch
 
-    from client.steps.assignment import FEWEST_SAMPLES
     from dynammo_core.aggregation.voices import shares_kept
+    from dynammo_core.data.samples import FEWEST_SAMPLES
 
     labels = torch.as_tensor(experiment.dataset.train.labels)
     for task in range(len(experiment.stream)):
-        own = torch.isin(labels, torch.tensor(experiment.stream.classes(task)))
-        claims = torch.tensor([int(own[torch.as_tensor(site)].sum()) for site in experiment.partition.train]).double()
+        of_task = torch.isin(labels, torch.tensor(experiment.stream.classes(task)))
+        claims = torch.tensor(
+            [int(of_task[torch.as_tensor(site)].sum()) for site in experiment.partition.train]
+        ).double()
         claims = claims[claims >= FEWEST_SAMPLES]
         counted = claims * shares_kept(claims, experiment.config.limits.largest_share)
         yield float((claims / claims.sum() - counted / counted.sum()).abs().sum() / 2)

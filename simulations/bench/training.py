@@ -26,16 +26,16 @@ console = Terminal()
 
 def training(
     config: ConfigFile,
-    repeats: Annotated[int, typer.Option(min=1, help="Times that each is measured; the best counts.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Number of measurements of each; the best one counts.")] = 3,
     sequence: Annotated[
-        bool, typer.Option(help=f"Run all tasks too, by this method and by {PASS_PER_TASK}: takes minutes.")
+        bool, typer.Option(help=f"Run all tasks too, with this method and with {PASS_PER_TASK}; takes minutes.")
     ] = True,
     unkept: Annotated[
-        bool, typer.Option("--unkept", help="Of all tasks, run both without keeping features as well: takes longer.")
+        bool, typer.Option("--unkept", help="Run all tasks without cached features as well; takes longer.")
     ] = False,
     set_: Overrides = None,
 ) -> None:
-    """Time each training stage of the first task at one site: features kept, against a plain loop over the network.
+    """Time each training stage of the first task at one site, against a plain loop without cached features.
 
     The plain loop does the same epochs on the same images, and runs the whole network on each. Both take turns; read
     the ratios. A site's step loads its weights and checks its answer; the plain loop does not.

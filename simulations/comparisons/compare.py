@@ -21,7 +21,7 @@ from dynammo_core.support.errors import ConfigError
 
 Json = dict[str, Any]
 OnEvent = Callable[[str, Mapping[str, Any]], None]
-"""Told the name of a run and an event of it."""
+"""Receives the name of a run and an event of it."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,23 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 class ComparisonFile(Section):
     """A file of `configs/compare/`: what to compare, under which settings and seeds."""
 
-    base: str = Field(description="the experiment that all rows share; relative to this file")
-    metric: Literal["accuracy", "mean_class_recall"] = Field(default="accuracy", description="of average and last")
-    seeds: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1)
-    overrides: dict[str, Scalar] = Field(default={}, description="overrides of every row")
+    base: str = Field(description="experiment that all rows share, as a path relative to this file")
+    metric: Literal["accuracy", "mean_class_recall"] = Field(
+        default="accuracy", description="metric of the columns average and last"
+    )
+    seeds: tuple[int, ...] = Field(
+        default=(1, 2, 3), min_length=1, description="random seeds; each row is run with every one"
+    )
+    overrides: dict[str, Scalar] = Field(default={}, description="overrides for every row")
     settings: dict[str, dict[str, Scalar]] = Field(
-        default={"": {}}, min_length=1, description="overrides of each setting, by its name; every row meets each"
+        default={"": {}},
+        min_length=1,
+        description="overrides by the name of a setting; every row is run in each setting",
     )
     grid: dict[str, dict[str, dict[str, Scalar]]] = Field(
-        default={}, description="instead of settings: two names, such as alpha and sites, with overrides by value"
+        default={}, description="instead of settings: two axes, such as alpha and sites, with overrides by value"
     )
-    rows: dict[str, dict[str, Scalar]] = Field(min_length=1, description="overrides of each row, by its name")
+    rows: dict[str, dict[str, Scalar]] = Field(min_length=1, description="overrides by the name of a row")
 
     @field_validator("grid")
     @classmethod
@@ -65,7 +71,7 @@ class ComparisonFile(Section):
         cls, grid: dict[str, dict[str, dict[str, Scalar]]], info: ValidationInfo
     ) -> dict[str, dict[str, dict[str, Scalar]]]:
         if grid and (len(grid) != 2 or not all(grid.values()) or any(info.data.get("settings", {}))):
-            raise ValueError(f"{list(grid)} must be two names, each with at least one value, in the place of settings")
+            raise ValueError(f"{list(grid)} must have two axes, each with at least one value, and replaces settings")
         return grid
 
     @property
@@ -151,8 +157,8 @@ class Cell:
             summary: Json = json.loads((self.directory(runs) / "summary.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
-        wanted = {"status": "completed", "config_hash": self.config.content_hash, "code_hash": code_hash(self.config)}
-        return summary if wanted.items() <= summary.items() else None
+        expected = {"status": "completed", "config_hash": self.config.content_hash, "code_hash": code_hash(self.config)}
+        return summary if expected.items() <= summary.items() else None
 
 
 @dataclass(frozen=True)
@@ -237,7 +243,7 @@ def load_comparison(path: Path) -> Comparison:
                 cell = Cell(setting, row, seed, load_config(path.parent / read.base, overrides))
                 if (same := cells.setdefault(cell.config.content_hash, cell)) is not cell:
                     what = f"{path}: {cell.label!r} is the same experiment as {same.label!r}"
-                    raise ConfigError(what, remedy="Leave one of them out, or give it other overrides")
+                    raise ConfigError(what, remedy="Leave out one of them, or give it different overrides")
     return Comparison(path, METRICS[read.metric], tuple(cells.values()), read.sweep)
 
 
@@ -278,6 +284,6 @@ def part_of(cells: Sequence[Cell], shard: str) -> list[Cell]:
     number, count = map(int, match.groups()) if match else (0, 0)
     if not 1 <= number <= count:
         raise ConfigError(
-            f"--shard {shard!r} is not a part of the runs", accepted="K/N with K from 1 to N, such as 2/8"
+            f"--shard {shard!r} does not name a part of the runs", accepted="K/N with K from 1 to N, such as 2/8"
         )
     return list({cell.run_name: cell for cell in cells}.values())[number - 1 :: count]

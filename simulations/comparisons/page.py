@@ -77,7 +77,7 @@ def write_page(
         page = _environment().from_string(TEMPLATE).render(contents)
         write_tables(groups, metric, cost, folder / "tables")
     except (UndefinedError, KeyError, IndexError, TypeError, ValueError) as error:
-        what = f"the files of the runs do not fit together ({type(error).__name__}: {error})"
+        what = f"the files of the runs do not match this version ({type(error).__name__}: {error})"
         raise RunError(what, remedy="Make the page with the version of this project that made the runs") from error
     for name, drawn in figures.items():
         write_atomically(folder / "plots" / f"{name}.svg", drawn.svg.encode())
@@ -102,12 +102,12 @@ def _contents(groups: Sequence[Group], metric: Metric, cost: Sequence[Json]) -> 
     names = _names(groups)
     by_line = {(line.setting, line.row): line for line in lines(groups, metric)}
     settings = []
-    for setting, own in by_setting(groups):
-        finished = [group for group in own if group.results]
+    for setting, members in by_setting(groups):
+        finished = [group for group in members if group.results]
         settings.append(
             {
                 "name": setting,
-                "lines": [by_line[setting, group.row] for group in own],
+                "lines": [by_line[setting, group.row] for group in members],
                 "made": _provenance(finished),
                 "curve": names[setting, ""],
                 "confusions": [
@@ -158,15 +158,15 @@ def _by_row(groups: Sequence[Group]) -> list[Json]:
 
 
 def _curves(groups: Sequence[Group], metric: Metric) -> Iterator[tuple[str, Drawing]]:
-    for setting, own in by_setting(groups):
+    for setting, members in by_setting(groups):
         curves = {
             group.row: np.array([_floats(result.summary[metric.after_tasks]) for result in group.results])
-            for group in own
+            for group in members
             if group.results
         }
         if curves:
-            told = "; ".join(f"{row} {values[:, -1].mean():.1f}" for row, values in curves.items())
-            label = f"Curves of the {metric.words} after each task, in percent, mean over seeds. At the end: {told}."
+            final = "; ".join(f"{row} {values[:, -1].mean():.1f}" for row, values in curves.items())
+            label = f"Curves of the {metric.words} after each task, in percent, mean over seeds. At the end: {final}."
             name = _names(groups)[setting, ""]
             yield name, accuracy_curves(name, curves, metric.words, label)
 
@@ -209,8 +209,8 @@ def _cost_of(backbone: str, method: str, settings: str) -> list[Json]:
     """
     params = METHODS[method].Params
     unpadded = {"padding": 0} if "padding" in params.model_fields else {}
-    given = params.model_validate(json.loads(settings) | unpadded)
-    return macs_table(backbones=[backbone], methods=[given], tasks=COST_TASKS, image_size=COST_IMAGE_SIZE)
+    validated = params.model_validate(json.loads(settings) | unpadded)
+    return macs_table(backbones=[backbone], methods=[validated], tasks=COST_TASKS, image_size=COST_IMAGE_SIZE)
 
 
 def _by_backbone_and_row(cost: Sequence[Json]) -> dict[str, dict[str, list[Json]]]:

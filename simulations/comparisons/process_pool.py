@@ -29,8 +29,8 @@ from simulations.measurements.wires import grid_of
 
 POLL_SECONDS = 0.2
 Event = Mapping[str, Any]
-Told = tuple[str, Event]
-events: SimpleQueue[Told] | None = None
+RunEvent = tuple[str, Event]
+events: SimpleQueue[RunEvent] | None = None
 """In a worker: where it tells what its runs do."""
 
 
@@ -42,7 +42,7 @@ def in_processes(
     Args:
         cells: the runs.
         runs: folder of their run directories.
-        on_event: told every event of every run.
+        on_event: receives every event of every run.
         workers: runs at a time; by default one a GPU, or as many as the cores carry.
 
     Raises:
@@ -55,11 +55,11 @@ def in_processes(
     count = min(workers or gpus or max(1, usable_cores() // threads), len(cells))
     context = multiprocessing.get_context("spawn")
     devices: SimpleQueue[int | None] = context.SimpleQueue()
-    told: SimpleQueue[Told] = context.SimpleQueue()
+    event_queue: SimpleQueue[RunEvent] = context.SimpleQueue()
     for slot in range(count):
         devices.put(device_of(slot, gpus))
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(count, context, _prepare, (devices, told))
+    pool = ProcessPoolExecutor(count, context, _prepare, (devices, event_queue))
     try:
         with _interrupts_held():
             running = {
@@ -68,16 +68,16 @@ def in_processes(
             }
         while running:
             finished, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-            while not told.empty():
-                on_event(*told.get())
+            while not event_queue.empty():
+                on_event(*event_queue.get())
             for future in finished:
                 yield Outcome(running.pop(future), future.result())
     except BaseException as error:
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
         if isinstance(error, BrokenProcessPool):
-            what = "a process that worked at the comparison was killed, for want of memory in most cases"
-            raise RunError(what, remedy="Start the same command again, with fewer --workers") from error
+            what = "a process of the comparison was killed, most likely because memory ran out"
+            raise RunError(what, remedy="Repeat the same command with fewer --workers") from error
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -114,10 +114,10 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _prepare(devices: SimpleQueue[int | None], told: SimpleQueue[Told]) -> None:
+def _prepare(devices: SimpleQueue[int | None], event_queue: SimpleQueue[RunEvent]) -> None:
     """Make a worker ready: its GPU, its way to tell, and its end when the parent ends in whatever way."""
     global events
-    events = told
+    events = event_queue
     if (device := devices.get()) is not None:
         torch.cuda.set_device(device)  # what "cuda" means here from now on; the configuration, and its hash, stay
     follow_parent()

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.text import Text
 
 from dynammo_core.support.terminal import Terminal
-from server.watch.progress import RunState
+from server.watch.run_state import RunState
 from simulations.comparisons.compare import Cell, Outcome, Pool, missing_cells
 from simulations.comparisons.process_pool import in_processes, one_by_one
 
@@ -160,7 +160,9 @@ def run_under_display(cells: Sequence[Cell], runs: Path, console: Console, *, wo
                 view.finish(outcome)
                 failed += [outcome] if outcome.error else []
     except KeyboardInterrupt:
-        console.print("\nStopped. Go on with the same command; what has finished is not run again.", soft_wrap=True)
+        console.print(
+            "\nStopped. To continue, repeat the same command; finished runs are not repeated.", soft_wrap=True
+        )
         raise typer.Exit(130) from None
     for outcome in failed:
         text = f"[bold red]error[/] {escape(f'{labels[outcome.run_name]}: {outcome.error}')}"

@@ -38,7 +38,7 @@ def groups_of(directories: Sequence[Path]) -> tuple[list[Group], list[str]]:
         row = _named(leaves[directory], own_keys, "method.")
         label = _named(leaves[directory], conditions, ""), config.method.name + (f" ({row})" if row else "")
         if (same := found[label].setdefault(config.seed, directory)) is not directory:
-            raise RunError(f"{same} and {directory} are runs of the same experiment", remedy="Name one of them")
+            raise RunError(f"{same} and {directory} are runs of the same experiment", remedy="Give only one of them")
         if runs[directory].summary.get("status") != "completed":
             unfinished.append(str(directory))
     order = {setting: place for place, setting in enumerate(dict.fromkeys(setting for setting, _ in found))}

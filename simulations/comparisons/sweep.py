@@ -24,8 +24,8 @@ def sweep_figures(groups: Sequence[Group], metric: Metric, sweep: Sweep) -> dict
     for number, row in enumerate(dict.fromkeys(group.row for group in groups if group.results), start=1):
         name = f"sweep-{number}-{re.sub(r'[^a-z0-9_]+', '-', row.lower()).strip('-')}".rstrip("-")
         ticks, curves = sweep_curves([group for group in groups if group.row == row], metric, sweep)
-        told = "; ".join(f"{line} {np.nanmean(values):.1f}" for line, values in curves.items())
-        label = f"{row}: {metric.words} after the last task along {sweep.along}, in percent. Means: {told}."
+        means = "; ".join(f"{line} {np.nanmean(values):.1f}" for line, values in curves.items())
+        label = f"{row}: {metric.words} after the last task along {sweep.along}, in percent. Means: {means}."
         figures[name] = accuracy_curves(name, curves, f"last {metric.words}", label, along=sweep.along, ticks=ticks)
     return figures
 

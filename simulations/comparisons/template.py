@@ -34,7 +34,7 @@ TEMPLATE = r"""{% extends "page" %}
 {% endif %}
 
 <h2>Average and last</h2>
-<p>Average: mean over tasks of the {{ metric.words }} after each task. Last: after the last task. Forgetting is that of the accuracy, in points. Mean ± sample standard deviation over the seeds; Δ is the difference from the first row, paired by seed. ECE, the expected calibration error in points: how far the probability of an answer and how often it is right are apart, after the last task. AUROC, how often an image of a learnt class has a higher open-set score than one of a class to come, and FPR95, how many images of classes to come reach the score that 95 % of those of learnt classes reach: means over the tasks after which classes are to come. Empty where runs have not measured it.</p>
+<p>Average: mean over tasks of the {{ metric.words }} after each task. Last: after the last task. Forgetting is measured on the accuracy, in points. Mean ± sample standard deviation over the seeds; Δ is the difference from the first row, paired by seed. ECE, the expected calibration error in points: how far the probability of an answer and how often it is right are apart, after the last task. AUROC, how often an image of a learnt class has a higher open-set score than one of a future class, and FPR95, how many images of future classes reach the score that 95 % of those of learnt classes reach: means over the tasks after which more classes follow. A cell is empty where a run did not measure it.</p>
 {% for setting in settings %}
 {{ heading(setting) }}
 <div class="scroll"><table>
@@ -50,7 +50,7 @@ TEMPLATE = r"""{% extends "page" %}
 
 {% if finished and sweep %}
 <h2>Over {{ sweep.along }} and {{ sweep.across }}</h2>
-<p>One figure a method, a line for each value of {{ sweep.across }}: the {{ metric.words }} after the last task, mean over its seeds, in a band of one standard deviation.</p>
+<p>One figure per method, with a line for each value of {{ sweep.across }}: the {{ metric.words }} after the last task, mean over its seeds, in a band of one standard deviation.</p>
 {% for name in swept %}
 <h3>{{ swept_rows[loop.index0].name }}</h3>
 {{ figure(name, "Along " ~ sweep.along ~ ".") }}
@@ -58,15 +58,15 @@ TEMPLATE = r"""{% extends "page" %}
 {% endfor %}
 {% elif finished %}
 <h2>After each task</h2>
-<p>One line a method: the mean over its seeds, in a band of one standard deviation.</p>
+<p>One line per method: the mean over its seeds, in a band of one standard deviation.</p>
 {% for setting in settings if setting.made %}
 {{ heading(setting) }}
 {{ figure(setting.curve, metric.words | capitalize ~ " over all classes learnt so far. More classes make a harder test, so a gentle fall is expected.") }}
 {{ made(setting.made, "curves.csv") }}
 {% endfor %}
 
-<h2>What is mistaken for what</h2>
-<p>After the last task, over all sites, first seed of each method. A row holds the test images of one true class, in percent of that row; lines separate the tasks.</p>
+<h2>Which classes are confused</h2>
+<p>After the last task, over all sites, first seed of each method. A row shows the test images of one true class, in percent of that row; lines separate the tasks.</p>
 {% for setting in settings if setting.made %}
 {{ heading(setting) }}
 <div class="few">
@@ -94,15 +94,15 @@ TEMPLATE = r"""{% extends "page" %}
   </tbody>
 </table></div>
 {% endfor %}
-<p class="made">Made by <code>{{ command }}</code>; numbers in tables/cost.csv. Counted by torch.utils.flop_counter on untrained networks, so no seed and no run stands behind it: the method’s settings and code {{ code[:12] }} do.</p>
+<p class="made">Made by <code>{{ command }}</code>; numbers in tables/cost.csv. Counted by torch.utils.flop_counter on untrained networks, so it depends on no seed and no run, only on the method’s settings and on code {{ code[:12] }}.</p>
 
 {% if finished %}
 <h2>What went over the network</h2>
-<p>Bytes of tensors, over all rounds, means over the seeds. Up: sent to the server; down: sent to the sites. Images never travel.</p>
+<p>Bytes of tensors in all rounds, means over the seeds. Up: sent to the server; down: sent to the sites. Images never travel.</p>
 {% for setting in settings if setting.traffic %}
 {{ heading(setting) }}
 <div class="scroll"><table>
-  <thead><tr><th>Method</th><th class="n">sites</th><th class="n">up, in all</th><th class="n">down, in all</th><th class="n">up, a task</th><th class="n">down, a task</th><th class="n">up, a site</th><th class="n">down, a site</th></tr></thead>
+  <thead><tr><th>Method</th><th class="n">sites</th><th class="n">up, total</th><th class="n">down, total</th><th class="n">up per task</th><th class="n">down per task</th><th class="n">up per site</th><th class="n">down per site</th></tr></thead>
   <tbody>
   {% for row in setting.traffic %}
   <tr><th scope="row">{{ row.row }}</th><td class="n">{{ row.sites }}</td>{% for total in (row.up, row.down, row.up / row.tasks, row.down / row.tasks, row.up / row.sites, row.down / row.sites) %}<td class="n">{{ total | round | int | size }}</td>{% endfor %}</tr>

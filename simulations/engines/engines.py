@@ -13,8 +13,9 @@ from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import ConfigError, unknown_name
 from server.consortium.flower_app import APP_DIRECTORY
 from server.run.run import run_and_report
-from server.run_directory.directory import Listener, RunDirectory
+from server.run_directory.directory import Listener, RunDirectory, run_place
 from server.run_directory.event_tail import EventTail
+from server.run_directory.lock import only_run, only_start
 from simulations.engines.flower_engine import run_flower
 from simulations.engines.local_grid import LocalGrid
 
@@ -67,24 +68,28 @@ def run_by_flower(
         DynammoError: the configuration cannot work, or Flower's run failed.
     """
     Experiment(config).check()
-    directory = resume or RunDirectory.create(runs, config).path
-    tail = EventTail(directory / "events.jsonl", from_end=resume is not None)
-    run_config: Mapping[str, Scalar] = {
-        "config": str((directory / "config.yaml").resolve()),
-        "runs": str(directory.parent.resolve()),
-        "resume": str(resume.resolve()) if resume else "",
-        "accept-new-code": "yes" if accept_new_code else "",
-    }
-    run_flower(
-        APP_DIRECTORY,
-        nodes=config.federation.sites,
-        run_config=run_config,
-        on_output=None,
-        on_poll=lambda: tail.feed(listener),
-        log_file=directory / "flower.log",
-        ray=ray,
-    )
-    tail.feed(listener)
+    directory = run_place(runs, config, resume)
+    with only_start(directory):
+        with only_run(directory):  # which Flower's process then takes over
+            if resume is None:
+                RunDirectory.create(runs, config)
+        tail = EventTail(directory / "events.jsonl", from_end=resume is not None)
+        run_config: Mapping[str, Scalar] = {
+            "config": str((directory / "config.yaml").resolve()),
+            "runs": str(directory.parent.resolve()),
+            "resume": str(resume.resolve()) if resume else "",
+            "accept-new-code": "yes" if accept_new_code else "",
+        }
+        run_flower(
+            APP_DIRECTORY,
+            nodes=config.federation.sites,
+            run_config=run_config,
+            on_output=None,
+            on_poll=lambda: tail.feed(listener),
+            log_file=directory / "flower.log",
+            ray=ray,
+        )
+        tail.feed(listener)
     return directory
 
 

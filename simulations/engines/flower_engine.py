@@ -111,21 +111,21 @@ def run_flower(
             _check_completed(start, _text(log_file).splitlines())
         except RunError as error:
             log.write("\n--- SuperLink\n" + _text(home / "superlink.log"))
-            raise RunError(str(error), remedy=f"The whole log is in {log_file}") from None
+            raise RunError(str(error), remedy=f"Read the whole log in {log_file}") from None
 
 
 def _check_address(ray: str) -> None:
     try:
         if ray.startswith("ray://"):
-            raise ValueError("Flower joins a cluster from one of its machines alone")
+            raise ValueError("Flower can join a cluster only from one of its machines; run this command there")
         require_listener(ray)
     except (ValueError, OSError) as error:
-        raise RunError(f"no Ray cluster can be used at {ray!r}: {error}", accepted="HOST:PORT") from error
+        raise RunError(f"cannot use a Ray cluster at {ray!r}: {error}", accepted="HOST:PORT") from error
 
 
 def _resources(nodes: int, ray: str | None) -> str:
     """A CPU for each node that works, as far as they go: Ray, left to count, may find none (a quota below one)."""
-    if ray is not None:  # a cluster has counted its own, and refuses to be told
+    if ray is not None:  # a cluster has counted its own, and refuses a number from outside
         return f"num-supernodes={nodes} client-resources-num-cpus=1"
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return f"num-supernodes={nodes} client-resources-num-cpus=1 init-args-num-cpus={max(1, min(nodes, cpus))}"
@@ -263,5 +263,5 @@ def require_listener(address: str) -> None:
     """
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if not separator or not port.isdigit():
-        raise ValueError("it is not HOST:PORT")
+        raise ValueError("the address is not HOST:PORT")
     socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()

@@ -85,11 +85,11 @@ class LocalGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Let one node answer, the one whose message was pushed first; unknown and expired messages fail at once."""
-        wanted = set(message_ids)
-        lost = [_unavailable(message_id) for message_id in sorted(wanted - self._waiting.keys())]
+        requested = set(message_ids)
+        lost = [_unavailable(message_id) for message_id in sorted(requested - self._waiting.keys())]
         if lost:
             return lost
-        message_id = next((message_id for message_id in self._waiting if message_id in wanted), None)
+        message_id = next((message_id for message_id in self._waiting if message_id in requested), None)
         if message_id is None:
             return []
         message = self._waiting.pop(message_id)

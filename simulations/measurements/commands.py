@@ -21,23 +21,25 @@ console = Terminal()
 
 def robustness(
     config: ConfigFile,
-    liars: Annotated[int, typer.Option(min=1, help="Sites that lie, and that the aggregators have to withstand.")] = 1,
+    liars: Annotated[
+        int, typer.Option(min=1, help="Number of malicious sites that the aggregators must withstand.")
+    ] = 1,
     attack: Annotated[
         list[str] | None,
         typer.Option(
-            help="[bold]sign_flip[/]: updates reversed. [bold]scale[/]: ten times as long. [bold]silence[/]: none. "
-            "Repeatable.",
+            help="Attack with [bold]sign_flip[/] (reversed updates), [bold]scale[/] (ten times as long) or "
+            "[bold]silence[/] (no answer). Repeatable.",
             show_default="sign_flip, scale",
         ),
     ] = None,
     aggregator: Annotated[
-        list[str] | None, typer.Option(help="An aggregator beside the mean. Repeatable.", show_default="all")
+        list[str] | None, typer.Option(help="Aggregator to compare with the mean. Repeatable.", show_default="all")
     ] = None,
     set_: Overrides = None,
     runs: Annotated[Path, typer.Option(help="Folder for run directories and the table.")] = Path("runs/robustness"),
     workers: Workers = None,
 ) -> None:
-    """Let sites lie and see which aggregators withstand it; what has finished is not run again."""
+    """Measure which aggregators withstand malicious sites; finished runs are not repeated."""
     with readable_errors():
         from dynammo_core.aggregation import AGGREGATORS
         from simulations.comparisons.progress import run_under_display
@@ -71,17 +73,19 @@ def heterogeneity(
     config: ConfigFile,
     seed: Annotated[
         list[int] | None,
-        typer.Option(help="A seed of the runs. Repeatable; figures are means.", show_default="the experiment's"),
+        typer.Option(
+            help="Random seed of a run. Repeatable; figures are means over seeds.", show_default="the experiment's"
+        ),
     ] = None,
     statistics: Annotated[
         list[str] | None,
-        typer.Option(help="A value of scanners.own_statistics to try. Repeatable.", show_default="trained, frozen"),
+        typer.Option(help="Value of scanners.own_statistics to try. Repeatable.", show_default="trained, frozen"),
     ] = None,
     set_: Overrides = None,
     runs: Annotated[Path, typer.Option(help="Folder for run directories and the table.")] = Path("runs/heterogeneity"),
     workers: Workers = None,
 ) -> None:
-    """Train at one site and test at all, with one scanner and with others; what has finished is not run again."""
+    """Train at one site and test at all, with equal and with different scanners; finished runs are not repeated."""
     with readable_errors():
         from simulations.comparisons.progress import run_under_display
         from simulations.measurements.figures import printed
@@ -104,15 +108,21 @@ def heterogeneity(
 
 
 def privacy(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A private experiment's file.", show_default=False)],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG", help="YAML file of an experiment with differential privacy.", show_default=False
+        ),
+    ],
     epsilon: Annotated[
-        list[float] | None, typer.Option(help="A budget. Repeatable.", show_default="8, 4, 2", min=0.01)
+        list[float] | None,
+        typer.Option(help="Privacy budget to measure. Repeatable.", show_default="8, 4, 2", min=0.01),
     ] = None,
     set_: Overrides = None,
     runs: Annotated[Path, typer.Option(help="Folder for run directories and the table.")] = Path("runs/privacy"),
     workers: Workers = None,
 ) -> None:
-    """Measure what differential privacy costs in accuracy: the experiment without it, then with each budget."""
+    """Measure how much accuracy differential privacy costs, by running without it and with each budget."""
     with readable_errors():
         from simulations.comparisons.progress import run_under_display
         from simulations.measurements.figures import printed
@@ -132,7 +142,7 @@ def traffic(
         list[str] | None,
         typer.Option(
             metavar="METHOD[,KEY=VALUE...]",
-            help="Another method too, with what it shares with the configuration's. Repeatable.",
+            help="Measure another method too, with the settings that it shares with the configured one. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -140,7 +150,7 @@ def traffic(
     runs: Annotated[Path, typer.Option(help="Folder for run directories and the table.")] = Path("runs/bytes"),
     workers: Workers = None,
 ) -> None:
-    """Count the bytes that a site sends and is sent: the whole network, the method, and with each compression."""
+    """Count the bytes that a site sends and receives, for the whole network, the method and each compression."""
     with readable_errors():
         from dynammo_core.configuration.config import load_config
         from simulations.comparisons.progress import run_under_display
@@ -157,9 +167,9 @@ def traffic(
 
 
 def secure(config: ConfigFile, set_: Overrides = None) -> None:
-    """Measure what secure aggregation costs in bytes and seconds: the experiment is run with and without it.
+    """Measure how many bytes and seconds secure aggregation costs, by running with and without it.
 
-    Both runs are made anew, in this process: seconds of another day and of other work beside it say nothing.
+    Both runs are always repeated, in this process: times from another day or beside other work do not compare.
     """
     with readable_errors():
         from dynammo_core.configuration.config import load_config
@@ -177,8 +187,8 @@ def secure(config: ConfigFile, set_: Overrides = None) -> None:
 
 def _again(command: str, config: Path, options: Mapping[str, Sequence[object] | None]) -> str:
     """Return the command line that makes the same page."""
-    given = [str(word) for name, values in options.items() for value in values or () for word in (name, value)]
-    return shlex.join(["dynammo-sim", *command.split(), str(config), *given])
+    words = [str(word) for name, values in options.items() for value in values or () for word in (name, value)]
+    return shlex.join(["dynammo-sim", *command.split(), str(config), *words])
 
 
 def _leave(

@@ -36,10 +36,13 @@ def plan(
     if kind == "same" or sites < 2:
         raise ConfigError(
             f"{config} has {sites} sites and scanners.kind: {kind}, so there is no difference to measure",
-            remedy="Give it two sites or more, and another scanners.kind, such as --set scanners.kind=stain",
+            remedy="Set at least two sites and another scanners.kind, such as --set scanners.kind=stain",
         )
     if read.federation.secure_aggregation:
-        raise ConfigError("one site cannot learn alone where the server sees a sum alone")
+        raise ConfigError(
+            "secure aggregation sums over several sites, so one site cannot learn alone",
+            remedy="Set federation.secure_aggregation: false",
+        )
 
     def trial(scanners: str, trained_at: str, learner: int | None, own: str) -> list[Cell]:
         shared = {**overrides, "scanners.kind": scanners, "scanners.own_statistics": own}

@@ -24,8 +24,8 @@ def plan(config: Path, budgets: Sequence[float], overrides: Mapping[str, Scalar]
     """
     if load_config(config, overrides).privacy.mechanism == "none":
         raise ConfigError(
-            f"{config}: privacy.mechanism is none: there is nothing to measure",
-            remedy="Take configs/private_digits.yaml, or add --set privacy.mechanism=example",
+            f"{config}: privacy.mechanism is none, so there is nothing to measure",
+            remedy="Use configs/private_digits.yaml, or add --set privacy.mechanism=example",
         )
     cells = []
     for budget in (None, *dict.fromkeys(budgets)):

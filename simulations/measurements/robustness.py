@@ -23,8 +23,8 @@ def plan(
     Raises:
         ConfigError: an unknown name, a configuration that is wrong, or more liars than an aggregator withstands.
     """
-    for kind, given, known in (("aggregator", aggregators, AGGREGATORS), ("attack", attacks, ATTACKS)):
-        for name in given:
+    for kind, names, known in (("aggregator", aggregators, AGGREGATORS), ("attack", attacks, ATTACKS)):
+        for name in names:
             if name not in known:
                 raise ConfigError(unknown_name(kind, name, known), accepted=", ".join(known))
     cells = []
@@ -32,9 +32,9 @@ def plan(
         own = {**overrides, "federation.aggregator": aggregator, "federation.liars": liars}
         read = load_config(config, own)
         if read.federation.sites <= liars:
-            raise ConfigError(f"--liars {liars} leaves nobody honest among {read.federation.sites} sites")
+            raise ConfigError(f"--liars {liars} leaves no honest site among {read.federation.sites}")
         if attacks and read.federation.compression != "none":
-            raise ConfigError("the attacks are on tensors as they are", remedy="Leave federation.compression at none")
+            raise ConfigError("the attacks need uncompressed tensors", remedy="Set federation.compression: none")
         cells.append(Cell(CLEAN, aggregator, read.seed, read, Wire(CLEAN)))
         cells += [Cell(attack, aggregator, read.seed, read, Wire(attack, attack=attack)) for attack in attacks]
     return cells

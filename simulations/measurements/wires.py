@@ -66,9 +66,9 @@ class LyingGrid(LocalGrid):
         """Return an instruction with the tensors in it that did not have to travel, since they did before."""
         hashes = {name: str(known) for name, known in sent.config_records["tensors"].items()}
         self._sent |= {name: (hashes[name], array) for name, array in sent.array_records["weights"].items()}
-        held = dict(self._sent.values())
-        self._sent |= {name: (known, held[known]) for name, known in hashes.items()}
-        return RecordDict({"weights": ArrayRecord({name: held[known] for name, known in hashes.items()})})
+        arrays = dict(self._sent.values())
+        self._sent |= {name: (known, arrays[known]) for name, known in hashes.items()}
+        return RecordDict({"weights": ArrayRecord({name: arrays[known] for name, known in hashes.items()})})
 
 
 class LonelyGrid(LocalGrid):
@@ -106,8 +106,8 @@ def _with_updates(
     lie: Tensors = {}
     for name, true in _tensors(answer).items():
         before = earlier.get(name, np.zeros_like(true))
-        told = before + change(true - before)
-        lie[name] = np.asarray(told.clip(min=0) if name.endswith("running_var") else told, dtype=true.dtype)
+        false = before + change(true - before)
+        lie[name] = np.asarray(false.clip(min=0) if name.endswith("running_var") else false, dtype=true.dtype)
     arrays = {name: Array(tensor) for name, tensor in lie.items()}
     return RecordDict({**answer, "weights": ArrayRecord(arrays)})
 

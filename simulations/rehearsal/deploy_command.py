@@ -37,9 +37,9 @@ def deploy(
         Path | None,
         typer.Option(help="Keep the consortium and the sites in this new folder.", show_default="a temporary one"),
     ] = None,
-    compare: Annotated[bool, typer.Option(help="Run the simulation too, and see that the results are equal.")] = True,
+    compare: Annotated[bool, typer.Option(help="Run the simulation too, and require equal results.")] = True,
 ) -> None:
-    """Rehearse a deployment on this machine: TLS, registered keys, a process for each site; then tear it all down.
+    """Rehearse a deployment on this machine: TLS, registered keys, a process for each site; then tear everything down.
 
     Each simulated site's share of the images is written out as a manifest, as a hospital would have it. The commands
     are those of the operator (dynammo-server) and of the engineers (dynammo-site).
@@ -56,7 +56,7 @@ def deploy(
         deployed = _summary(run)
         console.print(final_table(deployed))
         if folder is not None:
-            console.print(f"Everything is in {folder}; the report: {run / 'report.html'}", soft_wrap=True, markup=False)
+            console.print(f"Everything is in {folder}; report: {run / 'report.html'}", soft_wrap=True, markup=False)
         if compare:
             _compare(deployed, _simulated(experiment, place))
 
@@ -113,7 +113,9 @@ def _summary(run: Path) -> dict[str, Any]:
 def _folder(chosen: Path | None) -> Iterator[Path]:
     if chosen is not None:
         if chosen.exists() and any(chosen.iterdir()):
-            raise RunError(f"the folder {chosen} is not empty", accepted="a new one: a rehearsal overwrites nothing")
+            raise RunError(
+                f"the folder {chosen} is not empty", accepted="a new folder, since a rehearsal overwrites nothing"
+            )
         chosen.mkdir(parents=True, exist_ok=True)
         yield chosen.absolute()
     else:

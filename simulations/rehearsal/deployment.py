@@ -77,13 +77,13 @@ class Deployment:
         """Write each site's share of the images and its `site.yaml` with keys; yields each name that is done."""
         folders = [self.site_folder(name) / "images" for name in self.names]
         for name, images in zip(self.names, export_sites(self.experiment, folders), strict=True):
-            given = {
+            answers = {
                 "site": name,
                 "superlink": f"localhost:{self.server.port}",
                 "data": str(images / "manifest.csv"),
                 "ca": str(self.server.ca_certificate),
             }
-            settings, _ = write_site(self.site_yaml(name), given)
+            settings, _ = write_site(self.site_yaml(name), answers)
             # A simulated site trains on a single image of a class, and the results are to be equal.
             assert settings.policy is not None
             write_atomically(settings.policy, b"fewest_images: 1\n")

@@ -132,14 +132,16 @@ def _advance_clock(scene: Scene) -> None:
     """Start the site again with its clock a day ahead of the server's."""
     libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
     if not libraries:
-        raise ConfigError("another clock for one process needs libfaketime", remedy="apt-get install faketime")
+        raise ConfigError(
+            "giving one process a different clock needs libfaketime", remedy="Install it: apt-get install faketime"
+        )
     scene.deployment.end(scene.site)
     ahead = {"LD_PRELOAD": str(libraries[0]), "FAKETIME": "+1d", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     scene.deployment.start_site(scene.site, ahead)
     limit = time.monotonic() + CLOCK_SECONDS
     while "its signatures are refused" not in scene.deployment.said(scene.site):
         if time.monotonic() > limit:
-            raise RunError(f"{scene.site} was not told that its clock is wrong")
+            raise RunError(f"{scene.site} got no message that its clock is wrong")
         time.sleep(1)
 
 

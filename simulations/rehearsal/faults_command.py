@@ -25,18 +25,16 @@ POINTS = 1.0
 
 def faults(
     config: ConfigFile,
-    fault: Annotated[list[str] | None, typer.Option(help="One of the faults. Repeatable.", show_default="all")] = None,
+    fault: Annotated[list[str] | None, typer.Option(help="Fault to inject. Repeatable.", show_default="all")] = None,
     stage: Annotated[
         list[str] | None,
-        typer.Option(
-            help="The stage of the last task in which it strikes. Repeatable.", show_default=", ".join(STAGES)
-        ),
+        typer.Option(help="Stage of the last task in which it strikes. Repeatable.", show_default=", ".join(STAGES)),
     ] = None,
     set_: Overrides = None,
 ) -> None:
-    """Do to a real deployment on this machine what happens to hospitals, and see that nothing is lost.
+    """Inject faults that hospitals meet into a real deployment on this machine, and check that nothing is lost.
 
-    Compares each run with an undisturbed one: last accuracy, and every exemplar at every site. Takes minutes a fault.
+    Compares each run with an undisturbed one: last accuracy, and every exemplar at every site. Takes minutes per fault.
     """
     with readable_errors(), tempfile.TemporaryDirectory(prefix="dynammo-faults-") as folder:
         from simulations.rehearsal.faults import FAULTS
@@ -54,7 +52,7 @@ def faults(
             console.print("; ".join(row[1:]), markup=False, highlight=False)
         console.print(table)
         if failed:
-            raise RunError(f"{failed} of the faults lost something")
+            raise RunError(f"something was lost after {failed} of the faults")
 
 
 def _rows(

@@ -32,9 +32,9 @@ def export_sites(experiment: Experiment, folders: Sequence[Path]) -> Iterator[Pa
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for part, held in (("train", partition.train[site]), ("test", partition.test[site])):
+        for part, indices in (("train", partition.train[site]), ("test", partition.test[site])):
             split: Split = getattr(dataset, part)
-            for index in held.tolist():
+            for index in indices.tolist():
                 path = f"{part}/{index:06d}.png"
                 image = io.BytesIO()
                 Image.fromarray(_pixels(experiment, split, index, site)).save(image, "png")

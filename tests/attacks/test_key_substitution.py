@@ -102,7 +102,7 @@ def test_without_signatures_one_site_is_read_by_a_server_that_plays_the_others(t
 
 
 def test_a_server_that_plays_the_other_sites_is_told_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ProtocolError, match="'shares' cannot be answered: an offer is not as a site writes it"):
+    with pytest.raises(ProtocolError, match="'shares' cannot be answered: an offer is malformed"):
         Server.before(tmp_path).recovered()
 
 
@@ -164,7 +164,7 @@ def test_no_key_but_one_signed_for_this_attempt_by_its_site_is_taken(tmp_path: P
     wrong = right | {"keys": server.offers(own, offers)}
     if phase is Phase.OPEN:
         wrong |= {"shares": torch.zeros(5, 82, dtype=torch.uint8), "survivors": right["sites"]}
-    with pytest.raises(ProtocolError, match=rf"'{phase.value}' cannot be answered: (.*site 2 |an offer is not)"):
+    with pytest.raises(ProtocolError, match=rf"'{phase.value}' cannot be answered: (.*site 2 |an offer is malformed)"):
         server.ask(phase, **wrong)
 
 

@@ -53,14 +53,19 @@ def table(name: str) -> Callable[[Report], Report]:
 
 UNDER_MASKS: Mapping[str, tuple[str, str, Callable[[Report], Report], str]] = {
     "four million samples": ("dynammo", "adapt", counts(lambda own: [2 * 10**6 * (n > 0) for n in own]), "samples"),
-    "fewer than no samples": ("dynammo", "adapt", counts(lambda own: [n - 99 * (n > 0) for n in own]), "sum cannot"),
+    "negative number of samples": (
+        "dynammo",
+        "adapt",
+        counts(lambda own: [n - 99 * (n > 0) for n in own]),
+        "sum cannot",
+    ),
     "a class to come": ("dynammo", "adapt", counts(lambda own: [*own[:9], 5]), "not learnt yet"),
     "a variance of -5": ("dynammo", "adapt", tensors("running_var", lambda t: t * 0 - 5.0), "below the square"),
     "weights of 100,000": ("dynammo", "adapt", tensors("weight", lambda t: t * 0 + 9e5), "reaches"),
     "a Gram matrix of -1": ("streaming_ridge", "sum", tensors(".gram", lambda t: t * 0 - 1.0), "as many samples"),
     "a Gram matrix of 1e6": ("streaming_ridge", "sum", tensors(".gram", lambda t: t * 0 + 1e6), "as many samples"),
     "a Gram matrix with signs": ("streaming_ridge", "sum", tensors(".products", lambda t: -t), "as many samples"),
-    "other counts": ("streaming_ridge", "sum", tensors(".counts", lambda t: t + 1), "'counts' are not"),
+    "other counts": ("streaming_ridge", "sum", tensors(".counts", lambda t: t + 1), "'counts' differ from"),
     "tests that are none": ("streaming_ridge", "evaluate", table("confusion"), "do not add up"),
     "confidence of none": ("streaming_ridge", "evaluate", table("calibration"), "'calibration'"),
 }
@@ -115,7 +120,7 @@ def test_nobody_takes_out_what_was_never_in(tmp_path: Path) -> None:
     WithdrawalLedger(folder).withdraw(["alpha-0-1.png"], "purge by record", date(2026, 3, 1))
     before = (run / "checkpoints" / "latest.safetensors").read_bytes()
     line.times = 12.0
-    with pytest.raises(RunError, match="took out what it never brought"):
+    with pytest.raises(RunError, match="subtracted what it never sent"):
         forget_run(line, config, run, tmp_path / "answer.json")
     assert (run / "checkpoints" / "latest.safetensors").read_bytes() == before
     line.times = 1.0

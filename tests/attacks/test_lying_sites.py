@@ -135,7 +135,7 @@ LIES: Mapping[str, tuple[Where, Mapping[str, Lie]]] = {
             "a trillion samples": say(class_counts=at(0, 10**12)),
             "more samples than a site has": say(class_counts=at(0, 1_000_100)),
             "more samples than a site has, of two classes": say(class_counts=lambda _: [600_000, 600_000] + 8 * [0]),
-            "fewer than no samples": say(class_counts=at(1, -5)),
+            "a negative number of samples": say(class_counts=at(1, -5)),
             "samples of a class that is not learnt yet": say(class_counts=at(9, 3)),
             "a variance below 0": send("running_var", at(0, -5.0)),
             "weights beyond all measure": send("weight", everywhere(1e30)),

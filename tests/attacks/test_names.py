@@ -149,7 +149,7 @@ def test_a_run_in_both_places_is_for_people_to_judge(tmp_path: Path) -> None:
     old_run(tmp_path, "first", "a")
     MemoryStore(tmp_path / "runs" / "first", run="first", site="alpha").save(one("b"))
     before = files(tmp_path)
-    with pytest.raises(MemoryStoreError, match="one run lies in two folders"):
+    with pytest.raises(MemoryStoreError, match="one run is in two folders"):
         run_folder(tmp_path, "first")
     assert files(tmp_path) == before
 
@@ -164,7 +164,7 @@ def test_processes_that_carry_over_at_once_do_it_once(tmp_path: Path) -> None:
 def test_two_runs_that_some_disks_take_for_one_are_told_apart(alpha: Path) -> None:
     opened(alpha, "Digits-01").store.save(one("a"))
     for other in ("digits-01", "DIGITS-01"):
-        with pytest.raises(ProtocolError, match="nothing but capital letters"):
+        with pytest.raises(ProtocolError, match="only in upper and lower case"):
             opened(alpha, other)
     assert opened(alpha, "Digits-01").store.load().record_ids == ("a",)
 

@@ -101,7 +101,7 @@ def test_no_image_tells_of_itself_by_making_a_sum_infinite() -> None:
     features = torch.zeros(3, model.feature_dim)
     features[1, 0] = float("inf")
     stage = step_of(experiment, 0, "sum").stage
-    batches = [(features, torch.tensor([0, 1, 0]))]
+    batches = [(features, torch.tensor([0, 1, 0]), torch.ones(3))]
     noise = lambda shape, _: torch.zeros(shape, dtype=torch.float64)  # noqa: E731
     assert isinstance(stage, Summarise)
     sums = stage.computes_privately(model, batches, {0: 2, 1: 1}, noise)
@@ -170,6 +170,6 @@ def test_ledgers_of_earlier_runs_are_carried_over_once(alpha: Path) -> None:
 
 
 def test_exact_counts_do_not_enter_models_that_promise_to_hide_a_site() -> None:
-    with pytest.raises(ConfigError, match=r"exact numbers of images.*another method.merge than weighted"):
+    with pytest.raises(ConfigError, match=r"exact numbers of images.*method.merge other than weighted"):
         small_config("dynammo", {"privacy.mechanism": "client", "method.norm": "group", "method.merge": "weighted"})
     small_config("dynammo", {"privacy.mechanism": "example", "method.norm": "group", "method.merge": "weighted"})

@@ -120,7 +120,7 @@ def test_a_test_is_answered_for_one_model_and_for_no_other(tmp_path: Path) -> No
     assert len(attack.audited("answered")) == 1
     refused = attack.audited("refused")
     assert [line["code"] for line in refused] == [AnsweredBefore.code] * 5
-    assert "answered before, for other weights" in refused[0]["text"]
+    assert "already answered, for other weights" in refused[0]["text"]
 
 
 @pytest.mark.parametrize("stage", ["sum", "evaluate"])
@@ -175,7 +175,7 @@ def test_an_answer_that_had_to_go_is_not_computed_anew(tmp_path: Path) -> None:
     attack.answer(second)
     assert file.stat().st_size < 4096
     assert attack.refusal(first) == error(AnsweredBefore)
-    assert "kept no longer" in attack.audited("refused")[-1]["text"]
+    assert "dropped" in attack.audited("refused")[-1]["text"]
     assert attack.answer(second)
 
 

@@ -159,7 +159,7 @@ def test_a_message_of_other_types_is_refused(tmp_path: Path) -> None:
 def test_no_text_of_an_error_leaves_the_site(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, code: int
 ) -> None:
-    def fail(*_: Any) -> NoReturn:
+    def fail(*_: Any, **__: Any) -> NoReturn:
         raise error
 
     monkeypatch.setattr("client.steps.site.load_samples", fail)
@@ -178,4 +178,4 @@ def test_a_deliberate_error_is_one_line_in_the_sites_log(tmp_path: Path, caplog:
     with caplog.at_level(logging.INFO, "dynammo.client"):
         call(adapting(tmp_path, step=10**6))
     (line,) = [record.getMessage() for record in caplog.records if record.name == "dynammo.client"]
-    assert line.startswith("step refused: step 1000000 is not in a plan of")
+    assert line.startswith("step refused: the plan has no step 1000000")

@@ -276,6 +276,8 @@ def another(value: Any, key: str) -> Any:
         "data.normalisation": "imagenet",
         "data.augmentation": "crop",
         "data.fit": "pad",
+        "data.split": "patient",
+        "data.duplicates": "drop",
         "data.window": [40.0, 400.0],
         "data.dataset": "fashion_mnist",
         "data.root": "elsewhere",
@@ -299,6 +301,7 @@ def another(value: Any, key: str) -> Any:
         "compute.features": "float16",
         "method.norm": "group",
         "privacy.mechanism": "example",
+        "privacy.unit": "patient",
         "scanners.kind": "noise",
         "scanners.own_statistics": "trained",
         "method.merge": "last",
@@ -408,12 +411,15 @@ def test_each_leaf_key_can_be_overridden(key: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        ({"federation.aggregator": "median"}, "median compares single updates, of which the server is to see none"),
+        (
+            {"federation.aggregator": "median"},
+            "median compares single updates, but with secure aggregation the server must see none",
+        ),
         ({"federation.aggregator": "krum"}, "krum compares single updates"),
         ({"federation.compression": "int8"}, "int8 packs single updates"),
-        ({"federation.sites": 2}, "a sum hides its terms among 3 sites or more, and 2 take part in training"),
+        ({"federation.sites": 2}, "a sum hides its terms only among 3 or more sites that train, but there are 2"),
         ({"federation.secure_threshold": 2}, "2 must be more than half of all 5 sites"),
-        ({"federation.secure_threshold": 6}, "at most the 5 that train"),
+        ({"federation.secure_threshold": 6}, "at most 5, the number of sites that train"),
         ({"federation.sites": 4, "federation.secure_threshold": 2}, "2 must be more than half of all 4 sites"),
     ],
 )
@@ -429,7 +435,7 @@ def test_sites_that_only_evaluate_hide_nobody_who_trains() -> None:
     names = {"data.classes": "[a, b]", "federation.site_names": "[a, b, c]", "federation.evaluate_only": "[c]"}
     secure: dict[str, Scalar] = {**names, "federation.secure_aggregation": True}
     settings = small_settings() | {"federation": {}}
-    with pytest.raises(ConfigError, match="and 2 take part in training"):
+    with pytest.raises(ConfigError, match="but there are 2"):
         resolve(settings, "x", {**secure, "federation.sites": 3})
 
 

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from dynammo_core.data import loading
+from dynammo_core.data.decoded.image_cache import ImageCache
 from dynammo_core.data.loading import load_samples
 from dynammo_core.data.samples import Samples, Split
 from dynammo_core.data.sources import ArraySource, FileSource, select
@@ -103,3 +106,45 @@ def test_loading_does_not_alias_the_data_set() -> None:
 
 def test_no_indices_give_no_samples() -> None:
     assert len(load_samples(in_memory(np.zeros((2, 8, 8), dtype=np.uint8)), [], 8)) == len(Samples.empty())
+
+
+def resized_in_groups(images: list[np.ndarray], size: int) -> torch.Tensor:
+    """All at once, those of one shape in one batch: another way to the same bits."""
+    tensors = [torch.from_numpy(image[None]) for image in images]
+    tensors = [tensor[:, None] if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2) for tensor in tensors]
+    resized = torch.empty(len(images), max(tensor.shape[1] for tensor in tensors), size, size, dtype=torch.uint8)
+    for shape in {tensor.shape for tensor in tensors}:
+        places = [place for place, tensor in enumerate(tensors) if tensor.shape == shape]
+        batch = torch.cat([tensors[place] for place in places])
+        if shape[-2:] != (size, size):
+            batch = F.interpolate(batch, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+        resized[places] = batch.expand(-1, resized.shape[1], -1, -1)
+    return resized
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["one size", "mixed sizes"])
+@pytest.mark.parametrize("colours", [(), (3,)], ids=["grey", "colour"])
+def test_resizing_one_by_one_on_all_cores_changes_no_bit(
+    tmp_path: Path, mixed: bool, colours: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(2)
+    shapes = [(61, 47), (16, 16), (9, 130), (1, 1), (200, 3)] if mixed else [(61, 47)]
+    images = [rng.integers(0, 256, (*shape, *colours), dtype=np.uint8) for shape in shapes for _ in range(5)]
+    images += [rng.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
+    order = rng.permutation(len(images)).tolist()
+    paths = tuple(tmp_path / f"{place}.png" for place in range(len(images)))
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
+    contents = tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
+    labels = np.zeros(len(paths), dtype=np.int64)
+    split = Split(FileSource(paths, ("",) * len(paths)), labels, tuple(map(str, paths)), contents=contents)
+    for size in (16, 47):
+        expected = resized_in_groups([images[place] for place in order], size)
+        for cores in (1, 7):
+            monkeypatch.setattr("os.sched_getaffinity", lambda process, cores=cores: set(range(cores)))
+            assert torch.equal(load_samples(split, order, size).images[:], expected)
+            assert load_samples(split, order, size).images[:].is_contiguous()
+        cache = ImageCache(tmp_path / "cache", 10**7, site="north")
+        for _ in range(2):
+            assert torch.equal(load_samples(split, order, size, cache=cache).images[:], expected)
+        assert len(list((tmp_path / "cache").rglob("*.index"))) > 0

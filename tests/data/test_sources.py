@@ -8,7 +8,7 @@ import pytest
 
 from dynammo_core.data.images.reading import Reading
 from dynammo_core.data.samples import Split
-from dynammo_core.data.sources import ArraySource, FileSource, Selection, array_keys, file_keys, read_as, select
+from dynammo_core.data.sources import ArraySource, FileSource, Selection, array_keys, chain, read_as, select
 from dynammo_core.support.errors import DataError
 
 
@@ -33,15 +33,6 @@ def test_selections_of_selections_read_the_right_images() -> None:
     assert isinstance(part.source.source, ArraySource)
 
 
-def test_file_keys_are_equal_exactly_where_the_bytes_are(tmp_path: Path) -> None:
-    contents = [b"aa", b"bb", b"aa", b"longer"]
-    paths = [tmp_path / str(i) for i in range(len(contents))]
-    for path, content in zip(paths, contents, strict=True):
-        path.write_bytes(content)
-    keys = file_keys(paths, [""] * len(paths))
-    assert [keys.index(key) for key in keys] == [0, 1, 0, 3]
-
-
 def test_array_keys_are_equal_exactly_where_the_pixels_are() -> None:
     images = np.zeros((3, 2, 2), dtype=np.uint8)
     images[1, 0, 0] = 1
@@ -49,9 +40,18 @@ def test_array_keys_are_equal_exactly_where_the_pixels_are() -> None:
     assert keys[0] == keys[2] != keys[1]
 
 
-def test_a_missing_file_is_named_with_its_row(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone\.png \(row 3\) cannot be opened: No such file"):
-        file_keys([tmp_path / "gone.png"], ["row 3"])
+def test_two_parts_of_one_source_become_one_again() -> None:
+    whole = Split(
+        ArraySource(np.arange(6, dtype=np.uint8)[:, None, None]),
+        np.arange(6),
+        tuple("abcdef"),
+        contents=tuple("uvwxyz"),
+    )
+    both = chain(select(whole, np.array([5, 1])), select(whole, np.array([2])))
+    assert [int(both.source.read(i)[0, 0]) for i in range(3)] == both.labels.tolist() == [5, 1, 2]
+    assert (both.record_ids, both.contents) == (("f", "b", "c"), ("z", "v", "w"))
+    with pytest.raises(ValueError, match="one source"):
+        chain(whole, Split(ArraySource(np.zeros((1, 1, 1), np.uint8)), np.zeros(1, np.int64), ("g",)))
 
 
 def test_a_reading_reaches_the_files_beneath_selections_and_leaves_arrays(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Real sites on this machine: TLS, registered keys, a process each; one of them is killed, and nothing is lost."""
+"""Real sites on this machine: TLS, registered keys, a process each, and two runs that they share.
+
+In the first a site is killed, and nothing is lost. The second is extended by a new disease, and rid of a record.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,33 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from small_runs import small_config
+from typer.testing import CliRunner
 
+from client.cli import app as site_commands
 from client.steps.site_opening import simulated_site
+from dynammo_core.configuration.config import Config, load_config, resolve
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.processes import process_tree
+from dynammo_core.wire.announcement import with_new_task
+from server.cli import app as server_commands
 from server.jobs.jobs import announcements, evaluation
 from simulations.engines.engines import run_local
 from simulations.rehearsal.deployment import Deployment, deployed_config, deployment
 from simulations.rehearsal.faults import exemplars, run_with_fault
 
 NAMES = ("north", "east")
+OVERRIDES = {"federation.sites": len(NAMES), "federation.attempts": 2}
 EQUAL = ("accuracy_after_tasks", "site_accuracies", "last_accuracy", "forgetting", "bytes_up", "rounds", "status")
 
 
 @pytest.fixture(scope="module")
 def consortium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    overrides = {"federation.sites": len(NAMES), "federation.attempts": 2, "method.balance.rounds": 1}
-    experiment = Experiment(small_config(overrides=overrides))
+    experiment = Experiment(small_config(overrides={**OVERRIDES, "method.balance.rounds": 1}))
     with deployment(tmp_path_factory.mktemp("consortium"), experiment, NAMES) as made:
         assert list(made.prepare_sites()) == list(NAMES)
         made.open()
@@ -95,6 +105,57 @@ def test_no_process_of_a_consortium_writes_outside_its_folders(run: Path, consor
                 assert [file for file in regular if not file.is_relative_to(consortium.folder)] == [], name
                 looked_at += 1
         assert looked_at >= 2, name  # what was started, and Flower's executor behind it
+
+
+def two_digits() -> Config[Any]:
+    """What the consortium agrees on next: the digits 0 and 1, of the ten that lie at the sites."""
+    data = deployed_config(Experiment(small_config("streaming_ridge", OVERRIDES)), NAMES).model_dump(mode="json")
+    data["data"]["classes"], data["tasks"]["sizes"] = ["0", "1"], [2]
+    return resolve(data, "the second agreement", {})
+
+
+def operator(consortium: Deployment, *words: str) -> None:
+    """Type a command of the operator."""
+    result = CliRunner().invoke(server_commands, [*words, "--folder", str(consortium.server.folder)])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.fixture(scope="module")
+def extended(consortium: Deployment) -> Path:
+    """A run of two digits, which two more extend once it is done: by the operator's own commands."""
+    config = two_digits()
+    consortium.approve(config)
+    file = consortium.folder / "agreed.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    operator(consortium, "run", str(file))
+    run = consortium.server.runs / config.run_name
+    consortium.approve(with_new_task(config, ["2", "3"]))
+    operator(consortium, "extend", str(run), "--class", "2", "--class", "3")
+    return run
+
+
+def test_new_disease_joins_a_run_that_had_ended(extended: Path) -> None:
+    assert json.loads((extended / "model.json").read_text())["tasks"] == [["0", "1"], ["2", "3"]]
+    summary = json.loads((extended / "summary.json").read_text())
+    assert (summary["status"], len(summary["accuracy_after_tasks"])) == ("completed", 2)
+    assert load_config(extended / "config.yaml").data.classes == ("0", "1", "2", "3")
+
+
+def test_withdrawn_record_leaves_the_sums_of_the_run(extended: Path, consortium: Deployment) -> None:
+    with (consortium.site_folder("north") / "images" / "manifest.csv").open() as table:
+        record = next(row["record_id"] for row in csv.DictReader(table) if row["label"] == "0")
+    before = (extended / "model.safetensors").read_bytes()
+    words = ["memory", "purge", str(consortium.site_yaml("north")), "--record-id", record, "--yes"]
+    assert CliRunner().invoke(site_commands, words).exit_code == 0
+    operator(consortium, "forget", str(extended))
+    (said,) = (extended / "corrections").glob("*.json")
+    assert json.loads(said.read_text()) == {
+        "corrected": ["north"],
+        "nothing_to_correct": ["east"],
+        "failures": {},
+        "model_written": True,
+    }
+    assert (extended / "model.safetensors").read_bytes() != before
 
 
 def _rows(run: Path) -> list[dict[str, str]]:

@@ -23,7 +23,8 @@ OVERRIDES = {
     "data.train_per_class": 20,
     "data.test_per_class": 10,
     "tasks.sizes": "[2, 2]",
-    "federation.sites": 3,
+    "federation.sites": 2,
+    **{f"method.{stage}.{what}": 1 for stage in ("adapt", "balance") for what in ("rounds", "epochs")},
 }
 COMMAND = "from simulations.flower_command import main; main()"
 

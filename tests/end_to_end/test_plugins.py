@@ -48,7 +48,9 @@ def test_both_engines_run_a_method_from_outside_and_agree(outside: Path, file: P
     assert config.method.share == 0.25
     local, flower = (run(config, engine=engine, runs=tmp_path / engine) for engine in ("local", "flower"))
     assert Outcome.of(local) == Outcome.of(flower)
-    summary = json.loads((local / "summary.json").read_text())
+    summary, by_flower = (json.loads((path / "summary.json").read_text()) for path in (local, flower))
+    assert summary["bytes_down"] == by_flower["bytes_down"]
+    assert (flower / "checkpoints" / "latest.safetensors").exists()
     assert (summary["method"], summary["status"]) == ("half_replay", "completed")
     assert summary["code_hash"] == code_hash(config) != project_hash()
 
@@ -103,7 +105,7 @@ def test_a_site_with_another_version_or_without_it_refuses(tmp_path: Path, caplo
     with caplog.at_level(logging.ERROR):
         assert answered(sent).error.code == 105
     assert "method.name: unknown method 'half_replay'" in caplog.text
-    assert "if another package brings it, install that package in this environment" in caplog.text
+    assert "if another package provides it, install that package in this environment" in caplog.text
     with pytest.raises(ConfigError, match="unknown method 'half_replay'"):
         plugged_in(method=METHOD_SECTION)
 

@@ -17,7 +17,8 @@ from small_runs import Outcome
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
     **{"backbone.name": "small_cnn", "backbone.weights": "random", "data.image_size": 16, "data.train_per_class": 20},
-    **{"data.test_per_class": 10, "tasks.sizes": "[2, 2]", "federation.sites": 2, "method.train.epochs": 1},
+    **{"data.test_per_class": 10, "tasks.sizes": "[2, 2]", "federation.sites": 2},
+    **{"method.train.rounds": 1, "method.train.epochs": 1},
 }
 SCRIPT = "#!{python}\nimport sys\nfrom {module} import {attribute}\nsys.exit({attribute}())\n"
 

@@ -8,20 +8,24 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_runs import small_config
 from torch import Tensor
 
 from dynammo_core.configuration.settings import MemorySettings
 from dynammo_core.data.samples import Samples
+from dynammo_core.experiment import Experiment
 from dynammo_core.memory.rehearsal import (
     SIMULATED_DAY,
     balanced_set,
+    check_room,
     classes_of,
     drop_expired,
-    exemplars_per_class,
     remember,
+    share_of,
 )
 from dynammo_core.memory.selection import SELECTIONS
 from dynammo_core.memory.store import ReplayMemory, Taken
+from dynammo_core.support.errors import ConfigError
 from dynammo_core.support.seeding import derive_seed, seeded_generator
 
 SIDE = 4
@@ -47,10 +51,26 @@ def settings(exemplars: int, **others: object) -> MemorySettings:
 
 
 def taken_in(
-    memory: ReplayMemory, new: Samples, share_of: MemorySettings, *, sites: int = 1, today: date = SIMULATED_DAY
+    memory: ReplayMemory,
+    new: Samples,
+    shares: MemorySettings,
+    *,
+    site: int = 0,
+    sites: int = 1,
+    today: date = SIMULATED_DAY,
+    fewest_patients: int = 1,
 ) -> ReplayMemory:
     return remember(
-        memory, new, task=memory.task + 1, settings=share_of, sites=sites, features=pixels, seed=9, today=today
+        memory,
+        new,
+        task=memory.task + 1,
+        settings=shares,
+        site=site,
+        sites=sites,
+        features=pixels,
+        seed=9,
+        today=today,
+        fewest_patients=fewest_patients,
     )
 
 
@@ -65,18 +85,23 @@ def counts(samples: Samples) -> dict[int, int]:
 @pytest.mark.parametrize(
     ("exemplars", "sites", "classes", "megabytes", "share"),
     [
-        (200, 1, 10, 1024, 20),  # 200 / 10
-        (200, 5, 4, 1024, 10),  # 200 / 5 = 40 a site, / 4
-        (100, 3, 4, 1024, 8),  # 33 a site, 8 a class and 1 over
-        (3, 5, 1, 1024, 0),  # fewer exemplars than sites
-        (2000, 1, 10, 1.0, 8),  # 1,000,000 / 12,288 bytes = 81 images, / 10
-        (2000, 1, 10, 0.01, 0),  # no room for one image of each class
-        (200, 1, 0, 1024, 0),  # a site without images
+        (200, 1, 10, 1024, (20, 10)),  # 200 / 10
+        (200, 5, 4, 1024, (10, 4)),  # 200 / 5 = 40 a site, / 4
+        (100, 3, 4, 1024, (8, 4)),  # 33 a site, 8 a class and 1 over
+        (3, 5, 1, 1024, (1, 1)),  # fewer exemplars than sites: this one is among the first
+        (200, 20, 11, 1024, (1, 10)),  # 10 a site: one class less than it holds
+        (2000, 1, 10, 1.0, (8, 10)),  # 1,000,000 / 12,288 bytes = 81 images, / 10
+        (2000, 1, 10, 0.05, (1, 4)),  # room for 4 images
+        (2000, 1, 10, 0.01, (0, 0)),  # no room for one image
+        (200, 1, 0, 1024, (0, 0)),  # a site without images
+        (0, 3, 4, 1024, (0, 0)),
     ],
 )
-def test_share_of_a_class_by_hand(exemplars: int, sites: int, classes: int, megabytes: float, share: int) -> None:
+def test_share_of_a_class_by_hand(
+    exemplars: int, sites: int, classes: int, megabytes: float, share: tuple[int, int]
+) -> None:
     memory = settings(exemplars, quota_megabytes=megabytes)
-    assert exemplars_per_class(memory, sites=sites, classes=classes, image_bytes=3 * 64 * 64) == share
+    assert share_of(memory, site=0, sites=sites, classes=classes, image_bytes=3 * 64 * 64) == share
 
 
 @given(
@@ -86,16 +111,86 @@ def test_share_of_a_class_by_hand(exemplars: int, sites: int, classes: int, mega
     megabytes=st.floats(0.01, 20),
     image_bytes=st.integers(1, 200_000),
 )
-def test_shares_fit_both_quotas_and_use_one_up(
+def test_shares_fit_both_quotas_and_fall_to_nothing_only_where_nothing_is_left(
     exemplars: int, sites: int, classes: int, megabytes: float, image_bytes: int
 ) -> None:
     memory = settings(exemplars, quota_megabytes=megabytes)
-    share = exemplars_per_class(memory, sites=sites, classes=classes, image_bytes=image_bytes)
-    by_number = (share + 1) * classes * sites > exemplars - sites + 1  # what does not divide by the sites is left over
-    by_disk = (share + 1) * classes * image_bytes > int(megabytes * 1e6)
-    assert share * classes * sites <= exemplars
-    assert share * classes * image_bytes <= megabytes * 1e6
-    assert by_number or by_disk
+    shares = [
+        share_of(memory, site=site, sites=sites, classes=classes, image_bytes=image_bytes) for site in range(sites)
+    ]
+    room = int(megabytes * 1e6) // image_bytes
+    assert sum(share.each * share.classes for share in shares) <= exemplars
+    for site, share in enumerate(shares):
+        assert share.each * share.classes * image_bytes <= megabytes * 1e6
+        own = exemplars // sites + (site < exemplars % sites)
+        if share.classes == classes:  # what does not divide by the sites or by the classes is left over
+            assert (share.each + 1) * classes > min(exemplars // sites, room) or share.each == 1
+        else:
+            assert (share.each, share.classes) == (min(1, own, room), min(own, room)) < (1, classes)
+
+
+def test_with_more_classes_than_exemplars_a_site_keeps_one_of_as_many_as_it_can(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """200 exemplars at 20 sites are 10 a site. Of 10 classes each keeps one; then two more classes arrive."""
+    shares, left = settings(200), []
+    for site in range(20):
+        memory = taken_in(BEFORE, images_of(dict.fromkeys(range(10), 3)), shares, site=site, sites=20)
+        assert counts(memory.samples) == dict.fromkeys(range(10), 1)
+        assert not caplog.records
+        for label in (10, 11):
+            before = set(classes_of(memory.samples))
+            memory = taken_in(memory, images_of({label: 3}, seed=label), shares, site=site, sites=20)
+            assert len(memory.samples) == 10
+            assert set(classes_of(memory.samples)) <= before | {label}
+        assert "the memory has room for 10 of 11 classes: the others keep no exemplar" in caplog.text
+        caplog.clear()
+        # The same classes stay when all come at once: which of them give way does not depend on the order.
+        once = taken_in(BEFORE, images_of(dict.fromkeys(range(12), 3)), shares, site=site, sites=20)
+        assert classes_of(once.samples) == classes_of(memory.samples)
+        left += classes_of(memory.samples)
+        caplog.clear()
+    # 200 exemplars of 12 classes: each stays at 16.7 of 20 sites, give or take 1.7, and none is lost to all.
+    assert min(Counter(left).values()) >= 10
+    assert len(Counter(left)) == 12
+
+
+def of_patients(patients: list[str]) -> Samples:
+    """Images of one class, alike for alike patients, so that herding likes to take many of one patient."""
+    generator = seeded_generator(5, "patients")
+    looks = {name: torch.randint(0, 256, (3, SIDE, SIDE), generator=generator) for name in sorted(set(patients))}
+    noise = torch.randint(0, 9, (len(patients), 3, SIDE, SIDE), generator=generator)
+    images = torch.stack([looks[name] for name in patients]) // 2 + noise
+    labels = torch.zeros(len(patients), dtype=torch.int64)
+    return Samples(images.to(torch.uint8), labels, tuple(map(str, range(len(patients)))), tuple(patients))
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_as_many_patients_as_the_policy_wants_stand_behind_a_class_however_small_it_gets(selection: str) -> None:
+    new = of_patients(["ann"] * 30 + ["bob"] * 4 + ["cid"] * 3 + ["dee"])
+    shares = settings(8, selection=selection)
+    usual = taken_in(BEFORE, new, shares).samples
+    spread = taken_in(BEFORE, new, shares, fewest_patients=3)
+    assert len(usual) == len(spread.samples) == 8
+    for count in range(1, 9):
+        assert len({*spread.samples.patient_ids[:count]}) >= min(3, count)
+    assert set(usual.patient_ids[:3]) != set(spread.samples.patient_ids[:3])  # it makes a difference here
+    # more patients than there are: all of them come first, and then the best
+    everyone = taken_in(BEFORE, new, shares, fewest_patients=7).samples
+    assert sorted(everyone.patient_ids[:4]) == ["ann", "bob", "cid", "dee"]
+    smaller = taken_in(spread, images_of({1: 9}, seed=1), shares, fewest_patients=3)
+    assert len({*smaller.samples.of_class(0).patient_ids}) == 3
+
+
+def test_a_balanced_set_shows_as_many_patients_as_the_policy_wants() -> None:
+    new = of_patients(["ann"] * 60 + ["bob"] * 2 + ["cid"])
+    new = Samples(new.images, torch.ones_like(new.labels), new.record_ids, new.patients)
+    memory, shares = taken_in(BEFORE, images_of({0: 9}), settings(6)).samples, settings(6)
+    usual = balanced(memory, new, shares)
+    spread = balanced_set(memory, new, settings=shares, site=0, sites=1, seed=1, fewest_patients=3)
+    assert counts(usual) == counts(spread) == {0: 6, 1: 6}
+    assert set(usual.of_class(1).patient_ids) == {"ann"}
+    assert set(spread.of_class(1).patient_ids) == {"ann", "bob", "cid"}
 
 
 def test_memory_over_three_tasks() -> None:
@@ -175,7 +270,9 @@ def test_a_memory_keeps_its_class_names_until_it_gets_others() -> None:
 
     def named(memory: ReplayMemory, task: int, *names: str) -> ReplayMemory:
         new = images_of({task: 9}, seed=task)
-        return remember(memory, new, task=task, settings=shares, sites=1, features=pixels, seed=9, class_names=names)
+        return remember(
+            memory, new, task=task, settings=shares, site=0, sites=1, features=pixels, seed=9, class_names=names
+        )
 
     first = named(BEFORE, 0, "melanoma", "naevus")
     assert first.class_names == named(first, 1).class_names == ("melanoma", "naevus")
@@ -214,7 +311,7 @@ def test_grey_and_colour_images_fit_the_disk_together(old: int, new: int) -> Non
 
 
 def balanced(memory: Samples, new: Samples, shares: MemorySettings, *, seed: int = 1, sites: int = 1) -> Samples:
-    return balanced_set(memory, new, settings=shares, sites=sites, seed=seed)
+    return balanced_set(memory, new, settings=shares, site=0, sites=sites, seed=seed)
 
 
 def test_before_the_first_exemplars_all_new_images_serve() -> None:
@@ -251,3 +348,39 @@ def test_without_memory_nothing_is_kept_and_all_new_images_serve() -> None:
     new = images_of({1: 5}, seed=1)
     assert not len(memory)
     assert same(balanced(memory, new, settings(0)), new)
+
+
+@pytest.mark.parametrize(
+    ("exemplars", "megabytes", "said"),
+    [
+        (9, 1024, r"9 exemplars of 10 classes leave a class without any\. Accepted: 0, .* at least 10\. .* to 50,"),
+        (1, 1024, "leave a class without any"),
+        (200, 1e-5, "1e-05 MB have no room for an image of 48 bytes"),
+    ],
+)
+def test_a_memory_that_cannot_hold_every_class_is_refused(exemplars: int, megabytes: float, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_room(settings(exemplars, quota_megabytes=megabytes), classes=10, sites=5, image_bytes=48)
+
+
+@pytest.mark.parametrize(
+    ("exemplars", "said"),
+    [
+        (0, ""),  # a run without memory is a choice
+        (10, "a site that holds all 10 classes keeps one exemplar of 2 of them, and none of the others; with 50"),
+        (49, "keeps one exemplar of 9 of them"),
+        (50, "keeps 1 exemplars of each"),
+        (149, "keeps 2 exemplars of each"),
+        (150, ""),
+    ],
+)
+def test_a_memory_that_holds_little_is_told_of(exemplars: int, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    check_room(settings(exemplars), classes=10, sites=5, image_bytes=48)
+    assert len(caplog.records) == bool(said)
+    assert said in caplog.text
+
+
+def test_an_experiment_is_refused_before_it_begins() -> None:
+    with pytest.raises(ConfigError, match="3 exemplars of 4 classes leave a class without any"):
+        Experiment(small_config("replay", {"memory.exemplars": 3})).check()
+    Experiment(small_config("streaming_ridge", {"memory.exemplars": 3})).check()  # it keeps none

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
@@ -403,7 +403,6 @@ def patched(fields: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({name: st.just(value) | JSON for name, value in fields.items()})
 
 
-@settings(max_examples=250)
 @given(
     st.one_of(
         st.binary(max_size=300),
@@ -435,3 +434,23 @@ def with_entry(entry: dict[str, Any]) -> bytes:
     labels = {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}
     head = json.dumps({"__metadata__": {"notes": json.dumps(NOTES)}, "labels": labels, "images": entry}).encode()
     return len(head).to_bytes(8, "little") + head + bytes(200)
+
+
+@both
+def test_exemplars_keep_their_patients(tmp_path: Path, key: bytes | None) -> None:
+    plain, held = memory(), store(tmp_path, key=key)
+    kept = replace(
+        plain, samples=replace(plain.samples, patients=("ann", "bob", "ann", "\N{GREEK SMALL LETTER BETA}", ""))
+    )
+    held.save(kept)
+    assert same(held.load(), kept)
+    assert held.load().patient_ids == kept.samples.patients
+    assert held.load().subset([2, 1]).patient_ids == ("ann", "bob")
+
+
+def test_a_memory_that_names_no_patients_is_written_and_read_as_ever(tmp_path: Path) -> None:
+    held = store(tmp_path)
+    held.save(memory())
+    assert b"patients" not in held.path.read_bytes()
+    assert held.load().samples.patients == ()
+    assert held.load().patient_ids == memory().record_ids

@@ -222,7 +222,7 @@ def test_a_site_that_holds_nothing_abstains_and_one_without_exemplars_learns_wha
 # The whole
 
 BUDGET: Mapping[str, object] = {"rounds": 2, "epochs": 8, "learning_rate": 0.02}
-HEADS: Mapping[str, object] = {"epochs": 60, "optimizer": "adam", "learning_rate": 0.01}
+HEADS: Mapping[str, object] = {"epochs": 25, "optimizer": "adam", "learning_rate": 0.01}
 
 
 def learnt(name: str, **params: object) -> float:

@@ -52,5 +52,5 @@ def test_the_whole_network_travels_both_ways_and_statistics_with_it(name: str) -
 
 def test_a_class_that_has_not_come_yet_is_an_error(name: str) -> None:
     made = grown(name, 2)
-    with pytest.raises(ValueError, match=r"label 4 has no row in a head of the classes \(0, 1, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"label 4 has no row in a head with the classes \(0, 1, 2, 3\)"):
         made.stage("train", 1).loss(made.model, torch.randn(2, 3, 16, 16), torch.tensor([0, 4]), LossContext(1))

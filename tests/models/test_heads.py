@@ -37,7 +37,7 @@ def test_each_target_is_the_row_of_its_label(classes: list[int], asked: list[int
 
 
 def test_a_label_that_no_row_stands_for_is_named() -> None:
-    with pytest.raises(ValueError, match=r"label 8 has no row in a head of the classes \(7, 3\)"):
+    with pytest.raises(ValueError, match=r"label 8 has no row in a head with the classes \(7, 3\)"):
         LinearHead(2, (7, 3)).targets(labels(3, 8, 9))
 
 

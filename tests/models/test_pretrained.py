@@ -161,10 +161,10 @@ def _poisoned(state: State) -> State:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (_transposed, r"'block1\.0\.weight' in the shape \(8, 16, 3, 3\), the network has it as \(16, 8, 3, 3\)"),
-        (_without, r"lacks 'block2\.1\.running_var' of shape \(32,\)"),
-        (_misspelt, r"lacks 'block0\.0\.weight' of shape \(8, 3, 3, 3\) \(did you mean 'blocks0\.0\.weight'\?\)"),
-        (_surplus, r"'block4\.0\.weight', which the network has not \(2 such tensors\)"),
+        (_transposed, r"'block1\.0\.weight' with shape \(8, 16, 3, 3\); the network needs \(16, 8, 3, 3\)"),
+        (_without, r"lacks 'block2\.1\.running_var' with shape \(32,\)"),
+        (_misspelt, r"lacks 'block0\.0\.weight' with shape \(8, 3, 3, 3\) \(did you mean 'blocks0\.0\.weight'\?\)"),
+        (_surplus, r"'block4\.0\.weight', which the network lacks \(2 such tensors\)"),
         (_poisoned, r"'block3\.1\.running_var' with values that are not finite"),
     ],
 )
@@ -179,7 +179,7 @@ def test_a_larger_network_of_the_same_family_is_refused(tmp_path: Path) -> None:
     from torchvision.models import resnet34  # holds every tensor of ResNet-18 by name and shape, and more
 
     path = saved(tmp_path / "resnet34.pth", resnet34().state_dict())
-    with pytest.raises(WeightsError, match=r"'layer1\.2\.conv1\.weight', which the network has not"):
+    with pytest.raises(WeightsError, match=r"'layer1\.2\.conv1\.weight', which the network lacks"):
         build_backbone(BackboneSettings(name="resnet18", weights=str(path)), seed=0)
 
 
@@ -229,7 +229,11 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [([torch.zeros(1)], "holds a list"), ({"epoch": 3}, "holds 'epoch', a int"), (torch.zeros(2), "holds a Tensor")],
+    [
+        ([torch.zeros(1)], "contains a list"),
+        ({"epoch": 3}, "contains 'epoch', a int"),
+        (torch.zeros(2), "contains a Tensor"),
+    ],
 )
 def test_a_file_without_a_state_dict_is_refused(content: object, words: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=rf"other\.pt {words}\. Accepted: tensors by name"):
@@ -252,7 +256,9 @@ def test_a_file_that_cannot_be_read_is_named(weights: str, words: str) -> None:
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.h5"
     path.write_bytes(b"HDF")
-    with pytest.raises(WeightsError, match=r"\.h5 is no known kind of weights\. Accepted: \.pth, \.pt, \.safetensors"):
+    with pytest.raises(
+        WeightsError, match=r"\.h5 is not a known type of weights file\. Accepted: \.pth, \.pt, \.safetensors"
+    ):
         load_small(path)
 
 
@@ -260,7 +266,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     for update, words in (
         ({"weights": "imagenet"}, "small_cnn has no ImageNet weights. Accepted: random, or the path"),
         ({"weights": "random", "sha256": "0" * 64}, "random reads no file"),
-        ({"weights": "w.pth", "sha256": "57934424"}, "'57934424' is no SHA-256. Accepted: 64 hex"),
+        ({"weights": "w.pth", "sha256": "57934424"}, "'57934424' is not a SHA-256. Accepted: 64 hex"),
     ):
         with pytest.raises(ConfigError, match=words):
             build_backbone(BackboneSettings(name="small_cnn", **update), seed=0)

@@ -65,7 +65,7 @@ def test_a_record_is_taken_out_exactly() -> None:
     features, labels = data(3)
     head, without = RidgeHead(DIM, ROWS), RidgeHead(DIM, ROWS)
     head.add(features, labels)
-    head.add(features[:1], labels[:1], sign=-1)
+    head.add(features[:1], labels[:1], torch.tensor([-1.0]))
     without.add(features[1:], labels[1:])
     for name in RidgeHead.summed_tensors:
         torch.testing.assert_close(head.get_buffer(name), without.get_buffer(name), atol=1e-9, rtol=1e-12)
@@ -77,7 +77,7 @@ def test_a_site_that_leaves_is_taken_out_exactly() -> None:
     head, without = RidgeHead(DIM, ROWS), RidgeHead(DIM, ROWS)
     for features, labels in sites:
         head.add(features, labels)
-    head.add(*sites[1], sign=-1)
+    head.add(*sites[1], -torch.ones(40))
     for features, labels in (sites[0], sites[2]):
         without.add(features, labels)
     for solved_ in (head, without):

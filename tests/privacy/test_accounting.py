@@ -71,5 +71,7 @@ def test_the_least_noise_is_within_the_budget_and_hardly_more() -> None:
 
 
 def test_a_budget_that_no_noise_keeps_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"the counts alone cost 2, and the budget is 1.*Raise privacy.count_noise"):
+    with pytest.raises(
+        ConfigError, match=r"the image counts alone cost 2, but the budget is 1.*Raise privacy.count_noise"
+    ):
         least_noise(lambda noise: 2 + 1 / noise, 1.0)

@@ -15,8 +15,10 @@ from dynammo_core.models.adapters import Adapter
 from dynammo_core.privacy import gradients as gradients_module
 from dynammo_core.privacy.gradients import PrivateGradients
 from dynammo_core.privacy.noise import SeededNoise
+from dynammo_core.privacy.units import shares
 
 COUNT = 21
+ONCE = torch.ones(COUNT)
 
 
 def network() -> nn.Module:
@@ -50,7 +52,7 @@ def test_without_noise_and_with_a_wide_bound_it_is_the_usual_gradient() -> None:
     model, (inputs, labels) = network(), batch()
     nn.functional.cross_entropy(model(inputs), labels).backward()
     usual = gradients(model)
-    private(model)(inputs, labels)
+    private(model)(inputs, labels, ONCE)
     for one, other in zip(gradients(model), usual, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
@@ -70,7 +72,7 @@ def test_it_is_the_sum_of_shortened_gradients_one_by_one(
         own = gradients(model)
         for total, part in zip(expected, own, strict=True):
             total += part * min(1.0, clip / length(own)) / 7
-    private(model, clip=clip, expected=7)(inputs, labels)
+    private(model, clip=clip, expected=7)(inputs, labels, ONCE)
     for one, other in zip(gradients(model), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
@@ -90,28 +92,63 @@ def test_it_is_what_opacus_computes() -> None:
     nn.functional.cross_entropy(theirs(inputs), labels).backward()
     optimizer.step()
     found = gradients(theirs)
-    private(ours, clip=0.5)(inputs, labels)
+    private(ours, clip=0.5)(inputs, labels, ONCE)
     for one, other in zip(gradients(ours), found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
 def test_a_sample_with_a_huge_gradient_changes_the_sum_by_the_bound_at_most() -> None:
     model, (inputs, labels) = network(), batch()
-    sums = private(model, clip=0.5).clipped_sum(inputs, labels)
+    sums = private(model, clip=0.5).clipped_sum(inputs, labels, ONCE)
     huge = torch.cat([inputs, 1e6 * torch.ones(1, 8, 4, 4)])
     for label in range(3):
-        more = private(model, clip=0.5).clipped_sum(huge, torch.cat([labels, torch.tensor([label])]))
+        more = private(model, clip=0.5).clipped_sum(
+            huge, torch.cat([labels, torch.tensor([label])]), torch.ones(COUNT + 1)
+        )
         assert length([more[name] - sums[name] for name in sums]) <= 0.5 * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_gradient_that_is_no_number_counts_as_none(value: float) -> None:
     model, (inputs, labels) = network(), batch()
-    sums = private(model, clip=0.5).clipped_sum(inputs, labels)
+    sums = private(model, clip=0.5).clipped_sum(inputs, labels, ONCE)
     broken = torch.cat([inputs, torch.full((1, 8, 4, 4), value)])
-    found = private(model, clip=0.5).clipped_sum(broken, torch.cat([labels, torch.tensor([0])]))
+    found = private(model, clip=0.5).clipped_sum(broken, torch.cat([labels, torch.tensor([0])]), torch.ones(COUNT + 1))
     for name, total in sums.items():
         torch.testing.assert_close(found[name], total)
+
+
+@pytest.mark.parametrize("held", [gradients_module.HELD, 10_000], ids=["at once", "in parts"])
+def test_a_patient_more_changes_the_sum_by_the_bound_at_most(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many images show the patient, and though all of them pull the same way: each alone reaches the bound."""
+    monkeypatch.setattr(gradients_module, "HELD", held)
+    model, (inputs, labels) = network(), batch()
+    image, wanted = torch.ones(1, 8, 4, 4), torch.tensor([1])
+    own = private(model, clip=0.05).clipped_sum(image, wanted, torch.ones(1))
+    assert length(list(own.values())) == pytest.approx(0.05, rel=1e-4)
+    sums = private(model, clip=0.05).clipped_sum(inputs, labels, ONCE)
+    for images in (1, 2, 7):
+        owner = torch.cat([torch.arange(COUNT), torch.full((images,), COUNT)])
+        everything = torch.cat([inputs, image.expand(images, -1, -1, -1)]), torch.cat([labels, wanted.expand(images)])
+        more = private(model, clip=0.05).clipped_sum(*everything, shares(owner))
+        change = [more[name] - sums[name] for name in sums]
+        assert length(change) == pytest.approx(0.05, rel=1e-3)  # that of one image, neither more nor less
+
+
+def test_a_patients_gradient_is_the_mean_of_its_images() -> None:
+    """Each by itself: the obvious slow way, patient by patient."""
+    model, (inputs, labels) = network(), batch()
+    owner = torch.arange(COUNT) // 4  # five patients with four images, one with one
+    expected = [torch.zeros_like(p) for p in model.parameters()]
+    for patient in range(6):
+        own = [place for place in range(COUNT) if owner[place] == patient]
+        for place in own:
+            one = private(model, clip=0.3).clipped_sum(inputs[[place]], labels[[place]], torch.ones(1))
+            for total, part in zip(expected, one.values(), strict=True):
+                total += part / len(own)
+    found = private(model, clip=0.3).clipped_sum(inputs, labels, shares(owner))
+    for one_, other in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(one_, other, rtol=1e-4, atol=1e-6)
 
 
 def test_noise_is_as_large_as_it_says() -> None:
@@ -120,7 +157,7 @@ def test_noise_is_as_large_as_it_says() -> None:
     Of N numbers the sample deviation differs from the true one by 1 / sqrt(2 N): N is 1163 and more, so 8 % is far.
     """
     model = network()
-    private(model, clip=0.5, noise=3.0, expected=10)(torch.empty(0), torch.empty(0, dtype=torch.int64))
+    private(model, clip=0.5, noise=3.0, expected=10)(torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0))
     numbers = torch.cat([g.flatten() for g in gradients(model)])
     assert len(numbers) > 1000
     assert float(numbers.std()) == pytest.approx(0.15, rel=0.08)
@@ -130,6 +167,6 @@ def test_noise_is_as_large_as_it_says() -> None:
 def test_frozen_tensors_stay_without_gradients() -> None:
     model, (inputs, labels) = network(), batch()
     model[0].requires_grad_(False)
-    private(model, clip=0.5, noise=1.0)(inputs, labels)
+    private(model, clip=0.5, noise=1.0)(inputs, labels, ONCE)
     assert [p.grad is None for p in model[0].parameters()] == [True] * 7
     assert len(gradients(model)) == 2

@@ -19,5 +19,5 @@ def test_the_server_does_not_begin_a_run_whose_noise_is_too_small_for_its_budget
     assert experiment.noise_multiplier == least
     assert compose(client_charges(experiment.steps, least), 1e-5) <= 2.0
     smaller = Experiment(small_config(overrides={**CLIENT, "privacy.noise_multiplier": 0.9 * least}))
-    with pytest.raises(ConfigError, match=r"costs an epsilon of 2\.\d+ over the whole run, .* privacy\.epsilon, is 2"):
+    with pytest.raises(ConfigError, match=r"costs an epsilon of 2\.\d+ over the whole run, .* privacy\.epsilon is 2"):
         smaller.check()

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
@@ -16,7 +16,6 @@ from dynammo_core.scoring.metrics import Counts
 
 TASKS = [[2, 0], [1], [3]]
 NAMES = ["zero", "one", "two", "three"]
-quick = settings(max_examples=50, deadline=None)
 
 
 def table() -> Counts:
@@ -133,7 +132,6 @@ def confusions(draw: st.DrawFn) -> tuple[Counts, list[list[int]]]:
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found")
-@quick
 @given(confusions())
 def test_agrees_with_scikit_learn(case: tuple[Counts, list[list[int]]]) -> None:
     confusion, tasks = case
@@ -144,7 +142,6 @@ def test_agrees_with_scikit_learn(case: tuple[Counts, list[list[int]]]) -> None:
     assert metrics.mean_class_recall(confusion, tasks) == pytest.approx(100 * recall)
 
 
-@quick
 @given(confusions())
 def test_algebra(case: tuple[Counts, list[list[int]]]) -> None:
     confusion, tasks = case
@@ -167,7 +164,6 @@ def test_algebra(case: tuple[Counts, list[list[int]]]) -> None:
     assert all(int(row["task"]) <= int(row["after_task"]) for row in rows)
 
 
-@quick
 @given(confusions())
 def test_perfect_predictions_score_full_marks(case: tuple[Counts, list[list[int]]]) -> None:
     confusion, tasks = case

@@ -41,7 +41,11 @@ def test_init_says_what_is_to_be_done_next(tmp_path: Path) -> None:
     assert (settings.host_names, settings.port) == (("fl.example.org", "10.1.2.3"), 9443)
     assert f"dynammo-server start --folder '{folder}'" in result.stdout
     assert fingerprint(settings.ca_certificate) in result.stdout
-    for words in (str(settings.ca_certificate), "sites add NAME site.key.pub", f"copy of {settings.ca_key} off this"):
+    for words in (
+        str(settings.ca_certificate),
+        "sites add NAME site.key.pub",
+        f"copy of {settings.ca_key} on another machine",
+    ):
         assert words in result.stdout
 
 
@@ -56,14 +60,14 @@ def test_the_folder_may_come_from_the_environment(tmp_path: Path) -> None:
     assert typed("init", "--host", "fl.example.org", folder=tmp_path / "mine").exit_code == 0
     assert load_server(tmp_path / "mine").host_names == ("fl.example.org",)
     assert re.search(
-        r"holds until \d{4}-\d\d-\d\d. Start the server again", typed("renew", folder=tmp_path / "mine").stdout
+        r"is valid until \d{4}-\d\d-\d\d. Restart the server", typed("renew", folder=tmp_path / "mine").stdout
     )
 
 
 def test_init_needs_a_host_and_sound_values(tmp_path: Path) -> None:
     assert typed("init", folder=tmp_path / "c").exit_code == 2
     assert "port" in refused("init", "--host", "a", "--port", "70000", folder=tmp_path / "c")
-    assert "'http://a' is no host name" in refused("init", "--host", "http://a", folder=tmp_path / "c")
+    assert "'http://a' is not a valid host name" in refused("init", "--host", "http://a", folder=tmp_path / "c")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "mine.txt").write_text("mine")
     assert "is not empty" in refused("init", "--host", "a", folder=tmp_path)
@@ -83,7 +87,7 @@ COMMANDS = [
 def test_every_command_says_where_it_looked_for_the_consortium(words: tuple[str, ...]) -> None:
     message = refused(*words)
     assert "there is no consortium in /nonexistent/consortium" in message
-    assert "`dynammo-server init` makes one" in message
+    assert "Create one with `dynammo-server init`" in message
 
 
 def test_a_server_whose_certificates_are_gone_does_not_start(no_superlink: ServerSettings) -> None:
@@ -100,7 +104,8 @@ def test_sites_are_added_by_public_keys_alone(no_superlink: ServerSettings, tmp_
 
 def test_without_a_superlink_it_says_how_to_start_one(no_superlink: ServerSettings) -> None:
     message = refused("sites", "list", folder=no_superlink.folder)
-    assert f"no SuperLink answers at {no_superlink.address}. Is it running? `dynammo-server start` starts it" in message
+    assert f"the SuperLink at {no_superlink.address} does not answer" in message
+    assert "start it with `dynammo-server start`" in message
 
 
 @pytest.fixture
@@ -136,7 +141,7 @@ def test_a_simulated_run_is_not_extended_among_sites(no_superlink: ServerSetting
     settings["data"] = {"dataset": "manifest", "root": "x", "classes": ["0", "1", "2", "3"]}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     message = refused("extend", tmp_path, "--class", "new", folder=no_superlink.folder)
-    assert "the experiment names no sites" in message
+    assert "the experiment does not name any sites" in message
 
 
 @pytest.mark.parametrize("command", ["resume", "evaluate", "classes"])
@@ -146,7 +151,7 @@ def test_a_folder_without_a_run(no_superlink: ServerSettings, tmp_path: Path, co
 
 
 def test_a_run_that_was_never_submitted_cannot_be_stopped(no_superlink: ServerSettings, run: Path) -> None:
-    assert f"{run} is not the directory of a run among sites" in refused("stop", run, folder=no_superlink.folder)
+    assert f"{run} is not the run directory of a consortium's run" in refused("stop", run, folder=no_superlink.folder)
 
 
 def test_overrides_are_checked(no_superlink: ServerSettings, run: Path) -> None:
@@ -167,4 +172,4 @@ def test_help_is_there_for_every_command() -> None:
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     message = refused("init", "--host", "a", "--folder", tmp_path / "file" / "consortium")
-    assert "cannot be made: Not a directory" in message
+    assert "cannot be created: Not a directory" in message

@@ -126,7 +126,7 @@ def test_code_that_lies_in_an_archive_is_refused(tmp_path: Path) -> None:
         for file in folder.rglob("*"):
             archive.write(file, file.relative_to(folder))
     with on_the_path(tmp_path / "packed.zip"):
-        with pytest.raises(ConfigError, match=r"lies in no file.*as a folder"):
+        with pytest.raises(ConfigError, match=r"is not in a file.*as a folder"):
             METHODS.plugin("half_replay")
         forget(tmp_path / "packed.zip")
 
@@ -137,15 +137,23 @@ def test_code_that_lies_in_an_archive_is_refused(tmp_path: Path) -> None:
         (
             {"fine_tune": "outside.method:HalfReplay"},
             "fine_tune",
-            "'fine_tune' is brought by this project and the pack",
+            "'fine_tune' is provided by this project and the pack",
         ),
-        ({"Half Replay": "outside.method:HalfReplay"}, "Half Replay", "federated-outside 1.0 calls a method 'Half Rep"),
+        (
+            {"Half Replay": "outside.method:HalfReplay"},
+            "Half Replay",
+            "federated-outside 1.0 registers the method 'Half Rep",
+        ),
         (
             {"other_name": "outside.method:HalfReplay"},
             "other_name",
-            "cannot be the method 'other_name'.*whose attribute",
+            "cannot serve as the method 'other_name'.*whose attribute",
         ),
-        ({"half_replay": "outside.merge:newest_half"}, "half_replay", "cannot be the method.*Accepted: a subclass of"),
+        (
+            {"half_replay": "outside.merge:newest_half"},
+            "half_replay",
+            "cannot serve as the method.*Accepted: a subclass of",
+        ),
         ({"half_replay": "outside.method:Gone"}, "half_replay", "of the package federated-outside 1.0 cannot be imp"),
         ({"half_replay": "outside.broken:x"}, "half_replay", r"\(ZeroDivisionError: .*Install a version of that pack"),
     ],
@@ -176,7 +184,7 @@ def test_two_packages_of_one_name_are_refused(outside: Path, tmp_path: Path) -> 
     with (
         on_the_path(tmp_path / "other"),
         pytest.raises(
-            ConfigError, match=r"brought by the package federated-.* and the package federated-.*; uninstall"
+            ConfigError, match=r"provided by the package federated-.* and the package federated-.*; uninstall"
         ),
     ):
         METHODS["half_replay"]
@@ -188,7 +196,7 @@ def test_a_name_that_no_package_brings_tells_what_to_do(outside: Path) -> None:
     words = "method.name: unknown method 'half_repay' (did you mean 'half_replay'?); accepted: dynammo, "
     assert str(caught.value).startswith(words)
     assert str(caught.value).endswith(
-        "half_replay; if another package brings it, install that package in this environment."
+        "half_replay; if another package provides it, install that package in this environment."
     )
 
 
@@ -255,18 +263,18 @@ def test_a_backbone_is_what_the_function_returns() -> None:
         assert BACKBONES.plugin("tiny") is not None
     finally:
         del BACKBONES._registered["tiny"]
-    with pytest.raises(ConfigError, match=r"cannot be the backbone 'none'.*Accepted: a .*BackboneSpec"):
+    with pytest.raises(ConfigError, match=r"cannot serve as the backbone 'none'.*Accepted: a .*BackboneSpec"):
         register_backbone("none")(lambda: None)  # type: ignore[arg-type,return-value]
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("fine_tune", "the method 'fine_tune' is one of this project's own already. Choose another name"),
-        ("Mine", r"'Mine' cannot be the name of a method .*\. Accepted: small letters, digits"),
-        ("", "'' cannot be the name of a method"),
-        ("a" * 41, "cannot be the name"),
-        ("../mine", "cannot be the name"),
+        ("fine_tune", "the method 'fine_tune' is built into this project. Choose another name"),
+        ("Mine", r"'Mine' is not a valid name for a method .*\. Accepted: lower-case letters, digits"),
+        ("", "'' is not a valid name for a method"),
+        ("a" * 41, "not a valid name"),
+        ("../mine", "not a valid name"),
     ],
 )
 def test_bad_names_are_refused(name: str, words: str) -> None:
@@ -282,13 +290,13 @@ def test_a_second_definition_of_a_name_is_refused() -> None:
 
     with (
         registered(AGGREGATORS, "mine", first),
-        pytest.raises(ConfigError, match=r"'mine' is registered by test_registry:.*first already"),
+        pytest.raises(ConfigError, match=r"'mine' is already registered by test_registry:.*first"),
     ):
         AGGREGATORS.decorator("mine")(second)
 
 
 def test_what_is_no_method_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"cannot be the method 'odd'.*Accepted: a subclass"):
+    with pytest.raises(ConfigError, match=r"cannot serve as the method 'odd'.*Accepted: a subclass"):
         register_method(type("Odd", (), {"name": "odd"}))
 
 
@@ -304,7 +312,7 @@ def test_a_package_may_do_both(tmp_path: Path) -> None:
             assert found is not None and found.package == "federated-outside"
             METHODS._registered["half_replay"] = type(METHODS._registered["half_replay"])(FineTune, FineTune)
             with pytest.raises(
-                ConfigError, match=r"brought by the package federated-outside 1\.0, and registered by dyn"
+                ConfigError, match=r"provided by the package federated-outside 1\.0 and also registered by dyn"
             ):
                 METHODS["half_replay"]
         finally:

@@ -68,7 +68,7 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "just words", "5", "null", "- title: a"])
 def test_what_holds_no_keys(tmp_path: Path, text: str) -> None:
-    assert "holds no mapping of keys to values. Accepted: title, inner" in refused(tmp_path, text)
+    assert "must contain a mapping of keys to values. Accepted: title, inner" in refused(tmp_path, text)
 
 
 @pytest.mark.parametrize(
@@ -104,5 +104,27 @@ def test_an_override_has_no_line() -> None:
 def test_an_overridden_list_has_none_either(tmp_path: Path) -> None:
     (tmp_path / "some.yaml").write_text("title: a\ninner:\n  names: [x]\n")
     _, tree = read_yaml(tmp_path / "some.yaml")
-    with pytest.raises(ConfigError, match=r"^here, inner.names.1: "):
+    with pytest.raises(ConfigError, match=r"^here, inner\.names: .* takes 5 for .*: \"5\"\.$"):
         validate(Outer, {"title": "a", "inner": {"names": ["x", 5]}}, "here", tree, ["inner.names"])
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "words"),
+    [
+        ("names: [1, 02, no, ~, 2024-01-31, 1.50, x]", "line 3, inner.names", "1, 02, no, ~, 2024-01-31, 1.50"),
+        ("names:\n  - yes\n  - x", "line 3, inner.names", "yes"),
+    ],
+)
+def test_words_that_yaml_takes_for_something_else_are_named_as_they_are_written(
+    tmp_path: Path, text: str, place: str, words: str
+) -> None:
+    message = refused(tmp_path, "title: a\ninner:\n  " + text.replace("\n", "\n  ") + "\n")
+    assert message.count(", inner.names") == 1  # one sentence, however many words
+    assert f"YAML takes {words} for numbers, truth values, dates or nothing; write " in message
+    assert ", ".join(f'"{word}"' for word in words.split(", ")) in message
+    assert place in message
+
+
+def test_a_single_word_too(tmp_path: Path) -> None:
+    assert "line 1, title: a text is needed, and YAML takes on for" in refused(tmp_path, "title: on\n")
+    assert read(tmp_path, 'title: "on"\n').title == "on"

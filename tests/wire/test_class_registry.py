@@ -66,7 +66,9 @@ def test_an_announcement_of_bands_is_taken() -> None:
 
 @pytest.mark.parametrize("count", [0, -1, 2, 299, 301, 10**12])
 def test_an_exact_count_is_no_band(count: int) -> None:
-    with pytest.raises(ProtocolError, match=f"'melanoma' with {count}. Accepted: .1, 10, 30"):
+    with pytest.raises(
+        ProtocolError, match=f"'melanoma' cannot be announced with {count} images. Accepted: .* with one of .1, 10, 30"
+    ):
         Announcement({"nevus": 10, "melanoma": count})
 
 
@@ -84,7 +86,7 @@ def test_a_text_is_no_name() -> None:
 
 
 def test_a_flood_of_names_is_refused() -> None:
-    with pytest.raises(ProtocolError, match=r"an announcement of 1001 classes. Accepted: at most 1000"):
+    with pytest.raises(ProtocolError, match=r"an announcement names 1001 classes. Accepted: at most 1000"):
         Announcement({str(i): 1 for i in range(MOST_NAMES + 1)})
 
 
@@ -114,7 +116,7 @@ def test_one_disease_under_two_names_is_noticed(name: str, other: str) -> None:
         with_new_task(registered(), ["lentigo", name])
     message = str(caught.value)
     assert f"the class {name!r} looks like {other!r}, which is in the registry" in message
-    assert f"let the site call it {other!r}; if not, add --distinct" in message
+    assert f"ask the site to call it {other!r}; if not, add --distinct" in message
     assert with_new_task(registered(), ["lentigo", name], distinct=True).data.classes == (*KNOWN, "lentigo", name)
 
 
@@ -132,7 +134,7 @@ def test_two_new_names_are_compared_too() -> None:
 @pytest.mark.parametrize("distinct", [False, True])
 def test_a_name_that_is_there_is_refused_even_as_distinct(distinct: bool) -> None:
     for names in (["nevus"], ["lentigo", "lentigo"]):
-        with pytest.raises(ConfigError, match=f"the class {names[-1]!r} is in the registry already"):
+        with pytest.raises(ConfigError, match=f"the class {names[-1]!r} is already in the registry"):
             with_new_task(registered(), names, distinct=distinct)
 
 
@@ -143,7 +145,7 @@ def test_an_empty_name_or_no_name_is_refused() -> None:
 
 
 def test_without_a_registry_there_is_nothing_to_add_to() -> None:
-    with pytest.raises(ConfigError, match=r"no registry of classes to add to. Set data.classes"):
+    with pytest.raises(ConfigError, match=r"no registry of classes to which a class can be added. Set data.classes"):
         with_new_task(resolve(small_settings("replay"), "small.yaml", {}), ["new"])
 
 

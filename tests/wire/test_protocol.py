@@ -223,7 +223,7 @@ def test_numbers_are_single_and_finite_or_lists_of_the_right_length(action: Acti
 @with_tensors
 def test_tensors_learnt_from_no_sample_are_refused(action: Action) -> None:
     """They would be averaged with weight zero, and with no other site's the average is 0 / 0."""
-    assert "no sample" in refused(action, with_numbers(right(action), class_counts=[0] * CLASSES))
+    assert "without samples" in refused(action, with_numbers(right(action), class_counts=[0] * CLASSES))
 
 
 @given(st.data())
@@ -307,7 +307,7 @@ def test_the_declared_answer_of_an_exchange_is_accepted_and_no_other(phase: Phas
         )
     for number in ("class_counts", "loss", "confusion", "memory_bytes"):
         assert "unknown number" in refused_phase(phase, with_numbers(report, **{number: 1.0}))
-    assert "says so in its vector" in refused_phase(phase, replace(report, abstained=True))
+    assert "abstained openly" in refused_phase(phase, replace(report, abstained=True))
 
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, [1]])

@@ -96,7 +96,7 @@ def test_a_damaged_file_is_asked_for_again(tmp_path: Path, damage: str) -> None:
 def test_another_tensor_than_the_one_that_is_named_is_refused(tmp_path: Path) -> None:
     store = TensorStore(tmp_path)
     for received in ({"a": B}, {"other": A}):
-        with pytest.raises(ProtocolError, match="not the one that the instruction names"):
+        with pytest.raises(ProtocolError, match="does not have the hash"):
             store.complete(hashes(a=A), received)
 
 
@@ -105,7 +105,7 @@ def test_a_file_that_cannot_be_written_costs_bytes_and_not_the_step(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     store_with(tmp_path / "file", a=A)
-    assert "the weights received are not kept" in caplog.text
+    assert "the received weights could not be saved" in caplog.text
     store = TensorStore(tmp_path)
     store.path.mkdir()
     store.keep(hashes(a=A), {"a": A})
@@ -128,7 +128,7 @@ def test_sites_of_a_simulation_read_while_others_replace_the_file(tmp_path: Path
             first, last = store.path.stat().st_mtime_ns, time.monotonic() + 60
             while store.path.stat().st_mtime_ns == first:
                 assert time.monotonic() < last
-            for _ in range(2000):
+            for _ in range(300):
                 assert torch.equal(store.complete(hashes(a=A), {})["a"], A)
                 store.keep(hashes(a=A), {})
         finally:

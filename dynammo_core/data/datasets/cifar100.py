@@ -55,8 +55,10 @@ def _read(root: Path) -> Dataset:
             accepted=LAYOUT,
             remedy="Delete the folder; it is then downloaded again where there is internet",
         ) from error
-    splits = (_split(part.data, part.targets, name) for part, name in ((train, "train"), (test, "test")))
-    return Dataset(tuple(train.classes), *splits)
+    train_split, test_split = (
+        _split(part.data, part.targets, name) for part, name in ((train, "train"), (test, "test"))
+    )
+    return Dataset(tuple(train.classes), train_split, test_split)
 
 
 def _download(root: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dynammo_core.configuration.settings import DataSettings
-from dynammo_core.data.index.records import seeded_split
+from dynammo_core.data.index.sides import split_by_number
 from dynammo_core.data.samples import Dataset, Split
 from dynammo_core.data.sources import ArraySource, array_keys
 
@@ -17,7 +17,7 @@ def load_digits(_: DataSettings) -> Dataset:
     bunch = load()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
     labels = bunch.target.astype(np.int64)
-    test = seeded_split(labels, array_keys(images))
+    test = split_by_number(labels, array_keys(images))
     train_split, test_split = (
         Split(ArraySource(images[chosen]), labels[chosen], tuple(f"digits/{i:04d}" for i in np.flatnonzero(chosen)))
         for chosen in (~test, test)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from dynammo_core.configuration.settings import DataSettings
-from dynammo_core.data.datasets.isic2019 import CLASSES, IMAGES, SOURCE, Row, read_table
+from dynammo_core.data.datasets.isic2019 import CLASSES, IMAGES, METADATA, SOURCE, read_table, with_lesions
 from dynammo_core.data.index.folders import missing, require_folder
 from dynammo_core.data.index.records import ImageRecord, assemble
+from dynammo_core.data.index.tables import Row
 from dynammo_core.data.samples import Dataset
 from dynammo_core.support.errors import DataError
 
@@ -22,7 +23,8 @@ SPLIT_SOURCE = (
 )
 LAYOUT = (
     f"ROOT/{SPLIT}, FLamby's table, from {SPLIT_SOURCE}, and ROOT/{PREPROCESSED}/<image>.jpg, as FLamby's "
-    f"resize_images.py makes it, or ROOT/{IMAGES}/<image>.jpg, from {SOURCE}"
+    f"resize_images.py makes it, or ROOT/{IMAGES}/<image>.jpg, from {SOURCE}; optionally ROOT/{METADATA}, from there "
+    "too, which knows the lesions"
 )
 COLUMNS = ("target", "center", "fold2")
 
@@ -32,7 +34,9 @@ def load_fed_isic2019(settings: DataSettings) -> Dataset:
 
     Relies on these columns of its table: image; target, the index of a class in ISIC 2019's order; center, 0..5; fold2,
     such as `train_0` or `test_3`, by which FLamby deals images to its centres. Images are taken from its preprocessed
-    folder (shorter side 224, colour constancy) if it exists, else as ISIC published them.
+    folder (shorter side 224, colour constancy) if it exists, else as ISIC published them. The published split is by
+    image: one image stands on both sides of it, so that it needs `data.duplicates: drop`, and a note tells how many
+    test images show a lesion that is also in training. With `data.split: patient` lesions are split instead.
 
     Raises:
         DataError: the table or the images are missing, a column or value is not FLamby's, or `assemble` refuses them.
@@ -44,8 +48,8 @@ def load_fed_isic2019(settings: DataSettings) -> Dataset:
     images = root / PREPROCESSED if (root / PREPROCESSED).is_dir() else root / IMAGES
     if not images.is_dir():
         raise missing(settings, images, "a folder of images", LAYOUT)
-    records = [_record(images, row) for row in read_table(file, COLUMNS).values()]
-    return assemble(records, CLASSES, str(root), absent=False)
+    records = with_lesions(root, [_record(images, row) for row in read_table(file, COLUMNS).values()])
+    return assemble(settings, records, CLASSES, str(root), absent=False, tell_patients=True)
 
 
 def _record(images: Path, row: Row) -> ImageRecord:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from dynammo_core.configuration.settings import DataSettings
+from dynammo_core.data.index.class_folders import ClassFolder, class_folders, refuse_lone_class, refuse_no_classes
 from dynammo_core.data.index.folders import require_folder
-from dynammo_core.data.index.records import ImageRecord, assemble, require_registered
+from dynammo_core.data.index.image_files import EXTENSIONS, PassedOver, image_files
+from dynammo_core.data.index.labels import refuse_unclear_labels, require_registered
+from dynammo_core.data.index.records import ImageRecord, assemble
 from dynammo_core.data.samples import Dataset
 from dynammo_core.support.errors import DataError
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
-LAYOUT = "ROOT/train/<class>/<image> and ROOT/test/<class>/<image>, or ROOT/<class>/<image> to be split 80/20"
+LAYOUT = (
+    "ROOT/train/<class>/<image> and ROOT/test/<class>/<image> (or Training and Testing), or ROOT/<class>/<image> to be "
+    "split 80/20"
+)
 
 
 def load_image_folder(settings: DataSettings) -> Dataset:
@@ -28,10 +32,12 @@ def image_folder_labels(settings: DataSettings) -> tuple[str, ...]:
     """Return the names of the class folders, sorted.
 
     Raises:
-        DataError: as `load_image_folder`.
+        DataError: as `load_image_folder`, or a name is unclear.
     """
-    folders = class_folders(require_folder(settings, LAYOUT), LAYOUT)
-    return tuple(sorted({folder.name for _, folder in folders}))
+    root = require_folder(settings, LAYOUT)
+    folders = _found(root, settings.classes, LAYOUT, PassedOver())
+    refuse_unclear_labels(_counts(folders), str(root), settings.classes)
+    return tuple(sorted({folder.path.name for folder in folders}))
 
 
 def load_class_folders(
@@ -39,53 +45,43 @@ def load_class_folders(
 ) -> Dataset:
     """Load the class folders under the data set's root; without `class_names`, the classes are their names, sorted.
 
-    Hidden files and files without an image's extension are passed over; subfolders of a class folder belong to it.
+    Hidden files, files without an image's extension and folders for validation are passed over, and a note counts
+    them; subfolders of a class folder belong to it.
 
     Raises:
         DataError: as `load_image_folder`.
     """
-    root = require_folder(settings, layout)
-    folders = class_folders(root, layout)
-    names = class_names or tuple(sorted({folder.name for _, folder in folders}))
-    if not names:
-        raise DataError(f"{root} holds no class folders", accepted=layout)
-    for _, folder in folders:
-        require_registered(folder.name, names, f"the folder {folder}")
+    root, seen = require_folder(settings, layout), PassedOver()
+    folders = _found(root, class_names, layout, seen)
+    names = class_names or tuple(sorted({folder.path.name for folder in folders}))
+    for folder in folders:
+        require_registered(folder.path.name, names, f"the folder {folder.path}")
     records = [
-        ImageRecord(path, folder.name, path.relative_to(root).as_posix(), split=split)
-        for split, folder in folders
-        for path in image_files(folder)
+        ImageRecord(path, folder.path.name, path.relative_to(root).as_posix(), split=folder.part)
+        for folder in folders
+        for path in image_files(folder.path, seen)
     ]
     if not records:
-        raise DataError(f"{root} holds no images", accepted=f"{layout}, with files named {', '.join(EXTENSIONS)}")
-    return assemble(records, names, str(root), absent=absent)
+        remedy = "; ".join(seen.notes())
+        raise DataError(
+            f"{root} holds no images", accepted=f"{layout}, with files named {', '.join(EXTENSIONS)}", remedy=remedy
+        )
+    empty = sorted({folder.path.name for folder in folders} - {record.label for record in records})
+    notes = [f"class folders without images: {', '.join(empty)}"] if empty else []
+    return assemble(settings, records, names, str(root), absent=absent, notes=[*seen.notes(), *notes])
 
 
-def class_folders(root: Path, layout: str) -> list[tuple[Literal["train", "test"] | None, Path]]:
-    """List each class folder under a root with the split it belongs to, None if the root is not split.
-
-    Raises:
-        DataError: there is train/ without test/, or test/ without train/.
-    """
-    return [(split, folder) for split, part in _parts(root, layout) for folder in subfolders(part)]
-
-
-def _parts(root: Path, layout: str) -> list[tuple[Literal["train", "test"] | None, Path]]:
-    train, test = root / "train", root / "test"
-    if train.is_dir() and test.is_dir():
-        return [("train", train), ("test", test)]
-    for there, lacking in ((train, test), (test, train)):
-        if there.is_dir():
-            raise DataError(f"{there} has no {lacking.name}/ beside it", accepted=layout)
-    return [(None, root)]
+def _found(root: Path, registry: tuple[str, ...] | None, layout: str, seen: PassedOver) -> list[ClassFolder]:
+    folders = class_folders(root, layout, seen)
+    refuse_no_classes(root, folders, layout)
+    names = {folder.path.name for folder in folders}
+    if len(names) == 1 and not names <= set(registry or ()):
+        refuse_lone_class(folders, layout)
+    return folders
 
 
-def subfolders(folder: Path) -> list[Path]:
-    """List the folders in a folder, sorted by name; hidden ones are passed over."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def image_files(folder: Path) -> list[Path]:
-    """List the image files in a folder and its subfolders, sorted; hidden ones are passed over."""
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
-    return sorted(path for path in files if not path.name.startswith(".") and path.is_file())
+def _counts(folders: list[ClassFolder]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for folder in folders:
+        counts[folder.path.name] = counts.get(folder.path.name, 0) + len(image_files(folder.path))
+    return counts

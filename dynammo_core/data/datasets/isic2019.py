@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.index.folders import missing
 from dynammo_core.data.index.records import ImageRecord
+from dynammo_core.data.index.tables import Row, read_csv
 from dynammo_core.support.errors import DataError
 
 CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
@@ -22,14 +22,6 @@ METADATA = "ISIC_2019_Training_Metadata.csv"
 SOURCE = "https://challenge.isic-archive.com/data/#2019"
 
 
-@dataclass(frozen=True)
-class Row:
-    """What a table says about one image, and `place` ("row 7 of table.csv") for messages; the header is row 1."""
-
-    place: str
-    values: Mapping[str, str]
-
-
 def read_table(file: Path, columns: Sequence[str]) -> dict[str, Row]:
     """Read the rows of a CSV file, in order, by the name in its column `image`; columns not asked for are passed over.
 
@@ -37,25 +29,16 @@ def read_table(file: Path, columns: Sequence[str]) -> dict[str, Row]:
         DataError: the file is not a table, lacks one of `columns` or a value, or names an image twice.
     """
     needed = ("image", *columns)
+    table = read_csv(file, f"UTF-8 CSV with the columns {', '.join(needed)}")
+    _check_header(file, table.columns, needed)
     rows: dict[str, Row] = {}
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as text:
-            reader = csv.DictReader(text, strict=True)
-            _check_header(file, list(reader.fieldnames or ()), needed)
-            for number, row in enumerate(reader, start=2):
-                place = f"row {number} of {file}"
-                if None in row or None in row.values():
-                    raise DataError(f"{place} has not as many values as the header")
-                if earlier := rows.get(row["image"]):
-                    raise DataError(
-                        f"{place} names the image {row['image']} again, after {earlier.place}",
-                        remedy="Keep one of the two rows",
-                    )
-                rows[row["image"]] = Row(place, {name: row[name] for name in needed})
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"{file} cannot be read: {error}", accepted=f"UTF-8 CSV with the columns {', '.join(needed)}"
-        ) from error
+    for row in table.rows:
+        if earlier := rows.get(row.values["image"]):
+            raise DataError(
+                f"{row.place} names the image {row.values['image']} again, after {earlier.place}",
+                remedy="Keep one of the two rows",
+            )
+        rows[row.values["image"]] = row
     return rows
 
 
@@ -86,6 +69,16 @@ def read_lesions(root: Path) -> dict[str, str]:
     file = root / METADATA
     rows = read_table(file, ("lesion_id",)) if file.is_file() else {}
     return {image: lesion for image, row in rows.items() if (lesion := row.values["lesion_id"])}
+
+
+def with_lesions(root: Path, records: Sequence[ImageRecord]) -> list[ImageRecord]:
+    """Return records with the lesion that each shows as their patient, if it is known: true patients are not published.
+
+    Raises:
+        DataError: as `read_lesions`.
+    """
+    lesions = read_lesions(root)
+    return [replace(record, patient=lesions.get(record.record_id)) for record in records]
 
 
 def _check_header(file: Path, found: Sequence[str], needed: Sequence[str]) -> None:

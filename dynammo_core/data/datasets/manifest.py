@@ -1,52 +1,60 @@
-"""A CSV manifest of images: columns path and label, optionally split, site and record_id; paths are relative to it."""
+"""A CSV manifest of images: columns path and label, and optionally split, site, record_id and patient."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping
+import difflib
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, cast
 
 from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.index.folders import ARCHIVES, data_root, missing
+from dynammo_core.data.index.labels import folded, is_missing, refuse_unclear_labels
 from dynammo_core.data.index.records import ImageRecord, assemble
+from dynammo_core.data.index.tables import Row, read_csv
 from dynammo_core.data.samples import Dataset
 from dynammo_core.support.csv_text import from_cell
-from dynammo_core.support.errors import DataError, nearest_match
+from dynammo_core.support.errors import DataError
 
 FILE_NAME = "manifest.csv"
 REQUIRED = ("path", "label")
-OPTIONAL = ("split", "site", "record_id")
+OPTIONAL = ("split", "site", "record_id", "patient")
+KNOWN = (*REQUIRED, *OPTIONAL)
 COLUMNS = f"the columns {', '.join(REQUIRED)} and, optionally, {', '.join(OPTIONAL)}, separated by commas"
-
-# A row as csv.DictReader returns it: surplus values are under None, missing values are None
-Row = Mapping[str | None, str | None]
+ACCEPTED = f"UTF-8 CSV with {COLUMNS}"
+NEAR = 0.8
+"""Likeness from which on an unknown column is taken for a misspelt one: `patient_id` is, `patient_age` is not."""
 
 
 def load_manifest(settings: DataSettings) -> Dataset:
-    """Load the images that the manifest `data.root` (or `data.root`/manifest.csv) names.
+    """Load the images that the manifest `data.root` (or `data.root`/manifest.csv) names, by paths relative to it.
 
-    Labels are the class names, sorted, or `data.classes`. Without a split column images are split 80/20 within each
-    class, image by image: give the column if a patient has several images. An apostrophe that keeps spreadsheets from
-    taking a label for a formula (`'=x`) is not part of it. Rows count from 1, the header.
+    Labels are the class names, sorted, or `data.classes`. Without a split column images are split 80/20, by patient if
+    there is a column of that name, else by content. Columns of other names are not read, and a note names them. An
+    apostrophe that keeps spreadsheets from taking a label for a formula (`'=x`) is not part of it. Rows count from 1,
+    the header.
 
     Raises:
-        DataError: the manifest is missing, columns are unknown or missing, a row has a wrong or repeated value, or
-            `assemble` refuses the images; the message names the row.
+        DataError: the manifest is missing, a column is missing or looks like a misspelt one, a row has a wrong or
+            missing value, or `assemble` refuses the images; the message names the row.
     """
     file = _file(settings)
-    records = _records(settings, file)
+    records, notes = _records(settings, file)
     names = settings.classes or tuple(sorted({record.label for record in records}))
-    return assemble(records, names, str(file), absent=settings.classes is not None)
+    return assemble(settings, records, names, str(file), absent=settings.classes is not None, notes=notes)
 
 
 def manifest_labels(settings: DataSettings) -> tuple[str, ...]:
     """Return the labels that the manifest names, sorted.
 
     Raises:
-        DataError: as `load_manifest`.
+        DataError: as `load_manifest`, or a label is unclear.
     """
-    return tuple(sorted({record.label for record in _records(settings, _file(settings))}))
+    file = _file(settings)
+    counts = Counter(record.label for record in _records(settings, file)[0])
+    refuse_unclear_labels(counts, str(file), settings.classes)
+    return tuple(sorted(counts))
 
 
 def _file(settings: DataSettings) -> Path:
@@ -54,71 +62,59 @@ def _file(settings: DataSettings) -> Path:
     return root / FILE_NAME if root.is_dir() else root
 
 
-def _records(settings: DataSettings, file: Path) -> list[ImageRecord]:
+def _records(settings: DataSettings, file: Path) -> tuple[list[ImageRecord], list[str]]:
     if not file.is_file() or file.suffix.lower() in ARCHIVES:
         raise missing(settings, file, "a manifest", f"a CSV file, or a folder with {FILE_NAME}, with {COLUMNS}")
-    rows = _rows(file)
-    if not rows:
+    table = read_csv(file, ACCEPTED)
+    _check_columns(file, table.columns)
+    if not table.rows:
         raise DataError(
-            f"the manifest {file} names no images", accepted=f"a header and one row an image, with {COLUMNS}"
+            f"the manifest {file} names no images", accepted=f"a header and one row for each image, with {COLUMNS}"
         )
-    records = []
-    rows_of_paths: dict[Path, int] = {}
-    for number, row in enumerate(rows, start=2):
-        record = _record(file, number, row)
-        if (earlier := rows_of_paths.setdefault(record.path, number)) != number:
-            raise DataError(
-                f"row {number} of {file} names the image {record.path} again, after row {earlier}",
-                remedy="Keep one of the two rows",
-            )
-        records.append(record)
-    return records
+    unknown = [column for column in table.columns if column not in KNOWN]
+    notes = [f"columns of {file} that are not read: {', '.join(unknown)}"] if unknown else []
+    return [_record(file, row) for row in table.rows], notes
 
 
-def _rows(file: Path) -> list[Row]:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as text:
-            reader = csv.DictReader(text, strict=True)
-            _check_header(file, list(reader.fieldnames or ()))
-            return [cast(Row, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"the manifest {file} cannot be read: {error}", accepted=f"UTF-8 CSV with {COLUMNS}") from error
-
-
-def _check_header(file: Path, columns: list[str]) -> None:
-    known = (*REQUIRED, *OPTIONAL)
+def _check_columns(file: Path, columns: tuple[str, ...]) -> None:
     for column in columns:
-        if column not in known:
+        if column not in KNOWN and (meant := _misspelt(column, [name for name in KNOWN if name not in columns])):
             raise DataError(
-                f"the manifest {file} has a column {column!r}{nearest_match(column, known)}",
+                f"the manifest {file} has a column {column!r} (did you mean {meant!r}?)",
                 accepted=COLUMNS,
-                remedy="Rename the column, or take it out: a manifest holds no more about a patient than is needed",
+                remedy=f"Rename it to {meant!r}; or, if it means something else, to a name that is less alike",
             )
-    for column in columns:
-        if columns.count(column) > 1:
-            raise DataError(f"the manifest {file} has the column {column!r} twice", accepted=COLUMNS)
     for column in REQUIRED:
         if column not in columns:
             raise DataError(f"the manifest {file} has no column {column!r}", accepted=COLUMNS)
 
 
-def _record(file: Path, number: int, row: Row) -> ImageRecord:
-    place = f"row {number} of {file}"
-    if None in row or None in row.values():
-        columns = [name for name in row if name is not None]
-        raise DataError(f"{place} has not as many values as the header", accepted=f"{len(columns)} values a row")
-    values = {cast(str, name): cast(str, value).strip() for name, value in row.items()}
+def _misspelt(column: str, names: Iterable[str]) -> str | None:
+    """Return the name that an unknown column looks like, if any: most of its letters, or all in another order."""
+    plain = {folded(name): name for name in names}
+    own = folded(column)
+    swapped = next((name for key, name in plain.items() if sorted(key) == sorted(own)), None)
+    close = difflib.get_close_matches(own, list(plain), n=1, cutoff=NEAR)
+    return swapped or (plain[close[0]] if close else None)
+
+
+def _record(file: Path, row: Row) -> ImageRecord:
+    values = {name: row.values[name].strip() for name in KNOWN if name in row.values}
     for name, value in values.items():
-        if not value:
-            raise DataError(f"{place} has no value for {name!r}", remedy="Fill it in, or drop the column in every row")
+        if is_missing(value) and (name != "label" or not value):
+            raise DataError(
+                f"{row.place} has no value for {name!r}" + (f": {value!r}" if value else ""),
+                remedy="Fill it in, or drop the column in every row",
+            )
     split = values.get("split")
     if split not in (None, "train", "test"):
-        raise DataError(f"{place} has the split {split!r}", accepted="train, test")
+        raise DataError(f"{row.place} has the split {split!r}", accepted="train, test")
     return ImageRecord(
         path=file.parent / values["path"],
         label=from_cell(values["label"]),
         record_id=values.get("record_id", values["path"]),
-        place=place,
+        place=row.place,
         split=cast("Literal['train', 'test'] | None", split),
         site=values.get("site"),
+        patient=values.get("patient"),
     )

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dynammo_core.configuration.settings import DataSettings
-from dynammo_core.data.datasets.image_folder import class_folders, image_files, subfolders
+from dynammo_core.data.index.class_folders import class_folders
 from dynammo_core.data.index.folders import require_folder
+from dynammo_core.data.index.image_files import PassedOver, image_files, subfolders
 from dynammo_core.data.index.records import ImageRecord, assemble
 from dynammo_core.data.samples import Dataset
 from dynammo_core.support.errors import DataError, nearest_match
@@ -43,9 +44,10 @@ def load_path16(settings: DataSettings) -> Dataset:
     _check_sets(root)
     names: list[str] = []
     records: list[ImageRecord] = []
+    seen = PassedOver()
     for name, count in SETS.items():
-        folders = class_folders(root / name, LAYOUT)
-        classes = sorted({folder.name for _, folder in folders})
+        folders = class_folders(root / name, LAYOUT, seen)
+        classes = sorted({folder.path.name for folder in folders})
         if len(classes) != count:
             raise DataError(
                 f"{root / name} holds {len(classes)} classes ({', '.join(classes) or 'no folders'})",
@@ -53,13 +55,13 @@ def load_path16(settings: DataSettings) -> Dataset:
             )
         names += [f"{name}/{label}" for label in classes]
         records += [
-            ImageRecord(path, f"{name}/{folder.name}", path.relative_to(root).as_posix(), split=split)
-            for split, folder in folders
-            for path in image_files(folder)
+            ImageRecord(path, f"{name}/{folder.path.name}", path.relative_to(root).as_posix(), split=folder.part)
+            for folder in folders
+            for path in image_files(folder.path, seen)
         ]
     if len({record.split is None for record in records}) > 1:
         raise DataError(f"in {root} some sets are split into train and test, and others are not", accepted=LAYOUT)
-    return assemble(records, tuple(names), str(root), absent=False)
+    return assemble(settings, records, tuple(names), str(root), absent=False, notes=seen.notes())
 
 
 def _check_sets(root: Path) -> None:

@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-import numpy as np
-
 from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets.isic2019 import (
     GROUND_TRUTH,
@@ -16,14 +14,14 @@ from dynammo_core.data.datasets.isic2019 import (
     METADATA,
     SOURCE,
     read_ground_truth,
-    read_lesions,
+    with_lesions,
 )
+from dynammo_core.data.index.contents import file_contents
 from dynammo_core.data.index.folders import require_folder
-from dynammo_core.data.index.records import SPLIT_SEED, ImageRecord, assemble
+from dynammo_core.data.index.records import ImageRecord, assemble
+from dynammo_core.data.index.sides import SPLIT_SEED, fraction
 from dynammo_core.data.samples import Dataset
-from dynammo_core.data.sources import file_keys
 from dynammo_core.support.errors import DataError
-from dynammo_core.support.seeding import derive_seed
 
 Part = Literal["train", "test"]
 
@@ -45,28 +43,30 @@ def load_skin8(settings: DataSettings) -> Dataset:
 
     If the lists that ACL's authors published are in `data.root`, they are the split. Else `protocol_split` draws one of
     the same sizes with a fixed seed. It keeps together images with the same bytes and, if the table of metadata is
-    there, images of one lesion (without the table the draw differs). The published lists are taken as they are:
-    nothing says that they keep lesions together.
+    there, images of one lesion (without the table the draw differs). The published lists are taken as they are, and a
+    note tells how many lesions they have on both sides; with `data.split: patient` the split is drawn in spite of them.
 
     Raises:
         DataError: a folder or table is missing or contradictory, or `assemble` refuses the images.
     """
     root = require_folder(settings, LAYOUT)
-    records = read_ground_truth(settings, root, LAYOUT)
-    if any((root / name).is_file() for name in LISTS.values()):
-        chosen = _listed(root, {record.record_id: record for record in records})
+    records = with_lesions(root, read_ground_truth(settings, root, LAYOUT))
+    if settings.split == "published" and any((root / name).is_file() for name in LISTS.values()):
+        drawn, chosen = False, _listed(root, {record.record_id: record for record in records})
     else:
+        drawn = True
         parts = protocol_split([record.label for record in records], _groups(root, records))
         chosen = [replace(record, split=part) for record, part in zip(records, parts, strict=True) if part]
-    return assemble(chosen, CLASSES, str(root), absent=False)
+    own = settings.model_copy(update={"split": "published"})
+    return replace(assemble(own, chosen, CLASSES, str(root), absent=False, tell_patients=True), drawn=drawn)
 
 
 def protocol_split(labels: Sequence[str], groups: Sequence[str]) -> list[Part | None]:
     """Draw the protocol's split: n = 628 images per class or all it has, floor(n / 6) of them for the test.
 
     628 is the number of SCC's images. It gives the sizes of ACL's lists, training + test: 524 + 104 for each of six
-    classes, 200 + 39 of DF's 239, 211 + 42 of VASC's 253. Groups are drawn with `SPLIT_SEED`, first for the test; one
-    with more images than are still wanted is passed over.
+    classes, 200 + 39 of DF's 239, 211 + 42 of VASC's 253. Groups come in the order of their hashes with `SPLIT_SEED`,
+    first for the test; one with more images than are still wanted is passed over.
 
     Args:
         labels: N class names.
@@ -81,12 +81,11 @@ def protocol_split(labels: Sequence[str], groups: Sequence[str]) -> list[Part | 
         for i, (own, group) in enumerate(zip(labels, groups, strict=True)):
             if own == label:
                 members.setdefault(group, []).append(i)
-        together = list(members.values())
-        order = np.random.default_rng(derive_seed(SPLIT_SEED, "skin8", label)).permutation(len(together))
+        together = [members[group] for group in sorted(members, key=lambda group: fraction(SPLIT_SEED, group))]
         total = min(sum(map(len, together)), MOST_IMAGES)
         wanted: dict[Part, int] = {"test": total // TEST_PARTS, "train": total - total // TEST_PARTS}
         for part, left in wanted.items():
-            for images in (together[i] for i in order.tolist()):
+            for images in together:
                 if parts[images[0]] is None and len(images) <= left:
                     left -= len(images)
                     for i in images:
@@ -95,12 +94,13 @@ def protocol_split(labels: Sequence[str], groups: Sequence[str]) -> list[Part | 
 
 
 def _groups(root: Path, records: Sequence[ImageRecord]) -> list[str]:
-    """Return the lesion that each image shows or, if it is unknown, a key of the file's content."""
-    lesions = read_lesions(root)
-    unknown = [record for record in records if record.record_id not in lesions]
-    keys = file_keys([record.path for record in unknown], [record.place for record in unknown])
-    contents = {record.record_id: f"content {key}" for record, key in zip(unknown, keys, strict=True)}
-    return [lesions.get(record.record_id) or contents[record.record_id] for record in records]
+    """Return the lesion that each image shows or, if it is unknown, the content of the file."""
+    unknown = [record for record in records if record.patient is None]
+    contents = file_contents(
+        [record.path for record in unknown], [record.place for record in unknown], f"{root} without lesions"
+    )
+    known = {record.record_id: content for record, content in zip(unknown, contents, strict=True)}
+    return [record.patient or known[record.record_id] for record in records]
 
 
 def _listed(root: Path, records: Mapping[str, ImageRecord]) -> list[ImageRecord]:

@@ -6,27 +6,30 @@ from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets import DATASETS, LABELS
+from dynammo_core.data.index.sides import draw_groups_per_class, draw_per_class
 from dynammo_core.data.samples import Dataset, Split
 from dynammo_core.data.sources import read_as, select
 from dynammo_core.support.errors import ConfigError, DataError
-from dynammo_core.support.seeding import derive_seed
+
+FEWEST_LEFT = 2
+"""Training images of a class that validation leaves: one alone has no batch statistics."""
 
 
 @lru_cache(maxsize=4)
 def open_dataset(settings: DataSettings, seed: int) -> Dataset:
     """Index the data set and keep the images that the settings ask for; nothing is decoded.
 
-    With `validation_per_class` that many training images of each class become the test split, and the data set's own
-    test images are not touched. Then `train_per_class` and `test_per_class` images are kept, drawn by the seed: fewer
-    are a subset of more, and a class that has fewer keeps all. The last few results stay in memory.
+    With `validation_per_class` that many training images of each class, no patient's in part, become the test split,
+    and the data set's own test images are not touched. Then `train_per_class` and `test_per_class` images are kept,
+    drawn by the seed: fewer are a subset of more, and a class that has fewer keeps all. The last few results stay in
+    memory.
 
     Raises:
         ConfigError: `data.classes` differs from the classes of a data set whose classes are fixed.
-        DataError: images are missing or bad, or validation would take all training images of a class.
+        DataError: images are missing or bad, or validation would take too many training images of a class.
     """
     try:
         dataset = DATASETS[settings.dataset](settings)
@@ -39,6 +42,12 @@ def open_dataset(settings: DataSettings, seed: int) -> Dataset:
             f"data.classes is {settings.classes}, and the classes of {settings.dataset} are fixed",
             accepted=str(dataset.class_names),
             remedy="Leave data.classes out",
+        )
+    if settings.split == "patient" and not dataset.train.patients:
+        raise DataError(
+            f"data.split is patient, and {settings.dataset} knows no patients",
+            accepted="a manifest with a column patient, skin8 or fed_isic2019",
+            remedy="Leave data.split out",
         )
     dataset = replace(
         dataset, train=read_as(dataset.train, settings.reading), test=read_as(dataset.test, settings.reading)
@@ -65,28 +74,29 @@ def open_own(settings: DataSettings, seed: int) -> Dataset:
 
 
 def _validate_on_training(dataset: Dataset, per_class: int, seed: int) -> Dataset:
-    labels = dataset.train.labels
+    train = dataset.train
     for label, name in enumerate(dataset.class_names):
-        if 0 < (count := int((labels == label).sum())) <= per_class:
-            raise DataError(
-                f"the class {name!r} has {count} training images, and data.validation_per_class takes {per_class}",
-                accepted=f"at most {count - 1}",
-                remedy="Lower data.validation_per_class",
-            )
-    chosen = _drawn_per_class(labels, per_class, seed, "validation")
-    rest = np.setdiff1d(np.arange(len(labels)), chosen)
-    return replace(dataset, train=select(dataset.train, rest), test=select(dataset.train, chosen))
+        if 0 < (count := int((train.labels == label).sum())) < per_class + FEWEST_LEFT:
+            raise _too_many_validated(name, count, per_class)
+    draw = draw_groups_per_class if train.groups else draw_per_class
+    chosen = draw(train.labels, train.groups, per_class, seed, "subsample", "validation")
+    rest = np.setdiff1d(np.arange(len(train.labels)), chosen)
+    for label, name in enumerate(dataset.class_names):
+        count, left = (int((train.labels[part] == label).sum()) for part in (slice(None), rest))
+        if count and not 0 < left < count:
+            raise _too_many_validated(name, count, per_class)
+    return replace(dataset, train=select(train, rest), test=select(train, chosen), drawn=True)
+
+
+def _too_many_validated(name: str, count: int, per_class: int) -> DataError:
+    return DataError(
+        f"the class {name!r} has {count} training images, and data.validation_per_class takes {per_class}",
+        accepted=f"at most {max(count - FEWEST_LEFT, 0)}; fewer, if all images are of few patients",
+        remedy="Lower data.validation_per_class",
+    )
 
 
 def _subsample(split: Split, per_class: int | None, seed: int, purpose: str) -> Split:
-    return split if per_class is None else select(split, _drawn_per_class(split.labels, per_class, seed, purpose))
-
-
-def _drawn_per_class(labels: NDArray[np.int64], per_class: int, seed: int, purpose: str) -> NDArray[np.int64]:
-    """Draw the indices, ascending, of `per_class` images of each class, or of all if it has fewer."""
-    drawn = []
-    for label in np.unique(labels).tolist():
-        members = np.flatnonzero(labels == label)
-        order = np.random.default_rng(derive_seed(seed, "subsample", purpose, label)).permutation(len(members))
-        drawn.append(members[order[:per_class]])
-    return np.sort(np.concatenate(drawn))
+    if per_class is None:
+        return split
+    return select(split, draw_per_class(split.labels, split.groups, per_class, seed, "subsample", purpose))

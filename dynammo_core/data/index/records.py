@@ -1,7 +1,8 @@
-"""Data sets from lists of labelled image files: classes checked, split made, no image in both train and test."""
+"""Data sets from lists of labelled image files: labels and files checked, split made, no image on both sides of it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +11,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.images.decoding import named
+from dynammo_core.data.index.contents import file_contents
+from dynammo_core.data.index.duplicates import Duplicates, leaks, repeated_files
+from dynammo_core.data.index.labels import refuse_unclear_labels, require_registered
+from dynammo_core.data.index.sides import split_by_group
 from dynammo_core.data.samples import Dataset, Split
-from dynammo_core.data.sources import FileSource, file_keys
-from dynammo_core.support.errors import DataError, nearest_match
-from dynammo_core.support.seeding import derive_seed
-
-TEST_SHARE = 0.2
-SPLIT_SEED = 0
-"""Random seed of every 80/20 split: a constant, so that all runs and seeds of a study are tested on the same images."""
+from dynammo_core.data.sources import FileSource, select
+from dynammo_core.support.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -41,73 +42,53 @@ class ImageRecord:
     patient: str | None = None
 
 
-def require_registered(label: str, class_names: Sequence[str], where: str) -> None:
-    """Refuse a label that is not a class name.
-
-    Raises:
-        DataError: the label is unknown; the message names it, `where` it stands and the registry.
-    """
-    if label not in class_names:
-        raise DataError(
-            f"the label {label!r} of {where} is not in the registry{nearest_match(label, class_names)}",
-            accepted=", ".join(class_names),
-            remedy="Correct the label, or add it to data.classes at every site",
-        )
-
-
-def assemble(records: Sequence[ImageRecord], class_names: tuple[str, ...], where: str, *, absent: bool) -> Dataset:
+def assemble(
+    settings: DataSettings,
+    records: Sequence[ImageRecord],
+    class_names: tuple[str, ...],
+    where: str,
+    *,
+    absent: bool,
+    tell_patients: bool = False,
+    notes: Sequence[str] = (),
+) -> Dataset:
     """Make a data set of image files.
 
-    If the records name no split, `seeded_split` makes one.
+    If the records name no split, or `data.split` is patient, `split_by_group` makes one, by patient if known, else by
+    content.
 
     Args:
+        settings: how the data are split, and what becomes of duplicates.
         records: the images; they keep their order within each split.
         class_names: the registry.
         where: folder or file of the data, for messages.
         absent: whether a class may lack images, for training, for testing or both: a site need not hold every class.
+        tell_patients: whether patients on both sides of a published split are counted in a note, and not refused.
+        notes: what a person should know of how the records were read.
 
     Raises:
-        DataError: a label is not in the registry, a class is empty, a file is missing, or an image is in both splits.
+        DataError: a label is unclear or not in the registry, a class is empty, a file is missing, or images contradict
+            each other or are on both sides.
     """
+    refuse_unclear_labels(Counter(record.label for record in records), where, class_names)
     for record in records:
         require_registered(record.label, class_names, named(record.path, record.place))
+    hashes = file_contents([record.path for record in records], [record.place for record in records], where)
+    repeated = repeated_files(records, hashes, settings.duplicates)
+    records, contents = _without(repeated, records, hashes)
+    drawn = settings.split == "patient" or not any(record.split for record in records)
     index = {name: i for i, name in enumerate(class_names)}
     labels = np.array([index[record.label] for record in records], dtype=np.int64)
-    keys = file_keys([record.path for record in records], [record.place for record in records])
-    if any(record.split for record in records):
-        test = np.array([record.split == "test" for record in records])
-        _refuse_leaks(records, keys, test)
+    if drawn:
+        test = split_by_group(labels, _groups(records, contents))
     else:
-        test = seeded_split(labels, keys)
-    refuse_empty_classes(labels, test, class_names, where, absent=absent)
-    return Dataset(class_names, _split(records, labels, ~test), _split(records, labels, test))
-
-
-def seeded_split(labels: NDArray[np.int64], keys: Sequence[str]) -> NDArray[np.bool_]:
-    """Choose the test images: a fifth of each class (at least one, never all), drawn with `SPLIT_SEED`.
-
-    Images with the same key have the same content and stay on one side, whatever their labels.
-
-    Args:
-        labels: [N] class indices.
-        keys: N content keys.
-
-    Returns:
-        Booleans [N], true for a test image.
-    """
-    _, first, group = np.unique(np.array(keys, dtype=np.str_), return_index=True, return_inverse=True)
-    # numpy numbers the groups by their keys; numbering them by first appearance makes the split one of the order alone
-    appearance = np.argsort(first, kind="stable")
-    rank = np.empty_like(appearance)
-    rank[appearance] = np.arange(len(appearance))
-    group, group_labels = rank[group], labels[first[appearance]]
-    in_test = np.zeros(len(group_labels), dtype=np.bool_)
-    for label in np.unique(group_labels).tolist():
-        members = np.flatnonzero(group_labels == label)
-        count = min(max(round(TEST_SHARE * len(members)), 1), len(members) - 1)
-        order = np.random.default_rng(derive_seed(SPLIT_SEED, "split", label)).permutation(len(members))
-        in_test[members[order[:count]]] = True
-    return in_test[group]
+        test = np.array([record.split == "test" for record in records], dtype=np.bool_)
+    leaking = leaks(records, contents, test.tolist(), settings.duplicates, tell_patients=tell_patients and not drawn)
+    kept = np.array([i not in leaking.left_out for i in range(len(records))], dtype=np.bool_)
+    refuse_empty_classes(labels[kept], test[kept], class_names, where, absent=absent)
+    whole = _whole(settings, records, labels, contents)
+    train_split, test_split = (select(whole, np.flatnonzero(kept & side)) for side in (~test, test))
+    return Dataset(class_names, train_split, test_split, drawn, (*notes, *repeated.notes, *leaking.notes))
 
 
 def refuse_empty_classes(
@@ -125,31 +106,40 @@ def refuse_empty_classes(
             continue
         raise DataError(
             f"the class {name!r} has {train_count} training and {test_count} test images in {where}",
-            accepted="at least one of each; where no split is given, at least two images with different content",
+            accepted="at least one of each; where no split is given, images of at least two patients, or with two "
+            "contents",
             remedy="Add images of the class or take the class out",
         )
 
 
-def _refuse_leaks(records: Sequence[ImageRecord], keys: Sequence[str], test: NDArray[np.bool_]) -> None:
-    train = {key: i for i, key in enumerate(keys) if not test[i]}
-    leaks = [(train[key], i) for i, key in enumerate(keys) if test[i] and key in train]
-    if leaks:
-        one, other = (named(records[i].path, records[i].place) for i in leaks[0])
-        raise DataError(
-            f"the same image (by its bytes) is in train and in test, {len(leaks)} in all; the first is {one}, "
-            f"which is also {other}",
-            remedy="Take it out of one of the two: a test on training images says nothing",
-        )
+def _without(
+    duplicates: Duplicates, records: Sequence[ImageRecord], contents: Sequence[str]
+) -> tuple[Sequence[ImageRecord], Sequence[str]]:
+    kept = [i for i in range(len(records)) if i not in duplicates.left_out]
+    return [records[i] for i in kept], [contents[i] for i in kept]
 
 
-def _split(records: Sequence[ImageRecord], labels: NDArray[np.int64], chosen: NDArray[np.bool_]) -> Split:
-    part = [record for record, keep in zip(records, chosen.tolist(), strict=True) if keep]
-    sites = tuple(record.site for record in part if record.site is not None)
-    patients = tuple(record.patient or record.record_id for record in part)
+def _groups(records: Sequence[ImageRecord], contents: Sequence[str]) -> list[str]:
+    """Return what keeps images together: the patient, else a record if it has several images, else the content."""
+    images = Counter(record.record_id for record in records)
+    return [
+        record.patient or (record.record_id if images[record.record_id] > 1 else content)
+        for record, content in zip(records, contents, strict=True)
+    ]
+
+
+def _whole(
+    settings: DataSettings, records: Sequence[ImageRecord], labels: NDArray[np.int64], contents: Sequence[str]
+) -> Split:
+    sites = tuple(record.site for record in records if record.site is not None)
+    patients = tuple(record.patient or content for record, content in zip(records, contents, strict=True))
     return Split(
-        source=FileSource(tuple(record.path for record in part), tuple(record.place for record in part)),
-        labels=labels[chosen],
-        record_ids=tuple(record.record_id for record in part),
+        source=FileSource(
+            tuple(record.path for record in records), tuple(record.place for record in records), settings.reading
+        ),
+        labels=labels,
+        record_ids=tuple(record.record_id for record in records),
         sites=sites if sites else None,
         patients=patients if any(record.patient for record in records) else (),
+        contents=tuple(contents),
     )

@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynammo_core.configuration.federation import FederationSettings
+from dynammo_core.data.samples import FEWEST_SAMPLES, Dataset
 from dynammo_core.data.sites.site_partition import SitePartition
 from dynammo_core.data.task_stream import TaskStream
+from dynammo_core.support.errors import RunError
 from dynammo_core.support.seeding import derive_seed
 
 
@@ -78,3 +80,28 @@ def build_arrivals(
             late = zip(holders.tolist(), drawn.tolist(), strict=True)
             delays |= {(site, label): delay for site, delay in late if delay and site != punctual}
     return Arrivals(stream, MappingProxyType(delays))
+
+
+def require_images(arrivals: Arrivals, dataset: Dataset, partition: SitePartition, *, alone: int) -> None:
+    """Refuse a task that no site could learn.
+
+    Args:
+        arrivals: the tasks, and when their classes reach the sites.
+        dataset: all images.
+        partition: the images of each site.
+        alone: number of first tasks that a site learns without exemplars, from new images alone.
+
+    Raises:
+        RunError: a task has no training images, or every site would abstain from it, as each has too few.
+    """
+    labels = dataset.train.labels
+    for task in range(len(arrivals.stream)):
+        where = f"task {task + 1} (classes {', '.join(dataset.class_names[c] for c in arrivals.stream.classes(task))})"
+        if not np.isin(labels, arrivals.stream.classes(task)).any():
+            raise RunError(f"{where} has no images at any site")
+        images = [np.isin(labels[held], arrivals.new(site, task)).sum() for site, held in enumerate(partition.train)]
+        if task < alone and max(images) < FEWEST_SAMPLES:
+            raise RunError(
+                f"{where}: no site has {FEWEST_SAMPLES} training images of it, and a site with fewer abstains",
+                remedy="Lower data.validation_per_class or federation.sites, or raise data.train_per_class",
+            )

@@ -39,7 +39,7 @@ def through_scanner(samples: Samples, settings: ScannerSettings, *, seed: int, s
     """
     if settings.kind == "same" or not len(samples):
         return samples
-    images = samples.images.to(torch.float32) / 255
+    images = samples.images[:].to(torch.float32) / 255
     for name in SCANNERS[settings.kind]:
         generator = seeded_generator(seed, "scanner", name, site)
         images = PARTS[name](images, samples.record_ids, settings.strength, generator).clamp(0, 1)

@@ -41,7 +41,7 @@ def unpack(codec: Codec, packed: Tensors, sent: Tensors) -> dict[str, Tensor]:
     for key, tensor in packed.items():
         name, colon, suffix = key.partition(":")
         parts.setdefault(name, {})[f"{colon}{suffix}"] = tensor
-    return {name: codec.decode(own, sent.get(name, torch.zeros(()))) for name, own in parts.items()}
+    return {name: codec.decode(encoded, sent.get(name, torch.zeros(()))) for name, encoded in parts.items()}
 
 
 def carried(codec: Codec, weights: Tensors) -> dict[str, Tensor]:

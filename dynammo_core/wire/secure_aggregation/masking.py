@@ -137,7 +137,7 @@ def unmasked(
     present = list(survivors)
     for site, key in lost.items():
         if public_key(key) != roster[site][KEY_BYTES:]:
-            raise ValueError(f"the shares of site {site} do not give its key")
+            raise ValueError(f"the shares of site {site} do not reconstruct its key")
         # The sum lacks what the lost site would have added, so it is added here.
         _add_pairwise(total, site, key, present, roster, context)
     return total

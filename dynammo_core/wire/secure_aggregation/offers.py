@@ -47,7 +47,7 @@ class Signatory:
         """
         own, named = self.key.public_key(), self.fingerprints[site]
         if fingerprint(own) != named:
-            raise ValueError(f"this site's key is {fingerprint(own)}, and the experiment names {named}")
+            raise ValueError(f"this site's key is {fingerprint(own)}, but the experiment names {named}")
         point = own.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
         signature = self.key.sign(self._words(public, site, context), _ALGORITHM)
         return public + _padded(point, POINT_BYTES) + _padded(signature, SIGNATURE_BYTES)
@@ -62,10 +62,12 @@ class Signatory:
         point, signature = _unpadded(rest[: 1 + POINT_BYTES]), _unpadded(rest[1 + POINT_BYTES :])
         curve = next((curve for curve in CURVES if len(point) == 1 + 2 * ((curve.key_size + 7) // 8)), None)
         if curve is None:
-            raise ValueError(f"site {site} shows no public key")
+            raise ValueError(f"the offer of site {site} contains no valid public key")
         key = ec.EllipticCurvePublicKey.from_encoded_point(curve, point)
         if fingerprint(key) != self.fingerprints[site]:
-            raise ValueError(f"site {site} shows the key {fingerprint(key)}, not {self.fingerprints[site]}")
+            raise ValueError(
+                f"the offer of site {site} contains the key {fingerprint(key)}, not {self.fingerprints[site]}"
+            )
         try:
             key.verify(signature, self._words(public, site, context), _ALGORITHM)
         except InvalidSignature as error:
@@ -95,5 +97,5 @@ def _padded(content: bytes, size: int) -> bytes:
 def _unpadded(field: bytes) -> bytes:
     content = field[1 : 1 + field[0]]
     if _padded(content, len(field) - 1) != field:
-        raise ValueError("an offer is not as a site writes it")
+        raise ValueError("an offer is malformed: its padding is not zero")
     return content

@@ -69,12 +69,12 @@ def check_phase(report: Report, phase: Phase, sites: int, length: int) -> None:
         ProtocolError: the answer abstains, or a tensor or number is undeclared, missing, or of another shape or type.
     """
     if report.abstained:
-        raise ProtocolError("a site that has nothing to say says so in its vector, as 0")
+        raise ProtocolError("a site abstained openly from a secure step; it must send a vector of zeros instead")
     same_names("tensor", set(report.weights), {PHASE_UP[phase]})
     same_names("number", set(report.numbers), {"seconds"} if phase is Phase.MASKED else set())
     check_tensor(PHASE_UP[phase], report.weights[PHASE_UP[phase]], *phase_shape(phase, sites, length))
     if any(isinstance(value, list) or not math.isfinite(value) for value in report.numbers.values()):
-        raise ProtocolError("number 'seconds' is not one finite number")
+        raise ProtocolError("'seconds' is not one finite number")
 
 
 def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:

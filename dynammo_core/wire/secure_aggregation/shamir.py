@@ -30,7 +30,9 @@ def split(secret: bytes, holders: Sequence[int], threshold: int, random: bytes) 
         ValueError: the secret or the randomness has another length.
     """
     if len(secret) != SECRET_BYTES or len(random) != RANDOM_BYTES * (threshold - 1):
-        raise ValueError(f"{len(secret)} and {len(random)} bytes make no polynomial of degree {threshold - 1}")
+        raise ValueError(
+            f"{len(secret)} secret and {len(random)} random bytes do not make a polynomial of degree {threshold - 1}"
+        )
     pieces = (random[start : start + RANDOM_BYTES] for start in range(0, len(random), RANDOM_BYTES))
     coefficients = [int.from_bytes(secret, "big"), *(int.from_bytes(piece, "big") % PRIME for piece in pieces)]
     return {holder: _value(coefficients, holder + 1).to_bytes(SHARE_BYTES, "big") for holder in holders}
@@ -43,7 +45,7 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
         ValueError: there are fewer shares, or they do not belong to one secret.
     """
     if len(shares) < threshold:
-        raise ValueError(f"{len(shares)} shares do not give a secret of which {threshold} are needed")
+        raise ValueError(f"{len(shares)} shares are too few to recover a secret that needs {threshold}")
     chosen = sorted(shares)[:threshold]
     secret = 0
     for holder in chosen:
@@ -56,7 +58,7 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
     try:
         return (secret % PRIME).to_bytes(SECRET_BYTES, "big")
     except OverflowError as error:
-        raise ValueError("the shares are not of one secret") from error
+        raise ValueError("the shares do not belong to one secret") from error
 
 
 def _value(coefficients: Sequence[int], at: int) -> int:

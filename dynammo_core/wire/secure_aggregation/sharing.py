@@ -42,7 +42,7 @@ def opened(
     try:
         plain = _cipher(keys, public, context, sender, site).decrypt(bytes(12), sealed, None)
     except InvalidTag as error:
-        raise ValueError(f"the shares of site {sender} are not those that it dealt to site {site}") from error
+        raise ValueError(f"these are not the shares that site {sender} dealt to site {site} in this attempt") from error
     return plain[:SHARE_BYTES], plain[SHARE_BYTES:]
 
 

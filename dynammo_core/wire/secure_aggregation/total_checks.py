@@ -59,4 +59,4 @@ def _check_squares(sums: Mapping[str, Tensor], samples: int, rounding: float) ->
         # The error is the rounding of both numerators, and that of float32 in the sites' own tensors.
         near = rounding / samples * (1 + 2 * mean.abs()) + torch.finfo(torch.float32).eps * square.abs()
         if (square - mean.square() < -near).any():
-            raise ProtocolError(f"tensor {name!r}: the mean of squares is below the square of the mean")
+            raise ProtocolError(f"tensor {name!r}: the mean of the squares is smaller than the square of the mean")

@@ -69,7 +69,7 @@ def test_a_person_sees_what_would_run_and_what_of_it_leaves(alpha: Path) -> None
         "numbers: class_counts, loss, seconds",
         "numbers: calibration, class_counts, confusion, open_set, seconds",
         "no differential privacy",
-        "Nothing was approved before. All of it:",
+        "Nothing was approved before. The whole experiment:",
         "+method:",
     ):
         assert words in result.output
@@ -101,7 +101,7 @@ def test_another_version_of_the_code_is_a_difference(alpha: Path, monkeypatch: p
     output = called(alpha, answers="reject\n").output
     assert f"-code: {project_hash()}" in output
     assert f"+code: {'f' * 64}" in output
-    assert "NOT the code that is installed here" in output
+    assert "NOT the code installed here" in output
     with pytest.raises(NotApproved, match="was rejected"):
         ask(alpha)
 
@@ -123,7 +123,7 @@ def test_without_an_answer_nothing_is_approved(alpha: Path) -> None:
     assert called(alpha).exit_code == 1
     assert waiting(alpha) == [id_]
     called(alpha, answers="reject\n")
-    assert "Nothing waits" in called(alpha).output
+    assert "No experiment is waiting" in called(alpha).output
 
 
 def test_an_approval_in_advance_is_for_what_comes(alpha: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_an_approval_in_advance_is_for_what_comes(alpha: Path, tmp_path: Path) -
     result = called(alpha, "--config", str(mail), answers="approve\n")
     assert result.exit_code == 0, result.output
     ask(alpha)
-    assert "Nothing waits" in called(alpha).output
+    assert "No experiment is waiting" in called(alpha).output
     id_ = Proposal.of(CONFIG).id
     assert called(alpha, "--revoke", id_[:12]).exit_code == 0
     with pytest.raises(NotApproved, match="was revoked"):
@@ -171,7 +171,7 @@ def test_as_json_all_is_told_for_a_program(alpha: Path) -> None:
     [
         (["--yes", "0123456789"], "0 proposals have a hash that begins with '0123456789'"),
         (["--yes", ""], "0 proposals"),
-        (["--yes", "aa", "--reject", "bb"], "more than one decision is given"),
+        (["--yes", "aa", "--reject", "bb"], "more than one decision was given"),
         (["--config", "no.yaml"], "no configuration file 'no.yaml'"),
     ],
 )
@@ -204,6 +204,6 @@ def test_decisions_that_the_audit_log_contradicts_are_named_until_somebody_decid
     path.write_bytes(before)
     result = called(alpha, "--list")
     assert result.exit_code == 1
-    assert f"{id_[:16]} is approved, and by the audit log revoked" in result.stderr
+    assert f"{id_[:16]} is approved, but revoked in the audit log" in result.stderr
     assert called(alpha, "--revoke", id_).exit_code == 0
     assert called(alpha, "--list").exit_code == 0

@@ -59,8 +59,8 @@ def test_a_whole_log_is_whole_and_its_last_hash_is_printed(site: Path, log: Audi
     result = call(site, "verify")
     assert result.exit_code == 0
     last = re.findall(r'"link": "([0-9a-f]{64})"', log.path.read_text())[-1]
-    assert f"Lines: 7\nHash of the last whole line: {last}\n" in result.stdout
-    assert "cut off the end cannot be found from the file alone" in result.stdout
+    assert f"Lines: 7\nHash of the last complete line: {last}\n" in result.stdout
+    assert "file alone cannot show that lines are missing" in result.stdout
 
 
 @pytest.mark.parametrize("number", [1, 3, 7])
@@ -71,18 +71,18 @@ def test_the_first_bad_line_is_named(site: Path, log: AuditLog, number: int) -> 
     for command in ("verify", "report"):
         result = call(site, command)
         assert result.exit_code == 1
-        assert f"was changed: line {number} is not as it was written" in result.stderr
+        assert f"was changed: line {number} does not follow from the line before it" in result.stderr
 
 
 def test_lines_cut_off_the_end_are_found_by_what_was_written_down(site: Path, log: AuditLog) -> None:
     links = re.findall(r'"link": "([0-9a-f]{64})"', log.path.read_text())
-    assert "hash stands in line 7" in call(site, "verify", "--expect", links[6]).stdout
-    assert "hash stands in line 4" in call(site, "verify", "--expect", links[3][:16]).stdout  # it has grown since
+    assert "hash is in line 7" in call(site, "verify", "--expect", links[6]).stdout
+    assert "hash is in line 4" in call(site, "verify", "--expect", links[3][:16]).stdout  # it has grown since
     log.path.write_text("".join(log.path.read_text().splitlines(keepends=True)[:6]))
     assert call(site, "verify").exit_code == 0
     result = call(site, "verify", "--expect", links[6])
     assert result.exit_code == 1
-    assert "Lines were cut off its end, or it was written anew" in result.stderr
+    assert "lines were cut off the end, or the log was rewritten" in result.stderr
 
 
 @pytest.mark.parametrize("expect", ["", "abc", "g" * 64, "a" * 65, "A" * 64])
@@ -95,13 +95,13 @@ def test_a_line_cut_off_by_a_crash_is_named_until_it_is_closed_and_after(site: P
     log.path.write_bytes(log.path.read_bytes()[:-20])
     result = call(site, "verify")
     assert result.exit_code == 1
-    assert "Line 7 is cut off" in result.stdout
-    assert "The next line that the site writes closes it" in result.stdout
+    assert "Line 7 is incomplete" in result.stdout
+    assert "The site's next line will close it" in result.stdout
     log.purged(1, 1, "class")
     result = call(site, "verify")
     assert result.exit_code == 0
-    assert "9 lines, each whole one as it was written" in result.stdout
-    assert "Line 7 is cut off" in result.stdout
+    assert "9 lines, all complete ones unchanged" in result.stdout
+    assert "Line 7 is incomplete" in result.stdout
     assert "purged by class: 1 records, 1 exemplars" in call(site, "report").stdout
 
 
@@ -128,7 +128,7 @@ def test_the_report_tells_all_on_one_page(site: Path, log: AuditLog) -> None:
     assert "announced classes and bands: naevus: 10+, wart [red]: 1+" in result.stdout
     assert "after task 1: naevus: 3, wart [red]: 4" in result.stdout
     assert "purged by record: 2 records, 3 exemplars" in result.stdout
-    assert "refused 1 times: train.fit with 102 DataError" in result.stdout
+    assert "refused 1 times: train.fit, error 102 DataError" in result.stdout
     assert "patient-4711" not in result.stdout
 
 

@@ -107,7 +107,7 @@ def test_nothing_that_is_there_is_touched(tmp_path: Path, there: str) -> None:
     (tmp_path / there).write_text("precious")
     result = CliRunner().invoke(app, words(GIVEN, tmp_path / "site.yaml"))
     assert result.exit_code == 1
-    assert f"there already: {tmp_path / there}; nothing was written" in result.stderr
+    assert f"already exists: {tmp_path / there}; nothing was written" in result.stderr
     assert content(tmp_path) == {there: b"precious"}
 
 
@@ -121,7 +121,7 @@ def test_a_second_time_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_dangling_link_too_is_something_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "site.key").symlink_to(tmp_path / "safe" / "site.key")
-    with pytest.raises(ConfigError, match="there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         write_site(tmp_path / "site.yaml", GIVEN)
     assert [path.name for path in tmp_path.iterdir()] == ["site.key"]
 
@@ -169,7 +169,7 @@ def test_what_is_not_given_is_asked_for_and_asked_again_when_it_is_wrong(tmp_pat
 def test_without_input_what_is_missing_is_named(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["--output", str(tmp_path / "site.yaml"), "--no-input", "--site", "a"])
     assert result.exit_code == 1
-    assert "not given: --superlink, --data" in result.stderr
+    assert "missing: --superlink, --data" in result.stderr
     assert content(tmp_path) == {}
 
 

@@ -129,7 +129,7 @@ def test_any_change_of_the_experiment_waits_again(alpha: Path, section: str, key
 def test_an_extended_run_waits_again(alpha: Path) -> None:
     approve_proposal(settled(alpha)[0], Proposal.of(CONFIG), "Dr. Who")
     for grown in (with_new_task(CONFIG, ["7"]), with_sites(CONFIG, ["gamma"])):
-        with pytest.raises(NotApproved, match="waits for an approval"):
+        with pytest.raises(NotApproved, match="is waiting for approval"):
             admitted(alpha, grown)
     assert len(settled(alpha)[1].waiting()) == 2
 

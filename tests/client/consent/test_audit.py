@@ -135,7 +135,7 @@ def test_of_a_refusal_the_text_is_kept_here(alpha: Path, monkeypatch: pytest.Mon
     assert (reply.error.code, reply.error.reason) == (UNEXPECTED, "ValueError")
     ours, theirs = told(alpha)
     assert (ours["event"], ours["asked"], ours["code"], ours["class"]) == ("refused", "train.fit", 105, "ProtocolError")
-    assert ours["text"].startswith("step 1000000 is not in a plan")
+    assert ours["text"].startswith("the plan has no step 1000000")
     assert (theirs["code"], theirs["class"]) == (UNEXPECTED, "ValueError")
     assert theirs["text"] == (SECRET + "x" * 10_000)[:TEXT]
 

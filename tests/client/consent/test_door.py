@@ -348,7 +348,7 @@ def test_counts_below_the_sites_minimum_do_not_leave() -> None:
     assert isinstance(counts, list)
     least = min(count for count in counts if count)
     let_out(content, replace(form, fewest=least))
-    with pytest.raises(ProtocolError, match=f"fewer than {least + 1} samples of a class"):
+    with pytest.raises(ProtocolError, match=f"fewer than {least + 1} samples for some class"):
         let_out(content, replace(form, fewest=least + 1))
 
 

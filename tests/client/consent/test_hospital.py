@@ -146,9 +146,9 @@ def test_the_policy_that_admits_an_experiment_is_the_one_it_runs_under(alpha: Pa
     hospital.admit(request)
     policy(alpha, "fewest_images: 1000")
     site = hospital.open(request)
-    assert site.fewest_images == 9
+    assert site.fewest.images == 9
     assert site.train_images((0, 1)).class_counts(2) == [9, 9]
-    assert Hospital(alpha).open(request).fewest_images == 1000
+    assert Hospital(alpha).open(request).fewest.images == 1000
 
 
 def test_a_policy_that_cannot_be_read_refuses_and_the_refusal_is_recorded(alpha: Path) -> None:

@@ -134,9 +134,9 @@ def test_each_way_in_which_a_certificate_is_wrong_has_its_own_words(superlink: S
 
     wrong_authority = found(superlink.address, theirs, "a")
     assert (wrong_authority.check, wrong_authority.state) == ("TLS", "wrong")
-    assert f"is not of the authority in {theirs.path}" in wrong_authority.what
+    assert f"was not issued by the authority in {theirs.path}" in wrong_authority.what
     other = found(superlink.address, Authority(tmp_path / "other", name="another consortium"), "f")
-    assert "is not of the authority in" in other.what
+    assert "was not issued by the authority in" in other.what
     with server(b"", ours.sign(["127.0.0.1"], days=-2)) as address:
         expired = found(address, ours, "b")
     assert expired.what == f"the certificate of {address} has expired"
@@ -152,7 +152,7 @@ def test_each_way_in_which_a_certificate_is_wrong_has_its_own_words(superlink: S
     assert good_authority.state == "ok"
     assert (soon.check, soon.state) == ("TLS", "warning")  # 10 days are fewer than 30
     assert stranger.state == "wrong"
-    assert "no SuperLink of Flower" in stranger.what
+    assert "is not a Flower SuperLink" in stranger.what
     remedies = {each.remedy for each in (wrong_authority, expired, other_name, expired_authority, stranger)}
     assert len(remedies) == 5
 
@@ -163,9 +163,9 @@ def test_no_answer_has_its_own_words_too(tmp_path: Path) -> None:
     assert f"nothing listens at {nothing.superlink}" in connection_findings(nothing)[-1].what
     with server(NOT_FOUND) as address:
         plain, _ = make_site(tmp_path / "b", address, authority.path)
-        assert "not in TLS" in connection_findings(plain)[-1].what
+        assert "not with TLS" in connection_findings(plain)[-1].what
     nowhere, _ = make_site(tmp_path / "c", "no-such-host.invalid:9092", authority.path)
-    assert "no-such-host.invalid:9092 is not reached" in connection_findings(nowhere)[-1].what
+    assert "cannot reach no-such-host.invalid:9092" in connection_findings(nowhere)[-1].what
 
 
 @pytest.mark.parametrize(
@@ -242,6 +242,28 @@ def test_images_are_counted_and_the_unreadable_ones_named_on_the_screen_only(tmp
     assert as_json.exit_code == 1
     assert "12 of 18 cannot be read" in as_json.stdout
     assert "mole0" not in as_json.stdout
+
+
+def test_labels_that_are_not_the_experiments_are_named(tmp_path: Path) -> None:
+    for part, first in (("train", 0), ("test", 100)):
+        for number, label in enumerate(("melanom", "burns", "burn", "scar")):
+            write_images(tmp_path / "images" / part / label, 2, first + 10 * number)
+    config = {
+        "name": "study",
+        "data": {"dataset": "image_folder", "classes": ["melanoma", "burn"]},
+        "tasks": {"sizes": 1},
+        "federation": {"site_names": ["here", "there"]},
+        "method": {"name": "fine_tune"},
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(config))
+    found = checked(image_site(tmp_path / "site", tmp_path), tmp_path / "study.yaml")["labels"]
+    unknown = "is not a class of the experiment"
+    assert {each.state: each.what for each in found} == {
+        # nothing of the class that is meant is here: this site would silently take no part in it
+        "wrong": f"the label 'melanom' {unknown} (did you mean 'melanoma'?): its 4 images take no part",
+        "warning": f"the label 'burns' {unknown} (did you mean 'burn'?): its 4 images take no part",
+        "note": "not in the experiment, so without a part in it: scar",
+    }
 
 
 def test_a_data_set_that_cannot_be_opened_names_no_image_in_json(tmp_path: Path) -> None:
@@ -365,3 +387,12 @@ def test_a_check_that_breaks_does_not_stop_the_others() -> None:
     assert half.what == "half"
     assert (rest.state, rest.what) == ("wrong", "this check broke off (ZeroDivisionError)")
     assert rest.details == ("patient 7",)
+
+
+def test_classes_that_the_policy_keeps_out_are_named(tmp_path: Path) -> None:
+    for part, mole, scar, first in (("train", 12, 4, 0), ("test", 6, 6, 100)):
+        write_images(tmp_path / "images" / part / "mole", mole, first)
+        write_images(tmp_path / "images" / part / "scar", scar, first + 50)
+    file = image_site(tmp_path / "site", tmp_path)
+    said = {each.what for each in examine(file, None, lambda done, total: None) if each.check == "rare classes"}
+    assert said == {"the policy wants 5 images or more of a class; these take no part in training: scar"}

@@ -64,7 +64,7 @@ def test_it_is_ours_wherever_the_site_is_installed(
     monkeypatch.setattr("client.service.foreign_app.ROOT", tmp_path)
     assert difference(ours) is None
     (tmp_path / "client" / "app.py").write_text("changed")
-    assert difference(ours) == "it has another 'client/app.py'"
+    assert difference(ours) == "it has a different 'client/app.py'"
 
 
 def link(name: str) -> zipfile.ZipInfo:
@@ -77,11 +77,11 @@ CHANGES: dict[str, tuple[Callable[[Files], Files], str]] = {
     "empty": (lambda files: [], "it lacks 'client/__init__.py', "),
     "a byte": (
         lambda files: [(n, c.replace(b"import", b"imporT", 1) if n == "client/app.py" else c) for n, c in files],
-        "it has another 'client/app.py'",
+        "it has a different 'client/app.py'",
     ),
     "longer": (
         lambda files: [(n, c + b"\n" if n == "server/app.py" else c) for n, c in files],
-        "it has another 'server/app.py'",
+        "it has a different 'server/app.py'",
     ),
     "lacks one": (
         lambda files: [f for f in files if f[0] != "client/consent/door.py"],
@@ -91,13 +91,16 @@ CHANGES: dict[str, tuple[Callable[[Files], Files], str]] = {
         lambda files: [("client/app.py", b"evil"), *files],
         "it has twice 'client/app.py'",
     ),
-    "twice, the evil one last": (lambda files: [*files, ("client/app.py", b"evil")], "it has another 'client/app.py'"),
+    "twice, the evil one last": (
+        lambda files: [*files, ("client/app.py", b"evil")],
+        "it has a different 'client/app.py'",
+    ),
     "a link": (
         lambda files: [
             (link("client/app.py"), b"/etc/passwd") if name == "client/app.py" else (name, content)
             for name, content in files
         ],
-        "it has another 'client/app.py'",
+        "it has a different 'client/app.py'",
     ),
     **{
         name: (lambda files, name=name: [*files, (name, b"")], f"it also has {name!r}")
@@ -180,6 +183,6 @@ def test_our_app_is_the_installed_one_whatever_it_is_called(ours: bytes) -> None
 def test_a_flower_without_the_places_to_replace_is_not_run() -> None:
     import client.service.own_app as module
 
-    with pytest.raises(RuntimeError, match=r"this version of Flower has no client\.service\.own_app\.missing"):
+    with pytest.raises(RuntimeError, match=r"this version of Flower lacks client\.service\.own_app\.missing"):
         replace(module, "missing", None)
     replace(module, "NAME_LENGTH", module.NAME_LENGTH)

@@ -22,14 +22,14 @@ import sys, threading, time, uvicorn
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
-from client.service.own_node import start_processes
+from client.service.own_node import hand_out_tasks
 port, secret = int(sys.argv[1]), sys.argv[2].encode()
 app = create_app(NodeStateFactory(objectstore_factory=ObjectStoreFactory()), b"the secret")
 server = uvicorn.Server(uvicorn.Config(app, port=port, access_log=False))
 threading.Thread(target=server.run, daemon=True).start()
 while not server.started:
     time.sleep(0.1)
-threading.Thread(target=start_processes, args=(f"127.0.0.1:{port}", secret), daemon=True).start()
+threading.Thread(target=hand_out_tasks, args=(f"127.0.0.1:{port}", secret), daemon=True).start()
 time.sleep(3)
 print("at work", flush=True)
 time.sleep(60)

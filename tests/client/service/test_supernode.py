@@ -28,6 +28,7 @@ from site_bench import (
 from client.consent.settings import SiteSettings
 from client.service.connection import connection_findings
 from client.service.daemon import Backoff
+from dynammo_core.support.processes import process_tree
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -63,7 +64,7 @@ def test_a_key_is_waited_for_and_a_wanted_stop_takes_leave(superlink: SuperLink,
             [sys.executable, "-c", START, str(file)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
         )
         assert second.returncode == 1
-        assert f"runs already (process {started.process.pid} holds" in second.stderr
+        assert f"already runs (process {started.process.pid} on " in second.stderr
         assert status(superlink, node) == "online"
     finally:
         started.process.terminate()
@@ -88,9 +89,9 @@ def test_a_supernode_that_dies_is_started_again(superlink: SuperLink, tmp_path: 
         before = processes_of(settings.state)
         assert child in before
         os.kill(child, signal.SIGKILL)
-        assert "exit code -9" in started.said("ended unasked")[0]
+        assert "exit code -9" in started.said("stopped by itself")[0]
         # The SuperLink counts the killed one as online, so the new one's activation fails until that has passed.
-        assert "another machine runs with the same private key" in started.said("is online already")[0]
+        assert "another machine uses the same private key" in started.said("is already online")[0]
         assert not set(before) & set(processes_of(settings.state))
         assert len(started.said("SuperNode started")) > 1
     finally:
@@ -121,9 +122,10 @@ def test_a_step_in_progress_does_not_outlive_a_start_that_is_killed(superlink: S
 
 
 def answering(state: Path) -> list[Path]:
-    """Folders in /proc of the processes of a site that answer a message."""
-    found = [Path("/proc", str(pid)) for pid in processes_of(state)]
-    return [place for place in found if b"\0client.service.own_app\0" in (place / "cmdline").read_bytes()]
+    """Folders in /proc of the processes of a site that answer a message, each the child of one that looks alike."""
+    found = {pid: Path("/proc", str(pid)) for pid in processes_of(state)}
+    alike = {pid for pid, at in found.items() if b"\0client.service.own_app\0" in (at / "cmdline").read_bytes()}
+    return [found[pid] for parent in alike for pid in process_tree(parent) if pid != parent and pid in alike]
 
 
 def test_once_ends_with_the_reason(superlink: SuperLink, tmp_path: Path) -> None:
@@ -132,9 +134,9 @@ def test_once_ends_with_the_reason(superlink: SuperLink, tmp_path: Path) -> None
     keyless, no_key = make_site(tmp_path / "keyless", superlink.address, superlink.authority.path)
     keyless.private_key.unlink()
     for path, words in {
-        unknown: "not let in: the key",
-        nowhere: "not let in: nothing listens at 127.0.0.1:",
-        no_key: "Make one by `dynammo-site init`",
+        unknown: "not admitted: the key",
+        nowhere: "not admitted: nothing listens at 127.0.0.1:",
+        no_key: "Create one with `dynammo-site init`",
     }.items():
         started = Started(path, "--once")
         assert started.ended() == 1

@@ -141,7 +141,7 @@ def test_the_oldest_go_and_the_last_one_and_mere_counts_stay(tmp_path: Path) -> 
     for step in (0, 3, 4):
         assert kept.once(replace(QUESTION, step=step), no_work, free)[1]
     for step in (1, 2):
-        with pytest.raises(AnsweredBefore, match=r"kept no longer.*answers_megabytes"):
+        with pytest.raises(AnsweredBefore, match=r"dropped.*answers_megabytes"):
             kept.once(replace(QUESTION, step=step), no_work, free)
 
 

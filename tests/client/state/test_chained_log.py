@@ -69,9 +69,9 @@ def test_only_the_lines_in_order_are_a_chain(lines: list[bytes]) -> None:
 def test_the_first_bad_line_is_named(number: int) -> None:
     edited = [*LINES]
     edited[number - 1] = edited[number - 1].replace(b'"n": ', b'"n": 7')
-    with pytest.raises(ValueError, match=f"^line {number} is not as it was written"):
+    with pytest.raises(ValueError, match=f"^line {number} does not follow from the line before it"):
         read_chain(b"".join(edited))
-    with pytest.raises(ValueError, match=f"^line {number} is not as it was written"):
+    with pytest.raises(ValueError, match=f"^line {number} does not follow from the line before it"):
         read_chain(b"".join(LINES[: number - 1] + LINES[number:]))
 
 
@@ -80,7 +80,7 @@ def test_the_first_bad_line_is_named(number: int) -> None:
 )
 def test_what_is_no_line_is_refused(junk: bytes) -> None:
     for content in (junk, CONTENT + junk):
-        with pytest.raises(ValueError, match="is not as it was written"):
+        with pytest.raises(ValueError, match="does not follow from the line before it"):
             read_chain(content)
 
 
@@ -124,7 +124,7 @@ def test_a_closing_line_excuses_no_other_line(tmp_path: Path) -> None:
     closed = (tmp_path / "log").read_bytes()
     assert read_chain(closed).cut_off == (5,)
     for line in (b'"n": 3', b'"n": 4'):  # a whole one, and the one that is cut off
-        with pytest.raises(ValueError, match="is not as it was written"):
+        with pytest.raises(ValueError, match="does not follow from the line before it"):
             read_chain(closed.replace(line, b'"n": 8'))
 
 

@@ -33,8 +33,8 @@ def test_they_are_found_by_the_model_in_whichever_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model": "cc"}, r"this very model, after its task 1; it keeps those of run-a, run-b"),
-        ({"task": 1}, r"this very model, after its task 2\. Accepted"),
+        ({"model": "cc"}, r"this model after its task 1; it keeps those of run-a, run-b"),
+        ({"task": 1}, r"this model after its task 2\. Accepted"),
         ({"site": "south"}, "belongs to .*north"),
         ({"key": None}, "names no key"),
         ({"key": bytes(32)}, "another key"),

@@ -126,7 +126,7 @@ def test_what_an_earlier_version_told_under_masks_binds_this_one(disk: tuple[Pat
     secure.secret()
     secure.mask(CONTEXT, ROSTER)
     assert files(memory) == before
-    with pytest.raises(Exception, match="another set of sites than before in one attempt"):
+    with pytest.raises(Exception, match="the set of sites changed within one attempt"):
         secure.mask(CONTEXT, {0: b"one"})
     with pytest.raises(Exception, match="opened step 3 for other sites"):
         OpenedSums(memory, EXPERIMENT).open(3, [0, 2])

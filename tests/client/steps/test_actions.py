@@ -246,5 +246,7 @@ def test_an_instruction_with_a_tensor_of_another_shape_is_refused(tmp_path: Path
 @pytest.mark.parametrize("index", [-1, len(EXPERIMENT.steps), 10**9])
 def test_a_step_outside_the_plan_is_refused(tmp_path: Path, index: int) -> None:
     sent = replace(instruction(EXPERIMENT, EXPERIMENT.steps[0], 0, tmp_path), step=index)
-    with pytest.raises(ProtocolError, match=f"step {index} is not in a plan of {len(EXPERIMENT.steps)} steps"):
+    with pytest.raises(
+        ProtocolError, match=f"the plan has no step {index}. Accepted: 0 to {len(EXPERIMENT.steps) - 1}"
+    ):
         answer(sent, small_site(EXPERIMENT, 0, tmp_path))

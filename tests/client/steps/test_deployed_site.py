@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
 from hospitals import Hospitals, deployed, make_hospital, with_images
+from PIL import Image
 from small_runs import RUN
 
 from client.app import app
@@ -175,7 +177,7 @@ def test_folders_of_images_serve_as_well(tmp_path: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((manifest.parent / row["path"]).read_bytes())
     (root / "train" / "new").mkdir()
-    (root / "train" / "new" / "one.png").write_bytes((manifest.parent / "alpha-0-0.png").read_bytes())
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(root / "train" / "new" / "one.png")
     (root / "train" / "new" / "two.png").write_bytes(b"not read by anyone")
     data = {"dataset": "image_folder", "root": str(root)}
     site_yaml = make_hospital(tmp_path / "alpha", "alpha", root, data=data)
@@ -211,7 +213,7 @@ def test_an_experiment_without_its_name_or_without_names_is_refused(alpha: Path)
     "run", ["", ".", "..", "../x", "/etc", "a/b", "a\\b", "a/../../b", ".hidden", "a\n", "a\0b", "-a", "a" * 201, "ä"]
 )
 def test_a_run_is_a_name_and_no_path(alpha: Path, run: str) -> None:
-    with pytest.raises(ProtocolError, match="names no run"):
+    with pytest.raises(ProtocolError, match="is not a valid run name"):
         opened(alpha, asked(run=run))
 
 
@@ -259,7 +261,7 @@ def test_an_announcement_tells_names_and_bands_and_nothing_else(tmp_path: Path) 
 
 
 def test_a_simulated_site_has_nothing_to_announce() -> None:
-    with pytest.raises(ConfigError, match="Start it by `dynammo-site start`"):
+    with pytest.raises(ConfigError, match="Start a real site with `dynammo-site start`"):
         SimulatedHost().announce()
     reply = reply_of(LocalGrid(app, nodes=1, run_config={}), RecordDict(), "query.announce")
     assert (reply.error.code, reply.error.reason) == (ConfigError.code, "ConfigError")

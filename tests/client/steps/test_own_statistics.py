@@ -136,7 +136,7 @@ def test_a_run_repeats_and_differs_from_one_without(tmp_path: Path) -> None:
 
 
 def test_images_that_are_protected_one_by_one_are_not_mixed() -> None:
-    with pytest.raises(ConfigError, match="mix each of them into the features"):
+    with pytest.raises(ConfigError, match="changes the features of all others"):
         small_config(
             overrides={
                 "privacy.mechanism": "example",

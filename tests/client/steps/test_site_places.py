@@ -20,7 +20,7 @@ def load(folder: Path, lines: str) -> SiteSettings:
 @pytest.mark.parametrize("name", ["state", "approvals", "log", "audit"])
 @pytest.mark.parametrize("place", ["memory/runs", "memory/runs/a", "memory/./runs/a/b", "x/../memory/runs/audit.jsonl"])
 def test_nothing_of_the_site_lies_among_the_memories_of_runs(tmp_path: Path, name: str, place: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{name} is .*, in the folder of the runs' memories"):
+    with pytest.raises(ConfigError, match=rf"{name} is .*, inside the folder of the runs' memories"):
         load(tmp_path, f"{name}: {place}\n")
 
 
@@ -28,7 +28,7 @@ def test_a_link_does_not_hide_it(tmp_path: Path) -> None:
     (tmp_path / "disk" / "runs").mkdir(parents=True)
     (tmp_path / "link").symlink_to("disk/runs")
     for lines in ("memory: {folder: disk}\naudit: link/audit.jsonl\n", "memory: {folder: link/..}\nlog: disk/runs/l\n"):
-        with pytest.raises(ConfigError, match="in the folder of the runs' memories"):
+        with pytest.raises(ConfigError, match="inside the folder of the runs' memories"):
             load(tmp_path, lines)
 
 
@@ -41,5 +41,5 @@ def test_beside_the_runs_and_elsewhere_everything_may_lie(tmp_path: Path) -> Non
 def test_a_path_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     for place in ("loop/a", '"a\\0b"'):
-        with pytest.raises(ConfigError, match="leads nowhere"):
+        with pytest.raises(ConfigError, match="cannot be resolved"):
             load(tmp_path, f"audit: {place}\n")

@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from dynammo_core.configuration.settings import DataSettings
@@ -52,8 +51,7 @@ def test_all_columns_arrive(manifest: Callable[[str], Path]) -> None:
 
 def test_without_a_split_column_images_are_split(manifest: Callable[[str], Path]) -> None:
     dataset = load(manifest("path,label\n" + "".join(f"images/{i}.png,{'ab'[i % 2]}\n" for i in range(10))))
-    assert np.bincount(dataset.train.labels).tolist() == [4, 4]
-    assert np.bincount(dataset.test.labels).tolist() == [1, 1]
+    assert {*dataset.train.labels.tolist()} == {*dataset.test.labels.tolist()} == {0, 1}
     assert {*dataset.train.record_ids, *dataset.test.record_ids} == {f"images/{i}.png" for i in range(10)}
     assert dataset.train.sites is None
 
@@ -74,10 +72,11 @@ def test_a_broken_image_is_named_with_its_row(manifest: Callable[[str], Path]) -
         ("path,label\nimages/0.png,a,b\n", "row 2 of .* not as many values"),
         ("path,label\nimages/0.png,\n", "row 2 of .* no value for 'label'"),
         ("path,label,split\nimages/0.png,a,val\n", "row 2 of .* split 'val'.*Accepted: train, test"),
-        ("path,label\nimages/0.png,a\nimages/0.png,b\n", "row 3 of .* again, after row 2"),
+        ("path,label\nimages/0.png,a\nimages/0.png,b\n", "two labels, 1 in all.* .row 2 of .* 'a'.* .row 3 of .* 'b'"),
+        ("path,label\nimages/0.png,a\nimages/1.png,a\nimages/../images/0.png,a\n", "named again.*row 2 .*row 4 "),
         ("path,label,splt\nimages/0.png,a,train\n", "a column 'splt' .did you mean 'split'"),
         ("path,label,label\nimages/0.png,a,b\n", "the column 'label' twice"),
-        ("path;label\nimages/0.png;a\n", "a column 'path;label'"),
+        ("path;label\nimages/0.png;a\n", "separated by semicolons: its header is 'path;label'.*CSV UTF-8"),
         ("path\nimages/0.png\n", "no column 'label'"),
         ("path,label\n", "names no images"),
         ("", "no column 'path'"),

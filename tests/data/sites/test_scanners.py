@@ -117,5 +117,5 @@ def test_hospitals_have_scanners_of_their_own() -> None:
     settings["data"]["classes"] = ["a", "b"]
     settings["federation"] = {"site_names": ["alpha", "beta"]}
     settings["scanners"] = {"kind": "noise"}
-    with pytest.raises(ConfigError, match="sites with names have scanners of their own"):
+    with pytest.raises(ConfigError, match="is for simulated sites only"):
         resolve(settings, "named.yaml", {})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dynammo_core.configuration.federation import FederationSettings
@@ -39,7 +39,6 @@ def federation(sites: int, partition: str = "iid", alpha: float = 0.5) -> Federa
 labels = st.lists(st.integers(0, 5), min_size=1, max_size=120)
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     labels,
     labels,

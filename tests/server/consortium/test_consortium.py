@@ -70,7 +70,7 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_a_file_in_its_place(tmp_path: Path) -> None:
     (tmp_path / "consortium").write_text("mine")
-    with pytest.raises(ConfigError, match="cannot be made: File exists"):
+    with pytest.raises(ConfigError, match="cannot be created: File exists"):
         make(tmp_path / "consortium")
     assert (tmp_path / "consortium").read_text() == "mine"
 
@@ -80,13 +80,13 @@ def test_a_file_in_its_place(tmp_path: Path) -> None:
     [
         (["https://fl.example.org"], 9092, "0.0.0.0", "without scheme and port"),
         (["fl.example.org:9092"], 9092, "0.0.0.0", "without scheme and port"),
-        (["fl.example.org", "a b"], 9092, "0.0.0.0", "'a b' is no host name"),
-        (["kränkenhaus.example"], 9092, "0.0.0.0", "is no host name"),
-        ([""], 9092, "0.0.0.0", "'' is no host name"),
+        (["fl.example.org", "a b"], 9092, "0.0.0.0", "'a b' is not a valid host name"),
+        (["kränkenhaus.example"], 9092, "0.0.0.0", "is not a valid host name"),
+        ([""], 9092, "0.0.0.0", "'' is not a valid host name"),
         ([], 9092, "0.0.0.0", "host_names"),
         (["fl.example.org"], 0, "0.0.0.0", "port"),
         (["fl.example.org"], 65536, "0.0.0.0", "port"),
-        (["fl.example.org"], 9092, "localhost", "'localhost' is no address"),
+        (["fl.example.org"], 9092, "localhost", "'localhost' is not a valid address"),
     ],
 )
 def test_wrong_values_leave_nothing_behind(
@@ -102,7 +102,11 @@ def test_wrong_values_leave_nothing_behind(
     [
         ("port: 9092", "prot: 9092", "line 12, prot: unknown key .did you mean 'port'"),
         ("port: 9092", "port: many", "line 12, port"),
-        ("operators: [127.0.0.1,", "operators: [10.0.0.0/8,", "line 14, operators.*'10.0.0.0/8' is no address"),
+        (
+            "operators: [127.0.0.1,",
+            "operators: [10.0.0.0/8,",
+            "line 14, operators.*'10.0.0.0/8' is not a valid address",
+        ),
         ("host_names:", "names:", "names: unknown key"),
     ],
 )
@@ -164,7 +168,7 @@ def started(settings: ServerSettings) -> str:
 def test_it_does_not_start_without_its_files(tmp_path: Path, name: str) -> None:
     settings = make(tmp_path / "consortium")
     (settings.folder / name).unlink()
-    assert f"there is no {settings.folder / name}" in started(settings)
+    assert f"{settings.folder / name} is missing" in started(settings)
 
 
 @pytest.mark.usefixtures("stays_here")
@@ -173,6 +177,6 @@ def test_it_does_not_start_with_an_expired_or_damaged_certificate(tmp_path: Path
     files = {"ca_certificate": settings.ca_certificate, "ca_key": settings.ca_key, "host_names": ["fl.example.org"]}
     make_server_certificate(settings.certificate, settings.key, **files, days=-1)  # type: ignore[arg-type]
     assert "expired on" in started(settings)
-    assert "`dynammo-server renew` makes a new one" in started(settings)
+    assert "Renew it with `dynammo-server renew`" in started(settings)
     settings.certificate.write_text("nothing")
-    assert "holds no certificate" in started(settings)
+    assert "is not a valid certificate" in started(settings)

@@ -54,7 +54,7 @@ def test_a_foreign_app_is_not_started(superlink: ServerSettings, tmp_path: Path,
         assert time.monotonic() < limit, control.log_of(run)
         time.sleep(0.5)
     assert status[0] == "finished:failed"
-    assert "not the one that is installed on the server" in status[1]
+    assert "differs from the one installed on the server" in status[1]
     assert not (tmp_path / "mark").exists()
     assert unpacked(superlink) == before
 
@@ -78,7 +78,7 @@ def test_only_the_installed_app_is_not_foreign(tmp_path: Path) -> None:
     refuse_foreign_app(build_fab_from_disk(own))
     with (own / "configs" / "digits.yaml").open("a") as file:
         file.write("# changed\n")
-    with pytest.raises(RunError, match="not the one that is installed"):
+    with pytest.raises(RunError, match="differs from the one installed"):
         refuse_foreign_app(build_fab_from_disk(own))
 
 
@@ -87,4 +87,4 @@ def test_no_other_kind_of_app_is_started(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-m", "server.consortium.flower_programs", name, "--help"]
     done = subprocess.run(command, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert f"{name} is not started on the server" in done.stderr
+    assert f"does not run {name}" in done.stderr

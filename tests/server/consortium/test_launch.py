@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +22,9 @@ from server.consortium.launch import FLOWER_RUN, flower_run, follow, launch, sta
 from server.consortium.settings import ServerSettings
 from server.consortium.sites import SiteRegister
 from server.jobs.jobs import announcements, evaluation
-from server.run_directory.directory import Event
+from server.run_directory.directory import Event, RunDirectory
 from server.run_directory.event_tail import EventTail
+from server.run_directory.lock import only_run, only_start
 
 CLASSES = ["0", "1", "2", "3"]
 
@@ -43,16 +45,16 @@ def refused(settings: ServerSettings, config: Config[Any]) -> str:
 
 def test_a_simulation_is_no_run_among_sites(no_superlink: ServerSettings) -> None:
     message = refused(registered(no_superlink, "general"), small_config("replay"))
-    assert "the experiment names no sites. Accepted: federation.site_names: some of ['general']" in message
+    assert "the experiment does not name any sites. Accepted: federation.site_names: some of ['general']" in message
 
 
 def test_a_site_that_is_not_registered(no_superlink: ServerSettings) -> None:
     settings = registered(no_superlink, "general", "st-elsewhere")
     message = refused(settings, deployed(["general", "st-elswhere"], CLASSES))
     assert "the site 'st-elswhere' is not registered (did you mean 'st-elsewhere'?)" in message
-    assert "`dynammo-server sites add NAME KEY.pub` registers a site" in message
+    assert "Register it with `dynammo-server sites add NAME KEY.pub`" in message
     settings.sites.unlink()
-    assert "Accepted: none yet" in refused(settings, deployed(["general"], CLASSES))
+    assert "Accepted: no site is registered yet" in refused(settings, deployed(["general"], CLASSES))
 
 
 def test_what_cannot_work_is_refused_before_anyone_is_asked(no_superlink: ServerSettings) -> None:
@@ -60,11 +62,21 @@ def test_what_cannot_work_is_refused_before_anyone_is_asked(no_superlink: Server
     assert "unknown stage 'trian' (did you mean 'train'?)" in refused(registered(no_superlink, "general"), config)
 
 
+def test_what_another_process_holds_is_not_started(no_superlink: ServerSettings) -> None:
+    settings, config = registered(no_superlink, "general"), deployed(["general"], CLASSES, "replay")
+    directory = RunDirectory.create(settings.runs, config).path
+    for hold, state in ((only_run, "is in progress"), (only_start, "is being started")):
+        for resume in (None, directory):
+            with hold(directory), pytest.raises(RunError, match=rf"{state}: process {os.getpid()} on \S+ since "):
+                launch(settings, config, resume=resume)
+    assert [path.name for path in settings.runs.rglob("*")] == [directory.name, "config.yaml"]
+
+
 @pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"run-id": "x"}'])
 def test_a_folder_that_is_no_run_among_sites(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / FLOWER_RUN).write_text(content)
-    with pytest.raises(ConfigError, match="is not the directory of a run among sites"):
+    with pytest.raises(ConfigError, match="is not the run directory of a consortium's run"):
         flower_run(tmp_path)
 
 
@@ -97,14 +109,16 @@ def test_a_run_waits_for_its_site_and_ends_when_it_is_stopped(
     assert events(path, "waiting")[0]["sites"] == [0]
     assert events(path, "run_started")[0]["site_names"] == ["general"]
 
+    stop = f"dynammo-server stop {path} --folder {superlink.folder}"
     for resume in (None, path):  # neither the same experiment again nor the rest of it
-        with pytest.raises(RunError, match=rf"the run in {path} is running.*`dynammo-server stop {path}` first"):
+        with pytest.raises(RunError, match=rf"the run in {path} is already running.*`{stop}`"):
             launch(superlink, config, resume=resume)
 
     control.stop(flower_run(path))
     monkeypatch.setattr(server.consortium.launch, "ASK_SECONDS", 0.0)
     heard: list[Event] = []
-    with pytest.raises(RunError, match=rf"the run ended as finished:stopped.*resume {path}.*log is in .*flower.log"):
+    again = f"dynammo-server run {path}/config.yaml --folder {superlink.folder}"  # no round was finished
+    with pytest.raises(RunError, match=rf"finished:stopped.*`{again}`.*log is in .*flower.log"):
         follow(superlink, path, EventTail(path / "events.jsonl", from_end=False), heard.append)
     assert [event["event"] for event in heard][:3] == ["run_started", "step_started", "waiting"]
     assert (path / "flower.log").is_file()
@@ -114,7 +128,9 @@ def test_a_run_waits_for_its_site_and_ends_when_it_is_stopped(
 def test_jobs_answer_or_say_why_not(superlink: ServerSettings, submitted: tuple[Path, Config[Any]]) -> None:
     assert announcements(superlink) == {}  # nobody is connected
     path, _ = submitted
-    with pytest.raises(RunError, match=r"the job ended as finished:failed .*CheckpointError: there is no checkpoint"):
+    with pytest.raises(
+        RunError, match=r"the job ended with status finished:failed .*CheckpointError: the checkpoint .* does not exist"
+    ):
         evaluation(superlink, path)
     with pytest.raises(ConfigError, match="no configuration file"):
         evaluation(superlink, path / "nowhere")
@@ -130,5 +146,5 @@ def test_what_the_superlink_refuses_is_said_in_its_words(superlink: ServerSettin
     ):
         with pytest.raises(RunError, match=r"`flwr .*` failed at the SuperLink 127.0.0.1:") as caught:
             refusal()
-        assert "Is it running?" not in str(caught.value)
+        assert "Check that it is running" not in str(caught.value)
         assert len(str(caught.value)) < 1000

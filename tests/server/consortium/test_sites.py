@@ -58,13 +58,13 @@ def test_a_key_that_is_taken(written: SiteRegister, new_key: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "A", "a b", "-a", "a/b", "..", "ä", "a_b", "a" * 64, "a\n", "--help"])
 def test_names_that_are_no_names(written: SiteRegister, other_key: Path, name: str) -> None:
-    assert "is no name for a site. Accepted: small letters, digits and hyphens" in refused(written, name, other_key)
+    assert "is not a valid site name. Accepted: small letters, digits and hyphens" in refused(written, name, other_key)
 
 
 def test_the_private_key_is_not_taken(written: SiteRegister, other_key: Path, tmp_path: Path) -> None:
     (tmp_path / "private").write_bytes(new_key_pair("x")[0])
     message = refused(written, "general", tmp_path / "private")
-    assert "no public key of a site" in message
+    assert "not the public key of a site" in message
     assert "the private site.key never leaves a site" in message
 
 
@@ -87,7 +87,7 @@ def test_what_is_no_key_of_a_site(written: SiteRegister, tmp_path: Path, content
     if content is not None:
         (tmp_path / "sent.pub").write_bytes(content)
     message = refused(written, "general", tmp_path / "sent.pub")
-    assert "sent.pub is no public key of a site" in message
+    assert "sent.pub is not the public key of a site" in message
     assert "site.key.pub that `dynammo-site init` made" in message
 
 
@@ -115,8 +115,8 @@ def test_without_a_superlink_nothing_is_registered(written: SiteRegister, other_
     before = written.load()
     with pytest.raises(RunError) as caught:
         written.add("general", other_key)
-    assert "no SuperLink answers at 127.0.0.1:" in str(caught.value)
-    assert "`dynammo-server start` starts it" in str(caught.value)
+    assert "the SuperLink at 127.0.0.1:" in str(caught.value)
+    assert "start it with `dynammo-server start`" in str(caught.value)
     assert written.load() == before
 
 

@@ -103,7 +103,9 @@ def test_a_site_that_is_away_is_named_and_the_others_count(ended: Ended, tmp_pat
 def test_with_nobody_there_it_says_where_to_look(ended: Ended, tmp_path: Path) -> None:
     ended.hospitals.away |= set(HELD)
     try:
-        with pytest.raises(RunError, match=r"no site answered. `dynammo-server sites list` shows who is connected"):
+        with pytest.raises(
+            RunError, match=r"no site answered. See which are connected with `dynammo-server sites list`"
+        ):
             evaluated(ended, tmp_path / "one.json", ended.config)
     finally:
         ended.hospitals.away.clear()
@@ -159,7 +161,9 @@ def test_a_site_that_abstains_from_a_test_stops_nobody(ended: Ended, tmp_path: P
 # --- what cannot be evaluated
 
 
-@pytest.mark.parametrize(("task", "words"), [(0, "the run stands in task 1"), (1, "the run stands in task 2")])
+@pytest.mark.parametrize(
+    ("task", "words"), [(0, "the run is in the middle of task 1"), (1, "the run is in the middle of task 2")]
+)
 def test_a_task_half_learnt_is_not_evaluated(tmp_path: Path, task: int, words: str) -> None:
     hospitals, config = make_hospitals(tmp_path, HELD), deployed(list(HELD), CLASSES)
     last = step_of(Experiment(config), task, "remember").index
@@ -171,12 +175,12 @@ def test_a_task_half_learnt_is_not_evaluated(tmp_path: Path, task: int, words: s
     with pytest.raises(Stopped):
         run_small(config, tmp_path / "runs", grid=hospitals, listeners=[stop])
     (path,) = (tmp_path / "runs").iterdir()
-    with pytest.raises(RunError, match=rf"{words}, and its model is half learnt.*Evaluate after a task"):
+    with pytest.raises(RunError, match=rf"{words}, and its model is half trained.*Evaluate when the task"):
         evaluate_run(hospitals, config, path, tmp_path / "one.json")
 
 
 def test_a_run_that_never_began_has_no_model(ended: Ended, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"checkpoint .* does not exist"):
         evaluate_run(ended.hospitals, ended.config, tmp_path, tmp_path / "one.json")
 
 

@@ -432,7 +432,7 @@ def test_a_method_without_sums_is_refused_before_a_job_is_submitted(tmp_path: Pa
 
 def test_hidden_sums_are_not_corrected_in_the_open() -> None:
     sections = {"federation": {"secure_aggregation": True}}
-    with pytest.raises(RunError, match="hidden by noise or masks"):
+    with pytest.raises(RunError, match="noise or masks hide"):
         Experiment(deployed(list(HELD), CLASSES, METHOD, sections)).step(0, correction=1)
 
 
@@ -440,8 +440,8 @@ def test_the_operator_reads_who_took_part() -> None:
     result = {"corrected": [], "nothing_to_correct": ["b"], "failures": {"c": "NotConnected, code 0"}}
     first, second, third, last = correction_lines({**result, "model_written": False})
     assert (first, second) == ("Corrected by: no site", "Nothing to correct at: b")
-    assert third == "Failed: c (NotConnected, code 0). Ask again when it is there."
-    assert "within a task" in last
+    assert third == "Failed: c (NotConnected, code 0). Ask again when it is connected."
+    assert "in the middle of a task" in last
 
 
 def test_a_run_that_went_on_meanwhile_is_left_alone(tmp_path: Path) -> None:
@@ -457,7 +457,7 @@ def test_a_run_that_went_on_meanwhile_is_left_alone(tmp_path: Path) -> None:
 
     line.answers.clear()
     place.line = Overtaken(line.files)
-    with pytest.raises(RunError, match="the run went on meanwhile"):
+    with pytest.raises(RunError, match="the run has moved on meanwhile"):
         place.forget()
     place.line = Line(line.files)
     assert place.forget()["corrected"] == ["alpha", "gamma"]

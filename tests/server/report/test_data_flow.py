@@ -46,8 +46,8 @@ def test_what_the_sheet_says_is_what_left(finished: Finished, method: str) -> No
             received[answer["site"]] += answer["bytes_down"]
     always = [site for site in range(SITES) if not abstained[site]]
     assert always
-    assert f"\n{filesize.decimal(sent[always[0]])} of tensors in all at most, by each site." in sheet
-    assert rows(sheet, "What did leave in this run") == [
+    assert f"\nEach site sends at most {filesize.decimal(sent[always[0]])} of tensors in all." in sheet
+    assert rows(sheet, "What left in this run") == [
         [
             *(f"site {site}", str(len(steps)), str(abstained[site]), "0"),
             *(filesize.decimal(sent[site]), filesize.decimal(received[site])),
@@ -67,9 +67,9 @@ def test_under_secure_aggregation_the_sheet_tells_of_masked_vectors(tmp_path: Pa
     assert all(("`secure.masked`" in row[4]) is (row[1] != "remember") for row in told)
     assert "heads" not in "".join(row[4] for row in told)
     sent = sum(step["sites"][0]["bytes_up"] for step in steps)
-    assert f"\n{filesize.decimal(sent)} of tensors in all at most, by each site." in sheet
-    assert "that sum is all that the server learns of them" in sheet
-    assert [row[2] for row in rows(sheet, "What did leave in this run")] == ["0"] * SITES
+    assert f"\nEach site sends at most {filesize.decimal(sent)} of tensors in all." in sheet
+    assert "The server learns nothing but that sum" in sheet
+    assert [row[2] for row in rows(sheet, "What left in this run")] == ["0"] * SITES
 
 
 def test_an_experiment_that_has_not_run_has_a_sheet_too(finished: Finished, tmp_path: Path) -> None:
@@ -78,13 +78,13 @@ def test_an_experiment_that_has_not_run_has_a_sheet_too(finished: Finished, tmp_
     result = CliRunner().invoke(app, ["data-flow", str(config), "--output", str(output)])
     assert result.exit_code == 0, result.output
     whole = data_flow(finished("dynammo").path)
-    assert output.read_text() == whole.split("\n## What did leave in this run")[0]
+    assert output.read_text() == whole.split("\n## What left in this run")[0]
 
 
 def test_what_is_neither_is_named(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["data-flow", str(tmp_path)])
     assert result.exit_code == 1
-    assert "There is no run in" in result.stderr
+    assert "is not a run directory" in result.stderr
 
 
 def test_sums_that_can_be_corrected_are_told_of(finished: Finished) -> None:

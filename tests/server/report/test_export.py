@@ -151,7 +151,7 @@ def test_another_class_is_refused_however_close(finished: Finished) -> None:
 def test_a_file_that_takes_one_size_of_batch_is_refused(finished: Finished) -> None:
     predictor = Predictor.load(finished("dynammo").path)
     fixed = torch.export.export(predictor.module, (check_images(16)[:2],)).module()
-    with pytest.raises(WeightsError, match="does not take 1 images at a time"):
+    with pytest.raises(WeightsError, match="does not accept 1 images at a time"):
         check(predictor, lambda images: fixed(images), "onnx")
 
 
@@ -179,4 +179,4 @@ def test_a_file_says_that_its_statistics_are_not_those_that_sites_tested(finishe
     with_own = ModelFiles(files.facts.model_copy(update={"own_statistics": own}), files.tensors, files.origin)
     described, plain = (description(Predictor.of_files(one)) for one in (with_own, files))
     assert set(described) - set(plain) == {"statistics"}
-    assert "sites tested the model with batch-norm statistics of their own" in described["statistics"]
+    assert "each site tested the model with its own batch-norm statistics" in described["statistics"]

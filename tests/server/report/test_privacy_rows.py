@@ -40,7 +40,7 @@ def test_private_run_says_all_that_its_epsilon_means(tmp_path: Path) -> None:
     assert "dp-accounting" in rows["Accountant"]
 
 
-@pytest.mark.parametrize(("secure", "seen"), [(False, "each site's answers"), (True, "sums over sites alone")])
+@pytest.mark.parametrize(("secure", "seen"), [(False, "each site's answers"), (True, "only sums over sites")])
 def test_run_without_noise_promises_none(secure: bool, seen: str) -> None:
     rows = dict(privacy_rows(files({"privacy": None}, secure_aggregation=secure)))
     assert rows["Differential privacy"].startswith("none")

@@ -311,7 +311,7 @@ def test_of_many_sites_those_that_need_a_look_are_shown(run: Path) -> None:
 
 
 def test_directory_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"no run in .*Accepted: .*config\.yaml"):
+    with pytest.raises(RunError, match=r"is not a run directory.*Accepted: .*config\.yaml"):
         write_report(tmp_path / "nowhere")
 
 

@@ -183,7 +183,7 @@ class Lying(LocalGrid):
 def test_shares_that_do_not_fit_give_no_sum(tmp_path: Path, lost: tuple[int, ...]) -> None:
     """A wrong seed makes noise of all counts; a wrong key is not the one behind the public key."""
     grid = grid_of(lambda site, kind: site in lost and kind == "train.masked", kind=Lying)
-    with pytest.raises(RunError, match="the sum cannot be told"):
+    with pytest.raises(RunError, match="the sum cannot be computed"):
         ask(tmp_path, grid, secure=True)
 
 

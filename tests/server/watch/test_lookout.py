@@ -27,7 +27,7 @@ class SuperLink:
     def __call__(self) -> list[dict[str, Any]]:
         self.asked += 1
         if not self.answers:
-            raise RunError("no SuperLink answers at 127.0.0.1:1")
+            raise RunError("the SuperLink at 127.0.0.1:1 does not answer")
         return [{"run-id": str(run), "status": status} for run, status in self.runs]
 
 
@@ -69,7 +69,7 @@ def test_silent_superlink_is_told_and_asked_again_later(tmp_path: Path, monkeypa
     superlink.answers = False
     lookout = Lookout(lambda: run_directories(tmp_path), superlink)
     overview = lookout.look()
-    assert overview.silence == "no SuperLink answers at 127.0.0.1:1."
+    assert overview.silence == "the SuperLink at 127.0.0.1:1 does not answer."
     assert [run.state for run in overview.runs] == ["unfinished"]
     superlink.answers = True
     assert states(lookout) == {"a": "unfinished"}  # too early for another question
@@ -133,7 +133,7 @@ def test_one_broken_run_does_not_hide_the_others(tmp_path: Path) -> None:
         "no-id": "unfinished",
         "binary": "unreadable",
     }
-    assert "does not tell a run" in next(run.note for run in runs if run.directory.name == "foreign")
+    assert "does not describe a run" in next(run.note for run in runs if run.directory.name == "foreign")
 
 
 def test_no_folder_of_runs_yet(tmp_path: Path) -> None:

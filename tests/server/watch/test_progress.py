@@ -11,7 +11,9 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from server.watch.progress import ProgressView, RunState, final_table
+from dynammo_core.data.decoded.progress import Decoding
+from server.watch.progress import ProgressView, final_table
+from server.watch.run_state import RunState
 
 STAGES = (("adapt", 2), ("evaluate", 1))
 TASKS = [["naevus", "melanoma"], ["wart [red]x[/red]", "Größe"]]
@@ -181,6 +183,14 @@ def test_panel_says_who_is_waited_for_as_long_as_nothing_else_is_heard() -> None
     assert "waiting" not in died
 
 
+def test_panel_shows_how_fast_images_are_decoded_as_long_as_they_are() -> None:
+    events = [started(), begin(0, 1000.0), Decoding(1248, 90_000, 4.0).event()]
+    assert "312/s, 0:04:44" in panel_of(events, 1002.0)
+    answers = {"event": "answers", "time": 1003.0, "step": 0, "answered": 1, "asked": 3}
+    assert "Images" not in panel_of([*events, answers], 1004.0)
+    assert len(log_of(events)) == 1, "a log would have a line for each half second"
+
+
 def test_site_that_was_asked_again_is_among_the_failures() -> None:
     again = {"event": "asking_again", "time": 1002.0, "step": 1, "failures": [ASKED_AGAIN]}
     state = state_after([started(names=HOSPITALS), begin(1, 1000.0), again, end(1, 1010.0, 10.0, failed=(0,))])
@@ -284,6 +294,6 @@ def test_final_table_fits_80_columns() -> None:
     assert shown["accuracy after each task"] == "70.1, 60.0 %"
     assert shown["accuracy at each site"] == "80.0, 40.0, - %"
     assert shown["one prediction"] == "48.2 million multiply-accumulates"
-    assert shown["parameters"] == "5.01 million in use, 1.63 million trained"
+    assert shown["parameters"] == "5.01 million deployed, 1.63 million trained"
     assert shown["sent"] == "12.0 MB to the server, 246.3 MB to the sites"
     assert shown["took"] == "0:01:23 in 6 rounds"

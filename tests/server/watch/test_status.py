@@ -25,6 +25,8 @@ from status_runs import (
 )
 
 from dynammo_core.support.errors import RunError
+from server.consortium.launch import FLOWER_RUN
+from server.run_directory.directory import LATEST
 from server.watch.status import RunStatus, age
 
 RUN = Path("/consortium/runs/skin-1")
@@ -101,8 +103,8 @@ def test_fields_are_json_and_count_from_one() -> None:
     }
 
 
-RESUME = f"go on with: dynammo-server resume {RUN}"
-UNKNOWN = "its log tells of no end, and whether it goes on is not known"
+RESUME = f"continue with: dynammo-server run {RUN}/config.yaml"
+UNKNOWN = "its log does not say how it ended, and Flower does not say whether it is still running"
 BEFORE, AFTER = START - 5, START + 100  # everything that is heard
 
 
@@ -152,7 +154,16 @@ def test_accuracy_is_that_after_the_last_task() -> None:
 
 def test_path_in_a_command_is_quoted() -> None:
     run = RunStatus(Path("/my runs/skin"), first_task(), submitted=BEFORE, flower="finished:failed")
-    assert run.note == "go on with: dynammo-server resume '/my runs/skin'"
+    assert run.note == "continue with: dynammo-server run '/my runs/skin/config.yaml'"
+
+
+def test_a_run_with_a_checkpoint_is_resumed_in_its_consortium(tmp_path: Path) -> None:
+    directory = tmp_path / "skin"
+    (directory / "checkpoints").mkdir(parents=True)
+    (directory / "checkpoints" / LATEST).touch()
+    (directory / FLOWER_RUN).write_text('{"run-id": 1, "consortium": "/my consortium"}')
+    run = RunStatus(directory, first_task(), submitted=BEFORE, flower="finished:stopped")
+    assert run.note == f"continue with: dynammo-server resume {directory} --folder '/my consortium'"
 
 
 def test_site_that_joins_has_a_row_and_the_others_keep_theirs() -> None:
@@ -203,7 +214,7 @@ def test_log_cut_off_in_a_line_tells_what_it_can(tmp_path: Path) -> None:
     ],
 )
 def test_log_of_another_program_is_refused(tmp_path: Path, event: Event) -> None:
-    with pytest.raises(RunError, match=r"events\.jsonl does not tell a run"):
+    with pytest.raises(RunError, match=r"events\.jsonl does not describe a run"):
         RunStatus.read(write_run(tmp_path, [event]))
 
 

@@ -66,7 +66,7 @@ def test_no_superlink_answers(folder: Path) -> None:
     done = invoke(folder)
     assert done.exit_code == 0
     assert done.stdout.splitlines()[1].split()[:2] == ["skin", "unfinished"]
-    assert "Shown is what the files say: " in done.stdout
+    assert "This shows only what the files say: " in done.stdout
     assert "127.0.0.1:9" in done.stdout
     assert "dynammo-server start" in done.stdout
 
@@ -149,9 +149,9 @@ def test_live_view_follows_the_run_to_its_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere"], "There is no run in"),
-        (["--serve", "0", "--json"], "--serve goes with neither"),
-        (["--serve", "0", "--once"], "--serve goes with neither"),
+        (["nowhere"], "is not a run directory"),
+        (["--serve", "0", "--json"], "--serve cannot be combined with"),
+        (["--serve", "0", "--once"], "--serve cannot be combined with"),
     ],
 )
 def test_refusals(folder: Path, words: list[str], message: str) -> None:

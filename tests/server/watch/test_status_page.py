@@ -102,7 +102,7 @@ def test_all_runs_and_what_to_do_about_them(port: int, runs: Path) -> None:
     assert status == 200
     for words in (
         "going-on running 2/2 71.2",
-        f"died dead go on with: dynammo-server resume {runs / 'died'} 2/2 71.2",
+        f"died dead continue with: dynammo-server resume {runs / 'died'} 2/2 71.2",
         "gave-up failed task 2: no <quorum> 2/2 71.2",
         f"{ODD} completed 2/2 71.2",
     ):
@@ -183,7 +183,7 @@ def test_json_holds_the_same(port: int) -> None:
 def test_nothing_else_is_there(port: int, path: str) -> None:
     status, _, content = get(port, path)
     assert status == 404
-    assert "There is nothing of that name here." in content
+    assert "There is no run of that name." in content
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
@@ -201,10 +201,13 @@ def test_other_names_do_not_lead_here(port: int, host: str, status: int) -> None
 
 def test_silent_superlink_is_told(runs: Path) -> None:
     def silent() -> list[dict[str, Any]]:
-        raise RunError("no SuperLink answers at <here>")
+        raise RunError("the SuperLink at <here> does not answer")
 
     with serving(lambda: run_directories(runs), silent) as port:
-        assert "Shown is what the files say: no SuperLink answers at <here>." in Text(get(port, "/")[2]).text
+        assert (
+            "This shows only what the files say: the SuperLink at <here> does not answer."
+            in Text(get(port, "/")[2]).text
+        )
 
 
 def test_no_run_and_a_run_without_a_word(tmp_path: Path) -> None:

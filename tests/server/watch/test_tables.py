@@ -32,7 +32,7 @@ def test_what_sites_can_bring_beside_what_is_learnt() -> None:
     rows = printed(classes_table(TOLD, ("melanoma", "psoriasis")))
     assert rows[0] == ["class", "alpha", "beta", "gamma", "delta", "registry"]
     assert rows[1:5] == [
-        ["Melanoma", "-", "1+", "-", "-", "new; is it 'melanoma'?"],
+        ["Melanoma", "-", "1+", "-", "-", "new; did you mean 'melanoma'?"],
         ["lentigo", "-", "100000+", "-", "-", "new"],
         ["melanoma", "300+", "-", "-", "-", "known"],
         ["naevus [mole]", "10+", "-", "-", "-", "new"],
@@ -42,7 +42,8 @@ def test_what_sites_can_bring_beside_what_is_learnt() -> None:
 
 def test_two_names_of_two_sites_are_compared_before_anything_is_learnt() -> None:
     rows = printed(classes_table(TOLD, ()))
-    assert [row[-1] for row in rows[1:5]] == ["new; is it 'melanoma'?", "new", "new; is it 'Melanoma'?", "new"]
+    notes = [row[-1] for row in rows[1:5]]
+    assert notes == ["new; did you mean 'melanoma'?", "new", "new; did you mean 'Melanoma'?", "new"]
 
 
 def test_nobody_and_nothing() -> None:

@@ -14,7 +14,7 @@ from dynammo_core.plan import Fit, LossContext
 from dynammo_core.training import train_only
 from dynammo_core.wire.protocol import names_up
 from simulations.attacks.audited_run import AuditedRun
-from simulations.attacks.findings import told_to_nobody
+from simulations.attacks.findings import ignore_progress
 from simulations.attacks.inversion import (
     attack_messages,
     class_means,
@@ -93,7 +93,7 @@ def test_the_run_itself_is_asked_for_the_message_with_the_fewest_images(run: Aud
 
 
 def test_findings_and_pictures_of_both_settings(run: AuditedRun) -> None:
-    outcome = attack_messages(run, iterations=8, tell=told_to_nobody)
+    outcome = attack_messages(run, iterations=8, tell=ignore_progress)
     assert [one.target for one in outcome.findings] == ["two images, one step", "as in the run"]
     labels = torch.tensor([0, 1])
     means = class_means(run, labels)
@@ -104,7 +104,7 @@ def test_findings_and_pictures_of_both_settings(run: AuditedRun) -> None:
 
 def test_sums_are_no_update(finished: Finished) -> None:
     run = AuditedRun.open(finished("streaming_ridge").path)
-    assert attack_messages(run, iterations=8, tell=told_to_nobody).skipped == "no site sends weights that it trained"
+    assert attack_messages(run, iterations=8, tell=ignore_progress).skipped == "no site sends trained weights"
 
 
 def test_matches_are_the_nearest_of_the_same_class() -> None:

@@ -8,7 +8,7 @@ import torch
 from small_runs import Finished, run_small, small_config
 
 from simulations.attacks.audited_run import AuditedRun
-from simulations.attacks.findings import told_to_nobody
+from simulations.attacks.findings import ignore_progress
 from simulations.attacks.membership import attack_membership, class_weights, confidences, judge, rates
 
 # Five images a class, learnt by heart by a whole network: the others remain a riddle to it.
@@ -22,7 +22,7 @@ def overfitted(tmp_path_factory: pytest.TempPathFactory) -> AuditedRun:
 
 
 def test_what_was_learnt_by_heart_is_found(overfitted: AuditedRun) -> None:
-    outcome = attack_membership(overfitted, pairs=0, seed=1, tell=told_to_nobody)
+    outcome = attack_membership(overfitted, pairs=0, seed=1, tell=ignore_progress)
     found = {(one.target, one.measure): one for one in outcome.findings}
     assert set(found) == {("other training images", "AUC"), ("other training images", "TPR at 1 % FPR")}
     area = found["other training images", "AUC"]
@@ -49,7 +49,7 @@ def test_exemplars_are_told_from_other_training_images(finished: Finished) -> No
     kept = [record for site in run.sites for record in site.memory().record_ids]
     assert int(run.records.exemplar.sum()) == len(kept) > 0
     assert not (run.records.exemplar & ~run.records.member).any()
-    found = {one.target: one for one in attack_membership(run, pairs=0, seed=1, tell=told_to_nobody).findings}
+    found = {one.target: one for one in attack_membership(run, pairs=0, seed=1, tell=ignore_progress).findings}
     assert found["exemplars"].members == len(kept)
     assert found["other training images"].members == int(run.records.member.sum()) - len(kept)
     assert {one.others for one in found.values()} == {4 * 10}

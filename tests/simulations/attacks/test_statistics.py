@@ -9,7 +9,7 @@ from small_runs import Finished, small_config
 from dynammo_core.experiment import Experiment
 from dynammo_core.scoring.evaluation import embed_samples
 from simulations.attacks.audited_run import AuditedRun
-from simulations.attacks.findings import told_to_nobody
+from simulations.attacks.findings import ignore_progress
 from simulations.attacks.message import tiny
 from simulations.attacks.statistics import attack_statistics, feature_distance, read_rows
 
@@ -41,7 +41,7 @@ def test_the_row_of_several_images_is_their_mean(run: AuditedRun) -> None:
 
 
 def test_findings(run: AuditedRun) -> None:
-    outcome = attack_statistics(run, iterations=8, tell=told_to_nobody)
+    outcome = attack_statistics(run, iterations=8, tell=ignore_progress)
     alone, own, image = outcome.findings
     assert (alone.members, image.members) == (1, 1)
     assert own.members == min(len(row.features) for row in read_rows(run.experiment))
@@ -61,7 +61,7 @@ def test_the_image_itself_explains_the_feature(run: AuditedRun) -> None:
 
 def test_weights_are_no_sums(finished: Finished) -> None:
     run = AuditedRun.open(finished("dynammo").path)
-    assert attack_statistics(run, iterations=8, tell=told_to_nobody).skipped == "no site sends sums of features"
+    assert attack_statistics(run, iterations=8, tell=ignore_progress).skipped == "no site sends sums of features"
 
 
 def test_noise_hides_the_feature() -> None:

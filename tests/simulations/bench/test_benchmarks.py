@@ -47,7 +47,7 @@ def test_the_command_prints_speeds_and_ratios(
     assert result.exit_code == exit_code
     speeds = re.findall(r"(\S.*\S) +(\d+\.\d\d) GB/s", result.stdout)
     assert speeds == [(kind, f"{1 / seconds:.2f}") for kind, seconds in taken.items()]
-    assert f"encrypted / plain: {2 / encrypted:.2f} (wanted: 0.8); / unchecked: {1 / encrypted:.2f}" in result.stdout
+    assert f"encrypted / plain: {2 / encrypted:.2f} (required: 0.8); / unchecked: {1 / encrypted:.2f}" in result.stdout
 
 
 def test_the_command_runs() -> None:

@@ -144,7 +144,7 @@ def test_the_command_runs_each_point_in_a_process_of_its_own(tmp_path: Path) -> 
     ("words", "what"),
     [
         (["--only", "task"], "tasks"),
-        (["--only", "tasks=two"], "no whole numbers"),
+        (["--only", "tasks=two"], "not a list of integers"),
         (["--only", "classes=4,2000"], "2 to 1000"),
         (["--set", "method.name=nothing"], "nothing"),
     ],

@@ -20,6 +20,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_stages_and_sequences_are_timed_and_keeping_features_changes_no_answer(config: Path) -> None:
     words = ["bench", "training", str(config), "--repeats", "1", "--unkept"]
     result = CliRunner().invoke(app, words, env={"COLUMNS": "200"})

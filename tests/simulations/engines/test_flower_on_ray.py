@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray.cluster_utils import Cluster
 
 from dynammo_core.support.errors import RunError
 from simulations.engines.flower_engine import run_flower
@@ -78,6 +77,8 @@ def where(message, context):
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """Start a cluster of two nodes of one core each; yield its address."""
+    from ray.cluster_utils import Cluster  # seconds that each worker would pay when it collects the tests
+
     home = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # the paths of Ray's sockets must be short
     nodes = Cluster()
     with pytest.MonkeyPatch.context() as patch:
@@ -122,6 +123,6 @@ def test_sites_of_a_flower_run_work_at_both_nodes(cluster: str, tmp_path: Path) 
 @pytest.mark.parametrize("address", [NOBODY_LISTENS, "nowhere", "ray://127.0.0.1:9"])
 def test_flower_is_not_started_without_a_cluster(tmp_path: Path, address: str) -> None:
     log = tmp_path / "log"
-    with pytest.raises(RunError, match=f"no Ray cluster can be used at '{address}'.*HOST:PORT"):
+    with pytest.raises(RunError, match=f"cannot use a Ray cluster at '{address}'.*HOST:PORT"):
         run_flower(tmp_path, nodes=1, run_config={}, on_output=None, log_file=log, ray=address)
     assert not log.exists()

@@ -19,14 +19,14 @@ from dynammo_core.experiment import Experiment
 from simulations.cli import app
 from simulations.measurements.wires import LonelyGrid
 
-pytestmark = pytest.mark.usefixtures("one_cost_backbone")
+pytestmark = pytest.mark.usefixtures("small_pages")
 OVERRIDES = {
     "data.train_per_class": 60,
     "federation.sites": 2,
     "federation.partition": "iid",
     "memory.exemplars": 100,
-    "method.adapt.rounds": 2,
-    "method.balance.rounds": 3,
+    "method.adapt.rounds": 1,
+    "method.balance.rounds": 2,
     "scanners.strength": 1.0,
 }
 
@@ -99,7 +99,10 @@ def test_who_is_alone_is_heard_alone(tmp_path: Path) -> None:
     [
         ({}, "no difference to measure"),
         ({"scanners.kind": "noise", "federation.sites": 1}, "no difference to measure"),
-        ({"scanners.kind": "noise", "federation.sites": 3, "federation.secure_aggregation": True}, "a sum alone"),
+        (
+            {"scanners.kind": "noise", "federation.sites": 3, "federation.secure_aggregation": True},
+            "cannot learn alone",
+        ),
     ],
 )
 def test_where_there_is_nothing_to_measure_it_says_so(tmp_path: Path, overrides: dict[str, object], words: str) -> None:

@@ -16,7 +16,7 @@ from simulations.cli import app
 from simulations.measurements.figures import printed
 from simulations.measurements.privacy import COLUMNS, plan
 
-pytestmark = pytest.mark.usefixtures("one_cost_backbone")
+pytestmark = pytest.mark.usefixtures("small_pages")
 
 
 def experiment(folder: Path, mechanism: str) -> Path:

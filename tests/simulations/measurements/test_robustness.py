@@ -21,7 +21,7 @@ from simulations.comparisons.compare import missing_cells
 from simulations.measurements.figures import printed
 from simulations.measurements.robustness import COLUMNS, plan, rows
 
-pytestmark = pytest.mark.usefixtures("one_cost_backbone")
+pytestmark = pytest.mark.usefixtures("small_pages")
 ROW_KEYS = {"aggregator", "attack", "average", "last", "error"}
 # Enough images that the network learns its four classes even without the fifth site's.
 OVERRIDES = {
@@ -113,8 +113,8 @@ def test_a_run_that_breaks_down_has_no_figures_but_a_reason(folder: Path) -> Non
     [
         (["--attack", "sing_flip"], "unknown attack 'sing_flip' (did you mean 'sign_flip'?)"),
         (["--aggregator", "medain"], "unknown aggregator 'medain' (did you mean 'median'?)"),
-        (["--liars", "2", "--aggregator", "krum"], "federation.liars: krum withstands that many liars among 7 sites"),
-        (["--liars", "5", "--aggregator", "mean"], "--liars 5 leaves nobody honest among 5 sites"),
+        (["--liars", "2", "--aggregator", "krum"], "federation.liars: krum with 2 liars needs at least 7 sites"),
+        (["--liars", "5", "--aggregator", "mean"], "--liars 5 leaves no honest site among 5"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(tmp_path: Path, options: list[str], said: str) -> None:

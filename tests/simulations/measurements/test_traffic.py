@@ -18,7 +18,7 @@ from simulations.comparisons.progress import run_under_display
 from simulations.measurements import commands
 from simulations.measurements.traffic import plan, rows, whole_network, with_method
 
-pytestmark = pytest.mark.usefixtures("one_cost_backbone")
+pytestmark = pytest.mark.usefixtures("small_pages")
 DIGITS = Path(__file__).parents[3] / "configs" / "digits.yaml"
 
 

@@ -59,7 +59,7 @@ def test_the_sum_of_those_who_stayed_comes_out_exactly(lost: tuple[int, ...]) ->
 def test_a_wrong_masking_key_is_found_out() -> None:
     stayed = {site: vector for site, vector in MASKED.items() if site}
     own = [KEYS[site].own for site in stayed]
-    with pytest.raises(ValueError, match="site 0 do not give its key"):
+    with pytest.raises(ValueError, match="site 0 do not reconstruct its key"):
         unmasked(total(stayed), own, {0: KEYS[1].masking}, stayed, ROSTER, CONTEXT)
 
 
@@ -164,7 +164,7 @@ def test_what_is_dealt_opens_for_its_receiver_alone_and_gives_the_secrets_back()
     assert {len(share) for pair in pairs.values() for share in pair} == {SHARE_BYTES}
     assert combine({site: own for site, (own, _) in pairs.items()}, THRESHOLD) == KEYS[2].own
     assert combine({site: key for site, (_, key) in pairs.items()}, THRESHOLD) == KEYS[2].masking
-    with pytest.raises(ValueError, match="not those that it dealt"):
+    with pytest.raises(ValueError, match="not the shares that site"):
         opened(1, KEYS[1], 2, ROSTER[2], dealt[0], CONTEXT)
 
 
@@ -172,14 +172,14 @@ def test_what_is_dealt_opens_for_its_receiver_alone_and_gives_the_secrets_back()
 def test_a_changed_bit_is_found_out(place: int) -> None:
     sealed = bytearray(deal(2, KEYS[2], ROSTER, THRESHOLD, CONTEXT)[0])
     sealed[place] ^= 1
-    with pytest.raises(ValueError, match="site 2 are not those"):
+    with pytest.raises(ValueError, match="not the shares that site 2"):
         opened(0, KEYS[0], 2, ROSTER[2], bytes(sealed), CONTEXT)
 
 
 def test_shares_of_another_attempt_do_not_open() -> None:
     other = Context(CONTEXT.run, CONTEXT.step, bytes(16))
     sealed = deal(2, KEYS[2], ROSTER, THRESHOLD, other)[0]
-    with pytest.raises(ValueError, match="site 2 are not those"):
+    with pytest.raises(ValueError, match="not the shares that site 2"):
         opened(0, KEYS[0], 2, ROSTER[2], sealed, CONTEXT)
 
 

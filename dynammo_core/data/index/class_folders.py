@@ -1,0 +1,143 @@
+"""Class folders under a root: which part of the data each belongs to, and roots that are not what they seem."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from dynammo_core.data.index.image_files import EXTENSIONS, PassedOver, image_files, subfolders
+from dynammo_core.support.errors import DataError
+
+Part = Literal["train", "test"]
+
+PARTS: dict[str, Part | Literal["validation"]] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+}
+"""The names, in any case, by which data sets call their parts. Validation images take no part."""
+
+
+class ClassFolder(NamedTuple):
+    """A folder whose name is a class, and the part that it belongs to; None if the data are not split."""
+
+    part: Part | None
+    path: Path
+
+
+def class_folders(root: Path, layout: str, passed_over: PassedOver | None = None) -> list[ClassFolder]:
+    """List each class folder under a root with its part.
+
+    Args:
+        root: holds class folders, or a folder for training and one for the test that do.
+        layout: what should be there, for messages.
+        passed_over: is told what was not taken.
+
+    Raises:
+        DataError: the root lies a level too high or too low, one of the two parts is missing or there twice, or class
+            folders lie beside them.
+    """
+    seen = PassedOver() if passed_over is None else passed_over
+    folders = subfolders(root, seen)
+    parts: dict[str, Path] = {}
+    for folder in folders:
+        if (part := PARTS.get(folder.name.lower())) and (earlier := parts.setdefault(part, folder)) != folder:
+            raise DataError(f"{earlier} and {folder} are both for {part}", accepted=layout, remedy="Join the two")
+    if not parts.keys() & {"train", "test"}:
+        _refuse_part(root, layout)
+        _refuse_parts_below(folders, layout)
+        _note_outside(root, seen)
+        return [ClassFolder(None, folder) for folder in folders]
+    _refuse_half(parts, layout)
+    for folder in folders:
+        if folder not in parts.values():
+            raise DataError(
+                f"{folder} lies beside {parts['train'].name}/ and {parts['test'].name}/, and is neither",
+                accepted=layout,
+                remedy="Take it away, or begin its name with a dot if it is to be passed over",
+            )
+    if validation := parts.get("validation"):
+        seen.unused[validation.name] += len(image_files(validation))
+    found: list[ClassFolder] = []
+    for name in ("train", "test"):
+        _refuse_parts_below(subfolders(parts[name]), layout)
+        _note_outside(parts[name], seen)
+        found += [ClassFolder(name, folder) for folder in subfolders(parts[name], seen)]
+    return found
+
+
+def refuse_no_classes(root: Path, folders: list[ClassFolder], layout: str) -> None:
+    """Refuse a root without class folders, or with a single one that only holds folders, as a level too high has.
+
+    Raises:
+        DataError: as said; the message names the root that is meant.
+    """
+    if not folders:
+        here = [path for path in root.iterdir() if path.suffix.lower() in EXTENSIONS]
+        what = f"{root} holds no class folders"
+        if here:
+            what += f", and {len(here)} images, as a class folder does"
+        raise DataError(what, accepted=layout, remedy="Set data.root to the folder that holds the class folders")
+
+
+def refuse_lone_class(folders: list[ClassFolder], layout: str) -> None:
+    """Refuse a single class folder with several folders and no images in it: the classes lie a level deeper.
+
+    Raises:
+        DataError: as said; the message names the root that is meant.
+    """
+    (only,) = {folder.path.name: folder.path for folder in folders}.values()
+    below = subfolders(only)
+    if len(below) > 1 and not any(path.suffix.lower() in EXTENSIONS for path in only.iterdir()):
+        names = ", ".join(path.name for path in below[:5])
+        raise DataError(
+            f"{only} is the only class folder, and holds folders ({names}) and no images itself",
+            accepted=layout,
+            remedy=f"Set data.root to {only}, if these are the classes; if they are patients, list the classes "
+            "in data.classes",
+        )
+
+
+def _refuse_part(root: Path, layout: str) -> None:
+    """Refuse a root that is itself one part of a data set: its images would be split once more."""
+    own = PARTS.get(root.name.lower())
+    if own is None or not root.parent.is_dir():
+        return
+    beside = [folder for folder in subfolders(root.parent) if PARTS.get(folder.name.lower()) not in (None, own)]
+    if beside:
+        raise DataError(
+            f"{root} has {beside[0].name}/ beside it, so that it is a part of a data set and not the whole",
+            accepted=layout,
+            remedy=f"Set data.root to {root.parent}",
+        )
+
+
+def _refuse_half(parts: dict[str, Path], layout: str) -> None:
+    for name, lacking in (("train", "test"), ("test", "train")):
+        if name in parts and lacking not in parts:
+            validation = parts.get("validation")
+            raise DataError(
+                f"{parts[name]} has no {lacking}/ beside it",
+                accepted=layout,
+                remedy=f"Rename {validation.name}/ to {lacking}/ if it is to be that part" if validation else "",
+            )
+
+
+def _refuse_parts_below(folders: list[Path], layout: str) -> None:
+    """Refuse class folders that hold train/ or test/ themselves: the root lies a level too high."""
+    for folder in folders:
+        below = [path.name for path in subfolders(folder) if PARTS.get(path.name.lower()) in ("train", "test")]
+        if below:
+            raise DataError(
+                f"{folder} would be a class, and holds {' and '.join(f'{name}/' for name in below)}",
+                accepted=layout,
+                remedy=f"Set data.root to {folder}, or put the parts above the classes",
+            )
+
+
+def _note_outside(folder: Path, passed_over: PassedOver) -> None:
+    passed_over.outside += [
+        path.name
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+    ]

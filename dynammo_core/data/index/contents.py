@@ -1,0 +1,172 @@
+"""The SHA-256 of image files, by which they are known whatever their names; files that did not change are read once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.progress import track
+
+from dynammo_core.data.images.decoding import named
+from dynammo_core.memory.sealed_file import SealedFile
+from dynammo_core.support.errors import DataError, DynammoError, MemoryStoreError
+from dynammo_core.support.terminal import Terminal
+
+CACHE_VARIABLE = "DYNAMMO_CACHE"
+DEFAULT_CACHE = "~/.cache/dynammo/index"
+SETTLED_NANOSECONDS = 2 * 10**9
+"""A file that changed less than this before it was read may change again within one tick of the disk's clock."""
+MANY = 2000
+"""Files from which on reading them takes long enough to show a progress bar."""
+logger = logging.getLogger("dynammo.data")
+
+
+@dataclass(frozen=True)
+class HashCache:
+    """A folder that keeps the SHA-256 of files from one opening of the data to the next.
+
+    Attributes:
+        folder: where it lies.
+        key: encrypts it; None for plain files with a checksum.
+    """
+
+    folder: Path
+    key: bytes | None = None
+
+    def file(self, data: str) -> SealedFile:
+        """Return the file for one data set, told apart by its root or manifest."""
+        name = hashlib.sha256(data.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        return SealedFile(self.folder / f"{name}.sealed", {"content": "index", "name": name}, self.key)
+
+    def discard(self) -> None:
+        """Delete what is kept: the names of files may tell of records that were withdrawn.
+
+        Raises:
+            MemoryStoreError: a file cannot be deleted.
+        """
+        for path in self.folder.glob("*.sealed"):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise MemoryStoreError(
+                    f"the index {path} cannot be deleted: {error.strerror}", remedy="Delete the file by hand"
+                ) from error
+
+
+class _Known(NamedTuple):
+    size: int
+    changed: int
+    sha256: str
+
+
+_cache: ContextVar[HashCache | None] = ContextVar("hash cache", default=None)
+
+
+@contextmanager
+def hashes_kept_in(cache: HashCache | None) -> Iterator[None]:
+    """Keep the hashes of files that are indexed inside in a cache; None for this user's own."""
+    token = _cache.set(cache)
+    try:
+        yield
+    finally:
+        _cache.reset(token)
+
+
+def file_contents(paths: Sequence[Path], places: Sequence[str], data: str) -> tuple[str, ...]:
+    """Return the SHA-256 of each file, from the cache if its size and time of change are as they were.
+
+    Args:
+        paths: the files.
+        places: where each was named, for messages, or empty.
+        data: root or manifest of the data set, which names its part of the cache.
+
+    Raises:
+        DataError: a file is missing, empty, or cannot be read.
+    """
+    file = (_cache.get() or HashCache(Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE).expanduser())).file(data)
+    known = _read(file)
+    stats = [_stat(path, place) for path, place in zip(paths, places, strict=True)]
+    _refuse_empty(paths, places, stats)
+    found = [known.get(str(path)) for path in paths]
+    changed = [
+        index
+        for index, (one, stat) in enumerate(zip(found, stats, strict=True))
+        if one is None or (one.size, one.changed) != (stat.st_size, stat.st_mtime_ns)
+    ]
+    now = time.time_ns()
+    for index, sha256 in zip(changed, _hashed([(paths[i], places[i]) for i in changed]), strict=True):
+        found[index] = _Known(stats[index].st_size, stats[index].st_mtime_ns, sha256)
+    contents = [one for one in found if one is not None]
+    settled = {
+        str(path): one for path, one in zip(paths, contents, strict=True) if now - one.changed > SETTLED_NANOSECONDS
+    }
+    if any(str(paths[index]) in settled for index in changed):
+        _write(file, settled)
+    return tuple(one.sha256 for one in contents)
+
+
+def _hashed(files: Sequence[tuple[Path, str]]) -> Iterator[str]:
+    """Read files on all cores, in their order; many of them with a progress bar, if somebody looks on."""
+    console = Terminal(stderr=True)
+    silent = len(files) < MANY or not console.is_terminal
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        hashes = pool.map(_sha256, files)
+        yield from track(hashes, "Reading images", total=len(files), console=console, transient=True, disable=silent)
+
+
+def _sha256(file: tuple[Path, str]) -> str:
+    with _naming(*file), file[0].open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _stat(path: Path, place: str) -> os.stat_result:
+    with _naming(path, place):
+        return path.stat()
+
+
+def _refuse_empty(paths: Sequence[Path], places: Sequence[str], stats: Sequence[os.stat_result]) -> None:
+    empty = [index for index, stat in enumerate(stats) if not stat.st_size]
+    if empty:
+        first = named(paths[empty[0]], places[empty[0]])
+        raise DataError(
+            f"{len(empty)} image files are empty (0 bytes); the first is {first}",
+            remedy="Copy them again from where they came, or take them out of the data set",
+        )
+
+
+def _read(file: SealedFile) -> dict[str, _Known]:
+    try:
+        plain = file.read_as("index", lambda content: dict(json.loads(bytes(content)))) or {}
+        return {name: _Known(*known) for name, known in plain.items()}
+    except (MemoryStoreError, TypeError) as error:
+        logger.warning("all image files are read again: %s", error)
+        return {}
+
+
+def _write(file: SealedFile, known: dict[str, _Known]) -> None:
+    """Keep hashes; if they cannot be kept, that costs time at the next opening, and nothing else."""
+    try:
+        file.write(json.dumps(known).encode())
+    except (DynammoError, OSError) as error:
+        logger.warning("the hashes of image files are not kept: %s", error)
+
+
+@contextmanager
+def _naming(path: Path, place: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"the image {named(path, place)} cannot be opened: {getattr(error, 'strerror', None) or error}",
+            remedy="Put the file there, permit reading it, or take it out of the data set",
+        ) from error

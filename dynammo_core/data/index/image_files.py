@@ -1,0 +1,129 @@
+"""The image files in folders, and all that is passed over there, counted and named: nothing goes missing in silence."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dynammo_core.support.errors import DataError
+
+EXTENSIONS = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
+    *(".pgm", ".ppm", ".pbm", ".pnm", ".jp2", ".dcm", ".dicom"),
+)
+SYSTEM_FOLDERS = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+SYSTEM_FILES = ("thumbs.db", "desktop.ini")
+NAMED = 5
+"""Files and folders passed over that a note names; of more only the number is told."""
+
+
+@dataclass
+class PassedOver:
+    """What was seen while folders were searched for images, and not taken."""
+
+    extensions: Counter[str] = field(default_factory=Counter)
+    hidden: list[str] = field(default_factory=list)
+    broken_links: list[str] = field(default_factory=list)
+    repeated_folders: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+    unused: Counter[str] = field(default_factory=Counter)
+
+    def notes(self) -> list[str]:
+        """Return one line that counts and names all of it, or none if nothing was passed over."""
+        kinds = ", ".join(f"{count} {name}" for name, count in sorted(self.extensions.items()))
+        parts = [
+            f"files of other kinds: {kinds}" if kinds else "",
+            _listed("hidden or of the system", self.hidden),
+            _listed("links to nothing", self.broken_links),
+            _listed("folders that were searched before under another name", self.repeated_folders),
+            _listed("images in no class folder", self.outside),
+            *(f"{name}/ ({count} images), which is neither train nor test" for name, count in self.unused.items()),
+        ]
+        words = "; ".join(filter(None, parts))
+        return [f"passed over: {words}"] if words else []
+
+
+def _listed(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{what}: {', '.join(sorted(names)[:NAMED])}{more}"
+
+
+def image_files(folder: Path, passed_over: PassedOver | None = None) -> list[Path]:
+    """List the image files in a folder and its subfolders, sorted; links to files and to folders are followed.
+
+    Args:
+        folder: where to look.
+        passed_over: is told what was not taken: hidden files and folders, files without an image's extension, links to
+            nothing, and folders reached a second time by a link.
+
+    Raises:
+        DataError: a name is not UTF-8, or a folder cannot be read.
+    """
+    return sorted(_walk(folder, passed_over or PassedOver(), {os.path.realpath(folder)}))
+
+
+def subfolders(folder: Path, passed_over: PassedOver | None = None) -> list[Path]:
+    """List the folders in a folder, sorted by name, without those that are hidden or the system's.
+
+    Raises:
+        DataError: as `image_files`.
+    """
+    hidden = PassedOver() if passed_over is None else passed_over
+    return [path for path in _visible(folder, hidden) if path.is_dir()]
+
+
+def _walk(folder: Path, passed_over: PassedOver, searched: set[str]) -> Iterator[Path]:
+    for path in _visible(folder, passed_over):
+        if path.is_dir():
+            place = os.path.realpath(path)
+            if place in searched:
+                passed_over.repeated_folders.append(str(path))
+                continue
+            searched.add(place)
+            yield from _walk(path, passed_over, searched)
+        elif path.suffix.lower() not in EXTENSIONS:
+            passed_over.extensions[path.suffix.lower() or "without an extension"] += 1
+        elif path.is_file():
+            yield path
+        else:
+            passed_over.broken_links.append(str(path))
+
+
+def _visible(folder: Path, passed_over: PassedOver) -> list[Path]:
+    """List what is in a folder, sorted by name, without what is hidden."""
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(
+            f"the folder {folder} cannot be read: {error.strerror}", remedy="Permit reading it, or take it away"
+        ) from error
+    visible = []
+    for path in entries:
+        require_utf8(path)
+        if path.name.startswith(".") or path.name in SYSTEM_FOLDERS or path.name.lower() in SYSTEM_FILES:
+            passed_over.hidden.append(path.name)
+        else:
+            visible.append(path)
+    return visible
+
+
+def require_utf8(path: Path) -> None:
+    """Refuse a file or folder whose name is not UTF-8: it can stand in no report, checkpoint or message.
+
+    Raises:
+        DataError: the name is not UTF-8; the message spells it in ASCII.
+    """
+    try:
+        path.name.encode()
+    except UnicodeEncodeError as error:
+        name = os.fsencode(path.name).decode("ascii", "backslashreplace")
+        raise DataError(
+            f"the name {name!r} in {ascii(str(path.parent))[1:-1]} is not UTF-8",
+            accepted="names in UTF-8, as every system writes them today",
+            remedy="Rename it, for instance by `convmv -f latin1 -t utf8 --notest -r FOLDER`",
+        ) from error
