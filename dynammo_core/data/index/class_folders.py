@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -101,10 +102,9 @@ def refuse_lone_class(folders: list[ClassFolder], layout: str) -> None:
 
 def _refuse_part(root: Path, layout: str) -> None:
     """Refuse a root that is itself one part of a data set: its images would be split once more."""
-    own = PARTS.get(root.name.lower())
-    if own is None or not root.parent.is_dir():
-        return
-    beside = [folder for folder in subfolders(root.parent) if PARTS.get(folder.name.lower()) not in (None, own)]
+    own, beside = PARTS.get(root.name.lower()), list[Path]()
+    if own is not None and os.access(root.parent, os.R_OK):
+        beside = [folder for folder in subfolders(root.parent) if PARTS.get(folder.name.lower()) not in (None, own)]
     if beside:
         raise DataError(
             f"{root} has {beside[0].name}/ beside it, so that it is a part of a data set and not the whole",
