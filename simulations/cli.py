@@ -18,6 +18,7 @@ from dynammo_core.support.errors import ConfigError, DynammoError, unknown_name
 from dynammo_core.support.terminal import Terminal, command_line, parse_overrides, readable_errors
 from simulations.attacks.command import audit_privacy
 from simulations.bench.command import bench
+from simulations.inspect_command import inspect
 from simulations.measurements.commands import heterogeneity, robustness
 from simulations.options import ConfigFile, Overrides, Workers
 from simulations.rehearsal.deploy_command import deploy
@@ -143,6 +144,7 @@ def compare(
 
 
 app.command("audit-privacy")(audit_privacy)
+app.command()(inspect)
 app.command()(deploy)
 app.command()(faults)
 app.command()(heterogeneity)
