@@ -69,10 +69,10 @@ def class_folders(root: Path, layout: str, passed_over: PassedOver | None = None
 
 
 def refuse_no_classes(root: Path, folders: list[ClassFolder], layout: str) -> None:
-    """Refuse a root without class folders, or with a single one that only holds folders, as a level too high has.
+    """Refuse a root without class folders, such as a class folder itself.
 
     Raises:
-        DataError: as said; the message names the root that is meant.
+        DataError: there is none; the message counts the images that lie there.
     """
     if not folders:
         here = [path for path in root.iterdir() if path.suffix.lower() in EXTENSIONS]
@@ -86,7 +86,7 @@ def refuse_lone_class(folders: list[ClassFolder], layout: str) -> None:
     """Refuse a single class folder with several folders and no images in it: the classes lie a level deeper.
 
     Raises:
-        DataError: as said; the message names the root that is meant.
+        DataError: they do; the message names the root that is meant.
     """
     (only,) = {folder.path.name: folder.path for folder in folders}.values()
     below = subfolders(only)
