@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ class HashCache:
     """
 
     folder: Path
-    key: bytes | None = None
+    key: bytes | None = field(default=None, repr=False)
 
     def file(self, data: str) -> SealedFile:
         """Return the file for one data set, told apart by its root or manifest."""
