@@ -57,6 +57,7 @@ bench: install ## Speed, as ratios within one run: answers, training, memory, by
 	@'$(BIN)/dynammo-sim' bench inference '$(ROOT)/configs/fashion_mnist.yaml'
 	@'$(BIN)/dynammo-sim' bench training '$(ROOT)/configs/digits.yaml'
 	@'$(BIN)/dynammo-sim' bench memory
+	@'$(BIN)/dynammo-sim' bench images
 	@'$(BIN)/dynammo-sim' bench bytes '$(ROOT)/configs/digits.yaml'
 	@'$(BIN)/dynammo-sim' bench growth --out '$(ROOT)/runs/growth'
 
@@ -85,7 +86,8 @@ docs: install ## Write the parts of docs/reference that the code decides
 	@cd '$(ROOT)' && PYTHONPATH=. '$(BIN)/python' docs/generate.py
 
 lock: install ## Pin what a site and a server install, with hashes, as pyproject.toml allows it
-	@cd '$(ROOT)' && for part in 'site/requirements' 'site/requirements-privacy --extra privacy' \
+	@cd '$(ROOT)' && for part in 'site/requirements --extra dicom' \
+		'site/requirements-privacy --extra dicom --extra privacy' \
 		'server/requirements --extra server'; do set -- $$part; file=docs/$$1.txt; shift; \
 		'$(BIN)/uv' pip compile pyproject.toml --extra build "$$@" \
 		--generate-hashes --python-version 3.11 --python-platform linux --no-emit-index-url --no-emit-find-links \

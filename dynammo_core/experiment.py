@@ -22,6 +22,7 @@ from dynammo_core.data.samples import Dataset
 from dynammo_core.data.sites.arrivals import Arrivals, build_arrivals, require_images
 from dynammo_core.data.sites.site_partition import SitePartition, partition_sites
 from dynammo_core.data.task_stream import TaskStream, build_task_stream
+from dynammo_core.memory.rehearsal import check_room
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
 from dynammo_core.models.backbones import Backbone, build_backbone
@@ -213,6 +214,10 @@ class Experiment:
         if self.config.privacy.mechanism != "none":
             _ = self.noise_multiplier
             check_samples_apart(self.build_model(len(self.stream) - 1), self.steps)
+        if self.method.uses_memory:
+            classes, size = len(self.stream.seen(len(self.stream) - 1)), self.config.data.image_size
+            sites, image_bytes = self.config.federation.sites, 3 * size**2
+            check_room(self.config.memory, classes=classes, sites=sites, image_bytes=image_bytes)
         _ = self.device
         self._try_image(self.build_model(0).eval())
 

@@ -58,7 +58,7 @@ def run(
         from dynammo_core.data.decoded.progress import listening
         from server.run_directory.directory import RunDirectory
         from server.watch.progress import ProgressView, final_table
-        from simulations.engines.engines import find_engine, run_by_flower
+        from simulations.engines.engines import find_engine, notes_on_data, run_by_flower
 
         start = find_engine(engine)
         if ray is not None and start is not run_by_flower:
@@ -67,6 +67,8 @@ def run(
             )
         start = start if ray is None else partial(run_by_flower, ray=ray)
         experiment = load_config(config, parse_overrides(set_ or []))
+        for note in notes_on_data(experiment):
+            console.say(note)
         view = ProgressView()
         try:
             with view, listening(lambda decoding: view.update(decoding.event())):

@@ -195,7 +195,8 @@ class MemorySettings(Section):
     exemplars: int = Field(
         default=200,
         ge=0,
-        description="number of exemplars at all sites together, divided equally among sites and among their classes",
+        description="number of exemplars at all sites together, divided equally among sites and among their classes; a "
+        "site with more classes than exemplars keeps one of as many classes as it can",
     )
     selection: Literal["herding", "random", "closest_to_mean"] = Field(
         default="herding", description="rule that chooses the exemplars"

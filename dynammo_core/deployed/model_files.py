@@ -13,17 +13,22 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
+from dynammo_core.data.images.reading import Fit, Reading, Window
+from dynammo_core.data.images.windows import FROM_FILE, WINDOWS
+from dynammo_core.deployed.preparation import preparation_in_words
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import matching, travelling_names
-from dynammo_core.support.errors import WeightsError, nearest_match
+from dynammo_core.support.errors import WeightsError, nearest_match, unknown_name
 
 WEIGHTS = "model.safetensors"
 FACTS = "model.json"
 METADATA_KEY = "dynammo_model"
 """Key under which a single file carries its description."""
+PREPARATION_KEY = "preparation"
+"""Key under which a single file says in words how images are prepared."""
 
 
 class Lineage(BaseModel):
@@ -55,7 +60,8 @@ class OwnStatistics(BaseModel):
 class ModelFacts(BaseModel):
     """The content of `model.json`: all that is needed to build the network and to name its answers.
 
-    Of the sites' test images of learnt classes, 95 % have an open-set score of at least `open_set_threshold`; it is
+    Files of versions without `fit`, `window` and `frame` are of models that took stretched images of 8 bits. Of the
+    sites' test images of learnt classes, 95 % have an open-set score of at least `open_set_threshold`; it is
     None if nobody counted. Without `own_statistics` all sites were tested with the statistics in the file.
     """
 
@@ -68,6 +74,9 @@ class ModelFacts(BaseModel):
     method: dict[str, Any]
     image_size: int = Field(ge=1)
     normalisation: Literal["half", "imagenet"]
+    fit: Fit = "stretch"
+    window: Window = FROM_FILE
+    frame: int | None = Field(default=None, ge=1)
     heads: dict[str, tuple[int, ...]]
     open_set_threshold: float | None = None
     own_statistics: OwnStatistics | None = None
@@ -79,6 +88,16 @@ class ModelFacts(BaseModel):
         """Return a description of the method's open-set score."""
         return METHODS[self.method["name"]].decision.open_set_score
 
+    @property
+    def reading(self) -> Reading:
+        """Return how image files are read."""
+        return Reading(self.window, self.frame)
+
+    @property
+    def preparation(self) -> str:
+        """Return, in words, how an image file becomes the model's input."""
+        return preparation_in_words(self.image_size, self.fit, self.window, self.frame)
+
     @model_validator(mode="after")
     def _known_here(self) -> Self:
         name = str(self.method.get("name"))
@@ -87,6 +106,8 @@ class ModelFacts(BaseModel):
         if self.insertion_points != BACKBONES[self.backbone].insertion_points:
             raise ValueError(f"{self.backbone} is cut here at {BACKBONES[self.backbone].insertion_points}")
         METHODS[name].Params.model_validate(self.method)
+        if isinstance(self.window, str) and self.window not in (FROM_FILE, *WINDOWS):
+            raise ValueError(unknown_name("window", self.window, (FROM_FILE, *WINDOWS)))
         learnt = [name for names in self.tasks for name in names]
         if len(set(learnt)) < len(learnt) or not learnt or not set(learnt) <= set(self.class_names):
             raise ValueError("tasks must name some of class_names, each at most once")
@@ -143,7 +164,8 @@ class ModelFiles:
 
     def in_one_file(self) -> bytes:
         """Return the bytes of a safetensors file of the weights that carries its description."""
-        content: bytes = safetensors.torch.save(self.tensors, metadata={METADATA_KEY: self.facts.model_dump_json()})
+        metadata = {METADATA_KEY: self.facts.model_dump_json(), PREPARATION_KEY: self.facts.preparation}
+        content: bytes = safetensors.torch.save(self.tensors, metadata=metadata)
         return content
 
 

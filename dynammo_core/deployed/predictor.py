@@ -126,11 +126,12 @@ class Predictor:
         """Read image files, decoded and resized as at the training sites: Tensor[N, 3, S, S] uint8, RGB.
 
         Raises:
-            DataError: a file is missing, not an image, truncated, or has more than 8 bits per channel.
+            DataError: a file is missing, damaged, not an image, or not to be read as the model's images were.
         """
         names = tuple(map(str, paths))
-        split = Split(FileSource(tuple(paths), ("",) * len(names)), np.zeros(len(names), dtype=np.int64), names)
-        images = load_samples(split, range(len(names)), self.facts.image_size).images[:]
+        source = FileSource(tuple(paths), ("",) * len(names), self.facts.reading)
+        split = Split(source, np.zeros(len(names), dtype=np.int64), names)
+        images = load_samples(split, range(len(names)), self.facts.image_size, self.facts.fit).images[:]
         return images.expand(len(names), 3, self.facts.image_size, self.facts.image_size)
 
     @torch.no_grad()

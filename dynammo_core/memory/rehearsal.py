@@ -14,10 +14,13 @@ from dynammo_core.configuration.settings import MemorySettings
 from dynammo_core.data.samples import Samples
 from dynammo_core.memory.selection import choose, patients_first
 from dynammo_core.memory.store import ReplayMemory, Taken
+from dynammo_core.support.errors import ConfigError
 from dynammo_core.support.seeding import derive_seed
 
 logger = logging.getLogger("dynammo.memory")
 
+FEW = 3
+"""With fewer exemplars of a class at a site, a person is told."""
 SIMULATED_DAY = date(2000, 1, 1)
 """The day on which all simulations take their exemplars in: what they store depends on no clock."""
 
@@ -50,6 +53,50 @@ def share_of(settings: MemorySettings, *, site: int, sites: int, classes: int, i
         return Share(equal, classes)
     left = min(part + (site < remainder), room, classes)
     return Share(min(1, left), left)
+
+
+def check_room(settings: MemorySettings, *, classes: int, sites: int, image_bytes: int) -> None:
+    """Refuse a memory that cannot hold an exemplar of each class at any site, and warn of one that holds few at each.
+
+    A memory of no exemplars at all is a choice, and allowed.
+
+    Args:
+        settings: of the memory.
+        classes: classes of the whole run.
+        sites: sites that share the memory.
+        image_bytes: bytes of one decoded image.
+
+    Raises:
+        ConfigError: there are fewer exemplars than classes, or the disk quota has no room for one image.
+    """
+    if not settings.exemplars:
+        return
+    if settings.exemplars < classes:
+        raise ConfigError(
+            f"memory.exemplars: {settings.exemplars} exemplars of {classes} classes leave a class without any",
+            accepted=f"0, for no memory at all, or at least {classes}",
+            remedy=f"Raise it to {classes * sites}, for one exemplar of each class at each of {sites} sites, or more",
+        )
+    share = share_of(settings, site=sites - 1, sites=sites, classes=classes, image_bytes=image_bytes)
+    if not share.each and settings.exemplars >= sites:
+        raise ConfigError(
+            f"memory.quota_megabytes: {settings.quota_megabytes:g} MB have no room for an image of {image_bytes} bytes",
+            remedy=f"Raise it to {classes * image_bytes / 1e6:.3g}, for one exemplar of each class, or more",
+        )
+    if share.classes < classes:
+        logger.warning(
+            "memory.exemplars: %d exemplars at %d sites: a site that holds all %d classes keeps one exemplar of %d of "
+            "them, and none of the others; with %d it would keep one of each",
+            settings.exemplars,
+            sites,
+            classes,
+            share.classes,
+            classes * sites,
+        )
+    elif share.each < FEW:
+        logger.warning(
+            "memory.exemplars: a site that holds all %d classes keeps %d exemplars of each", classes, share.each
+        )
 
 
 def remembered_classes(held: Collection[int], share: Share, site: int) -> set[int]:

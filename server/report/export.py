@@ -1,7 +1,7 @@
 """Export a run's model as one file for other software, kept only if it answers as the original does.
 
-Every format except safetensors holds the whole pipeline, from RGB bytes to answers. An integrator only resizes images
-to a square of S pixels (bilinear, antialiased if they shrink).
+Every format except safetensors holds the whole pipeline, from RGB bytes to answers, so an integrator has no
+normalisation to get wrong. Each format's own description says in words how a file becomes these bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynammo_core.deployed.model_files import METADATA_KEY, ModelFiles
+from dynammo_core.deployed.model_files import METADATA_KEY, PREPARATION_KEY, ModelFiles
 from dynammo_core.deployed.predictor import Predictor
 from dynammo_core.support.errors import ConfigError, WeightsError, unknown_name
 from dynammo_core.support.files import write_atomically
@@ -147,8 +147,9 @@ def description(predictor: Predictor) -> dict[str, str]:
     side = predictor.facts.image_size
     statistics = {"statistics": NOT_AS_TESTED} if predictor.facts.own_statistics else {}
     return {
-        "input": f"{INPUT}: uint8 [N, 3, {side}, {side}], RGB, 0 to 255, not normalised, any N from 1; grey images "
-        f"have three equal channels; resize to {side}x{side} (bilinear, antialiased, stretched where not square)",
+        "input": f"{INPUT}: uint8 [N, 3, {side}, {side}], RGB, 0 to 255, not normalised, any N from 1; made as "
+        f"{PREPARATION_KEY} says",
+        PREPARATION_KEY: predictor.facts.preparation,
         OUTPUTS[0]: "int64 [N], the answer, an index into classes; not always the largest probability",
         OUTPUTS[1]: f"float32 [N, {len(predictor.classes)}], one per class, not calibrated; see the model card",
         OUTPUTS[2]: "float32 [N], near 1: a class that was learnt; near 0: like nothing learnt, do not use the answer",

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from statistics import fmean
 from types import TracebackType
-from typing import Any
 
 from rich import filesize
 from rich.console import Console, RenderableType
@@ -22,91 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from dynammo_core.support.terminal import Terminal, cell, printable
-
-Event = Mapping[str, Any]
-
-MOST_NAMED = 6  # sites or accuracies in one line; the rest is counted
-
-
-class RunState:
-    """How far a run has come, according to its events. Steps, tasks and rounds count from 0; times are unix seconds."""
-
-    def __init__(self) -> None:
-        self.start: Event = {"name": "run", "tasks": [], "plan": [], "time": 0.0}
-        self.step: Event = {}  # the step in hand, or the last one
-        self.finished = 0  # number of finished steps
-        self.answered = self.asked = 0  # sites, in the step in hand
-        self.decoding: Event = {}  # how far a site of this process has come with its images, while it decodes
-        self.waiting: Sequence[int] = ()  # sites that are not connected, while that is the last that was heard
-        self.accuracies: dict[int, float | None] = {}  # percent over all classes so far, by task
-        self.abstained = ""  # who last abstained, and from what
-        self.failures: list[str] = []
-        self.ending = ""
-        self._seconds: dict[str, list[float]] = defaultdict(list)  # seconds of finished steps, by stage
-
-    def update(self, event: Event) -> None:
-        """Take note of an event, and ignore kinds that say nothing of progress."""
-        self.waiting, self.decoding = (), {}
-        match event["event"]:
-            case "decoding":
-                self.decoding = event
-            case "run_started":
-                self.start, self.finished, self.ending = event, event["resumed_at"], ""
-            case "step_started":
-                self.step, self.answered, self.asked = event, 0, 0
-            case "waiting":
-                self.waiting = event["sites"]
-            case "answers":
-                self.answered, self.asked = event["answered"], event["asked"]
-            case "asking_again":
-                where = _where(self.start["plan"][event["step"]])
-                self.failures += [f"{words} in {where}, asked again" for words in self.failed(event["failures"])]
-            case "step_finished":
-                self.finished = event["step"] + 1
-                self._seconds[event["stage"]].append(event["seconds"])
-                if sites := _abstaining(event):
-                    self.abstained = f"{self.labels(sites)} from {_where(event)}"
-                self.failures += [f"{words} in {_where(event)}" for words in self.failed(event["failures"])]
-            case "task_evaluated":
-                self.accuracies[event["task"]] = event["accuracy"]
-            case "run_finished":
-                self.ending = str(event["summary"]["status"])
-            case "run_failed":
-                self.ending = f"failed: {event['message']}"
-
-    def label(self, site: int) -> str:
-        """Return what people call a site."""
-        names = self.start.get("site_names", ())
-        return str(names[site]) if site < len(names) else f"site {site}"
-
-    def labels(self, sites: Sequence[int]) -> str:
-        """Return `hospital-a, hospital-b and 3 more`, with sites without names by their numbers."""
-        shown = sites[:MOST_NAMED]
-        words = [self.label(site) for site in shown]
-        if len(shown) > 1 and words == [f"site {site}" for site in shown]:
-            words = ["sites " + str(shown[0]), *map(str, shown[1:])]
-        return ", ".join(words) + (f" and {len(sites) - MOST_NAMED} more" if len(sites) > MOST_NAMED else "")
-
-    def failed(self, failures: Iterable[Event]) -> list[str]:
-        """Return `hospital-a (TimeoutError, code 5)` for each failure."""
-        return [f"{self.label(one['site'])} ({one['error']}, code {one['code']})" for one in failures]
-
-    def seconds_left(self, now: float) -> float | None:
-        """Estimate the seconds left: the mean of each stage's finished steps, per step to come; None before the first.
-
-        A stage not seen yet counts as a mean step, and the step in hand has used up some of its time.
-        """
-        to_come = self.start["plan"][self.finished :]
-        if self.ending or not to_come:
-            return 0.0
-        if not self._seconds:
-            return None
-        overall = fmean(seconds for stage in self._seconds.values() for seconds in stage)
-        means = {stage: fmean(seconds) for stage, seconds in self._seconds.items()}
-        expected = [means.get(step["stage"], overall) for step in to_come]
-        if self.step and self.step["step"] == self.finished:
-            expected[0] = max(expected[0] - max(now - self.step["time"], 0.0), 0.0)
-        return sum(expected)
+from server.watch.run_state import MOST_NAMED, Event, RunState, abstaining, where
 
 
 class ProgressView:
@@ -246,14 +159,14 @@ def _line(event: Event, state: RunState) -> str:
         case "step_finished":
             total, answered = len(state.start["plan"]), len(event["sites"])
             parts = [
-                f"[{event['step'] + 1:{len(str(total))}}/{total}] {_where(event)}",
+                f"[{event['step'] + 1:{len(str(total))}}/{total}] {where(event)}",
                 f"{answered}/{answered + len(event['failures'])} sites",
                 f"{event['seconds']:.1f} s",
                 filesize.decimal(event["bytes_up"] + event["bytes_down"]),
             ]
             left = state.seconds_left(event["time"])
             line = ", ".join(parts) + (f", {duration(left)} left" if left else "")
-            line += f"; abstained: {state.labels(abstained)}" if (abstained := _abstaining(event)) else ""
+            line += f"; abstained: {state.labels(abstained)}" if (abstained := abstaining(event)) else ""
             return line + (f"; failed: {', '.join(state.failed(event['failures']))}" if event["failures"] else "")
         case "waiting":
             return f"waiting for {state.labels(event['sites'])}"
@@ -276,14 +189,6 @@ def _bar(done: int, total: int, words: str) -> Table:
     row.add_column(no_wrap=True, justify="right", width=16)
     row.add_row(ProgressBar(total=max(total, 1), completed=done), words)
     return row
-
-
-def _where(step: Event) -> str:
-    return f"task {step['task'] + 1} {step['stage']} {step['round'] + 1}/{step['rounds']}"
-
-
-def _abstaining(step: Event) -> list[int]:
-    return [site["site"] for site in step["sites"] if site["abstained"]]
 
 
 def _accuracies(by_task: Mapping[int, float | None]) -> str:

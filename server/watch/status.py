@@ -12,7 +12,8 @@ from dynammo_core.support.errors import RunError
 from server.consortium.launch import command_to_continue
 from server.run_directory.directory import EVENTS
 from server.run_directory.run_files import RunFiles
-from server.watch.progress import Event, RunState, duration
+from server.watch.progress import duration
+from server.watch.run_state import Event, RunState
 
 
 @dataclass

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.text import Text
 
 from dynammo_core.support.terminal import Terminal
-from server.watch.progress import RunState
+from server.watch.run_state import RunState
 from simulations.comparisons.compare import Cell, Outcome, Pool, missing_cells
 from simulations.comparisons.process_pool import in_processes, one_by_one
 

@@ -8,13 +8,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_runs import small_config
 from torch import Tensor
 
 from dynammo_core.configuration.settings import MemorySettings
 from dynammo_core.data.samples import Samples
+from dynammo_core.experiment import Experiment
 from dynammo_core.memory.rehearsal import (
     SIMULATED_DAY,
     balanced_set,
+    check_room,
     classes_of,
     drop_expired,
     remember,
@@ -22,6 +25,7 @@ from dynammo_core.memory.rehearsal import (
 )
 from dynammo_core.memory.selection import SELECTIONS
 from dynammo_core.memory.store import ReplayMemory, Taken
+from dynammo_core.support.errors import ConfigError
 from dynammo_core.support.seeding import derive_seed, seeded_generator
 
 SIDE = 4
@@ -344,3 +348,39 @@ def test_without_memory_nothing_is_kept_and_all_new_images_serve() -> None:
     new = images_of({1: 5}, seed=1)
     assert not len(memory)
     assert same(balanced(memory, new, settings(0)), new)
+
+
+@pytest.mark.parametrize(
+    ("exemplars", "megabytes", "said"),
+    [
+        (9, 1024, r"9 exemplars of 10 classes leave a class without any\. Accepted: 0, .* at least 10\. .* to 50,"),
+        (1, 1024, "leave a class without any"),
+        (200, 1e-5, "1e-05 MB have no room for an image of 48 bytes"),
+    ],
+)
+def test_a_memory_that_cannot_hold_every_class_is_refused(exemplars: int, megabytes: float, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_room(settings(exemplars, quota_megabytes=megabytes), classes=10, sites=5, image_bytes=48)
+
+
+@pytest.mark.parametrize(
+    ("exemplars", "said"),
+    [
+        (0, ""),  # a run without memory is a choice
+        (10, "a site that holds all 10 classes keeps one exemplar of 2 of them, and none of the others; with 50"),
+        (49, "keeps one exemplar of 9 of them"),
+        (50, "keeps 1 exemplars of each"),
+        (149, "keeps 2 exemplars of each"),
+        (150, ""),
+    ],
+)
+def test_a_memory_that_holds_little_is_told_of(exemplars: int, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    check_room(settings(exemplars), classes=10, sites=5, image_bytes=48)
+    assert len(caplog.records) == bool(said)
+    assert said in caplog.text
+
+
+def test_an_experiment_is_refused_before_it_begins() -> None:
+    with pytest.raises(ConfigError, match="3 exemplars of 4 classes leave a class without any"):
+        Experiment(small_config("replay", {"memory.exemplars": 3})).check()
+    Experiment(small_config("streaming_ridge", {"memory.exemplars": 3})).check()  # it keeps none

@@ -434,3 +434,23 @@ def with_entry(entry: dict[str, Any]) -> bytes:
     labels = {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}
     head = json.dumps({"__metadata__": {"notes": json.dumps(NOTES)}, "labels": labels, "images": entry}).encode()
     return len(head).to_bytes(8, "little") + head + bytes(200)
+
+
+@both
+def test_exemplars_keep_their_patients(tmp_path: Path, key: bytes | None) -> None:
+    plain, held = memory(), store(tmp_path, key=key)
+    kept = replace(
+        plain, samples=replace(plain.samples, patients=("ann", "bob", "ann", "\N{GREEK SMALL LETTER BETA}", ""))
+    )
+    held.save(kept)
+    assert same(held.load(), kept)
+    assert held.load().patient_ids == kept.samples.patients
+    assert held.load().subset([2, 1]).patient_ids == ("ann", "bob")
+
+
+def test_a_memory_that_names_no_patients_is_written_and_read_as_ever(tmp_path: Path) -> None:
+    held = store(tmp_path)
+    held.save(memory())
+    assert b"patients" not in held.path.read_bytes()
+    assert held.load().samples.patients == ()
+    assert held.load().patient_ids == memory().record_ids

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +40,23 @@ def decode_image(path: Path, reading: Reading = AS_DECLARED, place: str = "") ->
         DataError: the file is missing, damaged or not an image, or the reading does not say how to read it: it has
             several frames, or more than 8 bits and no window.
     """
-    try:
+    with reporting(path, place):
         with path.open("rb") as file:
             head = file.read(HEAD)
         if is_dicom(path, head):
             return read_dicom(path, reading)
         return read_tiff(path, reading) if is_tiff(head) else read_picture(path, reading)
+
+
+@contextmanager
+def reporting(path: Path, place: str = "") -> Iterator[None]:
+    """Turn whatever readers raise into one sentence that names the file.
+
+    Raises:
+        DataError: anything was raised.
+    """
+    try:
+        yield
     except ImageRefusal as refusal:
         raise DataError(
             f"the image {named(path, place)} {refusal.why}", accepted=refusal.accepted, remedy=refusal.remedy

@@ -96,22 +96,33 @@ def upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image[::rows, ::columns])
 
 
+def header_bits(path: Path, image: Image.Image) -> int:
+    """Return the bits per channel that the header of an opened image declares; a sign counts as a ninth.
+
+    Raises:
+        Exception: whatever a damaged header makes fail.
+    """
+    if image.format == "PNG":
+        with path.open("rb") as file:
+            return file.read(PNG_DEPTH_AT + 1)[PNG_DEPTH_AT]
+    if image.format == "JPEG2000":
+        return _jpeg2000_bits(path.read_bytes())
+    if image.format == "PPM" and (header := PNM_HEADER.match(path.read_bytes())):
+        return max(int(header[4]), 1).bit_length()
+    return 1 if image.mode == "1" else 8
+
+
 def read_deep(path: Path, image: Image.Image) -> DeepPixels | None:
     """Return the stored values of an opened image if its header declares more than 8 bits, else None.
 
     Raises:
         Exception: whatever a decoder raises for a damaged file.
     """
+    if header_bits(path, image) <= 8:
+        return None
     if image.format == "PNG":
-        with path.open("rb") as file:
-            depth = file.read(PNG_DEPTH_AT + 1)[PNG_DEPTH_AT]
-        return _read_png(path, image) if depth > 8 else None
-    if image.format == "JPEG2000":
-        content = path.read_bytes()
-        return _read_jpeg2000(content) if _jpeg2000_depth(content) > 8 else None
-    if image.format == "PPM":
-        return _read_pnm(path.read_bytes())
-    return None
+        return _read_png(path, image)
+    return _read_jpeg2000(path.read_bytes()) if image.format == "JPEG2000" else _read_pnm(path.read_bytes())
 
 
 def _read_png(path: Path, image: Image.Image) -> DeepPixels:
@@ -124,12 +135,12 @@ def _read_png(path: Path, image: Image.Image) -> DeepPixels:
     return DeepPixels(values, alpha=values.shape[-1] in (2, 4), orientation=orientation)
 
 
-def _jpeg2000_depth(content: bytes) -> int:
+def _jpeg2000_bits(content: bytes) -> int:
     components = content.index(JPEG2000_SIZE) + 2 + 38
     count = int.from_bytes(content[components : components + 2], "big")
     sizes = content[components + 2 : components + 2 + 3 * count : 3]
     # the first bit of a size is the sign, and the rest the number of bits less one
-    return max((size & 0x7F) + 1 + (8 if size & 0x80 else 0) for size in sizes)
+    return max((size & 0x7F) + 1 + (size >> 7) for size in sizes)
 
 
 def _read_jpeg2000(content: bytes) -> DeepPixels:
@@ -146,12 +157,10 @@ def _read_jpeg2000(content: bytes) -> DeepPixels:
     return DeepPixels(values)
 
 
-def _read_pnm(content: bytes) -> DeepPixels | None:
+def _read_pnm(content: bytes) -> DeepPixels:
     header = PNM_HEADER.match(content)
-    if header is None or int(header[4]) < 256:
-        return None
-    width, height = int(header[2]), int(header[3])
-    channels = 3 if header[1] in b"36" else 1
+    assert header is not None, "header_bits has read it"
+    width, height, channels = int(header[2]), int(header[3]), 3 if header[1] in b"36" else 1
     body = content[header.end() :]
     numbers = body.split() if header[1] in b"23" else np.frombuffer(body[: len(body) // 2 * 2], dtype=">u2")
     values = np.array(numbers[: height * width * channels]).astype(np.uint16)

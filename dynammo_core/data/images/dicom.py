@@ -135,7 +135,7 @@ def _require_picture(dataset: Dataset) -> str:
     kind = _class_name(dataset)
     held = [keyword for keyword in PIXELS if keyword in dataset]
     if "Rows" not in dataset:
-        raise ImageRefusal(f"is DICOM without an image: {kind}", remedy="Take it out of the data set")
+        raise no_image(dataset)
     if not held or not dataset[held[0]].value:
         raise ImageRefusal(
             f"declares an image of {dataset.get('Columns')} x {dataset.Rows} pixels and holds no pixel data: {kind}",
@@ -155,6 +155,11 @@ def _require_picture(dataset: Dataset) -> str:
             remedy="Convert it to one of them",
         )
     return meaning
+
+
+def no_image(dataset: Dataset) -> ImageRefusal:
+    """Return the refusal of DICOM that was never meant to hold an image, such as a report."""
+    return ImageRefusal(f"is DICOM without an image: {_class_name(dataset)}", remedy="Take it out of the data set")
 
 
 def _class_name(dataset: Dataset) -> str:

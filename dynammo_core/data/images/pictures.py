@@ -29,21 +29,33 @@ def read_picture(path: Path, reading: Reading) -> NDArray[np.uint8]:
         ImageRefusal: the image is too large, or the reading does not say how to read it.
         Exception: whatever Pillow raises for a damaged file, or for one of another format.
     """
-    with _opened(path) as image:
+    with open_picture(path) as image:
         refuse_size(*image.size)
-        # MPO is how phones store a photograph with previews or a second view behind it: the photograph comes first
-        several = image.format != "MPO"
-        frame = choose_frame(getattr(image, "n_frames", 1) if several else 1, reading)
+        frame = choose_frame(count_frames(image), reading)
         if deep := read_deep(path, image):
             if frame:
                 raise ImageRefusal("has several frames of more than 8 bits", remedy="Save the frame as a file")
             return develop(deep, reading)
-        if several:
+        if frame:
             image.seek(frame)
         return over_black(image)
 
 
-def _opened(path: Path) -> Image.Image:
+def count_frames(image: Image.Image) -> int:
+    """Return how many frames an opened image has that are images of their own.
+
+    Phones store a photograph with previews or a second view behind it, as MPO: the photograph comes first and is alone.
+    """
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Open an image file of a format of `FORMATS`, without decoding it.
+
+    Raises:
+        ImageRefusal: it has far too many pixels.
+        ValueError: it is of no such format.
+    """
     try:
         return Image.open(path, formats=FORMATS)
     except UnidentifiedImageError as error:

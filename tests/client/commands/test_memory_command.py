@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import json
 import os
 import re
 from collections.abc import Callable
@@ -15,9 +16,11 @@ import torch
 from click.testing import Result
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from typer.testing import CliRunner
 
 from client.commands.memory import memory
+from client.consent.audit import AuditLog
 from client.state.feature_files import FeatureFiles
 from client.state.sums_note import SumsNote
 from client.state.withdrawal import WithdrawalLedger
@@ -372,3 +375,94 @@ def test_sums_that_contain_withdrawn_records_are_told_of(tmp_path: Path, key: by
     broken = run(memory, ["status", str(place.settings)])
     assert broken.exit_code == 1
     assert "the note of what the sums contain cannot be used" in broken.output
+
+
+# --- patients
+
+
+def with_patients(place: Place, patients: dict[str, str]) -> None:
+    """The data set of the site: an image file per record, of the patient that is said, if any is."""
+    root = place.folder / "images"
+    root.mkdir()
+    rows = [["path", "label", "split", "patient"]]
+    for number, (record, patient) in enumerate(patients.items()):
+        Image.new("L", (8, 8), number).save(root / f"{record}.png")
+        rows.append([f"{record}.png", "naevus", "train", patient])
+    with (root / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows if any(patients.values()) else [row[:3] for row in rows])
+
+
+def test_status_and_index_say_who_stands_behind_a_class(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    shown = Samples(images, torch.tensor([0, 0, 1]), ("a", "b", "c"), ("ann", "ann", "bob"))
+    place.store("first").save(ReplayMemory(0, shown, (Taken(0, MARCH),) * 3, NAMES))
+    rows = [cells(line) for line in place.call("status").stdout.splitlines()]
+    assert ["naevus", "2", "1", "1", "384", "2026-03-02"] in rows
+    index = list(csv.reader(place.call("export-index").stdout.splitlines()))
+    assert [row[-1] for row in index] == ["patient", "ann", "ann", "bob"]
+
+
+def test_a_patient_goes_with_all_records_and_those_to_come(place: Place) -> None:
+    """Of `a` the data set knows the patient, of `n` a memory, of `s` the note of sums alone; `e` is another's."""
+    with_patients(place, {"a.x": "ann", "b": "ann", "e": "eve"})
+    place.save("first", {"a.x.png": 0, "c": 1}, [MARCH] * 2, NAMES)
+    third = Samples(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([0]), ("n",), ("ann",))
+    place.store("third").save(ReplayMemory(0, third, (Taken(0, MARCH),), NAMES))
+    note = SumsNote(place.folder / "memory" / "runs" / "first", run="first", site="north", key=place.key)
+    note.note(0, Samples(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 0]), ("s", "e"), ("ann", "eve")))
+    result = place.call("purge", "--patient", "ann", "--yes")
+    assert result.exit_code == 0, result.output
+    assert place.records("first") == ("c",)
+    assert place.records("third") == ()
+    assert place.records("second") == ("a", "e")
+    everybody = ["a.x.png", "b.png", "n", "s", "e.png", "c"]
+    assert place.ledger.is_withdrawn(everybody).tolist() == [True, True, True, True, False, False]
+    assert place.ledger.is_withdrawn(["later.png"], ["ann"]).tolist() == [True]
+    assert place.ledger.count() == (4, 1)
+    assert "purge by patient: 2 exemplars of 4 records removed" in result.stdout
+    assert "the server's sums contain 2 images of this site; 1 of withdrawn records" in result.stdout
+    (line,) = place.log()
+    (audited,) = AuditLog(place.folder / "audit.jsonl").read().entries
+    assert {name: audited.fields[name] for name in ("records", "patients", "exemplars", "selection")} == {
+        "records": 4,
+        "patients": 1,
+        "exemplars": 2,
+        "selection": "patient",
+    }
+    assert "ann" not in line + json.dumps(audited.fields) + place.ledger.path.read_text()
+    assert "0 withdrawn records" not in place.call("status").stdout
+    assert "4 withdrawn records, 1 withdrawn patients" in place.call("status").stdout
+
+
+def test_a_patient_of_whom_nothing_is_here_yet_stays_out_too(place: Place) -> None:
+    with_patients(place, {"a": "ann"})
+    before = place.records("first")
+    asked = place.call("purge", "--patient", "new", answer="y\n")
+    assert asked.exit_code == 0, asked.output
+    assert "never choose these 0 records and all to come of 1 patients again?" in asked.stdout
+    assert place.records("first") == before
+    assert place.ledger.is_withdrawn(["x"], ["new"]).tolist() == [True]
+
+
+def test_where_the_data_name_no_patients_each_record_is_one(place: Place) -> None:
+    with_patients(place, {"a": "", "b": ""})
+    place.save("first", {"a.png": 0, "b.png": 0}, [MARCH] * 2, NAMES)
+    assert place.call("purge", "--patient", "a.png", "--yes").exit_code == 0
+    assert place.records("first") == ("b.png",)
+
+
+def test_records_and_patients_can_be_named_together(place: Place) -> None:
+    with_patients(place, {"x": "ann"})
+    assert place.call("purge", "--patient", "ann", "--record-id", "d", "--yes").exit_code == 0
+    assert place.ledger.is_withdrawn(["x.png", "d", "a"]).tolist() == [True, True, False]
+    assert "purge by record and patient" in place.log()[0]
+
+
+def test_without_the_data_set_nobody_knows_the_records_of_a_patient(place: Place) -> None:
+    before = place.unchanged()
+    result = place.call("purge", "--patient", "ann", "--yes")
+    assert result.exit_code == 1
+    assert "nothing was changed, for it cannot be found out which records belong to a patient" in result.stderr
+    assert "name the records by --record-id" in result.stderr
+    assert place.unchanged() == before

@@ -149,3 +149,23 @@ def test_a_mistake_in_it_is_named(tmp_path: Path, text: str, words: str) -> None
     with pytest.raises(ConfigError) as error:
         load_policy(path)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("units", "unit", "wrong"),
+    [
+        (["patient"], "image", ["the unit image is not among those allowed: patient"]),
+        (["patient"], "patient", []),
+        (["image", "patient"], "image", []),
+    ],
+)
+def test_a_policy_can_ask_for_patients_to_be_protected(units: list[str], unit: str, wrong: list[str]) -> None:
+    private = {"mechanism": "example", "unit": unit, "epsilon": 8.0}
+    config = deployed(["alpha"], ["0", "1"], "streaming_ridge", {"privacy": private})
+    policy = Policy.model_validate({"most_epsilon": 8.0, "units": units})
+    assert violations(policy, config) == wrong
+    # noise at the server hides a site with all its patients
+    settings = {"privacy": {**private, "mechanism": "client"}, "method": {"norm": "group"}}
+    client = deployed(["alpha"], ["0", "1"], "dynammo", settings)
+    both = Policy.model_validate({"most_epsilon": 8.0, "units": units, "mechanisms": ["client"]})
+    assert violations(both, client) == []

@@ -6,8 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from client.state.privacy_ledger import LedgerFile
-from dynammo_core.privacy.accounting import Charge, site_epsilon
+from client.state.privacy_ledger import (
+    ANY_PATIENT,
+    LedgerFile,
+    NamedCharge,
+    SiteLedger,
+    spent_by_class,
+    total_epsilon,
+)
+from dynammo_core.privacy.accounting import Charge, compose, site_epsilon
 from dynammo_core.support.errors import CheckpointError
 
 CHARGES = (Charge(0, "census", 0, 4.0, 1.0, 1, (0, 1)), Charge(1, "adapt", 2, 1.5, 0.25, 8, (0, 1, 2)))
@@ -44,3 +51,40 @@ def test_a_damaged_ledger_is_refused(tmp_path: Path, text: str) -> None:
     file.path.write_text(text)
     with pytest.raises(CheckpointError, match=r"privacy ledger .* cannot be read .* cannot answer in this run"):
         file.read()
+
+
+PATIENTS = (
+    Charge(0, "census", 0, 4.0, 1.0, 1, (0, 1), "patient"),
+    Charge(0, "adapt", 0, 1.5, 0.25, 8, (0, 1), "patient"),
+    Charge(1, "adapt", 0, 1.5, 0.25, 8, (2,), "patient"),
+)
+
+
+def test_what_patients_are_charged_adds_up_over_runs_and_classes(tmp_path: Path) -> None:
+    ledger = SiteLedger(tmp_path)
+    with ledger.locked() as before:
+        first = [NamedCharge.of(charge, "first", ("a", "b", "c")) for charge in PATIENTS]
+        second = [NamedCharge.of(charge, "second", ("x", "y", "z")) for charge in PATIENTS]
+        ledger.write([*before, *first, *second])
+    expected = compose([*PATIENTS, *PATIENTS], 1e-5)
+    assert spent_by_class(ledger.read(), 1e-5) == {ANY_PATIENT: expected}
+    assert total_epsilon(ledger.read(), 1e-5) == expected
+
+
+def test_where_images_were_protected_once_each_of_them_is_charged_for_both() -> None:
+    """With one image less a patient's part of a sum may turn round: twice the sensitivity, whoever is drawn."""
+    images = NamedCharge("first", 2.0, 0.5, 4, ("a",))
+    patients = [NamedCharge.of(charge, "second", ("a", "b", "c")) for charge in PATIENTS]
+    turned = [Charge(0, "", 0, 2.0, 1.0, 1, ()), Charge(0, "", 0, 0.75, 1.0, 16, ())]
+    spent = spent_by_class([images, *patients], 1e-5)
+    assert spent == {
+        "a": compose([images, *turned], 1e-5),
+        ANY_PATIENT: compose(PATIENTS, 1e-5),
+    }
+
+
+def test_ledgers_of_runs_are_carried_over_by_unit(tmp_path: Path) -> None:
+    with LedgerFile(tmp_path / "runs" / "old").changing() as ledger:
+        ledger.charges |= {str(number): charge for number, charge in enumerate(PATIENTS)}
+    assert LedgerFile(tmp_path / "runs" / "old").read().epsilon(1e-5) == compose(PATIENTS, 1e-5)
+    assert spent_by_class(SiteLedger(tmp_path).read(), 1e-5) == {ANY_PATIENT: compose(PATIENTS, 1e-5)}

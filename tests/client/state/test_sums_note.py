@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from client.state.sums_note import SumsNote, describe
 from dynammo_core.data.samples import Samples
+from dynammo_core.memory.sealed_file import SealedFile
 from dynammo_core.support.errors import MemoryStoreError
 
 KEY = bytes(32)
@@ -77,3 +79,21 @@ def test_it_is_private_and_bound_to_run_site_and_key(tmp_path: Path) -> None:
     ):
         with pytest.raises(MemoryStoreError, match="the note of what the sums contain cannot be used"):
             other.load()
+
+
+def test_it_knows_the_patients_of_what_was_summed(tmp_path: Path) -> None:
+    made, plain = note(tmp_path), samples("a", "b", "c")
+    made.note(0, Samples(plain.images, plain.labels, plain.record_ids, ("ann", "b", "ann")))
+    (known,) = made.load().values()
+    assert [image.patient for image, _ in known] == ["ann", "b", "ann"]
+    # an image stays the same when its patient becomes known
+    assert list(known) == describe(plain)
+
+
+def test_a_note_from_before_patients_were_known_is_read(tmp_path: Path) -> None:
+    made = note(tmp_path)
+    file = SealedFile(made.path, {"run": "run", "site": "north", "content": "sums"}, None)
+    file.write(json.dumps({"0": [["a", 1, "0f"], ["b", 0, "1e"]]}).encode())
+    assert [(image.patient, label) for image, label in made.load()[0]] == [("a", 1), ("b", 0)]
+    made.note(1, samples())  # and is written again as it was
+    assert json.loads(file.read()) == {"0": [["a", 1, "0f"], ["b", 0, "1e"]]}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -161,3 +163,44 @@ def test_a_purge_takes_withdrawn_records_out_of_a_memory(tmp_path: Path, key: by
     kept = store.path.read_bytes()
     assert held.purge(store) == 0
     assert store.path.read_bytes() == kept  # not even written anew
+
+
+def shown(patients: dict[str, str]) -> Samples:
+    """One image per record, each of a patient."""
+    return replace(samples(*patients), patients=tuple(patients.values()))
+
+
+def test_a_patients_images_stay_out_whenever_they_arrive(tmp_path: Path) -> None:
+    held = ledger(tmp_path)
+    assert held.withdraw(["a"], "consent", DAY, patients=["ann"]) == 2
+    assert held.withdraw(["a"], "again", DAY, patients=["ann"]) == 0
+    assert held.count() == (1, 1)
+    later = shown({"a": "ann", "b": "ann", "c": "bob"})
+    assert held.allowed(later).record_ids == ("c",)
+    assert held.allowed(ReplayMemory(0, later, (Taken(0, DAY),) * 3)).record_ids == ("c",)
+    images = np.zeros((3, 8, 8), dtype=np.uint8)
+    split = Split(ArraySource(images), np.arange(3), later.record_ids, patients=later.patients)
+    assert held.allowed_split(split).patients == ("bob",)
+    assert b"ann" not in held.path.read_bytes()
+
+
+def test_an_id_that_names_a_record_here_and_a_patient_there_is_not_mixed_up(tmp_path: Path) -> None:
+    by_record, by_patient = ledger(tmp_path / "one", "7"), ledger(tmp_path / "other")
+    by_patient.withdraw([], "consent", DAY, patients=["7"])
+    both = shown({"7": "8", "9": "7"})
+    assert by_record.allowed(both).record_ids == ("9",)
+    assert by_patient.allowed(both).record_ids == ("7",)
+    assert by_record.hashes(["7"]) != by_record.hashes([], ["7"])
+    # where the data name no patients, each record is one
+    assert by_patient.allowed(samples("7", "9")).record_ids == ("9",)
+
+
+def test_versions_that_know_no_patients_still_read_the_ledger(tmp_path: Path) -> None:
+    """They take from each line after the first a hash of a record: none is lost, and a patient's stands for nobody."""
+    held = ledger(tmp_path, "a")
+    held.withdraw(["b"], "consent", DAY, patients=["a", "c"])
+    salt, *lines = map(json.loads, held.path.read_text().splitlines())
+    known = {line["record"] for line in lines}
+    hashed = {name: hashlib.sha256(f"{salt['salt']}/{name}".encode()).hexdigest() for name in "abc"}
+    assert len(known) == 4
+    assert {name for name, digest in hashed.items() if digest in known} == {"a", "b"}

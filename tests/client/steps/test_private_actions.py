@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import math
@@ -10,7 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import SITES, Outcome, events, instruction, run_small, small_config, small_site, step_of
+from small_runs import (
+    SITES,
+    Outcome,
+    events,
+    hospital_config,
+    instruction,
+    run_small,
+    small_config,
+    small_site,
+    step_of,
+    write_hospitals,
+)
 
 from client.state.privacy_ledger import Ledger, LedgerFile
 from client.steps.actions import answer
@@ -19,9 +31,9 @@ from client.steps.site import Site
 from dynammo_core.configuration.config import Scalar
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action
-from dynammo_core.privacy.accounting import site_epsilon
+from dynammo_core.privacy.accounting import compose, site_epsilon
 from dynammo_core.privacy.plan import example_charges
-from dynammo_core.support.errors import ConfigError
+from dynammo_core.support.errors import ConfigError, DataError
 from dynammo_core.wire.protocol import PRIVATE_NUMBERS, Report
 
 PRIVATE: dict[str, Scalar] = {"privacy.mechanism": "example", "method.norm": "group", "privacy.epsilon": 8}
@@ -203,3 +215,50 @@ def test_heads_alone_need_no_group_norm_and_batch_norm_is_found_in_the_network()
     mixed.__dict__["noise_multiplier"] = 1.0
     with pytest.raises(ConfigError, match=r"adapters\.0\.residual\.1 \(BatchNorm\) cannot be trained privately"):
         mixed.check()
+
+
+def by_patients(folder: Path, method: str, overrides: dict[str, Scalar]) -> Experiment:
+    """Three hospitals whose patients have up to four images, of any class; those in the tests are others."""
+    write_hospitals(folder, {site: dict.fromkeys("0123", 9) for site in ("alpha", "beta", "gamma")})
+    head, *rows = csv.reader((folder / "manifest.csv").open())
+    for row in rows:
+        number = int(row[0].removesuffix(".png").rpartition("-")[2])
+        row.append(f"{row[3]}-{number % 7}" if row[2] == "train" else row[0])
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([[*head, "patient"], *rows])
+    return Experiment(hospital_config(folder, method, 3, {**overrides, "privacy.unit": "patient", "tasks.sizes": 2}))
+
+
+@pytest.mark.parametrize(("method", "private"), [("dynammo", PRIVATE), ("streaming_ridge", SUMS), ("ridge", SUMS)])
+def test_a_run_that_protects_patients_keeps_its_budget(tmp_path: Path, method: str, private: dict[str, Scalar]) -> None:
+    experiment = by_patients(tmp_path / "images", method, private)
+    run = run_small(experiment.config, tmp_path / "runs").path
+    facts = json.loads((run / "summary.json").read_text())["privacy"]
+    assert facts["neighbours"] == "one patient of one site more or less, with all training images"
+    planned = example_charges(experiment.method, experiment.steps, experiment.noise_multiplier)
+    assert facts["epsilon"] == pytest.approx(compose(planned, 1e-5), abs=1e-4)
+    assert 7.5 < facts["epsilon"] <= 8
+    written = json.loads((run / "sites" / "site-000" / "privacy.json").read_text())
+    assert {charge["unit"] for charge in written["charges"].values()} == {"patient"}
+    memory = small_site(experiment, 0, run / "sites").store.path
+    assert memory.exists() == experiment.method.uses_memory
+
+
+def test_the_census_counts_each_patient_once(tmp_path: Path) -> None:
+    """Seven patients, 18 images of the two classes of a task: 3.5 of each class, before the noise."""
+    exact = {**PRIVATE, "privacy.noise_multiplier": 1e5, "privacy.count_noise": 1e-3, "privacy.epsilon": 1e9}
+    experiment = by_patients(tmp_path / "images", "dynammo", exact)
+    assert small_site(experiment, 0, tmp_path).new_images(0).class_counts(2) == [9, 9]
+    ask(experiment, 0, "remember", tmp_path)
+    assert sum(ledger(tmp_path).census.values()) in (6, 7, 8)  # each is rounded to 3 or 4
+    assert set(ledger(tmp_path).census.values()) <= {3, 4}
+
+
+def test_a_site_that_knows_no_patients_protects_none(tmp_path: Path) -> None:
+    experiment = by_patients(tmp_path / "images", "dynammo", PRIVATE)
+    dataset = experiment.dataset
+    experiment.__dict__["dataset"] = replace(dataset, train=replace(dataset.train, patients=()))
+    for stage in ("adapt", "remember"):
+        with pytest.raises(DataError, match="does not say which patient an image shows"):
+            ask(experiment, 0, stage, tmp_path / "site")
+    assert ledger(tmp_path / "site").charges == {}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+from collections import Counter
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 
@@ -14,7 +17,10 @@ from client.consent.fewest import Fewest
 from client.consent.hospital import Hospital, Request
 from client.state.withdrawal import WithdrawalLedger
 from client.steps.actions import answer
+from client.steps.forgetting import kept_apart, withdrawn_from
 from client.steps.site import Site
+from client.steps.site_opening import shared_experiment
+from dynammo_core.data.index.opening import open_dataset
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import ConfigError, PolicyError
 
@@ -124,6 +130,87 @@ def test_a_class_that_becomes_common_is_learnt_with_the_next_task(tmp_path: Path
     with_images(tmp_path, "alpha", {"0": 9, "1": 7, "2": 9})
     again = Hospital(site_yaml).open(Request(instruction(first, first.steps[0], 0, Path("/server")), {}))
     assert again.rehearsal(1).new.class_counts(4) == [0, 7, 9, 0]
+
+
+def with_patients(folder: Path, patients: Mapping[str, int]) -> None:
+    """Say in the manifest of alpha whom the training images show: so many patients of each class, in turn."""
+    file = folder / "alpha" / "images" / "manifest.csv"
+    head, *rows = csv.reader(file.open())
+    shown = []
+    for path, label, split, site in rows:
+        number = int(path.removesuffix(".png").rpartition("-")[2])
+        patient = f"{label}-{number % patients[label]}" if split == "train" else f"test-{label}"
+        shown.append([path, label, split, site, patient])
+    with file.open("w", newline="") as out:
+        csv.writer(out).writerows([[*head, "patient"], *shown])
+    shared_experiment.cache_clear()
+    open_dataset.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("policy", "trained"),
+    [
+        ("{fewest_images: 1}", [12, 5, 4, 1]),
+        ("{fewest_images: 1, fewest_patients: 2}", [12, 5, 0, 0]),
+        ("{fewest_images: 1, fewest_patients: 3}", [12, 0, 0, 0]),
+        ("{fewest_images: 5, fewest_patients: 2}", [12, 5, 0, 0]),
+        ("{fewest_images: 1, fewest_patients: 5}", []),
+    ],
+)
+def test_a_class_of_few_patients_takes_no_part(tmp_path: Path, policy: str, trained: list[int]) -> None:
+    """Twelve images of four patients, five of two, four of one, one of one; one test image each."""
+    site_yaml = hospital(tmp_path, policy)
+    with_patients(tmp_path, {"0": 4, "1": 2, "2": 1, "3": 1})
+    site = opened(site_yaml)
+    assert counts(site, "train") == trained
+    assert counts(site, "remember") == (trained or [0, 0, 0, 0])
+    tested = "fewest_patients" not in policy
+    assert counts(site, "evaluate") == [int(tested)] * 4
+    bands = Hospital(site_yaml).announce().bands
+    assert bands.keys() == {str(label) for label, count in enumerate(trained) if count}
+
+
+def test_exemplars_of_enough_patients_are_kept_though_the_memory_is_small(tmp_path: Path) -> None:
+    """Of 12 exemplars each of 4 classes has 3: of three patients where the policy wants as many or more."""
+    config = deployed(["alpha"], CLASSES, sections={"memory": {"exemplars": 12}, "tasks": {"sizes": [4]}})
+    site_yaml = hospital(tmp_path, "{fewest_images: 1, fewest_patients: 4}")
+    with_patients(tmp_path, {"0": 4, "1": 5, "2": 1, "3": 1})
+    sent = instruction(Experiment(config), Experiment(config).steps[0], 0, Path("/server"))
+    site = Hospital(site_yaml).open(Request(sent, {}))
+    assert site.fewest_exemplars == Fewest(1, 3)
+    assert counts(site, "remember") == [6, 5, 0, 0]
+    memory = site.memory().samples
+    for label in (0, 1):
+        assert len({*memory.of_class(label).patient_ids[:3]}) == 3
+    assert site.ledger is not None
+    site.ledger.withdraw([], "consent", date(2026, 1, 1), patients=["0-0", "0-1"])
+    assert site.memory().samples.class_counts(4) == [0, 5, 0, 0]  # two patients are left of the first class
+    assert counts(site, "train") == [0, 10, 0, 0]
+
+
+def test_sums_are_told_apart_by_enough_patients_alone(tmp_path: Path) -> None:
+    """Twelve images of four patients were summed, and three withdraw, one after another; the policy wants two."""
+    config = deployed(["alpha"], CLASSES, "streaming_ridge", {"tasks": {"sizes": [4]}})
+    site_yaml = hospital(tmp_path, "{fewest_images: 1, fewest_patients: 2}")
+    with_patients(tmp_path, {"0": 4, "1": 3, "2": 1, "3": 1})
+    sent = instruction(Experiment(config), step_of(Experiment(config), 0, "sum"), 0, Path("/server"))
+    site = Hospital(site_yaml).open(Request(sent, {}))
+    assert site.ledger is not None
+    assert site.sums is not None
+    assert answer(sent, site).class_counts == [12, 5, 0, 0]
+    contribution = step_of(site.experiment, 0, "sum").contribution
+
+    def leaving() -> dict[str, int]:
+        return dict(Counter(withdrawn_from(site, site.sums, [contribution]).patient_ids))  # type: ignore[arg-type]
+
+    site.ledger.withdraw([], "consent", date(2026, 1, 1), patients=["0-1"])
+    assert leaving() == {}  # three images, and one person's
+    assert kept_apart(site, site.sums, site.train_images((0,))).class_counts(1) == [8]  # one more stays away
+    site.ledger.withdraw([], "consent", date(2026, 1, 1), patients=["0-3"])
+    assert leaving() == {"0-1": 3, "0-3": 3}
+    assert kept_apart(site, site.sums, site.train_images((0,))).class_counts(1) == [6]
+    site.ledger.withdraw([], "consent", date(2026, 1, 1), patients=["0-2"])
+    assert leaving() == {"0-0": 3, "0-1": 3, "0-2": 3, "0-3": 3}  # one patient would remain: all go
 
 
 def test_a_policy_that_cannot_be_read_stops_the_step(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from dynammo_core.data.decoded.progress import Decoding
-from server.watch.progress import ProgressView, RunState, final_table
+from server.watch.progress import ProgressView, final_table
+from server.watch.run_state import RunState
 
 STAGES = (("adapt", 2), ("evaluate", 1))
 TASKS = [["naevus", "melanoma"], ["wart [red]x[/red]", "Größe"]]
