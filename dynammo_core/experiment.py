@@ -226,8 +226,7 @@ class Experiment:
         if self.protects_images:
             require_patients(self.dataset.train, self.config.privacy.unit)
         remembers = self.config.memory.exemplars and any(step.stage.action is Action.REMEMBER for step in self.steps)
-        alone = 1 if remembers else len(self.stream)
-        require_images(self.arrivals, self.dataset, self.partition, alone=alone)
+        require_images(self.arrivals, self.dataset, self.partition, alone=1 if remembers else len(self.stream))
 
     @torch.no_grad()
     def _try_image(self, model: IncrementalModel) -> None:

@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain as chained
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dynammo_core.data.images.properties import ImageProperties, read_properties
 from dynammo_core.data.samples import Dataset, Split
-from dynammo_core.data.sheet.headers import Colour, Header, read_header
 from dynammo_core.data.sources import ArraySource, FileSource, array_keys, resolve_selection
+from dynammo_core.support.errors import DataError
 from dynammo_core.wire.announcement import same_disease
 
 CHUNK = 500
@@ -45,10 +47,9 @@ class DataSheet:
         unreadable: number of files whose header cannot be read.
         formats: files of each format.
         bits: images of each number of bits per channel.
-        colours: grey images, and those in colour.
+        modes: images of each kind of channels, in the words of the format's reader, such as RGB or MONOCHROME2.
         sizes: smallest, median and largest width and height.
         not_square: images whose sides differ.
-        transparent: images with transparency.
         several_frames: files with several frames or pages.
         turned: files that their EXIF orientation turns.
         burnt_in: DICOM files that declare that their pixels show who the patient is.
@@ -67,10 +68,9 @@ class DataSheet:
     unreadable: int
     formats: dict[str, int]
     bits: dict[str, int]
-    colours: dict[str, int]
+    modes: dict[str, int]
     sizes: dict[str, tuple[int, int]]
     not_square: int
-    transparent: int
     several_frames: int
     turned: int
     burnt_in: int
@@ -111,12 +111,11 @@ def data_sheet(dataset: Dataset, advance: Advance = lambda done, total: None) ->
         unreadable=len(headers) - len(known),
         formats=_counted(header.format for header in known),
         bits=_counted(header.bits for header in known),
-        colours=_counted(header.colour for header in known),
+        modes=_counted(header.mode for header in known),
         sizes=_sizes(known),
         not_square=sum(header.width != header.height for header in known),
-        transparent=sum(header.transparent for header in known),
         several_frames=sum(header.frames > 1 for header in known),
-        turned=sum(header.turned for header in known),
+        turned=sum(header.orientation != 1 for header in known),
         burnt_in=sum(header.burnt_in is True for header in known),
         repeated=_repeated(parts),
         near_names=_near_names(dataset.class_names),
@@ -135,9 +134,9 @@ def _classes(dataset: Dataset) -> tuple[ClassRow, ...]:
     return tuple(map(ClassRow, dataset.class_names, train, test, counts))
 
 
-def _headers(parts: Sequence[Split], advance: Advance) -> list[Header | None]:
+def _headers(parts: Sequence[Split], advance: Advance) -> list[ImageProperties | None]:
     """Return the header of each image, in the order of the parts."""
-    headers: list[Header | None] = []
+    headers: list[ImageProperties | None] = []
     total = sum(len(part.labels) for part in parts)
     with ThreadPoolExecutor() as pool:
         for part in parts:
@@ -145,13 +144,20 @@ def _headers(parts: Sequence[Split], advance: Advance) -> list[Header | None]:
             if isinstance(source, FileSource):
                 for start in range(0, len(held), CHUNK):
                     paths = [source.paths[index] for index in held[start : start + CHUNK].tolist()]
-                    headers += pool.map(read_header, paths)
+                    headers += pool.map(_read, paths)
                     advance(len(headers), total)
             elif isinstance(source, ArraySource):
                 height, width = source.images.shape[1:3]
-                colour: Colour = "grey" if source.images.ndim == 3 else "colour"
-                headers += [Header("array", width, height, 8, colour)] * len(held)
+                mode = "L" if source.images.ndim == 3 else "RGB"
+                headers += [ImageProperties("array", width, height, 8, mode)] * len(held)
     return headers
+
+
+def _read(path: Path) -> ImageProperties | None:
+    try:
+        return read_properties(path)
+    except DataError:  # decoding says what is wrong, and names the file
+        return None
 
 
 def _is_files(part: Split) -> bool:
@@ -163,7 +169,7 @@ def _counted(values: Any) -> dict[str, int]:
     return {str(value): count for value, count in Counter(values).most_common()}
 
 
-def _sizes(headers: Sequence[Header]) -> dict[str, tuple[int, int]]:
+def _sizes(headers: Sequence[ImageProperties]) -> dict[str, tuple[int, int]]:
     if not headers:
         return {}
     by_area = sorted(headers, key=lambda header: (header.width * header.height, header.width))

@@ -23,8 +23,7 @@ def form_of(sheet: DataSheet) -> list[tuple[str, str]]:
         ("not square", f"{share}: data.fit says what becomes of them" if sheet.not_square else ""),
         ("formats", _counts(sheet.formats)),
         ("bits per channel", _counts(sheet.bits)),
-        ("pixels", _counts(sheet.colours)),
-        ("transparent", f"{sheet.transparent}, laid over black" if sheet.transparent else ""),
+        ("channels", _counts(sheet.modes)),
         ("turned by EXIF", f"{sheet.turned}, turned upright when read" if sheet.turned else ""),
     ]
     return [(name, words) for name, words in rows if words]

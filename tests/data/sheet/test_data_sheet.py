@@ -57,7 +57,7 @@ def test_everything_is_counted(clinic: Dataset) -> None:
     assert sheet.split == "the data"
     assert sheet.formats == {"PNG": 7, "TIFF": 1}
     assert sheet.bits == {"8": 7, "16": 1}
-    assert sheet.colours == {"colour": 7, "grey": 1}
+    assert sheet.modes == {"RGB": 7, "MINISBLACK": 1}
     assert sheet.sizes == {"smallest": (10, 10), "median": (10, 10), "largest": (20, 10)}
     assert (sheet.not_square, sheet.unreadable, sheet.repeated, sheet.patients_in_both) == (1, 0, 2, 0)
     assert any("device" in note for note in sheet.notes)
