@@ -92,7 +92,9 @@ def test_every_command_says_where_it_looked_for_the_consortium(words: tuple[str,
 
 def test_a_server_whose_certificates_are_gone_does_not_start(no_superlink: ServerSettings) -> None:
     no_superlink.certificate.unlink()
-    assert "server.pem is missing. Create a consortium with `dynammo-server init`" in refused("start", folder=no_superlink.folder)
+    assert "server.pem is missing. Create a consortium with `dynammo-server init`" in refused(
+        "start", folder=no_superlink.folder
+    )
 
 
 def test_sites_are_added_by_public_keys_alone(no_superlink: ServerSettings, tmp_path: Path) -> None:
