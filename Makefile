@@ -57,6 +57,7 @@ bench: install ## Speed, as ratios within one run: answers, training, memory, by
 	@'$(BIN)/dynammo-sim' bench inference '$(ROOT)/configs/fashion_mnist.yaml'
 	@'$(BIN)/dynammo-sim' bench training '$(ROOT)/configs/digits.yaml'
 	@'$(BIN)/dynammo-sim' bench memory
+	@'$(BIN)/dynammo-sim' bench images
 	@'$(BIN)/dynammo-sim' bench bytes '$(ROOT)/configs/digits.yaml'
 	@'$(BIN)/dynammo-sim' bench growth --out '$(ROOT)/runs/growth'
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from client.commands.approve import approve
 from client.commands.audit import audit
 from client.commands.init import init
+from client.commands.inspect import inspect
 from client.commands.memory import memory
 from client.commands.predict import predict
 from client.commands.start import start
@@ -17,6 +18,7 @@ app = command_line(
 )
 app.command()(init)
 app.command()(doctor)
+app.command()(inspect)
 app.command()(start)
 app.command()(approve)
 app.add_typer(memory, name="memory")

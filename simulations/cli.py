@@ -18,6 +18,7 @@ from dynammo_core.support.errors import ConfigError, DynammoError, unknown_name
 from dynammo_core.support.terminal import Terminal, command_line, parse_overrides, readable_errors
 from simulations.attacks.command import audit_privacy
 from simulations.bench.command import bench
+from simulations.inspect_command import inspect
 from simulations.measurements.commands import heterogeneity, robustness
 from simulations.options import ConfigFile, Overrides, Workers
 from simulations.rehearsal.deploy_command import deploy
@@ -57,7 +58,7 @@ def run(
         from dynammo_core.data.decoded.progress import listening
         from server.run_directory.directory import RunDirectory
         from server.watch.progress import ProgressView, final_table
-        from simulations.engines.engines import find_engine, run_by_flower
+        from simulations.engines.engines import find_engine, notes_on_data, run_by_flower
 
         start = find_engine(engine)
         if ray is not None and start is not run_by_flower:
@@ -66,6 +67,8 @@ def run(
             )
         start = start if ray is None else partial(run_by_flower, ray=ray)
         experiment = load_config(config, parse_overrides(set_ or []))
+        for note in notes_on_data(experiment):
+            console.say(note)
         view = ProgressView()
         try:
             with view, listening(lambda decoding: view.update(decoding.event())):
@@ -141,6 +144,7 @@ def compare(
 
 
 app.command("audit-privacy")(audit_privacy)
+app.command()(inspect)
 app.command()(deploy)
 app.command()(faults)
 app.command()(heterogeneity)

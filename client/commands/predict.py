@@ -153,7 +153,8 @@ def find_images(places: Sequence[Path], passed_over: PassedOver | None = None) -
     Raises:
         DataError: a folder holds no image, or a name is not UTF-8.
     """
-    from dynammo_core.data.index.image_files import EXTENSIONS, image_files
+    from dynammo_core.data.images.formats import EXTENSIONS
+    from dynammo_core.data.index.image_files import image_files
 
     found: dict[Path, None] = {}
     for place in places:

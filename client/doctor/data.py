@@ -18,6 +18,8 @@ from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.index.contents import hashes_kept_in
 from dynammo_core.data.index.opening import open_own
 from dynammo_core.data.samples import FEWEST_SAMPLES, Dataset, Split
+from dynammo_core.data.sheet.data_sheet import DataSheet, data_sheet
+from dynammo_core.data.sheet.tables import burnt_in, form_of, warnings_in
 from dynammo_core.privacy.units import require_patients
 from dynammo_core.support.errors import DataError
 from dynammo_core.wire.announcement import misspelt
@@ -40,16 +42,13 @@ def data(settings: SiteSettings, config: Config[Any] | None, advance: Advance) -
         ConfigError: no such data set, or its classes are not the experiment's.
         DataError: the data set cannot be opened, or the experiment protects patients and it names none.
     """
-    with hashes_kept_in(hash_cache(settings.memory)):
-        dataset = open_own(_own(settings, config), 0)
-    dataset = TrainedImages.of_site(settings.memory, settings.site).settled(dataset)
+    dataset = own_dataset(settings, config)
     if config is not None and config.privacy.mechanism == "example":
         require_patients(dataset.train, config.privacy.unit)
     yield _counted(dataset, settings)
     yield from _rare(dataset, settings)
     yield from _other_labels(dataset, config.data.classes or ()) if config else ()
-    if dataset.notes:
-        yield Finding("data", "note", "how the images were found", details=dataset.notes)
+    yield from _form(data_sheet(dataset))
     total = len(dataset.train.labels) + len(dataset.test.labels)
     unreadable = list(_unreadable(dataset, lambda done: advance(done, total)))
     if not unreadable:
@@ -60,6 +59,22 @@ def data(settings: SiteSettings, config: Config[Any] | None, advance: Advance) -
     what = f"{len(unreadable)} of {total} cannot be read"
     remedy = "Replace these files or take them out of the data set: a step that meets one fails"
     yield Finding("images", "wrong", what, remedy, tuple(details))
+
+
+def own_dataset(settings: SiteSettings, config: Config[Any] | None) -> Dataset:
+    """Open all images of a site, each on the side on which earlier runs have had it.
+
+    Args:
+        settings: the site.
+        config: the experiment, whose class registry is used; without one the data name their own classes.
+
+    Raises:
+        ConfigError: no such data set, or its classes are not the experiment's.
+        DataError: the data set cannot be opened.
+    """
+    with hashes_kept_in(hash_cache(settings.memory)):
+        dataset = open_own(_own(settings, config), 0)
+    return TrainedImages.of_site(settings.memory, settings.site).settled(dataset)
 
 
 def _own(settings: SiteSettings, config: Config[Any] | None) -> DataSettings:
@@ -101,6 +116,14 @@ def _rare(dataset: Dataset, settings: SiteSettings) -> Iterator[Finding]:
         if rare := [dataset.class_names[label] for label in np.flatnonzero((held > 0) & (common == 0)).tolist()]:
             what = f"the policy wants {fewest.words()}; these take no part in {part}: {', '.join(rare)}"
             yield Finding("rare classes", "note", what)
+
+
+def _form(sheet: DataSheet) -> Iterator[Finding]:
+    """Sum up what the headers say; `dynammo-site inspect` shows all of it."""
+    words = "; ".join(f"{name}: {said}" for name, said in form_of(sheet))
+    yield Finding("form", "note", f"{words}. `dynammo-site inspect` shows more", details=sheet.notes)
+    for said in warnings_in(sheet):
+        yield Finding("form", "warning" if said == burnt_in(sheet) else "note", said)
 
 
 def _other_labels(dataset: Dataset, classes: Sequence[str]) -> Iterator[Finding]:

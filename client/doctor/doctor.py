@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from client.doctor.findings import Finding
 from dynammo_core.support.errors import DataError, DynammoError
@@ -33,8 +31,10 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without the names of images.")] = False,
 ) -> None:
     """Check all that a site needs: software, GPU, disks, keys, TLS, clock, authentication, data; exit code 1 if not."""
+    from dynammo_core.data.sheet.show import progress
+
     console, findings = Terminal(highlight=False, emoji=False), []  # a fingerprint may hold ":cd:"
-    with _progress(hidden=as_json) as advance:
+    with progress("decoding images", hidden=as_json) as advance:
         for finding in examine(site_yaml, experiment, advance):
             findings.append(finding)
             if not as_json:
@@ -111,13 +111,3 @@ def _show(console: Terminal, finding: Finding) -> None:
     console.print(line, soft_wrap=True)
     for detail in finding.details:
         console.say(f"{'':30} {detail}")
-
-
-@contextmanager
-def _progress(*, hidden: bool) -> Iterator[Advance]:
-    """Show a bar on the terminal while images are decoded."""
-    console = Terminal(stderr=True)
-    columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as progress:
-        task = progress.add_task("", total=None, visible=False)
-        yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)

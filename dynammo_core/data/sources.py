@@ -107,8 +107,12 @@ def read_as(split: Split, reading: Reading) -> Split:
 
 def _read_as(source: ImageSource, reading: Reading) -> ImageSource:
     if isinstance(source, Selection):
-        return replace(source, source=_read_as(source.source, reading))
-    return replace(source, reading=reading) if isinstance(source, FileSource) else source
+        beneath = _read_as(source.source, reading)
+        # The very same source where nothing changes, by which two splits are known to come from one
+        return source if beneath is source.source else replace(source, source=beneath)
+    if isinstance(source, FileSource) and source.reading != reading:
+        return replace(source, reading=reading)
+    return source
 
 
 def array_keys(images: NDArray[np.uint8]) -> list[str]:

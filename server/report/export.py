@@ -1,7 +1,7 @@
 """Export a run's model as one file for other software, kept only if it answers as the original does.
 
-Every format except safetensors holds the whole pipeline, from RGB bytes to answers. How a file becomes these bytes
-stands in every format's own description, in words.
+Every format except safetensors holds the whole pipeline, from RGB bytes to answers, so an integrator has no
+normalisation to get wrong. Each format's own description says in words how a file becomes these bytes.
 """
 
 from __future__ import annotations

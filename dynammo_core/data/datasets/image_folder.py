@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from dynammo_core.configuration.settings import DataSettings
+from dynammo_core.data.images.formats import EXTENSIONS
 from dynammo_core.data.index.class_folders import ClassFolder, class_folders, refuse_lone_class, refuse_no_classes
 from dynammo_core.data.index.folders import require_folder
-from dynammo_core.data.index.image_files import EXTENSIONS, PassedOver, image_files
+from dynammo_core.data.index.image_files import PassedOver, image_files
 from dynammo_core.data.index.labels import refuse_unclear_labels, require_registered
 from dynammo_core.data.index.records import ImageRecord, assemble
 from dynammo_core.data.samples import Dataset
@@ -57,7 +58,7 @@ def load_class_folders(
     for folder in folders:
         require_registered(folder.path.name, names, f"the folder {folder.path}")
     records = [
-        ImageRecord(path, folder.path.name, path.relative_to(root).as_posix(), split=folder.part)
+        ImageRecord(path, folder.path.name, path.as_posix().removeprefix(f"{root.as_posix()}/"), split=folder.part)
         for folder in folders
         for path in image_files(folder.path, seen)
     ]

@@ -23,7 +23,7 @@ OPTIONAL = ("split", "site", "record_id", "patient")
 KNOWN = (*REQUIRED, *OPTIONAL)
 COLUMNS = f"the columns {', '.join(REQUIRED)} and, optionally, {', '.join(OPTIONAL)}, separated by commas"
 ACCEPTED = f"UTF-8 CSV with {COLUMNS}"
-NEAR = 0.8
+NEAR = 0.85
 """Likeness from which on an unknown column is taken for a misspelt one: `patient_id` is, `patient_age` is not."""
 
 

@@ -55,7 +55,12 @@ def load_path16(settings: DataSettings) -> Dataset:
             )
         names += [f"{name}/{label}" for label in classes]
         records += [
-            ImageRecord(path, f"{name}/{folder.path.name}", path.relative_to(root).as_posix(), split=folder.part)
+            ImageRecord(
+                path,
+                f"{name}/{folder.path.name}",
+                path.as_posix().removeprefix(f"{root.as_posix()}/"),
+                split=folder.part,
+            )
             for folder in folders
             for path in image_files(folder.path, seen)
         ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from dynammo_core.data.index.image_files import EXTENSIONS, PassedOver, image_files, subfolders
+from dynammo_core.data.images.formats import EXTENSIONS
+from dynammo_core.data.index.image_files import PassedOver, image_files, subfolders
 from dynammo_core.support.errors import DataError
 
 Part = Literal["train", "test"]

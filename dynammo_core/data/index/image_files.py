@@ -8,12 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dynammo_core.data.images.formats import EXTENSIONS, is_image_file
 from dynammo_core.support.errors import DataError
 
-EXTENSIONS = (
-    *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
-    *(".pgm", ".ppm", ".pbm", ".pnm", ".jp2", ".dcm", ".dicom"),
-)
 SYSTEM_FOLDERS = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 NAMED = 5
@@ -64,7 +61,7 @@ def image_files(folder: Path, passed_over: PassedOver | None = None) -> list[Pat
     Raises:
         DataError: a name is not UTF-8, or a folder cannot be read.
     """
-    return sorted(_walk(folder, passed_over or PassedOver(), {os.path.realpath(folder)}))
+    return list(_walk(folder, PassedOver() if passed_over is None else passed_over, {os.path.realpath(folder)}))
 
 
 def subfolders(folder: Path, passed_over: PassedOver | None = None) -> list[Path]:
@@ -74,56 +71,65 @@ def subfolders(folder: Path, passed_over: PassedOver | None = None) -> list[Path
         DataError: as `image_files`.
     """
     hidden = PassedOver() if passed_over is None else passed_over
-    return [path for path in _visible(folder, hidden) if path.is_dir()]
+    return [folder / entry.name for entry in _visible(folder, hidden) if entry.is_dir()]
 
 
 def _walk(folder: Path, passed_over: PassedOver, searched: set[str]) -> Iterator[Path]:
-    for path in _visible(folder, passed_over):
-        if path.is_dir():
+    for entry in _visible(folder, passed_over):
+        path = folder / entry.name
+        if entry.is_dir():
             place = os.path.realpath(path)
             if place in searched:
                 passed_over.repeated_folders.append(str(path))
                 continue
             searched.add(place)
             yield from _walk(path, passed_over, searched)
-        elif path.suffix.lower() not in EXTENSIONS:
-            passed_over.extensions[path.suffix.lower() or "without an extension"] += 1
-        elif path.is_file():
+        elif (kind := _extension(entry.name)) in EXTENSIONS:
+            if entry.is_file():
+                yield path
+            else:
+                passed_over.broken_links.append(str(path))
+        elif is_image_file(path):
             yield path
         else:
-            passed_over.broken_links.append(str(path))
+            passed_over.extensions[kind or "without an extension"] += 1
 
 
-def _visible(folder: Path, passed_over: PassedOver) -> list[Path]:
-    """List what is in a folder, sorted by name, without what is hidden."""
+def _extension(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122  # of a hundred thousand names, for which no path is needed
+
+
+def _visible(folder: Path, passed_over: PassedOver) -> list[os.DirEntry[str]]:
+    """List what is in a folder, sorted by name, without what is hidden; whether it is a folder costs no look at it."""
     try:
-        entries = sorted(folder.iterdir())
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(
             f"the folder {folder} cannot be read: {error.strerror}", remedy="Permit reading it, or take it away"
         ) from error
     visible = []
-    for path in entries:
-        require_utf8(path)
-        if path.name.startswith(".") or path.name in SYSTEM_FOLDERS or path.name.lower() in SYSTEM_FILES:
-            passed_over.hidden.append(path.name)
+    for entry in entries:
+        require_utf8(folder, entry.name)
+        if entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS or entry.name.lower() in SYSTEM_FILES:
+            passed_over.hidden.append(entry.name)
         else:
-            visible.append(path)
+            visible.append(entry)
     return visible
 
 
-def require_utf8(path: Path) -> None:
+def require_utf8(folder: Path, name: str) -> None:
     """Refuse a file or folder whose name is not UTF-8: it can stand in no report, checkpoint or message.
 
     Raises:
         DataError: the name is not UTF-8; the message spells it in ASCII.
     """
     try:
-        path.name.encode()
+        name.encode()
     except UnicodeEncodeError as error:
-        name = os.fsencode(path.name).decode("ascii", "backslashreplace")
+        spelt = os.fsencode(name).decode("ascii", "backslashreplace")
         raise DataError(
-            f"the name {name!r} in {ascii(str(path.parent))[1:-1]} is not UTF-8",
+            f"the name {spelt!r} in {ascii(str(folder))[1:-1]} is not UTF-8",
             accepted="names in UTF-8, as every system writes them today",
             remedy="Rename it, for instance by `convmv -f latin1 -t utf8 --notest -r FOLDER`",
         ) from error

@@ -44,21 +44,21 @@ def refuse_unclear_labels(counts: Mapping[str, int], where: str, registry: Itera
         DataError: a label is unclear; the message names it and its number of images.
     """
     known = tuple(registry or ())
-    for label, count in counts.items():
-        if label not in known and (is_missing(label) or not label.isprintable()):
-            raise DataError(
-                f"{count} images in {where} have the label {label!a}, which is no name of a class",
-                accepted="names that can be printed, other than those that programs write for a missing value",
-                remedy="Give these images their label, or take them out of the data set",
-            )
     spellings: dict[str, str] = {}
-    for label in (*known, *(label for label in counts if label not in known)):
+    for label in (*known, *sorted(label for label in counts if label not in known)):
         other = spellings.setdefault(folded(label), label)
         if other != label:
             raise DataError(
                 f"the labels {other!a} ({counts.get(other, 0)} images) and {label!a} ({counts.get(label, 0)} images) "
                 f"in {where} differ in nothing but case, spaces, Unicode form or the way a number is written",
                 remedy="Give one disease one label; if they are two, give them names that people can tell apart",
+            )
+    for label, count in counts.items():
+        if label not in known and (is_missing(label) or not label.isprintable()):
+            raise DataError(
+                f"{count} images in {where} have the label {label!a}, which is no name of a class",
+                accepted="names that can be printed, other than those that programs write for a missing value",
+                remedy="Give these images their label, or take them out of the data set",
             )
 
 

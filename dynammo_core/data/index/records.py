@@ -70,7 +70,7 @@ def assemble(
         DataError: a label is unclear or not in the registry, a class is empty, a file is missing, or images contradict
             each other or are on both sides.
     """
-    refuse_unclear_labels(Counter(record.label for record in records), where, class_names)
+    refuse_unclear_labels(Counter(record.label for record in records), where, settings.classes)
     for record in records:
         require_registered(record.label, class_names, named(record.path, record.place))
     hashes = file_contents([record.path for record in records], [record.place for record in records], where)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dynammo_core.configuration.federation import FederationSettings
 from dynammo_core.data.samples import Dataset
+from dynammo_core.data.sites.patients import deal_patients, indices_of_sites
 from dynammo_core.support.errors import ConfigError, DataError
 from dynammo_core.support.seeding import derive_seed
 
@@ -39,6 +40,7 @@ def partition_sites(dataset: Dataset, settings: FederationSettings, seed: int) -
     """Spread both splits over `settings.sites` sites; the same seed gives the same partition in every process.
 
     Every site gets at least one training image (a `natural` one what the data say), but may lack classes or tasks.
+    Where patients are known, all images of one are at one site (`natural`: where the data say).
 
     Raises:
         DataError: there are more sites than training images, or `natural` and the data name no sites.
@@ -49,7 +51,10 @@ def partition_sites(dataset: Dataset, settings: FederationSettings, seed: int) -
 
 
 def _by_class(site_counts: SiteCounts) -> Partitioner:
-    """Return a partitioner that deals training images by `site_counts`, and test images per class in proportion."""
+    """Return a partitioner that deals training images by `site_counts`, and test images per class in proportion.
+
+    If patients are known, each is at one site, and the numbers come as near as that allows.
+    """
 
     def partition(dataset: Dataset, settings: FederationSettings, rng: np.random.Generator) -> SitePartition:
         train, test = dataset.train.labels, dataset.test.labels
@@ -64,6 +69,8 @@ def _by_class(site_counts: SiteCounts) -> Partitioner:
         shares = np.where(train_counts.any(axis=0), train_counts, 1).astype(np.float64)
         totals = np.bincount(test, minlength=classes).tolist()
         test_counts = np.stack([apportion(share, total, rng) for share, total in zip(shares.T, totals, strict=True)], 1)
+        if dataset.train.patients:
+            return _deal_patients(dataset, train_counts, test_counts, rng)
         return SitePartition(_deal(train, train_counts, rng), _deal(test, test_counts, rng))
 
     return partition
@@ -156,6 +163,17 @@ def _deal(labels: Indices, counts: NDArray[np.int64], rng: np.random.Generator) 
         owner[rng.permutation(members)] = np.repeat(np.arange(len(counts)), counts[:, label])
     by_site = np.argsort(owner, kind="stable")
     return tuple(np.split(by_site, np.cumsum(np.bincount(owner, minlength=len(counts)))[:-1]))
+
+
+def _deal_patients(
+    dataset: Dataset, train_counts: NDArray[np.int64], test_counts: NDArray[np.int64], rng: np.random.Generator
+) -> SitePartition:
+    train, test, count = dataset.train, dataset.test, len(train_counts)
+    of_train = deal_patients(train.labels, train.patients, train_counts, rng)
+    of_all = deal_patients(test.labels, test.patient_ids, test_counts, rng, of_train)
+    return SitePartition(
+        indices_of_sites(train.patients, of_train, count), indices_of_sites(test.patient_ids, of_all, count)
+    )
 
 
 PARTITIONERS: Mapping[str, Partitioner] = {

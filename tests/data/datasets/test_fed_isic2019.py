@@ -129,3 +129,34 @@ def test_what_is_missing_is_named_with_its_source_and_layout(root: Path, lacking
         f"ROOT/{RAW}/<image>.jpg, from https://challenge.isic-archive.com/data/#2019",
     ):
         assert told in message
+
+
+def with_metadata(root: Path, lesions: dict[str, str]) -> None:
+    lines = [f"{name},55,torso,{lesions.get(name, '')},female" for name, *_ in rows()]
+    (root / "ISIC_2019_Training_Metadata.csv").write_text(
+        "\n".join(["image,age_approx,anatom_site_general,lesion_id,gender", *lines])
+    )
+
+
+def test_the_published_split_is_run_with_what_it_has_twice_and_says_so(root: Path) -> None:
+    """Image 0 is for the test, and images 16 and 24, of its class, are for training."""
+    names = [name for name, *_ in rows()]
+    with_metadata(root, {names[0]: "L1", names[24]: "L1", names[16]: "L2", names[1]: "L3", names[17]: "L3"})
+    (root / RAW / f"{names[16]}.jpg").write_bytes((root / RAW / f"{names[0]}.jpg").read_bytes())
+    with pytest.raises(DataError, match=r"in training and in the test, 1 in all.*data\.duplicates: drop"):
+        load(root)
+    settings = DataSettings(dataset="fed_isic2019", root=str(root), duplicates="drop")
+    dataset = DATASETS["fed_isic2019"](settings)
+    assert {*names} - {*dataset.train.record_ids, *dataset.test.record_ids} == {names[16]}
+    dropped, told = dataset.notes
+    assert dropped.startswith("left out 1 training images whose image")
+    assert told.startswith("2 of 16 test images show a patient or lesion that is also in training")
+
+
+def test_lesions_can_be_split_beside_the_published_split(root: Path) -> None:
+    names = [name for name, *_ in rows()]
+    with_metadata(root, {name: f"L{i % 24}" for i, name in enumerate(names)})
+    dataset = DATASETS["fed_isic2019"](DataSettings(dataset="fed_isic2019", root=str(root), split="patient"))
+    assert dataset.drawn and dataset.notes == ()
+    assert not {*dataset.train.patients} & {*dataset.test.patients}
+    assert {*dataset.train.patients, *dataset.test.patients} == {f"L{i}" for i in range(24)}

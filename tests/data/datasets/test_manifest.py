@@ -105,3 +105,53 @@ def test_a_manifest_that_is_no_text_is_refused(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe\x00path")
     with pytest.raises(DataError, match=r"m\.csv cannot be read.*UTF-8"):
         load(file)
+
+
+def test_patients_arrive_and_stay_on_one_side(manifest: Callable[[str], Path]) -> None:
+    rows = "".join(f"images/{i}.png,{'ab'[i % 2]},patient {i // 4}\n" for i in range(10))
+    dataset = load(manifest(f"path,label,patient\n{rows}"))
+    assert dataset.drawn
+    assert not {*dataset.train.patients} & {*dataset.test.patients}
+    assert {*dataset.train.patients, *dataset.test.patients} == {"patient 0", "patient 1", "patient 2"}
+
+
+def test_columns_of_a_clinical_export_are_named_and_not_read(manifest: Callable[[str], Path]) -> None:
+    rows = "".join(f"{30 + i},images/{i}.png,a,lungs\n" for i in range(5))
+    dataset = load(manifest(f"patient_age,path,label,remarks on the case\n{rows}"))
+    (note,) = dataset.notes
+    assert note.endswith("manifest.csv that are not read: patient_age, remarks on the case")
+    assert dataset.train.patients == ()
+
+
+@pytest.mark.parametrize(
+    ("column", "meant"),
+    [("pateint", "patient"), ("Patient", "patient"), ("patient_id", "patient"), ("slpit", "split"), ("stie", "site")],
+)
+def test_a_column_that_looks_misspelt_is_refused(manifest: Callable[[str], Path], column: str, meant: str) -> None:
+    with pytest.raises(DataError, match=rf"a column '{column}' \(did you mean '{meant}'\?\).*Rename it to '{meant}'"):
+        load(manifest(f"path,label,{column}\nimages/0.png,a,x\n"))
+
+
+def test_a_column_like_a_known_one_beside_it_is_another(manifest: Callable[[str], Path]) -> None:
+    rows = "".join(f"images/{i}.png,a,p{i},Jane {i}\n" for i in range(4))
+    assert load(manifest(f"path,label,patient,patients\n{rows}")).train.patients
+
+
+@pytest.mark.parametrize("missing", ["nan", "NA", "#N/A", "null", " "])
+@pytest.mark.parametrize("column", ["patient", "site", "record_id"])
+def test_a_missing_value_is_no_value(manifest: Callable[[str], Path], column: str, missing: str) -> None:
+    with pytest.raises(DataError, match=rf"row 3 of .* has no value for '{column}'"):
+        load(manifest(f"path,label,{column}\nimages/0.png,a,x\nimages/1.png,a,{missing}\n"))
+
+
+def test_labels_that_are_missing_or_spelt_in_two_ways_are_refused(manifest: Callable[[str], Path]) -> None:
+    with pytest.raises(DataError, match=r"1 images in .* have the label 'nan'"):
+        load(manifest("path,label\nimages/0.png,flu\nimages/1.png,nan\n"))
+    with pytest.raises(DataError, match=r"'Flu' \(1 images\) and 'flu' \(1 images\)"):
+        load(manifest("path,label\nimages/0.png,flu\nimages/1.png,Flu\n"))
+
+
+def test_rows_are_right_after_blank_lines_and_quoted_line_breaks(manifest: Callable[[str], Path]) -> None:
+    text = 'path,label,record_id\n\nimages/0.png,a,"one\ntwo"\n\nimages/77.png,a,x\n'
+    with pytest.raises(DataError, match=r"77\.png \(row 5 of "):
+        load(manifest(text))

@@ -231,3 +231,16 @@ def test_a_class_with_too_few_images_for_a_test_is_named(root: Path) -> None:
     (root / TRUTH).write_text("\n".join(line for line in lines if not line.endswith("1.0,0.0") or line in five))
     with pytest.raises(DataError, match="the class 'SCC' has 5 training and 0 test images"):
         load(root)
+
+
+def test_a_split_by_lesion_is_drawn_in_spite_of_the_lists(root: Path) -> None:
+    names = [*images()]
+    # each lesion has one image in either list
+    write_lists(root, names[48:], names[:48])
+    write_metadata(root, {name: f"L{i % 48}" for i, name in enumerate(names)})
+    published = load(root)
+    assert published.notes[0].startswith("48 of 48 test images show a patient or lesion that is also in training")
+    drawn = DATASETS["skin8"](DataSettings(dataset="skin8", root=str(root), split="patient"))
+    assert drawn.drawn and not published.drawn
+    assert not {*drawn.train.patients} & {*drawn.test.patients}
+    assert np.bincount(drawn.test.labels).tolist() == [2] * 8

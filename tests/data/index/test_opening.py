@@ -72,3 +72,30 @@ def test_validation_may_not_take_a_whole_class(root: str) -> None:
     for wanted in (5, 6):  # of six; one image alone cannot be trained on
         with pytest.raises(DataError, match=rf"'a' has 6 training images.*takes {wanted}.*Accepted: at most 4"):
             open_dataset(DataSettings(dataset="image_folder", root=root, validation_per_class=wanted), 1)
+
+
+def patients_manifest(folder: Path, images: int, patients: int) -> str:
+    """A manifest without a split, whose images go round the patients; each patient has one of two diseases."""
+    lines = []
+    for i in range(images):
+        (folder / f"{i}.png").write_bytes(f"image {i}".encode())
+        lines.append(f"{i}.png,{'ab'[i % patients % 2]},p{i % patients}")
+    (folder / "manifest.csv").write_text("\n".join(["path,label,patient", *lines]))
+    return str(folder)
+
+
+def test_validation_and_subsets_keep_patients_together(tmp_path: Path) -> None:
+    root = patients_manifest(tmp_path, 120, 40)
+    settings = DataSettings(dataset="manifest", root=root, validation_per_class=9)
+    dataset = open_dataset(settings, 1)
+    assert np.bincount(dataset.test.labels).tolist() == [9, 9]  # of patients with three images each
+    assert not {*dataset.train.patients} & {*dataset.test.patients}
+    some = open_dataset(DataSettings(dataset="manifest", root=root, train_per_class=6), 1)
+    assert np.bincount(some.train.labels).tolist() == [6, 6]
+    assert len({*some.train.patients}) == 4
+
+
+def test_a_split_by_patient_needs_patients(root: str) -> None:
+    for settings in (DataSettings(dataset="digits", split="patient"), DataSettings(dataset="image_folder", root=root)):
+        with pytest.raises(DataError, match=r"data\.split is patient, and .* knows no patients"):
+            open_dataset(settings.model_copy(update={"split": "patient"}), 1)
