@@ -165,6 +165,7 @@ def test_a_run_with_a_checkpoint_is_resumed_in_its_consortium(tmp_path: Path) ->
     run = RunStatus(directory, first_task(), submitted=BEFORE, flower="finished:stopped")
     assert run.note == f"continue with: dynammo-server resume {directory} --folder '/my consortium'"
     (directory / "checkpoints" / LATEST).unlink()
+    run = RunStatus(directory, first_task(), submitted=BEFORE, flower="finished:stopped")
     assert run.note == f"continue with: dynammo-server run {directory}/config.yaml --folder '/my consortium'"
 
 
