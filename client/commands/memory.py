@@ -59,7 +59,7 @@ def status(site_yaml: SiteYaml = HERE) -> None:
                 broken += 1
                 console.print("[red]wrong[/] ", escape(str(error)), soft_wrap=True, highlight=False)
         records, patients = ledger.count()
-        withdrawn = f"{records} withdrawn records, {patients} withdrawn patients"
+        withdrawn = f"{records} withdrawn records, {patients} ids of withdrawn patients"
         console.say(f"{len(paths)} memories in {site.memory.folder}, {withdrawn}")
         try:
             console.say(f"privacy: {_spent_words(site)}")
@@ -126,6 +126,7 @@ def purge(
     from client.state.known_images import TrainedImages, hash_cache
     from client.state.withdrawal import WithdrawalLedger
     from dynammo_core.data.decoded.image_cache import discard_images
+    from dynammo_core.data.images.dicom import hash_patient
 
     with readable_errors():
         by_name = bool(record_id or patient)
@@ -138,6 +139,7 @@ def purge(
         site = load_site(site_yaml)
         stored = open_all(site)
         ids, patients = _names(record_id), _names(patient)
+        patients |= set(map(hash_patient, patients))  # DICOM images name their patient so
         if patients:
             ids |= records_of(patients, site, stored)
         if not by_name:

@@ -151,7 +151,7 @@ def find_images(places: Sequence[Path], passed_over: PassedOver | None = None) -
         passed_over: is told what was found in the folders and not taken.
 
     Raises:
-        DataError: a folder holds no image, or a name is not UTF-8.
+        DataError: a folder holds no image, or cannot be read.
     """
     from dynammo_core.data.images.formats import EXTENSIONS
     from dynammo_core.data.index.image_files import image_files

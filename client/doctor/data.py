@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from client.doctor.findings import Finding
 from client.state.known_images import TrainedImages, hash_cache
 from dynammo_core.configuration.config import Config
 from dynammo_core.configuration.settings import DataSettings
+from dynammo_core.data.decoded.all_cores import in_order
 from dynammo_core.data.index.contents import hashes_kept_in
 from dynammo_core.data.index.opening import open_own
 from dynammo_core.data.samples import FEWEST_SAMPLES, Dataset, Split
@@ -26,7 +27,6 @@ from dynammo_core.wire.announcement import misspelt
 
 NAMED = 10
 """Unreadable images that are named; of more only the number is told."""
-CHUNK = 256
 Advance = Callable[[int, int], None]
 
 
@@ -143,13 +143,12 @@ def _other_labels(dataset: Dataset, classes: Sequence[str]) -> Iterator[Finding]
 def _unreadable(dataset: Dataset, advance: Callable[[int], None]) -> Iterator[str]:
     """Yield a line for each image that cannot be decoded: where it is and why."""
     done = 0
-    with ThreadPoolExecutor() as pool:
-        for split in (dataset.train, dataset.test):
-            for start in range(0, len(split.labels), CHUNK):
-                indices = range(start, min(start + CHUNK, len(split.labels)))
-                yield from filter(None, pool.map(lambda index, split=split: _problem(split, index), indices))
-                done += len(indices)
-                advance(done)
+    for split in (dataset.train, dataset.test):
+        for problem in in_order(partial(_problem, split), range(len(split.labels))):
+            done += 1
+            advance(done)
+            if problem is not None:
+                yield problem
 
 
 def _problem(split: Split, index: int) -> str | None:

@@ -40,7 +40,7 @@ def images(
                     started = time.perf_counter()
                     loaded = load()
                     best[kind] = max(best[kind], loaded / (time.perf_counter() - started))
-        table = Table(f"photographs of {megapixels:g} megapixels", "images/s", "/ one core", "/ torchvision")
+        table = Table(f"{megapixels:g}-megapixel photographs", "images/s", "/ one core", "/ torchvision")
         *_, torchvision = best.values()
         for kind, rate in best.items():
             table.add_row(kind, f"{rate:.0f}", f"{rate / best['one core']:.2f}", f"{rate / torchvision:.2f}")

@@ -8,7 +8,7 @@ from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.images.formats import EXTENSIONS
 from dynammo_core.data.index.class_folders import ClassFolder, class_folders, refuse_lone_class, refuse_no_classes
 from dynammo_core.data.index.folders import require_folder
-from dynammo_core.data.index.image_files import PassedOver, image_files
+from dynammo_core.data.index.image_files import PassedOver, image_files, require_utf8
 from dynammo_core.data.index.labels import refuse_unclear_labels, require_registered
 from dynammo_core.data.index.records import ImageRecord, assemble
 from dynammo_core.data.samples import Dataset
@@ -75,6 +75,8 @@ def load_class_folders(
 def _found(root: Path, registry: tuple[str, ...] | None, layout: str, seen: PassedOver) -> list[ClassFolder]:
     folders = class_folders(root, layout, seen)
     refuse_no_classes(root, folders, layout)
+    for folder in folders:
+        require_utf8(folder.path)
     names = {folder.path.name for folder in folders}
     if len(names) == 1 and not names <= set(registry or ()):
         refuse_lone_class(folders, layout)

@@ -180,7 +180,8 @@ class ImageCache:
             if self._longest_unused is None or all(name in found for name in pack.contents.names):
                 with suppress(OSError):
                     os.utime(index)
-        self._make_room(0, ())  # of those used just now too, if the budget is smaller than it was
+        with suppress(OSError):
+            self._make_room(0, ())  # of those used just now too, if the budget is smaller than it was
 
     def _make_room(self, wanted: int, in_use: Container[Path]) -> bool:
         """Delete packs until there is room for so many bytes more; tell whether there is."""

@@ -7,8 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from dynammo_core.data.decoded.image_cache import ImageCache
-from dynammo_core.data.index.contents import CACHE_VARIABLE
-from dynammo_core.data.index.folders import DEFAULT_HOME
+from dynammo_core.data.index.contents import cache_folder
 from dynammo_core.support.errors import ConfigError
 
 BUDGET_VARIABLE = "DYNAMMO_IMAGES_MEGABYTES"
@@ -32,8 +31,7 @@ def simulated_images() -> ImageCache | None:
         )
     if not int(megabytes):
         return None
-    home = os.environ.get(CACHE_VARIABLE) or DEFAULT_HOME
-    return _shared(Path(home).expanduser() / "images", int(megabytes) * 10**6)
+    return _shared(cache_folder("images"), int(megabytes) * 10**6)
 
 
 @lru_cache(maxsize=4)

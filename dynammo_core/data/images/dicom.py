@@ -6,8 +6,10 @@ Nothing of a header reaches a message or a log, except for the kinds and numbers
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import logging
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,17 +119,21 @@ def _import_pydicom() -> Any:
             "is DICOM, and this Python has no pydicom to read it",
             remedy="Install the extra `dicom`: pip install '.[dicom]' in the checkout",
         ) from None
-    # Its warnings quote values of the header
+    _silence()
+    return pydicom
+
+
+@cache
+def _silence() -> None:
+    """Keep the libraries from warning, since their warnings quote values of the header."""
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
     warnings.filterwarnings("ignore", module=r"pydicom\b")
-    try:
-        import gdcm
+    if importlib.util.find_spec("gdcm") is None:  # then what needs it is refused
+        return
+    import gdcm
 
-        for silence in (gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff, gdcm.Trace.DebugOff):
-            silence()
-    except ImportError:
-        pass  # a file that needs it is refused with its name
-    return pydicom
+    for silence in (gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff, gdcm.Trace.DebugOff):
+        silence()
 
 
 def _require_picture(dataset: Dataset) -> str:

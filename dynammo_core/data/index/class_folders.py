@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -68,10 +69,10 @@ def class_folders(root: Path, layout: str, passed_over: PassedOver | None = None
 
 
 def refuse_no_classes(root: Path, folders: list[ClassFolder], layout: str) -> None:
-    """Refuse a root without class folders, or with a single one that only holds folders, as a level too high has.
+    """Refuse a root without class folders, such as a class folder itself.
 
     Raises:
-        DataError: as said; the message names the root that is meant.
+        DataError: there is none; the message counts the images that lie there.
     """
     if not folders:
         here = [path for path in root.iterdir() if path.suffix.lower() in EXTENSIONS]
@@ -85,7 +86,7 @@ def refuse_lone_class(folders: list[ClassFolder], layout: str) -> None:
     """Refuse a single class folder with several folders and no images in it: the classes lie a level deeper.
 
     Raises:
-        DataError: as said; the message names the root that is meant.
+        DataError: they do; the message names the root that is meant.
     """
     (only,) = {folder.path.name: folder.path for folder in folders}.values()
     below = subfolders(only)
@@ -101,10 +102,9 @@ def refuse_lone_class(folders: list[ClassFolder], layout: str) -> None:
 
 def _refuse_part(root: Path, layout: str) -> None:
     """Refuse a root that is itself one part of a data set: its images would be split once more."""
-    own = PARTS.get(root.name.lower())
-    if own is None or not root.parent.is_dir():
-        return
-    beside = [folder for folder in subfolders(root.parent) if PARTS.get(folder.name.lower()) not in (None, own)]
+    own, beside = PARTS.get(root.name.lower()), list[Path]()
+    if own is not None and os.access(root.parent, os.R_OK):
+        beside = [folder for folder in subfolders(root.parent) if PARTS.get(folder.name.lower()) not in (None, own)]
     if beside:
         raise DataError(
             f"{root} has {beside[0].name}/ beside it, so that it is a part of a data set and not the whole",

@@ -11,19 +11,19 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.progress import track
 
 from dynammo_core.data.images.decoding import named
+from dynammo_core.data.index.folders import DEFAULT_HOME
 from dynammo_core.memory.sealed_file import SealedFile
 from dynammo_core.support.errors import DataError, DynammoError, MemoryStoreError
 from dynammo_core.support.terminal import Terminal
 
 CACHE_VARIABLE = "DYNAMMO_CACHE"
-DEFAULT_CACHE = "~/.cache/dynammo/index"
 SETTLED_NANOSECONDS = 2 * 10**9
 """A file that changed less than this before it was read may change again within one tick of the disk's clock."""
 MANY = 2000
@@ -41,7 +41,7 @@ class HashCache:
     """
 
     folder: Path
-    key: bytes | None = None
+    key: bytes | None = field(default=None, repr=False)
 
     def file(self, data: str) -> SealedFile:
         """Return the file for one data set, told apart by its root or manifest."""
@@ -72,6 +72,14 @@ class _Known(NamedTuple):
 _cache: ContextVar[HashCache | None] = ContextVar("hash cache", default=None)
 
 
+def cache_folder(content: str) -> Path:
+    """Return the folder of this user in which a simulation keeps what it could compute again.
+
+    It is a folder in `$DYNAMMO_CACHE`, or without that variable in `~/.cache/dynammo`.
+    """
+    return Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_HOME).expanduser() / content
+
+
 @contextmanager
 def hashes_kept_in(cache: HashCache | None) -> Iterator[None]:
     """Keep the hashes of files that are indexed inside in a cache; None for this user's own."""
@@ -93,7 +101,7 @@ def file_contents(paths: Sequence[Path], places: Sequence[str], data: str) -> tu
     Raises:
         DataError: a file is missing, empty, or cannot be read.
     """
-    file = (_cache.get() or HashCache(Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE).expanduser())).file(data)
+    file = (_cache.get() or HashCache(cache_folder("index"))).file(data)
     known = _read(file)
     stats = [_stat(path, place) for path, place in zip(paths, places, strict=True)]
     _refuse_empty(paths, places, stats)

@@ -12,8 +12,6 @@ from dynammo_core.support.errors import DataError
 if TYPE_CHECKING:
     from dynammo_core.data.index.records import ImageRecord
 
-TO_DROP = "or set data.duplicates: drop, which leaves out {}"
-
 
 @dataclass(frozen=True)
 class Duplicates:
@@ -72,20 +70,20 @@ def leaks(
     """
     left_out: set[int] = set()
     notes: list[str] = []
-    for what, key in (
-        ("image (by its bytes)", lambda index: contents[index]),
-        ("record", lambda index: records[index].record_id),
-        ("patient", lambda index: records[index].patient),
+    for what, dropped_kind, key in (
+        ("the same image (by its bytes)", "that are in the test too", lambda index: contents[index]),
+        ("the same record", "of records in the test", lambda index: (records[index].site, records[index].record_id)),
+        ("the same patient", "of patients in the test", lambda index: records[index].patient),
     ):
         both = _on_both_sides([i for i in range(len(records)) if i not in left_out], key, test)
-        if what == "patient" and tell_patients:
+        if tell_patients and what == "the same patient":
             notes += _told(both, test)
             continue
         pairs = [(next(i for i in members if not test[i]), next(i for i in members if test[i])) for members in both]
-        _refuse(records, pairs, f"the same {what} is in training and in the test", "the training images", wanted)
+        _refuse(records, pairs, f"{what} is in training and in the test", "the training images", wanted)
         dropped = {index for members in both for index in members if not test[index]}
         left_out |= dropped
-        notes += _notes((len(dropped), f"training images whose {what} is in the test too"))
+        notes += _notes((len(dropped), f"training images {dropped_kind}"))
     return Duplicates(frozenset(left_out), tuple(notes))
 
 
@@ -125,7 +123,8 @@ def _refuse(
         one, other = ((words or _where)(records[index]) for index in pairs[0])
         raise DataError(
             f"{what}, {len(pairs)} in all; the first is {one}, which is also {other}",
-            remedy=f"Take out what is wrong, {TO_DROP.format(left_out)}",
+            remedy=f"Take out what is wrong, or set data.duplicates: drop, which leaves out {left_out}; if one number "
+            "means two people or records, at two sites, write the site before it",
         )
 
 

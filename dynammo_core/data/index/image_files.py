@@ -59,7 +59,7 @@ def image_files(folder: Path, passed_over: PassedOver | None = None) -> list[Pat
             nothing, and folders reached a second time by a link.
 
     Raises:
-        DataError: a name is not UTF-8, or a folder cannot be read.
+        DataError: a folder cannot be read.
     """
     return list(_walk(folder, PassedOver() if passed_over is None else passed_over, {os.path.realpath(folder)}))
 
@@ -110,7 +110,6 @@ def _visible(folder: Path, passed_over: PassedOver) -> list[os.DirEntry[str]]:
         ) from error
     visible = []
     for entry in entries:
-        require_utf8(folder, entry.name)
         if entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS or entry.name.lower() in SYSTEM_FILES:
             passed_over.hidden.append(entry.name)
         else:
@@ -118,18 +117,17 @@ def _visible(folder: Path, passed_over: PassedOver) -> list[os.DirEntry[str]]:
     return visible
 
 
-def require_utf8(folder: Path, name: str) -> None:
-    """Refuse a file or folder whose name is not UTF-8: it can stand in no report, checkpoint or message.
+def require_utf8(path: Path) -> None:
+    """Refuse a path that is not UTF-8: it can stand in no report, checkpoint or message.
 
     Raises:
-        DataError: the name is not UTF-8; the message spells it in ASCII.
+        DataError: the path is not UTF-8; the message spells it in ASCII.
     """
     try:
-        name.encode()
+        str(path).encode()
     except UnicodeEncodeError as error:
-        spelt = os.fsencode(name).decode("ascii", "backslashreplace")
         raise DataError(
-            f"the name {spelt!r} in {ascii(str(folder))[1:-1]} is not UTF-8",
+            f"the name '{os.fsencode(path).decode('ascii', 'backslashreplace')}' is not UTF-8",
             accepted="names in UTF-8, as every system writes them today",
             remedy="Rename it, for instance by `convmv -f latin1 -t utf8 --notest -r FOLDER`",
         ) from error

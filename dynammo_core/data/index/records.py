@@ -15,6 +15,7 @@ from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.images.decoding import named
 from dynammo_core.data.index.contents import file_contents
 from dynammo_core.data.index.duplicates import Duplicates, leaks, repeated_files
+from dynammo_core.data.index.image_files import require_utf8
 from dynammo_core.data.index.labels import refuse_unclear_labels, require_registered
 from dynammo_core.data.index.sides import split_by_group
 from dynammo_core.data.samples import Dataset, Split
@@ -72,6 +73,7 @@ def assemble(
     """
     refuse_unclear_labels(Counter(record.label for record in records), where, settings.classes)
     for record in records:
+        require_utf8(record.path)
         require_registered(record.label, class_names, named(record.path, record.place))
     hashes = file_contents([record.path for record in records], [record.place for record in records], where)
     repeated = repeated_files(records, hashes, settings.duplicates)

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from dynammo_core.data.samples import Dataset
 from dynammo_core.data.sheet.contact_sheet import PRIVATE, contact_sheet
@@ -43,7 +44,14 @@ def show_sheet(dataset: Dataset, title: str, *, as_json: bool, page: Path | None
 def progress(words: str, *, hidden: bool) -> Iterator[Advance]:
     """Show a bar on the terminal while images are looked at; yields what is told how many of how many are done."""
     console = Terminal(stderr=True)
-    columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as bar:
         task = bar.add_task("", total=None, visible=False)
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+class _Rate(ProgressColumn):
+    """Shows how many images a second are done."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:.0f}/s")

@@ -24,6 +24,7 @@ from client.consent.audit import AuditLog
 from client.state.feature_files import FeatureFiles
 from client.state.sums_note import SumsNote
 from client.state.withdrawal import WithdrawalLedger
+from dynammo_core.data.images.dicom import hash_patient
 from dynammo_core.data.samples import Samples
 from dynammo_core.memory.store import MemoryStore, ReplayMemory, Taken
 from dynammo_core.support.terminal import command_line
@@ -110,7 +111,7 @@ def test_status_shows_each_run_by_class(place: Place) -> None:
     sealed = "encrypted" if place.key else "not encrypted"
     for run in ("first", "second"):
         assert f"{run}: after task 3, {place.store(run).path.stat().st_size:,} bytes, {sealed}" in result.stdout
-    assert f"2 memories in {place.folder / 'memory'}, 0 withdrawn records, 0 withdrawn patients" in result.stdout
+    assert f"2 memories in {place.folder / 'memory'}, 0 withdrawn records, 0 ids of withdrawn patients" in result.stdout
 
 
 def test_a_class_is_as_old_as_its_oldest_exemplar(tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_status_of_a_site_that_has_remembered_nothing(tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     result = Place(tmp_path).call("status")
     spent = "privacy: epsilon 0 without a limit spent by all runs, at delta 1e-05"
-    words = f"0 memories in {tmp_path / 'memory'}, 0 withdrawn records, 0 withdrawn patients\n{spent}\n"
+    words = f"0 memories in {tmp_path / 'memory'}, 0 withdrawn records, 0 ids of withdrawn patients\n{spent}\n"
     assert (result.exit_code, result.stdout) == (0, words)
     assert sorted(tmp_path.rglob("*")) == [*before, tmp_path / "site.yaml"]
 
@@ -419,7 +420,7 @@ def test_a_patient_goes_with_all_records_and_those_to_come(place: Place) -> None
     everybody = ["a.x.png", "b.png", "n", "s", "e.png", "c"]
     assert place.ledger.is_withdrawn(everybody).tolist() == [True, True, True, True, False, False]
     assert place.ledger.is_withdrawn(["later.png"], ["ann"]).tolist() == [True]
-    assert place.ledger.count() == (4, 1)
+    assert place.ledger.count() == (4, 2)  # as it was named, and as DICOM images would name it
     assert "purge by patient: 2 exemplars of 4 records removed" in result.stdout
     assert "the server's sums contain 2 images of this site; 1 of withdrawn records" in result.stdout
     (line,) = place.log()
@@ -432,7 +433,7 @@ def test_a_patient_goes_with_all_records_and_those_to_come(place: Place) -> None
     }
     assert "ann" not in line + json.dumps(audited.fields) + place.ledger.path.read_text()
     assert "0 withdrawn records" not in place.call("status").stdout
-    assert "4 withdrawn records, 1 withdrawn patients" in place.call("status").stdout
+    assert "4 withdrawn records, 2 ids of withdrawn patients" in place.call("status").stdout
 
 
 def test_a_patient_of_whom_nothing_is_here_yet_stays_out_too(place: Place) -> None:
@@ -443,6 +444,13 @@ def test_a_patient_of_whom_nothing_is_here_yet_stays_out_too(place: Place) -> No
     assert "never choose these 0 records and all to come of 1 patients again?" in asked.stdout
     assert place.records("first") == before
     assert place.ledger.is_withdrawn(["x"], ["new"]).tolist() == [True]
+
+
+def test_a_patient_of_dicom_images_goes_by_the_number_that_the_hospital_knows(place: Place) -> None:
+    with_patients(place, {"a": hash_patient("4711"), "b": hash_patient("4712")})
+    assert place.call("purge", "--patient", "4711", "--yes").exit_code == 0
+    assert place.ledger.is_withdrawn(["a.png", "b.png"]).tolist() == [True, False]
+    assert place.ledger.is_withdrawn(["x", "y"], [hash_patient("4711"), "4712"]).tolist() == [True, False]
 
 
 def test_where_the_data_name_no_patients_each_record_is_one(place: Place) -> None:

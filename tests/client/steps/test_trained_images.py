@@ -19,14 +19,18 @@ import pytest
 from hospitals import Hospitals, deployed, make_hospital
 from PIL import Image
 from small_runs import RUN, events, run_small
+from typer.testing import CliRunner
 
+from client.cli import app as site_commands
 from client.consent.hospital import Hospital, Request
-from client.state.known_images import LEDGER_FILE
+from client.consent.settings import load_site
+from client.doctor.data import data
+from client.state.known_images import INDEX_FOLDER, LEDGER_FILE
 from client.steps.site import Site
 from client.steps.site_opening import shared_experiment
+from dynammo_core.code_identity import project_hash
 from dynammo_core.data.index.opening import open_dataset
 from dynammo_core.data.samples import Samples
-from dynammo_core.experiment import project_hash
 from dynammo_core.support.errors import DataError, MemoryStoreError
 from dynammo_core.wire.protocol import Instruction
 
@@ -226,16 +230,36 @@ def test_a_site_that_names_a_key_later_goes_on_with_what_it_knew(tmp_path: Path)
     assert b"aes-256-gcm" in (sealed.parent / "memory" / LEDGER_FILE).read_bytes()
 
 
-def test_withdrawn_records_leave_the_ledger(tmp_path: Path) -> None:
+def test_a_purge_takes_records_out_of_the_ledger_and_files_out_of_the_index(tmp_path: Path) -> None:
     root = tmp_path / "images"
     add_noise(root, 0, 5)
-    site = opened(hospital(tmp_path, root))
+    for path in root.rglob("*.png"):
+        os.utime(path, (1_700_000_000, 1_700_000_000))  # long unchanged, so that hashes are kept
+    site_yaml = hospital(tmp_path, root)
+    site = opened(site_yaml)
     records = site.rehearsal(1).seen.record_ids
-    ledger = site.trained
-    assert ledger is not None
-    before = entries(ledger.path)
-    ledger.forget(records[:3])
-    assert len(entries(ledger.path)) == len(before) - 3 == len(records) - 3
+    memory = site_yaml.parent / "memory"
+    assert len(entries(memory / LEDGER_FILE)) == len(records)
+    assert [*(memory / INDEX_FOLDER).iterdir()]
+    words = ["memory", "purge", str(site_yaml), "--yes", "--record-id", records[0], "--record-id", records[1]]
+    result = CliRunner().invoke(site_commands, words)
+    assert result.exit_code == 0, result.output
+    assert len(entries(memory / LEDGER_FILE)) == len(records) - 2
+    assert not [*(memory / INDEX_FOLDER).iterdir()]
+
+
+def test_doctor_tells_what_was_passed_over_and_what_contradicts_the_ledger(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    add_noise(root, 0, 5)
+    (root / "a" / "slide.svs").write_text("no image that is read here")
+    site_yaml = hospital(tmp_path, root)
+    on_train(opened(site_yaml))
+    forget_process()
+    (told,) = [one for one in data(load_site(site_yaml), CONFIG, lambda *_: None) if one.details]
+    assert (told.state, told.details) == ("note", ("passed over: files of other kinds: 1 .svs",))
+    again = hospital(tmp_path, manifest(root, split="test"), "manifest")
+    with pytest.raises(DataError, match="were trained on here before"):
+        list(data(load_site(again), CONFIG, lambda *_: None))
 
 
 def entries(path: Path) -> list[Any]:

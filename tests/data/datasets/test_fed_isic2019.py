@@ -149,7 +149,7 @@ def test_the_published_split_is_run_with_what_it_has_twice_and_says_so(root: Pat
     dataset = DATASETS["fed_isic2019"](settings)
     assert {*names} - {*dataset.train.record_ids, *dataset.test.record_ids} == {names[16]}
     dropped, told = dataset.notes
-    assert dropped.startswith("left out 1 training images whose image")
+    assert dropped.startswith("left out 1 training images that are in the test too")
     assert told.startswith("2 of 16 test images show a patient or lesion that is also in training")
 
 

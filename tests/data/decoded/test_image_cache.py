@@ -263,6 +263,14 @@ def test_an_unwritable_disk_costs_time_alone(files: list[Path], small_disk: Path
     assert torch.equal(images[:], expected(files))
 
 
+def test_where_no_folder_can_be_made_images_are_decoded(files: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    for _ in range(2):
+        decoded, images = load(cache(tmp_path), files)
+        assert len(decoded) == 6
+        assert torch.equal(images[:], expected(files))
+
+
 def test_nothing_outlives_its_image_by_more_than_a_day_of_use(files: list[Path], tmp_path: Path) -> None:
     def at_night() -> None:
         past = time.time() - DAY - 60

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from dynammo_core.data.images import refusal
 from dynammo_core.data.images.decoding import decode_image
+from dynammo_core.data.images.pictures import over_black
 from dynammo_core.data.images.reading import Reading
 from dynammo_core.support.errors import DataError
 
@@ -153,3 +155,49 @@ def test_other_formats_are_not_even_tried(tmp_path: Path) -> None:
     path = tmp_path / "page.png"
     Image.new("L", (4, 4)).save(path, "EPS")  # Pillow would start Ghostscript
     assert "no format that is read here" in refused(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp", ".gif", ".bmp", ".pgm", ".jp2"])
+def test_one_pixel_is_an_image(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"dot{suffix}"
+    Image.new("L", (1, 1), 255).save(path)
+    assert decode_image(path).reshape(-1).tolist() in ([255], [255, 255, 255])
+
+
+def test_printers_colours_become_rgb(tmp_path: Path) -> None:
+    path = tmp_path / "print.jpg"  # Pillow writes such JPEGs as Adobe does, with values turned over
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(path, quality=95)
+    assert np.abs(decode_image(path)[4, 4].astype(int) - [255, 0, 0]).max() < 8
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize("mode", ["1", "L"])
+def test_where_white_is_zero_zero_is_white(tmp_path: Path, mode: str, inverted: bool) -> None:
+    path = tmp_path / "fax.tif"
+    values = np.array([[0, 255, 255, 0]], dtype=np.uint8)
+    stored = values == 255 if mode == "1" else values
+    tifffile.imwrite(path, stored, photometric="miniswhite" if inverted else "minisblack", metadata=None)
+    assert decode_image(path).tolist() == (255 - values if inverted else values).tolist()
+
+
+def test_a_palette_with_opacity_lies_over_black(tmp_path: Path) -> None:
+    path = tmp_path / "icon.webp"
+    image = Image.new("PA", (2, 1))
+    image.putpalette([200, 100, 50])
+    image.putalpha(Image.fromarray(np.array([[255, 0]], dtype=np.uint8)))
+    image.convert("RGBA").save(path, lossless=True, exact=True)
+    assert decode_image(path).tolist() == [[[200, 100, 50], [0, 0, 0]]]
+    assert over_black(image).tolist() == [[[200, 100, 50], [0, 0, 0]]]
+
+
+def test_premultiplied_colours_lie_over_black_already(tmp_path: Path) -> None:
+    path = tmp_path / "layer.tif"
+    values = np.array([[[90, 60, 30, 128], [0, 0, 0, 0]]], dtype=np.uint8)
+    tifffile.imwrite(path, values, photometric="rgb", extrasamples=["assocalpha"], metadata=None)
+    assert decode_image(path).tolist() == [[[90, 60, 30], [0, 0, 0]]]
+
+
+def test_jpeg_inside_tiff_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "slide.tif"
+    Image.new("RGB", (32, 32), (180, 40, 90)).save(path, compression="jpeg", quality=95)
+    assert np.abs(decode_image(path)[16, 16].astype(int) - [180, 40, 90]).max() < 8

@@ -163,3 +163,38 @@ def test_channels_without_a_meaning_are_refused(tmp_path: Path) -> None:
         tiff(path, np.zeros((4, 4, 5), dtype=depth), photometric="minisblack", planarconfig="contig")
         with pytest.raises(DataError, match="5 channels and does not say what each of them is"):
             decode_image(path, WHOLE)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.uint32, np.int32, np.float16, np.float64])
+def test_every_kind_of_number_goes_through_the_window(tmp_path: Path, kind: type[np.generic]) -> None:
+    path = tmp_path / "x.tif"
+    values = np.array([[0, 40, 90, 120]]).astype(kind)
+    tiff(path, values)
+    half = 0.0 if np.issubdtype(kind, np.floating) else 0.5
+    width = 101.0 - 2 * half  # the line has the same slope for whole numbers and for others
+    slope = width if half == 0 else width - 1
+    line = np.clip(((values.astype(float) - (60 - half)) / slope + 0.5) * 255, 0, 255)
+    assert np.array_equal(decode_image(path, Reading((60.0, width))), np.rint(line))
+    with pytest.raises(DataError, match=r"Set data\.window"):
+        decode_image(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"photometric": "separated", "extrasamples": []}, "of the kind SEPARATED"),
+        ({"photometric": "rgb", "extrasamples": ["assocalpha"]}, "multiplied by alpha already"),
+    ],
+)
+def test_what_a_window_cannot_fit_is_refused(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    path = tmp_path / "x.tif"
+    tiff(path, np.zeros((4, 4, 4), dtype=np.uint16), planarconfig="contig", **options)
+    with pytest.raises(DataError, match=said):
+        decode_image(path, WHOLE)
+
+
+def test_12_bits_in_a_file_are_12_bits(tmp_path: Path) -> None:
+    path = tmp_path / "x.jp2"
+    values = np.array([[0, 1000, 4095]], dtype=np.uint16)
+    path.write_bytes(imagecodecs.jpeg2k_encode(values, level=0, bitspersample=12))
+    assert decode_image(path, Reading((2048.0, 4096.0))).tolist() == [[0, 62, 255]]  # 1000 * 255 / 4095 = 62.3

@@ -156,7 +156,7 @@ def test_a_name_that_is_no_utf8_is_refused_before_anything_is_learnt(
     target = tmp_path / place
     target.parent.mkdir(exist_ok=True)
     shutil.copy(tmp_path / "a" / "000.png", os.fsencode(target))
-    with pytest.raises(DataError, match=r"the name '.*\\\\x.*' in .* is not UTF-8.*Rename it") as caught:
+    with pytest.raises(DataError, match=r"the name '.*\\x.*' is not UTF-8.*Rename it") as caught:
         load(tmp_path)
     assert str(caught.value).isascii()
 

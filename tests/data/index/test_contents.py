@@ -83,7 +83,7 @@ def test_the_cache_is_sealed_private_and_can_be_lost(tmp_path: Path) -> None:
 def test_by_default_it_is_this_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DYNAMMO_CACHE", str(tmp_path / "mine"))
     file_contents(write(tmp_path / "data", [b"one"]), [""], "here")
-    assert len([*(tmp_path / "mine").iterdir()]) == 1
+    assert len([*(tmp_path / "mine" / "index").iterdir()]) == 1
 
 
 def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_the_same_bytes_in_training_and_test_leave_training(records: list[ImageR
         assembled(records)
     dataset = assembled(records, "drop")
     assert ids(dataset) == ({"r1", "r3"}, {"r4", "r5", "r6", "r7"})
-    assert dataset.notes == (f"left out 2 training images whose image (by its bytes) is in the test too {LEFT_OUT}",)
+    assert dataset.notes == (f"left out 2 training images that are in the test too {LEFT_OUT}",)
 
 
 def test_the_same_record_or_patient_in_training_and_test_leaves_training(records: list[ImageRecord]) -> None:
@@ -79,7 +79,7 @@ def test_the_same_record_or_patient_in_training_and_test_leaves_training(records
         assembled(same_patient)
     dataset = assembled(same_patient, "drop")
     assert ids(dataset)[0] == {"r1", "r2", "r3"}
-    assert dataset.notes == (f"left out 1 training images whose patient is in the test too {LEFT_OUT}",)
+    assert dataset.notes == (f"left out 1 training images of patients in the test {LEFT_OUT}",)
 
 
 def test_a_published_split_tells_how_many_patients_it_has_on_both_sides(records: list[ImageRecord]) -> None:
@@ -114,3 +114,8 @@ def test_data_split_by_patient_in_spite_of_their_own_split(records: list[ImageRe
     assert dataset.drawn
     assert not {*dataset.train.patients} & {*dataset.test.patients}
     assert {*dataset.train.patients, *dataset.test.patients} == {"p0", "p1", "p2", "p3"}
+
+
+def test_two_sites_may_number_their_records_alike(records: list[ImageRecord]) -> None:
+    at_sites = [ImageRecord(**{**vars(one), "site": "north" if i < 4 else "south"}) for i, one in enumerate(records)]
+    assert len(assembled(changed(at_sites, 1, record_id="r5")).train.labels) == 4
