@@ -16,7 +16,7 @@ from client.consent.hospital import Answer, Host, Request, host_of
 from client.steps.actions import answer
 from client.steps.parcels import opened, packed
 from client.steps.secure_answers import secure_answer
-from dynammo_core.experiment import code_hash, project_hash
+from dynammo_core.code_identity import code_hash, project_hash
 from dynammo_core.support.errors import DynammoError, ProtocolError
 from dynammo_core.wire.envelope import decode_instruction, encode_announcement, encode_report
 from dynammo_core.wire.protocol import MOST, Phase

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-from dataclasses import asdict
 from functools import cached_property, lru_cache
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -31,11 +28,8 @@ from dynammo_core.plan import Action, Forget, Step, Summarise, plan_steps
 from dynammo_core.privacy.checks import check_samples_apart
 from dynammo_core.privacy.plan import noise_of_run
 from dynammo_core.privacy.units import require_patients
-from dynammo_core.support.code_files import code_files
 from dynammo_core.support.devices import find_device
 from dynammo_core.support.errors import ConfigError, ProtocolError, RunError, unknown_name
-from dynammo_core.support.plugins import Plugin
-from dynammo_core.support.registry import plugins_in
 from dynammo_core.support.seeding import seeded_initialisation
 
 
@@ -263,38 +257,3 @@ def config_from_json(text: str) -> Config[Any]:
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"the experiment is not valid JSON ({type(error).__name__}: {error})") from error
     return resolve(plain, "the server's configuration", {})
-
-
-def plugins_of(config: Config[Any]) -> list[Plugin]:
-    """List the code from outside this project that an experiment runs, sorted, each entry once.
-
-    Raises:
-        ConfigError: an entry cannot be imported, or its code cannot be compared.
-    """
-    method = METHODS.plugin(config.method.name)
-    return sorted({*plugins_in(config), *([] if method is None else [method])})
-
-
-def code_hash(config: Config[Any]) -> str:
-    """Return the SHA-256 of all code that an experiment runs, as 64 hexadecimal digits.
-
-    It is the project's own hash, unless the experiment names something that another package brings: then it covers that
-    package too, by its name, version and files, so that two machines with different versions of it do not agree.
-
-    Raises:
-        ConfigError: such a package cannot be imported, or its code cannot be compared.
-    """
-    if not (plugins := plugins_of(config)):
-        return project_hash()
-    parts = [project_hash(), *(json.dumps(asdict(plugin), sort_keys=True) for plugin in plugins)]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-@lru_cache(maxsize=1)
-def project_hash() -> str:
-    """Return the SHA-256 over the Python files that server and sites share, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name, file in code_files(Path(__file__).resolve().parent.parent):
-        digest.update(f"{name}\0".encode())
-        digest.update(file.read_bytes() + b"\0")
-    return digest.hexdigest()

@@ -21,8 +21,9 @@ from sklearn.datasets import load_digits
 from client.app import app
 from client.steps.site import Site
 from client.steps.site_opening import simulated_site
+from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config, Scalar, resolve
-from dynammo_core.experiment import Experiment, code_hash, experiment_from_json
+from dynammo_core.experiment import Experiment, experiment_from_json
 from dynammo_core.methods import METHODS
 from dynammo_core.models.names import matching, travelling_names
 from dynammo_core.plan import Step

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from small_runs import ALL_METHODS, hospital_config, small_config, write_hospitals
 
-from dynammo_core import experiment as module
-from dynammo_core.experiment import Experiment, experiment_from_json, project_hash
+from dynammo_core.experiment import Experiment, experiment_from_json
 from dynammo_core.plan import Action
 from dynammo_core.support.errors import ConfigError, DataError, DynammoError, RunError
 
@@ -141,42 +139,3 @@ def test_use_torch_sets_what_makes_results_repeat() -> None:
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
-
-
-# --- the hash of the code
-
-
-@pytest.fixture
-def copied_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the packages that `code_hash` takes for its own."""
-    for package in ("client", "dynammo_core", "server", "simulations"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "dynammo_core" / "experiment.py"))
-    return tmp_path
-
-
-def test_the_projects_hash_is_that_of_what_server_and_sites_run(copied_code: Path) -> None:
-    compute = project_hash.__wrapped__
-    start = compute()
-    assert len(start) == 64
-    assert compute() == start
-    (copied_code / "simulations" / "cli.py").write_text("")  # only starts runs
-    (copied_code / "server" / "notes.md").write_text("no code")
-    assert compute() == start
-
-
-@pytest.mark.parametrize(
-    "change", ["edit client/app.py", "add server/new.py", "move client/steps/site.py", "add nested"]
-)
-def test_the_projects_hash_sees_every_change(copied_code: Path, change: str) -> None:
-    start = project_hash.__wrapped__()
-    if change == "edit client/app.py":
-        with (copied_code / "client" / "app.py").open("a") as file:
-            file.write("\n")
-    elif change == "add server/new.py":
-        (copied_code / "server" / "new.py").write_text("")
-    elif change == "move client/steps/site.py":
-        (copied_code / "client" / "steps" / "site.py").rename(copied_code / "client" / "steps" / "place.py")
-    else:
-        (copied_code / "dynammo_core" / "methods" / "new.py").write_text("")
-    assert project_hash.__wrapped__() != start

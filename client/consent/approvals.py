@@ -18,9 +18,10 @@ from typing import Any, Literal, get_args
 
 from client.consent.audit import AuditLog
 from client.state.chained_log import append, read_chain
+from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config
 from dynammo_core.configuration.settings import WEIGHTS_BY_NAME
-from dynammo_core.experiment import code_hash, config_from_json
+from dynammo_core.experiment import config_from_json
 from dynammo_core.support.errors import CheckpointError, NotApproved
 from dynammo_core.support.files import write_atomically
 

@@ -14,7 +14,8 @@ from client.consent.labels import misspelt_labels
 from client.consent.policy import load_policy, promised_epsilon, training_rounds, violations
 from client.consent.settings import SiteSettings
 from client.state.privacy_budget import PrivacyBudget
-from dynammo_core.experiment import Experiment, code_hash, plugins_of
+from dynammo_core.code_identity import code_hash, plugins_of
+from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import DataError
 from dynammo_core.wire.protocol import numbers_of
 

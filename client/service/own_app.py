@@ -105,7 +105,7 @@ def main() -> None:
 
 def _load() -> None:
     """Load what each answer needs, in seconds that the copies need not pay."""
-    from dynammo_core.experiment import project_hash  # and only here: a SuperNode needs no PyTorch
+    from dynammo_core.code_identity import project_hash  # and only here: a SuperNode needs no PyTorch
 
     import_module("client.app")
     import_module("torch._dynamo")  # which PyTorch loads with the first optimizer

@@ -21,6 +21,7 @@ from client.state.secure_ledger import OpenedSums
 from client.state.statistics_file import StatisticsFile
 from client.state.sums_note import SumsNote
 from client.state.withdrawal import WithdrawalLedger
+from dynammo_core.code_identity import code_hash
 from dynammo_core.data.decoded.image_cache import ImageCache
 from dynammo_core.data.feature_cache import RecentlyUsed
 from dynammo_core.data.loading import load_samples
@@ -28,7 +29,7 @@ from dynammo_core.data.samples import Dataset, Samples, Split
 from dynammo_core.data.sites.arrivals import Arrivals
 from dynammo_core.data.sites.scanners import through_scanner
 from dynammo_core.data.sources import resolve_selection
-from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.experiment import Experiment
 from dynammo_core.memory.rehearsal import SIMULATED_DAY, drop_expired, share_of
 from dynammo_core.memory.store import MemoryStore, ReplayMemory
 from dynammo_core.methods.rehearsal import Rehearsal

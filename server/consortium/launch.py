@@ -142,9 +142,9 @@ def _died(control: Control, run: int, directory: Path, status: str) -> RunError:
     return RunError(f"the run ended with status {status}", remedy=f"{_remedy(directory)}; Flower's log is in {log}")
 
 
-def operator_command(word: str, directory: Path) -> str:
-    """Return an operator's command line for the run in a directory, which works in any working directory."""
-    words = ["dynammo-server", word, str(directory.absolute())]
+def operator_command(word: str, directory: Path, file: str = "") -> str:
+    """Return an operator's command line for a run directory, or a file in it, that works in any working directory."""
+    words = ["dynammo-server", word, str(directory.absolute() / file)]
     with suppress(OSError, ValueError, KeyError):
         words += ["--folder", str(json.loads((directory / FLOWER_RUN).read_text(encoding="utf-8"))["consortium"])]
     return shlex.join(words)
@@ -154,7 +154,7 @@ def command_to_continue(directory: Path) -> str:
     """Return the command line that continues a stopped run, or starts it again if it has no checkpoint."""
     if RunDirectory(directory).can_resume:
         return operator_command("resume", directory)
-    return operator_command("run", directory / "config.yaml")
+    return operator_command("run", directory, "config.yaml")
 
 
 def _remedy(directory: Path) -> str:

@@ -12,8 +12,9 @@ import torch
 from rich import filesize
 from torch import Tensor
 
+from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config, load_config
-from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.experiment import Experiment
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import matching, travelling_names
 from dynammo_core.plan import Action, Stage

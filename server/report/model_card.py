@@ -28,7 +28,7 @@ The command that exported the model generated this page from the files of the ru
 | SHA-256 of the file | `{{ sha256 }}` |
 | Input | {{ facts.image_size }}x{{ facts.image_size }} pixels, RGB; normalisation `{{ facts.normalisation }}`{{
   "" if format == "safetensors" else ", done inside the file" }} |
-| Preparation of images | fit `{{ facts.fit }}`, window `{{ facts.window }}`, frame {{ facts.frame or "none" }}; in full in the file, under `preparation` |
+| Preparation | fit `{{ facts.fit }}`, window `{{ facts.window }}`, frame {{ facts.frame or "none" }} |
 | Method | `{{ facts.method.name }}` on `{{ facts.backbone }}` |
 | Data | {{ summary.dataset | cell }} |
 | Learnt | {{ facts.tasks | length }} of {{ summary.tasks }} tasks{{

@@ -8,7 +8,8 @@ from functools import partial
 
 from torch import Tensor
 
-from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.code_identity import code_hash
+from dynammo_core.experiment import Experiment
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Step
 from dynammo_core.support.errors import ProtocolError, RunError

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.code_identity import code_hash
+from dynammo_core.experiment import Experiment
 from dynammo_core.models.backbones import weights_sha256
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import matching, travelling_names

@@ -12,8 +12,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dynammo_core import __version__
+from dynammo_core.code_identity import code_hash
 from dynammo_core.deployed.model_files import FACTS, WEIGHTS, deployed_tensors, tensors_sha256
-from dynammo_core.experiment import Experiment, code_hash
+from dynammo_core.experiment import Experiment
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.backbones import weights_sha256
 from dynammo_core.models.incremental_model import IncrementalModel

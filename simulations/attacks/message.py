@@ -12,9 +12,10 @@ from torch import Tensor
 
 from client.steps.actions import answer
 from client.steps.site_opening import simulated_site
+from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.settings import Optimisation
 from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
-from dynammo_core.experiment import Experiment, code_hash, experiment_from_json
+from dynammo_core.experiment import Experiment, experiment_from_json
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import matching, travelling_names
 from dynammo_core.plan import LearningStage, Stage, Step

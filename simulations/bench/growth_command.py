@@ -44,7 +44,7 @@ def growth(
     with readable_errors():
         from dataclasses import asdict
 
-        from dynammo_core.experiment import project_hash
+        from dynammo_core.code_identity import project_hash
         from dynammo_core.support.files import write_atomically
         from simulations.bench.growth import AXES, SMALLEST, growths, measured_apart
 

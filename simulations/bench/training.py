@@ -83,7 +83,7 @@ def stage_seconds(
     from client.state.feature_files import FeatureFiles
     from client.steps.actions import answer
     from client.steps.site_opening import simulated_site
-    from dynammo_core.experiment import code_hash
+    from dynammo_core.code_identity import code_hash
     from dynammo_core.models.names import matching, travelling_names
     from dynammo_core.wire.protocol import Instruction
 

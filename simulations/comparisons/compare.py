@@ -14,9 +14,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
+from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config, Scalar, load_config
 from dynammo_core.configuration.settings import MethodSettings, Section
-from dynammo_core.experiment import code_hash
 from dynammo_core.support.errors import ConfigError
 
 Json = dict[str, Any]

@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 from jinja2 import UndefinedError
 
-from dynammo_core.experiment import project_hash
+from dynammo_core.code_identity import project_hash
 from dynammo_core.methods import METHODS
 from dynammo_core.scoring.cost import macs_table
 from dynammo_core.support.errors import RunError

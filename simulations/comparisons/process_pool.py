@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config, resolve
-from dynammo_core.experiment import code_hash
 from dynammo_core.models.backbones import weights_sha256
 from dynammo_core.support.errors import CheckpointError, DynammoError, RunError
 from server.run.run import run_and_report

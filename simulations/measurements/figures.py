@@ -11,7 +11,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from dynammo_core.experiment import code_hash
+from dynammo_core.code_identity import code_hash
 from dynammo_core.support.csv_text import csv_table
 from dynammo_core.support.files import write_atomically
 from simulations.comparisons.compare import Cell, Json

@@ -26,11 +26,11 @@ from client.state.statistics_file import STATISTICS_FILE, TESTED_FILE
 from client.state.sums_note import NOTE_FILE
 from client.state.withdrawal import LEDGER_FILE, WithdrawalLedger
 from client.steps.site import Site
+from dynammo_core.code_identity import project_hash
 from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.datasets.manifest import load_manifest
 from dynammo_core.data.samples import Samples
 from dynammo_core.deployed.model_files import WEIGHTS
-from dynammo_core.experiment import project_hash
 from dynammo_core.memory.store import MEMORY_FILE, MemoryStore, ReplayMemory, Taken
 from dynammo_core.support.csv_text import as_cell, csv_lines, csv_table, from_cell, read_csv_table
 from dynammo_core.support.errors import MemoryStoreError, ProtocolError

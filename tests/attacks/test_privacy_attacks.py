@@ -19,8 +19,9 @@ from client.state.privacy_budget import PrivacyBudget
 from client.state.privacy_ledger import LedgerFile, SiteLedger, total_epsilon
 from client.steps.actions import answer
 from client.steps.site import Site
+from dynammo_core.code_identity import project_hash
 from dynammo_core.configuration.config import Config
-from dynammo_core.experiment import Experiment, project_hash
+from dynammo_core.experiment import Experiment
 from dynammo_core.models.names import matching, travelling_names
 from dynammo_core.plan import Summarise
 from dynammo_core.privacy.accounting import Charge

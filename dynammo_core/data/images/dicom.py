@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import re
 import warnings
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,8 @@ PALETTE = "PALETTE COLOR"
 NOT_PICTURES = ("RT Dose Storage", "Segmentation Storage")
 """Classes with pixels that are no picture of a patient, as the standard names them."""
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+OF_PYDICOM = r"pydicom\b"
+"""Modules whose warnings are not shown."""
 PATIENT_HASH = b"dynammo patient\0"
 
 
@@ -123,11 +125,11 @@ def _import_pydicom() -> Any:
     return pydicom
 
 
-@cache
 def _silence() -> None:
     """Keep the libraries from warning, since their warnings quote values of the header."""
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-    warnings.filterwarnings("ignore", module=r"pydicom\b")
+    if ("ignore", None, Warning, re.compile(OF_PYDICOM), 0) not in warnings.filters:
+        warnings.filterwarnings("ignore", module=OF_PYDICOM)
     if importlib.util.find_spec("gdcm") is None:  # then what needs it is refused
         return
     import gdcm

@@ -18,8 +18,9 @@ from client.consent import approvals as module
 from client.consent.approvals import DECISIONS, Approvals, Proposal
 from client.consent.hospital import Hospital, Request
 from client.consent.settings import load_site
+from dynammo_core.code_identity import project_hash
 from dynammo_core.configuration.config import Config
-from dynammo_core.experiment import Experiment, project_hash
+from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import DynammoError, NotApproved
 from dynammo_core.wire.announcement import with_new_task
 from server.run.lineage import with_sites

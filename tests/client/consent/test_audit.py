@@ -20,8 +20,9 @@ from client.consent.audit import TEXT, AuditLog
 from client.consent.door import UNEXPECTED
 from client.consent.hospital import SimulatedHost, host_of
 from client.consent.settings import load_site
+from dynammo_core.code_identity import project_hash
 from dynammo_core.configuration.config import resolve
-from dynammo_core.experiment import Experiment, project_hash
+from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action
 from dynammo_core.support.errors import CheckpointError, ConfigError, ProtocolError
 from dynammo_core.wire.envelope import MESSAGE_TYPES

@@ -18,11 +18,12 @@ from client.consent.hospital import Hospital, Request
 from client.steps import site as site_module
 from client.steps.actions import answer
 from client.steps.site import Site
+from dynammo_core.code_identity import project_hash
 from dynammo_core.data.decoded import packs, stored_images
 from dynammo_core.data.decoded.image_cache import ImageCache
 from dynammo_core.data.feature_cache import RecentlyUsed
 from dynammo_core.data.samples import Samples
-from dynammo_core.experiment import Experiment, project_hash
+from dynammo_core.experiment import Experiment
 from dynammo_core.wire.protocol import Instruction, Report
 
 HELD = {"0": 5, "1": 4, "3": 3}

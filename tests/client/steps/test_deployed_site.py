@@ -18,9 +18,9 @@ from small_runs import RUN
 from client.app import app
 from client.consent.hospital import Hospital, Request, SimulatedHost
 from client.steps.site import Site
+from dynammo_core.code_identity import project_hash
 from dynammo_core.configuration.config import Config
 from dynammo_core.data.samples import Samples
-from dynammo_core.experiment import project_hash
 from dynammo_core.support.errors import ConfigError, DataError, ProtocolError
 from dynammo_core.wire.announcement import BANDS
 from dynammo_core.wire.envelope import Parcel, encode_instruction

@@ -28,9 +28,9 @@ from client.doctor.data import data
 from client.state.known_images import INDEX_FOLDER, LEDGER_FILE
 from client.steps.site import Site
 from client.steps.site_opening import shared_experiment
+from dynammo_core.code_identity import project_hash
 from dynammo_core.data.index.opening import open_dataset
 from dynammo_core.data.samples import Samples
-from dynammo_core.experiment import project_hash
 from dynammo_core.support.errors import DataError, MemoryStoreError
 from dynammo_core.wire.protocol import Instruction
 

@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from small_runs import ALL_METHODS, SITES, Finished, FinishedRun, small_config
 
 from dynammo_core import __version__
+from dynammo_core.code_identity import project_hash
 from dynammo_core.data.loading import load_samples
 from dynammo_core.data.transforms import to_input
 from dynammo_core.deployed.model_files import tensors_sha256
-from dynammo_core.experiment import Experiment, project_hash
+from dynammo_core.experiment import Experiment
 from dynammo_core.models.backbones import Backbone
 from dynammo_core.models.names import matching
 from dynammo_core.scoring.reliability import Reliability

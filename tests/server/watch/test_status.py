@@ -164,6 +164,9 @@ def test_a_run_with_a_checkpoint_is_resumed_in_its_consortium(tmp_path: Path) ->
     (directory / FLOWER_RUN).write_text('{"run-id": 1, "consortium": "/my consortium"}')
     run = RunStatus(directory, first_task(), submitted=BEFORE, flower="finished:stopped")
     assert run.note == f"continue with: dynammo-server resume {directory} --folder '/my consortium'"
+    (directory / "checkpoints" / LATEST).unlink()
+    run = RunStatus(directory, first_task(), submitted=BEFORE, flower="finished:stopped")
+    assert run.note == f"continue with: dynammo-server run {directory}/config.yaml --folder '/my consortium'"
 
 
 def test_site_that_joins_has_a_row_and_the_others_keep_theirs() -> None:

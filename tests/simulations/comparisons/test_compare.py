@@ -16,7 +16,7 @@ from rich.console import Console
 from small_runs import events, small_settings
 from typer.testing import CliRunner
 
-from dynammo_core.experiment import project_hash
+from dynammo_core.code_identity import project_hash
 from dynammo_core.support.errors import ConfigError
 from simulations.cli import app
 from simulations.comparisons import page
