@@ -92,7 +92,9 @@ def test_every_command_says_where_it_looked_for_the_consortium(words: tuple[str,
 
 def test_a_server_whose_certificates_are_gone_does_not_start(no_superlink: ServerSettings) -> None:
     no_superlink.certificate.unlink()
-    assert "server.pem. `dynammo-server init` makes" in refused("start", folder=no_superlink.folder)
+    assert "server.pem is missing. Create a consortium with `dynammo-server init`" in refused(
+        "start", folder=no_superlink.folder
+    )
 
 
 def test_sites_are_added_by_public_keys_alone(no_superlink: ServerSettings, tmp_path: Path) -> None:
@@ -127,7 +129,7 @@ def test_extending_by_a_disease_under_another_name_is_refused_with_a_hint(
     # with it the next question is asked: who takes part
     assert "the site 'alpha' is not registered" in refused(*extend, "--distinct", folder=no_superlink.folder)
     joined = refused(*extend, "--distinct", "--site", "alpha", folder=no_superlink.folder)
-    assert "none of them twice" in joined
+    assert "must name each of the 2 sites exactly once" in joined
     assert load_config(run / "config.yaml").data.classes == (
         "actinic keratosis",
         "melanoma",

@@ -189,13 +189,6 @@ def test_a_short_hash_is_not_enough(alpha: Path) -> None:
     assert waiting(alpha) == [id_]
 
 
-def test_a_name_cannot_command_the_terminal(alpha: Path) -> None:
-    propose(alpha, deployed(["alpha"], ["mass\x1b[2J\x1b]0;owned\x07", "b", "c", "d"]))
-    output = called(alpha, answers="later\n").output
-    assert "mass?[2J" in output
-    assert not {"\x1b", "\x07"} & set(output)
-
-
 def test_decisions_that_the_audit_log_contradicts_are_named_until_somebody_decides_anew(alpha: Path) -> None:
     id_ = propose(alpha)
     called(alpha, "--yes", id_)

@@ -239,9 +239,9 @@ def test_a_decision_that_was_cut_off_contradicts_the_audit_log(alpha: Path) -> N
     assert approvals.contradictions(audit) == []
     path.write_bytes(before)
     id_ = Proposal.of(CONFIG).id[:16]
-    assert approvals.contradictions(audit) == [f"{id_} is approved, and by the audit log revoked"]
+    assert approvals.contradictions(audit) == [f"{id_} is approved, but revoked in the audit log"]
     settings.audit.unlink()
-    assert approvals.contradictions(audit) == [f"{id_} is approved, and by the audit log not decided"]
+    assert approvals.contradictions(audit) == [f"{id_} is approved, but not decided in the audit log"]
 
 
 def test_a_proposal_that_is_not_what_its_name_says_is_none(alpha: Path) -> None:

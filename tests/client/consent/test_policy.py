@@ -139,7 +139,7 @@ def test_the_template_is_the_policy_of_a_site_that_has_none_and_shows_every_key(
         ("weekdays: [monday]", "line 1, weekdays"),
         ("fewest_images: 0", "line 1, fewest_images"),
         ("most_epsilon: -1", "line 1, most_epsilon"),
-        ("- 1", "no mapping"),
+        ("- 1", "must contain a mapping of keys to values"),
         ("a: b: c", "not valid YAML"),
     ],
 )

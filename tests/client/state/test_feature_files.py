@@ -192,7 +192,7 @@ def test_a_disk_that_cannot_be_written_costs_time_and_not_the_step(
     computed, given = computes(files(tmp_path))
     assert computed
     assert torch.equal(given, FEATURES)
-    assert "not kept" in caplog.text
+    assert "features cannot be cached" in caplog.text
 
 
 def test_features_of_all_runs_can_be_discarded(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_where_the_line_is_drawn(finished: Finished, shift: float, fine: bool, o
     if fine:
         assert check(predictor, shifted, "onnx") == pytest.approx(shift, rel=1e-2)
     else:
-        with pytest.raises(WeightsError, match=r"differ by up to (0\.0002|nan), 0\.0001 is accepted"):
+        with pytest.raises(WeightsError, match=r"differ by up to (0\.0002|nan); 0\.0001 is accepted"):
             check(predictor, shifted, "onnx")
 
 

@@ -51,7 +51,7 @@ def test_nothing_is_replaced_unasked(run: Path, tmp_path: Path, name: str) -> No
     words = (run, "--output", tmp_path / "skin.safetensors")
     result = exported(*words)
     assert result.exit_code == 1
-    assert "is there already" in " ".join(result.stderr.split())
+    assert "already exists" in " ".join(result.stderr.split())
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
     assert exported(*words, "--force").exit_code == 0
     assert len((tmp_path / name).read_bytes()) > 1000
@@ -67,7 +67,7 @@ def test_failures_leave_nothing(run: Path, tmp_path: Path) -> None:
         ((run, "--format", "onyx", "--output", out / "m.onnx"), "unknown format 'onyx'"),
         ((run, "--output", out / "m.md"), "two different files"),
         ((tmp_path, "--output", out / "m.safetensors"), "cannot read"),
-        ((contradicting, "--output", out / "m.safetensors"), "is of the configuration None"),
+        ((contradicting, "--output", out / "m.safetensors"), "belongs to configuration None"),
     ):
         result = exported(*words)
         assert result.exit_code == 1

@@ -125,7 +125,7 @@ def test_the_card_says_where_sites_tested_with_statistics_of_their_own(run: Path
     own = {"kind": "trained", "tested_sha256": "cd" * 32}
     edit(run / "model.json", lambda facts: facts.update(own_statistics=own))
     card = card_of(run)
-    assert "| Batch-norm statistics | common to all sites; each tested the model with its own (`trained`) |\n" in card
+    assert "| Batch-norm statistics | shared by all sites; each tested the model with its own (`trained`) |\n" in card
     assert "**Measured with other statistics than those in this file.**" in card
     assert len(cells(card, "How well it answers")) == 4  # the table of recalls still is one
 
@@ -156,10 +156,10 @@ def test_names_are_text_and_no_markdown(run: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda summary: summary.update(config_hash="f" * 64), "is of the configuration ffff"),
-        (lambda summary: summary["accuracy_after_tasks"].pop(), "after 1 tasks, and the model of .* after 2"),
+        (lambda summary: summary.update(config_hash="f" * 64), "belongs to configuration ffff"),
+        (lambda summary: summary["accuracy_after_tasks"].pop(), "after 1 tasks, the model to .* after 2"),
         (lambda summary: summary.pop("bytes_up"), "do not fit together .*bytes_up"),
-        (lambda summary: summary.clear(), "is of the configuration None"),
+        (lambda summary: summary.clear(), "belongs to configuration None"),
     ],
     ids=["another run", "another task", "lacking", "empty"],
 )

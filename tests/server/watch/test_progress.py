@@ -201,7 +201,7 @@ def test_site_that_was_asked_again_is_among_the_failures() -> None:
 
 
 def test_log_says_how_the_run_ended_and_where_it_went_on() -> None:
-    assert log_of([started(4)])[0].endswith("6 steps, going on after step 4")
+    assert log_of([started(4)])[0].endswith("6 steps, resumed after step 4")
     assert log_of([started(), {"event": "run_failed", "message": "no quorum"}])[-1] == "run failed: no quorum"
     finished = log_of([started(), {"event": "run_finished", "summary": SUMMARY}])
     assert finished[-1] == "run completed, accuracy 60.0 % at the end"
@@ -234,7 +234,7 @@ def test_panel_shows_where_the_run_stands() -> None:
     assert sites.index("╺") / len(sites) == pytest.approx(1 / 3, abs=0.02)  # where the full part of the bar ends
     assert steps.index("╺") / len(steps) == pytest.approx(1 / 2, abs=0.02)
     # 30 s since the start; two steps of 12 s and one of 2 s, less the 4 s that the one in hand has taken.
-    assert lines[5].split(maxsplit=1)[1] == "0:00:30 gone, about 0:00:22 left"
+    assert lines[5].split(maxsplit=1)[1] == "0:00:30 elapsed, about 0:00:22 left"
     assert lines[6].split(maxsplit=1)[1] == "70.1 % after task 1"
     assert lines[7].split(maxsplit=1)[1] == "site 2 from task 1 adapt 1/2"
     assert lines[8].split(maxsplit=1)[1] == "1, last: site 0 (MemoryStoreError, code 106) in task 1 adapt 2/2"

@@ -86,14 +86,14 @@ def test_details_of_a_run() -> None:
         ["hospital-a", "answered", "0:00:32", "1.5", "s", "75.0", "90.0", "%", "0", "0"],
         ["hospital-b", "waited", "for", "0:00:32", "2.5", "s", "20.0", "52.5", "%", "0", "2"],
         ["<b", 'id="x">&', "answered", "0:00:32", "0.5", "s", "-", "-", "2", "0"],
-        ["hospital-b", "failed", "last", "with", "NoAnswerBeforeDeadline,", "code", "5"],
+        ["hospital-b", "last", "failed", "with", "NoAnswerBeforeDeadline,", "code", "5"],
     ]
 
 
 def test_ended_run_shows_the_time_of_its_end() -> None:
     run = RunStatus(Path("/runs/skin"), first_task(), submitted=START - 5, flower="finished:failed")
     text = text_of(run_view(run, START + 100_000))
-    assert "0:00:32 gone" in text
+    assert "0:00:32 elapsed" in text
     assert "left" not in text
     assert "waiting for" not in text
     assert "Ended      dead" in text

@@ -102,7 +102,7 @@ def test_all_runs_and_what_to_do_about_them(port: int, runs: Path) -> None:
     assert status == 200
     for words in (
         "going-on running 2/2 71.2",
-        f"died dead continue with: dynammo-server resume {runs / 'died'} 2/2 71.2",
+        f"died dead continue with: dynammo-server run {runs / 'died' / 'config.yaml'} 2/2 71.2",  # it has no checkpoint
         "gave-up failed task 2: no <quorum> 2/2 71.2",
         f"{ODD} completed 2/2 71.2",
     ):
