@@ -29,7 +29,10 @@ from dynammo_core.data.images.reading import Fit, Reading
 from dynammo_core.memory.private_files import locked_folder
 from dynammo_core.support.errors import DynammoError, MemoryStoreError
 
-DECODERS = {"pillow": "PIL", "torch": "torch", "numpy": "numpy", "pydicom": "pydicom", "python-gdcm": "gdcm"}
+DECODERS = {
+    **{name: name for name in ("torch", "numpy", "imagecodecs", "tifffile", "pydicom")},
+    **{"pillow": "PIL", "python-gdcm": "gdcm"},
+}
 """Packages that decode and resize, and how they are imported, if they are there."""
 SPARE = 2 * 10**9
 """Bytes that stay free on the disk: other files of a site must not fail for a cache."""
