@@ -172,7 +172,7 @@ def test_a_site_whose_key_is_not_the_one_that_was_approved_offers_nothing(tmp_pa
     server = Server.before(tmp_path)
     assert server.site.signatory is not None
     server.site = replace(server.site, signatory=replace(server.site.signatory, key=key_of("another")))
-    with pytest.raises(ProtocolError, match=r"this site's key is SHA256:.*, and the experiment names SHA256:"):
+    with pytest.raises(ProtocolError, match=r"this site's key is SHA256:.*, but the experiment names SHA256:"):
         server.ask(Phase.KEYS)
 
 

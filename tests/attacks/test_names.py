@@ -260,7 +260,7 @@ def test_what_a_site_writes_holds_no_formula(tmp_path: Path, name: str) -> None:
     old_run(tmp_path / "memory", "first", name)
     index = tmp_path / "index.csv"
     assert CliRunner().invoke(memory, ["export-index", str(settings), "--output", str(index)]).exit_code == 0
-    shown = cells(index)[5]
+    shown = cells(index)[6]
     assert shown == as_cell(name)
     # Who copies the name from the list withdraws the record that is meant.
     assert CliRunner().invoke(memory, ["purge", str(settings), "--record-id", shown, "--yes"]).exit_code == 0

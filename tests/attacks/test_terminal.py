@@ -48,11 +48,11 @@ def harmless(output: str) -> None:
 
 
 def printed(*shown: RenderableType) -> str:
-    terminal = Terminal(file=io.StringIO(), width=400, color_system=None)
+    screen = io.StringIO()
+    terminal = Terminal(file=screen, width=400, color_system=None)
     for one in shown:
         terminal.print(one)
-    assert isinstance(terminal.file, io.StringIO)
-    return terminal.file.getvalue()
+    return screen.getvalue()
 
 
 @pytest.fixture

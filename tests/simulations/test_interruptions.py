@@ -24,6 +24,7 @@ def config(tmp_path: Path) -> Path:
     folder.mkdir()
     settings = small_settings("replay")
     settings["method"]["train"] |= {"rounds": 2, "epochs": 60}
+    settings["memory"]["exemplars"] = 60
     (folder / "small.yaml").write_text(yaml.safe_dump(settings))
     return folder / "small.yaml"
 

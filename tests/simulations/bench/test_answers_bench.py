@@ -20,4 +20,4 @@ def test_every_step_of_the_first_task_is_recorded_with_little_beside_it() -> Non
 
 def test_the_command_says_what_it_measures() -> None:
     said = CliRunner().invoke(app, ["bench", "answers", "--help"]).output
-    assert "beside the step that makes it" in " ".join(said.split())
+    assert "record each encrypted answer" in " ".join(said.split())

@@ -53,5 +53,5 @@ def test_the_same_experiment_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no run"):
+    with pytest.raises(RunError, match="is not a run directory"):
         groups_of([tmp_path])

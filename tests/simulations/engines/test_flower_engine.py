@@ -219,7 +219,7 @@ def test_a_refused_run_says_so(tmp_path: Path) -> None:
         run_flower(
             write_app(tmp_path / "app"), nodes=1, run_config={"no": 1}, on_output=None, log_file=tmp_path / "flower.log"
         )
-    with pytest.raises(RunError, match=r"nowhere/pyproject.toml describes no Flower app"):
+    with pytest.raises(RunError, match=r"nowhere/pyproject.toml does not describe a Flower app"):
         run_flower(tmp_path / "nowhere", nodes=1, run_config={}, on_output=None, log_file=tmp_path / "flower.log")
 
 
