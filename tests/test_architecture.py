@@ -235,6 +235,13 @@ def test_rooms_are_small() -> None:
     assert {room: files for room, files in rooms.items() if files > 12 and room not in alike} == {}
 
 
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """Their folders are no packages, so that pytest cannot tell two files of one name apart."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(names) > 100
+    assert [name for name, files in names.items() if files > 1] == []
+
+
 def test_no_import_cycles() -> None:
     """Depth-first over what modules import while they are being imported."""
     graph = {

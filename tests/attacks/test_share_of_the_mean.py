@@ -21,7 +21,7 @@ from dynammo_core.aggregation.voices import shares_kept
 from dynammo_core.configuration.config import Scalar, load_config
 from dynammo_core.configuration.limits import LimitSettings
 from dynammo_core.experiment import Experiment
-from simulations.bench.shares import held, moved_weights
+from simulations.bench.shares import effect_of_limit, moved_weights
 from simulations.cli import app as command_line
 from simulations.engines.local_grid import LocalGrid
 
@@ -135,9 +135,9 @@ def test_honest_skewed_sites_are_seldom_held_and_never_by_more_than_the_rest_of_
     for alpha, often in ((1.0, 0), (0.5, 7), (0.1, 40)):
         for sites in (5, 10, 20):
             own: dict[str, Scalar] = {"federation.alpha": alpha, "federation.sites": sites}
-            seen = held(CONFIGS / "digits.yaml", own, 3)
+            seen = effect_of_limit(CONFIGS / "digits.yaml", own, 3)
             assert seen.tasks == 15
-            assert seen.held <= often
+            assert seen.limited <= often
             assert seen.most <= 100 * (1 - SHARE)
 
 
@@ -145,6 +145,6 @@ def test_the_command_prints_what_was_measured() -> None:
     options = ["--alpha", "0.1", "--sites", "5", "--seeds", "2"]
     done = CliRunner().invoke(command_line, ["bench", "shares", str(CONFIGS / "digits.yaml"), *options])
     assert done.exit_code == 0, done.output
-    seen = held(CONFIGS / "digits.yaml", {"federation.alpha": 0.1, "federation.sites": 5}, 2)
-    assert f"{seen.held:.1f} %" in done.output
+    seen = effect_of_limit(CONFIGS / "digits.yaml", {"federation.alpha": 0.1, "federation.sites": 5}, 2)
+    assert f"{seen.limited:.1f} %" in done.output
     assert f"{seen.most:.1f} %" in done.output
