@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dynammo_core.data.decoded.stored_images import add_pixels
 from dynammo_core.data.samples import Samples
-from dynammo_core.memory.private_files import write_private
+from dynammo_core.memory.private_files import discard, write_private
 from dynammo_core.memory.sealed_file import SealedFile
 from dynammo_core.support.errors import DynammoError, MemoryStoreError
 
@@ -122,10 +122,4 @@ def discard_features(runs: Path) -> None:
     Raises:
         MemoryStoreError: some cannot be deleted.
     """
-    for path in runs.glob(f"*/{FOLDER}/*"):
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise MemoryStoreError(
-                f"cannot delete the features {path}: {error.strerror}", remedy="Delete the file by hand"
-            ) from error
+    discard(runs.glob(f"*/{FOLDER}/*"), "features")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,3 +113,22 @@ class JsonFile:
             CheckpointError: it cannot be written; what stood there stands there still.
         """
         write_private(self.path, json.dumps(content, indent=self.indent).encode())
+
+
+def discard(paths: Iterable[Path], content: str) -> None:
+    """Delete files that hold nothing which could not be computed again.
+
+    Args:
+        paths: the files; those that are gone already are passed over.
+        content: what they hold, for messages.
+
+    Raises:
+        MemoryStoreError: a file cannot be deleted.
+    """
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise MemoryStoreError(
+                f"{path} ({content}) cannot be deleted: {error.strerror}", remedy="Delete the file by hand"
+            ) from error

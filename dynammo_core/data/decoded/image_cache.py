@@ -26,7 +26,7 @@ from dynammo_core.data.decoded.stored_images import Images, StoredImages, fit_in
 from dynammo_core.data.decoded.storing import Stored, Storing
 from dynammo_core.data.images import reading
 from dynammo_core.data.images.reading import Fit, Reading
-from dynammo_core.memory.private_files import locked_folder
+from dynammo_core.memory.private_files import discard, locked_folder
 from dynammo_core.support.errors import DynammoError, MemoryStoreError
 
 DECODERS = {
@@ -235,13 +235,7 @@ def discard_images(folder: Path) -> None:
     Raises:
         MemoryStoreError: some cannot be deleted.
     """
-    for path in (*folder.glob(f"*/*{INDEX}"), *folder.glob(f"*/*{ROWS}")):
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise MemoryStoreError(
-                f"the decoded images {path} cannot be deleted: {error.strerror}", remedy="Delete the file by hand"
-            ) from error
+    discard((*folder.glob(f"*/*{INDEX}"), *folder.glob(f"*/*{ROWS}")), "decoded images")
 
 
 def _sha256(path: Path) -> str:

@@ -19,6 +19,7 @@ from rich.progress import track
 
 from dynammo_core.data.images.decoding import named
 from dynammo_core.data.index.folders import DEFAULT_HOME
+from dynammo_core.memory.private_files import discard
 from dynammo_core.memory.sealed_file import SealedFile
 from dynammo_core.support.errors import DataError, DynammoError, MemoryStoreError
 from dynammo_core.support.terminal import Terminal
@@ -54,13 +55,7 @@ class HashCache:
         Raises:
             MemoryStoreError: a file cannot be deleted.
         """
-        for path in self.folder.glob("*.sealed"):
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                raise MemoryStoreError(
-                    f"the index {path} cannot be deleted: {error.strerror}", remedy="Delete the file by hand"
-                ) from error
+        discard(self.folder.glob("*.sealed"), "index")
 
 
 class _Known(NamedTuple):
