@@ -1,7 +1,8 @@
-"""Child processes that end with whoever started them, grandchildren included, however it ends."""
+"""Child processes that end with whoever started them, however it ends, and the cores that a process may use."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -70,3 +71,8 @@ def process_tree(process: int) -> Iterator[int]:
     for parent in found:
         found += [child for child, of in parents.items() if of == parent]
     yield from found
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,13 +18,13 @@ from PIL import Image
 
 from dynammo_core.configuration.config import resolve
 from dynammo_core.configuration.settings import DataSettings
-from dynammo_core.data.decoded.all_cores import usable_cores
 from dynammo_core.data.decoded.image_cache import ImageCache
 from dynammo_core.data.decoded.progress import Decoding, listening
 from dynammo_core.data.decoded.simulated_cache import simulated_images
 from dynammo_core.data.index.opening import open_dataset
 from dynammo_core.data.loading import load_samples
 from dynammo_core.support.errors import RunError
+from dynammo_core.support.processes import usable_cores
 from dynammo_core.support.seeding import derive_seed
 from simulations.bench.memory_watch import peak_memory
 from simulations.comparisons.process_pool import follow_parent

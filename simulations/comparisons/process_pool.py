@@ -22,6 +22,7 @@ from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.models.backbones import weights_sha256
 from dynammo_core.support.errors import CheckpointError, DynammoError, RunError
+from dynammo_core.support.processes import usable_cores
 from server.run.run import run_and_report
 from server.run_directory.checkpoint import CheckpointStore, Identity
 from simulations.comparisons.compare import Cell, OnEvent, Outcome, Wire
@@ -92,11 +93,6 @@ def one_by_one(cells: Sequence[Cell], runs: Path, on_event: OnEvent) -> Generato
 def device_of(slot: int, gpus: int) -> int | None:
     """Return the index of a worker's GPU, dealt round; None if there is no GPU."""
     return slot % gpus if gpus else None
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def tells_progress(event: Event) -> bool:

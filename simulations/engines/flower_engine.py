@@ -7,7 +7,6 @@ and SuperLinks on the machine; nothing needs the network.
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
 import subprocess
@@ -25,6 +24,7 @@ from typing import IO
 import tomli_w
 
 from dynammo_core.support.errors import RunError
+from dynammo_core.support.processes import usable_cores
 from server.consortium.flower_app import flower_environment, flower_program, staged_app
 
 START_SECONDS = 60.0
@@ -127,8 +127,7 @@ def _resources(nodes: int, ray: str | None) -> str:
     """A CPU for each node that works, as far as they go: Ray, left to count, may find none (a quota below one)."""
     if ray is not None:  # a cluster has counted its own, and refuses a number from outside
         return f"num-supernodes={nodes} client-resources-num-cpus=1"
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"num-supernodes={nodes} client-resources-num-cpus=1 init-args-num-cpus={max(1, min(nodes, cpus))}"
+    return f"num-supernodes={nodes} client-resources-num-cpus=1 init-args-num-cpus={max(1, min(nodes, usable_cores()))}"
 
 
 @contextmanager

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from dynammo_core.data.decoded.progress import Counter
+from dynammo_core.support.processes import usable_cores
 
 T = TypeVar("T")
 MOST_WORKERS = 16
 """More threads would decode little faster, and an image of 12 megapixels takes each of them 100 MB."""
 AHEAD = 4
 """Images, for each thread, that may wait for their turn: a slow consumer must not let them pile up."""
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(read: Callable[[int], T], indices: Sequence[int], workers: int | None = None) -> Iterator[T]:

@@ -22,6 +22,7 @@ from dynammo_core.data.index.folders import DEFAULT_HOME
 from dynammo_core.memory.private_files import discard
 from dynammo_core.memory.sealed_file import SealedFile
 from dynammo_core.support.errors import DataError, DynammoError, MemoryStoreError
+from dynammo_core.support.processes import usable_cores
 from dynammo_core.support.terminal import Terminal
 
 CACHE_VARIABLE = "DYNAMMO_CACHE"
@@ -122,7 +123,7 @@ def _hashed(files: Sequence[tuple[Path, str]]) -> Iterator[str]:
     """Read files on all cores, in their order; many of them with a progress bar, if somebody looks on."""
     console = Terminal(stderr=True)
     silent = len(files) < MANY or not console.is_terminal
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         hashes = pool.map(_sha256, files)
         yield from track(hashes, "Reading images", total=len(files), console=console, transient=True, disable=silent)
 

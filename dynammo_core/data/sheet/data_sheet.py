@@ -16,6 +16,7 @@ from dynammo_core.data.images.properties import ImageProperties, read_properties
 from dynammo_core.data.samples import Dataset, Split
 from dynammo_core.data.sources import ArraySource, FileSource, array_keys, resolve_selection
 from dynammo_core.support.errors import DataError
+from dynammo_core.support.processes import usable_cores
 from dynammo_core.wire.announcement import same_disease
 
 CHUNK = 500
@@ -138,7 +139,7 @@ def _headers(parts: Sequence[Split], advance: Advance) -> list[ImageProperties |
     """Return the header of each image, in the order of the parts."""
     headers: list[ImageProperties | None] = []
     total = sum(len(part.labels) for part in parts)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for part in parts:
             source, held = resolve_selection(part.source, np.arange(len(part.labels)))
             if isinstance(source, FileSource):

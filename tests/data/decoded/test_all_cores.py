@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from dynammo_core.data.decoded import all_cores, progress
-from dynammo_core.data.decoded.all_cores import AHEAD, in_order, usable_cores
+from dynammo_core.data.decoded.all_cores import AHEAD, in_order
 from dynammo_core.data.decoded.progress import Decoding, listening
 from dynammo_core.support.errors import DataError
+from dynammo_core.support.processes import usable_cores
 
 
 def late_if_early(index: int) -> Tensor:
