@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 
@@ -50,13 +51,16 @@ def make(variant: str) -> Bench:
 
 def begun(variant: str, last: int, stream: TaskStream = STREAM) -> Bench:
     """As the server has it when a task begins, no stage of it done and no site asked in those before."""
-    made = make(variant)
+    return deepcopy(_begun(variant, last, stream))
+
+
+@cache
+def _begun(variant: str, last: int, stream: TaskStream) -> Bench:
+    made = begun(variant, last - 1, stream) if last else make(variant)
     made.method.stream = stream
-    for task in range(last + 1):
-        made.begin(task)
-        if task < last:
-            for stage in made.method.stages(task):
-                made.finish(stage.name, task)
+    for stage in made.method.stages(last - 1) if last else ():
+        made.finish(stage.name, last - 1)
+    made.begin(last)
     return made
 
 
