@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import re
@@ -32,13 +33,14 @@ WHOLE = re.compile(
 )
 """What tells of a file of tests that it starts programs or runs whole experiments of its own."""
 
-SYSTEMS = re.compile(
-    r"tests/(end_to_end/test_(deployment|plain|plugins|tutorials|wheel)|simulations/engines/test_flower|attacks/test_foreign)"
-)
-"""Files of tests that start Flower with Ray, or a server with its sites.
-
-One worker runs them all: two that start at once on two cores outlast what Ray waits for its own.
-"""
+TOGETHER = {
+    # They start Flower with Ray, or a server with its sites: two at once on two cores outlast what Ray waits for.
+    "whole systems": r"end_to_end/test_(deployment|plain|tutorials|wheel)|engines/test_flower|attacks/test_foreign",
+    # What they share is started once.
+    "preloaded processes": r"end_to_end/test_(kill|second)|comparisons/test_(compare\.|process)|test_examples",
+    "a SuperLink": r"server/consortium/test_(sites|flower_programs|launch)|server/gate/test_gate",
+}
+"""Files of tests, below `tests/`, that one worker runs."""
 
 # Each of the many programs that tests start would compile the whole project for itself.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -46,6 +48,9 @@ sys.dont_write_bytecode = False
 
 # Tests leave nothing in the cache of whoever runs them; those of the cache itself name a folder of their own.
 os.environ["DYNAMMO_IMAGES_MEGABYTES"] = "0"
+
+# Nearly all that collecting makes stays: nothing is looked for among it, neither meanwhile nor by the tests' own rounds.
+gc.disable()
 
 # A shell starts its background jobs deaf to Ctrl-C, and what they start inherits that; tests send it to programs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -62,6 +67,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if whole and config.getoption("--quick") else None
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Let one worker more than cores fill the time in which tests wait for programs that they started."""
@@ -70,14 +80,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """With --dist loadscope, let a worker take a whole file, whose tests share what they make, and one all systems."""
+    """With --dist loadscope, let a worker take a whole file, whose tests share what they make, or files that do."""
     if config.getoption("dist") != "loadscope":
         return None
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "whole systems" if SYSTEMS.match(nodeid) else nodeid.partition("::")[0]
+            shared = (name for name, files in TOGETHER.items() if re.match(f"tests/(simulations/)?({files})", nodeid))
+            return next(shared, nodeid.partition("::")[0])
 
     return ByFile(config, log)
 

@@ -10,7 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import Context, Message, RecordDict
@@ -32,6 +32,9 @@ from dynammo_core.wire.protocol import Instruction
 from server.run.run import run_experiment
 from server.run_directory.directory import Listener, RunDirectory
 from simulations.engines.local_grid import LocalGrid
+
+if TYPE_CHECKING:
+    import pytest
 
 ALL_METHODS = sorted(METHODS)
 SITES = 3
@@ -78,6 +81,13 @@ def run_small(
     """The whole road: server loop, messages, the real client app."""
     grid = grid or LocalGrid(app, nodes=config.federation.sites, run_config={})
     return run_experiment(grid, config, runs=runs, resume=resume, accept_new_code=accept_new_code, listeners=listeners)
+
+
+def make_pages_small(patch: pytest.MonkeyPatch) -> None:
+    """Let pages count the cost of a small network alone, with coarse figures, and runs leave no page of their own."""
+    patch.setattr("simulations.comparisons.process_pool.run_and_report", run_experiment)
+    patch.setattr("simulations.comparisons.page.COST_BACKBONES", ("small_cnn",))
+    patch.setattr("server.report.plots.PIXELS_PER_INCH", 20)
 
 
 @dataclass

@@ -27,7 +27,7 @@ from dynammo_core.configuration.settings import (
 )
 from dynammo_core.methods import METHODS
 from dynammo_core.support.errors import ConfigError, unknown_name
-from dynammo_core.support.yaml_files import read_yaml, validate
+from dynammo_core.support.yaml_files import parse_yaml, read_yaml, validate
 
 M = TypeVar("M", bound=MethodSettings)
 Scalar = str | int | float | bool
@@ -211,7 +211,7 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def _parsed(key: str, value: Scalar) -> Any:
     try:
-        return yaml.safe_load(value) if isinstance(value, str) else value
+        return parse_yaml(value) if isinstance(value, str) else value
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"the value {value!r} of the override {key!r} is not valid YAML: {reason}") from error

@@ -40,6 +40,7 @@ STYLE = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
+PIXELS_PER_INCH = 200  # of a PNG
 MOST_NUMBERED = 20  # cells per side up to which a matrix shows its numbers
 
 
@@ -51,9 +52,9 @@ class Drawing:
         self.svg = ""
 
     def png(self) -> bytes:
-        """Return the finished figure as PNG, 200 pixels per inch, for places that cannot show vector graphics."""
+        """Return the finished figure as PNG, for places that cannot show vector graphics."""
         buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png", dpi=200)
+        self.figure.savefig(buffer, format="png", dpi=PIXELS_PER_INCH)
         return buffer.getvalue()
 
 

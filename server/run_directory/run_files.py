@@ -16,6 +16,7 @@ from dynammo_core.scoring.metrics import Counts
 from dynammo_core.scoring.reliability import COLUMNS, Reliability, tables_from_rows
 from dynammo_core.support.csv_text import read_csv_table
 from dynammo_core.support.errors import RunError
+from dynammo_core.support.yaml_files import parse_yaml
 
 Json = dict[str, Any]
 
@@ -58,7 +59,7 @@ class RunFiles:
         lines = _text(directory / "events.jsonl").splitlines()
         events = [event for event in map(_event, lines) if event]
         return cls(
-            config=_mapping(directory / "config.yaml", yaml.safe_load),
+            config=_mapping(directory / "config.yaml", parse_yaml),
             summary=_mapping(directory / "summary.json", json.loads),
             model=_mapping(directory / "model.json", json.loads),
             events=events,

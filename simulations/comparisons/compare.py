@@ -18,6 +18,7 @@ from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config, Scalar, load_config
 from dynammo_core.configuration.settings import MethodSettings, Section
 from dynammo_core.support.errors import ConfigError
+from dynammo_core.support.yaml_files import parse_yaml
 
 Json = dict[str, Any]
 OnEvent = Callable[[str, Mapping[str, Any]], None]
@@ -212,7 +213,7 @@ Closing the generator, or an exception that passes through it, stops every run i
 def is_comparison(path: Path) -> bool:
     """Whether a YAML file is a comparison and not an experiment."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return False
     return isinstance(data, dict) and "rows" in data
@@ -227,7 +228,7 @@ def load_comparison(path: Path) -> Comparison:
         ConfigError: the file or one of its rows is wrong, or two rows of a setting are the same experiment.
     """
     try:
-        read = ComparisonFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        read = ComparisonFile.model_validate(parse_yaml(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise ConfigError(f"the comparison {path} cannot be read: {' '.join(str(error).split())}") from error
     except ValidationError as error:

@@ -267,8 +267,25 @@ def same_model(run: Path, other: Path) -> None:
 REFUSED = {"site": LIAR, "code": ProtocolError.code, "error": "ProtocolError"}
 
 
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Where], Path]:
+    """The run of a method with its settings in which nobody lies, made once."""
+    made: dict[str, Path] = {}
+
+    def run(where: Where) -> Path:
+        method, _, settings = where
+        key = f"{method} {sorted(settings.items())}"
+        if key not in made:
+            made[key], _ = run_with(tmp_path_factory.mktemp("honest"), where)
+        return made[key]
+
+    return run
+
+
 @pytest.mark.parametrize("kind", LIES)
-def test_every_lie_is_refused_and_the_truth_is_taken(tmp_path: Path, kind: str) -> None:
+def test_every_lie_is_refused_and_the_truth_is_taken(
+    tmp_path: Path, honest: Callable[[Where], Path], kind: str
+) -> None:
     """Asked again after each of its lies, a site at last tells the truth: the model is that of a run without lies."""
     where, lies = LIES[kind]
     run, told = run_with(tmp_path / "lies", where, list(lies.values()), attempts=len(lies) + 1)
@@ -276,7 +293,7 @@ def test_every_lie_is_refused_and_the_truth_is_taken(tmp_path: Path, kind: str) 
     assert len(asked) == len(lies), f"not refused: {[*lies, ''][len(asked)]}"
     assert all(event["failures"] == [REFUSED] for event in asked)
     assert set(told.values()) == {len(lies) + 1}
-    truth, _ = run_with(tmp_path / "truth", where)
+    truth = honest(where)
     same_model(run, truth)
     confusion = "confusion_matrix.csv"
     assert (run / confusion).read_bytes() == (truth / confusion).read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -78,14 +79,17 @@ def test_both_engines_run_the_shipped_experiment_with_a_method_from_another_pack
     installed("dynammo-sim", "configs", "experiments")
     assert "ok" in installed("dynammo-sim", "validate", "experiments/digits.yaml", "experiments/compare/digits.yaml")
     overrides = [f"--set={key}={value}" for key, value in {**SMALL, "method.name": "half_replay"}.items()]
-    outcomes = []
+    outcomes, summaries = [], []
     for engine in ("local", "flower"):
         installed("dynammo-sim", "run", "experiments/digits.yaml", "--engine", engine, "--runs", engine, *overrides)
         (directory,) = (installed.folder / engine).iterdir()
         assert (directory / "report.html").exists()
         outcomes.append(Outcome.of(directory))
+        summaries.append(json.loads((directory / "summary.json").read_text()))
+        assert (directory / "checkpoints" / "latest.safetensors").exists()
     assert outcomes[0] == outcomes[1]
-    assert outcomes[0].summary["method"] == "half_replay"
+    assert summaries[0]["bytes_down"] == summaries[1]["bytes_down"]
+    assert summaries[0]["method"] == "half_replay"
 
 
 @pytest.mark.slow

@@ -427,7 +427,7 @@ def first_task_only(folder: Path, method: str, sites: int) -> Config[Any]:
     )
 
 
-@every_method
+@pytest.mark.parametrize("method", ["dynammo", "podnet", "icarl", "dynamic_er", "ridge", "streaming_ridge"])
 def test_a_site_with_nothing_of_a_task_is_as_good_as_not_there(tmp_path: Path, method: str) -> None:
     two = write_hospitals(tmp_path / "two", {**HOSPITALS})
     three = write_hospitals(tmp_path / "three", {**HOSPITALS, "c": {"2": 5, "3": 5}})

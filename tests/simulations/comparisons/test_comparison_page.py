@@ -14,14 +14,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from rich.filesize import decimal
-from small_runs import SITES, Finished, run_small, small_config
+from small_runs import SITES, Finished, make_pages_small, run_small, small_config
 from typer.testing import CliRunner
 
 from dynammo_core.scoring.reliability import MEASURES
 from dynammo_core.support.errors import RunError
 from server.run_directory.run_files import RunFiles
 from simulations.cli import app
-from simulations.comparisons import page as comparison_page
 from simulations.comparisons.compare import METRICS, Group, Result, Sweep
 from simulations.comparisons.page import write_page
 from simulations.comparisons.plots import mean_and_deviation
@@ -75,7 +74,7 @@ def groups(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> list
 
 @pytest.fixture
 def write(groups: list[Group], monkeypatch: pytest.MonkeyPatch) -> Write:
-    monkeypatch.setattr(comparison_page, "COST_BACKBONES", ("small_cnn",))
+    make_pages_small(monkeypatch)
 
     def write(folder: Path, **changes: Any) -> Path:
         given = {"title": "small", "command": COMMAND, "groups": groups, "metric": METRICS["accuracy"]}
@@ -282,7 +281,7 @@ def test_the_band_of_a_curve_is_the_sample_deviation() -> None:
 def test_report_compares_several_runs_and_reports_on_one(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison_page, "COST_BACKBONES", ("small_cnn",))
+    make_pages_small(monkeypatch)
     directories = [str(finished(method).path) for method in ("dynammo", "replay")]
     result = CliRunner().invoke(app, ["report", *directories, "--output", str(tmp_path / "both")])
     assert result.exit_code == 0, result.output

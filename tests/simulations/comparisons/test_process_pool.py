@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,10 @@ import yaml
 from small_runs import Outcome, events, run_small, small_settings
 
 from dynammo_core.configuration.config import resolve
+from simulations.cli import app
 from simulations.comparisons.compare import load_comparison
 from simulations.comparisons.process_pool import device_of, one_by_one
 
-COMPARE = "from simulations.cli import app; app()"
 LIMIT = 300.0  # seconds; a free machine needs a tenth
 
 
@@ -39,31 +39,38 @@ def session_is_empty(session: int) -> bool:
     return False
 
 
-def wait_until(true: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def compare(words: list[str], said: Path) -> None:
+    """Run the command in a session of its own; what it says is left in a file."""
+    os.setsid()
+    with said.open("w") as file, redirect_stdout(file):
+        app(["compare", *words])
+
+
+def wait_until(true: Callable[[], object], process: ForkServerProcess) -> None:
     limit = time.monotonic() + LIMIT
     while not true():
-        assert process.poll() is None, process.communicate()
+        assert process.is_alive()
         assert time.monotonic() < limit
         time.sleep(0.05)
 
 
 @pytest.mark.slow
 def test_whatever_stops_it_no_worker_is_left_and_the_run_goes_on_later(
-    tmp_path: Path, request: pytest.FixtureRequest
+    tmp_path: Path, request: pytest.FixtureRequest, preloaded: ForkServerContext
 ) -> None:
     settings = small_settings("replay") | {"method": {"name": "replay", "train": {"rounds": 30, "epochs": 2}}}
     config = resolve(settings, "small.yaml", {})
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(settings))
     (tmp_path / "one.yaml").write_text(yaml.safe_dump({"base": "small.yaml", "seeds": [1], "rows": {"replay": {}}}))
     runs = tmp_path / "runs"
-    line = [sys.executable, "-c", COMPARE, "compare", str(tmp_path / "one.yaml"), "--runs", str(runs)]
+    said = tmp_path / "said.txt"
     checkpoint = runs / config.run_name / "checkpoints" / "latest.safetensors"
 
-    def start() -> subprocess.Popen[str]:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-        process = subprocess.Popen(line, start_new_session=True, text=True, **pipes)  # type: ignore[call-overload]
+    def start() -> ForkServerProcess:
+        process = preloaded.Process(target=compare, args=([str(tmp_path / "one.yaml"), "--runs", str(runs)], said))
+        process.start()
         request.addfinalizer(process.kill)  # which its workers notice
-        return process  # type: ignore[no-any-return]
+        return process
 
     def starts() -> int:
         return len(events(checkpoint.parent.parent, "run_started"))
@@ -71,10 +78,11 @@ def test_whatever_stops_it_no_worker_is_left_and_the_run_goes_on_later(
     for number, (stop, code) in enumerate(((signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)), start=1):
         process = start()
         wait_until(lambda times=number: checkpoint.exists() and starts() == times, process)
-        process.send_signal(stop)
-        said, _ = process.communicate(timeout=LIMIT)
-        assert process.returncode == code
-        assert ("same command" in said) is (stop == signal.SIGTERM)
+        assert process.pid is not None
+        os.kill(process.pid, stop)
+        process.join(LIMIT)
+        assert process.exitcode == code
+        assert ("same command" in said.read_text()) is (stop == signal.SIGTERM)
         assert session_is_empty(process.pid)
         assert not events(checkpoint.parent.parent, "run_finished")
 
