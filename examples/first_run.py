@@ -26,6 +26,8 @@ SMALL = {
     "data.train_per_class": 40,
     "tasks.sizes": "[2, 2]",
     "federation.sites": 3,
+    "method.adapt.rounds": 2,
+    "method.balance.rounds": 2,
     "method.merge": "first_and_last",
 }
 

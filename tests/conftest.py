@@ -49,7 +49,7 @@ sys.dont_write_bytecode = False
 # Tests leave nothing in the cache of whoever runs them; those of the cache itself name a folder of their own.
 os.environ["DYNAMMO_IMAGES_MEGABYTES"] = "0"
 
-# Nearly all that collecting makes stays: nothing is looked for among it, neither meanwhile nor by the tests' own rounds.
+# Nearly all that collecting makes stays: no garbage is looked for meanwhile, nor among it later.
 gc.disable()
 
 # A shell starts its background jobs deaf to Ctrl-C, and what they start inherits that; tests send it to programs.

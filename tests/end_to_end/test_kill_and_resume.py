@@ -17,7 +17,10 @@ from typer.testing import CliRunner
 
 from simulations.cli import app
 
-STAGES = ("adapt", "recalibrate", "balance", "remember", "evaluate")
+STAGES = (
+    *("adapt", "remember", "evaluate"),  # weights move, exemplars are written, results are
+    *(pytest.param(stage, marks=pytest.mark.soak) for stage in ("recalibrate", "balance")),
+)
 
 
 def invoke(*words: str | Path) -> Result:

@@ -58,7 +58,7 @@ def wait_until(true: Callable[[], object], process: ForkServerProcess) -> None:
 def test_whatever_stops_it_no_worker_is_left_and_the_run_goes_on_later(
     tmp_path: Path, request: pytest.FixtureRequest, preloaded: ForkServerContext
 ) -> None:
-    settings = small_settings("replay") | {"method": {"name": "replay", "train": {"rounds": 30, "epochs": 2}}}
+    settings = small_settings("replay") | {"method": {"name": "replay", "train": {"rounds": 12, "epochs": 2}}}
     config = resolve(settings, "small.yaml", {})
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(settings))
     (tmp_path / "one.yaml").write_text(yaml.safe_dump({"base": "small.yaml", "seeds": [1], "rows": {"replay": {}}}))
