@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from small_runs import Finished
 
 # The same examples in every run; no deadline, which a busy machine would miss. `make soak` tries many more.
-settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=25)
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=15)
 settings.register_profile("thorough", deadline=None, max_examples=1000)
 settings.load_profile("repeatable")
 
@@ -38,7 +38,8 @@ TOGETHER = {
     "whole systems": r"end_to_end/test_(deployment|plain|tutorials|wheel)|engines/test_flower|attacks/test_foreign",
     # What they share is started once.
     "preloaded processes": r"end_to_end/test_(kill|second)|comparisons/test_(compare\.|process)|test_examples",
-    "a SuperLink": r"server/consortium/test_(sites|flower_programs|launch)|server/gate/test_gate",
+    "Flower's SuperLink": r"client/doctor/test_doctor|client/service/test_supernode",
+    "our SuperLink": r"server/consortium/test_(sites|flower_programs|launch)|server/gate/test_gate",
 }
 """Files of tests, below `tests/`, that one worker runs."""
 

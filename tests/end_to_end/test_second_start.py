@@ -129,9 +129,10 @@ def test_beside_a_run_of_flower_nothing_starts(config: Path, tmp_path: Path) -> 
             refused = invoke("run", config, "--runs", runs, "--engine", engine)
             assert f"the run in {runs / NAME} {state}: process " in refused.stderr
         _wait_for_step(runs / NAME, 2)  # the first goes on
-        assert first.poll() is None
-    finally:
         first.send_signal(signal.SIGINT)
-        first.wait(60)
+        assert first.wait(60) != 0
+    finally:
+        first.kill()
+        first.wait()
     assert log.stat().st_ino == inode
     assert [path.name for path in runs.iterdir()] == [NAME]

@@ -22,7 +22,7 @@ import yaml
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from packaging.requirements import Requirement
 from PIL import Image
-from site_bench import Authority, SuperLink, free_port, make_site, running_superlink
+from site_bench import Authority, SuperLink, free_port, make_site
 from typer.testing import CliRunner
 
 from client.doctor.checks import package_problem
@@ -38,12 +38,6 @@ PACKAGE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77
 """Of EfficientNet-Lite0's weights, as dynammo_core/models/backbones.py requires it."""
 command = typer.Typer()
 command.command()(doctor)
-
-
-@pytest.fixture(scope="module")
-def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
-    with running_superlink(tmp_path_factory.mktemp("superlink")) as link:
-        yield link
 
 
 @contextmanager

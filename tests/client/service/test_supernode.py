@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ from site_bench import (
     free_port,
     make_site,
     processes_of,
-    running_superlink,
     wait_until,
 )
 
@@ -31,12 +29,6 @@ from client.service.daemon import Backoff
 from dynammo_core.support.processes import process_tree
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-
-
-@pytest.fixture(scope="module")
-def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
-    with running_superlink(tmp_path_factory.mktemp("superlink")) as link:
-        yield link
 
 
 def site_at(link: SuperLink, folder: Path) -> tuple[SiteSettings, Path]:
