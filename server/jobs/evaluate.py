@@ -15,9 +15,9 @@ from dynammo_core.scoring import metrics
 from dynammo_core.scoring.reliability import MEASURES
 from dynammo_core.support.files import write_atomically
 from server.run.exchange import Exchange
+from server.run.results import number, pooled
 from server.run.task_loop import TaskLoop
 from server.run_directory.directory import RunDirectory
-from server.run_directory.results import number, pooled
 
 
 class _OnlyRead(RunDirectory):

@@ -21,9 +21,9 @@ from server.run.answers import Answers
 from server.run.asking import Asking
 from server.run.exchange import Exchange
 from server.run.merge import merged
+from server.run.results import pooled, write_model, write_results
 from server.run_directory.checkpoint import CheckpointStore, Identity, Progress
 from server.run_directory.directory import AGAIN, RunDirectory
-from server.run_directory.results import pooled, write_model, write_results
 
 
 class TaskLoop:
