@@ -211,6 +211,7 @@ class TaskLoop:
                 task=step.task,
                 accuracy=summary["last_accuracy"],
                 site_accuracies=summary["site_accuracies"],
+                **{key: summary[key] for key in ("mean_class_recall",) if key == summary["leading_metric"]},
             )
         self._save()
 
