@@ -104,6 +104,21 @@ def test_import_law() -> None:
             assert not reached & set(FLOWER), name
 
 
+def test_rooms_form_no_circle() -> None:
+    """What a room imports never imports it, by however many steps; the files at the door of a package stand outside."""
+    needs: dict[str, set[str]] = {}
+    for path in FILES:
+        room = ".".join(path.relative_to(ROOT).parts[:2])
+        if path.relative_to(ROOT).parts[0] == "dynammo_core" or len(path.relative_to(ROOT).parts) < 3:
+            continue
+        reached = {".".join(name.split(".")[:2]) for name in all_imports(path) if name in MODULES}
+        needs.setdefault(room, set()).update(reached - {room})
+    while needs:
+        free = {room for room, needed in needs.items() if not needed & set(needs)}
+        assert free, f"these rooms import each other: {sorted(needs)}"
+        needs = {room: needed for room, needed in needs.items() if room not in free}
+
+
 def test_messages_are_written_and_read_in_one_file() -> None:
     """Beside the envelope, Flower's records are known to the door, which trusts no encoder, and to what forges them."""
     records = {"ArrayRecord", "ConfigRecord", "MetricRecord"}
@@ -114,10 +129,10 @@ def test_messages_are_written_and_read_in_one_file() -> None:
         if isinstance(node, ast.ImportFrom) and records & {alias.name for alias in node.names}
     }
     assert users == {
-        "client/consent/door.py",
+        "client/hospital/door.py",
         "dynammo_core/wire/envelope.py",
         "simulations/bench/growth.py",
-        "simulations/measurements/wires.py",
+        "simulations/comparisons/wires.py",
     }
 
 
@@ -209,7 +224,7 @@ def test_settings_a_plan_and_a_message_are_read_without_networks(module: str, un
 
 
 def test_server_and_client_never_name_a_method() -> None:
-    of_this_package = {"server/run_directory/results.py", "client/doctor/checks.py"}  # its name, and its version
+    of_this_package = {"server/run/results.py", "client/doctor/checks.py"}  # its name, and its version
     for name, path in BY_NAME.items():
         if not name.startswith(("server/", "client/")):
             continue

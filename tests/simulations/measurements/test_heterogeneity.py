@@ -18,8 +18,8 @@ from client.app import app as client_app
 from dynammo_core.experiment import Experiment
 from simulations.cli import app
 from simulations.comparisons.compare import missing_cells
+from simulations.comparisons.wires import LonelyGrid
 from simulations.measurements.heterogeneity import plan
-from simulations.measurements.wires import LonelyGrid
 
 pytestmark = pytest.mark.usefixtures("small_pages")
 OVERRIDES = {
