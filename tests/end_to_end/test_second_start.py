@@ -112,7 +112,7 @@ def test_after_a_kill_the_next_start_goes_ahead(
 
 
 @pytest.mark.slow
-def test_beside_a_run_of_flower_nothing_starts(config: Path, tmp_path: Path, finished: Finished) -> None:
+def test_beside_a_run_of_flower_nothing_starts(config: Path, tmp_path: Path) -> None:
     """From the first moment, in which Flower itself is still starting, and later, when its process runs."""
     runs = tmp_path / "runs"
     first = subprocess.Popen([COMMAND, "run", str(config), "--engine", "flower", "--runs", str(runs)])
@@ -128,10 +128,11 @@ def test_beside_a_run_of_flower_nothing_starts(config: Path, tmp_path: Path, fin
         for engine, state in (("local", "is in progress"), ("flower", "is being started")):
             refused = invoke("run", config, "--runs", runs, "--engine", engine)
             assert f"the run in {runs / NAME} {state}: process " in refused.stderr
-        assert first.wait(300) == 0
+        _wait_for_step(runs / NAME, 2)  # the first goes on
+        first.send_signal(signal.SIGINT)
+        assert first.wait(60) != 0
     finally:
         first.kill()
         first.wait()
     assert log.stat().st_ino == inode
-    assert Outcome.of(runs / NAME) == finished("dynammo").outcome
     assert [path.name for path in runs.iterdir()] == [NAME]

@@ -204,10 +204,10 @@ def test_a_run_by_flower_gives_what_the_local_grid_gives(tmp_path: Path, hostile
 
 
 @pytest.mark.slow
-def test_a_failed_run_is_an_error_with_the_servers_own_words(tmp_path: Path) -> None:
+def test_a_failed_run_is_an_error_with_the_servers_own_words(cluster: str, tmp_path: Path) -> None:
     app, log = write_app(tmp_path / "app"), tmp_path / "flower.log"
     with pytest.raises(RunError) as caught:
-        run_flower(app, nodes=1, run_config={"stop": "fail"}, on_output=None, log_file=log)
+        run_flower(app, nodes=1, run_config={"stop": "fail"}, on_output=None, log_file=log, ray=cluster)
     paragraph = "no site holds task 3. Accepted: at least one. Choose another seed."
     assert str(caught.value) == f"{paragraph} Read the whole log in {log}."
     assert "RuntimeError: no site holds task 3" in log.read_text()
@@ -223,14 +223,14 @@ def test_a_refused_run_says_so(tmp_path: Path) -> None:
         run_flower(tmp_path / "nowhere", nodes=1, run_config={}, on_output=None, log_file=tmp_path / "flower.log")
 
 
-def test_an_app_that_cannot_be_loaded_is_named_by_its_exception(tmp_path: Path) -> None:
+def test_an_app_that_cannot_be_loaded_is_named_by_its_exception(cluster: str, tmp_path: Path) -> None:
     app = write_app(tmp_path / "app", client="raise LookupError('no such table')\napp = None")
     with pytest.raises(RunError, match=r"finished:failed .*LookupError: no such table"):
-        run_flower(app, nodes=1, run_config={}, on_output=None, log_file=tmp_path / "flower.log")
+        run_flower(app, nodes=1, run_config={}, on_output=None, log_file=tmp_path / "flower.log", ray=cluster)
 
 
 @linux
-def test_a_superlink_that_dies_ends_the_run(tmp_path: Path) -> None:
+def test_a_superlink_that_dies_ends_the_run(cluster: str, tmp_path: Path) -> None:
     def kill_superlink(line: str) -> None:
         if line.startswith("home "):
             for process in processes_of(line.split()[1]):
@@ -244,14 +244,15 @@ def test_a_superlink_that_dies_ends_the_run(tmp_path: Path) -> None:
             run_config={"stop": "wait"},
             on_output=kill_superlink,
             log_file=tmp_path / "flower.log",
+            ray=cluster,
         )
 
 
 @linux
 @pytest.mark.parametrize(
     "signal_number",
-    # Python leaves SIGTERM to the system, which then ends the process as SIGKILL does.
-    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak), signal.SIGKILL],
+    # SIGINT takes the way of a run that ends; Python leaves SIGTERM to the system, which ends the process as SIGKILL.
+    [*(pytest.param(other, marks=pytest.mark.soak) for other in (signal.SIGINT, signal.SIGTERM)), signal.SIGKILL],
 )
 def test_nothing_outlives_whoever_started_the_run(tmp_path: Path, signal_number: int) -> None:
     app = write_app(tmp_path / "app")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,15 +11,6 @@ from dynammo_core.support.errors import RunError
 from simulations.engines.flower_engine import run_flower
 
 pytestmark = pytest.mark.slow
-LOOPBACK = ("127.0.0.2", "127.0.0.3")  # 127.0.0.1 is to Ray another name of this machine's outer address
-SETTINGS = {
-    "USAGE_STATS_ENABLED": "0",
-    "worker_niceness": "0",
-    # A busy machine takes its time to start a node.
-    "agent_register_timeout_ms": "240000",
-    "raylet_start_wait_time_s": "240",
-    "gcs_server_request_timeout_seconds": "240",
-}
 NOBODY_LISTENS = "127.0.0.1:9"  # the port of the discard protocol, which no Ray uses
 
 
@@ -72,34 +60,6 @@ def where(message, context):
     return Message(RecordDict({"at": at}), reply_to=message)
 """,
 }
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """Start a cluster of two nodes of one core each; yield its address."""
-    from ray.cluster_utils import Cluster  # seconds that each worker would pay when it collects the tests
-
-    home = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # the paths of Ray's sockets must be short
-    nodes = Cluster()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", str(home))
-        for name, value in SETTINGS.items():
-            patch.setenv(f"RAY_{name}", value)
-        (home / "ray").mkdir()
-        try:
-            for host in LOOPBACK:
-                nodes.add_node(
-                    node_ip_address=host,
-                    num_cpus=1,
-                    num_gpus=0,
-                    object_store_memory=100 * 2**20,
-                    include_dashboard=False,
-                    include_log_monitor=False,
-                )
-            yield nodes.address
-        finally:
-            nodes.shutdown()
-            shutil.rmtree(home, ignore_errors=True)
 
 
 def test_sites_of_a_flower_run_work_at_both_nodes(cluster: str, tmp_path: Path) -> None:
