@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-12
+"""Relative deviation below which a feature is constant, but for rounding."""
+
 BLOCK = 256
 """Rows that are mirrored at a time: such a block stays in the processor's cache."""
 
@@ -80,7 +83,8 @@ def thin_factor(features: Tensor, rows: Tensor, weights: Tensor, size: int) -> T
     sums = features.new_zeros(len(counts), features.shape[1]).index_add_(0, rows, features)
     centred = (features - (sums / counts.clamp_min(1).unsqueeze(1))[rows]) * weights.sqrt().unsqueeze(1)
     lengths = centred.norm(dim=0)
-    scaled = centred / torch.where(lengths > 0, lengths, torch.inf)  # or features in small units would not count
+    varies = lengths > ROUNDING * features.norm(dim=0) * weights.max().sqrt()
+    scaled = centred / torch.where(varies, lengths, torch.inf)  # or features in small units would not count
     known = torch.randn(features.shape[1], size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     basis, triangular = torch.linalg.qr(scaled @ known.to(features.device))
     signs = torch.where(triangular.diagonal() < 0, -1.0, 1.0)

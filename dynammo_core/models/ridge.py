@@ -64,15 +64,12 @@ class RidgeHead(Head):
 
     def travelling_shapes(self, class_counts: Sequence[int], rows: int | None = None) -> dict[str, tuple[int, ...]]:
         """Return the shape in which the Gram matrix of samples of so many of each class travels."""
-        counts = [class_counts[row] for row in self.rows]
-        return {"gram": travelling_shape(counts, self.weight.shape[1], rows)}
+        return {"gram": travelling_shape([class_counts[row] for row in self.rows], self.weight.shape[1], rows)}
 
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return sums with the Gram matrix in place of its thin factor, if that came."""
-        gram = tensors.get("gram")
-        if gram is None or gram.ndim == 1:
-            return dict(tensors)
-        return {**tensors, "gram": triangle_of(gram.double(), tensors["products"])}
+        thin = "gram" in tensors and tensors["gram"].ndim == 2
+        return {**tensors, "gram": triangle_of(tensors["gram"].double(), tensors["products"])} if thin else {**tensors}
 
     def obstacle(
         self,
@@ -83,10 +80,7 @@ class RidgeHead(Head):
         own: bool = False,
         rounding: float = 0.0,
     ) -> str:
-        """Say why no samples have these sums, as `obstacle_to_sums` does; empty if some samples have them.
-
-        For sums of others it takes a Cholesky factorisation: 0.15 s on one core for 1,857 features.
-        """
+        """Say why no samples have these sums, as `obstacle_to_sums` does; empty if some samples have them."""
         counts = torch.tensor([class_counts[row] for row in self.rows], dtype=torch.float64)
         if not torch.equal(tensors["counts"], counts):
             return "'counts' differ from 'class_counts'"
@@ -113,9 +107,9 @@ class RidgeHead(Head):
         counted = (weights, weights * tensors["counts"])
         if tensors["gram"].ndim == 2:
             return obstacle_to_thin_sums(tensors["gram"].double(), products, *counted)
-        gram = upper(tensors["gram"], products.shape[1])
+        gram, slow = upper(tensors["gram"], products.shape[1]), not (noised or own)
         return obstacle_to_sums(
-            gram, products, *counted, indefinite=not (noised or own), noised=noised, rounding=rounding, before=before
+            gram, products, *counted, indefinite=slow, noised=noised, rounding=rounding, before=before
         )
 
     def add(self, features: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
@@ -130,21 +124,20 @@ class RidgeHead(Head):
         """Add batches as `add` does, with one pass over the Gram matrix for all of them."""
         gram = None
         for features, labels, weights in batches:
-            augmented, weighted = self._enter(features, labels, weights)
-            squares = augmented.T @ weighted
+            squares = torch.mm(*self._enter(features, labels, weights))
             gram = squares if gram is None else gram.add_(squares)
         if gram is not None:
             self.gram += pack(gram)
 
     def _enter(self, features: Tensor, labels: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Add a batch to all sums but the Gram matrix; return its (x, 1), and these weighted, Tensor[B, D + 1]."""
+        """Add a batch to all sums but the Gram matrix; return its (x, 1) as columns, and as weighted rows."""
         rows = self.targets(labels)
         augmented = torch.cat([features.double(), features.new_ones(len(features), 1).double()], dim=1)
         times = torch.ones_like(rows, dtype=torch.float64) if weights is None else weights.to(self.sample_weight)
         weighted = (times * self.sample_weight[rows]).unsqueeze(1) * augmented
         self.products.index_add_(0, rows, weighted)
         self.counts.index_add_(0, rows, times)
-        return augmented, weighted
+        return augmented.T, weighted
 
     @torch.no_grad()
     def add_thinly(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor | None:
@@ -176,9 +169,8 @@ class RidgeHead(Head):
         fitting = (self.sample_weight >= LEAST_WEIGHT) & (self.sample_weight <= most)  # NaN is neither
         if not bool(fitting.all()):
             invalid = float(self.sample_weight[~fitting][0])
-            raise ProtocolError(
-                f"the sums give the samples of a class the weight {invalid:g}", accepted=f"{LEAST_WEIGHT:g} to {most:g}"
-            )
+            words = f"the sums give the samples of a class the weight {invalid:g}"
+            raise ProtocolError(words, accepted=f"{LEAST_WEIGHT:g} to {most:g}")
 
     @torch.no_grad()
     def blur(self, counts: Mapping[int, int], bound: float, noise: Callable[[tuple[int, ...], float], Tensor]) -> None:
@@ -221,11 +213,10 @@ class RidgeHead(Head):
         """Set weight and bias from sums that `blur` noised: the shrunken linear discriminant, which noise hurts less.
 
         A row's weight is A d of Mahalanobis length 1, (d^T A d)^(1/2), with d the class's mean minus the mean of all
-        classes' means, and A the inverse of the regularised covariance. Ridge regression points the same way, but if
-        much shrinks its answer is its bias, which depends only on noised numbers of images; and features cannot be
-        standardised, since noise would take for large what is small. A true covariance has no negative eigenvalue, and
-        noise moves eigenvalues down as far as up (Wigner): the lowest says how large the noise is. What is not above
-        that counts as 0, which makes the covariance positive semidefinite, and that is the regulariser by default.
+        classes' means, and A the inverse of the regularised covariance. Ridge regression, if much shrinks, answers with
+        its bias, which depends only on noised numbers of images; and standardising would take for large what is small.
+        A true covariance has no negative eigenvalue, and noise moves eigenvalues down as far as up (Wigner): the lowest
+        says how large the noise is. What is not above it counts as 0, and it is the regulariser by default.
 
         Returns:
             The regulariser used, in units of the covariance.

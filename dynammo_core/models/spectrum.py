@@ -139,7 +139,10 @@ def least_error(values: Tensor, projected: Tensor, variance: Tensor, samples: fl
     spanned = values > 1e-10 * values.max()
     explained = projected.square().sum(dim=0)[spanned] / values[spanned]
     shrinkage = candidates / (values[spanned] + candidates)  # [candidates, directions]
-    residual = (variance - explained.sum()).clamp_min(0) + (explained * shrinkage.square()).sum(dim=1)
+    unexplained = variance - explained.sum()
+    # Fewer images than features are explained entirely: what rounding leaves must not decide between candidates.
+    unexplained = torch.where(unexplained > 1e-12 * variance, unexplained, 0.0)
+    residual = unexplained + (explained * shrinkage.square()).sum(dim=1)
     left = 1 - (1 + (1 - shrinkage).sum(dim=1)) / samples
     error = torch.where(left > 0, residual / left.square(), torch.inf)
     return float(CANDIDATES[int(error.argmin())])

@@ -153,13 +153,6 @@ def test_a_constant_feature_says_nothing_and_breaks_nothing() -> None:
     assert torch.equal(head.weight[:, 2], torch.zeros(len(ROWS)))
 
 
-def test_half_of_a_symmetric_matrix_travels() -> None:
-    matrix = torch.randn(5, 5)
-    matrix = matrix + matrix.T
-    assert pack(matrix).shape == (15,)
-    assert torch.equal(unpack(pack(matrix), 5), matrix)
-
-
 def test_what_is_summed_and_what_belongs_to_rows() -> None:
     model = torch.nn.ModuleDict({"classes": RidgeHead(DIM, ROWS)})
     assert summed_names(model) == {"classes.gram", "classes.products", "classes.counts"}
