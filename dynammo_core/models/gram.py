@@ -79,6 +79,9 @@ def thin_factor(features: Tensor, rows: Tensor, weights: Tensor, size: int) -> T
         weights: w of each image, Tensor[B].
         size: number of rows of the factor, n - C.
     """
+    # In an order of their own, so that the same images give the same bits in whatever order they came.
+    order = torch.unique(torch.cat([rows.unsqueeze(1), features], dim=1), dim=0, return_inverse=True)[1].argsort()
+    features, rows, weights = features[order], rows[order], weights[order]
     counts = torch.bincount(rows)
     sums = features.new_zeros(len(counts), features.shape[1]).index_add_(0, rows, features)
     centred = (features - (sums / counts.clamp_min(1).unsqueeze(1))[rows]) * weights.sqrt().unsqueeze(1)

@@ -418,6 +418,8 @@ def test_each_leaf_key_can_be_overridden(key: str) -> None:
         ({"federation.aggregator": "krum"}, "krum compares single updates"),
         ({"federation.compression": "int8"}, "int8 packs single updates"),
         ({"federation.sites": 2}, "a sum hides its terms only among 3 or more sites that train, but there are 2"),
+        ({"federation.sums_rows": 5}, "the vectors of all sites must have one length"),
+        ({"federation.sums_precision": "float32"}, "the vectors of all sites must have one length"),
         ({"federation.secure_threshold": 2}, "2 must be more than half of all 5 sites"),
         ({"federation.secure_threshold": 6}, "at most 5, the number of sites that train"),
         ({"federation.sites": 4, "federation.secure_threshold": 2}, "2 must be more than half of all 4 sites"),

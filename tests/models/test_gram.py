@@ -64,6 +64,15 @@ def test_a_factor_loses_nothing_even_when_it_is_taken_out_again(count: int, sign
     same(found["gram"], sign * whole.gram, 1e-13)
 
 
+def test_a_factor_does_not_depend_on_the_order_of_the_images() -> None:
+    features, labels = images(10)
+    other = RidgeHead(DIM, ROWS)
+    other.sample_weight.copy_(torch.tensor([0.3, 1.0, 2.0]))
+    factor, turned = heads(10)[2], other.add_thinly([(features.flip(0), labels.flip(0))])
+    assert factor is not None and turned is not None
+    assert torch.equal(factor, turned)
+
+
 def test_many_images_are_added_whole_bit_for_bit() -> None:
     whole, thin, factor = heads(60)
     assert factor is None
