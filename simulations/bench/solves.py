@@ -94,7 +94,8 @@ def solve_cost(features: int, images: int, threads: int, repeats: int) -> SolveC
                 answers.append(work())
                 taken.append(time.process_time() - started)
     wanted, got = answers[-2:]
-    return SolveCost(images, *map(min, seconds), float((wanted - got).abs().max() / wanted.abs().max()))
+    difference = float((wanted - got).abs().max() / wanted.abs().max())
+    return SolveCost(images, min(seconds[0]), min(seconds[1]), difference)
 
 
 def standardised_sums(features: int, images: int) -> tuple[Tensor, Tensor]:

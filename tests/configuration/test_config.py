@@ -290,6 +290,7 @@ def another(value: Any, key: str) -> Any:
         "federation.quorum": 0.5,
         "federation.aggregator": "median",
         "federation.compression": "int8",
+        "federation.sums_precision": "float32",
         "federation.site_names": ["a", "b", "c"],
         "federation.evaluate_only": ["b"],
         "federation.site_keys": [f"SHA256:{sign * 43}" for sign in "abc"],
