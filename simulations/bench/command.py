@@ -21,6 +21,7 @@ from simulations.bench.growth_command import growth
 from simulations.bench.images_command import images, large
 from simulations.bench.inference import inference
 from simulations.bench.shares import shares_table
+from simulations.bench.solves import solves
 from simulations.bench.training import training
 from simulations.measurements.commands import privacy, secure, traffic
 from simulations.options import ConfigFile, Overrides
@@ -34,6 +35,7 @@ bench.command()(growth)
 bench.command()(images)
 bench.command()(inference)
 bench.command()(large)
+bench.command()(solves)
 bench.command()(training)
 bench.command("shares")(shares_table)
 console = Terminal()

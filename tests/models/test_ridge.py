@@ -11,8 +11,10 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from dynammo_core.models.gram import pack, unpack
 from dynammo_core.models.heads import head_rows, summed_names
-from dynammo_core.models.ridge import CANDIDATES, RidgeHead, pack, unpack
+from dynammo_core.models.ridge import RidgeHead
+from dynammo_core.models.spectrum import CANDIDATES
 
 ROWS = (4, 7, 2)
 DIM = 6
@@ -149,13 +151,6 @@ def test_a_constant_feature_says_nothing_and_breaks_nothing() -> None:
     head = solved([(features, labels)], None)
     assert head.weight.isfinite().all()
     assert torch.equal(head.weight[:, 2], torch.zeros(len(ROWS)))
-
-
-def test_half_of_a_symmetric_matrix_travels() -> None:
-    matrix = torch.randn(5, 5)
-    matrix = matrix + matrix.T
-    assert pack(matrix).shape == (15,)
-    assert torch.equal(unpack(pack(matrix), 5), matrix)
 
 
 def test_what_is_summed_and_what_belongs_to_rows() -> None:
