@@ -102,9 +102,14 @@ def hash_patient(patient_id: str) -> str:
 
 
 def patient_of(path: Path) -> str | None:
-    """Return the hashed PatientID of a DICOM file; None if it has none, or the file is no DICOM that can be read."""
+    """Return the hashed PatientID of a DICOM file; None if it has none, or the file is no DICOM that can be read.
+
+    Raises:
+        ImageRefusal: it is DICOM, and pydicom is not installed.
+    """
     if not is_dicom(path, read_head(path)):
         return None
+    _import_pydicom()
     try:
         patient = str(open_dicom(path, header_only=True).get("PatientID") or "").strip()
     except (ImageRefusal, OSError):  # said when the image is to be read
