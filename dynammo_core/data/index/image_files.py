@@ -67,11 +67,24 @@ def image_files(folder: Path, passed_over: PassedOver | None = None) -> list[Pat
 def subfolders(folder: Path, passed_over: PassedOver | None = None) -> list[Path]:
     """List the folders in a folder, sorted by name, without those that are hidden or the system's.
 
+    Args:
+        folder: where to look.
+        passed_over: is told what else lies there: what is hidden, links to nothing, images, and files of other kinds.
+
     Raises:
         DataError: as `image_files`.
     """
-    hidden = PassedOver() if passed_over is None else passed_over
-    return [folder / entry.name for entry in _visible(folder, hidden) if entry.is_dir()]
+    seen, folders = PassedOver() if passed_over is None else passed_over, []
+    for entry in _visible(folder, seen):
+        if entry.is_dir():
+            folders.append(folder / entry.name)
+        elif not entry.is_file():
+            seen.broken_links.append(str(folder / entry.name))
+        elif (kind := _extension(entry.name)) in EXTENSIONS:
+            seen.outside.append(entry.name)
+        else:
+            seen.extensions[kind or "without an extension"] += 1
+    return folders
 
 
 def _walk(folder: Path, passed_over: PassedOver, searched: set[str]) -> Iterator[Path]:
