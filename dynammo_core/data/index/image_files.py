@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dynammo_core.data.images.formats import EXTENSIONS, is_image_file
 from dynammo_core.support.errors import DataError
+from dynammo_core.support.files import utf8
 
 SYSTEM_FOLDERS = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 SYSTEM_FILES = ("thumbs.db", "desktop.ini")
@@ -30,7 +31,7 @@ class PassedOver:
 
     def notes(self) -> list[str]:
         """Return one line that counts and names all of it, or none if nothing was passed over."""
-        kinds = ", ".join(f"{count} {name}" for name, count in sorted(self.extensions.items()))
+        kinds = ", ".join(f"{count} {utf8(name)}" for name, count in sorted(self.extensions.items()))
         parts = [
             f"files of other kinds: {kinds}" if kinds else "",
             _listed("hidden or of the system", self.hidden),
@@ -47,7 +48,7 @@ def _listed(what: str, names: list[str]) -> str:
     if not names:
         return ""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{what}: {', '.join(sorted(names)[:NAMED])}{more}"
+    return f"{what}: {', '.join(map(utf8, sorted(names)[:NAMED]))}{more}"
 
 
 def image_files(folder: Path, passed_over: PassedOver | None = None) -> list[Path]:

@@ -16,7 +16,7 @@ from dynammo_core.data.images.decoding import named
 from dynammo_core.data.index.contents import Content, file_contents
 from dynammo_core.data.index.duplicates import Duplicates, leaks, repeated_files
 from dynammo_core.data.index.image_files import require_utf8
-from dynammo_core.data.index.labels import refuse_unclear_labels, require_registered
+from dynammo_core.data.index.labels import refuse_two_spellings, refuse_unclear_labels, require_registered
 from dynammo_core.data.index.sides import split_by_group
 from dynammo_core.data.samples import Dataset, Split
 from dynammo_core.data.sources import FileSource, select
@@ -68,13 +68,15 @@ def assemble(
         notes: what a person should know of how the records were read.
 
     Raises:
-        DataError: a label is unclear or not in the registry, a class is empty, a file is missing, or images contradict
-            each other or are on both sides.
+        DataError: a label is unclear or not in the registry, a patient or site is spelt in two ways, a class is empty,
+            a file is missing, or images contradict each other or are on both sides.
     """
     refuse_unclear_labels(Counter(record.label for record in records), where, settings.classes)
     for record in records:
         require_utf8(record.path)
         require_registered(record.label, class_names, named(record.path, record.place))
+    for what in ("patient", "site"):
+        refuse_two_spellings(what, ((getattr(record, what), named(record.path, record.place)) for record in records))
     files = file_contents([record.path for record in records], [record.place for record in records], where)
     records = [_with_patient(record, file) for record, file in zip(records, files, strict=True)]
     hashes = [file.sha256 for file in files]
