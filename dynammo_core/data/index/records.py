@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.images.decoding import named
 from dynammo_core.data.index.contents import Content, file_contents
-from dynammo_core.data.index.duplicates import Duplicates, leaks, repeated_files
+from dynammo_core.data.index.duplicates import Duplicates, leaks, note_copies, repeated_files
 from dynammo_core.data.index.image_files import require_utf8
 from dynammo_core.data.index.labels import refuse_two_spellings, refuse_unclear_labels, require_registered
 from dynammo_core.data.index.sides import split_by_group
@@ -93,8 +94,9 @@ def assemble(
     kept = np.array([i not in leaking.left_out for i in range(len(records))], dtype=np.bool_)
     refuse_empty_classes(labels[kept], test[kept], class_names, where, absent=absent)
     whole = _whole(settings, records, labels, contents)
+    again = note_copies(list(compress(records, kept.tolist())), list(compress(contents, kept.tolist())))
     train_split, test_split = (select(whole, np.flatnonzero(kept & side)) for side in (~test, test))
-    return Dataset(class_names, train_split, test_split, drawn, (*notes, *repeated.notes, *leaking.notes))
+    return Dataset(class_names, train_split, test_split, drawn, (*notes, *repeated.notes, *leaking.notes, *again))
 
 
 def refuse_empty_classes(
