@@ -53,6 +53,15 @@ class Experiment:
         with hashes_kept_in(self._hashes):
             return opened(self.config.data, self.config.seed)
 
+    @property
+    def data_notes(self) -> tuple[str, ...]:
+        """Return what a person should know of how a simulation's data are read; a run among hospitals reads none here.
+
+        Raises:
+            DataError: the data cannot be opened.
+        """
+        return () if self.config.federation.site_names else self.dataset.notes
+
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """Return the registry of classes: the configuration's, else the data set's own."""

@@ -49,7 +49,8 @@ def main(runs: Path) -> None:
     dataset, predictor = Experiment(config).dataset, Predictor.load(directory)
     for name in predictor.classes:
         own = np.flatnonzero(dataset.test.labels == dataset.class_names.index(name))
-        answers = predictor.predict(load_samples(dataset.test, own[:5], config.data.image_size).images)
+        images = load_samples(dataset.test, own[:5], config.data.image_size, config.data.fit).images
+        answers = predictor.predict(images)
         print(f"images of {name} are taken for", *(predictor.classes[label] for label in answers.labels.tolist()))
 
 

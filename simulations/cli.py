@@ -56,9 +56,10 @@ def run(
     """Run an experiment and leave a run directory with metrics, model and report.html."""
     with readable_errors():
         from dynammo_core.data.decoded.progress import listening
+        from dynammo_core.experiment import Experiment
         from server.run_directory.directory import RunDirectory
         from server.watch.progress import ProgressView, final_table
-        from simulations.engines.engines import find_engine, notes_on_data, run_by_flower
+        from simulations.engines.engines import find_engine, run_by_flower
 
         start = find_engine(engine)
         if ray is not None and start is not run_by_flower:
@@ -67,7 +68,7 @@ def run(
             )
         start = start if ray is None else partial(run_by_flower, ray=ray)
         experiment = load_config(config, parse_overrides(set_ or []))
-        for note in notes_on_data(experiment):
+        for note in Experiment(experiment).data_notes:
             console.say(note)
         view = ProgressView()
         try:

@@ -143,6 +143,7 @@ def test_a_task_that_nobody_has_images_of(config: Path) -> None:
 def test_a_corrupt_image_is_named_by_the_site_that_holds_it(config: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It is found when it is read, so a run has begun: its log says how it ended, and nothing else is there."""
     folder = write_hospitals(config.parent / "data", {"a": {"0": 3, "1": 3, "2": 3, "3": 3}})
+    (folder / "a-0-1.png").write_bytes((folder / "a-0-0.png").read_bytes())
     broken = folder / "a-1-0.png"
     broken.write_bytes(broken.read_bytes()[:60])
     manifest = setting(
@@ -159,6 +160,8 @@ def test_a_corrupt_image_is_named_by_the_site_that_holds_it(config: Path, caplog
     assert sorted(path.name for path in directory.iterdir()) == ["config.yaml", "events.jsonl"]
     assert events(directory)[-1]["event"] == "run_failed"
     assert message == events(directory)[-1]["message"]
+    (note,) = events(directory, "run_started")[0]["data_notes"]
+    assert note.startswith("2 images have the content of another one")
 
 
 # --- weights

@@ -95,7 +95,7 @@ class FeatureFiles:
             if fits:
                 write_private(file.path, sealed)
         except (DynammoError, OSError) as error:
-            logger.warning("features cannot be cached: %s", error)
+            logger.warning("features cannot be cached and are computed whenever they are needed: %s", error)
 
     def _make_room(self, wanted: int) -> None:
         """Delete those unused for longest, and those unused for a day, so that none outlives its images by much.

@@ -20,6 +20,7 @@ DEEP_WINDOWED = (
     "by LINEAR for integers and LINEAR_EXACT for floats; then 255 - y where the file says that white is zero."
 )
 HOUNSFIELD_ONLY = " The window is in Hounsfield units: values without a sign, and DICOM of other units, are refused."
+UNITS_KNOWN = ", if RescaleType is HU, or is absent and Modality is CT and there is a RescaleIntercept"
 FUNCTIONS = (
     "Windows, in float64, y rounded to the nearest integer, halves to the even one. LINEAR: y = 0 if x <= c - 0.5 - "
     "(w - 1) / 2, 255 if x > c - 0.5 + (w - 1) / 2, else ((x - (c - 0.5)) / (w - 1) + 0.5) * 255. LINEAR_EXACT: y = 0 "
@@ -30,7 +31,8 @@ DICOM = (
     "DICOM: stored values without the bits above BitsStored. Grey: through the modality LUT, else x * RescaleSlope + "
     "RescaleIntercept (1 and 0 where absent; in multi-frame files those of the frame); then {window}; then 255 - y for "
     "MONOCHROME1; then 0 where the stored value is pixel padding. Palettes: the table's colours, of 16-bit tables the "
-    "high byte. RGB and YBR of 8 bits: as RGB. Overlays, shutters and presentation states are not applied."
+    "high byte. RGB and YBR of 8 bits: as RGB; RGB of more: {rgb}. Overlays, shutters and presentation states are not "
+    "applied."
 )
 DICOM_FROM_FILE = (
     "the VOI LUT, whose entries e of b bits become e * 255 / (2^b - 1), else the first window, by VOILUTFunction or "
@@ -72,16 +74,15 @@ def preparation_in_words(image_size: int, fit: Fit, window: Window, frame: int |
     named = isinstance(window, str) and window != FROM_FILE
     pair = WINDOWS[window] if named and isinstance(window, str) else window
     if isinstance(pair, str):
-        deep, dicom = DEEP_REFUSED, DICOM_FROM_FILE
+        deep, dicom, rgb = DEEP_REFUSED, DICOM_FROM_FILE, "refused"
     else:
         deep = DEEP_WINDOWED.format(centre=pair[0], width=pair[1]) + (HOUNSFIELD_ONLY if named else "")
-        dicom = (
-            f"the same window, by LINEAR{', if RescaleType is HU, or is absent and Modality is CT' if named else ''}"
-        )
+        dicom = "the same window, by LINEAR" + (UNITS_KNOWN if named else "")
+        rgb = "refused" if named else "the same window, by LINEAR"
     steps = (
         FRAMES.get(frame, f"Of a file with several frames or pages number {frame}, counted from 1, is taken."),
         DEPTH.format(deep=deep),
-        DICOM.format(window=dicom),
+        DICOM.format(window=dicom, rgb=rgb),
         FUNCTIONS,
         ALPHA,
         ORIENTATION,

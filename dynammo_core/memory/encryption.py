@@ -91,7 +91,7 @@ def new_key_file(path: Path) -> None:
     """
     if path.exists():
         raise ConfigError(
-            f"{path} is there already, and memories may depend on it", remedy="Name another file for the new key"
+            f"{path} exists already, and memories may depend on it", remedy="Name another file for the new key"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -51,5 +51,5 @@ def sync_folder(folder: Path) -> None:
 def _cannot_write(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(
         f"cannot write {path}: {error.strerror or error}",
-        remedy="Free disk space or permit writing there, then do the same again; nothing written so far is lost",
+        remedy="Free disk space or permit writing there; what was written before is whole",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,7 +16,8 @@ from dynammo_core.support.errors import ConfigError, ProtocolError
 BANDS = (1, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
 """Numbers of images: a site reveals only the largest of them that its own number for a class reaches."""
 
-CLOSE = 0.85
+LONG_WORD = 5
+"""Letters from which on a word is recognised in spite of a typing error; shorter ones would be other words."""
 LONGEST_NAME, MOST_NAMES = 200, 1000
 
 
@@ -49,10 +49,14 @@ def band(count: int) -> int:
 
 
 def same_disease(name: str, names: Iterable[str]) -> str | None:
-    """Find a name that seems to mean the same as `name`: nearly equal, or equal except for case, spaces and marks."""
-    plain = {_plain(other): other for other in names}
-    close = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=CLOSE)
-    return plain[close[0]] if close else None
+    """Find a name that a careful person would take for the same as `name`.
+
+    The two differ by case, spaces, accents and punctuation, or by a typing error in a word of at least `LONG_WORD`
+    letters: one letter more, less or another, or two exchanged. An `a` at the beginning is none, since it negates
+    (`typical`, `atypical`), and neither is another number or another sign at the end (`HER2+`, `HER2-`).
+    """
+    words = _words(name)
+    return next((other for other in names if _alike(words, _words(other))), None)
 
 
 def misspelt(labels: Iterable[str], classes: Collection[str]) -> dict[str, str]:
@@ -97,6 +101,30 @@ def with_new_task(config: Config[Any], classes: Sequence[str], *, distinct: bool
     return resolve(data, "the extended experiment", {})
 
 
-def _plain(name: str) -> str:
+def _words(name: str) -> list[str]:
     # Decomposed, so that an accent is a mark of its own: one name is written with it and without, in one or two signs.
-    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKD", folded(name)))
+    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", name).casefold())
+    letters = "".join(sign for sign in plain if not unicodedata.combining(sign))
+    return re.findall(r"[^\W_]+|[+-](?=\s*$)", letters)
+
+
+def _alike(one: Sequence[str], other: Sequence[str]) -> bool:
+    if "".join(one) == "".join(other):
+        return True
+    return len(one) == len(other) and all(map(_mistyped, one, other))
+
+
+def _mistyped(one: str, other: str) -> bool:
+    """Tell whether two words are equal but for one typing error."""
+    if folded(one) == folded(other):  # one number may be written in two ways
+        return True
+    short, long = sorted((one, other), key=len)
+    if len(long) < LONG_WORD or len(long) - len(short) > 1 or long == "a" + short:
+        return False
+    first = next((i for i, pair in enumerate(zip(short, long, strict=False)) if pair[0] != pair[1]), len(short))
+    rest, longer = short[first:], long[first:]
+    added = rest == longer[1:]
+    replaced = rest[1:] == longer[1:]
+    exchanged = rest[:2] == longer[1::-1] and rest[2:] == longer[2:]
+    wrong = longer[0] if added else rest[0] + longer[0]
+    return (added or replaced or exchanged) and not re.search(r"\d", wrong)

@@ -178,6 +178,13 @@ TEMPLATE = (
 </dl>
 {% endif %}
 
+{% if run.started.get("data_notes") %}
+<h2>The data</h2>
+{% for note in run.started.data_notes %}
+<p>{{ note }}</p>
+{% endfor %}
+{% endif %}
+
 {% if settings %}
 <h2>Settings</h2>
 <p>All settings of this run, as resolved in config.yaml.</p>

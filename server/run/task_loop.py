@@ -246,4 +246,5 @@ class TaskLoop:
             tasks=[[names[label] for label in task] for task in experiment.stream.tasks],
             plan=[step.as_fields() for step in experiment.steps],
             resumed_at=self.progress.next_step,
+            data_notes=experiment.data_notes,
         )

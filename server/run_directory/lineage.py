@@ -56,12 +56,18 @@ def with_sites(
         keys: fingerprints of the registered sites' keys, by name.
 
     Raises:
-        ConfigError: one of them takes part already.
+        ConfigError: one of them takes part already, or is named twice.
     """
     if not names:
         return config
+    known = config.federation.site_names or ()
+    if twice := [name for index, name in enumerate(names) if name in (*known, *names[:index])]:
+        raise ConfigError(
+            f"the site {twice[0]!r} takes part already, or is named twice",
+            accepted=f"sites beside {', '.join(known)}" if known else "each site once",
+        )
     data = config.model_dump(mode="json")
-    data["federation"]["site_names"] = [*(config.federation.site_names or ()), *names]
+    data["federation"]["site_names"] = [*known, *names]
     data["federation"]["sites"] += len(names)
     if config.federation.site_keys is not None:
         joining = [keys[name] for name in names if name in keys]

@@ -51,15 +51,6 @@ def run_local(
     ).path
 
 
-def notes_on_data(config: Config[Any]) -> tuple[str, ...]:
-    """Return what a person should know of how a simulation's data are read; a run among hospitals reads none here.
-
-    Raises:
-        DataError: the data cannot be opened.
-    """
-    return () if config.federation.site_names else Experiment(config).dataset.notes
-
-
 def run_by_flower(
     config: Config[Any],
     runs: Path,

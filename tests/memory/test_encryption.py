@@ -88,7 +88,7 @@ def test_a_new_key_file_is_read_back_and_no_two_are_alike(tmp_path: Path) -> Non
 
 def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
     for path in (key_file(tmp_path, "precious"), tmp_path):
-        with pytest.raises(ConfigError, match=r"is there already.*Name another file"):
+        with pytest.raises(ConfigError, match=r"exists already.*Name another file"):
             new_key_file(path)
     assert (tmp_path / "memory.key").read_text() == "precious"
 

@@ -106,7 +106,18 @@ ALIKE = [
     ("névus", "nevus"),
     ("ne\u0301vus", "nevus"),
 ]
-DIFFERENT = ["angioma", "basal cell carcinoma", "lentigo", "psoriasis", "keratosis", "dermatofibroma", "痣"]
+DIFFERENT = [
+    "amelanoma",
+    "no nevus",
+    "melanoma 2",
+    "angioma",
+    "basal cell carcinoma",
+    "lentigo",
+    "psoriasis",
+    "keratosis",
+    "dermatofibroma",
+    "痣",
+]
 
 
 @pytest.mark.parametrize(("name", "other"), ALIKE)
@@ -118,6 +129,41 @@ def test_one_disease_under_two_names_is_noticed(name: str, other: str) -> None:
     assert f"the class {name!r} looks like {other!r}, which is in the registry" in message
     assert f"ask the site to call it {other!r}; if not, add --distinct" in message
     assert with_new_task(registered(), ["lentigo", name], distinct=True).data.classes == (*KNOWN, "lentigo", name)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("contrast", "no_contrast"),
+        ("typical", "atypical"),
+        ("benign", "malign"),
+        ("hypotension", "hypertension"),
+        ("stage I", "stage II"),
+        ("grade3", "grade4"),
+        ("nodule T1a", "nodule T1b"),
+        ("HER2+", "HER2-"),
+        ("type A lesion", "type B lesion"),
+        ("mass", "moss"),
+    ],
+)
+def test_names_that_differ_by_what_means_something_are_two(one: str, other: str) -> None:
+    assert same_disease(one, [other]) is None and same_disease(other, [one]) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("tumor", "tumour"),
+        ("oedema", "edema"),
+        ("melanoma", "melnaoma"),
+        ("melanoma", "mel\u0430noma"),
+        ("squamos cell carcinma", "squamous cell carcinoma"),
+        ("B.C.C.", "bcc"),
+        ("grade-1", "Grade 01"),
+    ],
+)
+def test_a_typing_error_does_not_make_two_names(one: str, other: str) -> None:
+    assert same_disease(one, [other]) == other and same_disease(other, [one]) == one
 
 
 @pytest.mark.parametrize("name", DIFFERENT)

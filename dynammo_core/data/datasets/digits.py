@@ -22,4 +22,4 @@ def load_digits(_: DataSettings) -> Dataset:
         Split(ArraySource(images[chosen]), labels[chosen], tuple(f"digits/{i:04d}" for i in np.flatnonzero(chosen)))
         for chosen in (~test, test)
     )
-    return Dataset(tuple(str(digit) for digit in range(10)), train_split, test_split)
+    return Dataset(tuple(str(digit) for digit in range(10)), train_split, test_split, drawn=True)

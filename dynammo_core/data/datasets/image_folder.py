@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.images.formats import EXTENSIONS
-from dynammo_core.data.index.class_folders import ClassFolder, class_folders, refuse_lone_class, refuse_no_classes
+from dynammo_core.data.index.class_folders import ClassFolder, class_folders, refuse_no_classes, refuse_seeming_classes
 from dynammo_core.data.index.folders import require_folder
 from dynammo_core.data.index.image_files import PassedOver, image_files, require_utf8
 from dynammo_core.data.index.labels import refuse_unclear_labels, require_registered
@@ -77,9 +77,7 @@ def _found(root: Path, registry: tuple[str, ...] | None, layout: str, seen: Pass
     refuse_no_classes(root, folders, layout)
     for folder in folders:
         require_utf8(folder.path)
-    names = {folder.path.name for folder in folders}
-    if len(names) == 1 and not names <= set(registry or ()):
-        refuse_lone_class(folders, layout)
+    refuse_seeming_classes(folders, registry or (), layout)
     return folders
 
 

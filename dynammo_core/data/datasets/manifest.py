@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, cast
 
 from dynammo_core.configuration.settings import DataSettings
+from dynammo_core.data.index.class_folders import PARTS
 from dynammo_core.data.index.folders import ARCHIVES, data_root, missing
 from dynammo_core.data.index.labels import folded, is_missing, refuse_unclear_labels
 from dynammo_core.data.index.records import ImageRecord, assemble
-from dynammo_core.data.index.tables import Row, read_csv
+from dynammo_core.data.index.tables import Row, Table, read_csv
 from dynammo_core.data.samples import Dataset
 from dynammo_core.support.csv_text import from_cell
 from dynammo_core.support.errors import DataError
@@ -23,6 +25,7 @@ OPTIONAL = ("split", "site", "record_id", "patient")
 KNOWN = (*REQUIRED, *OPTIONAL)
 COLUMNS = f"the columns {', '.join(REQUIRED)} and, optionally, {', '.join(OPTIONAL)}, separated by commas"
 ACCEPTED = f"UTF-8 CSV with {COLUMNS}"
+PATIENT = re.compile(r"patients?(id|no|nr|num|number|code|key|uid|name|hash|identifier|pseudonym)")
 NEAR = 0.85
 """Likeness from which on an unknown column is taken for a misspelt one: `patient_id` is, `patient_age` is not."""
 
@@ -72,7 +75,10 @@ def _records(settings: DataSettings, file: Path) -> tuple[list[ImageRecord], lis
             f"the manifest {file} names no images", accepted=f"a header and one row for each image, with {COLUMNS}"
         )
     unknown = [column for column in table.columns if column not in KNOWN]
-    notes = [f"columns of {file} that are not read: {', '.join(unknown)}"] if unknown else []
+    if "split" not in table.columns:
+        _refuse_unread_split(file, table, unknown)
+    names = ", ".join(column or "one without a name" for column in unknown)
+    notes = [f"columns of {file} that are not read: {names}"] if unknown else []
     return [_record(file, row) for row in table.rows], notes
 
 
@@ -89,10 +95,28 @@ def _check_columns(file: Path, columns: tuple[str, ...]) -> None:
             raise DataError(f"the manifest {file} has no column {column!r}", accepted=COLUMNS)
 
 
+def _refuse_unread_split(file: Path, table: Table, columns: Iterable[str]) -> None:
+    """Refuse a column that says which part each image belongs to, and is not called split: another would be drawn."""
+    for column in columns:
+        parts = {PARTS.get(row.values[column].strip().lower()) for row in table.rows}
+        if {"train", "test"} <= parts and None not in parts:
+            raise DataError(
+                f"the column {column!r} of the manifest {file} says what is for training and what for the test, and "
+                "only one that is called split is read",
+                accepted=COLUMNS,
+                remedy="Rename it to split, with train or test in each row; or take it out if a split is to be drawn",
+            )
+
+
 def _misspelt(column: str, names: Iterable[str]) -> str | None:
-    """Return the name that an unknown column looks like, if any: most of its letters, or all in another order."""
+    """Return the name that an unknown column looks like, if any.
+
+    It has most of its letters, or all in another order, or says the same, as `Patient No.` does.
+    """
     plain = {folded(name): name for name in names}
     own = folded(column)
+    if "patient" in plain and PATIENT.fullmatch(re.sub(r"[\W_]", "", own)):
+        return "patient"
     swapped = next((name for key, name in plain.items() if sorted(key) == sorted(own)), None)
     close = difflib.get_close_matches(own, list(plain), n=1, cutoff=NEAR)
     return swapped or (plain[close[0]] if close else None)

@@ -99,7 +99,7 @@ def _groups(root: Path, records: Sequence[ImageRecord]) -> list[str]:
     contents = file_contents(
         [record.path for record in unknown], [record.place for record in unknown], f"{root} without lesions"
     )
-    known = {record.record_id: content for record, content in zip(unknown, contents, strict=True)}
+    known = {record.record_id: content.sha256 for record, content in zip(unknown, contents, strict=True)}
     return [record.patient or known[record.record_id] for record in records]
 
 

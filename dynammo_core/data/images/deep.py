@@ -46,8 +46,14 @@ def develop(pixels: DeepPixels, reading: Reading) -> NDArray[np.uint8]:
     alone.
 
     Raises:
-        ImageRefusal: the reading declares no window, or one that does not fit, or a value is not finite.
+        ImageRefusal: the reading declares no window, or one that does not fit, or a value is complex or not finite.
     """
+    if pixels.values.dtype.kind not in "iuf":
+        raise ImageRefusal(
+            f"holds values that are no plain numbers ({pixels.values.dtype})",
+            accepted="integers and floats",
+            remedy="Save what is to be seen of them, such as the magnitude",
+        )
     whole = pixels.values.dtype.kind in "iu"
     if not whole and not np.isfinite(pixels.values).all():
         raise ImageRefusal("holds values that are not finite", remedy="Replace them by numbers that mean something")
@@ -96,6 +102,16 @@ def upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image[::rows, ::columns])
 
 
+def orientation_of(image: Image.Image) -> int:
+    """Return the orientation, 1 to 8, that the EXIF data of an opened image declare; or 1, which is upright."""
+    return valid_orientation(image.getexif().get(ExifTags.Base.Orientation))
+
+
+def valid_orientation(declared: object) -> int:
+    """Return what a tag declares if it is one of the eight orientations, else 1."""
+    return declared if isinstance(declared, int) and declared in range(1, 9) else 1
+
+
 def header_bits(path: Path, image: Image.Image) -> int:
     """Return the bits per channel that the header of an opened image declares; a sign counts as a ninth.
 
@@ -131,8 +147,7 @@ def _read_png(path: Path, image: Image.Image) -> DeepPixels:
     values = imagecodecs.png_decode(path.read_bytes())
     values = values[..., None] if values.ndim == 2 else values
     # a colour that the header calls transparent has become a channel of opacity by now
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return DeepPixels(values, alpha=values.shape[-1] in (2, 4), orientation=orientation)
+    return DeepPixels(values, alpha=values.shape[-1] in (2, 4), orientation=orientation_of(image))
 
 
 def _jpeg2000_bits(content: bytes) -> int:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynammo_core.data.images.dicom_grey import grey_to_bytes, lowest_bits
+from dynammo_core.data.images.deep import DeepPixels, develop
+from dynammo_core.data.images.dicom_grey import EXPORT_AGAIN, grey_to_bytes, lowest_bits
 from dynammo_core.data.images.formats import is_dicom, read_head
 from dynammo_core.data.images.reading import Reading
 from dynammo_core.data.images.refusal import ImageRefusal, choose_frame, refuse_size
@@ -39,7 +40,8 @@ def read_dicom(path: Path, reading: Reading) -> NDArray[np.uint8]:
     """Read the image of a DICOM file; see `decode_image`.
 
     Grey values go through the modality LUT or rescaling and the window (`grey_to_bytes`); palettes and colours of 8
-    bits are taken as they are. Overlays, shutters and presentation states are not applied.
+    bits are taken as they are, RGB of more bits through the window that the reading declares. Overlays, shutters and
+    presentation states are not applied.
 
     Raises:
         ImageRefusal: the file holds no image, a damaged one, or one that the reading does not say how to read.
@@ -52,7 +54,7 @@ def read_dicom(path: Path, reading: Reading) -> NDArray[np.uint8]:
         stored = _stored(dataset, frame)
         if meaning in GREY:
             return grey_to_bytes(stored, dataset, frame, reading)
-        return _palette(stored, dataset) if meaning == PALETTE else _colours(stored)
+        return _palette(stored, dataset) if meaning == PALETTE else _colours(stored, meaning, reading)
     except ImageRefusal:
         raise
     # Without its words and its cause, which may quote the header
@@ -100,9 +102,14 @@ def hash_patient(patient_id: str) -> str:
 
 
 def patient_of(path: Path) -> str | None:
-    """Return the hashed PatientID of a DICOM file; None if it has none, or the file is no DICOM that can be read."""
+    """Return the hashed PatientID of a DICOM file; None if it has none, or the file is no DICOM that can be read.
+
+    Raises:
+        ImageRefusal: it is DICOM, and pydicom is not installed.
+    """
     if not is_dicom(path, read_head(path)):
         return None
+    _import_pydicom()
     try:
         patient = str(open_dicom(path, header_only=True).get("PatientID") or "").strip()
     except (ImageRefusal, OSError):  # said when the image is to be read
@@ -187,6 +194,7 @@ def _stored(dataset: Dataset, frame: int) -> NDArray[Any]:
     """Return a frame's stored values, without bits above those that it declares: [H, W] or [H, W, 3] RGB."""
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.pixels.utils import pixel_array
+    from pydicom.uid import JPEGExtended12Bit
 
     syntax = dataset.file_meta.TransferSyntaxUID
     bits, allocated = int(dataset.BitsStored), int(dataset.BitsAllocated)
@@ -197,18 +205,49 @@ def _stored(dataset: Dataset, frame: int) -> NDArray[Any]:
             remedy="Convert it with the tools of its maker",
         )
     try:
-        available = get_decoder(syntax).is_available
-    except NotImplementedError:
-        raise _undecodable(syntax) from None
-    if not available:
-        raise _undecodable(syntax)
-    try:
-        values = pixel_array(dataset, index=frame)
-    except RuntimeError:  # no decoder could
+        if not get_decoder(syntax).is_available:
+            raise _undecodable(syntax)
+        _refuse_more_than_declared(dataset)
+        of_12_bits = syntax == JPEGExtended12Bit and bits > 8
+        values = _jpeg_of_12_bits(dataset, frame) if of_12_bits else pixel_array(dataset, index=frame)
+    except (NotImplementedError, RuntimeError):  # there is no decoder, or none could
         raise _undecodable(syntax) from None
     if int(dataset.get("SamplesPerPixel", 1)) == 1 and allocated > bits:
         values = lowest_bits(values.astype(np.int64), bits, bool(dataset.PixelRepresentation)).astype(values.dtype)
     return values
+
+
+def _refuse_more_than_declared(dataset: Dataset) -> None:
+    """Refuse uncompressed pixels of which the file declares at most half: they are frames that it does not name."""
+    from pydicom.pixels.utils import get_expected_length
+
+    held, declared = len(dataset.get("PixelData", b"")), get_expected_length(dataset)
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated and held >= 2 * declared:
+        raise ImageRefusal(
+            f"holds {held:,} bytes of pixels and declares {declared:,}: it has more frames or rows than it says",
+            remedy=EXPORT_AGAIN,
+        )
+
+
+def _jpeg_of_12_bits(dataset: Dataset, frame: int) -> NDArray[Any]:
+    """Decode grey JPEG of 12 bits [H, W], which the decoders that pydicom knows do not.
+
+    Raises:
+        ImageRefusal: it has colours, or another size than the file declares.
+        RuntimeError: it is damaged.
+    """
+    import imagecodecs
+    from pydicom.encaps import get_frame
+
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    values: NDArray[Any] = imagecodecs.jpeg8_decode(get_frame(dataset.PixelData, frame, number_of_frames=frames))
+    if values.shape != (dataset.Rows, dataset.Columns):
+        raise ImageRefusal(
+            f"holds JPEG of 12 bits of the shape {values.shape}, and declares {dataset.Rows} x {dataset.Columns}",
+            accepted="grey images of the declared size",
+            remedy=EXPORT_AGAIN,
+        )
+    return values.astype(np.int16) if dataset.PixelRepresentation else values
 
 
 def _undecodable(syntax: Any) -> ImageRefusal:
@@ -228,14 +267,17 @@ def _palette(stored: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
     return np.ascontiguousarray((colours >> 8) if colours.dtype.itemsize == 2 else colours).astype(np.uint8)
 
 
-def _colours(stored: NDArray[Any]) -> NDArray[np.uint8]:
-    if stored.dtype != np.uint8 or stored.ndim != 3 or stored.shape[-1] != 3:
-        raise ImageRefusal(
-            f"has colours of {8 * stored.dtype.itemsize} bits",
-            accepted="colours of 8 bits: windows are for grey values",
-            remedy="Convert it to 8 bits per colour",
-        )
-    return np.ascontiguousarray(stored)
+def _colours(stored: NDArray[Any], meaning: str, reading: Reading) -> NDArray[np.uint8]:
+    if stored.ndim == 3 and stored.shape[-1] == 3:
+        if stored.dtype == np.uint8:
+            return np.ascontiguousarray(stored)
+        if meaning == "RGB":
+            return develop(DeepPixels(stored), reading)
+    raise ImageRefusal(
+        f"has colours of {8 * stored.dtype.itemsize} bits ({meaning})",
+        accepted="colours of 8 bits; RGB of more bits if data.window is [centre, width]",
+        remedy="Convert it to RGB",
+    )
 
 
 def _damaged(error: Exception) -> ImageRefusal:

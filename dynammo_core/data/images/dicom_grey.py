@@ -71,6 +71,14 @@ class Display:
         """Tell whether values have a sign or become others before they are shown: their bits are no range then."""
         return self.signed or self.find("ModalityLUTSequence") is not None or self.rescaling != (1, 0)
 
+    @property
+    def in_hounsfield_units(self) -> bool:
+        """Tell whether the file says so, as CT does by its rescaling, without which stored values have no unit."""
+        kind = self.find("RescaleType")
+        if kind is None:
+            return self.dataset.get("Modality") == "CT" and self.number("RescaleIntercept") is not None
+        return bool(kind == HOUNSFIELD)
+
 
 def grey_to_bytes(stored: NDArray[Any], dataset: Dataset, frame: int, reading: Reading) -> NDArray[np.uint8]:
     """Map the stored grey values [H, W] of a frame to uint8 as a viewer shows them.
@@ -116,10 +124,10 @@ def _windowed(values: NDArray[Any], display: Display, reading: Reading) -> NDArr
     if not isinstance(reading.window, str):
         return apply_window(values, *reading.window)
     if reading.window != FROM_FILE:
-        kind = display.find("RescaleType")
-        if kind != HOUNSFIELD and (kind or display.dataset.get("Modality") != "CT"):
+        if not display.in_hounsfield_units:
             raise ImageRefusal(
-                f"is no CT in Hounsfield units, and data.window is {reading.window}, which is for these",
+                f"does not say that it is CT in Hounsfield units, for which data.window: {reading.window} is",
+                accepted=f"files with RescaleType {HOUNSFIELD}, or CT with a RescaleIntercept and no other RescaleType",
                 remedy="Set data.window to file, or to [centre, width] in the file's own units",
             )
         return apply_window(values, *WINDOWS[reading.window])

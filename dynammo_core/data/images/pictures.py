@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from dynammo_core.data.images.deep import composite, develop, read_deep
+from dynammo_core.data.images.deep import composite, develop, orientation_of, read_deep, upright
+from dynammo_core.data.images.formats import read_head
 from dynammo_core.data.images.reading import Reading
 from dynammo_core.data.images.refusal import MOST_PIXELS, ImageRefusal, choose_frame, refuse_size
 
@@ -18,8 +19,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "PPM", "JPEG2000")
 GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
 
-# Pillow warns of images that are large, and those that are too large are refused here
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+JPEG_MARK = b"\xff\xd8\xff"
+
+# Pillow warns of images that are large, where those that are too large are refused, and of each damaged tag
+warnings.filterwarnings("ignore", module=r"PIL\b")
 
 
 def read_picture(path: Path, reading: Reading) -> NDArray[np.uint8]:
@@ -53,12 +56,18 @@ def open_picture(path: Path) -> Image.Image:
     """Open an image file of a format of `FORMATS`, without decoding it.
 
     Raises:
-        ImageRefusal: it has far too many pixels.
+        ImageRefusal: it has far too many pixels, or is JPEG that Pillow cannot read.
         ValueError: it is of no such format.
     """
     try:
         return Image.open(path, formats=FORMATS)
     except UnidentifiedImageError as error:
+        if read_head(path).startswith(JPEG_MARK):
+            raise ImageRefusal(
+                "is JPEG of a kind that is not read here, or its first bytes are damaged",
+                accepted="JPEG of 8 bits a channel, as cameras write it; not of 12 bits, lossless or arithmetic",
+                remedy="Save it as PNG or TIFF; of more than 8 bits, together with data.window",
+            ) from error
         raise ValueError("its content is of no format that is read here, or its first bytes are damaged") from error
     except Image.DecompressionBombError as error:
         raise ImageRefusal(
@@ -79,9 +88,10 @@ def over_black(image: Image.Image) -> NDArray[np.uint8]:
             remedy="Save it as an 8-bit PNG, or as TIFF of more bits together with data.window",
         )
     plain, with_alpha = ("L", "LA") if image.mode in GREY_MODES else ("RGB", "RGBA")
-    straight = ImageOps.exif_transpose(image)
-    if not straight.has_transparency_data:
-        return np.array(straight.convert(plain))
-    pixels = np.array(straight.convert(with_alpha))
+    image.load()  # turns a TIFF upright, and takes the tag away
+    orientation = orientation_of(image)
+    if not image.has_transparency_data:
+        return upright(np.array(image.convert(plain)), orientation)
+    pixels = np.array(image.convert(with_alpha))
     shown = composite(pixels[..., :-1], pixels[..., -1:], opaque=255)
-    return shown[..., 0] if plain == "L" else shown
+    return upright(shown[..., 0] if plain == "L" else shown, orientation)

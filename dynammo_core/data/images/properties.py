@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags
-
 from dynammo_core.data.images.decoding import reporting
-from dynammo_core.data.images.deep import header_bits
+from dynammo_core.data.images.deep import header_bits, orientation_of, valid_orientation
 from dynammo_core.data.images.dicom import no_image, open_dicom
 from dynammo_core.data.images.formats import is_dicom, is_tiff, read_head
 from dynammo_core.data.images.pictures import count_frames, open_picture
@@ -78,7 +76,7 @@ def _of_tiff(path: Path) -> ImageProperties:
 
     with tifffile.TiffFile(path) as file:
         page: Any = file.pages[0]
-        orientation = int(page.tags.valueof("Orientation", default=1))
+        orientation = valid_orientation(page.tags.valueof("Orientation"))
         size = _seen((page.imagewidth, page.imagelength), orientation)
         return ImageProperties("TIFF", *size, page.bitspersample, page.photometric.name, len(file.pages), orientation)
 
@@ -86,7 +84,7 @@ def _of_tiff(path: Path) -> ImageProperties:
 def _of_picture(path: Path) -> ImageProperties:
     with open_picture(path) as image:
         kind = "JPEG" if image.format == "MPO" else str(image.format)
-        orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        orientation = orientation_of(image)
         size, bits = _seen(image.size, orientation), header_bits(path, image)
         return ImageProperties(kind, *size, bits, image.mode, count_frames(image), orientation)
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dynammo_core.data.images.deep import DeepPixels, develop, upright
+from dynammo_core.data.images.deep import DeepPixels, develop, upright, valid_orientation
 from dynammo_core.data.images.pictures import over_black
 from dynammo_core.data.images.reading import Reading
 from dynammo_core.data.images.refusal import ImageRefusal, choose_frame, refuse_size
@@ -68,7 +68,7 @@ def _read_page(page: Any, reading: Reading, plain: bool, associated: bool) -> ND
     if page.samplesperpixel > 1 and page.planarconfig == PLANES_APART:
         values = np.moveaxis(values, 0, -1)
     values = values.reshape(page.imagelength, page.imagewidth, page.samplesperpixel)
-    orientation = page.tags.valueof("Orientation", default=1)
+    orientation = valid_orientation(page.tags.valueof("Orientation"))
     if associated:
         if not plain:
             raise ImageRefusal(

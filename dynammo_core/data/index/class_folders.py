@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -48,7 +50,6 @@ def class_folders(root: Path, layout: str, passed_over: PassedOver | None = None
     if not parts.keys() & {"train", "test"}:
         _refuse_part(root, layout)
         _refuse_parts_below(folders, layout)
-        _note_outside(root, seen)
         return [ClassFolder(None, folder) for folder in folders]
     _refuse_half(parts, layout)
     for folder in folders:
@@ -63,7 +64,6 @@ def class_folders(root: Path, layout: str, passed_over: PassedOver | None = None
     found: list[ClassFolder] = []
     for name in ("train", "test"):
         _refuse_parts_below(subfolders(parts[name]), layout)
-        _note_outside(parts[name], seen)
         found += [ClassFolder(name, folder) for folder in subfolders(parts[name], seen)]
     return found
 
@@ -82,22 +82,48 @@ def refuse_no_classes(root: Path, folders: list[ClassFolder], layout: str) -> No
         raise DataError(what, accepted=layout, remedy="Set data.root to the folder that holds the class folders")
 
 
-def refuse_lone_class(folders: list[ClassFolder], layout: str) -> None:
-    """Refuse a single class folder with several folders and no images in it: the classes lie a level deeper.
+def refuse_seeming_classes(folders: list[ClassFolder], registry: Iterable[str], layout: str) -> None:
+    """Refuse folders that are no classes by all appearance; those whose names a person has listed are.
 
     Raises:
-        DataError: they do; the message names the root that is meant.
+        DataError: they seem to be training and test under other names, or to hold the classes themselves: a single
+            folder holds several, or all hold the same ones, two or more, and no images beside them.
     """
-    (only,) = {folder.path.name: folder.path for folder in folders}.values()
-    below = subfolders(only)
-    if len(below) > 1 and not any(path.suffix.lower() in EXTENSIONS for path in only.iterdir()):
-        names = ", ".join(path.name for path in below[:5])
+    paths = list({folder.path.name: folder.path for folder in folders}.values())
+    if {path.name for path in paths} <= set(registry):
+        return
+    if not folders[0].part:
+        _refuse_parts_by_other_names(paths, layout)
+    inner = set.intersection(*({folder.name for folder in subfolders(path)} for path in paths))
+    if len(inner) < 2 or any(path.suffix.lower() in EXTENSIONS for one in paths for path in one.iterdir()):
+        return
+    names, first = ", ".join(sorted(inner)[:5]), paths[0]
+    what = f"{first} is the only class folder, and holds folders ({names}) and no images itself"
+    if len(paths) > 1:
+        what = f"{', '.join(path.name for path in paths[:5])} in {first.parent} would be classes, and all hold {names}"
+    raise DataError(
+        what,
+        accepted=layout,
+        remedy=f"Set data.root to {first}, if these are the classes; if they are patients, or kinds of images, list "
+        "the classes in data.classes",
+    )
+
+
+def _refuse_parts_by_other_names(folders: list[Path], layout: str) -> None:
+    """Refuse folders such as train_images/ and TestSet/, which would be two classes."""
+    found: list[Path] = []
+    for beginning in ("train", "test"):
+        found += [folder for folder in folders if any(word.startswith(beginning) for word in _words(folder.name))][:1]
+    if len(set(found)) == 2:
         raise DataError(
-            f"{only} is the only class folder, and holds folders ({names}) and no images itself",
+            f"{found[0]} and {found[1]} would be classes, and seem to be the two parts of the data",
             accepted=layout,
-            remedy=f"Set data.root to {only}, if these are the classes; if they are patients, list the classes "
-            "in data.classes",
+            remedy="Rename them to train and test; if they are classes, list them in data.classes",
         )
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)]
 
 
 def _refuse_part(root: Path, layout: str) -> None:
@@ -134,11 +160,3 @@ def _refuse_parts_below(folders: list[Path], layout: str) -> None:
                 accepted=layout,
                 remedy=f"Set data.root to {folder}, or put the parts above the classes",
             )
-
-
-def _note_outside(folder: Path, passed_over: PassedOver) -> None:
-    passed_over.outside += [
-        path.name
-        for path in sorted(folder.iterdir())
-        if path.is_file() and path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
-    ]

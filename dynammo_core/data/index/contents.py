@@ -1,4 +1,4 @@
-"""The SHA-256 of image files, by which they are known whatever their names; files that did not change are read once."""
+"""What image files are known by, whatever their names: their SHA-256, and in DICOM the patient; each is read once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from rich.progress import track
 
-from dynammo_core.data.images.decoding import named
+from dynammo_core.data.images.decoding import named, reporting
+from dynammo_core.data.images.dicom import patient_of
 from dynammo_core.data.index.folders import DEFAULT_HOME
 from dynammo_core.memory.private_files import discard
 from dynammo_core.memory.sealed_file import SealedFile
@@ -59,10 +60,18 @@ class HashCache:
         discard(self.folder.glob("*.sealed"), "index")
 
 
+class Content(NamedTuple):
+    """The SHA-256 of a file's bytes, and of the patient that they name (see `patient_of`), if they are DICOM."""
+
+    sha256: str
+    patient: str | None
+
+
 class _Known(NamedTuple):
     size: int
     changed: int
     sha256: str
+    patient: str | None
 
 
 _cache: ContextVar[HashCache | None] = ContextVar("hash cache", default=None)
@@ -86,8 +95,8 @@ def hashes_kept_in(cache: HashCache | None) -> Iterator[None]:
         _cache.reset(token)
 
 
-def file_contents(paths: Sequence[Path], places: Sequence[str], data: str) -> tuple[str, ...]:
-    """Return the SHA-256 of each file, from the cache if its size and time of change are as they were.
+def file_contents(paths: Sequence[Path], places: Sequence[str], data: str) -> tuple[Content, ...]:
+    """Return the content of each file, from the cache if its size and time of change are as they were.
 
     Args:
         paths: the files.
@@ -95,7 +104,7 @@ def file_contents(paths: Sequence[Path], places: Sequence[str], data: str) -> tu
         data: root or manifest of the data set, which names its part of the cache.
 
     Raises:
-        DataError: a file is missing, empty, or cannot be read.
+        DataError: a file is missing, empty, or cannot be read, or is DICOM and there is no library to read it.
     """
     file = (_cache.get() or HashCache(cache_folder("index"))).file(data)
     known = _read(file)
@@ -108,29 +117,31 @@ def file_contents(paths: Sequence[Path], places: Sequence[str], data: str) -> tu
         if one is None or (one.size, one.changed) != (stat.st_size, stat.st_mtime_ns)
     ]
     now = time.time_ns()
-    for index, sha256 in zip(changed, _hashed([(paths[i], places[i]) for i in changed]), strict=True):
-        found[index] = _Known(stats[index].st_size, stats[index].st_mtime_ns, sha256)
+    for index, content in zip(changed, _contents([(paths[i], places[i]) for i in changed]), strict=True):
+        found[index] = _Known(stats[index].st_size, stats[index].st_mtime_ns, *content)
     contents = [one for one in found if one is not None]
     settled = {
         str(path): one for path, one in zip(paths, contents, strict=True) if now - one.changed > SETTLED_NANOSECONDS
     }
     if any(str(paths[index]) in settled for index in changed):
         _write(file, settled)
-    return tuple(one.sha256 for one in contents)
+    return tuple(Content(one.sha256, one.patient) for one in contents)
 
 
-def _hashed(files: Sequence[tuple[Path, str]]) -> Iterator[str]:
+def _contents(files: Sequence[tuple[Path, str]]) -> Iterator[Content]:
     """Read files on all cores, in their order; many of them with a progress bar, if somebody looks on."""
     console = Terminal(stderr=True)
     silent = len(files) < MANY or not console.is_terminal
     with ThreadPoolExecutor(usable_cores()) as pool:
-        hashes = pool.map(_sha256, files)
-        yield from track(hashes, "Reading images", total=len(files), console=console, transient=True, disable=silent)
+        contents = pool.map(_content, files)
+        yield from track(contents, "Reading images", total=len(files), console=console, transient=True, disable=silent)
 
 
-def _sha256(file: tuple[Path, str]) -> str:
-    with _naming(*file), file[0].open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def _content(file: tuple[Path, str]) -> Content:
+    with _naming(*file), file[0].open("rb") as opened:
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    with reporting(*file):
+        return Content(sha256, patient_of(file[0]))
 
 
 def _stat(path: Path, place: str) -> os.stat_result:

@@ -48,6 +48,19 @@ def repeated_files(
     return Duplicates(frozenset(wrong | {index for _, index in again}), notes)
 
 
+def note_copies(records: Sequence[ImageRecord], contents: Sequence[str]) -> tuple[str, ...]:
+    """Return a sentence that counts the images with the content of another one, and names two; none if there are none.
+
+    They may be one case that was saved twice, or two, and weigh as many images.
+    """
+    same = [members for members in _by(range(len(records)), contents.__getitem__) if len(members) > 1]
+    if not same:
+        return ()
+    first, second = (_where(records[index]) for index in same[0][:2])
+    count = sum(map(len, same))
+    return (f"{count} images have the content of another one, and each counts: the first are {first} and {second}",)
+
+
 def leaks(
     records: Sequence[ImageRecord],
     contents: Sequence[str],

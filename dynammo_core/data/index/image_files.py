@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dynammo_core.data.images.formats import EXTENSIONS, is_image_file
 from dynammo_core.support.errors import DataError
+from dynammo_core.support.files import utf8
 
 SYSTEM_FOLDERS = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 SYSTEM_FILES = ("thumbs.db", "desktop.ini")
@@ -30,7 +31,7 @@ class PassedOver:
 
     def notes(self) -> list[str]:
         """Return one line that counts and names all of it, or none if nothing was passed over."""
-        kinds = ", ".join(f"{count} {name}" for name, count in sorted(self.extensions.items()))
+        kinds = ", ".join(f"{count} {utf8(name)}" for name, count in sorted(self.extensions.items()))
         parts = [
             f"files of other kinds: {kinds}" if kinds else "",
             _listed("hidden or of the system", self.hidden),
@@ -47,7 +48,7 @@ def _listed(what: str, names: list[str]) -> str:
     if not names:
         return ""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{what}: {', '.join(sorted(names)[:NAMED])}{more}"
+    return f"{what}: {', '.join(map(utf8, sorted(names)[:NAMED]))}{more}"
 
 
 def image_files(folder: Path, passed_over: PassedOver | None = None) -> list[Path]:
@@ -67,11 +68,24 @@ def image_files(folder: Path, passed_over: PassedOver | None = None) -> list[Pat
 def subfolders(folder: Path, passed_over: PassedOver | None = None) -> list[Path]:
     """List the folders in a folder, sorted by name, without those that are hidden or the system's.
 
+    Args:
+        folder: where to look.
+        passed_over: is told what else lies there: what is hidden, links to nothing, images, and files of other kinds.
+
     Raises:
         DataError: as `image_files`.
     """
-    hidden = PassedOver() if passed_over is None else passed_over
-    return [folder / entry.name for entry in _visible(folder, hidden) if entry.is_dir()]
+    seen, folders = PassedOver() if passed_over is None else passed_over, []
+    for entry in _visible(folder, seen):
+        if entry.is_dir():
+            folders.append(folder / entry.name)
+        elif not entry.is_file():
+            seen.broken_links.append(str(folder / entry.name))
+        elif (kind := _extension(entry.name)) in EXTENSIONS:
+            seen.outside.append(entry.name)
+        else:
+            seen.extensions[kind or "without an extension"] += 1
+    return folders
 
 
 def _walk(folder: Path, passed_over: PassedOver, searched: set[str]) -> Iterator[Path]:

@@ -62,6 +62,30 @@ def refuse_unclear_labels(counts: Mapping[str, int], where: str, registry: Itera
             )
 
 
+def refuse_two_spellings(what: str, names: Iterable[tuple[str | None, str]]) -> None:
+    """Refuse patients or sites that are written in two ways: one would be taken for two.
+
+    Args:
+        what: what the names are of, for messages.
+        names: each name with the place where it stands; None where there is no name.
+
+    Raises:
+        DataError: two names differ in nothing that people see; the message names their places, and no patient.
+    """
+    first: dict[str, str] = {}
+    for name, place in names:
+        if name is not None:
+            first.setdefault(name, place)
+    spellings: dict[str, str] = {}
+    for name, place in first.items():
+        if (other := spellings.setdefault(folded(name), name)) != name:
+            raise DataError(
+                f"the {what} of {first[other]} and the {what} of {place} differ in nothing but case, spaces, Unicode "
+                "form or the way a number is written",
+                remedy=f"Write each {what} in one way; if they are two, give them names that people can tell apart",
+            )
+
+
 def require_registered(label: str, class_names: Iterable[str], where: str) -> None:
     """Refuse a label that is not a class name.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Literal
 
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 
 from dynammo_core.configuration.settings import DataSettings
 from dynammo_core.data.images.decoding import named
-from dynammo_core.data.index.contents import file_contents
-from dynammo_core.data.index.duplicates import Duplicates, leaks, repeated_files
+from dynammo_core.data.index.contents import Content, file_contents
+from dynammo_core.data.index.duplicates import Duplicates, leaks, note_copies, repeated_files
 from dynammo_core.data.index.image_files import require_utf8
-from dynammo_core.data.index.labels import refuse_unclear_labels, require_registered
+from dynammo_core.data.index.labels import refuse_two_spellings, refuse_unclear_labels, require_registered
 from dynammo_core.data.index.sides import split_by_group
 from dynammo_core.data.samples import Dataset, Split
 from dynammo_core.data.sources import FileSource, select
@@ -31,7 +32,7 @@ class ImageRecord:
         place: where it was named, for messages ("row 7 of manifest.csv"), or empty.
         split: the part it belongs to, None if the data do not say; the same for all records of a data set.
         site: the site it belongs to, None if the data do not say; the same for all records of a data set.
-        patient: the person (or the lesion or study) it shows, None if the data do not say.
+        patient: the person (or the lesion or study) it shows, None if the data do not say; then a DICOM file may.
     """
 
     path: Path
@@ -68,14 +69,18 @@ def assemble(
         notes: what a person should know of how the records were read.
 
     Raises:
-        DataError: a label is unclear or not in the registry, a class is empty, a file is missing, or images contradict
-            each other or are on both sides.
+        DataError: a label is unclear or not in the registry, a patient or site is spelt in two ways, a class is empty,
+            a file is missing, or images contradict each other or are on both sides.
     """
     refuse_unclear_labels(Counter(record.label for record in records), where, settings.classes)
     for record in records:
         require_utf8(record.path)
         require_registered(record.label, class_names, named(record.path, record.place))
-    hashes = file_contents([record.path for record in records], [record.place for record in records], where)
+    for what in ("patient", "site"):
+        refuse_two_spellings(what, ((getattr(record, what), named(record.path, record.place)) for record in records))
+    files = file_contents([record.path for record in records], [record.place for record in records], where)
+    records = [_with_patient(record, file) for record, file in zip(records, files, strict=True)]
+    hashes = [file.sha256 for file in files]
     repeated = repeated_files(records, hashes, settings.duplicates)
     records, contents = _without(repeated, records, hashes)
     drawn = settings.split == "patient" or not any(record.split for record in records)
@@ -89,8 +94,9 @@ def assemble(
     kept = np.array([i not in leaking.left_out for i in range(len(records))], dtype=np.bool_)
     refuse_empty_classes(labels[kept], test[kept], class_names, where, absent=absent)
     whole = _whole(settings, records, labels, contents)
+    again = note_copies(list(compress(records, kept.tolist())), list(compress(contents, kept.tolist())))
     train_split, test_split = (select(whole, np.flatnonzero(kept & side)) for side in (~test, test))
-    return Dataset(class_names, train_split, test_split, drawn, (*notes, *repeated.notes, *leaking.notes))
+    return Dataset(class_names, train_split, test_split, drawn, (*notes, *repeated.notes, *leaking.notes, *again))
 
 
 def refuse_empty_classes(
@@ -110,8 +116,14 @@ def refuse_empty_classes(
             f"the class {name!r} has {train_count} training and {test_count} test images in {where}",
             accepted="at least one of each; where no split is given, images of at least two patients, or with two "
             "contents",
-            remedy="Add images of the class or take the class out",
+            remedy="Add images of the class or take the class out; if DICOM files name one patient for many, as after "
+            "de-identification, name the patients in a manifest",
         )
+
+
+def _with_patient(record: ImageRecord, file: Content) -> ImageRecord:
+    """Return a record with the patient that its DICOM file names, unless the data say who it is."""
+    return record if record.patient or not file.patient else replace(record, patient=file.patient)
 
 
 def _without(

@@ -11,6 +11,11 @@ from pathlib import Path
 from dynammo_core.support.errors import DataError
 
 BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+OTHER_FILES = {
+    b"PK\x03\x04": "an Excel workbook, or another archive",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"\x1f\x8b": "compressed",
+}
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 REMEDY = (
     "Save it again as CSV in UTF-8 with commas: in LibreOffice by «Save as» with «Edit filter settings», in Excel as "
@@ -70,6 +75,9 @@ def _decoded(file: Path, accepted: str) -> str:
         content = file.read_bytes()
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error}", accepted=accepted) from error
+    for mark, kind in OTHER_FILES.items():
+        if content.startswith(mark):
+            raise DataError(f"{file} cannot be read: it is {kind}", accepted=accepted, remedy=REMEDY)
     encoding = BYTE_ORDER_MARKS.get(content[:2])
     if encoding is None and content[:200].count(0) > len(content[:200]) // 4:
         encoding = "UTF-16 without a byte order mark"

@@ -52,7 +52,8 @@ def warnings_in(sheet: DataSheet) -> list[str]:
         (sheet.several_frames, f"{sheet.several_frames} files have several frames or pages: data.frame says which"),
         (_deep(sheet.bits), f"{_deep(sheet.bits)} images have more than 8 bits: data.window says what of them is seen"),
         (sheet.patients_in_both, f"{sheet.patients_in_both} patients have images for training and for the test"),
-        (sheet.repeated, f"{sheet.repeated} images have the content of another one"),
+        # of files a note says so, with names
+        (sheet.repeated and not sheet.files, f"{sheet.repeated} images have the content of another one"),
     ]
     near = [f"the classes {one!r} and {other!r} may be the same" for one, other in sheet.near_names]
     return [words for count, words in said if count] + near

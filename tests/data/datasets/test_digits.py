@@ -13,6 +13,7 @@ def test_digits_are_all_there_and_split_within_each_class() -> None:
     # scikit-learn's class sizes are 178 182 177 183 181 182 181 179 174 180; round(0.2 n) each, 359 in all
     assert np.bincount(dataset.test.labels).tolist() == [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]
     assert len(dataset.train.labels) == 1797 - 359
+    assert dataset.drawn
     assert not {*dataset.train.record_ids} & {*dataset.test.record_ids}
 
 

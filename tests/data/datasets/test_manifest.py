@@ -116,20 +116,49 @@ def test_patients_arrive_and_stay_on_one_side(manifest: Callable[[str], Path]) -
 
 
 def test_columns_of_a_clinical_export_are_named_and_not_read(manifest: Callable[[str], Path]) -> None:
-    rows = "".join(f"{30 + i},images/{i}.png,a,lungs\n" for i in range(5))
-    dataset = load(manifest(f"patient_age,path,label,remarks on the case\n{rows}"))
+    rows = "".join(f"{30 + i},images/{i}.png,a,lungs,\n" for i in range(5))
+    dataset = load(manifest(f"patient_age,path,label,remarks on the case,\n{rows}"))
     (note,) = dataset.notes
-    assert note.endswith("manifest.csv that are not read: patient_age, remarks on the case")
+    assert note.endswith("manifest.csv that are not read: patient_age, remarks on the case, one without a name")
     assert dataset.train.patients == ()
 
 
 @pytest.mark.parametrize(
     ("column", "meant"),
-    [("pateint", "patient"), ("Patient", "patient"), ("patient_id", "patient"), ("slpit", "split"), ("stie", "site")],
+    [
+        ("pateint", "patient"),
+        ("Patient", "patient"),
+        ("patient_id", "patient"),
+        ("Patient No.", "patient"),
+        ("slpit", "split"),
+        ("stie", "site"),
+    ],
 )
 def test_a_column_that_looks_misspelt_is_refused(manifest: Callable[[str], Path], column: str, meant: str) -> None:
     with pytest.raises(DataError, match=rf"a column '{column}' \(did you mean '{meant}'\?\).*Rename it to '{meant}'"):
         load(manifest(f"path,label,{column}\nimages/0.png,a,x\n"))
+
+
+@pytest.mark.parametrize("column", ["set", "subset of the study"])
+def test_a_split_by_another_name_is_not_passed_over(manifest: Callable[[str], Path], column: str) -> None:
+    rows = [f"images/{i}.png,a,{'Test' if i < 2 else 'training'}\n" for i in range(6)]
+    with pytest.raises(DataError, match=rf"column '{column}' of .* says what is for training.*Rename it to split"):
+        load(manifest(f"path,label,{column}\n{''.join(rows)}"))
+    rows[0] = "images/0.png,a,contrast test\n"
+    assert load(manifest(f"path,label,{column}\n{''.join(rows)}")).drawn
+
+
+@pytest.mark.parametrize(
+    ("column", "values"), [("patient", ("p1", "P1")), ("patient", ("7", "007")), ("site", ("a b", "A  b"))]
+)
+def test_a_patient_or_site_that_is_spelt_in_two_ways_is_refused(
+    manifest: Callable[[str], Path], column: str, values: tuple[str, str]
+) -> None:
+    rows = "".join(f"images/{i}.png,a,{values[i % 2]}\n" for i in range(4))
+    said = rf"the {column} of .*0\.png \(row 2 .* and the {column} of .*1\.png \(row 3 .* differ in nothing but case"
+    with pytest.raises(DataError, match=said) as caught:
+        load(manifest(f"path,label,{column}\n{rows}"))
+    assert not set(values) & set(str(caught.value).split())
 
 
 def test_a_column_like_a_known_one_beside_it_is_another(manifest: Callable[[str], Path]) -> None:

@@ -193,6 +193,19 @@ def test_what_a_window_cannot_fit_is_refused(tmp_path: Path, options: dict[str, 
         decode_image(path, WHOLE)
 
 
+def test_complex_values_are_no_image(tmp_path: Path) -> None:
+    tiff(tmp_path / "k-space.tif", np.zeros((4, 4), dtype=np.complex64))
+    with pytest.raises(DataError, match="no plain numbers"):
+        decode_image(tmp_path / "k-space.tif", WHOLE)
+
+
+def test_jpeg_of_more_than_8_bits_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(imagecodecs.jpeg8_encode(np.zeros((8, 8), dtype=np.uint16), bitspersample=12))
+    with pytest.raises(DataError, match=r"is JPEG of a kind that is not read.*not of 12 bits.*Save it as PNG or TIFF"):
+        decode_image(path, WHOLE)
+
+
 def test_12_bits_in_a_file_are_12_bits(tmp_path: Path) -> None:
     path = tmp_path / "x.jp2"
     values = np.array([[0, 1000, 4095]], dtype=np.uint16)

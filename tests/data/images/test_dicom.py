@@ -23,6 +23,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGExtended12Bit,
     JPEGLSLossless,
     RLELossless,
     RTDoseStorage,
@@ -92,6 +93,46 @@ def test_colours_of_8_bits_are_taken_as_they_are(tmp_path: Path) -> None:
     assert np.array_equal(decode_image(path, Reading("lung")), COLOUR), "a window is for grey values"
 
 
+def test_colours_of_more_bits_need_a_declared_window(tmp_path: Path) -> None:
+    values = COLOUR.astype(np.uint16) * 257
+    path = write_dicom(tmp_path / "a.dcm", values)
+    assert np.array_equal(decode_image(path, WHOLE), COLOUR)
+    assert "more than 8 bits a channel" in refused(path)
+    assert "in Hounsfield units" in refused(path, Reading("lung"))
+    write_dicom(path, values, PhotometricInterpretation="YBR_ICT")
+    assert "has colours of 16 bits (YBR_ICT)" in refused(path, WHOLE)
+
+
+@pytest.mark.parametrize(("signed", "grey"), [(False, 187), (True, 59)])
+def test_jpeg_of_12_bits_is_read(tmp_path: Path, signed: bool, grey: int) -> None:
+    """The stored 3000 is 3000 of 0..4095, or -1096 of -2048..2047."""
+    path, values = tmp_path / "a.dcm", np.full((16, 8), 3000, dtype=np.uint16)
+    extended_jpeg(path, values, PixelRepresentation=int(signed))
+    assert (decode_image(path, Reading((0.0 if signed else 2048.0, 4096.0))) == grey).all()
+    extended_jpeg(path, values, Rows=8)
+    assert "JPEG of 12 bits of the shape (16, 8), and declares 8 x 8" in refused(path, WHOLE)
+    extended_jpeg(path, b"\xff\xd8 no such stream")
+    assert "cannot be decompressed here" in refused(path, WHOLE)
+
+
+def extended_jpeg(path: Path, content: np.ndarray | bytes, **attributes: Any) -> None:
+    import imagecodecs
+
+    encoded = content if isinstance(content, bytes) else imagecodecs.jpeg8_encode(content, bitspersample=12)
+    dataset = dicom(np.zeros((16, 8), dtype=np.uint16), BitsStored=12, HighBit=11, **attributes)
+    dataset.file_meta.TransferSyntaxUID = JPEGExtended12Bit
+    dataset.PixelData = encapsulate([encoded])
+    dataset["PixelData"].VR = "OB"
+    dataset.save_as(path, enforce_file_format=True)
+
+
+def test_frames_that_are_not_declared_are_refused(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", DEEP, PixelData=DEEP.tobytes() * 2)
+    assert "holds 768 bytes of pixels and declares 384: it has more frames or rows" in refused(path, WHOLE)
+    write_dicom(path, DEEP, PixelData=DEEP.tobytes() + bytes(100))  # filled up, as some scanners do
+    assert np.array_equal(decode_image(path, WHOLE), np.rint(DEEP / 257))
+
+
 def test_luminance_and_chrominance_become_rgb(tmp_path: Path) -> None:
     grey = np.full((4, 4), 90, dtype=np.uint8)
     values = np.dstack([grey, np.full_like(grey, 128), np.full_like(grey, 128)])
@@ -158,7 +199,7 @@ def test_a_file_without_preamble_or_header_is_read(tmp_path: Path, implicit: boo
         ({"SOPClassUID": SegmentationStorage}, "no picture: Segmentation Storage"),
         ({"Rows": None, "SOPClassUID": "1.2.3.4711"}, "without an image: a class that the standard does not name"),
         ({"PhotometricInterpretation": "CMYK"}, "photometric interpretation that is not read"),
-        ({"PhotometricInterpretation": "RGB"}, "has colours of 16 bits"),
+        ({"PhotometricInterpretation": "RGB"}, "has colours of 16 bits (RGB)"),
         ({"Rows": 60_000, "Columns": 60_000}, "has 60000 x 60000 pixels"),
         ({"Rows": 0}, "has 12 x 0 pixels"),
         ({"Rows": 17}, "damaged DICOM, cut off"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import tifffile
 from dicom_files import NAME, write_dicom
 from PIL import Image
 
+from dynammo_core.data.images.decoding import decode_image
 from dynammo_core.data.images.properties import ImageProperties, read_properties
 from dynammo_core.support.errors import DataError
 
@@ -41,6 +43,17 @@ def test_what_is_turned_is_measured_as_it_is_seen(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", DEEP, extratags=[(274, "H", 1, 6, True)], metadata=None)
     expected = ImageProperties("TIFF", 4, 6, 16, "MINISBLACK", orientation=6)
     assert read_properties(tmp_path / "a.tif") == expected
+
+
+@pytest.mark.parametrize("entry", ["0001 00000001 06000000", "0002 00000002 36000000", "0003 00000001 000a0000"])
+def test_a_damaged_orientation_is_upright_for_the_sheet_and_the_pixels(tmp_path: Path, entry: str) -> None:
+    """A tag of another type, or of a number that means nothing, which readers take as they please."""
+    path, exif = tmp_path / "a.jpg", b"MM\0*" + bytes.fromhex(f"00000008 0001 0112 {entry} 00000000")
+    Image.new("L", (6, 4)).save(path, exif=b"Exif\0\0" + exif)
+    with warnings.catch_warnings(record=True) as warned:
+        assert read_properties(path) == ImageProperties("JPEG", 6, 4, 8, "L")
+        assert decode_image(path).shape == (4, 6)
+    assert warned == []
 
 
 def test_depth_is_the_headers(tmp_path: Path) -> None:

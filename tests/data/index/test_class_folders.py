@@ -63,15 +63,17 @@ def test_what_is_passed_over_is_counted_and_named(
     for name in ("a/x.svs", "a/y.SVS", "b/z.txt", "b/README"):
         (tmp_path / name).write_text("no image")
     (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "lost class").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "nevus.zip").write_text("no folder")
     (tmp_path / "empty").mkdir()
     dataset = load(tmp_path, classes=("a", "b", "empty"))
     assert sum(counts(dataset), Counter()) == Counter(a=4, b=4)
     passed_over, empty = dataset.notes
     assert empty == "class folders without images: empty"
     for words in (
-        "files of other kinds: 2 .svs, 1 .txt, 1 without an extension",
+        "files of other kinds: 2 .svs, 1 .txt, 1 .zip, 1 without an extension",
         "hidden or of the system: ._0.png, .ipynb_checkpoints, .ipynb_checkpoints, __MACOSX",
-        f"links to nothing: {tmp_path}/a/gone.png",
+        f"links to nothing: {tmp_path}/a/gone.png, {tmp_path}/lost class",
         "images in no class folder: lost.png",
     ):
         assert words in passed_over
@@ -118,6 +120,34 @@ def test_a_root_one_level_too_high_is_refused(tmp_path: Path, write_classes: Wri
         load(tmp_path)
     with pytest.raises(DataError, match="is the only class folder"):
         open_own(DataSettings(dataset="image_folder", root=str(tmp_path), classes=("a", "b")), 0)
+
+
+@pytest.mark.parametrize(
+    "names", [("train_images", "test_images"), ("Trainingsdaten", "Testdaten"), ("imgTrain", "imgTest")]
+)
+def test_parts_by_other_names_are_no_classes(tmp_path: Path, write_classes: WriteClasses, names: tuple[str]) -> None:
+    write_classes(tmp_path, dict.fromkeys((*names, "other"), 4))
+    with pytest.raises(
+        DataError, match=rf"{names[0]} and .*{names[1]} would be classes.*Rename them to train and test"
+    ):
+        load(tmp_path)
+    assert len(load(tmp_path, classes=(*names, "other")).class_names) == 3, "a person may say so"
+
+
+def test_class_names_that_only_sound_like_parts_are_classes(tmp_path: Path, write_classes: WriteClasses) -> None:
+    write_classes(tmp_path, {"strain": 4, "testis": 4, "intestine": 4})
+    assert load(tmp_path).class_names == ("intestine", "strain", "testis")
+
+
+def test_the_folders_of_hospitals_are_no_classes(tmp_path: Path, write_classes: WriteClasses) -> None:
+    write_classes(tmp_path / "berlin", {"melanoma": 3, "nevus": 3, "bcc": 3})
+    write_classes(tmp_path / "paris", {"melanoma": 3, "nevus": 3}, first_seed=20)
+    said = r"berlin, paris in .* would be classes, and all hold melanoma, nevus.*data\.root to .*berlin"
+    with pytest.raises(DataError, match=said):
+        load(tmp_path)
+    with pytest.raises(DataError, match=said):
+        open_own(DataSettings(dataset="image_folder", root=str(tmp_path), classes=("melanoma", "nevus")), 0)
+    assert load(tmp_path, classes=("berlin", "paris")).class_names == ("berlin", "paris")
 
 
 def test_patients_folders_of_a_single_class_are_no_classes(tmp_path: Path, write_classes: WriteClasses) -> None:

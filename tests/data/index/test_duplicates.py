@@ -59,6 +59,16 @@ def test_the_same_bytes_under_two_labels_all_go(records: list[ImageRecord]) -> N
     assert dataset.notes == (f"left out 3 copies of images that have two labels {LEFT_OUT}",)
 
 
+def test_copies_of_one_label_on_one_side_stay_and_are_counted_and_named(records: list[ImageRecord]) -> None:
+    shutil.copy(records[0].path, records[2].path)
+    shutil.copy(records[4].path, records[6].path)
+    dataset = assembled(records)
+    assert len(dataset.train.labels) == len(dataset.test.labels) == 4
+    (note,) = dataset.notes
+    assert note.startswith("4 images have the content of another one, and each counts")
+    assert "0.png (row 2)" in note and "2.png (row 4)" in note
+
+
 def test_the_same_bytes_in_training_and_test_leave_training(records: list[ImageRecord]) -> None:
     shutil.copy(records[4].path, records[0].path)
     shutil.copy(records[4].path, records[2].path)

@@ -39,6 +39,7 @@ def test_utf8_is_read_with_and_without_its_mark(tmp_path: Path, encoding: str) -
         ("path,label\na,b\n".encode("utf-16-le"), "it is UTF-16 without a byte order mark"),
         ("path,label\na,b\ncafé,x\n".encode("cp1252"), r"not UTF-8 \(line 3\) but perhaps Windows-1252"),
         (b"path;label\na;b\n", r"are separated by semicolons: its header is 'path;label'.*Save it again as CSV"),
+        (b"PK\x03\x04\x14\0\x06\0", "it is an Excel workbook.*Save it again as CSV"),
         (b"path\tlabel\na\tb\n", "are separated by tabs"),
         (b"path,label,path\n", "has the column 'path' twice"),
         (b'path,label\n"a,b\n', r"cannot be read: line \d"),

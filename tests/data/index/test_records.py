@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from dicom_files import write_dicom
 
 from dynammo_core.configuration.settings import DataSettings
+from dynammo_core.data.images.dicom import hash_patient
 from dynammo_core.data.index.records import ImageRecord, assemble, refuse_empty_classes
 from dynammo_core.support.errors import DataError
 
@@ -46,3 +50,25 @@ def test_an_empty_class_is_named(train: list[int], test: list[int]) -> None:
 def test_a_class_of_the_registry_may_be_absent_wholly_or_by_half(in_test: list[bool]) -> None:
     labels = np.array([0, 0, 1][: len(in_test)])
     refuse_empty_classes(labels, np.array(in_test), ("a", "b"), "here", absent=True)
+
+
+def test_slices_of_one_patient_of_dicom_stay_on_one_side(tmp_path: Path) -> None:
+    """The header says whose they are, also when it is known from an earlier opening; what the data say goes before."""
+    numbers = [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    records = [
+        ImageRecord(write_dicom(tmp_path / f"{i}", np.full((2, 2), i, np.uint8), PatientID=f"P{number}"), "a", f"{i}")
+        for i, number in enumerate(numbers)
+    ]
+    for record in records:
+        os.utime(record.path, (1, 1))
+    for _ in range(2):
+        dataset = assemble(SETTINGS, records, ("a",), "here", absent=False)
+        train, test = (set(part.patients) for part in (dataset.train, dataset.test))
+        assert train | test == {hash_patient(f"P{number}") for number in numbers} and not train & test
+    named = [replace(record, patient="same") for record in records[:6]] + records[6:]
+    dataset = assemble(SETTINGS, named, ("a",), "here", absent=False)
+    assert set(dataset.train.patients + dataset.test.patients) == {"same", hash_patient("P2"), hash_patient("P3")}
+    both = [replace(record, split="train" if i else "test") for i, record in enumerate(records)]
+    with pytest.raises(DataError, match="the same patient is in training and in the test") as caught:
+        assemble(SETTINGS, both, ("a",), "here", absent=False)
+    assert "P0" not in str(caught.value)

@@ -85,6 +85,23 @@ def test_nothing_trained_is_tested_and_a_class_with_a_choice_keeps_a_test(
             assert (test & of_class).any()
 
 
+def test_groups_that_were_trained_on_leave_the_test_and_the_next_free_one_takes_their_place() -> None:
+    groups = [f"patient {number}" for number in range(60)]
+    labels = np.zeros(60, dtype=np.int64)
+    by_hash = sorted(groups, key=lambda group: fraction(0, group))
+    test = split_by_group(labels, groups)
+    drawn = [group for group in by_hash if test[groups.index(group)]]
+    assert 2 < len(drawn) < 40
+    for known, expected in (
+        (drawn[:1], set(drawn[1:])),  # the others stay
+        (by_hash[:40], {by_hash[40]}),  # the test is gone, and the lowest hash never trained on stands in
+        (groups, set()),
+    ):
+        trained = np.array([group in known for group in groups])
+        kept = keep_apart(labels, groups, test, trained)
+        assert {group for group, tested in zip(groups, kept.tolist(), strict=True) if tested} == expected
+
+
 # --- by numbers, for fixed sets
 
 

@@ -61,9 +61,9 @@ def test_everything_is_counted(clinic: Dataset) -> None:
     assert sheet.sizes == {"smallest": (10, 10), "median": (10, 10), "largest": (20, 10)}
     assert (sheet.not_square, sheet.unreadable, sheet.repeated, sheet.patients_in_both) == (1, 0, 2, 0)
     assert any("device" in note for note in sheet.notes)
-    words = " ".join(warnings_in(sheet))
+    words = " ".join([*warnings_in(sheet), *sheet.notes])
     assert "1 images have more than 8 bits" in words
-    assert "2 images have the content of another one" in words
+    assert words.count("2 images have the content of another one") == 1
 
 
 def test_patients_on_both_sides_are_counted(clinic: Dataset) -> None:
@@ -120,7 +120,7 @@ class _References(HTMLParser):
 
 
 def test_the_page_holds_its_images_and_refers_to_nothing_outside(clinic: Dataset) -> None:
-    page = contact_sheet(clinic, data_sheet(clinic), "clinic & co", per_class=2)
+    page = contact_sheet(clinic, replace(data_sheet(clinic), notes=()), "clinic & co", per_class=2)
     assert PRIVATE in page
     assert "clinic &amp; co" in page
     assert "melanoma &lt;b&gt;" in page

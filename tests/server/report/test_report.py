@@ -45,6 +45,7 @@ def events() -> list[dict[str, Any]]:
     tasks = [[NAMES[label] for label in task] for task in TASKS]
     log: list[dict[str, Any]] = [
         {"event": "run_started", "name": "skin", "sites": 3, "tasks": tasks, "plan": PLAN, "resumed_at": 0}
+        | {"data_notes": ["passed over: <4> of them"]}
     ]
     for index, step in enumerate(PLAN):
         adapting = step["stage"] == "adapt"
@@ -229,6 +230,10 @@ def test_the_page_tells_how_far_to_trust_an_answer(run: Path, finished: Page) ->
     (run / "open_set.csv").write_text("after_task,bin,learnt,to_come\n1,999,3,4\n")
     with pytest.raises(RunError, match=r"open_set\.csv"):
         write_report(run)
+
+
+def test_what_is_to_be_known_of_the_data_is_told(finished: Page) -> None:
+    assert "The data passed over: <4> of them" in finished.text
 
 
 def test_figures_say_aloud_what_they_show(finished: Page) -> None:
