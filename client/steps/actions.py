@@ -15,7 +15,7 @@ from client.steps.private_actions import answer_fit_privately, answer_remember_p
 from client.steps.site import Site
 from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
 from dynammo_core.memory.rehearsal import remember
-from dynammo_core.plan import Fit, Forget, Remember, Summarise
+from dynammo_core.plan import Fit, Forget, LossContext, Remember, Summarise
 from dynammo_core.privacy.client_level import shortened_update
 from dynammo_core.scoring.evaluation import answer_counts, predictions
 from dynammo_core.support.devices import shortage_explained
@@ -92,7 +92,12 @@ def answer_fit(assignment: Assignment, stage: Fit) -> Report:
     batches = EpochBatches(assignment, samples, start_level(stage.inputs, config.data.augmentation))
     received = take(assignment.model, names)
     parameters = train_only(assignment.model, set(names))
-    descended = assignment.loss(stage, batches.level)
+    context = LossContext(assignment.step.task, batches.level, assignment.teacher)
+
+    def descended(inputs: Tensor, labels: Tensor) -> Tensor:
+        with assignment.experiment.autocast():
+            return stage.loss(assignment.model, inputs, labels, context)
+
     loss = fit(parameters, descended, batches, stage.optimisation, round_=assignment.step.round)
     trained = take(assignment.model, names)
     if config.privacy.mechanism == "client":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from dynammo_core.experiment import Experiment
 from dynammo_core.methods.base import TEACHER_PREFIX
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import Level, matching, travelling_names
-from dynammo_core.plan import Batch, Fit, LossContext, Step
+from dynammo_core.plan import Batch, Fit, Step
 from dynammo_core.scoring.evaluation import BATCH, embed_samples
 from dynammo_core.support.devices import fits, moved
 from dynammo_core.support.errors import ProtocolError
@@ -68,16 +68,6 @@ class Assignment:
             return embed_samples(
                 self.model, samples, config.data.normalisation, device, end, config.compute.device_megabytes
             ).float()
-
-    def loss(self, stage: Fit, level: Level) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return the loss of a stage as a function of inputs at a level and labels, in the precision configured."""
-        context = LossContext(self.step.task, level, self.teacher)
-
-        def loss(inputs: Tensor, labels: Tensor) -> Tensor:
-            with self.experiment.autocast():
-                return stage.loss(self.model, inputs, labels, context)
-
-        return loss
 
     def embed_once(self, samples: Samples, end: Level) -> Tensor:
         """Embed samples once, and keep the result for rounds that show the same images to the same frozen weights.

@@ -15,7 +15,7 @@ from client.state.privacy_ledger import Ledger, LedgerFile
 from client.steps.assignment import Assignment, EpochBatches, start_level, take
 from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
 from dynammo_core.models.names import Level
-from dynammo_core.plan import Fit, LearningStage, Summarise, WeighedBatch
+from dynammo_core.plan import Fit, LearningStage, LossContext, Summarise, WeighedBatch
 from dynammo_core.privacy.accounting import Charge
 from dynammo_core.privacy.gradients import PrivateGradients
 from dynammo_core.privacy.noise import Noise, poisson_batches
@@ -102,7 +102,11 @@ def answer_fit_privately(assignment: Assignment, stage: Fit) -> Report:
     owner = owners(permit.samples, _unit(assignment))
     batches = PoissonBatches(assignment, permit.samples, level, owner, rate, permit.noise)
     parameters = train_only(assignment.model, set(names))
-    loss = assignment.loss(stage, batches.level)
+    context = LossContext(assignment.step.task, batches.level, assignment.teacher)
+
+    def loss(inputs: Tensor, labels: Tensor) -> Tensor:
+        return stage.loss(assignment.model, inputs, labels, context)
+
     gradients = PrivateGradients(
         assignment.model,
         loss,

@@ -218,7 +218,7 @@ class ComputeSettings(Section):
     precision: Literal["float32", "bf16"] = Field(
         default="float32",
         description="type in which networks multiply; bf16: for GPUs, half the memory and many times the speed, fewer "
-        "digits; weights, sums and statistics stay in float32",
+        "digits; weights, sums, statistics and private training stay in float32",
     )
     device_megabytes: int | None = Field(
         default=None, ge=1, description="memory that a process may take on a GPU, in MB; null: all that is free"

@@ -33,9 +33,9 @@ def to_input(images: Tensor, normalisation: str, device: torch.device) -> Tensor
         )
     mean, std = _statistics(normalisation, device)
     # The bytes are moved, not the floats: a quarter of the traffic
-    colour = moved(images, device).expand(-1, 3, -1, -1)
-    inputs = colour.to(torch.float32, copy=True, memory_format=torch.channels_last)
-    return inputs.div_(255).sub_(mean).div_(std)
+    scaled = moved(images, device).to(torch.float32, copy=True).div_(255)
+    centred = scaled.sub_(mean) if scaled.shape[1] == len(mean) else scaled - mean
+    return centred.div_(std).contiguous(memory_format=torch.channels_last)
 
 
 @lru_cache(maxsize=8)
@@ -72,7 +72,7 @@ def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
         columns = torch.where(moved(drawn, device) < 0.5, columns.flip(1), columns)
     which = torch.arange(batch, device=device)[:, None, None]
     shifted = images.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]]
-    return shifted.permute(0, 3, 1, 2)
+    return shifted.permute(0, 3, 1, 2).contiguous()
 
 
 def _shifted(batch: int, side: int, generator: torch.Generator, device: torch.device) -> Tensor:
