@@ -11,8 +11,8 @@ from types import MappingProxyType
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.consent.door import declared, error_words, let_announcement_out, let_out
-from client.consent.hospital import Answer, Host, Request, host_of
+from client.hospital.door import declared, error_words, let_announcement_out, let_out
+from client.hospital.hospital import Answer, Host, Request, host_of
 from client.steps.actions import answer
 from client.steps.parcels import opened, packed
 from client.steps.secure_answers import secure_answer

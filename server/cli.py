@@ -156,7 +156,7 @@ def extend(
         from server.consortium.control import Control
         from server.consortium.settings import load_server
         from server.consortium.sites import SiteRegister
-        from server.run.lineage import with_sites
+        from server.run_directory.lineage import with_sites
         from server.watch.follow import launch_and_follow
 
         experiment = with_new_task(load_config(run_dir / "config.yaml"), new, distinct=distinct)
@@ -228,8 +228,8 @@ def rollback(
 ) -> None:
     """Make the model after an earlier task the current one, for `export` and `predict`."""
     with readable_errors():
+        from server.run.results import roll_back
         from server.run_directory.directory import RunDirectory
-        from server.run_directory.results import roll_back
 
         roll_back(RunDirectory(run_dir), task - 1)
         console.say(f"{run_dir}/model.safetensors is the model after task {task}.")

@@ -16,10 +16,10 @@ from flwr.serverapp.grid.grid import NodeInfo
 from small_runs import small_settings, write_hospitals
 
 from client.app import app
-from client.consent.admission import approve_proposal
 from client.consent.approvals import Approvals, Proposal
 from client.consent.settings import load_site
-from client.steps.site_opening import shared_experiment
+from client.hospital.admission import approve_proposal
+from client.hospital.site_opening import shared_experiment
 from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.data.index.opening import open_dataset
 from dynammo_core.experiment import config_from_json

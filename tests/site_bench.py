@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.consent.settings import SiteSettings, load_site
-from client.service.node_key import new_key_pair
+from client.state.node_key import new_key_pair
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

@@ -19,8 +19,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from client.app import app
+from client.hospital.site_opening import simulated_site
 from client.steps.site import Site
-from client.steps.site_opening import simulated_site
 from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config, Scalar, resolve
 from dynammo_core.experiment import Experiment, experiment_from_json

@@ -26,7 +26,7 @@ from tables import registered
 
 from client.app import app as client_app
 from client.cli import app as site_app
-from client.consent.door import UNEXPECTED
+from client.hospital.door import UNEXPECTED
 from dynammo_core.aggregation import AGGREGATORS
 from dynammo_core.configuration.config import Config, leaf_keys, load_config, resolve
 from dynammo_core.configuration.settings import BackboneSettings, DataSettings

@@ -22,14 +22,14 @@ from typer.testing import CliRunner
 
 from client.commands.approve import approve
 from client.commands.audit import audit
-from client.consent.admission import approve_proposal
 from client.consent.approvals import DECISIONS, Approvals, Proposal
 from client.consent.audit import AuditLog
-from client.consent.door import UNEXPECTED
-from client.consent.hospital import Hospital, Request
+from client.consent.chained_log import chain_line
 from client.consent.policy import POLICY_TEMPLATE, load_policy
 from client.consent.settings import load_site
-from client.state.chained_log import chain_line
+from client.hospital.admission import approve_proposal
+from client.hospital.door import UNEXPECTED
+from client.hospital.hospital import Hospital, Request
 from dynammo_core.configuration.config import load_config
 from dynammo_core.experiment import Experiment
 from dynammo_core.memory.store import MemoryStore

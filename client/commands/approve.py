@@ -45,9 +45,9 @@ def approve(
 ) -> None:
     """Show the experiments that wait to run on this site's images, and approve or reject them."""
     with readable_errors():
+        from client.commands.summary import fields
         from client.consent.approvals import Approvals, Proposal
         from client.consent.audit import AuditLog
-        from client.consent.summary import fields
         from dynammo_core.configuration.config import load_config
 
         site = load_site(site_yaml)
@@ -83,7 +83,7 @@ def _verdicts(yes: str | None, reject: str | None, revoke: str | None) -> dict[V
 
 def _ask(site: SiteSettings, approvals: Approvals, waiting: Sequence[Proposal], person: str, runs: int) -> None:
     """Show each proposal, and ask for a decision unless the policy forbids it."""
-    from client.consent.summary import forbidden, page
+    from client.commands.summary import forbidden, page
 
     answers: dict[str, Verdict | None] = {"approve": "approved", "reject": "rejected", "later": None}
     if not waiting:
@@ -103,8 +103,8 @@ def _ask(site: SiteSettings, approvals: Approvals, waiting: Sequence[Proposal], 
 def _decide(
     site: SiteSettings, approvals: Approvals, proposal: Proposal, verdict: Verdict, person: str, runs: int
 ) -> None:
-    from client.consent.admission import approve_proposal
     from client.consent.audit import AuditLog
+    from client.hospital.admission import approve_proposal
 
     if verdict == "approved":
         approve_proposal(site, proposal, person, runs)

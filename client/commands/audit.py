@@ -17,7 +17,7 @@ from dynammo_core.support.terminal import Terminal, cell, command_line, readable
 
 if TYPE_CHECKING:
     from client.consent.audit import AuditLog
-    from client.state.chained_log import Chain
+    from client.consent.chained_log import Chain
 
 audit = command_line("Check the log of what left this site, and print it on one page.")
 console = Terminal(emoji=False, highlight=False)

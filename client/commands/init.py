@@ -121,7 +121,7 @@ def write_site(output: Path, options: Mapping[str, str | None]) -> tuple[SiteSet
     Raises:
         ConfigError: a value is missing or invalid, a file exists already, or one cannot be written.
     """
-    from client.service.node_key import fingerprint, load_private_key, new_key_pair
+    from client.state.node_key import fingerprint, load_private_key, new_key_pair
     from dynammo_core.memory.encryption import new_key_file
 
     text = _site_yaml(options)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from client.consent.audit import AuditLog
-from client.state.chained_log import append, read_chain
+from client.consent.chained_log import append, read_chain
 from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config
 from dynammo_core.configuration.settings import WEIGHTS_BY_NAME

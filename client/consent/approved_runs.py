@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from client.consent.approvals import Approvals, Proposal, write_line
-from client.state.chained_log import read_chain
+from client.consent.chained_log import read_chain
 from dynammo_core.memory.private_files import locked_folder
 from dynammo_core.support.errors import CheckpointError, NotApproved
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from client.state.chained_log import Chain, append, read_chain
+from client.consent.chained_log import Chain, append, read_chain
 from dynammo_core.plan import Action, Step
 from dynammo_core.support.errors import CheckpointError
 from dynammo_core.wire.announcement import Announcement

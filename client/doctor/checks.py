@@ -111,7 +111,7 @@ def disks(settings: SiteSettings, config: Config[Any] | None) -> Iterator[Findin
 
 def secrets(settings: SiteSettings) -> Iterator[Finding]:
     """Check that nobody else on this machine can read keys, memory and logs, and that the keys are valid."""
-    from client.service.node_key import fingerprint, load_private_key
+    from client.state.node_key import fingerprint, load_private_key
     from dynammo_core.memory.encryption import load_key
 
     private: list[tuple[str, Path]] = [("private_key", settings.private_key), ("log", settings.log)]

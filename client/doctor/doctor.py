@@ -55,8 +55,8 @@ def examine(site_yaml: Path, experiment: Path | None, advance: Advance) -> Itera
     """
     from client.consent.settings import load_site
     from client.doctor import checks as doctor_checks
+    from client.doctor.connection import connection_findings
     from client.doctor.data import data
-    from client.service.connection import connection_findings
     from dynammo_core.configuration.config import load_config
 
     settings: SiteSettings | None = None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from client.consent.labels import misspelt_in_approved
 from client.consent.settings import SiteSettings
-from client.service.connection import refusal
+from client.doctor.connection import refusal
 from client.service.daemon import Backoff, Stop, log_file, only_one, stop_signals
 from client.service.own_code import start_command
 from dynammo_core.support.errors import ConfigError

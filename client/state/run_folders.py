@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from client.consent.settings import RUNS
 from dynammo_core.memory.private_files import locked_folder, make_private
 from dynammo_core.support.errors import MemoryStoreError, ProtocolError
 from dynammo_core.support.files import sync_folder
 
 RUN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
-RUNS = "runs"
 IMAGES = "images"
 """Folder of the decoded images that all runs of a site share, beside `RUNS`."""
 ASIDE = ".runs"  # no run's name begins with a dot

@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from client.state.chained_log import chain_line, read_chain
+from client.consent.chained_log import chain_line, read_chain
 from dynammo_core.data.samples import Samples, Split
 from dynammo_core.data.sources import select
 from dynammo_core.memory.private_files import locked_folder, write_private

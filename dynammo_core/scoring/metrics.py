@@ -16,6 +16,9 @@ Counts: TypeAlias = NDArray[np.int64]
 Percent: TypeAlias = NDArray[np.float64]
 Tasks: TypeAlias = Sequence[Sequence[int]]
 
+UNEVEN = 2
+"""Ratio of test images between two classes above which the mean class recall is read before the accuracy."""
+
 
 def accuracy_after_tasks(confusion: Counts, tasks: Tasks) -> Percent:
     """Compute the accuracy over all classes seen so far, after each task, pooled over sites.
@@ -139,6 +142,44 @@ def site_accuracies(confusion: Counts, tasks: Tasks) -> Percent:
 def worst_site_accuracy(confusion: Counts, tasks: Tasks) -> float:
     """Return the lowest of the sites' accuracies after the last finished task (worst client: Mohri et al., 2019)."""
     return float(np.fmin.reduce(site_accuracies(confusion, tasks)))
+
+
+def site_mean_class_recalls(confusion: Counts, tasks: Tasks) -> Percent:
+    """Compute the mean class recall of the shared model at each site, after the last finished task.
+
+    The mean is over the classes that the site has test images of; nan for a site without test images.
+
+    Returns:
+        float64 [K].
+    """
+    _check(confusion, tasks)
+    correct, total = (counts[0] for counts in _per_class(confusion[-1:]))
+    return np.array([_mean(recalls) for recalls in _percent(correct, total)])
+
+
+def worst_site_mean_class_recall(confusion: Counts, tasks: Tasks) -> float:
+    """Return the lowest of the sites' mean class recalls after the last finished task."""
+    return float(np.fmin.reduce(site_mean_class_recalls(confusion, tasks)))
+
+
+def class_imbalance(confusion: Counts, tasks: Tasks) -> float:
+    """Compute how many times the test images of the rarest class the most frequent class has, pooled over sites.
+
+    Classes without test images are left out; nan without any test image.
+    """
+    _check(confusion, tasks)
+    images = confusion[-1].sum(axis=(0, 2))
+    present = images[images > 0]
+    return float(present.max() / present.min()) if present.size else float("nan")
+
+
+def leading_metric(confusion: Counts, tasks: Tasks) -> str:
+    """Return the metric to read first: `mean_class_recall` if classes are uneven, else `last_accuracy`.
+
+    Classes are uneven if one has over `UNEVEN` times the test images of another: the accuracy then speaks of the
+    frequent classes, and hides that rare ones are missed.
+    """
+    return "mean_class_recall" if class_imbalance(confusion, tasks) > UNEVEN else "last_accuracy"
 
 
 def accuracy_rows(confusion: Counts, tasks: Tasks, class_names: Sequence[str]) -> Iterator[dict[str, int | str]]:

@@ -15,9 +15,9 @@ from dynammo_core.scoring import metrics
 from dynammo_core.scoring.reliability import MEASURES
 from dynammo_core.support.files import write_atomically
 from server.run.exchange import Exchange
+from server.run.results import number, pooled
 from server.run.task_loop import TaskLoop
 from server.run_directory.directory import RunDirectory
-from server.run_directory.results import number, pooled
 
 
 class _OnlyRead(RunDirectory):
@@ -50,15 +50,21 @@ def evaluate_run(grid: Grid, config: Config[Any], run: Path, output: Path) -> No
     sites = list(by_site)
     confusion = np.array(every, dtype=np.int64).reshape(1, -1, experiment.classes, experiment.classes)
     images, accuracies = confusion.sum(axis=(0, 2, 3)), metrics.site_accuracies(confusion, [seen])
+    site_recalls = metrics.site_mean_class_recalls(confusion, [seen])
     recalls, tables = metrics.class_recalls(confusion, [seen]), pooled(answers)
     result = {
         "after_task": task + 1,
         "accuracy": number(metrics.last_accuracy(confusion, [seen])),
         "mean_class_recall": number(metrics.mean_class_recall(confusion, [seen])),
         "worst_site_accuracy": number(metrics.worst_site_accuracy(confusion, [seen])) if sites else None,
+        "worst_site_mean_class_recall": number(np.fmin.reduce(site_recalls)) if sites else None,
         **{name: number(measure(tables)) for name, measure in MEASURES.items()},
         "sites": {
-            label(site): {"images": int(images[at]), "accuracy": number(accuracies[at])}
+            label(site): {
+                "images": int(images[at]),
+                "accuracy": number(accuracies[at]),
+                "mean_class_recall": number(site_recalls[at]),
+            }
             for at, site in enumerate(sites)
         },
         "recall": {names[index]: number(recalls[index]) for index in seen},

@@ -17,10 +17,10 @@ from dynammo_core.wire.report_contents import heads_by_prefix
 from server.report.report import write_report
 from server.run.answers import Answers
 from server.run.exchange import Exchange
+from server.run.results import pooled, write_model, write_results
 from server.run.task_loop import TaskLoop
 from server.run_directory.directory import RunDirectory
 from server.run_directory.lock import only_run
-from server.run_directory.results import pooled, write_model, write_results
 
 
 class Correction(TaskLoop):

@@ -60,6 +60,7 @@ In percent, on the sites' own test images of all classes above, without knowing 
 |---|---|
 | Accuracy | {{ summary.last_accuracy | percent }} |
 | Mean class recall | {{ summary.mean_class_recall | percent }} |
+| Worst site's mean class recall | {{ summary.get("worst_site_mean_class_recall") | percent }} |
 | Worst site's accuracy | {{ summary.worst_site_accuracy | percent }} |
 | Accuracy at each site | {{ summary.site_accuracies | map("percent") | join(", ") or "hidden in the sum" }} |
 | Accuracy after each task | {{ summary.accuracy_after_tasks | map("percent") | join(", ") }} |

@@ -26,9 +26,12 @@ TEMPLATE = (
    "The accuracy at the site where the shared model does worst."),
   ("mean_class_recall", "Mean class recall", "%",
    "The accuracy if every class counts equally, so that a rare disease weighs as much as a common one."),
+  ("worst_site_mean_class_recall", "Worst site’s recall", "%",
+   "The mean recall over its own classes at the site where that is lowest."),
   ("backward_transfer", "Backward transfer", "points",
    "How learning later tasks changed earlier ones: below 0 they lost accuracy, above 0 they gained."),
 ] %}
+{% set uneven = numbers.get("leading_metric") == "mean_class_recall" %}
 {% set class_count = run.tasks | sum(start=[]) | length %}
 {% block title %}{{ name }} · run report{% endblock %}
 {% block body %}
@@ -57,8 +60,12 @@ TEMPLATE = (
 <div class="banner"><p>{{ run.lost_lines }} unreadable {{ "line" if run.lost_lines == 1 else "lines" }} of events.jsonl could not be shown; an interruption can truncate a line.</p></div>
 {% endif %}
 
+{% if uneven %}
+<p><strong>Read the mean class recall first.</strong> The classes are uneven: the most frequent one has {{ numbers.class_imbalance | number }} times the test images of the rarest, so that the accuracy speaks mostly of frequent classes.</p>
+{% endif %}
 <dl class="cards">
-{% for key, title, unit, meaning in headlines if numbers[key] is defined and numbers[key] | number != "–" %}
+{% set balanced = headlines | selectattr(0, "in", ("mean_class_recall", "worst_site_mean_class_recall")) | list %}
+{% for key, title, unit, meaning in (balanced if uneven else []) + (headlines | reject("in", balanced if uneven else []) | list) if numbers[key] is defined and numbers[key] | number != "–" %}
   <div{% if key == "worst_site_accuracy" %} class="worst"{% endif %}><dt>{{ title }}</dt>
     <dd><span class="value">{{ numbers[key] | number }} <span class="unit">{{ unit }}</span></span><small>{{ meaning }}</small></dd></div>
 {% endfor %}

@@ -21,9 +21,9 @@ from server.run.answers import Answers
 from server.run.asking import Asking
 from server.run.exchange import Exchange
 from server.run.merge import merged
+from server.run.results import pooled, write_model, write_results
 from server.run_directory.checkpoint import CheckpointStore, Identity, Progress
 from server.run_directory.directory import AGAIN, RunDirectory
-from server.run_directory.results import pooled, write_model, write_results
 
 
 class TaskLoop:
@@ -211,6 +211,7 @@ class TaskLoop:
                 task=step.task,
                 accuracy=summary["last_accuracy"],
                 site_accuracies=summary["site_accuracies"],
+                **{key: summary[key] for key in ("mean_class_recall",) if key == summary["leading_metric"]},
             )
         self._save()
 

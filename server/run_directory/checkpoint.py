@@ -16,8 +16,8 @@ from torch import Tensor
 
 from dynammo_core.support.errors import CheckpointError
 from dynammo_core.support.files import write_atomically
-from server.run.lineage import forbidden_changes
 from server.run_directory.directory import LATEST
+from server.run_directory.lineage import forbidden_changes
 
 
 @dataclass

@@ -116,15 +116,13 @@ def final_table(summary: Event) -> Table:
     def percents(values: Iterable[float | None]) -> str:
         return ", ".join("-" if value is None else f"{value:.1f}" for value in values)
 
-    for key, unit in (
-        ("average_incremental_accuracy", "%"),
-        ("last_accuracy", "%"),
-        ("forgetting", "points"),
-        ("backward_transfer", "points"),
-        ("mean_class_recall", "%"),
-        ("worst_site_accuracy", "%"),
-    ):
-        table.add_row(key.replace("_", " "), f"{percents([summary[key]])} {unit}")
+    balanced = ("average_mean_class_recall", "mean_class_recall", "worst_site_mean_class_recall")
+    plain = ("average_incremental_accuracy", "last_accuracy", "worst_site_accuracy")
+    uneven = summary.get("leading_metric") == "mean_class_recall"
+    for key in (*(balanced + plain if uneven else plain + balanced), "forgetting", "backward_transfer"):
+        if key in summary:  # the results of an earlier version lack some
+            unit = "points" if key in ("forgetting", "backward_transfer") else "%"
+            table.add_row(key.replace("_", " "), f"{percents([summary[key]])} {unit}")
     table.add_row("accuracy after each task", percents(summary["accuracy_after_tasks"]) + " %")
     for key, words in (
         ("calibration_error", "calibration error"),
@@ -175,7 +173,11 @@ def _line(event: Event, state: RunState) -> str:
         case "task_evaluated":
             known = [value for value in event["site_accuracies"] if value is not None]
             spread = f" (sites: {min(known):.1f} to {max(known):.1f} %)" if known else ""
-            return f"task {event['task'] + 1}/{len(tasks)} learnt, accuracy {percent(event['accuracy'])}{spread}"
+            recall = event.get("mean_class_recall")  # only where classes are uneven
+            balanced = f"mean class recall {percent(recall)}, " if recall is not None else ""
+            return (
+                f"task {event['task'] + 1}/{len(tasks)} learnt, {balanced}accuracy {percent(event['accuracy'])}{spread}"
+            )
         case "run_finished":
             return f"run {state.ending}, accuracy {percent(event['summary']['last_accuracy'])} at the end"
         case "run_failed":

@@ -31,14 +31,22 @@ def classes_table(announced: Mapping[str, Mapping[str, Any]], registry: Collecti
 
 def evaluation_tables(result: Mapping[str, Any]) -> Iterator[Table]:
     """Return the tables of an evaluation, by site and by class."""
-    sites = Table("site", "images", "accuracy", title=cell(f"After task {result['after_task']}"), title_justify="left")
+    sites = Table(
+        "site",
+        "images",
+        "accuracy",
+        "mean class recall",
+        title=cell(f"After task {result['after_task']}"),
+        title_justify="left",
+    )
     for name, row in result["sites"].items():
-        sites.add_row(cell(name), str(row["images"]), _percent(row["accuracy"]))
+        sites.add_row(cell(name), str(row["images"]), _percent(row["accuracy"]), _percent(row["mean_class_recall"]))
     for name, failure in result["failures"].items():
-        sites.add_row(cell(name), "-", cell(failure, "red"))
+        sites.add_row(cell(name), "-", cell(failure, "red"), "-")
     sites.add_section()
-    sites.add_row("all", "", _percent(result["accuracy"]))
-    sites.add_row("worst", "", _percent(result["worst_site_accuracy"]))
+    sites.add_row("all", "", _percent(result["accuracy"]), _percent(result["mean_class_recall"]))
+    worst = (_percent(result[f"worst_site_{metric}"]) for metric in ("accuracy", "mean_class_recall"))
+    sites.add_row("worst", "", *worst)
     sites.add_row("calibration error", "", _percent(result["calibration_error"]))
     yield sites
     recalls = Table("class", "recall")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from client.hospital.site_opening import simulated_site
 from client.steps.site import Site
-from client.steps.site_opening import simulated_site
 from dynammo_core.configuration.config import load_config
 from dynammo_core.data.samples import Samples
 from dynammo_core.deployed.predictor import Predictor

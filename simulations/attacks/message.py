@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
+from client.hospital.site_opening import simulated_site
 from client.steps.actions import answer
-from client.steps.site_opening import simulated_site
 from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.settings import Optimisation
 from dynammo_core.data.samples import FEWEST_SAMPLES, Samples

@@ -61,9 +61,9 @@ def answers(config: ConfigFile, set_: Overrides = None) -> None:
 def recorded_task(experiment: Experiment) -> list[RecordingCost]:
     """Do the first task's steps at one site, and record and repeat each answer."""
     from client.consent.settings import SiteMemory
+    from client.hospital.site_opening import simulated_site
     from client.state.answer_ledger import AnswerLedger, Question
     from client.steps.actions import answer
-    from client.steps.site_opening import simulated_site
     from dynammo_core.code_identity import code_hash
     from dynammo_core.models.names import matching, travelling_names
     from dynammo_core.wire.protocol import Instruction

@@ -80,9 +80,9 @@ def stage_seconds(
     Of its first round, of a later one, of a later one at a real site, whose processes find features encrypted on its
     disk, and of the plain loop.
     """
+    from client.hospital.site_opening import simulated_site
     from client.state.feature_files import FeatureFiles
     from client.steps.actions import answer
-    from client.steps.site_opening import simulated_site
     from dynammo_core.code_identity import code_hash
     from dynammo_core.models.names import matching, travelling_names
     from dynammo_core.wire.protocol import Instruction

@@ -26,7 +26,7 @@ from dynammo_core.support.processes import usable_cores
 from server.run.run import run_and_report
 from server.run_directory.checkpoint import CheckpointStore, Identity
 from simulations.comparisons.compare import Cell, OnEvent, Outcome, Wire
-from simulations.measurements.wires import grid_of
+from simulations.comparisons.wires import grid_of
 
 POLL_SECONDS = 0.2
 Event = Mapping[str, Any]

@@ -9,8 +9,8 @@ from dynammo_core.aggregation import AGGREGATORS
 from dynammo_core.configuration.config import Scalar, load_config
 from dynammo_core.support.errors import ConfigError, unknown_name
 from simulations.comparisons.compare import METRICS, Cell, Json, Wire
+from simulations.comparisons.wires import ATTACKS
 from simulations.measurements.figures import Columns
-from simulations.measurements.wires import ATTACKS
 
 CLEAN = "clean"
 

@@ -22,10 +22,12 @@ console = Terminal()
 COMPARED = (
     "average_incremental_accuracy",
     "last_accuracy",
+    "mean_class_recall",
     "forgetting",
     "worst_site_accuracy",
     "accuracy_after_tasks",
     "site_accuracies",
+    "site_mean_class_recalls",
 )
 """What must be the same to the last digit, whether sites are simulated or real."""
 

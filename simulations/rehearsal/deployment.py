@@ -20,9 +20,9 @@ from string import ascii_lowercase
 from typing import Any
 
 from client.commands.init import write_site
-from client.consent.admission import approve_proposal
 from client.consent.approvals import Proposal
 from client.consent.settings import load_site
+from client.hospital.admission import approve_proposal
 from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import RunError

@@ -31,7 +31,7 @@ from superlinks import (
     status_of,
 )
 
-from client.service.node_key import load_private_key, new_key_pair
+from client.state.node_key import load_private_key, new_key_pair
 from server.consortium.control import Control
 from server.consortium.settings import ServerSettings
 from server.consortium.sites import SiteRegister

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hospitals import deployed, key_of, make_hospital, with_images
 from small_runs import instruction, step_of
 
-from client.consent.hospital import Hospital, Request
+from client.hospital.hospital import Hospital, Request
 from client.steps.secure_answers import secure_answer
 from client.steps.site import Site
 from dynammo_core.configuration.config import resolve

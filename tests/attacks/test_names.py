@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from client.commands.memory import memory
 from client.commands.predict import Finding, as_csv
-from client.consent.hospital import Hospital, Request
 from client.consent.settings import load_site
+from client.hospital.hospital import Hospital, Request
 from client.state.feature_files import FOLDER
 from client.state.run_folders import OF_A_RUN, run_folder, runs_folder
 from client.state.statistics_file import STATISTICS_FILE, TESTED_FILE

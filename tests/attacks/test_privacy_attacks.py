@@ -12,9 +12,9 @@ from flwr.app import Message
 from hospitals import Hospitals, deployed, make_hospital, with_images
 from small_runs import records, small_config, step_of
 
-from client.consent.hospital import Hospital, Request
 from client.consent.policy import Policy, violations
 from client.consent.settings import load_site
+from client.hospital.hospital import Hospital, Request
 from client.state.privacy_budget import PrivacyBudget
 from client.state.privacy_ledger import LedgerFile, SiteLedger, total_epsilon
 from client.steps.actions import answer

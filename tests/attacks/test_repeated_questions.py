@@ -16,9 +16,9 @@ from hospitals import Hospitals, deployed, make_hospital, make_hospitals, with_i
 from small_runs import instruction, records, run_small, step_of
 from torch import Tensor
 
-from client.consent.admission import approve_proposal
 from client.consent.approvals import Proposal
 from client.consent.settings import load_site
+from client.hospital.admission import approve_proposal
 from client.state.withdrawal import WithdrawalLedger
 from dynammo_core.configuration.config import Config
 from dynammo_core.experiment import Experiment

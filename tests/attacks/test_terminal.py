@@ -136,8 +136,10 @@ def test_errors(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def evaluated() -> list[Table]:
-    result: dict[str, Any] = {"after_task": 1, "accuracy": 1.0, "worst_site_accuracy": 1.0, "calibration_error": 1.0}
-    result |= {"sites": {EVIL: {"images": 1, "accuracy": 1.0}}, "failures": {EVIL: EVIL}, "recall": {EVIL: 1.0}}
+    figures = ("accuracy", "mean_class_recall", "worst_site_accuracy", "worst_site_mean_class_recall")
+    result: dict[str, Any] = {"after_task": 1, **dict.fromkeys((*figures, "calibration_error"), 1.0)}
+    result |= {"sites": {EVIL: {"images": 1, **dict.fromkeys(figures, 1.0)}}, "failures": {EVIL: EVIL}}
+    result["recall"] = {EVIL: 1.0}
     return list(evaluation_tables(result))
 
 

@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from small_runs import instruction, records, small_config, small_site, step_of
 
 from client.app import app
-from client.consent.door import UNEXPECTED
+from client.hospital.door import UNEXPECTED
 from client.steps.actions import answer
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Action

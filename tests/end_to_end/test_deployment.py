@@ -19,7 +19,7 @@ from small_runs import small_config
 from typer.testing import CliRunner
 
 from client.cli import app as site_commands
-from client.steps.site_opening import simulated_site
+from client.hospital.site_opening import simulated_site
 from dynammo_core.configuration.config import Config, load_config, resolve
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.processes import process_tree

@@ -66,6 +66,20 @@ def test_recall_and_sites_by_hand() -> None:
     # Site 0: (4 + 5 + 4 + 15) / 36; site 1: 1/4.
     assert metrics.site_accuracies(table(), TASKS) == pytest.approx([100 * 28 / 36, 25])
     assert metrics.worst_site_accuracy(table(), TASKS) == pytest.approx(25)
+    # Site 0: (40 + 83.3 + 80 + 100) / 4; site 1 has one class.
+    assert metrics.site_mean_class_recalls(table(), TASKS) == pytest.approx([100 * (0.4 + 5 / 6 + 0.8 + 1) / 4, 25])
+    assert metrics.worst_site_mean_class_recall(table(), TASKS) == pytest.approx(25)
+
+
+def test_the_mean_class_recall_leads_where_classes_are_uneven() -> None:
+    assert metrics.class_imbalance(table(), TASKS) == 3  # 15 images of class 3, 5 of class 1
+    assert metrics.leading_metric(table(), TASKS) == "mean_class_recall"
+    assert metrics.class_imbalance(table()[:1], TASKS) == 1  # classes to come have no images, and do not count
+    assert metrics.leading_metric(table()[:1], TASKS) == "last_accuracy"
+    twice = np.zeros((1, 1, 2, 2), dtype=np.int64)
+    twice[0, 0, [0, 1], 0] = 2, 1
+    assert metrics.leading_metric(twice, [[0, 1]]) == "last_accuracy"
+    assert math.isnan(metrics.class_imbalance(np.zeros_like(twice), [[0, 1]]))
 
 
 def test_one_task_neither_forgets_nor_transfers() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from superlinks import free_port, running_superlink
 
-from client.service.node_key import new_key_pair
+from client.state.node_key import new_key_pair
 from server.consortium.consortium import make_consortium
 from server.consortium.settings import ServerSettings
 

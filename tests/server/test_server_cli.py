@@ -12,7 +12,7 @@ from hospitals import deployed
 from small_runs import small_settings
 from typer.testing import CliRunner, Result
 
-from client.service.node_key import new_key_pair
+from client.state.node_key import new_key_pair
 from dynammo_core.configuration.config import load_config
 from server.cli import app
 from server.consortium.certificates import fingerprint

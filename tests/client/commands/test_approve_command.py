@@ -16,14 +16,14 @@ from typer.testing import CliRunner
 from client.commands.approve import approve
 from client.consent import approvals as module
 from client.consent.approvals import DECISIONS, Approvals, Proposal
-from client.consent.hospital import Hospital, Request
 from client.consent.settings import load_site
+from client.hospital.hospital import Hospital, Request
 from dynammo_core.code_identity import project_hash
 from dynammo_core.configuration.config import Config
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import DynammoError, NotApproved
 from dynammo_core.wire.announcement import with_new_task
-from server.run.lineage import with_sites
+from server.run_directory.lineage import with_sites
 
 app = typer.Typer()
 app.command()(approve)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from client.commands.init import init, write_site
 from client.consent.settings import SiteSettings, load_site
-from client.service.node_key import fingerprint, load_private_key
+from client.state.node_key import fingerprint, load_private_key
 from dynammo_core.memory.encryption import load_key
 from dynammo_core.support.errors import ConfigError
 

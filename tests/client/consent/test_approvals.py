@@ -14,16 +14,16 @@ from hospitals import Hospitals, deployed, make_hospital, make_hospitals, with_i
 from small_runs import RUN, events, instruction, records, run_small, step_of
 
 from client.consent import approvals as module
-from client.consent.admission import approve_proposal
 from client.consent.approvals import DECISIONS, MOST_WAITING, Approvals, Proposal
 from client.consent.audit import AuditLog
-from client.consent.hospital import Hospital, Request
 from client.consent.settings import SiteSettings, load_site
+from client.hospital.admission import approve_proposal
+from client.hospital.hospital import Hospital, Request
 from dynammo_core.configuration.config import Config, load_config
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import CheckpointError, ConfigError, NotApproved, PolicyError, RunError
 from dynammo_core.wire.announcement import with_new_task
-from server.run.lineage import with_sites
+from server.run_directory.lineage import with_sites
 
 HELD = {"0": 5, "1": 5, "3": 5}
 CLASSES = ["3", "1", "0", "2"]

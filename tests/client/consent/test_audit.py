@@ -17,9 +17,9 @@ from small_runs import RUN, instruction, records, step_of
 
 from client.app import app
 from client.consent.audit import TEXT, AuditLog
-from client.consent.door import UNEXPECTED
-from client.consent.hospital import SimulatedHost, host_of
 from client.consent.settings import load_site
+from client.hospital.door import UNEXPECTED
+from client.hospital.hospital import SimulatedHost, host_of
 from dynammo_core.code_identity import project_hash
 from dynammo_core.configuration.config import resolve
 from dynammo_core.experiment import Experiment

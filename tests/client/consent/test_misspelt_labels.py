@@ -12,10 +12,10 @@ from site_bench import Authority
 from typer.testing import CliRunner
 
 from client.commands.approve import approve
-from client.consent.admission import approve_proposal
 from client.consent.approvals import Proposal
 from client.consent.labels import misspelt_in_approved, misspelt_labels
 from client.consent.settings import load_site
+from client.hospital.admission import approve_proposal
 from client.service.supernode import supervise
 
 CONFIG = deployed(["alpha", "beta"], ["melanoma", "naevus"])

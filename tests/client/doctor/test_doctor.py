@@ -25,12 +25,12 @@ from PIL import Image
 from site_bench import Authority, SuperLink, free_port, make_site, running_superlink
 from typer.testing import CliRunner
 
+from client.doctor import connection
 from client.doctor.checks import package_problem
+from client.doctor.connection import clock_finding, connection_findings, refusal
 from client.doctor.doctor import _guarded, doctor, examine
 from client.doctor.findings import Finding
-from client.service import connection
-from client.service.connection import clock_finding, connection_findings, refusal
-from client.service.node_key import load_private_key
+from client.state.node_key import load_private_key
 from dynammo_core.support.errors import ConfigError
 
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno"

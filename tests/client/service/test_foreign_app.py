@@ -84,8 +84,8 @@ CHANGES: dict[str, tuple[Callable[[Files], Files], str]] = {
         "it has a different 'server/app.py'",
     ),
     "lacks one": (
-        lambda files: [f for f in files if f[0] != "client/consent/door.py"],
-        "it lacks 'client/consent/door.py'",
+        lambda files: [f for f in files if f[0] != "client/hospital/door.py"],
+        "it lacks 'client/hospital/door.py'",
     ),
     "twice": (
         lambda files: [("client/app.py", b"evil"), *files],

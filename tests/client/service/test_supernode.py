@@ -26,7 +26,7 @@ from site_bench import (
 )
 
 from client.consent.settings import SiteSettings
-from client.service.connection import connection_findings
+from client.doctor.connection import connection_findings
 from client.service.daemon import Backoff
 from dynammo_core.support.processes import process_tree
 

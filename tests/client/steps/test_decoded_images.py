@@ -14,7 +14,7 @@ from small_runs import RUN, hospital_config, instruction, small_site, write_hosp
 from typer.testing import CliRunner
 
 from client.cli import app as command_line
-from client.consent.hospital import Hospital, Request
+from client.hospital.hospital import Hospital, Request
 from client.steps import site as site_module
 from client.steps.actions import answer
 from client.steps.site import Site

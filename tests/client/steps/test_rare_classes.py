@@ -14,12 +14,12 @@ from hospitals import Hospitals, deployed, make_hospital, with_images
 from small_runs import instruction, run_small, step_of
 
 from client.consent.fewest import Fewest
-from client.consent.hospital import Hospital, Request
+from client.hospital.hospital import Hospital, Request
+from client.hospital.site_opening import shared_experiment
 from client.state.withdrawal import WithdrawalLedger
 from client.steps.actions import answer
 from client.steps.forgetting import kept_apart, withdrawn_from
 from client.steps.site import Site
-from client.steps.site_opening import shared_experiment
 from dynammo_core.data.index.opening import open_dataset
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import ConfigError, PolicyError

@@ -14,8 +14,8 @@ from small_runs import Outcome, instruction, run_small, small_config, small_site
 from torch import Tensor
 
 from client.consent.audit import AuditLog
-from client.consent.door import declared, let_out
 from client.consent.settings import load_site
+from client.hospital.door import declared, let_out
 from client.state.secure_ledger import LEDGER_FILE
 from client.steps.actions import answer
 from client.steps.secure_answers import secure_answer

@@ -22,12 +22,12 @@ from small_runs import RUN, events, run_small
 from typer.testing import CliRunner
 
 from client.cli import app as site_commands
-from client.consent.hospital import Hospital, Request
 from client.consent.settings import load_site
 from client.doctor.data import data
+from client.hospital.hospital import Hospital, Request
+from client.hospital.site_opening import shared_experiment
 from client.state.known_images import INDEX_FOLDER, LEDGER_FILE
 from client.steps.site import Site
-from client.steps.site_opening import shared_experiment
 from dynammo_core.code_identity import project_hash
 from dynammo_core.data.index.opening import open_dataset
 from dynammo_core.data.samples import Samples

@@ -14,7 +14,7 @@ from hospitals import deployed
 from small_runs import events, small_config
 
 import server.consortium.launch
-from client.service.node_key import new_key_pair
+from client.state.node_key import new_key_pair
 from dynammo_core.configuration.config import Config, load_config
 from dynammo_core.support.errors import ConfigError, RunError
 from server.consortium.control import Control

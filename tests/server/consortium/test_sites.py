@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from client.service.node_key import new_key_pair
+from client.state.node_key import new_key_pair
 from dynammo_core.support.errors import CheckpointError, ConfigError, RunError
 from server.consortium.control import Control
 from server.consortium.settings import ServerSettings

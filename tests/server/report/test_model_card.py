@@ -79,6 +79,7 @@ def test_numbers_hashes_and_classes_are_those_of_the_files(run: Path) -> None:
         ("Accuracy", "last_accuracy"),
         ("Mean class recall", "mean_class_recall"),
         ("Worst site's accuracy", "worst_site_accuracy"),
+        ("Worst site's mean class recall", "worst_site_mean_class_recall"),
         ("Average incremental accuracy", "average_incremental_accuracy"),
     ):
         assert f"| {name} | {summary[key]:.1f} |\n" in card

@@ -310,6 +310,19 @@ def test_of_many_sites_those_that_need_a_look_are_shown(run: Path) -> None:
     assert "site 20 80.0" in page.labels[3]
 
 
+def test_where_classes_are_uneven_the_mean_recall_stands_first_and_the_page_says_why(run: Path, finished: Page) -> None:
+    uneven = {"leading_metric": "mean_class_recall", "class_imbalance": 12.5, "worst_site_mean_class_recall": 33.3}
+    (run / "summary.json").write_text(json.dumps(SUMMARY | uneven))
+    text = Page(write_report(run)).text
+    order = ("Mean class recall 61.2", "Worst site’s recall 33.3", "Accuracy at the end 60.0")
+    places = [text.index(card) for card in order]
+    assert places == sorted(places)
+    assert text.count("Mean class recall 61.2") == 1
+    assert "has 12.5 times the test images of the rarest" in text
+    assert finished.text.index("Accuracy at the end") < finished.text.index("Mean class recall")
+    assert "Read the mean class recall first" not in finished.text
+
+
 def test_directory_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"is not a run directory.*Accepted: .*config\.yaml"):
         write_report(tmp_path / "nowhere")

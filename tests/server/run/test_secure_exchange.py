@@ -21,7 +21,7 @@ from small_runs import RUN, Finished, Outcome, Stopped, Wire, events, run_small,
 
 import client.steps.secure_answers
 from client.app import app
-from client.consent.door import declared
+from client.hospital.door import declared
 from client.steps.site import Site
 from dynammo_core.aggregation.class_aware import Update, class_aware_mean
 from dynammo_core.configuration.config import Config, Scalar

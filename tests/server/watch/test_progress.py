@@ -297,3 +297,14 @@ def test_final_table_fits_80_columns() -> None:
     assert shown["parameters"] == "5.01 million deployed, 1.63 million trained"
     assert shown["sent"] == "12.0 MB to the server, 246.3 MB to the sites"
     assert shown["took"] == "0:01:23 in 6 rounds"
+    assert next(iter(shown)) == "average incremental accuracy"
+
+
+def test_where_classes_are_uneven_the_mean_recall_stands_first() -> None:
+    uneven = {"leading_metric": "mean_class_recall", "average_mean_class_recall": 63.0}
+    first, *_ = final_table(SUMMARY | uneven).columns
+    assert list(first.cells)[:2] == ["average mean class recall", "mean class recall"]
+    told = first_task()[-1] | {"mean_class_recall": 29.7}
+    assert "task 1/2 learnt, mean class recall 29.7 %, accuracy 70.1 % (sites: 50.0 to 90.0 %)" in log_of(
+        [started(), told]
+    )

@@ -57,20 +57,24 @@ def test_an_evaluation() -> None:
         "accuracy": 87.5,
         "mean_class_recall": 80.0,
         "worst_site_accuracy": None,
+        "worst_site_mean_class_recall": 72.5,
         "calibration_error": 4.25,
-        "sites": {"alpha": {"images": 8, "accuracy": 87.5}, "beta": {"images": 0, "accuracy": None}},
+        "sites": {
+            "alpha": {"images": 8, "accuracy": 87.5, "mean_class_recall": 72.5},
+            "beta": {"images": 0, "accuracy": None, "mean_class_recall": None},
+        },
         "recall": {"naevus [mole]": 100.0, "lentigo": None},
         "failures": {"gamma": "NotConnected, code 0"},
     }
     sites, recalls = evaluation_tables(result)
     assert printed(sites) == [
         ["After task 2"],
-        ["site", "images", "accuracy"],
-        ["alpha", "8", "87.5 %"],
-        ["beta", "0", "-"],
-        ["gamma", "-", "NotConnected, code 0"],
-        ["all", "", "87.5 %"],
-        ["worst", "", "-"],
-        ["calibration error", "", "4.2 %"],
+        ["site", "images", "accuracy", "mean class recall"],
+        ["alpha", "8", "87.5 %", "72.5 %"],
+        ["beta", "0", "-", "-"],
+        ["gamma", "-", "NotConnected, code 0", "-"],
+        ["all", "", "87.5 %", "80.0 %"],
+        ["worst", "", "-", "72.5 %"],
+        ["calibration error", "", "4.2 %", ""],
     ]
     assert printed(recalls) == [["class", "recall"], ["naevus [mole]", "100.0 %"], ["lentigo", "-"]]

@@ -40,7 +40,7 @@ def write_comparison(folder: Path, **changes: object) -> Path:
 
 
 def pretend(cell: Cell, runs: Path, *, average: float, code: str | None = None) -> None:
-    """A finished run's summary, as `server/run_directory/results.py` leaves it."""
+    """A finished run's summary, as `server/run/results.py` leaves it."""
     summary = {
         "average_incremental_accuracy": average,
         "last_accuracy": average - 10,

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from client.app import app as client_app
 from dynammo_core.experiment import Experiment
 from simulations.cli import app
-from simulations.measurements.wires import LonelyGrid
+from simulations.comparisons.wires import LonelyGrid
 
 pytestmark = pytest.mark.usefixtures("small_pages")
 OVERRIDES = {

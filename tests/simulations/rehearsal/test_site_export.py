@@ -15,7 +15,7 @@ from small_runs import RUN, SITES, Outcome, run_small, small_settings
 
 from client.consent.policy import load_policy
 from client.consent.settings import load_site
-from client.steps.site_opening import deployed_site, simulated_site
+from client.hospital.site_opening import deployed_site, simulated_site
 from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.data.samples import Samples
 from dynammo_core.experiment import Experiment

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from dynammo_core.wire.tensor_store import tensor_hash
-from simulations.measurements.wires import ATTACKS, LyingGrid
+from simulations.comparisons.wires import ATTACKS, LyingGrid
 
 app = ClientApp()
 SENT = {"w": [1.0, 2.0], "bn.running_var": [4.0, 1.0]}

@@ -16,7 +16,7 @@ from PIL import Image
 from small_runs import RUN
 
 from client.app import app
-from client.consent.hospital import Hospital, Request, SimulatedHost
+from client.hospital.hospital import Hospital, Request, SimulatedHost
 from client.steps.site import Site
 from dynammo_core.code_identity import project_hash
 from dynammo_core.configuration.config import Config

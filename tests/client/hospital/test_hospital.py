@@ -15,10 +15,10 @@ from flwr.app import Message, RecordDict
 from hospitals import Hospitals, deployed, make_hospital, with_images
 from small_runs import instruction, records, small_config, step_of
 
-from client.consent.admission import approve_proposal
 from client.consent.approvals import Proposal
-from client.consent.hospital import Hospital, Request, SimulatedHost, host_of
 from client.consent.settings import load_site
+from client.hospital.admission import approve_proposal
+from client.hospital.hospital import Hospital, Request, SimulatedHost, host_of
 from client.steps.site import SimulatedSite
 from dynammo_core.configuration import config as configuration
 from dynammo_core.configuration.config import Config

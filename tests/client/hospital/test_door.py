@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from small_runs import RUN, instruction, records, small_config, small_site, step_of
 
 from client import app as client_app
-from client.consent.door import UNEXPECTED, Declared, declared, error_words, let_announcement_out, let_out
+from client.hospital.door import UNEXPECTED, Declared, declared, error_words, let_announcement_out, let_out
 from client.steps.actions import answer
 from client.steps.site import Site
 from dynammo_core.experiment import Experiment

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.consent.settings import SiteSettings
 from client.doctor.findings import Finding
-from client.service.node_key import fingerprint, load_private_key
+from client.state.node_key import fingerprint, load_private_key
 from dynammo_core.support.errors import ConfigError
 
 TIMEOUT_SECONDS = 10.0

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.state.chained_log import append, chain_line, read_chain
+from client.consent.chained_log import append, chain_line, read_chain
 
 
 def written(count: int) -> list[bytes]:
@@ -140,7 +140,7 @@ def test_lines_longer_than_a_block_are_chained(tmp_path: Path) -> None:
 
 def test_processes_that_append_at_once_keep_the_chain(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from client.state.chained_log import append\n"
+        "import sys; from pathlib import Path; from client.consent.chained_log import append\n"
         "for n in range(50): append(Path(sys.argv[1]), [{'who': sys.argv[2], 'n': n}, {'second': n}])"
     )
     path = tmp_path / "log"

@@ -10,10 +10,10 @@ from typing import Any
 
 from client.consent.policy import Policy
 from client.consent.settings import SiteSettings
-from client.service.node_key import load_private_key
 from client.state.answer_ledger import AnswerLedger
 from client.state.feature_files import UNUSED_SECONDS, FeatureFiles
 from client.state.known_images import TrainedImages, hash_cache
+from client.state.node_key import load_private_key
 from client.state.privacy_budget import PrivacyBudget
 from client.state.run_folders import IMAGES, run_folder
 from client.state.secure_ledger import OpenedSums

@@ -64,7 +64,9 @@ def summarise(experiment: Experiment, model: IncrementalModel, progress: Progres
     """Return the summary of a run: accuracies in percent, bytes of tensors, seconds of finished steps."""
     config, confusion, tasks = experiment.config, _confusion(experiment, progress), experiment.stream.tasks
     deployed = Deployed(experiment.method, model)
-    by_site = metrics.site_accuracies(confusion, tasks) if not config.federation.secure_aggregation else np.empty(0)
+    hidden = config.federation.secure_aggregation
+    by_site = np.empty(0) if hidden else metrics.site_accuracies(confusion, tasks)
+    recalls = np.empty(0) if hidden else metrics.site_mean_class_recalls(confusion, tasks)
     return {
         "name": config.name,
         "method": config.method.name,
@@ -80,11 +82,16 @@ def summarise(experiment: Experiment, model: IncrementalModel, progress: Progres
         "mean_class_recall": number(metrics.mean_class_recall(confusion, tasks)),
         "average_mean_class_recall": number(metrics.average_mean_class_recall(confusion, tasks)),
         "worst_site_accuracy": number(np.fmin.reduce(by_site, initial=np.nan)),
+        "worst_site_mean_class_recall": number(np.fmin.reduce(recalls, initial=np.nan)),
+        "leading_metric": metrics.leading_metric(confusion, tasks),
+        "class_imbalance": number(metrics.class_imbalance(confusion, tasks)),
+        "test_images_after_tasks": confusion.sum(axis=(1, 2, 3)).tolist(),
         "accuracy_after_tasks": [number(value) for value in metrics.accuracy_after_tasks(confusion, tasks)],
         "mean_class_recall_after_tasks": [
             number(value) for value in metrics.mean_class_recall_after_tasks(confusion, tasks)
         ],
         "site_accuracies": [number(value) for value in by_site],
+        "site_mean_class_recalls": [number(value) for value in recalls],
         **reliability_summary(progress),
         "macs_per_image": multiply_accumulates(deployed, config.data.image_size),
         "deployed_parameters": deployed.parameter_count(),

@@ -9,16 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from client.consent.admission import answers_to_take_over, refuse_forbidden, refuse_unapproved
 from client.consent.approvals import Approvals, Proposal
 from client.consent.audit import AuditLog
 from client.consent.policy import Policy, load_policy, refuse_corrections, refuse_when_closed
 from client.consent.settings import load_site
-from client.service.announcement import announcement
+from client.hospital.admission import answers_to_take_over, refuse_forbidden, refuse_unapproved
+from client.hospital.announcement import announcement
+from client.hospital.site_opening import deployed_site, localised, simulated_site
 from client.state.answer_ledger import Answering, AnswerLedger, Question
 from client.steps.parcels import arriving
 from client.steps.site import Site
-from client.steps.site_opening import deployed_site, localised, simulated_site
 from dynammo_core.configuration.config import Config
 from dynammo_core.experiment import config_from_json, experiment_from_json
 from dynammo_core.plan import Action
