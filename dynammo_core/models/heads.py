@@ -76,9 +76,9 @@ class Head(nn.Module):
         rows = matches.int().argmax(dim=1)
         named = matches.any(dim=1)
         if OTHERS in self.rows:
-            return torch.where(named, rows, self.rows.index(OTHERS))
+            return rows.masked_fill(~named, self.rows.index(OTHERS))
         if labels.is_cuda:  # to look would mean to wait; what reads the rows refuses one that does not exist
-            return torch.where(named, rows, len(self.rows))
+            return rows.masked_fill(~named, len(self.rows))
         if not bool(named.all()):
             raise ValueError(f"label {int(labels[~named][0])} has no row in a head with the classes {self.rows}")
         return rows

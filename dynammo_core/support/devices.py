@@ -20,18 +20,19 @@ SHORTAGES = ("out of memory", "ALLOC_FAILED")
 def find_device(name: str, setting: str = "device") -> torch.device:
     """Return the device of that name: auto (CUDA if available), cpu, cuda or cuda:N; `setting` is where it was named.
 
+    A GPU is returned with its number, which PyTorch's questions about memory need.
+
     Raises:
         ConfigError: it is not on this machine.
     """
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=device)
+        return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"{setting}: {name!r} cannot be used here ({str(error).splitlines()[0]})",
             accepted="auto, cpu, cuda, or cuda:N with the number of a GPU that `nvidia-smi` lists",
         ) from error
-    return device
 
 
 def repeat_bits() -> None:
@@ -66,7 +67,7 @@ def fits(nbytes: int, device: torch.device, megabytes: int | None) -> bool:
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor on a device; the program goes on while a GPU copies it from pinned memory."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
+    if device.type == "cuda" and tensor.device.type == "cpu" and tensor.numel():
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
@@ -85,7 +86,7 @@ def shortage_explained(device: torch.device) -> Iterator[None]:
             raise
         raise DeviceMemoryError(
             f"{device}: too little memory ({str(error).splitlines()[0]})",
-            remedy="Stop what else runs on the device, raise compute.device_megabytes if it is set, lower "
+            remedy="Stop what else runs on the device, raise device_megabytes if it is set, lower "
             "compute.feature_megabytes, data.image_size or the stage's batch_size, set compute.precision: bf16, or "
             "compute on the CPU",
         ) from error

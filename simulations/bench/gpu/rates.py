@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from client.hospital.site_opening import simulated_site
 from client.steps.actions import answer
 from client.steps.assignment import start_level
-from client.steps.site_opening import simulated_site
 from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config
 from dynammo_core.data.samples import Samples
@@ -33,6 +33,7 @@ from dynammo_core.wire.protocol import Instruction, names_up
 
 EVALUATE = "evaluate"
 REPEATS = 20
+PRODUCTS = 5
 CLASSES = 2
 
 
@@ -60,8 +61,8 @@ class Rate:
 def matrix_teraflops(device: torch.device, kind: torch.dtype, side: int) -> float:
     """Measure the 10^12 floating-point operations a second of the product of two square matrices of a type."""
     one = torch.ones(side, side, dtype=kind, device=device)
-    taken = seconds(lambda: [one @ one for _ in range(REPEATS)], device)
-    return REPEATS * 2 * side**3 / taken / 1e12
+    taken = seconds(lambda: [one @ one for _ in range(PRODUCTS)], device)
+    return PRODUCTS * 2 * side**3 / taken / 1e12
 
 
 def stage_rates(config: Config[Any], batch: int) -> Iterator[Rate]:

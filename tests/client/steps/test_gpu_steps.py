@@ -15,7 +15,7 @@ from client.steps.assignment import EpochBatches, receive
 from dynammo_core.configuration.config import Scalar
 from dynammo_core.experiment import Experiment
 from dynammo_core.plan import Fit, LossContext
-from dynammo_core.support.devices import limit_memory
+from dynammo_core.support.devices import find_device, limit_memory
 from dynammo_core.support.errors import DeviceMemoryError
 from dynammo_core.training import fit, train_only
 from dynammo_core.wire.protocol import names_up
@@ -113,11 +113,12 @@ def test_nobody_waits_for_the_gpu_inside_an_epoch(augmentation: str, tmp_path: P
 
 @pytest.mark.cuda
 def test_too_little_memory_is_told_by_its_own_error(tmp_path: Path) -> None:
+    torch.cuda.empty_cache()
     try:
         with pytest.raises(DeviceMemoryError, match="device_megabytes"):
             asked("adapt", tmp_path, {"compute.device": "cuda", "compute.device_megabytes": 1, "data.image_size": 512})
     finally:
-        limit_memory(torch.device("cuda"), None)
+        limit_memory(find_device("cuda"), None)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
