@@ -142,11 +142,10 @@ class EpochBatches:
         self._assignment = assignment
         self._labels = samples.labels.to(assignment.experiment.device)
         self._inputs: Images = samples.images
-        if len(samples):
-            images = level == "images"
-            self._inputs = (
-                near(samples.images, assignment.experiment) if images else assignment.embed_once(samples, level)
-            )
+        if level == "images":
+            self._inputs = near(samples.images, assignment.experiment)
+        elif len(samples):
+            self._inputs = assignment.embed_once(samples, level)
         self._on_device = isinstance(self._inputs, Tensor) and self._inputs.device == self._labels.device
         stage = assignment.step.stage
         self._batch_size = stage.optimisation.batch_size if isinstance(stage, Fit) else BATCH
