@@ -234,7 +234,7 @@ def test_the_loss_is_read_once_an_epoch_and_is_the_mean_over_samples() -> None:
     with Reads() as reads:
         loss = train(model, {"heads.classes.bias"}, how)
     assert reads.count == how.epochs
-    values = [(float(loss_of(model, *batch)), len(batch[1])) for batch in epoch_of(1)]
+    values = [(float(loss_of(model, *batch).detach()), len(batch[1])) for batch in epoch_of(1)]
     assert loss == pytest.approx(sum(value * count for value, count in values) / sum(count for _, count in values))
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from simulations.bench.gpu.rates import Rate
 
 console = Terminal()
-PRECISIONS = ("float32", "bf16")
 SIDES = {"cuda": 8192, "cpu": 256}
 """Side of the matrices whose product shows how fast a kind of device can be."""
 
@@ -30,6 +29,7 @@ SIDES = {"cuda": 8192, "cpu": 256}
 def gpu(
     config: ConfigFile,
     batches: Annotated[str, typer.Option(help="Images per batch, separated by commas.")] = "32,64,128,256,512",
+    precisions: Annotated[str, typer.Option(help="Values of compute.precision, separated by commas.")] = "float32,bf16",
     out: Annotated[Path, typer.Option(help="Gets gpu.json.")] = Path("runs/gpu"),
     tests: Annotated[Path | None, typer.Option(help="Run the tests marked `cuda` in this folder as well.")] = None,
     set_: Overrides = None,
@@ -40,7 +40,8 @@ def gpu(
     images, loads its weights and checks its answer. The rate of matrix products is that of the faster type, bf16 on a
     GPU.
 
-    Without a GPU nothing is measured and the exit code is 0, unless `--set compute.device=cpu` asks for the CPU.
+    Without a GPU nothing is measured and the exit code is 0, unless `--set compute.device=cpu` asks for the CPU, whose
+    seconds are those of the processor.
     """
     with readable_errors():
         import torch
@@ -60,7 +61,7 @@ def gpu(
         limits = matrix_rates(device)
         found["matrix_teraflops"] = limits
         rates, latency = [], {}
-        for precision in PRECISIONS:
+        for precision in precisions.split(","):
             one = load_config(config, {**overrides, "compute.precision": precision})
             rates += measured(one, [int(batch) for batch in batches.split(",")])
             latency[precision] = _latency(one)
