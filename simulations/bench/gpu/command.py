@@ -47,6 +47,7 @@ def gpu(
         import torch
 
         from dynammo_core.configuration.config import load_config
+        from dynammo_core.experiment import Experiment
         from dynammo_core.support.devices import find_device
 
         overrides = {**parse_overrides(set_ or []), "federation.sites": 1}
@@ -55,6 +56,7 @@ def gpu(
         if device.type == "cpu" and settings.compute.device == "auto":
             console.print("PyTorch finds no GPU here, so there is nothing to measure.", highlight=False)
             return
+        Experiment(settings).use_torch()
         found = describe(device)
         if tests is not None:
             found["tests"] = tests_on_gpu(tests)
