@@ -16,8 +16,13 @@ MANY_SITES := --set backbone.name=small_cnn --set backbone.weights=random --set 
 FASHION := --set data.dataset=fashion_mnist --set data.image_size=64 --set data.train_per_class=200 --set data.test_per_class=100
 SUMS := --set method.name=streaming_ridge --set method.multi_scale=false --set privacy.feature_norm=65
 
+# Of `make gpu`: the paper's adapter tuning, with images of 224 pixels and ResNet-18, on images that need no download.
+ON_A_GPU := --set backbone.name=resnet18 --set backbone.weights=random --set data.image_size=224 \
+	--set data.augmentation=crop_flip --set tasks.sizes='[10]' --set method.adapt.rounds=1 --set method.adapt.epochs=2 \
+	--set compute.threads=4 --set compute.feature_megabytes=4000
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo deploy-demo secure-demo privacy bench soak test quick lint format docs lock sbom stop clean
+.PHONY: help install demo deploy-demo secure-demo privacy bench gpu soak test quick lint format docs lock sbom stop clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' '$(ROOT)/Makefile'
@@ -60,6 +65,9 @@ bench: install ## Speed, as ratios within one run: answers, training, memory, by
 	@'$(BIN)/dynammo-sim' bench images
 	@'$(BIN)/dynammo-sim' bench bytes '$(ROOT)/configs/digits.yaml'
 	@'$(BIN)/dynammo-sim' bench growth --out '$(ROOT)/runs/growth'
+
+gpu: install ## A GPU: its tests, and images a second of each stage, into runs/gpu/gpu.json; minutes; skips without one
+	@'$(BIN)/dynammo-sim' bench gpu '$(ROOT)/configs/digits.yaml' --out '$(ROOT)/runs/gpu' --tests '$(ROOT)/tests' $(ON_A_GPU)
 
 soak: install ## Every moment of a stop, faults in a deployment, lying sites, 1,000 sites, the tutorials: over an hour
 	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -n auto --dist loadscope -m soak

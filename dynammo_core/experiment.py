@@ -28,7 +28,7 @@ from dynammo_core.plan import Action, Forget, Step, Summarise, plan_steps
 from dynammo_core.privacy.checks import check_samples_apart
 from dynammo_core.privacy.plan import noise_of_run
 from dynammo_core.privacy.units import require_patients
-from dynammo_core.support.devices import find_device
+from dynammo_core.support.devices import find_device, limit_memory, repeat_bits
 from dynammo_core.support.errors import ConfigError, ProtocolError, RunError, unknown_name
 from dynammo_core.support.seeding import seeded_initialisation
 from dynammo_core.wire.sums_form import WHOLE, SumsForm
@@ -206,12 +206,14 @@ class Experiment:
         return model.to(memory_format=torch.channels_last)
 
     def use_torch(self) -> None:
-        """Set PyTorch's threads and determinism for this process, so that results repeat bit for bit."""
+        """Set PyTorch's threads, determinism and memory for this process, so that results repeat bit for bit."""
         torch.set_num_threads(self.config.compute.threads)
-        # As torch.use_deterministic_algorithms does, which also loads a compiler that nothing here needs, for a second.
-        torch._C._set_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # debugging aid, slow
-        torch.backends.cudnn.benchmark = False
+        repeat_bits()
+        limit_memory(self.device, self.config.compute.device_megabytes)
+
+    def autocast(self) -> torch.autocast:
+        """Return a context in which networks compute as `compute.precision` says; weights and sums stay in float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.compute.precision == "bf16")
 
     def check(self) -> None:
         """Build every part once, so that what cannot work is refused before the first step.

@@ -73,6 +73,17 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `cuda` where there is no GPU."""
+    marked = [item for item in items if item.get_closest_marker("cuda")]
+    if marked:
+        import torch  # not for those who run other tests
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="needs a GPU, and PyTorch finds none here"))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Let one worker more than cores fill the time in which tests wait for programs that they started."""

@@ -9,7 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynammo_core.configuration.settings import BackboneSettings, Optimisation
 from dynammo_core.models.adapters import AdapterSet
@@ -213,6 +215,27 @@ def test_a_frozen_backbone_survives_training_everything_that_travels() -> None:
     train(model, set(travelling_names(model)), Optimisation(epochs=1, learning_rate=0.05))
     assert changed(model, before) == set(travelling_names(model))
     assert not any("backbone" in name for name in changed(model, before))
+
+
+class Reads(TorchDispatchMode):
+    """Counts the values that are read out of tensors, each of which would wait for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_loss_is_read_once_an_epoch_and_is_the_mean_over_samples() -> None:
+    model, how = network(), Optimisation(epochs=2, learning_rate=1e-12)
+    with Reads() as reads:
+        loss = train(model, {"heads.classes.bias"}, how)
+    assert reads.count == how.epochs
+    values = [(float(loss_of(model, *batch).detach()), len(batch[1])) for batch in epoch_of(1)]
+    assert loss == pytest.approx(sum(value * count for value, count in values) / sum(count for _, count in values))
 
 
 # Batches

@@ -59,6 +59,8 @@ memory:
 # weights: /srv/weights/backbone.pth
 # Device to compute on: auto (a GPU, if there is one), cpu, cuda or cuda:N.
 device: auto
+# Memory that the site may take on a GPU, in MB; all that is free, if it is not named.
+# device_megabytes: 8000
 # Folder for Flower's own files.
 state: {state}
 # Log of what the site did and why a step failed. It may name images, so it stays here.

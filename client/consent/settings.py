@@ -61,6 +61,9 @@ class SiteSettings(Section):
         default=None, description="file of the backbone's weights on this machine; null: as the experiment says"
     )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    device_megabytes: int | None = Field(
+        default=None, ge=1, description="memory that the site may take on a GPU, in MB; null: all that is free"
+    )
     state: Path = Field(default=Path("state"), description="folder for Flower's own files")
     log: Path = Field(
         default=Path("site.log"), description="log of what the site did and why a step failed; it may name images"

@@ -124,10 +124,11 @@ def localised(config: Config[Any], settings: SiteSettings) -> Experiment:
             remedy="Name this site's copy of it as `weights` in site.yaml",
         )
     places = {"dataset": settings.data.dataset, "root": settings.data.root}
+    device = {"device": settings.device, "device_megabytes": settings.device_megabytes}
     own = config.model_copy(
         update={
             "data": config.data.model_copy(update=places),
-            "compute": config.compute.model_copy(update={"device": settings.device}),
+            "compute": config.compute.model_copy(update=device),
             "backbone": config.backbone.model_copy(update={"weights": settings.weights or config.backbone.weights}),
         }
     )

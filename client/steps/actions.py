@@ -18,6 +18,7 @@ from dynammo_core.memory.rehearsal import remember
 from dynammo_core.plan import Fit, Forget, LossContext, Remember, Summarise
 from dynammo_core.privacy.client_level import shortened_update
 from dynammo_core.scoring.evaluation import answer_counts, predictions
+from dynammo_core.support.devices import shortage_explained
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.training import fit, train_only
 from dynammo_core.wire.protocol import SUMMED, Instruction, Report, names_up, numbers_of
@@ -46,14 +47,15 @@ def do_step(instruction: Instruction, site: Site) -> Report:
 
     Raises:
         ProtocolError: the instruction does not fit the experiment, or the answer would hold what is not declared.
-        DynammoError: the site's images or memory cannot serve.
+        DynammoError: the site's images, memory or device cannot serve.
     """
     started = time.monotonic()
     site.experiment.use_torch()
-    assignment = receive(instruction, site)
+    with shortage_explained(site.experiment.device):
+        assignment = receive(instruction, site)
+        report = _answer(assignment)
     action, experiment = assignment.step.stage.action, site.experiment
     private = experiment.protects_images
-    report = _answer(assignment)
     if report.numbers and "seconds" in numbers_of(action, private):
         report = replace(report, numbers={**report.numbers, "seconds": time.monotonic() - started})
     seen = experiment.stream.seen(assignment.step.task)
@@ -91,13 +93,12 @@ def answer_fit(assignment: Assignment, stage: Fit) -> Report:
     received = take(assignment.model, names)
     parameters = train_only(assignment.model, set(names))
     context = LossContext(assignment.step.task, batches.level, assignment.teacher)
-    loss = fit(
-        parameters,
-        lambda inputs, labels: stage.loss(assignment.model, inputs, labels, context),
-        batches,
-        stage.optimisation,
-        round_=assignment.step.round,
-    )
+
+    def descended(inputs: Tensor, labels: Tensor) -> Tensor:
+        with assignment.experiment.autocast():
+            return stage.loss(assignment.model, inputs, labels, context)
+
+    loss = fit(parameters, descended, batches, stage.optimisation, round_=assignment.step.round)
     trained = take(assignment.model, names)
     if config.privacy.mechanism == "client":
         trained = shortened_update(trained, received, config.privacy.clip)

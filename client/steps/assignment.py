@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from client.steps.own_statistics import deciding_names, with_own_statistics
 from client.steps.site import Site
+from dynammo_core.data.decoded.stored_images import Images
 from dynammo_core.data.feature_cache import fingerprint
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.transforms import augment, to_input
@@ -20,6 +22,7 @@ from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import Level, matching, travelling_names
 from dynammo_core.plan import Batch, Fit, Step
 from dynammo_core.scoring.evaluation import BATCH, embed_samples
+from dynammo_core.support.devices import fits, moved
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.support.seeding import derive_seed, seeded_generator
 from dynammo_core.training import shuffled
@@ -59,9 +62,12 @@ class Assignment:
         return derive_seed(self.experiment.config.seed, step.stage.name, step.task, step.round, self.site.index)
 
     def embed(self, samples: Samples, end: Level) -> Tensor:
-        """Return what the network computes from samples up to a level."""
+        """Return what the network computes from samples up to a level, in float32."""
         config, device = self.experiment.config, self.experiment.device
-        return embed_samples(self.model, samples, config.data.normalisation, device, end)
+        with self.experiment.autocast():
+            return embed_samples(
+                self.model, samples, config.data.normalisation, device, end, config.compute.device_megabytes
+            ).float()
 
     def embed_once(self, samples: Samples, end: Level) -> Tensor:
         """Embed samples once, and keep the result for rounds that show the same images to the same frozen weights.
@@ -70,9 +76,9 @@ class Assignment:
         """
         state = self.model.state_dict()
         names = [name for name in deciding_names(self.model) if end == "features" or ".adapters." not in name]
-        what = (end, fingerprint({name: state[name] for name in names}))
-        precision = getattr(torch, self.experiment.config.compute.features)
-        return self.site.once(what, samples, lambda: self.embed(samples, end).to(precision))
+        compute = self.experiment.config.compute
+        what = (end, compute.precision, fingerprint({name: state[name] for name in names}))
+        return self.site.once(what, samples, lambda: self.embed(samples, end).to(getattr(torch, compute.features)))
 
 
 def receive(instruction: Instruction, site: Site) -> Assignment:
@@ -126,15 +132,21 @@ def _load(model: IncrementalModel, weights: Mapping[str, Tensor], expected: list
 
 
 class EpochBatches:
-    """Shuffled batches of a training set, epoch by epoch; what lies before the level is computed once."""
+    """Shuffled batches of a training set, epoch by epoch; what lies before the level is computed once.
+
+    Images stand on the device if they leave the network room there; otherwise each batch is copied to it.
+    """
 
     def __init__(self, assignment: Assignment, samples: Samples, level: Level) -> None:
         self.level = level
         self._assignment = assignment
         self._labels = samples.labels.to(assignment.experiment.device)
-        self._inputs = (
-            samples.images if level == "images" or not len(samples) else assignment.embed_once(samples, level)
-        )
+        self._inputs: Images = samples.images
+        if level == "images":
+            self._inputs = near(samples.images, assignment.experiment)
+        elif len(samples):
+            self._inputs = assignment.embed_once(samples, level)
+        self._on_device = isinstance(self._inputs, Tensor) and self._inputs.device == self._labels.device
         stage = assignment.step.stage
         self._batch_size = stage.optimisation.batch_size if isinstance(stage, Fit) else BATCH
 
@@ -152,12 +164,25 @@ class EpochBatches:
         data, device = self._assignment.experiment.config.data, self._assignment.experiment.device
         batches, generator = self.order(epoch)
         for index in batches:
-            inputs = self._inputs[index]
+            place = moved(index, device)
+            inputs = self._inputs[place] if self._on_device else moved(self._inputs[index], device)
             if self.level != "images":
                 inputs = inputs.float()
             elif len(index):
                 inputs = to_input(augment(inputs, data.augmentation, generator), data.normalisation, device)
-            yield index, inputs, self._labels[index]
+            yield index, inputs, self._labels[place]
+
+
+def near(images: Images, experiment: Experiment) -> Images:
+    """Return images on the device that computes, if they leave the network room there; else as they are."""
+    device = experiment.device
+    nbytes = math.prod(images.shape)
+    if device.type == "cpu" or not fits(nbytes, device, experiment.config.compute.device_megabytes):
+        return images
+    held = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(images), BATCH):
+        held[start : start + BATCH] = moved(images[start : start + BATCH], device)
+    return held
 
 
 def start_level(wanted: Level, augmentation: str) -> Level:

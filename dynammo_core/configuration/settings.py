@@ -215,6 +215,14 @@ class ComputeSettings(Section):
     threads: int = Field(
         default=1, ge=1, description="CPU threads per site; a different number may change the last bits of a result"
     )
+    precision: Literal["float32", "bf16"] = Field(
+        default="float32",
+        description="type in which networks multiply; bf16: for GPUs, half the memory and many times the speed, fewer "
+        "digits; weights, sums, statistics and private training stay in float32",
+    )
+    device_megabytes: int | None = Field(
+        default=None, ge=1, description="memory that a process may take on a GPU, in MB; null: all that is free"
+    )
     features: Literal["float32", "float16"] = Field(
         default="float32", description="type of the features that are cached for later rounds"
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 from dynammo_core.configuration.settings import MemorySettings
 from dynammo_core.data.samples import Samples
 from dynammo_core.memory.rehearsal import balanced_set
+from dynammo_core.models.heads import on_device
 from dynammo_core.support.seeding import derive_seed
 
 
@@ -95,4 +96,4 @@ def of_classes(classes: Sequence[int]) -> Callable[[Rehearsal], Samples]:
 
 def is_any_of(classes: Sequence[int], labels: Tensor) -> Tensor:
     """Tell which labels Tensor[B] are among `classes`: Tensor[B] bool."""
-    return torch.isin(labels, torch.tensor(classes, device=labels.device))
+    return torch.isin(labels, on_device(tuple(classes), labels.device))

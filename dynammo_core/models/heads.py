@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Self
 
 import torch
@@ -14,6 +15,12 @@ OTHERS = -1
 
 LONGEST_MEAN = 1.25
 """Longest mean of unit features, with a margin for rounding to eight bits per number."""
+
+
+@lru_cache(maxsize=256)
+def on_device(rows: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return classes as a Tensor[R] int64 on a device, where they are sent once; it must not be modified."""
+    return torch.tensor(rows, device=device)
 
 
 class Head(nn.Module):
@@ -76,13 +83,15 @@ class Head(nn.Module):
         """Return the row of each global label, Tensor[B] int64; labels without a row of their own go to `OTHERS`.
 
         Raises:
-            ValueError: a label has no row and the head has no `OTHERS`.
+            ValueError: a label has no row and the head has no `OTHERS`; on a GPU it gets a row that does not exist.
         """
-        matches = labels.unsqueeze(1) == torch.tensor(self.rows, device=labels.device)
+        matches = labels.unsqueeze(1) == on_device(self.rows, labels.device)
         rows = matches.int().argmax(dim=1)
         named = matches.any(dim=1)
         if OTHERS in self.rows:
-            return torch.where(named, rows, self.rows.index(OTHERS))
+            return rows.masked_fill(~named, self.rows.index(OTHERS))
+        if labels.is_cuda:  # to look would mean to wait; what reads the rows refuses one that does not exist
+            return rows.masked_fill(~named, len(self.rows))
         if not bool(named.all()):
             raise ValueError(f"label {int(labels[~named][0])} has no row in a head with the classes {self.rows}")
         return rows

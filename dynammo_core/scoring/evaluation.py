@@ -14,20 +14,38 @@ from dynammo_core.methods.decisions import Prediction
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import Level
 from dynammo_core.scoring.reliability import Reliability
+from dynammo_core.support.devices import fits, moved
 
 BATCH = 128
 
 
 @torch.no_grad()
 def embed_samples(
-    model: IncrementalModel, samples: Samples, normalisation: str, device: torch.device, end: Level = "features"
+    model: IncrementalModel,
+    samples: Samples,
+    normalisation: str,
+    device: torch.device,
+    end: Level = "features",
+    megabytes: int | None = None,
 ) -> Tensor:
-    """Carry the samples to a level of the network, batch by batch: Tensor[N, ...] on `device`."""
+    """Carry the samples to a level of the network, batch by batch: Tensor[N, ...] on `device` if it has room for them.
+
+    Args:
+        model: the network.
+        samples: N images.
+        normalisation: of its inputs.
+        device: that computes.
+        end: the level.
+        megabytes: bound of the memory on the device, in MB; None is no bound.
+    """
     model.eval()
-    parts = [
-        model.extractor.embed(to_input(images, normalisation, device), start="images", end=end)
-        for images in samples.batches(BATCH)
-    ]
+    parts: list[Tensor] = []
+    where = device
+    for images in samples.batches(BATCH):
+        part = model.extractor.embed(to_input(images, normalisation, device), start="images", end=end)
+        if not parts and not fits(2 * part[0].nbytes * len(samples), device, megabytes):  # the parts and the whole
+            where = torch.device("cpu")
+        parts.append(part.to(where))
     return torch.cat(parts)
 
 
@@ -36,7 +54,8 @@ def predictions(method: Method[Any], model: IncrementalModel, features: Tensor) 
     """Return the method's answers to features Tensor[N, D], batch by batch, on the CPU."""
     if not len(features):
         return Prediction(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0))
-    parts = [method.decision.predict(model, batch) for batch in torch.split(features, BATCH)]
+    device = next(model.parameters()).device
+    parts = [method.decision.predict(model, moved(batch, device)) for batch in torch.split(features, BATCH)]
     labels, probability, known = (
         torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("labels", "probability", "known")
     )

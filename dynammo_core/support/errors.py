@@ -96,6 +96,12 @@ class AnsweredBefore(DynammoError):  # noqa: N818  # as above
     code = 112
 
 
+class DeviceMemoryError(DynammoError):
+    """Too little memory on the device that computes."""
+
+    code = 113
+
+
 def nearest_match(name: str, options: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the option closest to `name`, or an empty string if none is close."""
     close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)

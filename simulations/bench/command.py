@@ -17,6 +17,7 @@ import typer
 from dynammo_core.support.errors import ConfigError, unknown_name
 from dynammo_core.support.terminal import Terminal, command_line, parse_overrides, readable_errors
 from simulations.bench.answers import answers
+from simulations.bench.gpu.command import gpu
 from simulations.bench.growth_command import growth
 from simulations.bench.images_command import images, large
 from simulations.bench.inference import inference
@@ -31,6 +32,7 @@ bench.command()(answers)
 bench.command("bytes")(traffic)
 bench.command()(privacy)
 bench.command()(secure)
+bench.command()(gpu)
 bench.command()(growth)
 bench.command()(images)
 bench.command()(inference)

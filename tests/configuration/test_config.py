@@ -300,6 +300,7 @@ def another(value: Any, key: str) -> Any:
         "backbone.weights": "other.pt",
         "backbone.sha256": "0" * 64,
         "compute.features": "float16",
+        "compute.precision": "bf16",
         "method.norm": "group",
         "privacy.mechanism": "example",
         "privacy.unit": "patient",

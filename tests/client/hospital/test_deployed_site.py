@@ -96,6 +96,7 @@ def test_how_a_simulation_would_share_images_out_is_nothing_to_it(alpha: Path, p
 
 def test_it_computes_where_it_wants(alpha: Path) -> None:
     assert opened(alpha, asked(compute__device="cuda:7")).experiment.config.compute.device == "cpu"
+    assert opened(alpha, asked(compute__device_megabytes=9)).experiment.config.compute.device_megabytes is None
 
 
 def test_a_servers_file_of_weights_is_refused_and_its_own_is_taken(alpha: Path, tmp_path: Path) -> None:

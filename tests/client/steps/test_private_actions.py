@@ -37,6 +37,7 @@ from dynammo_core.support.errors import ConfigError, DataError
 from dynammo_core.wire.protocol import PRIVATE_NUMBERS, Report
 
 PRIVATE: dict[str, Scalar] = {"privacy.mechanism": "example", "method.norm": "group", "privacy.epsilon": 8}
+AUGMENTED: dict[str, Scalar] = {"data.augmentation": "crop"}
 HEADS: dict[str, Scalar] = {"privacy.mechanism": "example", "method.adapters": False, "privacy.epsilon": 8}
 SUMS: dict[str, Scalar] = {"privacy.mechanism": "example", "privacy.epsilon": 8, "privacy.feature_norm": 10}
 EXPERIMENT = Experiment(small_config("dynammo", PRIVATE))
@@ -96,6 +97,15 @@ def test_only_what_is_noised_is_said(tmp_path: Path) -> None:
             assert report.class_counts == counted + [0] * 8
         elif step.stage.action is Action.REMEMBER:
             assert report.class_counts == [4, 4] + [0] * 8
+
+
+def test_single_images_are_clipped_and_noised_in_full_precision_whatever_networks_compute_in(tmp_path: Path) -> None:
+    exact, coarse = (
+        ask(Experiment(small_config("dynammo", {**PRIVATE, **AUGMENTED, **more})), 0, "adapt", tmp_path / str(number))
+        for number, more in enumerate(({}, {"compute.precision": "bf16"}))
+    )
+    assert all(torch.equal(exact.weights[name], coarse.weights[name]) for name in exact.weights)
+    assert exact.weights
 
 
 def test_an_answer_asked_for_twice_is_the_same_and_paid_once(tmp_path: Path) -> None:
