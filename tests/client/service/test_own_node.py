@@ -29,7 +29,7 @@ server = uvicorn.Server(uvicorn.Config(app, port=port, access_log=False))
 threading.Thread(target=server.run, daemon=True).start()
 while not server.started:
     time.sleep(0.1)
-threading.Thread(target=hand_out_tasks, args=(f"127.0.0.1:{port}", secret), daemon=True).start()
+threading.Thread(target=hand_out_tasks, args=(f"127.0.0.1:{port}", secret, threading.Event()), daemon=True).start()
 time.sleep(3)
 print("at work", flush=True)
 time.sleep(60)
