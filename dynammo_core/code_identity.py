@@ -43,6 +43,11 @@ def code_hash(config: Config[Any]) -> str:
 
 @lru_cache(maxsize=1)
 def project_hash() -> str:
+    """Return the SHA-256 over the Python files that server and sites share, as they were when this was first asked."""
+    return installed_hash()
+
+
+def installed_hash() -> str:
     """Return the SHA-256 over the Python files that server and sites share, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, file in code_files(Path(__file__).resolve().parent.parent):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -221,6 +222,29 @@ def test_settings_a_plan_and_a_message_are_read_without_networks(module: str, un
     names = set(loaded.stdout.split()) - {"dynammo_core.models.names"}
     assert module.rpartition(".")[0] in names
     assert not [name for name in names if name.startswith(unneeded)]
+
+
+def test_command_lines_start_without_networks(tmp_path: Path) -> None:
+    """What a person waits for: a module of PyTorch or Flower takes a second, so none is loaded."""
+    program = """
+import sys
+from pathlib import Path
+from typer.testing import CliRunner
+from client.cli import app as site
+from server.cli import app as server
+from server.consortium.consortium import make_consortium
+from simulations.cli import app as researcher
+make_consortium(Path("consortium"), ["localhost"], port=9, listen="127.0.0.1")
+for app, words in ((site, ["approve", "--help"]), (researcher, ["--help"]), (server, ["status", "--once"])):
+    print(CliRunner().invoke(app, words).exit_code)
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment).stdout
+    *codes, loaded = said.splitlines()
+    assert codes == ["0", "0", "0"]
+    assert not {"torch", "torchvision", "timm", "flwr", "ray"} & set(loaded.split())
 
 
 def test_server_and_client_never_name_a_method() -> None:

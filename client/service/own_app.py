@@ -9,8 +9,6 @@ bytes. If it differs, the answer is an error, before any of the message's conten
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -22,6 +20,7 @@ from flwr.app import Context, Message
 
 from client.service.foreign_app import difference
 from dynammo_core.support.errors import ForeignApp
+from dynammo_core.support.processes import answer_by_copies
 
 NAME_LENGTH = 100
 """Most characters of a foreign app's name and version that are logged."""
@@ -66,8 +65,12 @@ class InstalledApp:
 
 def _installed(message: Message, context: Context) -> Message:
     from client.app import app
+    from dynammo_core.wire.envelope import bundled
 
-    return app(message, context)
+    reply = app(message, context)
+    if reply.has_content():
+        reply.content = bundled(reply.content)
+    return reply
 
 
 def replace(module: ModuleType, name: str, stand_in: object) -> None:
@@ -89,18 +92,17 @@ def main() -> None:
     replace(flower, "get_project_dir", lambda *_: Path())
     replace(flower, "get_load_client_app_fn", app.loader)
     _load()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that a copy which has ended leaves nothing
-    for token in sys.stdin:
-        if os.fork():
-            continue
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        flower.run_clientapp(  # which ends the copy
+
+    def answer(token: str) -> None:
+        flower.run_clientapp(
             runtime_api_address=address,
-            token=token.strip(),
+            token=token,
             insecure=True,
             parent_pid=int(parent),
             runtime_dependency_install=False,
         )
+
+    answer_by_copies(answer)
 
 
 def _load() -> None:
@@ -109,6 +111,7 @@ def _load() -> None:
 
     import_module("client.app")
     import_module("torch._dynamo")  # which PyTorch loads with the first optimizer
+    import_module("httpcore")  # which httpx loads with the first connection
     project_hash()  # of the code that is loaded, even if another version is installed meanwhile
 
 

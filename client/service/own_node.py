@@ -23,6 +23,7 @@ from typing import Any
 import httpx
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
@@ -30,8 +31,13 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from client.service.own_app import replace
 from client.service.own_code import start_command
+from dynammo_core.support.processes import pauses
 
-POLL_SECONDS = 0.25
+FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 2.0
+"""Seconds between questions to the SuperLink: few after a message, since the next may follow, more when it is idle."""
+FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.01, 0.5
+"""Seconds between looks for an answer in this process's own memory."""
+WATCH_SECONDS = 1.0
 LARGEST_ANSWER = 64 * 2**20
 """Most bytes of a SuperLink's answer; Flower splits tensors into 20 megabytes, and an app has at most ten."""
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
@@ -73,19 +79,24 @@ def _bound(response: httpx.Response) -> None:
     response.stream = BoundedAnswer(response.stream)
 
 
-def hand_out_tasks(address: str, secret: bytes) -> None:
+def hand_out_tasks(address: str, secret: bytes, arrived: threading.Event) -> None:
     """Have each task of the SuperNode at `address` answered, as long as this process lives.
 
     On failure this whole process ends, so that the SuperNode is restarted.
+
+    Args:
+        address: where the SuperNode gives out tasks.
+        secret: what only this process knows.
+        arrived: set whenever a whole message has arrived, so that its task can begin.
     """
     try:
-        _hand_out_tasks(address, secret)
+        _hand_out_tasks(address, secret, arrived)
     except Exception:
         logging.getLogger("flwr").exception("cannot answer more tasks")
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _hand_out_tasks(address: str, secret: bytes) -> None:
+def _hand_out_tasks(address: str, secret: bytes, arrived: threading.Event) -> None:
     signed = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={ACQUIRE})
     client = RuntimeHttpClient.from_server_address(
         server_address=address,
@@ -101,13 +112,64 @@ def _hand_out_tasks(address: str, secret: bytes) -> None:
         token = client.AcquireTask(anything).token
         if token:
             print(token, file=answering.stdin, flush=True)
-        time.sleep(POLL_SECONDS)
+        arrived.wait(WATCH_SECONDS)
+        arrived.clear()
     raise RuntimeError(f"the process that answers messages ended (exit code {answering.returncode})")
+
+
+class WholeAnswers:
+    """The SuperNode's memory, which shows an answer once all parts of it are there.
+
+    Flower looks every half second for an answer, and every half second again for each part that is not there yet.
+    """
+
+    def __init__(self, state: Any, store: Any) -> None:
+        self._state = state
+        self._store = store
+
+    def get_messages_legacy(self, **which: Any) -> Any:
+        """Return the answers that are there, as soon as there is one."""
+        for pause in pauses(FIRST_LOOK_SECONDS, LONGEST_LOOK_SECONDS):
+            if answers := self._state.get_messages_legacy(**which):
+                break
+            time.sleep(pause)
+        for answer in answers:
+            for part in iterate_object_tree(self._store.get_object_tree(answer.metadata.message_id)):
+                while self._store.get(part.object_id) == b"":
+                    time.sleep(FIRST_LOOK_SECONDS)
+        return answers
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._state, name)
+
+
+def without_long_pauses(loop: Any, arrived: threading.Event) -> None:
+    """Have the SuperNode's loop ask soon after a message, and send an answer once it is there; Flower pauses seconds.
+
+    Args:
+        loop: Flower's module.
+        arrived: is set when a whole message has arrived.
+    """
+    pull, push = loop._pull_and_store_message, loop._push_messages
+
+    def pull_one(**settings: Any) -> Any:
+        for pause in pauses(FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS):
+            if (run := pull(**settings)) is not None:
+                break
+            time.sleep(pause)
+        arrived.set()
+        return run
+
+    def push_whole(*, state: Any, object_store: Any, **settings: Any) -> None:
+        push(state=WholeAnswers(state, object_store), object_store=object_store, **settings)
+
+    replace(loop, "_pull_and_store_message", pull_one)
+    replace(loop, "_push_messages", push_whole)
 
 
 def main() -> None:
     """Run `flower-supernode`, with its own arguments, as a site does."""
-    secret = secrets.token_bytes(32)
+    secret, arrived = secrets.token_bytes(32), threading.Event()
     shell = import_module("flwr.supernode.cli.flower_supernode")
     loop = import_module("flwr.supernode.start_client_internal")
     read, run = shell._parse_supernode_lifespan_config, shell.start_client_internal
@@ -120,12 +182,14 @@ def main() -> None:
     def with_processes(**settings: Any) -> None:
         if (settings["superexec_auth_secret"], settings["isolation"]) != (secret, "process"):
             raise RuntimeError("this version of Flower does not protect its tasks by a secret")
-        threading.Thread(target=hand_out_tasks, args=(settings["runtime_api_address"], secret), daemon=True).start()
+        handing = (settings["runtime_api_address"], secret, arrived)
+        threading.Thread(target=hand_out_tasks, args=handing, daemon=True).start()
         run(**settings)
 
     replace(shell, "_parse_supernode_lifespan_config", with_secret)
     replace(shell, "start_client_internal", with_processes)
     replace(import_module("flwr.supernode.fleet_http_connection"), "FleetHttpClient", BoundedFleetClient)
+    without_long_pauses(loop, arrived)
     replace(loop, "get_fused_config_from_fab", lambda *_: {})  # or it would unpack a description of any size
     shell.flower_supernode()
 

@@ -1,11 +1,14 @@
-"""Child processes that end with whoever started them, however it ends, and the cores that a process may use."""
+"""Start, copy, wait for and count processes: children that end with whoever started them, however it ends."""
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -59,6 +62,40 @@ def process_group(
         watchdog.wait()
         if child is not None:
             child.wait()
+
+
+def answer_by_copies(answer: Callable[[str], None]) -> None:
+    """Fork for each line of standard input, and have the copy answer it and end; return when the input ends.
+
+    The process must have a single thread, since a copy has no other. A copy starts with all that is loaded here, and
+    changes nothing for the next one.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that a copy which has ended leaves nothing
+    gc.freeze()  # or a copy's collector would write to, and so copy, all that is loaded
+    for line in sys.stdin:
+        if os.fork():
+            continue
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        try:
+            with suppress(SystemExit):
+                answer(line.strip())
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)  # without taking PyTorch down piece by piece, which costs more than many an answer
+
+
+def pauses(first: float, longest: float) -> Iterator[float]:
+    """Yield seconds to wait between looks, each a fifth more than the ones before, from `first` to `longest`.
+
+    So an event is noticed within a fifth of the time that it took, and a long wait costs few looks.
+    """
+    pause = first
+    while True:
+        yield pause
+        pause = min(1.2 * pause, longest)
 
 
 def process_tree(process: int) -> Iterator[int]:

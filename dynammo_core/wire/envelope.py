@@ -7,6 +7,7 @@ ProtocolError. What a message may contain beyond that is for `protocol_checks` a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -28,6 +29,9 @@ ANNOUNCE = "query.announce"
 TENSORS, HASHES, INSTRUCTION = "weights", "tensors", "instruction"
 NUMBERS, REPORT, ANNOUNCEMENT = "numbers", "report", "announcement"
 """Names of the records in a message."""
+
+BUNDLE, SMALL, INDEX_BYTES = ":bundle", 1 << 18, 8
+"""Name of the array that holds small tensors, most bytes of each of them, and bytes of the length of its index."""
 
 FIELDS = tuple(entry.name for entry in fields(Instruction) if entry.name != "weights")
 TEXTS, LISTS = frozenset({"experiment", "code_hash", "run", "workspace"}), frozenset({"taken"})
@@ -75,6 +79,51 @@ def decoding(kind: str) -> Iterator[None]:
         yield
     except Exception as error:  # what a damaged or forged message makes a decoder raise has no common type
         raise ProtocolError(f"the message is not {kind} ({type(error).__name__}: {error})") from error
+
+
+def bundled(content: RecordDict) -> RecordDict:
+    """Return the same message with its small tensors in one array, which `decode_...` takes apart again.
+
+    Between a server and its sites, Flower sends each array in two requests of its own at every hop: a network of 35
+    small tensors would take 1,200 requests a round among three sites.
+    """
+    tensors = content.array_records.get(TENSORS)
+    if tensors is None:
+        return content
+    small = {name for name, array in tensors.items() if len(array.data) <= SMALL}
+    if len(small) < 2:
+        return content
+    index = json.dumps(
+        [
+            [name, array.dtype, list(array.shape), array.stype, len(array.data) if name in small else None]
+            for name, array in tensors.items()
+        ]
+    ).encode()
+    parts = [array.data for name, array in tensors.items() if name in small]
+    data = b"".join([len(index).to_bytes(INDEX_BYTES, "big"), index, *parts])
+    rest = {name: array for name, array in tensors.items() if name not in small}
+    together = ArrayRecord({BUNDLE: Array("bytes", (len(data),), BUNDLE, data), **rest})
+    return RecordDict({name: together if name == TENSORS else record for name, record in content.items()})
+
+
+def _taken_apart(tensors: ArrayRecord) -> Mapping[str, Array]:
+    """Return the arrays that were sent, in their order; raise where a bundle does not hold what its index says."""
+    if BUNDLE not in tensors or tensors[BUNDLE].stype != BUNDLE:
+        return tensors
+    data = tensors[BUNDLE].data
+    at = INDEX_BYTES + int.from_bytes(data[:INDEX_BYTES], "big")
+    arrays: dict[str, Array] = {}
+    for name, dtype, shape, stype, size in json.loads(data[INDEX_BYTES:at]):
+        if size is None:
+            arrays[name] = tensors[name]
+            continue
+        if not 0 <= size <= min(SMALL, len(data) - at):
+            raise ValueError(f"the bundle ends before the tensor {name!r}")
+        arrays[name] = Array(dtype, tuple(shape), stype, data[at : at + size])
+        at += size
+    if at != len(data) or len(arrays.keys() & tensors.keys()) != len(tensors) - 1:
+        raise ValueError("the bundle holds more than its index says")
+    return arrays
 
 
 def encode_instruction(instruction: Instruction, parcel: Parcel, travelling: Iterable[str] | None = None) -> RecordDict:
@@ -170,4 +219,5 @@ def _array(tensor: Tensor) -> Array:
 
 
 def _tensors(content: RecordDict) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array.numpy().copy()) for name, array in content.array_records[TENSORS].items()}
+    arrays = _taken_apart(content.array_records[TENSORS])
+    return {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}

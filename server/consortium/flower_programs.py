@@ -3,32 +3,45 @@
 Flower's command line, SuperExec and ServerApp call the SuperLink by a client that knows of no token, so each is started
 through this module, which adds it. `dynammo-server start` puts scripts of Flower's names first on the path of its
 SuperLink for that. A ServerApp is always the one that is installed here: what a run brings is compared with it,
-never unpacked and never imported. Programs of other kinds of apps, which Flower would start as well, end with an error.
+never unpacked and never imported. It is a copy of a process that has loaded PyTorch and this project already. Programs
+of other kinds of apps, which Flower would start as well, end with an error.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from flwr.app import Message
 from flwr.cli.build import build_fab_from_disk
 from flwr.server.run_serverapp import run
-from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
+from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
 from flwr.supercore.protobuf import client as flower_client
+from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
+from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
+from flwr.superlink.grid import HttpGrid
 
 from dynammo_core.support.errors import ConfigError, RunError
+from dynammo_core.support.processes import answer_by_copies
 from server.consortium.flower_app import APP_DIRECTORY, description_of, staged_app
 from server.gate.operator_token import FILE_VARIABLE, HEADER, read_token
 
 COMMAND_LINE, EXECUTOR, SERVER_APP = "flwr", "flower-superexec", "flwr-serverapp"
 STARTED = (EXECUTOR, *sorted(set(TASK_TYPE_TO_COMMAND.values())))
 """Names of the programs that a SuperLink, or what it starts, finds on its path."""
+
+MODULE = "server.consortium.flower_programs"
+LOADED = "loaded-serverapp"
+"""The name here of the process whose copies are ServerApps."""
 
 
 def install_programs(folder: Path) -> None:
@@ -40,7 +53,7 @@ def install_programs(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in STARTED:
-            words = shlex.join([sys.executable, "-P", "-m", __name__, name])
+            words = shlex.join([sys.executable, "-P", "-m", MODULE, name])
             (folder / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n', encoding="utf-8")
             (folder / name).chmod(0o700)
     except OSError as error:
@@ -93,27 +106,97 @@ def keep_to_own_server_app() -> None:
     def directory(*_: object) -> Path:
         return description_of(APP_DIRECTORY)
 
-    runner: Any = import_module("flwr.superlink.runtime.run_serverapp")
-    for name, replacement in (
-        ("install_from_fab", compared),
-        ("get_project_dir", directory),
-        ("run_", run_own_server_app),
-    ):
-        getattr(runner, name)  # raises where another version of Flower would go on to load what comes with a run
-        setattr(runner, name, replacement)
+    runner = "flwr.superlink.runtime.run_serverapp"
+    replace(runner, "install_from_fab", compared)
+    replace(runner, "get_project_dir", directory)
+    replace(runner, "run_", run_own_server_app)
+    replace(runner, "HttpGrid", BundlingGrid)
+
+
+def replace(module: str, name: str, stand_in: object) -> None:
+    """Replace a name in a module of Flower; raise where another version would go on without it."""
+    loaded = import_module(module)
+    getattr(loaded, name)
+    setattr(loaded, name, stand_in)
+
+
+class BundlingGrid(HttpGrid):
+    """Flower's grid, which sends the small tensors of a message together."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages to sites."""
+        from dynammo_core.wire.envelope import bundled  # and only here: a command line needs no PyTorch
+
+        waiting = list(messages)
+        for message in waiting:
+            message.content = bundled(message.content)
+        return super().push_messages(waiting)
+
+
+class CopyingExecutor(SubprocessExecutor):
+    """Starts a ServerApp as a copy of a loaded process, and Flower's other programs as Flower does."""
+
+    def __init__(self) -> None:
+        self._loaded = self._load()
+
+    def launch(self, spec: ExecutionSpec) -> LaunchResult:
+        """Start the program of a task; a ServerApp's token reaches it through a pipe."""
+        if spec.task_type is not TaskType.SERVER_APP:
+            return super().launch(spec)
+        if self._loaded.poll() is not None:  # something killed it
+            self._loaded = self._load()
+        words = ["--runtime-api-address", spec.runtime_api_address, "--token", spec.token]
+        words += ["--insecure"] if spec.insecure else ["--root-certificates", str(spec.root_certificates_path)]
+        print(json.dumps([*words, "--parent-pid", str(spec.parent_pid)]), file=self._loaded.stdin, flush=True)
+        return LaunchResult.accepted()
+
+    @staticmethod
+    def _load() -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-P", "-m", MODULE, LOADED], stdin=subprocess.PIPE, text=True)
+
+
+def become_loaded() -> None:
+    """Load what a ServerApp needs, and answer each line of standard input, its arguments, by a copy that is one."""
+    from dynammo_core.code_identity import installed_hash, project_hash
+
+    keep_to_own_server_app()
+    program = _program(SERVER_APP)
+    for module in ("server.app", "server.run.run", "server.watch.progress"):
+        import_module(module)
+    loaded = project_hash()
+
+    def run(arguments: str) -> None:
+        sys.argv = [SERVER_APP, *json.loads(arguments)]
+        if installed_hash() != loaded:  # a new version was installed meanwhile, and sites will run that one
+            os.execvp(SERVER_APP, sys.argv)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)  # what a ServerApp prints goes to the log of its run
+        os.dup2(nowhere, 2)
+        program()
+
+    answer_by_copies(run)
+
+
+def _program(name: str) -> Any:
+    (program,) = entry_points(group="console_scripts", name=name)
+    return program.load()
 
 
 def main() -> None:
     """Start the program that the first argument names; the other arguments are Flower's."""
     name = sys.argv.pop(1)
-    if name not in (COMMAND_LINE, EXECUTOR, SERVER_APP):
+    if name not in (COMMAND_LINE, EXECUTOR, SERVER_APP, LOADED):
         sys.exit(f"a consortium's server does not run {name}")
     show_token(read_token(Path(os.environ[FILE_VARIABLE])))
+    if name == LOADED:
+        become_loaded()
+        return
     if name == SERVER_APP:
         keep_to_own_server_app()
+    elif name == EXECUTOR:
+        replace("flwr.supercore.superexec.run_superexec", "get_executor", lambda *_, **__: CopyingExecutor())
     sys.argv[0] = name
-    (program,) = entry_points(group="console_scripts", name=name)
-    program.load()()
+    _program(name)()
 
 
 if __name__ == "__main__":

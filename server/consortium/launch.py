@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from dynammo_core.configuration.config import Config, Scalar
-from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import ConfigError, RunError, nearest_match
 from server.consortium.control import Control
 from server.consortium.flower_app import APP_DIRECTORY, staged_app
@@ -36,6 +35,8 @@ def launch(
         RunError: the run is already going on.
         DynammoError: the experiment cannot work, or the SuperLink refuses it.
     """
+    from dynammo_core.experiment import Experiment  # and only here: `status` needs no PyTorch
+
     control = Control(settings)
     _require_registered(config, SiteRegister(settings, control))
     Experiment(config).check()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import typer
@@ -54,16 +56,48 @@ def deploy(
         experiment = Experiment(load_config(config, parse_overrides(set_ or [])))
         experiment.check()
         names = hospital_names(experiment.config.federation.sites)
-        run = _run_deployed(experiment, names, place)
+        run, began = _run_deployed(experiment, names, place)
         deployed = _summary(run)
         console.print(final_table(deployed))
         if folder is not None:
             console.print(f"Everything is in {folder}; report: {run / 'report.html'}", soft_wrap=True, markup=False)
         if compare:
-            _compare(deployed, _simulated(experiment, place))
+            simulated = _simulated(experiment, place)
+            console.print(rounds_table(_events(run), _events(simulated), began))
+            _compare(deployed, _summary(simulated))
 
 
-def _run_deployed(experiment: Any, names: list[str], place: Path) -> Path:
+def rounds_table(deployed: list[dict[str, Any]], simulated: list[dict[str, Any]], began: float) -> Table:
+    """Return a table of the seconds of each kind of round in both runs, with medians and what deploying costs.
+
+    Args:
+        deployed: the events of the deployed run.
+        simulated: the events of the same run in one process.
+        began: when the operator's command was given, in unix seconds.
+    """
+    finished = [[event for event in events if event["event"] == "step_finished"] for events in (deployed, simulated)]
+    seconds: dict[str, list[tuple[float, float]]] = {}
+    for one, other in zip(*finished, strict=True):
+        seconds.setdefault(one["stage"], []).append((one["seconds"], other["seconds"]))
+    seconds["all"] = [pair for pairs in seconds.values() for pair in pairs]
+    table = Table("seconds a round, median", "rounds", "deployed", "simulated", "more")
+    for stage, pairs in seconds.items():
+        middle = (median(column) for column in (*zip(*pairs, strict=True), [one - other for one, other in pairs]))
+        table.add_row(stage, str(len(pairs)), *(f"{value:.2f}" for value in middle))
+    whole = [events[-1]["time"] - start for events, start in ((deployed, began), (simulated, simulated[0]["time"]))]
+    table.add_section()
+    table.add_row("the whole run", "", *(f"{value:.1f}" for value in (*whole, whole[0] - whole[1])))
+    asked = next(event["time"] for event in deployed if event["event"] == "step_started")
+    table.add_row("until the first round", "", f"{asked - began:.1f}")
+    return table
+
+
+def _events(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _run_deployed(experiment: Any, names: list[str], place: Path) -> tuple[Path, float]:
+    """Return the run directory, and when the run was submitted, in unix seconds."""
     from server.consortium.launch import follow, launch
     from server.run_directory.directory import EVENTS
     from server.run_directory.event_tail import EventTail
@@ -77,18 +111,19 @@ def _run_deployed(experiment: Any, names: list[str], place: Path) -> Path:
             consortium.open()
             config = consortium.config()
             consortium.approve(config)
+            began = time.time()
             run = launch(consortium.server, config)
         with ProgressView() as view:
             follow(consortium.server, run, EventTail(run / EVENTS, from_end=False), view.update)
-    return run
+    return run, began
 
 
-def _simulated(experiment: Any, place: Path) -> dict[str, Any]:
+def _simulated(experiment: Any, place: Path) -> Path:
     from server.watch.progress import ProgressView
     from simulations.engines.engines import run_local
 
     with ProgressView() as view:
-        return _summary(run_local(experiment.config, place / "simulation", None, view.update))
+        return run_local(experiment.config, place / "simulation", None, view.update)
 
 
 def _compare(deployed: dict[str, Any], simulated: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -120,9 +121,20 @@ def operator(consortium: Deployment, *words: str) -> None:
     assert result.exit_code == 0, result.output
 
 
+def loaded(consortium: Deployment) -> list[int]:
+    """The ids of the server's process whose copies are ServerApps, while no run goes on."""
+    tree = process_tree(consortium.process("server").pid)
+    return [process for process in tree if b"loaded-serverapp" in Path(f"/proc/{process}/cmdline").read_bytes()]
+
+
 @pytest.fixture(scope="module")
 def extended(consortium: Deployment) -> Path:
-    """A run of two digits, which two more extend once it is done: by the operator's own commands."""
+    """A run of two digits, which two more extend once it is done: by the operator's own commands.
+
+    Before, what ServerApps are copies of was killed.
+    """
+    for process in loaded(consortium):
+        os.kill(process, signal.SIGKILL)
     config = two_digits()
     consortium.approve(config)
     file = consortium.folder / "agreed.yaml"
@@ -134,7 +146,8 @@ def extended(consortium: Deployment) -> Path:
     return run
 
 
-def test_new_disease_joins_a_run_that_had_ended(extended: Path) -> None:
+def test_new_disease_joins_a_run_that_had_ended(extended: Path, consortium: Deployment) -> None:
+    assert len(loaded(consortium)) == 1
     assert json.loads((extended / "model.json").read_text())["tasks"] == [["0", "1"], ["2", "3"]]
     summary = json.loads((extended / "summary.json").read_text())
     assert (summary["status"], len(summary["accuracy_after_tasks"])) == ("completed", 2)

@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from dynammo_core.support.processes import process_group
+from dynammo_core.support.processes import pauses, process_group
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX's")
 
@@ -31,7 +32,7 @@ time.sleep(600)
 PARENT = """
 import os, sys, time
 from pathlib import Path
-from dynammo_core.support.processes import process_group
+from dynammo_core.support.processes import pauses, process_group
 told, command = Path(sys.argv[1]), sys.argv[2:]
 with process_group(command, cwd=told.parent, environment=dict(os.environ, GREETING="hello"), output=-3) as process:
     time.sleep(600)
@@ -133,3 +134,43 @@ def test_a_program_that_is_not_there(tmp_path: Path) -> None:
         pass
     if sys.platform == "linux":
         assert set(children_of(os.getpid())) <= before
+
+
+COPIES = """
+import os, sys
+from dynammo_core.support.processes import answer_by_copies
+asked = []
+
+def answer(line):
+    asked.append(line)
+    with open(line, "w") as file:
+        print(os.getpid(), *asked, file=file)
+    os.kill(os.getpid(), 9) if line == "killed" else sys.exit("a copy failed")
+
+answer_by_copies(answer)
+print("ended", os.getpid())
+"""
+
+
+def test_every_copy_starts_alike_and_takes_nothing_down(tmp_path: Path) -> None:
+    """What one copy was asked, and how it ended, the next one does not know."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", COPIES]
+    done = subprocess.run(
+        command, input="one\nkilled\ntwo\n", capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
+    )
+    names = ("one", "killed", "two")
+    limit = time.monotonic() + 30
+    while not all((tmp_path / name).exists() and (tmp_path / name).read_text().endswith("\n") for name in names):
+        assert time.monotonic() < limit  # the last may still be at work
+        time.sleep(0.05)
+    said = {name: (tmp_path / name).read_text().split() for name in names}
+    assert {name: asked for name, (_, *asked) in said.items()} == {name: [name] for name in names}
+    assert len({*(words[0] for words in said.values()), done.stdout.split()[1]}) == 4
+
+
+def test_pauses_grow_with_the_wait() -> None:
+    waited = list(islice(pauses(0.1, 2.0), 40))
+    assert waited[0] == 0.1
+    assert waited[-1] == 2.0
+    assert all(later <= 0.1 + 0.2 * sum(waited[:place]) + 1e-9 for place, later in enumerate(waited))

@@ -7,7 +7,7 @@ from typing import get_type_hints
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
@@ -18,11 +18,15 @@ from dynammo_core.support.errors import ProtocolError
 from dynammo_core.wire.announcement import BANDS, Announcement
 from dynammo_core.wire.envelope import (
     ANNOUNCE,
+    BUNDLE,
     LISTS,
     MESSAGE_TYPES,
     PHASE_TYPES,
+    SMALL,
+    TENSORS,
     TEXTS,
     Parcel,
+    bundled,
     decode_announcement,
     decode_instruction,
     decode_report,
@@ -87,6 +91,43 @@ def test_a_report_comes_back(
     same_bits(dict(found.weights), {name: weights[name] for name in backwards})
     assert (found.abstained, found.numbers) == (abstained, numbers)
     assert list(found.numbers) == sorted(numbers)
+
+
+@given(tensors())
+def test_small_tensors_travel_together_and_come_back(weights: dict[str, Tensor]) -> None:
+    weights |= {"large": torch.zeros(SMALL, dtype=torch.int8), "last": torch.ones(2)}
+    alone = encode_report(Report(False, weights, {"seconds": 1.0}), weights)
+    together = bundled(alone)
+    assert set(together.array_records[TENSORS]) == ({BUNDLE, "large"} if len(weights) > 2 else {"large", "last"})
+    found = decode_report(together)
+    same_bits(dict(found.weights), dict(decode_report(alone).weights))
+    assert found.numbers == {"seconds": 1.0}
+    assert list(together) == list(alone)
+
+
+def test_announcement_is_not_bundled() -> None:
+    content = encode_announcement(Announcement({"a": 1}))
+    assert bundled(content) is content
+
+
+WHOLE_BUNDLE = bundled(encode_report(Report(False, {"a": torch.ones(3), "b": torch.ones(2)}), ["a", "b"]))
+BYTES = WHOLE_BUNDLE.array_records[TENSORS][BUNDLE].data
+FORGED = {
+    "cut off": BYTES[:-1],
+    "longer": BYTES + b"x",
+    "no index": b"",
+    "endless index": b"\xff" * 8 + BYTES[8:],
+    "backwards": BYTES.replace(b", 140]", b", -14]"),
+    "alone": BYTES.replace(b", 140]", b",null]"),
+}
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_a_forged_bundle_is_refused(kind: str) -> None:
+    assert FORGED[kind] != BYTES
+    forged = ArrayRecord({BUNDLE: Array("bytes", (len(FORGED[kind]),), BUNDLE, FORGED[kind])})
+    with pytest.raises(ProtocolError, match="the message is not a report"):
+        decode_report(RecordDict({**WHOLE_BUNDLE, TENSORS: forged}))
 
 
 @given(st.dictionaries(st.text("abc äß", min_size=1), st.sampled_from(BANDS)))

@@ -6,16 +6,26 @@ import gzip
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from flwr.app import Message, Metadata, MetricRecord, RecordDict
+from flwr.app.message import make_message
 from flwr.proto.fab_pb2 import Fab, GetFabRequest, GetFabResponse
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supernode.nodestate import NodeStateFactory
 from site_bench import ROOT, free_port
 
 from client.service import own_node
-from client.service.own_node import BoundedFleetClient
+from client.service.own_node import BoundedFleetClient, WholeAnswers
 
 RUNTIME = """
 import sys, threading, time, uvicorn
@@ -29,7 +39,7 @@ server = uvicorn.Server(uvicorn.Config(app, port=port, access_log=False))
 threading.Thread(target=server.run, daemon=True).start()
 while not server.started:
     time.sleep(0.1)
-threading.Thread(target=hand_out_tasks, args=(f"127.0.0.1:{port}", secret), daemon=True).start()
+threading.Thread(target=hand_out_tasks, args=(f"127.0.0.1:{port}", secret, threading.Event()), daemon=True).start()
 time.sleep(3)
 print("at work", flush=True)
 time.sleep(60)
@@ -107,6 +117,32 @@ def test_no_answer_fills_the_memory(
     monkeypatch.setattr(own_node, "LARGEST_ANSWER", 2**20)
     with pytest.raises(RuntimeError, match=said):
         superlink.GetFab(GetFabRequest(hash_str=kind))
+
+
+def test_an_answer_is_sent_as_soon_as_all_of_it_is_there() -> None:
+    factory = ObjectStoreFactory()
+    state, store = NodeStateFactory(objectstore_factory=factory).state(), factory.store()
+    question = make_message(Metadata(1, "asked", 1, 2, "", "", time.time(), 60.0, "train"), RecordDict())
+    answer = Message(RecordDict({"numbers": MetricRecord({"a": 1.0})}), reply_to=question)
+    answer.metadata.__dict__["_message_id"] = answer.object_id
+    parts = {name: part.deflate() for name, part in get_all_nested_objects(answer).items()}
+    found: list[Message] = []
+    looking = threading.Thread(
+        target=lambda: found.extend(WholeAnswers(state, store).get_messages_legacy(is_reply=True))
+    )
+    looking.start()
+    with no_object_id_recompute():
+        state.store_message(answer)
+        store.preregister(1, get_object_tree(answer))
+    *first, last = parts
+    for name in first:
+        store.put(name, parts[name])
+    looking.join(0.2)
+    assert looking.is_alive()
+    assert not found
+    store.put(last, parts[last])
+    looking.join(10)
+    assert [message.metadata.message_id for message in found] == [answer.metadata.message_id]
 
 
 def test_an_answer_of_a_usual_size_is_taken(superlink: BoundedFleetClient) -> None:
