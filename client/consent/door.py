@@ -12,12 +12,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from numpy.typing import NDArray
 
 from client.steps.site import Site
 from dynammo_core.configuration.limits import most_samples
@@ -26,6 +24,7 @@ from dynammo_core.plan import Action, Stage, Step
 from dynammo_core.scoring.reliability import UNIT, Reliability
 from dynammo_core.support.errors import DynammoError, ProtocolError
 from dynammo_core.wire.announcement import Announcement
+from dynammo_core.wire.arrays import header
 from dynammo_core.wire.compression import CODECS, packed_form
 from dynammo_core.wire.protocol import Phase, lengths_of, names_up, numbers_of
 from dynammo_core.wire.report_contents import check_tests
@@ -182,27 +181,14 @@ def _check_array(name: str, array: object, form: Form) -> None:
     types = (type(array.dtype), type(array.stype), type(array.data), type(array.shape))
     if types != (str, str, bytes, tuple) or {type(side) for side in array.shape} - {int}:
         raise ProtocolError(f"tensor {name!r} is described by something other than texts and numbers")
-    values = _decoded(name, array.data)
-    if (values.dtype.name, values.shape) != form:
-        raise ProtocolError(f"tensor {name!r} holds {values.dtype} {values.shape}", accepted=str(form))
-    if (
-        name not in PHASE_UP.values()
-        and values.dtype.name != "int8"
-        and (values.dtype.kind != "f" or not np.isfinite(values).all())
-    ):
+    dtype, start = np.dtype(form[0]), header(*form)
+    # The header that belongs to the form, then the values alone: no byte is left in which anything could be said.
+    if not array.data.startswith(start) or len(array.data) != len(start) + dtype.itemsize * math.prod(form[1]):
+        raise ProtocolError(f"tensor {name!r} holds something other than its values", accepted=str(form))
+    if name in PHASE_UP.values() or dtype.name == "int8":
+        return
+    if dtype.kind != "f" or not np.isfinite(np.frombuffer(array.data, dtype, offset=len(start))).all():
         raise ProtocolError(f"tensor {name!r} holds values that are not finite floating-point numbers")
-    if Array(values).data != array.data:
-        raise ProtocolError(f"tensor {name!r} holds extra bytes beside its values")
-
-
-def _decoded(name: str, data: bytes) -> NDArray[np.generic]:
-    try:
-        values = np.load(BytesIO(data), allow_pickle=False)
-    except Exception as error:  # what odd bytes make numpy raise has no common type
-        raise ProtocolError(f"tensor {name!r} cannot be read ({type(error).__name__})") from error
-    if type(values) is not np.ndarray:
-        raise ProtocolError(f"tensor {name!r} is not an array")
-    return values
 
 
 def _check_counts(name: str, value: object, length: int, most: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from client.state.error_feedback import ErrorFeedback
@@ -13,7 +12,7 @@ from client.steps.site import Site
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.wire.compression import CODECS, pack, unpack
 from dynammo_core.wire.compression.base import Codec
-from dynammo_core.wire.protocol import Instruction, Report
+from dynammo_core.wire.protocol import Instruction, Report, all_finite
 
 
 def opened(instruction: Instruction, hashes: Mapping[str, str], site: Site) -> Instruction:
@@ -36,11 +35,11 @@ def packed(report: Report, instruction: Instruction, site: Site) -> Report:
     """
     codec, sent = _codec(site), instruction.weights
     if not any(codec.feeds_back(tensor) for tensor in report.weights.values()):
-        return replace(report, weights=_finite(pack(codec, report.weights, sent)))
+        return replace(report, weights=_finite(pack(codec, report.weights, sent), report.weights))
     step, feedback = site.experiment.steps[instruction.step], ErrorFeedback(site.store.path.parent)
     before = feedback.before(step)
     meant = {name: tensor + before.get(name, 0) for name, tensor in report.weights.items()}
-    wire = _finite(pack(codec, meant, sent))
+    wire = _finite(pack(codec, meant, sent), {})
     arriving = unpack(codec, wire, sent)
     after = {name: meant[name] - arriving[name] for name in meant if codec.feeds_back(meant[name])}
     feedback.keep(step, before, after)
@@ -56,9 +55,9 @@ def _codec(site: Site) -> Codec:
     return CODECS[site.experiment.config.federation.compression]
 
 
-def _finite(wire: dict[str, Tensor]) -> dict[str, Tensor]:
+def _finite(wire: dict[str, Tensor], checked: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in wire.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if tensor is not checked.get(name) and not all_finite(tensor):
             raise ProtocolError(
                 f"tensor {name!r} has values that {tensor.dtype} cannot represent",
                 remedy="Set federation.compression: none, or find out why the values are so large",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
+import numpy as np
 from torch import Tensor
 
 from dynammo_core.models.names import Network, matching, travelling_names
@@ -134,6 +135,11 @@ class Report:
 def tensor_bytes(weights: Mapping[str, Tensor]) -> int:
     """Return the number of bytes that the tensors take on the wire, without framing."""
     return sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Tell whether a tensor in the CPU's memory holds no infinite value and no nan."""
+    return bool(np.isfinite(tensor.numpy()).all())
 
 
 def names_up(model: Network, stage: Stage) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from torch import Tensor
@@ -17,14 +17,19 @@ from dynammo_core.wire.protocol import MOST, NEVER_NEGATIVE, Numbers, Report, le
 from dynammo_core.wire.report_contents import check_counts, check_tensors, check_tests
 
 
-def check_packed(report: Report, stage: Stage, model: IncrementalModel, codec: Codec) -> None:
+def tensors_of(model: IncrementalModel, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the tensors of a model by their names."""
+    state = model.state_dict()
+    return {name: state[name] for name in names}
+
+
+def check_packed(report: Report, stage: Stage, declared: Mapping[str, Tensor], codec: Codec) -> None:
     """Refuse a report whose packed tensors differ in name, type or shape from what the codec makes of those declared.
 
     Raises:
         ProtocolError: a tensor is undeclared, missing, or of another type or shape.
     """
-    state = model.state_dict()
-    form = packed_form(codec, {} if report.abstained else {name: state[name] for name in names_up(model, stage)})
+    form = packed_form(codec, {} if report.abstained else declared)
     same_names("tensor", set(report.weights), set(form))
     for name, tensor in report.weights.items():
         dtype, shape = form[name]
@@ -47,6 +52,7 @@ def opened_report(
     most: int = MOST,
     private: bool = False,
     secure: bool = False,
+    declared: Mapping[str, Tensor] | None = None,
 ) -> Report:
     """Unpack a site's report and check it packed and unpacked; `sent` is what the site was sent in this step.
 
@@ -55,9 +61,10 @@ def opened_report(
     Raises:
         ProtocolError: `check_packed` or `check_report` refuses the report.
     """
-    check_packed(report, stage, model, codec)
+    declared = tensors_of(model, names_up(model, stage)) if declared is None else declared
+    check_packed(report, stage, declared, codec)
     report = replace(report, weights=unpack(codec, report.weights, sent))
-    check_report(report, stage, model, classes, seen, most=most, private=private, secure=secure)
+    check_report(report, stage, model, classes, seen, most=most, private=private, secure=secure, declared=declared)
     return report
 
 
@@ -72,6 +79,7 @@ def check_report(
     private: bool = False,
     secure: bool = False,
     own: bool = False,
+    declared: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Refuse a report that does not hold exactly what the stage declares, or that no images could give; at both ends.
 
@@ -85,14 +93,14 @@ def check_report(
         private: whether training images are protected one by one, see `PRIVATE_NUMBERS`.
         secure: whether the report is one that leaves openly under secure aggregation, without any count of images.
         own: whether the caller is the site that made the tensors; then the slow factorisation of sums is left out.
+        declared: the model's tensors that the stage sends up, if the caller has many reports to compare with them.
 
     Raises:
         ProtocolError: a tensor or number is undeclared, missing, of another shape or type, not finite, or impossible
             for so many samples.
     """
-    state = model.state_dict()
-    declared = {name: state[name] for name in names_up(model, stage)} if not report.abstained else {}
-    same_names("tensor", set(report.weights), set(declared))
+    declared = tensors_of(model, names_up(model, stage)) if declared is None else declared
+    same_names("tensor", set(report.weights), set() if report.abstained else set(declared))
     for name, tensor in report.weights.items():
         if tensor.shape != declared[name].shape or tensor.dtype != declared[name].dtype:
             raise ProtocolError(
