@@ -41,7 +41,7 @@ def _copied(module: M, memo: dict[int, Any]) -> M:
 
 
 def _tensor(tensor: Tensor | None, memo: dict[int, Any]) -> Tensor | None:
-    if type(tensor) not in (nn.Parameter, Tensor) or id(tensor) in memo:
+    if tensor is None or type(tensor) not in (nn.Parameter, Tensor) or id(tensor) in memo:
         return copy.deepcopy(tensor, memo)
     twin = tensor.detach().clone()
     memo[id(tensor)] = twin = nn.Parameter(twin, tensor.requires_grad) if type(tensor) is nn.Parameter else twin
