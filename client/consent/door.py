@@ -30,6 +30,7 @@ from dynammo_core.wire.protocol import Phase, lengths_of, names_up, numbers_of
 from dynammo_core.wire.report_contents import check_tests
 from dynammo_core.wire.secure_aggregation.encoding import Encoding
 from dynammo_core.wire.secure_aggregation.phases import PHASE_UP, phase_shape
+from dynammo_core.wire.sparse_counts import TABLE, dense
 
 UNEXPECTED = 199
 """The code of an unexpected error."""
@@ -105,10 +106,12 @@ def let_out(content: RecordDict, step: Declared) -> RecordDict:
         return content
     only_spent = abstained and set(numbers) == step.abstaining
     _same_keys(numbers, sorted(step.abstaining if only_spent else step.numbers))
-    lengths = lengths_of(step.classes)
+    lengths, read = lengths_of(step.classes), dict(numbers)
+    if TABLE in read:
+        read[TABLE] = dense(_whole_numbers(TABLE, read[TABLE]), lengths[TABLE])
     for name in numbers:
         if name in lengths:
-            _check_counts(name, numbers[name], lengths[name], step.most * (UNIT + 2 if name == "calibration" else 1))
+            _check_counts(name, read[name], lengths[name], step.most * (UNIT + 2 if name == "calibration" else 1))
         elif not math.isfinite(_value(numbers, name, float)):
             raise ProtocolError(f"number {name!r} is not finite")
     if only_spent or step.hidden:
@@ -116,9 +119,9 @@ def let_out(content: RecordDict, step: Declared) -> RecordDict:
     counts = _value(numbers, "class_counts", list)
     if any(0 < count < step.fewest for count in counts):
         raise ProtocolError(f"number 'class_counts' counts fewer than {step.fewest} samples for some class")
-    if "confusion" in numbers:
-        check_tests(numbers, step.classes, step.most)  # type: ignore[arg-type]  # counts, as has been checked
-        if 0 < Reliability.of(numbers).to_come < step.fewest:
+    if TABLE in read:
+        check_tests(read, step.classes, step.most)  # type: ignore[arg-type]  # counts, as has been checked
+        if 0 < Reliability.of(read).to_come < step.fewest:
             raise ProtocolError(f"number 'open_set' counts fewer than {step.fewest} images of classes not yet learnt")
     return content
 
@@ -191,10 +194,17 @@ def _check_array(name: str, array: object, form: Form) -> None:
         raise ProtocolError(f"tensor {name!r} holds values that are not finite floating-point numbers")
 
 
+def _whole_numbers(name: str, value: object) -> list[int]:
+    if type(value) is not list or {type(one) for one in value} - {int}:
+        raise ProtocolError(f"number {name!r} is not a list of whole numbers")
+    return value
+
+
 def _check_counts(name: str, value: object, length: int, most: int) -> None:
-    if type(value) is not list or {type(count) for count in value} - {int} or len(value) != length:
+    counts = _whole_numbers(name, value)
+    if len(counts) != length:
         raise ProtocolError(f"number {name!r} is not a list of {length} counts")
-    if any(count < 0 for count in value) or sum(value) > most:
+    if any(count < 0 for count in counts) or sum(counts) > most:
         raise ProtocolError(f"number {name!r} counts more samples than there are", accepted=f"0 to {most}")
 
 

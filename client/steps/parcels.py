@@ -13,6 +13,7 @@ from dynammo_core.support.errors import ProtocolError
 from dynammo_core.wire.compression import CODECS, pack, unpack
 from dynammo_core.wire.compression.base import Codec
 from dynammo_core.wire.protocol import Instruction, Report, all_finite
+from dynammo_core.wire.sparse_counts import with_dense_table, with_sparse_table
 
 
 def opened(instruction: Instruction, hashes: Mapping[str, str], site: Site) -> Instruction:
@@ -33,7 +34,7 @@ def packed(report: Report, instruction: Instruction, site: Site) -> Report:
         ProtocolError: a value is too large for the form in which it would travel.
         DynammoError: what rounding loses cannot be written down.
     """
-    codec, sent = _codec(site), instruction.weights
+    codec, sent, report = _codec(site), instruction.weights, with_sparse_table(report)
     if not any(codec.feeds_back(tensor) for tensor in report.weights.values()):
         return replace(report, weights=_finite(pack(codec, report.weights, sent), report.weights))
     step, feedback = site.experiment.steps[instruction.step], ErrorFeedback(site.store.path.parent)
@@ -48,7 +49,8 @@ def packed(report: Report, instruction: Instruction, site: Site) -> Report:
 
 def arriving(wire: Report, instruction: Instruction, site: Site) -> Report:
     """Return the report as the server decodes it from the wire."""
-    return replace(wire, weights=unpack(_codec(site), wire.weights, instruction.weights))
+    report = replace(wire, weights=unpack(_codec(site), wire.weights, instruction.weights))
+    return with_dense_table(report, site.experiment.classes)
 
 
 def _codec(site: Site) -> Codec:

@@ -27,9 +27,9 @@ NUMBERS: Mapping[Action, frozenset[str]] = MappingProxyType(
     }
 )
 """The numbers a site returns, by action. `class_counts` [C]: samples used of each class; `loss`: mean of the last
-epoch; `memory_bytes`: size of its memory; `confusion` [C * C]: its test images by true and predicted class, row by row;
-`calibration` [45] and `open_set` [256]: these by confidence, and by open-set score beside those of classes to come, see
-`Reliability`; `seconds`: time the site took."""
+epoch; `memory_bytes`: size of its memory; `confusion` [C * C]: its test images by true and predicted class, row by row,
+which travel as `sparse_counts` says; `calibration` [45] and `open_set` [256]: these by confidence, and by open-set
+score beside those of classes to come, see `Reliability`; `seconds`: time the site took."""
 
 PRIVATE_NUMBERS: Mapping[Action, frozenset[str]] = MappingProxyType(
     {

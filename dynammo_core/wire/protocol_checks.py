@@ -15,6 +15,7 @@ from dynammo_core.wire.compression import packed_form, unpack
 from dynammo_core.wire.compression.base import Codec
 from dynammo_core.wire.protocol import MOST, NEVER_NEGATIVE, Numbers, Report, lengths_of, names_up, numbers_of
 from dynammo_core.wire.report_contents import check_counts, check_tensors, check_tests
+from dynammo_core.wire.sparse_counts import with_dense_table
 
 
 def tensors_of(model: IncrementalModel, names: Iterable[str]) -> dict[str, Tensor]:
@@ -63,7 +64,7 @@ def opened_report(
     """
     declared = tensors_of(model, names_up(model, stage)) if declared is None else declared
     check_packed(report, stage, declared, codec)
-    report = replace(report, weights=unpack(codec, report.weights, sent))
+    report = with_dense_table(replace(report, weights=unpack(codec, report.weights, sent)), classes)
     check_report(report, stage, model, classes, seen, most=most, private=private, secure=secure, declared=declared)
     return report
 

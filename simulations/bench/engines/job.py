@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dynammo_core.configuration.config import load_config
@@ -31,6 +32,7 @@ APP = """
 name = "plain-fedavg"
 version = "1.0.0"
 license = { file = "LICENSE" }
+dependencies = ["flwr>=1.41"]
 [tool.flwr.app]
 publisher = "dynammo"
 fab-format-version = 1
@@ -47,7 +49,7 @@ out = ""
 
 @dataclass(frozen=True)
 class Job:
-    """FedAvg as a configuration describes it: its first stage, which trains the whole network."""
+    """FedAvg as a configuration describes it: the first stage of its first task, in which a network is trained."""
 
     config: Path
 
@@ -61,13 +63,14 @@ class Job:
     @property
     def steps(self) -> list[Step]:
         """Return the rounds of training."""
-        return [step for step in self.experiment.steps if isinstance(step.stage, Fit)]
+        return [step for step in self.experiment.steps if step.task == 0 and isinstance(step.stage, Fit)]
 
     @cached_property
     def sites(self) -> list[Samples]:
         """Return the training images of each site."""
-        data, places = self.experiment.dataset.train, self.experiment.partition.train
-        return [load_samples(data, own, self.experiment.config.data.image_size) for own in places]
+        data, side = self.experiment.dataset.train, self.experiment.config.data.image_size
+        learnt = np.isin(data.labels, self.experiment.stream.classes(0))
+        return [load_samples(data, own[learnt[own]], side) for own in self.experiment.partition.train]
 
     def names(self, model: IncrementalModel) -> list[str]:
         """Return the names of the tensors that are averaged."""
@@ -142,7 +145,7 @@ def _by_ours(job: Job, engine: str) -> list[float]:
         events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     trained = job.steps[0].stage.name
     rounds = [event for event in events if event["event"] == "step_finished" and event["stage"] == trained]
-    return [event["seconds"] for event in rounds]
+    return [event["seconds"] for event in rounds if event["task"] == 0]
 
 
 def _seconds(work: Callable[[], object]) -> float:
