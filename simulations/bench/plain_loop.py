@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from dynammo_core.data.samples import Samples
+from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
 from dynammo_core.data.transforms import to_input
 from dynammo_core.experiment import Experiment
 from dynammo_core.models.incremental_model import IncrementalModel
@@ -19,8 +19,13 @@ from dynammo_core.wire.protocol import names_up
 
 
 def site_batches(experiment: Experiment, step: Step, site: int, samples: Samples) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield inputs and labels of the batches that a site trains on in a step, without augmentation."""
+    """Yield inputs and labels of the batches that a site trains on in a step, without augmentation.
+
+    A site with too few samples abstains.
+    """
     assert isinstance(step.stage, Fit)
+    if len(samples) < FEWEST_SAMPLES:
+        return
     seed = derive_seed(experiment.config.seed, step.stage.name, step.task, step.round, site)
     for epoch in range(step.stage.optimisation.epochs):
         generator = seeded_generator(seed, "epoch", epoch)
