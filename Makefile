@@ -6,11 +6,11 @@ PYTHON ?= python3
 # Holds the path it was made for: a copied or moved checkout gets an environment of its own.
 STAMP := $(VENV)/installed.$(shell printf '%s' '$(ROOT)' | cksum | cut -d' ' -f1)
 
-# A small network on all 60,000 images of Fashion-MNIST: what is measured is the federation.
+# FedAvg of a small network on Fashion-MNIST: what is measured is the federation.
 MANY_SITES := --set backbone.name=small_cnn --set backbone.weights=random --set data.image_size=16 \
-	--set data.train_per_class=null --set federation.partition=iid --set tasks.sizes='[2, 2]' \
-	--set memory.exemplars=10000 --set method.adapt.rounds=1 --set method.adapt.epochs=1 \
-	--set method.balance.rounds=1 --set method.balance.epochs=1
+	--set federation.partition=iid --set tasks.sizes='[10]' --set method.name=joint \
+	--set method.train.rounds=3 --set method.train.epochs=1
+ALL_IMAGES := --set data.train_per_class=null
 
 # Of `make privacy`: other images, and the method that sends sums.
 FASHION := --set data.dataset=fashion_mnist --set data.image_size=64 --set data.train_per_class=200 --set data.test_per_class=100
@@ -64,6 +64,9 @@ bench: install ## Speed, as ratios within one run: answers, training, memory, by
 	@'$(BIN)/dynammo-sim' bench memory
 	@'$(BIN)/dynammo-sim' bench images
 	@'$(BIN)/dynammo-sim' bench bytes '$(ROOT)/configs/digits.yaml'
+	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 20 --engine local $(MANY_SITES)
+	@'$(BIN)/dynammo-sim' bench engines '$(ROOT)/configs/fashion_mnist.yaml' --only loop --only local --only flower \
+		--set federation.sites=20 $(MANY_SITES)
 	@'$(BIN)/dynammo-sim' bench growth --out '$(ROOT)/runs/growth'
 
 gpu: install ## A GPU: its tests, and images a second of each stage, into runs/gpu/gpu.json; minutes; skips without one
@@ -74,8 +77,11 @@ soak: install ## Every moment of a stop, faults in a deployment, lying sites, 1,
 	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -n auto --dist loadscope -m hypothesis --hypothesis-profile thorough
 	@'$(BIN)/dynammo-sim' faults '$(ROOT)/configs/deployed_digits.yaml' --set federation.attempts=2 --set tasks.sizes='[2, 2]'
 	@'$(BIN)/dynammo-sim' robustness '$(ROOT)/configs/digits.yaml' --runs '$(ROOT)/runs/robustness'
-	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 100 --engine flower $(MANY_SITES)
-	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 1000 --engine local $(MANY_SITES)
+	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 100 --engine local $(MANY_SITES) $(ALL_IMAGES)
+	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 1000 --engine local $(MANY_SITES) $(ALL_IMAGES)
+	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 100 --engine flower $(MANY_SITES) $(ALL_IMAGES)
+	@'$(BIN)/dynammo-sim' bench engines '$(ROOT)/configs/fashion_mnist.yaml' --environment '$(ROOT)/build/pfl' \
+		--set federation.sites=100 $(MANY_SITES) $(ALL_IMAGES)
 
 # Files are dealt out in their order: the whole systems, which take longest, come near the beginning.
 test: install ## Run all tests, some minutes on two cores

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from functools import cached_property, lru_cache
 from types import MappingProxyType
@@ -23,6 +22,7 @@ from dynammo_core.memory.rehearsal import check_room
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
 from dynammo_core.models.backbones import Backbone, build_backbone
+from dynammo_core.models.copies import copied
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Forget, Step, Summarise, plan_steps
 from dynammo_core.privacy.checks import check_samples_apart
@@ -45,6 +45,7 @@ class Experiment:
     def __init__(self, config: Config[Any], hashes: HashCache | None = None) -> None:
         self.config = config
         self._hashes = hashes
+        self._templates: dict[int, IncrementalModel] = {}
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -195,10 +196,18 @@ class Experiment:
     def new_model(self) -> IncrementalModel:
         """Build the network before the first task; all models of this experiment share a frozen backbone."""
         shared = self.method.freezes_backbone
-        return IncrementalModel(self._backbone if shared else copy.deepcopy(self._backbone))
+        return IncrementalModel(self._backbone if shared else copied(self._backbone))
 
     def build_model(self, task: int) -> IncrementalModel:
         """Build a network with the structure of `task`, into which all that changes in a run has yet to be loaded."""
+        if self.method.freezes_backbone:  # then heads are large, and all else is shared
+            return self._built(task)
+        if task not in self._templates:
+            self._templates = {kept: self._templates[kept] for kept in self._templates if kept == task - 1}
+            self._templates[task] = self._built(task)
+        return copied(self._templates[task])
+
+    def _built(self, task: int) -> IncrementalModel:
         model = self.new_model()
         with seeded_initialisation(self.config.seed, "structure"):
             for earlier in range(task + 1):
@@ -270,8 +279,9 @@ def experiment_from_json(text: str) -> Experiment:
     return Experiment(config_from_json(text))
 
 
+@lru_cache(maxsize=4)
 def config_from_json(text: str) -> Config[Any]:
-    """Validate the configuration that a server sends as JSON.
+    """Validate the configuration that a server sends as JSON; the same text gives the same object in a process.
 
     Raises:
         ProtocolError: the text is not JSON; ConfigError: it is not a configuration.

@@ -12,12 +12,10 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from numpy.typing import NDArray
 
 from client.steps.site import Site
 from dynammo_core.configuration.limits import most_samples
@@ -26,11 +24,13 @@ from dynammo_core.plan import Action, Stage, Step, Summarise
 from dynammo_core.scoring.reliability import UNIT, Reliability
 from dynammo_core.support.errors import DynammoError, ProtocolError
 from dynammo_core.wire.announcement import Announcement
+from dynammo_core.wire.arrays import header
 from dynammo_core.wire.compression import CODECS, packed_form
 from dynammo_core.wire.protocol import Phase, lengths_of, numbers_of
 from dynammo_core.wire.report_contents import check_tests
 from dynammo_core.wire.secure_aggregation.encoding import Encoding
 from dynammo_core.wire.secure_aggregation.phases import PHASE_UP, phase_shape
+from dynammo_core.wire.sparse_counts import TABLE, dense
 
 UNEXPECTED = 199
 """The code of an unexpected error."""
@@ -114,10 +114,12 @@ def let_out(content: RecordDict, step: Declared) -> RecordDict:
         return content
     only_spent = abstained and set(numbers) == step.abstaining
     _same_keys(numbers, sorted(step.abstaining if only_spent else step.numbers))
-    lengths = lengths_of(step.classes)
+    lengths, read = lengths_of(step.classes), dict(numbers)
+    if TABLE in read:
+        read[TABLE] = dense(_whole_numbers(TABLE, read[TABLE]), lengths[TABLE])
     for name in numbers:
         if name in lengths:
-            _check_counts(name, numbers[name], lengths[name], step.most * (UNIT + 2 if name == "calibration" else 1))
+            _check_counts(name, read[name], lengths[name], step.most * (UNIT + 2 if name == "calibration" else 1))
         elif not math.isfinite(_value(numbers, name, float)):
             raise ProtocolError(f"number {name!r} is not finite")
     if only_spent or step.hidden:
@@ -125,9 +127,9 @@ def let_out(content: RecordDict, step: Declared) -> RecordDict:
     counts = _value(numbers, "class_counts", list)
     if any(0 < count < step.fewest for count in counts):
         raise ProtocolError(f"number 'class_counts' counts fewer than {step.fewest} samples for some class")
-    if "confusion" in numbers:
-        check_tests(numbers, step.classes, step.most)  # type: ignore[arg-type]  # counts, as has been checked
-        if 0 < Reliability.of(numbers).to_come < step.fewest:
+    if TABLE in read:
+        check_tests(read, step.classes, step.most)  # type: ignore[arg-type]  # counts, as has been checked
+        if 0 < Reliability.of(read).to_come < step.fewest:
             raise ProtocolError(f"number 'open_set' counts fewer than {step.fewest} images of classes not yet learnt")
     return content
 
@@ -190,33 +192,27 @@ def _check_array(name: str, array: object, form: Form) -> None:
     types = (type(array.dtype), type(array.stype), type(array.data), type(array.shape))
     if types != (str, str, bytes, tuple) or {type(side) for side in array.shape} - {int}:
         raise ProtocolError(f"tensor {name!r} is described by something other than texts and numbers")
-    values = _decoded(name, array.data)
-    if (values.dtype.name, values.shape) != form:
-        raise ProtocolError(f"tensor {name!r} holds {values.dtype} {values.shape}", accepted=str(form))
-    if (
-        name not in PHASE_UP.values()
-        and values.dtype.name != "int8"
-        and (values.dtype.kind != "f" or not np.isfinite(values).all())
-    ):
+    dtype, start = np.dtype(form[0]), header(*form)
+    # The header that belongs to the form, then the values alone: no byte is left in which anything could be said.
+    if not array.data.startswith(start) or len(array.data) != len(start) + dtype.itemsize * math.prod(form[1]):
+        raise ProtocolError(f"tensor {name!r} holds something other than its values", accepted=str(form))
+    if name in PHASE_UP.values() or dtype.name == "int8":
+        return
+    if dtype.kind != "f" or not np.isfinite(np.frombuffer(array.data, dtype, offset=len(start))).all():
         raise ProtocolError(f"tensor {name!r} holds values that are not finite floating-point numbers")
-    if Array(values).data != array.data:
-        raise ProtocolError(f"tensor {name!r} holds extra bytes beside its values")
 
 
-def _decoded(name: str, data: bytes) -> NDArray[np.generic]:
-    try:
-        values = np.load(BytesIO(data), allow_pickle=False)
-    except Exception as error:  # what odd bytes make numpy raise has no common type
-        raise ProtocolError(f"tensor {name!r} cannot be read ({type(error).__name__})") from error
-    if type(values) is not np.ndarray:
-        raise ProtocolError(f"tensor {name!r} is not an array")
-    return values
+def _whole_numbers(name: str, value: object) -> list[int]:
+    if type(value) is not list or {type(one) for one in value} - {int}:
+        raise ProtocolError(f"number {name!r} is not a list of whole numbers")
+    return value
 
 
 def _check_counts(name: str, value: object, length: int, most: int) -> None:
-    if type(value) is not list or {type(count) for count in value} - {int} or len(value) != length:
+    counts = _whole_numbers(name, value)
+    if len(counts) != length:
         raise ProtocolError(f"number {name!r} is not a list of {length} counts")
-    if any(count < 0 for count in value) or sum(value) > most:
+    if any(count < 0 for count in counts) or sum(counts) > most:
         raise ProtocolError(f"number {name!r} counts more samples than there are", accepted=f"0 to {most}")
 
 

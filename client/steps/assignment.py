@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,13 +21,13 @@ from dynammo_core.experiment import Experiment
 from dynammo_core.methods.base import TEACHER_PREFIX
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import Level, matching, travelling_names
-from dynammo_core.plan import Batch, Fit, Step
+from dynammo_core.plan import Batch, Fit, Stage, Step
 from dynammo_core.scoring.evaluation import BATCH, embed_samples
 from dynammo_core.support.devices import fits, moved
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.support.seeding import derive_seed, seeded_generator
 from dynammo_core.training import shuffled
-from dynammo_core.wire.protocol import Instruction
+from dynammo_core.wire.protocol import Instruction, all_finite, names_up
 
 VARIANCE, COUNTS = "running_var", "counts"
 """Last parts of the names of tensors that are never negative."""
@@ -93,7 +94,7 @@ def receive(instruction: Instruction, site: Site) -> Assignment:
     taught = {name.removeprefix(TEACHER_PREFIX): t for name, t in instruction.weights.items() if name not in own}
     model = experiment.build_model(step.task)
     check_values(instruction.weights)
-    _load(model, own, matching(travelling_names(model), step.stage.down))
+    _load(model, own, names_down(experiment, step.task, step.stage))
     step.stage.check_received(model)
     teacher = None
     if taught:
@@ -101,7 +102,9 @@ def receive(instruction: Instruction, site: Site) -> Assignment:
         declared = matching((f"{TEACHER_PREFIX}{name}" for name in travelling_names(teacher)), step.stage.down)
         _load(teacher, taught, [name.removeprefix(TEACHER_PREFIX) for name in declared])
         teacher.requires_grad_(False).eval().to(experiment.device)
-    normalised = with_own_statistics(model.to(experiment.device), step, site)
+    if experiment.device.type != "cpu":
+        model.to(experiment.device)
+    normalised = with_own_statistics(model, step, site)
     return Assignment(step, site, normalised, teacher, instruction.taken)
 
 
@@ -115,20 +118,36 @@ def check_values(received: Mapping[str, Tensor]) -> None:
         ProtocolError: a value is not finite, or a variance or a number of images is negative; it names the tensor.
     """
     for name, tensor in received.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if not all_finite(tensor):
             raise ProtocolError(f"the tensor {name!r} was received with a value that is not finite")
         if name.rpartition(".")[2] in (VARIANCE, COUNTS) and bool((tensor < 0).any()):
             raise ProtocolError(f"the tensor {name!r} was received with {float(tensor.min()):g}", accepted="0 or more")
+
+
+@lru_cache(maxsize=64)
+def names_down(experiment: Experiment, task: int, stage: Stage) -> list[str]:
+    """List the names of the tensors that a site is sent in a stage, without those of a teacher."""
+    return matching(travelling_names(experiment.build_model(task)), stage.down)
+
+
+@lru_cache(maxsize=64)
+def names_of_answer(experiment: Experiment, task: int, stage: Stage) -> list[str]:
+    """List the names of the tensors that a site may return in a stage."""
+    return names_up(experiment.build_model(task), stage)
 
 
 def _load(model: IncrementalModel, weights: Mapping[str, Tensor], expected: list[str]) -> None:
     if set(weights) != set(expected):
         odd = sorted(set(weights) ^ set(expected))
         raise ProtocolError(f"{len(odd)} tensors are missing or were not declared for this stage, such as {odd[0]!r}")
-    try:
-        model.load_state_dict(dict(weights), strict=False)
-    except RuntimeError as error:
-        raise ProtocolError(f"the weights received do not fit the model ({' '.join(str(error).split())})") from error
+    state = model.state_dict()
+    for name, tensor in weights.items():
+        if state[name].shape != tensor.shape:
+            raise ProtocolError(
+                f"the weights received do not fit the model: {name!r} is {tuple(tensor.shape)}",
+                accepted=str(tuple(state[name].shape)),
+            )
+        state[name].copy_(tensor)
 
 
 class EpochBatches:

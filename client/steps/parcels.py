@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from client.state.error_feedback import ErrorFeedback
@@ -14,7 +13,8 @@ from dynammo_core.plan import Summarise
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.wire.compression import CODECS, pack, unpack
 from dynammo_core.wire.compression.base import Codec
-from dynammo_core.wire.protocol import Instruction, Report
+from dynammo_core.wire.protocol import Instruction, Report, all_finite
+from dynammo_core.wire.sparse_counts import with_dense_table, with_sparse_table
 
 
 def opened(instruction: Instruction, hashes: Mapping[str, str], site: Site) -> Instruction:
@@ -35,16 +35,16 @@ def packed(report: Report, instruction: Instruction, site: Site) -> Report:
         ProtocolError: a value is too large for the form in which it would travel.
         DynammoError: what rounding loses cannot be written down.
     """
-    codec, sent = _codec(site), instruction.weights
+    codec, sent, report = _codec(site), instruction.weights, with_sparse_table(report)
     step = site.experiment.step(instruction.step, instruction.correction)
     if isinstance(step.stage, Summarise):
         report = site.experiment.sums_form.sent(report, step.stage, site.experiment.build_model(step.task))
     if not any(codec.feeds_back(tensor) for tensor in report.weights.values()):
-        return replace(report, weights=_finite(pack(codec, report.weights, sent)))
+        return replace(report, weights=_finite(pack(codec, report.weights, sent), report.weights))
     feedback = ErrorFeedback(site.store.path.parent)
     before = feedback.before(step)
     meant = {name: tensor + before.get(name, 0) for name, tensor in report.weights.items()}
-    wire = _finite(pack(codec, meant, sent))
+    wire = _finite(pack(codec, meant, sent), {})
     arriving = unpack(codec, wire, sent)
     after = {name: meant[name] - arriving[name] for name in meant if codec.feeds_back(meant[name])}
     feedback.keep(step, before, after)
@@ -53,16 +53,17 @@ def packed(report: Report, instruction: Instruction, site: Site) -> Report:
 
 def arriving(wire: Report, instruction: Instruction, site: Site) -> Report:
     """Return the report as the server decodes it from the wire."""
-    return replace(wire, weights=unpack(_codec(site), wire.weights, instruction.weights))
+    report = replace(wire, weights=unpack(_codec(site), wire.weights, instruction.weights))
+    return with_dense_table(report, site.experiment.classes)
 
 
 def _codec(site: Site) -> Codec:
     return CODECS[site.experiment.config.federation.compression]
 
 
-def _finite(wire: dict[str, Tensor]) -> dict[str, Tensor]:
+def _finite(wire: dict[str, Tensor], checked: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in wire.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if tensor is not checked.get(name) and not all_finite(tensor):
             raise ProtocolError(
                 f"tensor {name!r} has values that {tensor.dtype} cannot represent",
                 remedy="Set federation.compression: none, or find out why the values are so large",

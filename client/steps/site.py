@@ -273,6 +273,8 @@ class SimulatedSite(Site):
 
 def _without_rare(samples: Samples, fewest: Fewest) -> list[int] | None:
     """Return the positions of the samples of classes that have enough of them; None if that is every position."""
+    if fewest == ANYTHING:
+        return None
     labels = samples.labels.numpy()
     enough = fewest.class_counts(labels, samples.patient_ids, 0)[labels] > 0
     return None if enough.all() else np.flatnonzero(enough).tolist()

@@ -28,6 +28,7 @@ class RecentlyUsed(Generic[T]):
     def __init__(self, budget: int) -> None:
         self._budget = budget
         self._held: OrderedDict[Hashable, T] = OrderedDict()
+        self._bytes = 0
 
     def get(self, key: Hashable, compute: Callable[[], T]) -> T:
         """Return the value of `key`, computed if it is not held; the caller must not modify it."""
@@ -36,8 +37,9 @@ class RecentlyUsed(Generic[T]):
             return self._held[key]
         value = compute()
         self._held[key] = value
-        while sum(held.nbytes for held in self._held.values()) > self._budget:
-            self._held.popitem(last=False)
+        self._bytes += value.nbytes
+        while self._bytes > self._budget:
+            self._bytes -= self._held.popitem(last=False)[1].nbytes
         return value
 
 

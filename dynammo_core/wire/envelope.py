@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from dynammo_core.plan import Action
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.wire.announcement import Announcement
+from dynammo_core.wire.arrays import read, written
 from dynammo_core.wire.protocol import Instruction, Phase, Report, tensor_bytes
 from dynammo_core.wire.tensor_store import tensor_hash
 
@@ -32,6 +34,9 @@ NUMBERS, REPORT, ANNOUNCEMENT = "numbers", "report", "announcement"
 
 BUNDLE, SMALL, INDEX_BYTES = ":bundle", 1 << 18, 8
 """Name of the array that holds small tensors, most bytes of each of them, and bytes of the length of its index."""
+
+LARGEST_SHARED = 10**6
+"""Bytes of an array beyond which it is decoded for each site anew."""
 
 FIELDS = tuple(entry.name for entry in fields(Instruction) if entry.name != "weights")
 TEXTS, LISTS = frozenset({"experiment", "code_hash", "run", "workspace"}), frozenset({"taken"})
@@ -57,6 +62,19 @@ class Parcel:
     hashes: Mapping[str, str]
     arrays: Mapping[str, Array]
     sizes: Mapping[str, int]
+    _records: dict[tuple[str, ...], ArrayRecord] = field(default_factory=dict, compare=False)
+
+    @cached_property
+    def hash_record(self) -> ConfigRecord:
+        """Return the hashes in Flower's form, the same object for all sites."""
+        return ConfigRecord(dict(self.hashes))
+
+    def record(self, names: Iterable[str]) -> ArrayRecord:
+        """Return some of the tensors as Flower's record, the same object for all sites that receive just these."""
+        key = tuple(names)
+        if key not in self._records:
+            self._records[key] = ArrayRecord({name: self.arrays[name] for name in key})
+        return self._records[key]
 
     @staticmethod
     def of(tensors: Mapping[str, Tensor]) -> Parcel:
@@ -137,8 +155,8 @@ def encode_instruction(instruction: Instruction, parcel: Parcel, travelling: Ite
     names = parcel.arrays if travelling is None else travelling
     return RecordDict(
         {
-            TENSORS: ArrayRecord({name: parcel.arrays[name] for name in names}),
-            HASHES: ConfigRecord(dict(parcel.hashes)),
+            TENSORS: parcel.record(names),
+            HASHES: parcel.hash_record,
             INSTRUCTION: ConfigRecord({name: getattr(instruction, name) for name in FIELDS}),
         }
     )
@@ -147,14 +165,21 @@ def encode_instruction(instruction: Instruction, parcel: Parcel, travelling: Ite
 def decode_instruction(content: RecordDict) -> tuple[Instruction, dict[str, str]]:
     """Decode an instruction with the tensors that travelled, and the hashes of all that are meant, by name.
 
+    Sites that one process plays get the same tensors, which they must not change in place.
+
     Raises:
-        ProtocolError: the content is not an instruction.
+        ProtocolError: the content is not an instruction, or a tensor does not have its hash.
     """
     with decoding("an instruction"):
         record = content.config_records[INSTRUCTION]
         values = {name: _field(name, record[name]) for name in FIELDS}
         hashes = {name: str(known) for name, known in content.config_records[HASHES].items()}
-        return Instruction(weights=_tensors(content), **values), hashes  # type: ignore[arg-type]  # by `_field`
+        weights = {name: _shared(array.data) for name, array in content.array_records[TENSORS].items()}
+        for name, (_, known) in weights.items():
+            if known != hashes.get(name):
+                raise ProtocolError(f"the tensor {name!r} does not have the hash that it is named by")
+        tensors = {name: tensor for name, (tensor, _) in weights.items()}
+        return Instruction(weights=tensors, **values), hashes  # type: ignore[arg-type]  # by `_field`
 
 
 def encode_report(report: Report, order: Iterable[str]) -> RecordDict:
@@ -164,10 +189,13 @@ def encode_report(report: Report, order: Iterable[str]) -> RecordDict:
         report: what a site answers, its tensors as they travel.
         order: names of the tensors; those that the report does not have are left out.
     """
-    arrays = {name: _array(report.weights[name]) for name in order if name in report.weights}
+    arrays = ArrayRecord()
+    for name in order:
+        if name in report.weights:
+            arrays[name] = _array(report.weights[name])
     return RecordDict(
         {
-            TENSORS: ArrayRecord(arrays),
+            TENSORS: arrays,
             NUMBERS: MetricRecord({name: report.numbers[name] for name in sorted(report.numbers)}),
             REPORT: ConfigRecord({"abstained": report.abstained}),
         }
@@ -215,9 +243,21 @@ def _field(name: str, value: object) -> str | int | list[int]:
 
 
 def _array(tensor: Tensor) -> Array:
-    return Array(tensor.detach().cpu().contiguous().numpy())
+    values = tensor.detach().cpu().contiguous().numpy()
+    return Array(values.dtype.name, values.shape, "numpy.ndarray", written(values))
+
+
+def _shared(data: bytes) -> tuple[Tensor, str]:
+    """Return the tensor in an array's bytes and its hash, worked out once for the small ones that many sites get."""
+    return _kept(data) if len(data) <= LARGEST_SHARED else _kept.__wrapped__(data)
+
+
+@lru_cache(maxsize=256)
+def _kept(data: bytes) -> tuple[Tensor, str]:
+    tensor = torch.from_numpy(read(data).copy())
+    return tensor, tensor_hash(tensor)
 
 
 def _tensors(content: RecordDict) -> dict[str, Tensor]:
     arrays = _taken_apart(content.array_records[TENSORS])
-    return {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}
+    return {name: torch.from_numpy(read(array.data).copy()) for name, array in arrays.items()}

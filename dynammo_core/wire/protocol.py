@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
+import numpy as np
 from torch import Tensor
 
 from dynammo_core.models.names import Network, matching, travelling_names
@@ -26,9 +27,9 @@ NUMBERS: Mapping[Action, frozenset[str]] = MappingProxyType(
     }
 )
 """The numbers a site returns, by action. `class_counts` [C]: samples used of each class; `loss`: mean of the last
-epoch; `memory_bytes`: size of its memory; `confusion` [C * C]: its test images by true and predicted class, row by row;
-`calibration` [45] and `open_set` [256]: these by confidence, and by open-set score beside those of classes to come, see
-`Reliability`; `seconds`: time the site took."""
+epoch; `memory_bytes`: size of its memory; `confusion` [C * C]: its test images by true and predicted class, row by row,
+which travel as `sparse_counts` says; `calibration` [45] and `open_set` [256]: these by confidence, and by open-set
+score beside those of classes to come, see `Reliability`; `seconds`: time the site took."""
 
 PRIVATE_NUMBERS: Mapping[Action, frozenset[str]] = MappingProxyType(
     {
@@ -134,6 +135,17 @@ class Report:
 def tensor_bytes(weights: Mapping[str, Tensor]) -> int:
     """Return the number of bytes that the tensors take on the wire, without framing."""
     return sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Tell whether a tensor in the CPU's memory holds no infinite value and no nan."""
+    return bool(np.isfinite(tensor.numpy()).all())
+
+
+def tensors_of(model: Network, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the tensors of a model by their names."""
+    state = model.state_dict()
+    return {name: state[name] for name in names}
 
 
 def names_up(model: Network, stage: Stage) -> list[str]:

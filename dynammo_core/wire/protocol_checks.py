@@ -15,16 +15,17 @@ from dynammo_core.wire.compression import packed_form, unpack
 from dynammo_core.wire.compression.base import Codec
 from dynammo_core.wire.protocol import MOST, NEVER_NEGATIVE, Numbers, Report, lengths_of, numbers_of
 from dynammo_core.wire.report_contents import check_counts, check_tensors, check_tests
+from dynammo_core.wire.sparse_counts import with_dense_table
 from dynammo_core.wire.sums_form import THIN, WHOLE, SumsForm, whole
 
 
-def check_packed(report: Report, stage: Stage, model: IncrementalModel, codec: Codec, sums: SumsForm = THIN) -> None:
+def check_packed(report: Report, stage: Stage, declared: Mapping[str, Tensor], codec: Codec) -> None:
     """Refuse a report whose packed tensors differ in name, type or shape from what the codec makes of those declared.
 
     Raises:
         ProtocolError: a tensor is undeclared, missing, or of another type or shape.
     """
-    form = packed_form(codec, _declared(report, stage, model, sums))
+    form = packed_form(codec, declared)
     same_names("tensor", set(report.weights), set(form))
     for name, tensor in report.weights.items():
         dtype, shape = form[name]
@@ -48,6 +49,7 @@ def opened_report(
     private: bool = False,
     secure: bool = False,
     sums: SumsForm = THIN,
+    declared: Mapping[str, Tensor] | None = None,
 ) -> Report:
     """Unpack a site's report and check it packed and unpacked; `sent` is what the site was sent in this step.
 
@@ -57,9 +59,12 @@ def opened_report(
         ProtocolError: `check_packed` or `check_report` refuses the report.
     """
     _check_forms({name: report.numbers[name] for name in report.numbers if name == "class_counts"}, classes)
-    check_packed(report, stage, model, codec, WHOLE if private or secure else sums)
-    report = replace(report, weights=unpack(codec, report.weights, sent))
-    check_report(report, stage, model, classes, seen, most=most, private=private, secure=secure, sums=sums)
+    form = WHOLE if private or secure else sums
+    check_packed(report, stage, _declared(report, stage, model, form, declared), codec)
+    report = with_dense_table(replace(report, weights=unpack(codec, report.weights, sent)), classes)
+    check_report(
+        report, stage, model, classes, seen, most=most, private=private, secure=secure, sums=sums, declared=declared
+    )
     return replace(report, weights=whole(report.weights, model))
 
 
@@ -75,6 +80,7 @@ def check_report(
     secure: bool = False,
     own: bool = False,
     sums: SumsForm = THIN,
+    declared: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Refuse a report that does not hold exactly what the stage declares, or that no images could give; at both ends.
 
@@ -89,13 +95,14 @@ def check_report(
         secure: whether the report is one that leaves openly under secure aggregation, without any count of images.
         own: whether the caller is the site that made the tensors; then the slow factorisation of sums is left out.
         sums: how Gram matrices travel, unless they are noised or masked.
+        declared: the model's tensors that the stage sends up, if the caller has many reports to compare with them.
 
     Raises:
         ProtocolError: a tensor or number is undeclared, missing, of another shape or type, not finite, or impossible
             for so many samples.
     """
     _check_forms({name: report.numbers[name] for name in report.numbers if name == "class_counts"}, classes)
-    declared = _declared(report, stage, model, WHOLE if private or secure else sums)
+    declared = _declared(report, stage, model, WHOLE if private or secure else sums, declared)
     same_names("tensor", set(report.weights), set(declared))
     for name, tensor in report.weights.items():
         if tensor.shape != declared[name].shape or tensor.dtype != declared[name].dtype:
@@ -127,10 +134,13 @@ def check_report(
         check_tensors(report.weights, stage, model, report.class_counts, noised=private, own=own)
 
 
-def _declared(report: Report, stage: Stage, model: IncrementalModel, sums: SumsForm) -> dict[str, Tensor]:
+def _declared(
+    report: Report, stage: Stage, model: IncrementalModel, sums: SumsForm, kept: Mapping[str, Tensor] | None
+) -> Mapping[str, Tensor]:
     """Return tensors such as the report must hold, by name; its counts have the right form, if it has any."""
-    counts = report.class_counts if "class_counts" in report.numbers else None
-    return {} if report.abstained else sums.declared(model, stage, counts)
+    if report.abstained:
+        return {}
+    return sums.declared(model, stage, report.class_counts if "class_counts" in report.numbers else None, kept)
 
 
 def _check_forms(numbers: Numbers, classes: int) -> None:

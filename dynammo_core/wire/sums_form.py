@@ -15,7 +15,7 @@ from torch import Tensor
 from dynammo_core.models.gram import factor_of, shortened
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Stage
-from dynammo_core.wire.protocol import Report, names_up
+from dynammo_core.wire.protocol import Report, names_up, tensors_of
 from dynammo_core.wire.report_contents import heads_by_prefix
 
 
@@ -33,16 +33,22 @@ class SumsForm:
     rows: int | None = None
     precision: torch.dtype = torch.float64
 
-    def declared(self, model: IncrementalModel, stage: Stage, class_counts: Sequence[int] | None) -> dict[str, Tensor]:
+    def declared(
+        self,
+        model: IncrementalModel,
+        stage: Stage,
+        class_counts: Sequence[int] | None,
+        kept: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Return tensors of the types and shapes of those that a stage sends up, by name; their values mean nothing.
 
         Args:
             model: a model with the structure of the stage's task.
             stage: the stage.
             class_counts: [C] samples of each class that the tensors speak for; None if they are not reported.
+            kept: the model's own tensors that the stage sends up, if the caller has them.
         """
-        state = model.state_dict()
-        like = {name: state[name] for name in names_up(model, stage)}
+        like = dict(tensors_of(model, names_up(model, stage)) if kept is None else kept)
         if not self.thin or class_counts is None:
             return like
         for prefix, head in heads_by_prefix(model).items():

@@ -14,7 +14,7 @@ from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Step
 from dynammo_core.support.errors import ProtocolError, RunError
 from dynammo_core.wire.compression import CODECS
-from dynammo_core.wire.protocol import SUMMED, Instruction, Phase, Report
+from dynammo_core.wire.protocol import SUMMED, Instruction, Phase, Report, names_up, tensors_of
 from dynammo_core.wire.protocol_checks import opened_report
 from dynammo_core.wire.secure_aggregation.encoding import Encoding
 from dynammo_core.wire.secure_aggregation.total_checks import check_total
@@ -51,7 +51,7 @@ class Asking:
         Raises:
             RunError: under secure aggregation, too few sites stay to the end.
         """
-        check = partial(self._check, step, model, sent)
+        check = partial(self._check, step, model, sent, tensors_of(model, names_up(model, step.stage)))
         question = self._question(step, step.stage.action, sent, progress, check)
         if step.stage.action is Action.FORGET:
             return self._ask_once(question, sorted(map(int, progress.taken)), needed)
@@ -150,7 +150,9 @@ class Asking:
             ),
         )
 
-    def _check(self, step: Step, model: IncrementalModel, sent: Tensors, site: int, report: Report) -> Report:
+    def _check(
+        self, step: Step, model: IncrementalModel, sent: Tensors, declared: Tensors, site: int, report: Report
+    ) -> Report:
         return opened_report(
             report,
             step.stage,
@@ -163,6 +165,7 @@ class Asking:
             private=self._experiment.protects_images,
             secure=self._federation.secure_aggregation,
             sums=self._experiment.sums_form,
+            declared=declared,
         )
 
     def _check_total(self, step: Step, model: IncrementalModel, answers: Answers) -> None:

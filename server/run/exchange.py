@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flwr.app import Message
@@ -120,23 +120,23 @@ class Exchange:
         replies: dict[int, Message] = {}
         started, restarted = self._roster.activations(sites), set[int]()
         limit, pause, looked = time.monotonic() + deadline, POLL_SECONDS, time.monotonic()
-        while len(replies) + len(restarted) < len(mail.sites) and time.monotonic() < limit:
-            arrived = list(self._grid.pull_messages(mail.unanswered({*replies, *restarted})))
+        while mail.awaited and time.monotonic() < limit:
+            arrived = list(self._grid.pull_messages(list(mail.awaited)))
             for reply in arrived:
-                site = mail.sites[reply.metadata.reply_to_message_id]
+                site = mail.awaited.pop(reply.metadata.reply_to_message_id)
                 if not mail.sent_all(site, reply, limit - time.monotonic()):
                     replies[site] = reply
             if arrived:
                 on_answers(len(replies))
                 pause = POLL_SECONDS
-            elif len(replies) < len(mail.sites):
+            else:
                 time.sleep(pause)
                 pause = min(1.2 * pause, LONGEST_POLL_SECONDS)
                 if time.monotonic() - looked > LOOK_SECONDS:
                     # Flower reports a site that is gone, but not one that came back between two polls.
                     now, looked = self._roster.activations(sites), time.monotonic()
                     again = {site for site in started if now.get(site, started[site]) != started[site]}
-                    restarted = again & mail.delivered - set(replies)
+                    restarted |= mail.given_up(again)
         return replies, restarted
 
 
@@ -144,7 +144,8 @@ class _Mail:
     """The messages of one question.
 
     Attributes:
-        sites: the site that each message went to, by the message's id.
+        delivered: the sites whose message Flower took.
+        awaited: the site that each message went to, by the id of the message, until it is answered.
         bytes_down: bytes of the tensors that were sent, by site.
         bytes_held: bytes of the tensors that the site holds already, by site.
     """
@@ -157,7 +158,8 @@ class _Mail:
         parcels: Mapping[int, Parcel],
         nodes: Mapping[int, int],
     ) -> None:
-        self.sites: dict[str, int] = {}
+        self.delivered: set[int] = set()
+        self.awaited: dict[str, int] = {}
         self.bytes_down: Counter[int] = Counter()
         self.bytes_held: Counter[int] = Counter()
         self._grid = grid
@@ -167,14 +169,12 @@ class _Mail:
         self._nodes = nodes
         self._in_part: set[int] = set()
 
-    @property
-    def delivered(self) -> set[int]:
-        """Return the sites whose message Flower took."""
-        return set(self.sites.values())
-
-    def unanswered(self, done: set[int]) -> list[str]:
-        """Return the ids of the messages to all sites except those that are done."""
-        return [message_id for message_id, site in self.sites.items() if site not in done]
+    def given_up(self, sites: Collection[int]) -> set[int]:
+        """Await no more answers of sites, and return those of which some were awaited."""
+        lost = {message_id: site for message_id, site in self.awaited.items() if site in sites}
+        for message_id in lost:
+            del self.awaited[message_id]
+        return set(lost.values())
 
     def send(self, sites: Sequence[int], ttl: float) -> None:
         """Ask sites, with a deadline in seconds; what a site holds already is not sent."""
@@ -185,7 +185,8 @@ class _Mail:
         for message_id, site in zip(pushed, sites, strict=True):
             if message_id:
                 parcel = self._parcels[site]
-                self.sites[message_id] = site
+                self.delivered.add(site)
+                self.awaited[message_id] = site
                 travelling = sum(parcel.sizes[name] for name in names[site])
                 self.bytes_down[site] += travelling
                 self.bytes_held[site] = sum(parcel.sizes.values()) - travelling
@@ -196,7 +197,7 @@ class _Mail:
         """Ask a site again, with all tensors, if it lacks some that were not sent; return whether it was asked."""
         if not reply.has_error() or reply.error.code != MissingTensorsError.code or site not in self._in_part:
             return False
-        del self.sites[reply.metadata.reply_to_message_id]
+        self.delivered.remove(site)
         self._in_part.remove(site)
         self._deliveries.forget(site)
         self.send([site], ttl)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import tempfile
@@ -14,18 +13,18 @@ from typing import Annotated
 
 import typer
 
-from dynammo_core.support.errors import ConfigError, unknown_name
-from dynammo_core.support.terminal import Terminal, command_line, parse_overrides, readable_errors
+from dynammo_core.support.terminal import Terminal, command_line, readable_errors
 from simulations.bench.answers import answers
+from simulations.bench.engines.command import engines
 from simulations.bench.gpu.command import gpu
 from simulations.bench.growth_command import growth
 from simulations.bench.images_command import images, large
 from simulations.bench.inference import inference
 from simulations.bench.shares import shares_table
+from simulations.bench.sites_command import sites
 from simulations.bench.solves import solves
 from simulations.bench.training import training
 from simulations.measurements.commands import privacy, secure, traffic
-from simulations.options import ConfigFile, Overrides
 
 bench = command_line("Measure speed, memory, privacy cost and traffic.")
 bench.command()(answers)
@@ -33,6 +32,7 @@ bench.command("bytes")(traffic)
 bench.command()(privacy)
 bench.command()(secure)
 bench.command()(gpu)
+bench.command()(engines)
 bench.command()(growth)
 bench.command()(images)
 bench.command()(inference)
@@ -40,6 +40,7 @@ bench.command()(large)
 bench.command()(solves)
 bench.command()(training)
 bench.command("shares")(shares_table)
+bench.command()(sites)
 console = Terminal()
 WANTED = 0.8
 """The least speed of reading through encryption, as a part of plain reading."""
@@ -60,37 +61,6 @@ def memory(
         bare = seconds["safetensors, unchecked"] / seconds["encrypted"]
         console.print(f"encrypted / plain: {ratio:.2f} (required: {WANTED}); / unchecked: {bare:.2f}", highlight=False)
         raise typer.Exit(0 if ratio >= WANTED else 1)
-
-
-@bench.command()
-def sites(
-    config: ConfigFile,
-    count: Annotated[int, typer.Option(min=1, help="Number of simulated sites.")] = 100,
-    engine: Annotated[str, typer.Option(help="Choose local or flower.")] = "flower",
-    set_: Overrides = None,
-) -> None:
-    """Measure the peak memory of a federation of many simulated sites, and the time of a round."""
-    with readable_errors():
-        from dynammo_core.configuration.config import load_config
-        from server.watch.progress import ProgressView
-        from simulations.bench.memory_watch import peak_memory
-        from simulations.engines.engines import ENGINES
-
-        if engine not in ENGINES:
-            raise ConfigError(unknown_name("engine", engine, ENGINES), accepted=", ".join(ENGINES))
-        overrides = {**parse_overrides(set_ or []), "federation.sites": count}
-        settings = load_config(config, overrides)
-        with tempfile.TemporaryDirectory(prefix="dynammo-sites-") as folder:
-            with peak_memory() as peak, ProgressView() as view:
-                run = ENGINES[engine](settings, Path(folder), None, view.update)
-            summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        seconds, gigabytes = summary["seconds"] / summary["rounds"], peak.bytes / 1e9
-        console.print(
-            f"{count} sites, engine {engine}: {summary['rounds']} rounds, {seconds:.2f} s per round, "
-            f"{gigabytes:.2f} GB at the peak, last accuracy {summary['last_accuracy']:.1f} %",
-            highlight=False,
-            soft_wrap=True,
-        )
 
 
 def memory_reading(folder: Path, megabytes: int, repeats: int) -> Mapping[str, float]:

@@ -86,6 +86,7 @@ def stage_seconds(
     from dynammo_core.code_identity import code_hash
     from dynammo_core.models.names import matching, travelling_names
     from dynammo_core.wire.protocol import Instruction
+    from simulations.bench.plain_loop import plain_round
 
     model = experiment.build_model(step.task)
     state = model.state_dict()
@@ -106,37 +107,13 @@ def stage_seconds(
             answer(instruction, real)
             _forget(experiment)
             from_disk.append(_seconds(lambda: answer(instruction, real)))
-            plain.append(_seconds(lambda: _plain_loop(experiment, step.task, stage, samples)))
+            plain.append(plain_round(experiment, step, [samples]))
     return len(samples), min(first), min(later), min(from_disk), min(plain)
 
 
 def _forget(experiment: Experiment) -> None:
     """Forget kept features, as a process does that sees the images for the first time."""
     experiment.__dict__.pop("feature_cache", None)
-
-
-def _plain_loop(experiment: Experiment, task: int, stage: Fit, samples: Any) -> None:
-    """Do stochastic gradient descent as one would write it down: each image through the whole network in each epoch."""
-    import torch
-
-    from dynammo_core.data.transforms import to_input
-    from dynammo_core.plan import LossContext
-    from dynammo_core.training import train_only
-    from dynammo_core.wire.protocol import names_up
-
-    optimisation = stage.optimisation
-    model = experiment.build_model(task).to(experiment.device)
-    parameters = train_only(model, set(names_up(model, stage)))
-    optimizer = torch.optim.SGD(parameters, lr=optimisation.learning_rate, momentum=optimisation.momentum)
-    context = LossContext(task)
-    for _ in range(optimisation.epochs):
-        for index in torch.split(torch.randperm(len(samples)), optimisation.batch_size):
-            if len(index) > 1:
-                inputs = to_input(samples.images[index], experiment.config.data.normalisation, experiment.device)
-                labels = samples.labels[index].to(experiment.device)
-                optimizer.zero_grad(set_to_none=True)
-                stage.loss(model, inputs, labels, context).backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
 
 
 def _sequences(settings: Any, methods: Sequence[str], unkept: bool) -> Table:

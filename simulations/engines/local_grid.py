@@ -86,9 +86,8 @@ class LocalGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Let one node answer, the one whose message was pushed first; unknown and expired messages fail at once."""
         requested = set(message_ids)
-        lost = [_unavailable(message_id) for message_id in sorted(requested - self._waiting.keys())]
-        if lost:
-            return lost
+        if lost := requested - self._waiting.keys():
+            return [_unavailable(message_id) for message_id in sorted(lost)]
         message_id = next((message_id for message_id in self._waiting if message_id in requested), None)
         if message_id is None:
             return []
@@ -111,9 +110,9 @@ class LocalGrid(Grid):
 
     def _answer(self, message: Message) -> Message:
         context = deepcopy(self._contexts[message.metadata.dst_node_id])
-        received = _copy(message)
+        received = self._copy(message)
         try:
-            reply = _copy(self._app(received, context))
+            reply = self._copy(self._app(received, context))
         except Exception as error:
             logger.exception("node %s failed", message.metadata.dst_node_id)
             raised = ClientAppException(str(error))
@@ -122,10 +121,20 @@ class LocalGrid(Grid):
         self._contexts[message.metadata.dst_node_id].state = context.state
         return reply
 
+    def _copy(self, message: Message) -> Message:
+        """Return the message as it arrives at the other end of a wire.
 
-def _copy(message: Message) -> Message:
-    """Return the message as it arrives at the other end of a wire."""
-    return message_from_proto(message_to_proto(message))
+        Arrays are handed over as they are: texts, whole numbers and bytes, none of which can be changed.
+        """
+        if not message.has_content():
+            return message_from_proto(message_to_proto(message))
+        content, arrays = message.content, message.content.array_records
+        message.content = RecordDict({name: record for name, record in content.items() if name not in arrays})
+        arrived = message_from_proto(message_to_proto(message))
+        message.content = content
+        small = arrived.content
+        arrived.content = RecordDict({name: arrays[name].copy() if name in arrays else small[name] for name in content})
+        return arrived
 
 
 def _expired(message: Message) -> bool:

@@ -224,8 +224,8 @@ LIES: Mapping[str, tuple[Where, Mapping[str, Lie]]] = {
         TESTED,
         {
             "tests of a class that is not learnt yet": say(class_counts=at(9, 3)),
-            "answers of a class that is not learnt yet": say(confusion=at(9, 3)),
-            "more tests than it says": say(confusion=at(0, 400)),
+            "answers of a class that is not learnt yet": say(confusion=lambda _: [9, 3]),
+            "more tests than it says": say(confusion=at(1, 400)),
             "more tests than a site has": say(open_set=at(255, 10**7)),
             "more right answers than tests": say(calibration=at(15, 400)),
             "scores of other images": say(open_set=at(0, 400)),

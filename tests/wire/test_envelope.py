@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import get_type_hints
 
 import pytest
@@ -76,6 +76,14 @@ def test_an_instruction_comes_back_with_what_travelled_and_all_hashes(told: Inst
         assert entry.name == "weights" or getattr(found, entry.name) == getattr(told, entry.name)
     whole, _ = decode_instruction(encode_instruction(told, parcel))
     same_bits(dict(whole.weights), dict(told.weights))
+
+
+def test_another_tensor_than_the_one_that_is_named_is_refused() -> None:
+    told, one, other = Instruction("{}", "", "", 0, 0, "", {}), torch.tensor(1.0), torch.tensor(2.0)
+    named, sent = Parcel.of({"a": one}), Parcel.of({"a": other, "b": one})
+    for name in sent.arrays:
+        with pytest.raises(ProtocolError, match=f"the tensor '{name}' does not have the hash"):
+            decode_instruction(encode_instruction(told, replace(sent, hashes=named.hashes), [name]))
 
 
 @given(

@@ -31,7 +31,9 @@ def pack(codec: Codec, weights: Tensors, sent: Tensors) -> dict[str, Tensor]:
     return {
         f"{name}{part}": tensor
         for name, whole in weights.items()
-        for part, tensor in codec.encode(whole, sent.get(name, whole.new_zeros(()).expand_as(whole))).items()
+        for part, tensor in codec.encode(
+            whole, sent[name] if name in sent else whole.new_zeros(()).expand_as(whole)
+        ).items()
     }
 
 

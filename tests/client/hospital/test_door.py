@@ -28,6 +28,7 @@ from dynammo_core.plan import Step
 from dynammo_core.support.errors import DynammoError, MemoryStoreError, ProtocolError
 from dynammo_core.wire.envelope import MESSAGE_TYPES, encode_report
 from dynammo_core.wire.protocol import Instruction, Report
+from dynammo_core.wire.sparse_counts import dense, sparse, with_sparse_table
 from simulations.engines.local_grid import LocalGrid
 
 EXPERIMENT = Experiment(small_config())
@@ -60,7 +61,7 @@ def images() -> torch.Tensor:
 
 def content_of(stage: str) -> RecordDict:
     report, form = honest(stage)
-    return encode_report(report, form.tensors)
+    return encode_report(with_sparse_table(report), form.tensors)
 
 
 # --- ways out. Each changes an honest answer so that it carries the bytes of an image.
@@ -201,6 +202,12 @@ IN_TESTS: dict[str, Way] = {
         c, "numbers", "confusion", np.resize(i.astype(int), EXPERIMENT.classes**2).tolist()
     ),
     "a confusion that only adds up": lambda c, i: _shifted(c),
+    "places of a confusion in an order that says something": lambda c, i: _put(
+        c, "numbers", "confusion", [*_pairs(c)[2:], *_pairs(c)[:2]]
+    ),
+    "a confusion that counts nothing somewhere": lambda c, i: _put(
+        c, "numbers", "confusion", [*_pairs(c), EXPERIMENT.classes**2 - 1, 0]
+    ),
     "a confusion of floats": lambda c, i: _put(c, "numbers", "confusion", [0.5] * EXPERIMENT.classes**2),
     "pixels as a sum of confidences": lambda c, i: _added(c, "calibration", 2 * 15 + 3, int(i.sum())),
     "a right answer more": lambda c, i: _added(c, "calibration", 15 + 14, 1),
@@ -218,11 +225,15 @@ def _added(content: RecordDict, name: str, place: int, amount: int) -> RecordDic
 
 def _shifted(content: RecordDict) -> RecordDict:
     """One test image more of a class, and one less of another."""
-    counts = [*content.metric_records["numbers"]["confusion"]]  # type: ignore[misc]
+    counts = dense(_pairs(content), EXPERIMENT.classes**2)
     where = next(cell for cell, count in enumerate(counts) if count)
     counts[where] -= 1
     counts[(where + EXPERIMENT.classes) % len(counts)] += 1
-    return _put(content, "numbers", "confusion", counts)
+    return _put(content, "numbers", "confusion", sparse(counts))
+
+
+def _pairs(content: RecordDict) -> list[int]:
+    return [*content.metric_records["numbers"]["confusion"]]  # type: ignore[misc]
 
 
 WAYS = {

@@ -310,9 +310,9 @@ def test_a_site_that_starts_anew_in_a_round_is_not_waited_for(
 def test_weights_that_all_sites_share_are_serialised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     serialised: list[str] = []
 
-    def counted(array: Any) -> Array:
-        serialised.append(str(array.dtype))
-        return Array(array)
+    def counted(dtype: str, *form: Any) -> Array:
+        serialised.append(dtype)
+        return Array(dtype, *form)
 
     monkeypatch.setattr("dynammo_core.wire.envelope.Array", counted)
     silent = grid_of(lambda message, _: Message(Error(100, "DynammoError"), reply_to=message))
