@@ -31,6 +31,7 @@ from dynammo_core.privacy.units import require_patients
 from dynammo_core.support.devices import find_device
 from dynammo_core.support.errors import ConfigError, ProtocolError, RunError, unknown_name
 from dynammo_core.support.seeding import seeded_initialisation
+from dynammo_core.wire.sums_form import WHOLE, SumsForm
 
 
 class Experiment:
@@ -112,7 +113,17 @@ class Experiment:
     @property
     def keeps_plain_sums(self) -> bool:
         """Tell whether the server sees the sums of each site as they are."""
-        return self.config.privacy.mechanism == "none" and not self.config.federation.secure_aggregation
+        federation = self.config.federation
+        plain = not federation.secure_aggregation and federation.sums_rows is None
+        return self.config.privacy.mechanism == "none" and plain
+
+    @property
+    def sums_form(self) -> SumsForm:
+        """Return how sums for ridge regression travel; noise and masks need whole Gram matrices."""
+        federation = self.config.federation
+        if self.protects_images or federation.secure_aggregation:
+            return WHOLE
+        return SumsForm(rows=federation.sums_rows, precision=getattr(torch, federation.sums_precision))
 
     def step(self, index: int, correction: int = 0) -> Step:
         """Return a step of the plan or, if `correction` is not 0, a correction of the sums as they are after that step.
@@ -127,6 +138,8 @@ class Experiment:
         if not correction:
             return step
         if not self.keeps_plain_sums:
+            if self.config.federation.sums_rows is not None:
+                raise RunError("sums of which federation.sums_rows left out a part cannot be corrected: it is unknown")
             raise RunError(
                 "sums that noise or masks hide cannot be corrected: the correction would reveal the withdrawn records"
             )

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
 from typing import Any
 
@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from client.steps.site import Site
 from dynammo_core.configuration.limits import most_samples
 from dynammo_core.experiment import Experiment
-from dynammo_core.plan import Action, Stage, Step
+from dynammo_core.plan import Action, Stage, Step, Summarise
 from dynammo_core.scoring.reliability import UNIT, Reliability
 from dynammo_core.support.errors import DynammoError, ProtocolError
 from dynammo_core.wire.announcement import Announcement
 from dynammo_core.wire.compression import CODECS, packed_form
-from dynammo_core.wire.protocol import Phase, lengths_of, names_up, numbers_of
+from dynammo_core.wire.protocol import Phase, lengths_of, numbers_of
 from dynammo_core.wire.report_contents import check_tests
 from dynammo_core.wire.secure_aggregation.encoding import Encoding
 from dynammo_core.wire.secure_aggregation.phases import PHASE_UP, phase_shape
@@ -51,6 +51,7 @@ class Declared:
         classes: number C of classes.
         most: no more samples than the site can have.
         fewest: each class's count is 0, or at least this.
+        by_counts: the tensors' forms for so many samples of each class, where they depend on these.
         numbers: names of the numbers.
         abstaining: the numbers of an abstaining site, which may also send all numbers, or none.
         hidden: secure aggregation hides whether the site abstains, and every count.
@@ -61,6 +62,7 @@ class Declared:
     classes: int
     most: int
     fewest: int = 1
+    by_counts: Callable[[tuple[int, ...]], Mapping[str, Form]] | None = None
     numbers: frozenset[str] = frozenset()
     abstaining: frozenset[str] = frozenset()
     hidden: bool = False
@@ -79,13 +81,15 @@ def declared(site: Site, step: Step, phase: Phase | None = None, peers: int = 0)
     images = len((data.test if tests else data.train).labels)
     most = most_samples(images, step.stage.action, experiment.config, experiment.classes)
     fewest = (site.fewest if tests or step.stage.action is Action.FORGET else site.fewest_exemplars).images
-    forms, action = _forms(experiment, step.task, step.stage), step.stage.action
+    forms, action, by_counts = _forms(experiment, step.task, step.stage), step.stage.action, None
+    if isinstance(step.stage, Summarise) and experiment.sums_form.thin:
+        by_counts = partial(_forms, experiment, step.task, step.stage)
     if secure:
-        return Declared(action, forms, experiment.classes, most, fewest, SECONDS, hidden=True)
+        return Declared(action, forms, experiment.classes, most, fewest, numbers=SECONDS, hidden=True)
     if experiment.protects_images and not tests:  # counts are noised: they say nothing small, and may say too much
         spent = frozenset({"epsilon"})
-        return Declared(action, forms, experiment.classes, most, 1, numbers_of(action, True), spent)
-    return Declared(action, forms, experiment.classes, most, fewest, numbers_of(action, False))
+        return Declared(action, forms, experiment.classes, most, 1, None, numbers_of(action, True), spent)
+    return Declared(action, forms, experiment.classes, most, fewest, by_counts, numbers_of(action, False))
 
 
 def let_out(content: RecordDict, step: Declared) -> RecordDict:
@@ -98,8 +102,12 @@ def let_out(content: RecordDict, step: Declared) -> RecordDict:
     abstained = _value(report, "abstained", bool)
     _same_keys(report, ["abstained"])
     _same_keys(weights, [] if abstained else list(step.tensors))
+    forms = step.tensors
+    if step.by_counts and not abstained:
+        _check_counts("class_counts", numbers.get("class_counts"), step.classes, step.most)
+        forms = step.by_counts(tuple(numbers["class_counts"]))  # type: ignore[arg-type]  # counts, as has been checked
     for name, array in weights.items():
-        _check_array(name, array, step.tensors[name])
+        _check_array(name, array, forms[name])
     if abstained and step.hidden:
         raise ProtocolError("under secure aggregation an answer must not say that the site abstains")
     if abstained and not numbers:
@@ -219,11 +227,10 @@ def _vector_length(experiment: Experiment, task: int, stage: Stage) -> int:
 
 
 @lru_cache(maxsize=64)
-def _forms(experiment: Experiment, task: int, stage: Stage) -> Mapping[str, Form]:
+def _forms(
+    experiment: Experiment, task: int, stage: Stage, counts: tuple[int, ...] | None = None
+) -> Mapping[str, Form]:
     """Return the forms of the tensors that a stage sends up, as its codec writes them; building a network is costly."""
-    model = experiment.build_model(task)
-    state = model.state_dict()
-    form = packed_form(
-        CODECS[experiment.config.federation.compression], {name: state[name] for name in names_up(model, stage)}
-    )
+    declared = experiment.sums_form.declared(experiment.build_model(task), stage, counts)
+    form = packed_form(CODECS[experiment.config.federation.compression], declared)
     return {name: (str(dtype).removeprefix("torch."), shape) for name, (dtype, shape) in form.items()}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from client.state.error_feedback import ErrorFeedback
 from client.steps.site import Site
+from dynammo_core.plan import Summarise
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.wire.compression import CODECS, pack, unpack
 from dynammo_core.wire.compression.base import Codec
@@ -35,9 +36,12 @@ def packed(report: Report, instruction: Instruction, site: Site) -> Report:
         DynammoError: what rounding loses cannot be written down.
     """
     codec, sent = _codec(site), instruction.weights
+    step = site.experiment.step(instruction.step, instruction.correction)
+    if isinstance(step.stage, Summarise):
+        report = site.experiment.sums_form.sent(report, step.stage, site.experiment.build_model(step.task))
     if not any(codec.feeds_back(tensor) for tensor in report.weights.values()):
         return replace(report, weights=_finite(pack(codec, report.weights, sent)))
-    step, feedback = site.experiment.steps[instruction.step], ErrorFeedback(site.store.path.parent)
+    feedback = ErrorFeedback(site.store.path.parent)
     before = feedback.before(step)
     meant = {name: tensor + before.get(name, 0) for name, tensor in report.weights.items()}
     wire = _finite(pack(codec, meant, sent))

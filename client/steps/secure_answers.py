@@ -33,6 +33,7 @@ from dynammo_core.wire.secure_aggregation.phases import (
     check_tensor,
 )
 from dynammo_core.wire.secure_aggregation.sharing import SEALED_BYTES, deal, opened
+from dynammo_core.wire.sums_form import whole
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,9 @@ def _masked(exchange: _Exchange, recording: Recording) -> tuple[Report, int]:
     step = experiment.steps[exchange.instruction.step]
     model = experiment.build_model(step.task)
     encoding = Encoding(step.stage, model, experiment.classes, experiment.config.federation.sites)
+    unfolded = replace(report, weights=whole(report.weights, model))
     with _refusing(Phase.MASKED):
-        vector = masked(encoding.encode(report), exchange.own, exchange.keys, exchange.roster, exchange.context)
+        vector = masked(encoding.encode(unfolded), exchange.own, exchange.keys, exchange.roster, exchange.context)
     exchange.ledger.mask(exchange.context, exchange.roster)
     numbers = {"seconds": time.monotonic() - started}
     return Report(False, {PHASE_UP[Phase.MASKED]: torch.from_numpy(vector.view("int64"))}, numbers), len(encoding)

@@ -75,16 +75,25 @@ def class_aware_mean(
     for name in first:
         if is_batch_norm_statistic(name):
             continue
-        stacked = torch.stack([update.weights[name].double() for update in updates])
         if name in summed:
-            merged[name] = stacked.sum(dim=0).to(first[name].dtype)
-        elif name in rows:
+            merged[name] = _added([update.weights[name] for update in updates])
+            continue
+        stacked = torch.stack([update.weights[name].double() for update in updates])
+        if name in rows:
             counts = [row_weights(rows[name], update.class_counts) for update in updates]
             weights = kept.unsqueeze(1) * torch.tensor(counts, dtype=torch.float64)
             merged[name] = _row_mean(stacked, weights, current[name])
         else:
             merged[name] = torch.einsum("k,k...->...", shares / shares.sum(), stacked).to(first[name].dtype)
     return merged
+
+
+def _added(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the sum of tensors, added up in float64 one by one: all of them side by side may fill the memory."""
+    total = tensors[0].double().clone()
+    for tensor in tensors[1:]:
+        total += tensor
+    return total.to(tensors[0].dtype)
 
 
 def _row_mean(stacked: Tensor, weights: Tensor, current: Tensor) -> Tensor:

@@ -102,6 +102,11 @@ class Config(Section, Generic[M]):
                 f"example cannot be combined with scanners.own_statistics: {scanners.own_statistics}: through a site's "
                 "own statistics, each image changes the features of all others; set scanners.own_statistics: none"
             )
+        if mechanism == "example" and federation.shortens_sums:
+            raise ValueError(
+                "example cannot be combined with federation.sums_rows or federation.sums_precision: a noised Gram "
+                "matrix has no thin factor; leave both as they are by default"
+            )
         if mechanism == "client" and federation.aggregator != "mean":
             raise ValueError(
                 f"client cannot be combined with federation.aggregator: {federation.aggregator}: the noise is "

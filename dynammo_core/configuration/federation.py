@@ -84,6 +84,15 @@ class FederationSettings(Section):
         "labels are skewed; mean ignores it",
     )
 
+    sums_rows: int | None = Field(
+        default=None,
+        ge=1,
+        description="most rows of the factor in which a site's Gram matrix travels where that is shorter; fewer than "
+        "its images lose part of it, and no record can leave the sums; null: all, which loses nothing",
+    )
+    sums_precision: Literal["float64", "float32"] = Field(
+        default="float64", description="type of that factor's numbers; float32: half the bytes, seven digits"
+    )
     secure_aggregation: bool = Field(
         default=False,
         description="let the server learn only the sum of the answers; needs aggregator: mean, compression: none and "
@@ -113,6 +122,21 @@ class FederationSettings(Section):
             )
         return liars
 
+    @field_validator("sums_precision")
+    @classmethod
+    def _once(cls, precision: str, info: ValidationInfo) -> str:
+        if precision == "float32" and (compression := info.data.get("compression")) != "none":
+            raise ValueError(
+                f"float32 factors would be rounded again by compression: {compression}; set sums_precision: float64, "
+                "which that leaves as it is, or compression: none"
+            )
+        return precision
+
+    @property
+    def shortens_sums(self) -> bool:
+        """Return whether sums travel in fewer numbers, or smaller ones, than tell all of them."""
+        return self.sums_rows is not None or self.sums_precision != "float64"
+
     @field_validator("secure_aggregation")
     @classmethod
     def _only_sums(cls, secure: bool, info: ValidationInfo) -> bool:
@@ -122,6 +146,11 @@ class FederationSettings(Section):
             raise ValueError(
                 f"{what} single updates, but with secure aggregation the server must see none; "
                 "set aggregator: mean and compression: none"
+            )
+        if secure and (info.data.get("sums_rows") or info.data.get("sums_precision") == "float32"):
+            raise ValueError(
+                "the vectors of all sites must have one length, so Gram matrices travel whole; leave sums_rows and "
+                "sums_precision as they are by default"
             )
         sites = info.data.get("sites", 3) - len(info.data.get("evaluate_only", ()))
         if secure and sites < 3:

@@ -24,7 +24,8 @@ from dynammo_core.plan import Archive, Batch, Computes, ComputesPrivately, Stage
 
 HEAD = f"heads.{CLASSES}"
 COUNTS = (f"{HEAD}.counts",)
-SUMS = (*COUNTS, f"{HEAD}.gram", f"{HEAD}.products")
+GRAM = f"{HEAD}.gram"
+SUMS = (*COUNTS, GRAM, f"{HEAD}.products")
 ANSWERS = (f"{HEAD}.weight", f"{HEAD}.bias")
 """Patterns of the tensors that answer; they are solved from the sums."""
 
@@ -130,7 +131,7 @@ def balanced_sums(
         up=COUNTS,
         inputs="features",
         learns_from=new_and_exemplars,
-        computes=sums(COUNTS),
+        computes=counts(),
         computes_privately=paid_counts,
         counts_alone=True,
         finish=partial(balance_classes, privacy),
@@ -142,7 +143,7 @@ def balanced_sums(
         inputs="features",
         learns_from=new_and_exemplars,
         check_received=partial(check_weights, privacy),
-        computes=sums(SUMS),
+        computes=sums(),
         computes_privately=noised_sums(privacy.feature_norm),
         finish=partial(solve, params, privacy),
     )
@@ -161,38 +162,46 @@ def streamed_sums(params: ClosedFormSettings, privacy: PrivacySettings, needed: 
         up=SUMS,
         inputs="features",
         learns_from=new_images,
-        computes=sums(SUMS),
+        computes=sums(),
         computes_privately=noised_sums(privacy.feature_norm),
         finish=partial(add_to_totals, params, privacy),
         correct=partial(add_to_totals, params, privacy, corrects=True),
     )
 
 
-def sums(names: tuple[str, ...]) -> Computes:
-    """Make a function that adds up a site's images and returns the sums of these names."""
+def counts() -> Computes:
+    """Make a function that returns the number of a site's images of each class."""
 
     def compute(model: IncrementalModel, batches: Iterable[Batch]) -> dict[str, Tensor]:
         head = ridge_head(model)
-        for features, labels in batches:
-            head.add(features, labels)
+        for _, labels in batches:
+            rows = head.targets(labels)
+            head.counts.index_add_(0, rows, torch.ones_like(rows, dtype=torch.float64))
+        return {name: model.state_dict()[name] for name in COUNTS}
+
+    return compute
+
+
+def sums() -> Computes:
+    """Make a function that returns the sums of a site's images, the Gram matrix as a thin factor if that is shorter."""
+
+    def compute(model: IncrementalModel, batches: Iterable[Batch]) -> dict[str, Tensor]:
+        factor = ridge_head(model).add_thinly(batches)
         state = model.state_dict()
-        return {name: state[name] for name in names}
+        found = {name: state[name] for name in SUMS}
+        return found if factor is None else {**found, GRAM: factor}
 
     return compute
 
 
 def noised_sums(bound: float) -> ComputesPrivately:
-    """Make the private twin of `sums(SUMS)`: features no longer than `bound`, and noise on the sums."""
+    """Make the private twin of `sums`: features no longer than `bound`, and noise on the sums."""
 
     def compute(
         model: IncrementalModel, batches: Iterable[WeighedBatch], counts: Mapping[int, int], noise: SumNoise
     ) -> dict[str, Tensor]:
         head = ridge_head(model)
-        for features, labels, weights in batches:
-            # One image whose features overflow would tell of itself by making the whole sum NaN.
-            finite = features.double().masked_fill(~features.isfinite().all(dim=1, keepdim=True), 0.0)
-            lengths = finite.norm(dim=1, keepdim=True)
-            head.add(finite * (bound / lengths).clamp_max(1), labels, weights)
+        head.add_all((_shortened(features, bound), labels, weights) for features, labels, weights in batches)
         head.blur(counts, bound, noise)
         state = model.state_dict()
         return {name: state[name] for name in SUMS}
@@ -200,10 +209,18 @@ def noised_sums(bound: float) -> ComputesPrivately:
     return compute
 
 
+def _shortened(features: Tensor, bound: float) -> Tensor:
+    """Return features Tensor[B, D] no longer than a bound, float64."""
+    # One image whose features overflow would tell of itself by making the whole sum NaN.
+    finite = features.double().masked_fill(~features.isfinite().all(dim=1, keepdim=True), 0.0)
+    shortened: Tensor = finite * (bound / finite.norm(dim=1, keepdim=True)).clamp_max(1)
+    return shortened
+
+
 def paid_counts(
     model: IncrementalModel, batches: Iterable[WeighedBatch], counts: Mapping[int, int], noise: SumNoise
 ) -> dict[str, Tensor]:
-    """Return the private twin of `sums(COUNTS)`: numbers that are noised already, and no image's."""
+    """Return the private twin of `counts`: numbers that are noised already, and no image's."""
     head = ridge_head(model)
     head.counts.copy_(torch.tensor([counts.get(row, 0) for row in head.rows]))
     return {name: model.state_dict()[name] for name in COUNTS}

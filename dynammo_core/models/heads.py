@@ -51,6 +51,19 @@ class Head(nn.Module):
         """
         return ""
 
+    def travelling_shapes(self, class_counts: Sequence[int], rows: int | None = None) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of tensors, by their names in this head, that travel in a shape of their own.
+
+        Args:
+            class_counts: [C] samples of each class that the tensors speak for.
+            rows: most rows that a factor may have; None for all.
+        """
+        return {}
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors as this head keeps them, from tensors as they travelled, by their names in this head."""
+        return dict(tensors)
+
     def obstacle_to_rest(self, taken: Mapping[str, Tensor]) -> str:
         """Say why the sums in this head are impossible after others were subtracted; empty if they are possible.
 

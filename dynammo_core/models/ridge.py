@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from dynammo_core.models.gram import pack, thin_factor, travelling_shape, triangle_of, unpack, upper
 from dynammo_core.models.heads import Head
-from dynammo_core.models.ridge_checks import MOST_NOISED_WEIGHT, obstacle_to_sums
+from dynammo_core.models.ridge_checks import MOST_NOISED_WEIGHT, obstacle_to_sums, obstacle_to_thin_sums
+from dynammo_core.models.spectrum import CANDIDATES, FullSpectrum, cholesky, least_error, spectrum
 from dynammo_core.support.errors import ProtocolError
-
-CANDIDATES = torch.logspace(-6, 3, 37, dtype=torch.float64)
-"""Regularisers that are tried, as multiples of the number of samples."""
 
 GRAM_SHARE = 0.1
 """The Gram matrix's share of the privacy that sums cost; the rows of classes take the rest."""
@@ -21,16 +22,14 @@ GRAM_SHARE = 0.1
 LEAST_WEIGHT, MOST_WEIGHT = 1e-9, 1e9
 """Least and largest weight of a class's samples: n / (C n_c), for fewer than a billion images."""
 
-JITTERS = (1e-14, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9)
-"""Amounts added to the diagonal of a correlation matrix until it is positive definite."""
-
 
 class RidgeHead(Head):
     """A linear classifier in closed form, and the sums that it is solved from.
 
     With features x augmented by a 1, one-hot labels y and weights w of samples, the sums are
 
-    - `gram`: sum of w x x^T over samples, its upper triangle in a row, Tensor[P], P = (D + 1)(D + 2) / 2, float64;
+    - `gram`: sum of w x x^T over samples, its upper triangle in a row, Tensor[P], P = (D + 1)(D + 2) / 2, float64; it
+      may travel as a thin factor, Tensor[K, D];
     - `products`: sum of w y x^T, Tensor[R, D + 1], float64; the last column is the (weighted) number of samples.
 
     Both are plain sums over samples: what sites send adds up, and what a record or a site brought can be subtracted.
@@ -50,7 +49,8 @@ class RidgeHead(Head):
         self.register_buffer("bias", torch.zeros(len(rows)))
         self.register_buffer("sample_weight", torch.ones(len(rows), dtype=torch.float64))
         self.register_buffer("counts", torch.zeros(len(rows), dtype=torch.float64))
-        self.register_buffer("gram", torch.zeros(size * (size + 1) // 2, dtype=torch.float64))
+        # NumPy leaves zeros to the system, which makes them when they are touched: most models touch none.
+        self.register_buffer("gram", torch.from_numpy(np.zeros(size * (size + 1) // 2)))
         self.register_buffer("products", torch.zeros(len(rows), size, dtype=torch.float64))
         self.bias: Tensor
         self.sample_weight: Tensor
@@ -61,6 +61,18 @@ class RidgeHead(Head):
     def forward(self, features: Tensor) -> Tensor:
         """Return the regressed one-hot labels, Tensor[B, R]."""
         return torch.nn.functional.linear(features, self.weight, self.bias)
+
+    def travelling_shapes(self, class_counts: Sequence[int], rows: int | None = None) -> dict[str, tuple[int, ...]]:
+        """Return the shape in which the Gram matrix of samples of so many of each class travels."""
+        counts = [class_counts[row] for row in self.rows]
+        return {"gram": travelling_shape(counts, self.weight.shape[1], rows)}
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return sums with the Gram matrix in place of its thin factor, if that came."""
+        gram = tensors.get("gram")
+        if gram is None or gram.ndim == 1:
+            return dict(tensors)
+        return {**tensors, "gram": triangle_of(gram.double(), tensors["products"])}
 
     def obstacle(
         self,
@@ -98,24 +110,62 @@ class RidgeHead(Head):
         before: Tensor | None = None,
     ) -> str:
         products, weights = tensors["products"], self.sample_weight.cpu()
-        gram, counted = upper(tensors["gram"], products.shape[1]), (weights, weights * tensors["counts"])
+        counted = (weights, weights * tensors["counts"])
+        if tensors["gram"].ndim == 2:
+            return obstacle_to_thin_sums(tensors["gram"].double(), products, *counted)
+        gram = upper(tensors["gram"], products.shape[1])
         return obstacle_to_sums(
             gram, products, *counted, indefinite=not (noised or own), noised=noised, rounding=rounding, before=before
         )
 
-    @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
         """Add a batch, Tensor[B, D] with global labels Tensor[B], to the sums, each sample `weights` times, Tensor[B].
 
         By default each is added once; a weight of -1 subtracts it again.
         """
+        self.add_all([(features, labels, weights)])
+
+    @torch.no_grad()
+    def add_all(self, batches: Iterable[tuple[Tensor, Tensor, Tensor | None]]) -> None:
+        """Add batches as `add` does, with one pass over the Gram matrix for all of them."""
+        gram = None
+        for features, labels, weights in batches:
+            augmented, weighted = self._enter(features, labels, weights)
+            squares = augmented.T @ weighted
+            gram = squares if gram is None else gram.add_(squares)
+        if gram is not None:
+            self.gram += pack(gram)
+
+    def _enter(self, features: Tensor, labels: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Add a batch to all sums but the Gram matrix; return its (x, 1), and these weighted, Tensor[B, D + 1]."""
         rows = self.targets(labels)
         augmented = torch.cat([features.double(), features.new_ones(len(features), 1).double()], dim=1)
         times = torch.ones_like(rows, dtype=torch.float64) if weights is None else weights.to(self.sample_weight)
         weighted = (times * self.sample_weight[rows]).unsqueeze(1) * augmented
-        self.gram += pack(augmented.T @ weighted)
         self.products.index_add_(0, rows, weighted)
         self.counts.index_add_(0, rows, times)
+        return augmented, weighted
+
+    @torch.no_grad()
+    def add_thinly(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor | None:
+        """Add batches of features and global labels, and return the thin factor of their Gram matrix, Tensor[K, D].
+
+        The Gram matrix itself is added, and nothing returned, where it is no longer than its factor would be.
+        """
+        kept, images, coming = list[tuple[Tensor, Tensor, None]](), 0, iter(batches)
+        for features, labels in coming:
+            kept.append((features, labels, None))
+            images += len(labels)
+            if (images - len(self.rows)) * features.shape[1] >= len(self.gram):
+                break
+        rows = self.targets(torch.cat([labels for _, labels, _ in kept])) if kept else torch.empty(0, dtype=torch.int64)
+        shape = travelling_shape(torch.bincount(rows).tolist(), self.weight.shape[1])
+        if not kept or len(shape) == 1:
+            self.add_all(chain(kept, ((features, labels, None) for features, labels in coming)))
+            return None
+        for batch in kept:
+            self._enter(*batch)
+        return thin_factor(torch.cat([part for part, _, _ in kept]).double(), rows, self.sample_weight[rows], shape[0])
 
     def check_weights(self, most: float) -> None:
         """Refuse weights of samples that are not finite, not positive, or above `most`.
@@ -183,16 +233,17 @@ class RidgeHead(Head):
         gram = unpack(self.gram, self.weight.shape[1] + 1)
         samples = gram[-1, -1].clamp_min(1)
         mean = gram[:-1, -1] / samples
-        values, vectors = torch.linalg.eigh(gram[:-1, :-1] / samples - torch.outer(mean, mean))
+        found = FullSpectrum(gram[:-1, :-1] / samples - torch.outer(mean, mean))
+        values = found.values
         noise = max(float(-values.min()), 1e-6 * float(values.max()))
         if regulariser is None:
             regulariser = noise
         class_means = self.products[:, :-1] / self.products[:, -1:].clamp_min(1)
         centre = class_means.mean(dim=0)
-        projected = (class_means - centre) @ vectors
+        projected = found.project(class_means - centre)
         scaled = projected / (torch.where(values > noise, values, 0.0) + regulariser)
         lengths = (scaled * projected).sum(dim=1, keepdim=True).sqrt()
-        weight = (scaled / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)) @ vectors.T
+        weight = found.combine(scaled / lengths.clamp_min(torch.finfo(lengths.dtype).tiny))
         self.weight.copy_(weight)
         self.bias.copy_(-weight @ centre)
         return regulariser
@@ -217,79 +268,42 @@ class RidgeHead(Head):
         Returns:
             The regulariser used.
         """
-        gram, products = unpack(self.gram, self.weight.shape[1] + 1), self.products
-        samples = gram[-1, -1]
+        samples = self.gram[-1]
         if not samples:
             self.weight.zero_()
             self.bias.zero_()
             return float(CANDIDATES[-1]) if regulariser is None else regulariser
-        mean, means = gram[:-1, -1] / samples, products[:, -1] / samples
-        covariance = gram[:-1, :-1] / samples - torch.outer(mean, mean)
-        scale = covariance.diagonal().clamp_min(0).sqrt()
-        scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.inf)  # a constant feature says nothing
-        correlation = covariance / torch.outer(scale, scale)
-        cross = (products[:, :-1] / samples - torch.outer(means, mean)) / scale  # [R, D]
+        correlation, mean, scale = self._standardised()
+        means = self.products[:, -1] / samples
+        cross = (self.products[:, :-1] / samples - torch.outer(means, mean)) / scale  # [R, D]
         if regulariser is None:
-            values, vectors = torch.linalg.eigh(correlation)
-            values, projected = values.clamp_min(0), cross @ vectors
+            found = spectrum(correlation, rank=int(self.counts.sum()) - 1)
+            values, projected = found.values.clamp_min(0), found.project(cross)
             variance = (means - means.square()).sum()  # of one-hot labels
-            regulariser = self._least_error(values, projected, variance, self._effective_samples())
-            weight = (projected / (values + regulariser)) @ vectors.T / scale
+            regulariser = least_error(values, projected, variance, self._effective_samples())
+            weight = found.combine(projected / (values + regulariser)) / scale
         else:
-            weight = torch.cholesky_solve(cross.T, _cholesky(correlation, regulariser)).T / scale
+            weight = torch.cholesky_solve(cross.T, cholesky(correlation, regulariser)).T / scale
         self.weight.copy_(weight)
         self.bias.copy_(means - weight @ mean)
         return regulariser
+
+    def _standardised(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the features' correlations Tensor[D, D], their means, and their deviations, of constant ones infinite.
+
+        A constant feature says nothing; its correlations are 0.
+        """
+        gram = unpack(self.gram, self.weight.shape[1] + 1)
+        mean = gram[:-1, -1] / gram[-1, -1]
+        covariance = gram[:-1, :-1] / gram[-1, -1]
+        del gram  # two matrices at a time
+        covariance -= torch.outer(mean, mean)
+        scale = covariance.diagonal().clamp_min(0).sqrt()
+        scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.inf)
+        covariance /= torch.outer(scale, scale)
+        return covariance, mean, scale
 
     def _effective_samples(self) -> float:
         """Return (sum of weights)^2 / sum of squared weights (Kish, 1965): few heavy samples tell less than many."""
         weights = self.sample_weight
         return float((self.counts * weights).sum().square() / (self.counts * weights.square()).sum())
-
-    @staticmethod
-    def _least_error(values: Tensor, projected: Tensor, variance: Tensor, samples: float) -> float:
-        """Return the candidate with the least (residual sum of squares) / (1 - degrees of freedom / samples)^2.
-
-        The residual is that of least squares plus what shrinking adds: two sums of positive terms, where the textbook
-        form is a small difference of large numbers.
-        """
-        candidates = CANDIDATES.to(values.device).unsqueeze(1)
-        spanned = values > 1e-10 * values.max()
-        explained = projected.square().sum(dim=0)[spanned] / values[spanned]
-        shrinkage = candidates / (values[spanned] + candidates)  # [candidates, directions]
-        residual = (variance - explained.sum()).clamp_min(0) + (explained * shrinkage.square()).sum(dim=1)
-        left = 1 - (1 + (1 - shrinkage).sum(dim=1)) / samples
-        error = torch.where(left > 0, residual / left.square(), torch.inf)
-        return float(CANDIDATES[int(error.argmin())])
-
-
-def _cholesky(correlation: Tensor, regulariser: float) -> Tensor:
-    """Return the lower factor of a correlation matrix plus a diagonal, with jitter if rounding made it indefinite."""
-    factor = correlation
-    for jitter in (0.0, *JITTERS):
-        diagonal = torch.full_like(correlation[0], regulariser + jitter)
-        factor, failed = torch.linalg.cholesky_ex(correlation + torch.diag(diagonal))
-        if not failed:
-            break
-    return factor
-
-
-def pack(matrix: Tensor) -> Tensor:
-    """Return the upper triangle of a symmetric matrix Tensor[N, N] as a vector: half of it is all that need travel."""
-    row, column = torch.triu_indices(*matrix.shape)
-    return matrix[row, column]
-
-
-def upper(triangle: Tensor, size: int) -> Tensor:
-    """Return the upper triangle that `pack` took, Tensor[N, N], with zeros below: three times faster than `unpack`."""
-    matrix = triangle.new_zeros(size, size)
-    return matrix.masked_scatter_(torch.ones_like(matrix, dtype=torch.bool).triu_(), triangle)
-
-
-def unpack(triangle: Tensor, size: int) -> Tensor:
-    """Return the symmetric matrix Tensor[N, N] that `pack` flattened."""
-    row, column = torch.triu_indices(size, size)
-    matrix = triangle.new_zeros(size, size)
-    matrix[row, column] = triangle
-    matrix[column, row] = triangle
-    return matrix

@@ -70,6 +70,29 @@ def obstacle_to_sums(
     return ""
 
 
+def obstacle_to_thin_sums(factor: Tensor, products: Tensor, weights: Tensor, weighted: Tensor) -> str:
+    """Say why no samples have these sums of a `RidgeHead` whose Gram matrix came as a thin factor; empty if some have.
+
+    The Gram matrix is made of the factor and the products, so that it fits them, and no eigenvalue of it is negative.
+
+    Args:
+        factor: Tensor[K, D], float64, finite.
+        products: Tensor[R, D + 1], float64, finite.
+        weights: w of each row's class, Tensor[R].
+        weighted: w n of each row's class, Tensor[R].
+    """
+    total = float(weighted.sum())
+    if (products[:, -1] - weighted).abs().max() > TOLERANCE * total:
+        return "the number of samples in the sums differs from 'class_counts'"
+    absent = products[weighted == 0]
+    if absent.numel() and absent.abs().max() > 0:
+        return "'products' is not 0 for classes without samples"
+    between = products[:, :-1].square() / torch.where(weighted > 0, weighted, torch.inf).unsqueeze(1)
+    if (factor.square().sum(dim=0) + between.sum(dim=0)).max() > LARGEST**2 * (total + float(weights.max())):
+        return f"a sum is too large for samples whose features are at most {LARGEST:g}"
+    return ""
+
+
 def _indefinite(
     gram: Tensor, products: Tensor, weighted: Tensor, squares: Tensor, within: float, rounding: float
 ) -> bool:

@@ -13,18 +13,18 @@ from dynammo_core.plan import Stage
 from dynammo_core.support.errors import ProtocolError, unknown_name
 from dynammo_core.wire.compression import packed_form, unpack
 from dynammo_core.wire.compression.base import Codec
-from dynammo_core.wire.protocol import MOST, NEVER_NEGATIVE, Numbers, Report, lengths_of, names_up, numbers_of
+from dynammo_core.wire.protocol import MOST, NEVER_NEGATIVE, Numbers, Report, lengths_of, numbers_of
 from dynammo_core.wire.report_contents import check_counts, check_tensors, check_tests
+from dynammo_core.wire.sums_form import THIN, WHOLE, SumsForm, whole
 
 
-def check_packed(report: Report, stage: Stage, model: IncrementalModel, codec: Codec) -> None:
+def check_packed(report: Report, stage: Stage, model: IncrementalModel, codec: Codec, sums: SumsForm = THIN) -> None:
     """Refuse a report whose packed tensors differ in name, type or shape from what the codec makes of those declared.
 
     Raises:
         ProtocolError: a tensor is undeclared, missing, or of another type or shape.
     """
-    state = model.state_dict()
-    form = packed_form(codec, {} if report.abstained else {name: state[name] for name in names_up(model, stage)})
+    form = packed_form(codec, _declared(report, stage, model, sums))
     same_names("tensor", set(report.weights), set(form))
     for name, tensor in report.weights.items():
         dtype, shape = form[name]
@@ -47,18 +47,20 @@ def opened_report(
     most: int = MOST,
     private: bool = False,
     secure: bool = False,
+    sums: SumsForm = THIN,
 ) -> Report:
     """Unpack a site's report and check it packed and unpacked; `sent` is what the site was sent in this step.
 
-    The other arguments are those of `check_report`.
+    The other arguments are those of `check_report`. In the report that is returned, Gram matrices are whole.
 
     Raises:
         ProtocolError: `check_packed` or `check_report` refuses the report.
     """
-    check_packed(report, stage, model, codec)
+    _check_forms({name: report.numbers[name] for name in report.numbers if name == "class_counts"}, classes)
+    check_packed(report, stage, model, codec, WHOLE if private or secure else sums)
     report = replace(report, weights=unpack(codec, report.weights, sent))
-    check_report(report, stage, model, classes, seen, most=most, private=private, secure=secure)
-    return report
+    check_report(report, stage, model, classes, seen, most=most, private=private, secure=secure, sums=sums)
+    return replace(report, weights=whole(report.weights, model))
 
 
 def check_report(
@@ -72,6 +74,7 @@ def check_report(
     private: bool = False,
     secure: bool = False,
     own: bool = False,
+    sums: SumsForm = THIN,
 ) -> None:
     """Refuse a report that does not hold exactly what the stage declares, or that no images could give; at both ends.
 
@@ -85,13 +88,14 @@ def check_report(
         private: whether training images are protected one by one, see `PRIVATE_NUMBERS`.
         secure: whether the report is one that leaves openly under secure aggregation, without any count of images.
         own: whether the caller is the site that made the tensors; then the slow factorisation of sums is left out.
+        sums: how Gram matrices travel, unless they are noised or masked.
 
     Raises:
         ProtocolError: a tensor or number is undeclared, missing, of another shape or type, not finite, or impossible
             for so many samples.
     """
-    state = model.state_dict()
-    declared = {name: state[name] for name in names_up(model, stage)} if not report.abstained else {}
+    _check_forms({name: report.numbers[name] for name in report.numbers if name == "class_counts"}, classes)
+    declared = _declared(report, stage, model, WHOLE if private or secure else sums)
     same_names("tensor", set(report.weights), set(declared))
     for name, tensor in report.weights.items():
         if tensor.shape != declared[name].shape or tensor.dtype != declared[name].dtype:
@@ -121,6 +125,12 @@ def check_report(
                 "an answer without samples contains tensors", accepted="an answer that abstains, without tensors"
             )
         check_tensors(report.weights, stage, model, report.class_counts, noised=private, own=own)
+
+
+def _declared(report: Report, stage: Stage, model: IncrementalModel, sums: SumsForm) -> dict[str, Tensor]:
+    """Return tensors such as the report must hold, by name; its counts have the right form, if it has any."""
+    counts = report.class_counts if "class_counts" in report.numbers else None
+    return {} if report.abstained else sums.declared(model, stage, counts)
 
 
 def _check_forms(numbers: Numbers, classes: int) -> None:

@@ -106,11 +106,10 @@ def check_tensors(
             raise ProtocolError(
                 f"tensor {name!r} contains {low:.3g}", accepted="0 or more, since it contains variances or squares"
             )
-    sign = -1 if stage.action is Action.FORGET else 1
     for prefix, head in heads_by_prefix(model).items():
-        tensors = {
-            name.removeprefix(prefix): sign * tensor for name, tensor in weights.items() if name.startswith(prefix)
-        }
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        if stage.action is Action.FORGET:
+            tensors = {name: -tensor for name, tensor in tensors.items()}
         if tensors and (obstacle := head.obstacle(tensors, class_counts, noised=noised, own=own, rounding=rounding)):
             raise ProtocolError(f"tensors {prefix}*: {obstacle}")
 

@@ -162,6 +162,7 @@ class Asking:
             most=self._experiment.most_samples(site, step.stage.action),
             private=self._experiment.protects_images,
             secure=self._federation.secure_aggregation,
+            sums=self._experiment.sums_form,
         )
 
     def _check_total(self, step: Step, model: IncrementalModel, answers: Answers) -> None:

@@ -17,7 +17,7 @@ from small_runs import events, run_small, small_config
 
 from client.app import app
 from dynammo_core.configuration.config import Scalar
-from dynammo_core.models.ridge import pack, unpack
+from dynammo_core.models.gram import pack, unpack
 from dynammo_core.support.errors import ProtocolError, RunError
 from simulations.engines.local_grid import LocalGrid
 
@@ -116,10 +116,12 @@ def times_of_classes(times: float) -> Lie:
 FIT: Where = ("dynammo", "adapt", {})
 RECALIBRATED: Where = ("dynammo", "recalibrate", {})
 KEPT: Where = ("dynammo", "remember", {})
-STREAMED: Where = ("streaming_ridge", "sum", {})
+MANY: Mapping[str, Scalar] = {"method.multi_scale": False, "data.train_per_class": 80}  # no thin factor is shorter
+STREAMED: Where = ("streaming_ridge", "sum", MANY)
+THIN: Where = ("streaming_ridge", "sum", {})
 TESTED: Where = ("streaming_ridge", "evaluate", {})
 COUNTED: Where = ("ridge", "count", {})
-BALANCED: Where = ("ridge", "sum", {})
+BALANCED: Where = ("ridge", "sum", MANY)
 FISHER: Where = ("dynammo", "fisher", {"method.merge": "fisher"})
 MEANS: Where = ("icarl", "means", {})
 NOISED: Where = (
@@ -182,6 +184,19 @@ LIES: Mapping[str, tuple[Where, Mapping[str, Lie]]] = {
             "products that do not add up": send(".products", lambda p: at(3, 7.0)(p)),
             "classes farther apart than all samples": send(".products", apart),
             "sums of a billion samples, all alike": times_of_classes(1e8),
+        },
+    ),
+    "thin": (
+        THIN,
+        {
+            "a factor of 1e300": send(".gram", everywhere(1e300)),
+            "a factor that is not finite": send(".gram", at(0, math.nan)),
+            "features of a million": send(".gram", everywhere(1e6)),
+            "a factor of more images": send(".gram", lambda factor: np.concatenate([factor, factor[:1]])),
+            "a triangle in place of a factor": send(".gram", lambda factor: np.zeros(121 * 122 // 2)),
+            "products of -1": send(".products", everywhere(-1.0)),
+            "counts of a tenth": send(".counts", lambda counts: counts / 10),
+            "other numbers of images than it says": say(class_counts=lambda counts: [2 * n for n in counts]),
         },
     ),
     "counted": (

@@ -28,6 +28,7 @@ from dynammo_core.scoring.evaluation import embed_samples
 from dynammo_core.support.seeding import seeded_generator, seeded_initialisation
 from dynammo_core.training import fit, shuffled, train_only
 from dynammo_core.wire.protocol import names_up
+from dynammo_core.wire.sums_form import whole
 
 STREAM = TaskStream(((0, 1), (2, 3), (4, 5), (6, 7)))
 CLASS_COUNT = 8
@@ -134,7 +135,7 @@ class Bench:
             halves = [images.subset(range(start, len(images), 2)) for start in range(2)]
             batches = [(self.inputs(stage, half), half.labels) for half in halves if len(half)]
             sums = stage.computes(self.model.eval(), batches)
-            updates.append(Update(sums, images.class_counts(CLASS_COUNT)))
+            updates.append(Update(whole(sums, self.model), images.class_counts(CLASS_COUNT)))
         rows, summed = head_rows(self.model), summed_names(self.model)
         merged = class_aware_mean(updates, rows, self.model.state_dict(), summed)
         self.model.load_state_dict(merged, strict=False)

@@ -11,8 +11,10 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from dynammo_core.models.gram import pack, unpack
 from dynammo_core.models.heads import head_rows, summed_names
-from dynammo_core.models.ridge import CANDIDATES, RidgeHead, pack, unpack
+from dynammo_core.models.ridge import RidgeHead
+from dynammo_core.models.spectrum import CANDIDATES
 
 ROWS = (4, 7, 2)
 DIM = 6

@@ -31,7 +31,7 @@ def pack(codec: Codec, weights: Tensors, sent: Tensors) -> dict[str, Tensor]:
     return {
         f"{name}{part}": tensor
         for name, whole in weights.items()
-        for part, tensor in codec.encode(whole, sent.get(name, torch.zeros_like(whole))).items()
+        for part, tensor in codec.encode(whole, sent.get(name, whole.new_zeros(()).expand_as(whole))).items()
     }
 
 
