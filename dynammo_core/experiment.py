@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -76,7 +77,8 @@ class Experiment:
     @cached_property
     def stream(self) -> TaskStream:
         """Return the stream of tasks: which classes arrive with which task."""
-        return build_task_stream(self.config.tasks, self.classes, self.config.seed)
+        stream = build_task_stream(self.config.tasks, self.classes, self.config.seed)
+        return replace(stream, names=self.class_names)
 
     @cached_property
     def partition(self) -> SitePartition:

@@ -12,9 +12,15 @@ from dynammo_core.support.errors import ConfigError
 
 @dataclass(frozen=True)
 class TaskStream:
-    """Tasks 0..T-1, each a tuple of class indices; no class arrives twice."""
+    """Tasks 0..T-1, each a tuple of class indices; no class arrives twice.
+
+    Attributes:
+        tasks: the classes that arrive with each.
+        names: of all classes, by index; empty if they are not known.
+    """
 
     tasks: tuple[tuple[int, ...], ...]
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -26,6 +32,10 @@ class TaskStream:
     def seen(self, task: int) -> tuple[int, ...]:
         """Return the classes of tasks 0..task, in the order of their arrival."""
         return tuple(label for classes in self.tasks[: task + 1] for label in classes)
+
+    def name_of(self, label: int) -> str:
+        """Return the name of a class, or its index if names are not known."""
+        return self.names[label] if self.names else str(label)
 
     def task_of(self, label: int) -> int:
         """Return the task with which a class arrives.

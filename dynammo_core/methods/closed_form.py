@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import partial
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from dynammo_core.configuration.privacy import PrivacySettings
 from dynammo_core.configuration.settings import MethodSettings
 from dynammo_core.data.task_stream import TaskStream
+from dynammo_core.methods.base import Method
 from dynammo_core.methods.decisions import CLASSES, DecisionRule, Prediction
 from dynammo_core.methods.governance import Governance
-from dynammo_core.methods.rehearsal import new_and_exemplars, new_images
 from dynammo_core.models.backbones import Backbone
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, MultiScaleBackbone, Pooling
-from dynammo_core.models.ridge import MOST_WEIGHT, RidgeHead
-from dynammo_core.models.ridge_checks import MOST_NOISED_WEIGHT
-from dynammo_core.plan import Archive, Batch, Computes, ComputesPrivately, Stage, Summarise, SumNoise, WeighedBatch
+from dynammo_core.models.ridge import RidgeHead
+from dynammo_core.plan import (
+    Archive,
+)
+from dynammo_core.support.errors import ConfigError, nearest_match
+
+Prior: TypeAlias = Literal["equal", "observed"] | dict[str, Annotated[float, Field(gt=0)]]
 
 HEAD = f"heads.{CLASSES}"
-COUNTS = (f"{HEAD}.counts",)
-GRAM = f"{HEAD}.gram"
-SUMS = (*COUNTS, GRAM, f"{HEAD}.products")
 ANSWERS = (f"{HEAD}.weight", f"{HEAD}.bias")
 """Patterns of the tensors that answer; they are solved from the sums."""
 
@@ -51,15 +50,18 @@ class ClosedFormSettings(MethodSettings):
         gt=0,
         description="regulariser of the ridge regression; null: chosen by generalised cross-validation on the sums",
     )
+    prior: Prior = Field(
+        default="equal",
+        description="how frequent the classifier takes each class to be; equal: all the same, so that rare ones are "
+        "recognised as well as common ones; observed: as in the training images; or a share for each class, by name",
+    )
 
 
 def by_example_alone(params: ClosedFormSettings, mechanism: str) -> str:
-    """Explain why sums cannot be private by client; empty for `example`."""
-    return (
-        ""
-        if mechanism == "example"
-        else "its sums over samples have no mean over sites; set privacy.mechanism: example"
-    )
+    """Explain why sums cannot be private by client, or under another prior; empty for `example`."""
+    if mechanism != "example":
+        return "its sums over samples have no mean over sites; set privacy.mechanism: example"
+    return "" if params.prior == "equal" else "noised sums are solved for equal classes alone; set method.prior: equal"
 
 
 SUMS_GOVERNANCE = Governance(obstacle_to_privacy=by_example_alone)
@@ -79,8 +81,12 @@ def grow_scales(params: ClosedFormSettings, model: IncrementalModel, task: int) 
 
 
 def grow_ridge(model: IncrementalModel, stream: TaskStream, task: int) -> None:
-    """Give the model a classifier of all classes seen so far, whose sums start from nothing."""
-    model.heads[CLASSES] = RidgeHead(model.feature_dim, stream.seen(task))
+    """Give the model a classifier of all classes so far, whose sums start from nothing, with the weights it had."""
+    head = RidgeHead(model.feature_dim, stream.seen(task))
+    if CLASSES in model.heads:
+        earlier = ridge_head(model).sample_weight
+        head.sample_weight[: len(earlier)] = earlier
+    model.heads[CLASSES] = head
 
 
 def ridge_head(model: IncrementalModel) -> RidgeHead:
@@ -112,172 +118,37 @@ class LargestLabel(DecisionRule):
         return replace(super().predict(model, features), known=known)
 
 
-def balanced_sums(
-    params: ClosedFormSettings, privacy: PrivacySettings, needed: tuple[str, ...] = ()
-) -> tuple[Stage, ...]:
-    """List the stages that sum over exemplars and new images so that each class weighs the same.
-
-    Sites first count, then sum with weights that the server makes of the counts. The result is that of pooling all
-    sites' exemplars and new images, whatever the split.
-
-    Args:
-        params: of the method.
-        privacy: of the experiment.
-        needed: patterns of the tensors that a site must be sent before it can compute features.
-    """
-    count = Summarise(
-        "count",
-        down=needed,
-        up=COUNTS,
-        inputs="features",
-        learns_from=new_and_exemplars,
-        computes=counts(),
-        computes_privately=paid_counts,
-        counts_alone=True,
-        finish=partial(balance_classes, privacy),
-    )
-    add = Summarise(
-        "sum",
-        down=(*needed, f"{HEAD}.sample_weight"),
-        up=SUMS,
-        inputs="features",
-        learns_from=new_and_exemplars,
-        check_received=partial(check_weights, privacy),
-        computes=sums(),
-        computes_privately=noised_sums(privacy.feature_norm),
-        finish=partial(solve, params, privacy),
-    )
-    return count, add
-
-
-def streamed_sums(params: ClosedFormSettings, privacy: PrivacySettings, needed: tuple[str, ...] = ()) -> Stage:
-    """Make the stage that sums over every image once, at its site, in the task with which its class reaches the site.
-
-    The server keeps the totals, so that withdrawn records can be subtracted again. The arguments are those of
-    `balanced_sums`.
-    """
-    return Summarise(
-        "sum",
-        down=needed,
-        up=SUMS,
-        inputs="features",
-        learns_from=new_images,
-        computes=sums(),
-        computes_privately=noised_sums(privacy.feature_norm),
-        finish=partial(add_to_totals, params, privacy),
-        correct=partial(add_to_totals, params, privacy, corrects=True),
-    )
-
-
-def counts() -> Computes:
-    """Make a function that returns the number of a site's images of each class."""
-
-    def compute(model: IncrementalModel, batches: Iterable[Batch]) -> dict[str, Tensor]:
-        head = ridge_head(model)
-        for _, labels in batches:
-            rows = head.targets(labels)
-            head.counts.index_add_(0, rows, torch.ones_like(rows, dtype=torch.float64))
-        return {name: model.state_dict()[name] for name in COUNTS}
-
-    return compute
-
-
-def sums() -> Computes:
-    """Make a function that returns the sums of a site's images, the Gram matrix as a thin factor if that is shorter."""
-
-    def compute(model: IncrementalModel, batches: Iterable[Batch]) -> dict[str, Tensor]:
-        factor = ridge_head(model).add_thinly(batches)
-        state = model.state_dict()
-        found = {name: state[name] for name in SUMS}
-        return found if factor is None else {**found, GRAM: factor}
-
-    return compute
-
-
-def noised_sums(bound: float) -> ComputesPrivately:
-    """Make the private twin of `sums`: features no longer than `bound`, and noise on the sums."""
-
-    def compute(
-        model: IncrementalModel, batches: Iterable[WeighedBatch], counts: Mapping[int, int], noise: SumNoise
-    ) -> dict[str, Tensor]:
-        head = ridge_head(model)
-        head.add_all((_shortened(features, bound), labels, weights) for features, labels, weights in batches)
-        head.blur(counts, bound, noise)
-        state = model.state_dict()
-        return {name: state[name] for name in SUMS}
-
-    return compute
-
-
-def _shortened(features: Tensor, bound: float) -> Tensor:
-    """Return features Tensor[B, D] no longer than a bound, float64."""
-    # One image whose features overflow would tell of itself by making the whole sum NaN.
-    finite = features.double().masked_fill(~features.isfinite().all(dim=1, keepdim=True), 0.0)
-    shortened: Tensor = finite * (bound / finite.norm(dim=1, keepdim=True)).clamp_max(1)
-    return shortened
-
-
-def paid_counts(
-    model: IncrementalModel, batches: Iterable[WeighedBatch], counts: Mapping[int, int], noise: SumNoise
-) -> dict[str, Tensor]:
-    """Return the private twin of `counts`: numbers that are noised already, and no image's."""
-    head = ridge_head(model)
-    head.counts.copy_(torch.tensor([counts.get(row, 0) for row in head.rows]))
-    return {name: model.state_dict()[name] for name in COUNTS}
-
-
-def balance_classes(privacy: PrivacySettings, model: IncrementalModel, archive: Archive, task: int) -> None:
-    """Weigh each sample of a class by n / (C n_c), so that all classes weigh the same in the sums to come.
-
-    Under privacy the weights are divided by the largest, which changes no answer: noise is made for weights of at most
-    1.
-    """
-    head = ridge_head(model)
-    present = head.counts > 0
-    balanced = head.counts.sum() / (present.sum() * head.counts.clamp_min(1))
-    if privacy.mechanism != "none" and present.any():
-        balanced = balanced / balanced[present].max()
-    head.sample_weight.copy_(torch.where(present, balanced, 1.0))
-
-
-def check_weights(privacy: PrivacySettings, model: IncrementalModel) -> None:
-    """Refuse, at a site, weights of samples out of their range, which noise is made for."""
-    ridge_head(model).check_weights(MOST_WEIGHT if privacy.mechanism == "none" else MOST_NOISED_WEIGHT)
-
-
-def add_to_totals(
-    params: ClosedFormSettings,
-    privacy: PrivacySettings,
-    model: IncrementalModel,
-    archive: Archive,
-    task: int,
-    *,
-    corrects: bool = False,
-) -> None:
-    """Add the totals of all images so far to the sums that the sites brought, keep them, and solve.
-
-    Args:
-        params: of the method.
-        privacy: of the experiment.
-        model: holds the new sums; or, if it `corrects`, the negative sums of withdrawn records.
-        archive: holds the totals, of the classes seen before.
-        task: of the plan.
-        corrects: whether records leave the totals, which may leave a class without any.
-    """
-    state = model.state_dict()
-    for name in SUMS:
-        if name in archive:
-            earlier = archive[name]
-            state[name][tuple(slice(size) for size in earlier.shape)] += earlier
-    if corrects:
-        ridge_head(model).clear_absent()
-    archive.update({name: state[name].clone() for name in SUMS})
-    solve(params, privacy, model, archive, task)
-
-
-def solve(
-    params: ClosedFormSettings, privacy: PrivacySettings, model: IncrementalModel, archive: Archive, task: int
-) -> None:
+def solve(method: Method[Any], model: IncrementalModel, archive: Archive, task: int) -> None:
     """Solve the classifier from the sums, noised or not."""
-    head = ridge_head(model)
-    (head.solve if privacy.mechanism == "none" else head.solve_noised)(params.regulariser)
+    head, params = ridge_head(model), method.params
+    if method.privacy.mechanism == "none":
+        head.solve(params.regulariser, shares(params.prior, head, method.stream))
+    else:
+        head.solve_noised(params.regulariser)
+
+
+def check_prior(prior: Prior, stream: TaskStream) -> None:
+    """Refuse shares of classes that leave out a class, or name one that does not take part.
+
+    Raises:
+        ConfigError: they do; the message says which.
+    """
+    if isinstance(prior, str):
+        return
+    named = [stream.name_of(label) for label in stream.seen(len(stream))]
+    for one, others, what in (
+        *((name, prior, "does not name the class") for name in named if name not in prior),
+        *((name, named, "names an unknown class") for name in prior if name not in named),
+    ):
+        accepted = f"a share for each of {', '.join(map(repr, named))}"
+        raise ConfigError(f"method.prior {what} {one!r}{nearest_match(one, others)}", accepted=accepted)
+
+
+def shares(prior: Prior, head: RidgeHead, stream: TaskStream) -> Tensor:
+    """Return how frequent each row's class is taken to be, Tensor[R]: 1 in all, and 0 for one without samples."""
+    if isinstance(prior, str):
+        wanted = torch.ones_like(head.counts) if prior == "equal" else head.counts
+    else:
+        wanted = head.counts.new_tensor([prior[stream.name_of(row)] for row in head.rows])
+    wanted = torch.where(head.counts > 0, wanted, 0.0)
+    return wanted / wanted.sum().clamp_min(torch.finfo(wanted.dtype).tiny)

@@ -15,9 +15,9 @@ from dynammo_core.methods.adapters import grow_auxiliary
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.closed_form import (
     LargestLabel,
-    balanced_sums,
     grow_ridge,
 )
+from dynammo_core.methods.closed_form_sums import balanced_sums
 from dynammo_core.methods.governance import Governance
 from dynammo_core.methods.merged_adapters import (
     MergeSettings,
@@ -67,6 +67,6 @@ class DynaMMoRidge(Method[DynaMMoRidgeSettings]):
         return (
             *adapt_and_merge(self.params, self.stream, task),
             *recalibrate(self.params, task),
-            *balanced_sums(self.params, self.privacy, NEEDED),
+            *balanced_sums(self, NEEDED),
             Remember(down=self.deployed),
         )

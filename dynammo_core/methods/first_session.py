@@ -18,8 +18,8 @@ from dynammo_core.methods.base import Method
 from dynammo_core.methods.closed_form import (
     LargestLabel,
     grow_ridge,
-    streamed_sums,
 )
+from dynammo_core.methods.closed_form_sums import streamed_sums
 from dynammo_core.methods.governance import Governance
 from dynammo_core.models.incremental_model import IncrementalModel, Pooling
 from dynammo_core.plan import Stage
@@ -56,5 +56,5 @@ class FirstSession(Method[FirstSessionSettings]):
         grow_ridge(model, self.stream, task)
 
     def stages(self, task: int) -> Sequence[Stage]:
-        total = streamed_sums(self.params, self.privacy, NEEDED)
-        return (total,) if task else (adapt(self.params, self.stream.classes(task)), total)
+        sums = streamed_sums(self, NEEDED)
+        return sums if task else (adapt(self.params, self.stream.classes(task)), *sums)

@@ -10,10 +10,10 @@ from dynammo_core.methods.closed_form import (
     SUMS_GOVERNANCE,
     ClosedFormSettings,
     LargestLabel,
-    balanced_sums,
     grow_ridge,
     grow_scales,
 )
+from dynammo_core.methods.closed_form_sums import balanced_sums
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Remember, Stage
 
@@ -33,4 +33,4 @@ class Ridge(Method[ClosedFormSettings]):
         grow_ridge(model, self.stream, task)
 
     def stages(self, task: int) -> Sequence[Stage]:
-        return (*balanced_sums(self.params, self.privacy), Remember(down=self.deployed))
+        return (*balanced_sums(self), Remember(down=self.deployed))

@@ -13,8 +13,8 @@ from dynammo_core.methods.closed_form import (
     LargestLabel,
     grow_ridge,
     grow_scales,
-    streamed_sums,
 )
+from dynammo_core.methods.closed_form_sums import streamed_sums
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Stage
 
@@ -39,4 +39,4 @@ class StreamingRidge(Method[ClosedFormSettings]):
         grow_ridge(model, self.stream, task)
 
     def stages(self, task: int) -> Sequence[Stage]:
-        return (streamed_sums(self.params, self.privacy),)
+        return streamed_sums(self)

@@ -13,7 +13,7 @@ from torch import Tensor
 from dynammo_core.models.gram import pack, thin_factor, travelling_shape, triangle_of, unpack, upper
 from dynammo_core.models.heads import Head
 from dynammo_core.models.ridge_checks import MOST_NOISED_WEIGHT, obstacle_to_sums, obstacle_to_thin_sums
-from dynammo_core.models.spectrum import CANDIDATES, FullSpectrum, cholesky, least_error, spectrum
+from dynammo_core.models.ridge_solution import Solution, ridge_solution, shrunken_discriminant
 from dynammo_core.support.errors import ProtocolError
 
 GRAM_SHARE = 0.1
@@ -208,37 +208,6 @@ class RidgeHead(Head):
         gram[-1, -1] = weighted.sum()
         self.gram.copy_(pack(gram))
 
-    @torch.no_grad()
-    def solve_noised(self, regulariser: float | None = None) -> float:
-        """Set weight and bias from sums that `blur` noised: the shrunken linear discriminant, which noise hurts less.
-
-        A row's weight is A d of Mahalanobis length 1, (d^T A d)^(1/2), with d the class's mean minus the mean of all
-        classes' means, and A the inverse of the regularised covariance. Ridge regression, if much shrinks, answers with
-        its bias, which depends only on noised numbers of images; and standardising would take for large what is small.
-        A true covariance has no negative eigenvalue, and noise moves eigenvalues down as far as up (Wigner): the lowest
-        says how large the noise is. What is not above it counts as 0, and it is the regulariser by default.
-
-        Returns:
-            The regulariser used, in units of the covariance.
-        """
-        gram = unpack(self.gram, self.weight.shape[1] + 1)
-        samples = gram[-1, -1].clamp_min(1)
-        mean = gram[:-1, -1] / samples
-        found = FullSpectrum(gram[:-1, :-1] / samples - torch.outer(mean, mean))
-        values = found.values
-        noise = max(float(-values.min()), 1e-6 * float(values.max()))
-        if regulariser is None:
-            regulariser = noise
-        class_means = self.products[:, :-1] / self.products[:, -1:].clamp_min(1)
-        centre = class_means.mean(dim=0)
-        projected = found.project(class_means - centre)
-        scaled = projected / (torch.where(values > noise, values, 0.0) + regulariser)
-        lengths = (scaled * projected).sum(dim=1, keepdim=True).sqrt()
-        weight = found.combine(scaled / lengths.clamp_min(torch.finfo(lengths.dtype).tiny))
-        self.weight.copy_(weight)
-        self.bias.copy_(-weight @ centre)
-        return regulariser
-
     def clear_absent(self) -> None:
         """Set the products of classes without samples to 0, if subtracting left a rounding error in them."""
         self.products[self.counts == 0] = 0
@@ -246,55 +215,18 @@ class RidgeHead(Head):
             self.gram.zero_()
 
     @torch.no_grad()
-    def solve(self, regulariser: float | None = None) -> float:
-        """Set weight and bias to the ridge solution on standardised features; the bias is not penalised.
+    def solve(self, regulariser: float | None = None, shares: Tensor | None = None) -> float:
+        """Set weight and bias to the ridge solution of the sums, and return the regulariser used (`ridge_solution`)."""
+        return self._answer_by(
+            ridge_solution(self.gram, self.products, self.counts, self.sample_weight, regulariser, shares)
+        )
 
-        Without any sample both are 0.
+    @torch.no_grad()
+    def solve_noised(self, regulariser: float | None = None) -> float:
+        """Set weight and bias from sums that `blur` noised, by `shrunken_discriminant`; return the regulariser used."""
+        return self._answer_by(shrunken_discriminant(self.gram, self.products, regulariser))
 
-        Args:
-            regulariser: times the number of samples; by default the candidate with the least generalised
-                cross-validation error (Golub, Heath and Wahba, 1979), which needs nothing but the sums, and all their
-                eigenvalues: a given regulariser is solved many times faster.
-
-        Returns:
-            The regulariser used.
-        """
-        samples = self.gram[-1]
-        if not samples:
-            self.weight.zero_()
-            self.bias.zero_()
-            return float(CANDIDATES[-1]) if regulariser is None else regulariser
-        correlation, mean, scale = self._standardised()
-        means = self.products[:, -1] / samples
-        cross = (self.products[:, :-1] / samples - torch.outer(means, mean)) / scale  # [R, D]
-        if regulariser is None:
-            found = spectrum(correlation, rank=int(self.counts.sum()) - 1)
-            values, projected = found.values.clamp_min(0), found.project(cross)
-            variance = (means - means.square()).sum()  # of one-hot labels
-            regulariser = least_error(values, projected, variance, self._effective_samples())
-            weight = found.combine(projected / (values + regulariser)) / scale
-        else:
-            weight = torch.cholesky_solve(cross.T, cholesky(correlation, regulariser)).T / scale
-        self.weight.copy_(weight)
-        self.bias.copy_(means - weight @ mean)
-        return regulariser
-
-    def _standardised(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the features' correlations Tensor[D, D], their means, and their deviations, of constant ones infinite.
-
-        A constant feature says nothing; its correlations are 0.
-        """
-        gram = unpack(self.gram, self.weight.shape[1] + 1)
-        mean = gram[:-1, -1] / gram[-1, -1]
-        covariance = gram[:-1, :-1] / gram[-1, -1]
-        del gram  # two matrices at a time
-        covariance -= torch.outer(mean, mean)
-        scale = covariance.diagonal().clamp_min(0).sqrt()
-        scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.inf)
-        covariance /= torch.outer(scale, scale)
-        return covariance, mean, scale
-
-    def _effective_samples(self) -> float:
-        """Return (sum of weights)^2 / sum of squared weights (Kish, 1965): few heavy samples tell less than many."""
-        weights = self.sample_weight
-        return float((self.counts * weights).sum().square() / (self.counts * weights.square()).sum())
+    def _answer_by(self, solution: Solution) -> float:
+        self.weight.copy_(solution.weight)
+        self.bias.copy_(solution.bias)
+        return solution.regulariser

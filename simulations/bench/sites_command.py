@@ -108,7 +108,7 @@ class Turns:
         return event["task"] == 0 and isinstance(self._experiment.steps[event["step"]].stage, Fit)
 
     def _take_turn(self, index: int) -> None:
-        from client.steps.site_opening import simulated_site
+        from client.hospital.site_opening import simulated_site
 
         from dynammo_core.plan import Fit
         from simulations.bench.plain_loop import plain_round

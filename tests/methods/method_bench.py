@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -132,10 +133,13 @@ class Bench:
         """What the server makes of the sites' answers to a stage."""
         updates = []
         for images in sites:
+            site = deepcopy(self.model).eval()  # a site builds a model of its own, which has summed nothing
+            for name in summed_names(site):
+                site.get_buffer(name).zero_()
             halves = [images.subset(range(start, len(images), 2)) for start in range(2)]
             batches = [(self.inputs(stage, half), half.labels) for half in halves if len(half)]
-            sums = stage.computes(self.model.eval(), batches)
-            updates.append(Update(whole(sums, self.model), images.class_counts(CLASS_COUNT)))
+            sums = stage.computes(site, batches)
+            updates.append(Update(whole(sums, site), images.class_counts(CLASS_COUNT)))
         rows, summed = head_rows(self.model), summed_names(self.model)
         merged = class_aware_mean(updates, rows, self.model.state_dict(), summed)
         self.model.load_state_dict(merged, strict=False)

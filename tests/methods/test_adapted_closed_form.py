@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from method_bench import STREAM, Bench, bench, learn, rehearsal, same, toy_images
 from torch import Tensor
 
-from dynammo_core.data.samples import Samples
 from dynammo_core.methods.closed_form import ridge_head
 from dynammo_core.models.incremental_model import MultiScaleBackbone, ParallelBackbones
 from dynammo_core.models.names import matching, travelling_names
-from dynammo_core.models.ridge import RidgeHead
-from dynammo_core.plan import Stage
 
 QUICK = {"adapt": {"epochs": 2}, "alpha": 0.5}
 
@@ -22,18 +17,6 @@ QUICK = {"adapt": {"epochs": 2}, "alpha": 0.5}
 def adapter_state(made: Bench) -> dict[str, Tensor]:
     tensors = made.model.state_dict()
     return {name: tensors[name].clone() for name in matching(tensors, ["extractor.*adapters.*"])}
-
-
-def add_up(made: Bench, stage: Stage, sites: list[Samples]) -> None:
-    """As the server does with what sites sum, each of which starts from nothing."""
-    totals: dict[str, Tensor] = {}
-    for images in sites:
-        site = copy.deepcopy(made)
-        for name in RidgeHead.summed_tensors:
-            ridge_head(site.model).get_buffer(name).zero_()
-        for name, tensor in site.summarise(stage, [images]).items():
-            totals[name] = totals.get(name, torch.zeros_like(tensor)) + tensor
-    made.model.load_state_dict(totals, strict=False)
 
 
 def names(made: Bench, task: int) -> list[str]:
@@ -63,7 +46,7 @@ def test_classes_weigh_the_same_under_merged_adapters() -> None:
     made.begin(1)
     images = made.stage("sum", 1).learns_from(rehearsal(1))
     for name in ("count", "sum"):
-        add_up(made, made.stage(name, 1), [images])
+        made.summarise(made.stage(name, 1), [images])
         made.finish(name, 1)
     # 12 new images and 3 exemplars of two classes each: 30 images, weights 30 / (4 * 12) and 30 / (4 * 3).
     assert made.head.counts.tolist() == [3, 3, 12, 12]
@@ -87,8 +70,8 @@ def test_the_bare_network_stands_beside(pooling: str, times: int) -> None:
 
 def test_the_first_session_alone_adapts() -> None:
     made = bench("first_session", **QUICK)
-    assert names(made, 0) == ["adapt", "sum", "evaluate"]
-    assert names(made, 1) == ["sum", "evaluate"]
+    assert names(made, 0) == ["adapt", "count", "sum", "evaluate"]
+    assert names(made, 1) == ["count", "sum", "evaluate"]
     learn(made, 1)
     first = adapter_state(made)
     learn(made, 3, first=1)
@@ -110,8 +93,9 @@ def test_sums_after_the_first_session_are_those_of_pooling_whatever_the_split_an
             other.model.load_state_dict(adapted, strict=False)
             images = toy_images(STREAM.classes(task))
             sites = [images.subset(range(site, len(images), split)) for site in range(split)]
-            add_up(other, other.stage("sum", task), sites)
-            other.finish("sum", task)
+            for name in ("count", "sum"):
+                other.summarise(other.stage(name, task), sites)
+                other.finish(name, task)
         heads.append(ridge_head(other.model))
     for head in heads[1:]:
         torch.testing.assert_close(head.gram, heads[0].gram, rtol=1e-5, atol=1e-4)  # features are float32

@@ -14,6 +14,7 @@ from torch import Tensor
 from dynammo_core.models.gram import pack, unpack
 from dynammo_core.models.heads import head_rows, summed_names
 from dynammo_core.models.ridge import RidgeHead
+from dynammo_core.models.ridge_solution import effective_samples
 from dynammo_core.models.spectrum import CANDIDATES
 
 ROWS = (4, 7, 2)
@@ -140,9 +141,11 @@ def test_the_regulariser_is_the_one_of_least_generalised_cross_validation_error(
 def test_heavy_samples_count_for_fewer() -> None:
     head = RidgeHead(DIM, ROWS)
     head.counts.copy_(torch.tensor([10.0, 10.0, 10.0]))
-    assert head._effective_samples() == pytest.approx(30)
+    assert effective_samples(head.counts, head.sample_weight) == pytest.approx(30)
     head.sample_weight.copy_(torch.tensor([3.0, 1.0, 1.0]))
-    assert head._effective_samples() == pytest.approx(50**2 / 110)  # (30 + 10 + 10)^2 / (90 + 10 + 10)
+    assert effective_samples(head.counts, head.sample_weight) == pytest.approx(
+        50**2 / 110
+    )  # (30 + 10 + 10)^2 / (90 + 10 + 10)
 
 
 def test_a_constant_feature_says_nothing_and_breaks_nothing() -> None:

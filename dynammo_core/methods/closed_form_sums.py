@@ -1,0 +1,226 @@
+"""The sums that a classifier is solved from, so that each class weighs the same: first counts, then weighed sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynammo_core.configuration.privacy import PrivacySettings
+from dynammo_core.methods.base import Method
+from dynammo_core.methods.closed_form import HEAD, check_prior, ridge_head, solve
+from dynammo_core.methods.rehearsal import new_and_exemplars, new_images
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.models.ridge import MOST_WEIGHT
+from dynammo_core.models.ridge_checks import MOST_NOISED_WEIGHT
+from dynammo_core.plan import (
+    Archive,
+    Batch,
+    Computes,
+    ComputesPrivately,
+    Finish,
+    LearnsFrom,
+    Stage,
+    Summarise,
+    SumNoise,
+    WeighedBatch,
+)
+
+COUNTS = (f"{HEAD}.counts",)
+GRAM = f"{HEAD}.gram"
+SUMS = (*COUNTS, GRAM, f"{HEAD}.products")
+
+WEIGHTS = "weights_of_classes"
+"""Name, in the archive, of what each sample of a class weighs in the totals, Tensor[R]; 0 for one that has no image."""
+
+
+def balanced_sums(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[Stage, ...]:
+    """List the stages that sum over exemplars and new images so that each class weighs the same.
+
+    Sites first count, then sum with weights that the server makes of the counts. The result is that of pooling all
+    sites' exemplars and new images, whatever the split.
+
+    Args:
+        method: whose stages they are.
+        needed: patterns of the tensors that a site must be sent before it can compute features.
+    """
+    return _counted_sums(method, needed, new_and_exemplars, balance_classes, solve)
+
+
+def streamed_sums(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[Stage, ...]:
+    """List the stages that sum over every image once, at its site, in the task with which its class reaches the site.
+
+    Sites first count, as for `balanced_sums`, whose arguments these are. The server keeps the totals, so that withdrawn
+    records can be subtracted again.
+    """
+    correct = partial(add_to_totals, method, corrects=True)
+    return _counted_sums(method, needed, new_images, weigh_new_classes, add_to_totals, correct)
+
+
+def _counted_sums(
+    method: Method[Any],
+    needed: tuple[str, ...],
+    learns_from: LearnsFrom,
+    weigh: Callable[[Method[Any], IncrementalModel, Archive, int], None],
+    finish: Callable[[Method[Any], IncrementalModel, Archive, int], None],
+    correct: Finish | None = None,
+) -> tuple[Stage, ...]:
+    """List two stages: in one sites count their images of each class, in the other they sum with weights made of it.
+
+    Raises:
+        ConfigError: the prior names the share of some classes, and not of one that takes part.
+    """
+    check_prior(method.params.prior, method.stream)
+    count = Summarise(
+        "count",
+        down=needed,
+        up=COUNTS,
+        inputs="features",
+        learns_from=learns_from,
+        computes=counts(),
+        computes_privately=paid_counts,
+        counts_alone=True,
+        finish=partial(weigh, method),
+    )
+    add = Summarise(
+        "sum",
+        down=(*needed, f"{HEAD}.sample_weight"),
+        up=SUMS,
+        inputs="features",
+        learns_from=learns_from,
+        check_received=partial(check_weights, method.privacy),
+        computes=sums(),
+        computes_privately=noised_sums(method.privacy.feature_norm),
+        finish=partial(finish, method),
+        correct=correct,
+    )
+    return count, add
+
+
+def counts() -> Computes:
+    """Make a function that returns the number of a site's images of each class."""
+
+    def compute(model: IncrementalModel, batches: Iterable[Batch]) -> dict[str, Tensor]:
+        head = ridge_head(model)
+        for _, labels in batches:
+            rows = head.targets(labels)
+            head.counts.index_add_(0, rows, torch.ones_like(rows, dtype=torch.float64))
+        return {name: model.state_dict()[name] for name in COUNTS}
+
+    return compute
+
+
+def sums() -> Computes:
+    """Make a function that returns the sums of a site's images, the Gram matrix as a thin factor if that is shorter."""
+
+    def compute(model: IncrementalModel, batches: Iterable[Batch]) -> dict[str, Tensor]:
+        factor = ridge_head(model).add_thinly(batches)
+        state = model.state_dict()
+        found = {name: state[name] for name in SUMS}
+        return found if factor is None else {**found, GRAM: factor}
+
+    return compute
+
+
+def noised_sums(bound: float) -> ComputesPrivately:
+    """Make the private twin of `sums`: features no longer than `bound`, and noise on the sums."""
+
+    def compute(
+        model: IncrementalModel, batches: Iterable[WeighedBatch], counts: Mapping[int, int], noise: SumNoise
+    ) -> dict[str, Tensor]:
+        head = ridge_head(model)
+        head.add_all((_shortened(features, bound), labels, weights) for features, labels, weights in batches)
+        head.blur(counts, bound, noise)
+        state = model.state_dict()
+        return {name: state[name] for name in SUMS}
+
+    return compute
+
+
+def _shortened(features: Tensor, bound: float) -> Tensor:
+    """Return features Tensor[B, D] no longer than a bound, float64."""
+    # One image whose features overflow would tell of itself by making the whole sum NaN.
+    finite = features.double().masked_fill(~features.isfinite().all(dim=1, keepdim=True), 0.0)
+    shortened: Tensor = finite * (bound / finite.norm(dim=1, keepdim=True)).clamp_max(1)
+    return shortened
+
+
+def paid_counts(
+    model: IncrementalModel, batches: Iterable[WeighedBatch], counts: Mapping[int, int], noise: SumNoise
+) -> dict[str, Tensor]:
+    """Return the private twin of `counts`: numbers that are noised already, and no image's."""
+    head = ridge_head(model)
+    head.counts.copy_(torch.tensor([counts.get(row, 0) for row in head.rows]))
+    return {name: model.state_dict()[name] for name in COUNTS}
+
+
+def balance_classes(method: Method[Any], model: IncrementalModel, archive: Archive, task: int) -> None:
+    """Weigh each sample of a class by n / (C n_c), so that all classes weigh the same in the sums to come.
+
+    Under privacy the weights are divided by the largest, which changes no answer: noise is made for weights of at most
+    1.
+    """
+    head = ridge_head(model)
+    present = head.counts > 0
+    balanced = head.counts.sum() / (present.sum() * head.counts.clamp_min(1))
+    if method.privacy.mechanism != "none" and present.any():
+        balanced = balanced / balanced[present].max()
+    head.sample_weight.copy_(torch.where(present, balanced, 1.0))
+
+
+def weigh_new_classes(method: Method[Any], model: IncrementalModel, archive: Archive, task: int) -> None:
+    """Weigh each sample of a class by 1 / n_c, with n_c its images at all sites when it is first counted.
+
+    A weight never changes, since the sums hold it already: a class that reaches more sites later weighs more in the
+    scatter within classes, while its share of the means is set when the sums are solved (`RidgeHead.solve`). Under
+    privacy sites get the weights over the largest, since noise is made for weights of at most 1, and `add_to_totals`
+    makes up for it.
+    """
+    head = ridge_head(model)
+    present = head.counts > 0
+    weights = torch.zeros_like(head.counts)
+    if WEIGHTS in archive:
+        weights[: len(archive[WEIGHTS])] = archive[WEIGHTS]
+    weights = torch.where(present & (weights == 0), 1 / head.counts.clamp_min(1), weights)
+    archive[WEIGHTS] = weights
+    if method.privacy.mechanism != "none" and present.any():
+        weights = torch.where(present, weights / weights[present].max(), 0)
+    head.sample_weight.copy_(torch.where(weights > 0, weights, 1.0))
+
+
+def check_weights(privacy: PrivacySettings, model: IncrementalModel) -> None:
+    """Refuse, at a site, weights of samples out of their range, which noise is made for."""
+    ridge_head(model).check_weights(MOST_WEIGHT if privacy.mechanism == "none" else MOST_NOISED_WEIGHT)
+
+
+def add_to_totals(
+    method: Method[Any], model: IncrementalModel, archive: Archive, task: int, *, corrects: bool = False
+) -> None:
+    """Add the totals of all images so far to the sums that the sites brought, keep them, and solve.
+
+    Args:
+        method: of the run.
+        model: holds the new sums; or, if it `corrects`, the negative sums of withdrawn records.
+        archive: holds the totals, of the classes seen before.
+        task: of the plan.
+        corrects: whether records leave the totals, which may leave a class without any.
+    """
+    state, head = model.state_dict(), ridge_head(model)
+    weights = archive[WEIGHTS]
+    brought = head.counts > 0
+    if method.privacy.mechanism != "none" and brought.any():
+        largest = (weights / head.sample_weight)[brought].max()
+        head.gram *= largest
+        head.products *= largest
+    head.sample_weight.copy_(torch.where(weights > 0, weights, 1.0))
+    for name in SUMS:
+        if name in archive:
+            earlier = archive[name]
+            state[name][tuple(slice(size) for size in earlier.shape)] += earlier
+    if corrects:
+        head.clear_absent()
+    archive.update({name: state[name].clone() for name in SUMS})
+    solve(method, model, archive, task)
