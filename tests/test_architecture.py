@@ -132,6 +132,7 @@ def test_messages_are_written_and_read_in_one_file() -> None:
     assert users == {
         "client/hospital/door.py",
         "dynammo_core/wire/envelope.py",
+        "simulations/bench/engines/plain_flower.py",
         "simulations/bench/growth.py",
         "simulations/comparisons/wires.py",
     }
@@ -139,7 +140,7 @@ def test_messages_are_written_and_read_in_one_file() -> None:
 
 def test_private_modules_of_flower_are_used_in_few_files() -> None:
     """The grid of the local engine, the gate and what starts Flower's programs behind it, the processes of a site."""
-    public = {"flwr", "flwr.app", "flwr.serverapp", "flwr.clientapp"}
+    public = {"flwr", "flwr.app", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.clientapp"}
     users = {
         name
         for name, path in BY_NAME.items()

@@ -16,7 +16,7 @@ from dynammo_core.methods.decisions import CLASSES, DecisionRule, Prediction
 from dynammo_core.methods.governance import Governance
 from dynammo_core.models.backbones import Backbone
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, MultiScaleBackbone, Pooling
-from dynammo_core.models.ridge import RidgeHead
+from dynammo_core.models.ridge.head import RidgeHead
 from dynammo_core.plan import (
     Archive,
 )

@@ -14,8 +14,8 @@ from dynammo_core.methods.base import Method
 from dynammo_core.methods.closed_form import HEAD, check_prior, ridge_head, solve
 from dynammo_core.methods.rehearsal import new_and_exemplars, new_images
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.models.ridge import MOST_WEIGHT
-from dynammo_core.models.ridge_checks import MOST_NOISED_WEIGHT
+from dynammo_core.models.ridge.checks import MOST_NOISED_WEIGHT
+from dynammo_core.models.ridge.head import MOST_WEIGHT
 from dynammo_core.plan import (
     Archive,
     Batch,

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dynammo_core.models.gram import factor_of, shortened
 from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.models.ridge.gram import factor_of, shortened
 from dynammo_core.plan import Stage
 from dynammo_core.wire.protocol import Report, names_up, tensors_of
 from dynammo_core.wire.report_contents import heads_by_prefix

@@ -18,7 +18,7 @@ from simulations.bench.answers import answers
 from simulations.bench.engines.command import engines
 from simulations.bench.gpu.command import gpu
 from simulations.bench.growth_command import growth
-from simulations.bench.images_command import images, large
+from simulations.bench.images.command import images, large
 from simulations.bench.inference import inference
 from simulations.bench.shares import shares_table
 from simulations.bench.sites_command import sites

@@ -109,7 +109,6 @@ class Turns:
 
     def _take_turn(self, index: int) -> None:
         from client.hospital.site_opening import simulated_site
-
         from dynammo_core.plan import Fit
         from simulations.bench.plain_loop import plain_round
 

@@ -66,7 +66,7 @@ def solve_cost(features: int, images: int, threads: int, repeats: int) -> SolveC
     import torch
     from threadpoolctl import threadpool_limits
 
-    from dynammo_core.models.spectrum import CANDIDATES, least_error, spectrum
+    from dynammo_core.models.ridge.spectrum import CANDIDATES, least_error, spectrum
 
     torch.set_num_threads(threads)
     correlation, cross = standardised_sums(features, images)
@@ -118,7 +118,7 @@ def sent_bytes(features: int, images: int) -> tuple[int, int, int]:
     """Return the bytes of a site's Gram matrix as a triangle, as it travels, and with a factor in float32."""
     from math import prod
 
-    from dynammo_core.models.gram import travelling_shape
+    from dynammo_core.models.ridge.gram import travelling_shape
 
     counts = [len(range(label, images, CLASSES)) for label in range(CLASSES)]
     shape = travelling_shape(counts, features)

@@ -17,7 +17,7 @@ from small_runs import events, run_small, small_config
 
 from client.app import app
 from dynammo_core.configuration.config import Scalar
-from dynammo_core.models.gram import pack, unpack
+from dynammo_core.models.ridge.gram import pack, unpack
 from dynammo_core.support.errors import ProtocolError, RunError
 from simulations.engines.local_grid import LocalGrid
 

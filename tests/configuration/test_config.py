@@ -309,6 +309,7 @@ def another(value: Any, key: str) -> Any:
         "method.merge": "last",
         "method.merge_alpha": "fold",
         "method.padding": 0,
+        "method.prior": "observed",
         "method.pooling": "spread" if value == "mean" else "mean",
         "method.prediction": "classifier" if value == "nearest_mean" else "nearest_mean",
     }

@@ -10,7 +10,7 @@ from dynammo_core.methods.closed_form import ClosedFormSettings
 from dynammo_core.methods.decisions import CLASSES
 from dynammo_core.models.backbones import build_backbone
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.models.ridge import RidgeHead
+from dynammo_core.models.ridge.head import RidgeHead
 from dynammo_core.support.seeding import seeded_generator
 
 

@@ -13,7 +13,7 @@ from dynammo_core.data.samples import Samples
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.closed_form_sums import SUMS, WEIGHTS
-from dynammo_core.models.ridge import RidgeHead
+from dynammo_core.models.ridge.head import RidgeHead
 from dynammo_core.support.errors import ConfigError
 
 EACH = {0: 20, 1: 2, 2: 5, 3: 11}

@@ -18,7 +18,7 @@ from dynammo_core.data.sources import ArraySource
 from dynammo_core.experiment import Experiment
 from dynammo_core.memory.rehearsal import SIMULATED_DAY
 from dynammo_core.memory.store import ReplayMemory
-from dynammo_core.models.ridge import RidgeHead, unpack
+from dynammo_core.models.ridge.head import RidgeHead, unpack
 from dynammo_core.privacy.accounting import Charge, compose, site_epsilon
 from dynammo_core.privacy.plan import example_charges
 from dynammo_core.privacy.rehearsal import hashed, hashed_by_patient, kept, remember_by_record

@@ -29,7 +29,7 @@ def test_a_run_with_short_and_rounded_factors(tmp_path: Path) -> None:
 
 def test_both_ends_declare_one_shape() -> None:
     experiment = Experiment(small_config("streaming_ridge", SHORT))
-    (stage, *_) = experiment.method.stages(0)
+    (_, stage) = experiment.method.stages(0)
     model, name = experiment.build_model(0), "heads.classes.gram"
     classes = experiment.stream.seen(0)
     counts = [10 if label in classes else 0 for label in range(experiment.classes)]

@@ -29,7 +29,7 @@ def images(
     All take turns, and the files come from the page cache: read the ratios.
     """
     with readable_errors():
-        from simulations.bench.photographs import loading_kinds, write_photographs
+        from simulations.bench.images.photographs import loading_kinds, write_photographs
 
         with TemporaryDirectory(prefix="dynammo-images-") as place:
             write_photographs(Path(place) / "images", count, CLASSES, megapixels)
@@ -59,7 +59,7 @@ def large(
     The second run finds what the first decoded. Each is a process of its own.
     """
     with readable_errors():
-        from simulations.bench.photographs import large_run_apart, write_photographs
+        from simulations.bench.images.photographs import large_run_apart, write_photographs
 
         photographs = folder / f"{count}-of-{megapixels:g}-megapixels"
         write_photographs(photographs, count, CLASSES, megapixels)

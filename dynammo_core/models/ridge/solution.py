@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dynammo_core.models.gram import unpack
-from dynammo_core.models.spectrum import CANDIDATES, FullSpectrum, cholesky, least_error, spectrum
+from dynammo_core.models.ridge.gram import unpack
+from dynammo_core.models.ridge.spectrum import CANDIDATES, FullSpectrum, cholesky, least_error, spectrum
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def ridge_solution(
     whole = unpack(gram, products.shape[1])
     if shares is not None:
         products = _shared(whole, products, shares)
-    correlation, mean, scale = _standardised(whole)
+    correlation, mean, scale = standardised(whole)
     del whole
     means = products[:, -1] / samples
     cross = (products[:, :-1] / samples - torch.outer(means, mean)) / scale  # [R, D]
@@ -112,7 +112,7 @@ def _shared(gram: Tensor, products: Tensor, shares: Tensor) -> Tensor:
     return wanted.unsqueeze(1) * means
 
 
-def _standardised(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def standardised(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the features' correlations Tensor[D, D], their means, and their deviations, of constant ones infinite.
 
     A constant feature says nothing; its correlations are 0.

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynammo_core.models.gram import pack, thin_factor, travelling_shape, triangle_of, unpack, upper
 from dynammo_core.models.heads import Head
-from dynammo_core.models.ridge_checks import MOST_NOISED_WEIGHT, obstacle_to_sums, obstacle_to_thin_sums
-from dynammo_core.models.ridge_solution import Solution, ridge_solution, shrunken_discriminant
+from dynammo_core.models.ridge.checks import MOST_NOISED_WEIGHT, obstacle_to_sums, obstacle_to_thin_sums
+from dynammo_core.models.ridge.gram import pack, thin_factor, travelling_shape, triangle_of, unpack, upper
+from dynammo_core.models.ridge.solution import Solution, ridge_solution, shrunken_discriminant
 from dynammo_core.support.errors import ProtocolError
 
 GRAM_SHARE = 0.1

@@ -11,11 +11,11 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from dynammo_core.models.gram import pack, unpack
 from dynammo_core.models.heads import head_rows, summed_names
-from dynammo_core.models.ridge import RidgeHead
-from dynammo_core.models.ridge_solution import effective_samples
-from dynammo_core.models.spectrum import CANDIDATES
+from dynammo_core.models.ridge.gram import pack, unpack
+from dynammo_core.models.ridge.head import RidgeHead
+from dynammo_core.models.ridge.solution import effective_samples
+from dynammo_core.models.ridge.spectrum import CANDIDATES
 
 ROWS = (4, 7, 2)
 DIM = 6

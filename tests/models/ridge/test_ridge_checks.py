@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dynammo_core.models.gram import pack, unpack
-from dynammo_core.models.ridge import RidgeHead
+from dynammo_core.models.ridge.gram import pack, unpack
+from dynammo_core.models.ridge.head import RidgeHead
 
 ROWS, DIM, CLASSES = (4, 7, 2), 12, 9
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynammo_core.models.ridge import RidgeHead
-from dynammo_core.models.spectrum import CANDIDATES, FullSpectrum, Spectrum, ThinSpectrum, least_error, spectrum
+from dynammo_core.models.ridge.gram import unpack
+from dynammo_core.models.ridge.head import RidgeHead
+from dynammo_core.models.ridge.solution import standardised
+from dynammo_core.models.ridge.spectrum import CANDIDATES, FullSpectrum, Spectrum, ThinSpectrum, least_error, spectrum
 
 SIZE = 40
 
@@ -57,7 +59,7 @@ def test_the_answer_is_that_of_all_eigenvectors(images: int) -> None:
     head = RidgeHead(SIZE, (0, 1, 2)).double()
     head.add(features, labels)
     regulariser = head.solve()
-    correlation, mean, scale = head._standardised()
+    correlation, mean, scale = standardised(unpack(head.gram, SIZE + 1))
     means = head.products[:, -1] / images
     cross = (head.products[:, :-1] / images - torch.outer(means, mean)) / scale
     values, vectors = torch.linalg.eigh(correlation)

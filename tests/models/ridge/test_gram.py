@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynammo_core.models.gram import factor_of, pack, shortened, thin_factor, travelling_shape, unpack, upper
-from dynammo_core.models.ridge import RidgeHead
+from dynammo_core.models.ridge.gram import factor_of, pack, shortened, thin_factor, travelling_shape, unpack, upper
+from dynammo_core.models.ridge.head import RidgeHead
 
 ROWS, DIM = (4, 7, 2), 30
 
