@@ -23,7 +23,8 @@ from server.run.exchange import Exchange
 from server.run.merge import merged
 from server.run.results import pooled, write_model, write_results
 from server.run_directory.checkpoint import CheckpointStore, Identity, Progress
-from server.run_directory.directory import AGAIN, RunDirectory
+from server.run_directory.directory import AGAIN, EVENTS, RunDirectory
+from server.run_directory.lineage import refuse_another_plan
 
 
 class TaskLoop:
@@ -62,6 +63,7 @@ class TaskLoop:
         self.progress, weights, self.archive = self.checkpoints.load(accept_new_code=accept_new_code)
         self.progress.grow(self.experiment.config.federation.tested_apart, self.experiment.classes)
         last_done = self.experiment.steps[self.progress.next_step - 1]
+        refuse_another_plan(self.directory.path / EVENTS, last_done)
         self.model = self.experiment.build_model(last_done.task)
         self.model.load_state_dict(weights, strict=False)
 

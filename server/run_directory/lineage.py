@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.data.task_stream import build_task_stream
-from dynammo_core.support.errors import ConfigError
+from dynammo_core.plan import Step
+from dynammo_core.support.errors import CheckpointError, ConfigError
+from server.run_directory.event_tail import EventTail
 
 OPERATION = (
     *(
@@ -43,6 +46,29 @@ def forbidden_changes(then: str, now: str) -> list[str]:
         for key, (old, new) in changes.items()
         if not any(key == name or key.startswith(f"{name}.") for name in allowed)
     ]
+
+
+def refuse_another_plan(log: Path, last: Step) -> None:
+    """Refuse to continue a run whose last step was another one under the code that did it.
+
+    Args:
+        log: `events.jsonl` of the run.
+        last: the last step done, as this code plans it.
+
+    Raises:
+        CheckpointError: the log says that another stage, task or round was done.
+    """
+    events: list[dict[str, Any]] = []
+    EventTail(log, from_end=False).feed(events.append)
+    done = [event for event in events if event["event"] == "step_finished" and event["step"] == last.index]
+    now = last.as_fields()
+    for then in done[-1:]:
+        if any(then[key] != now[key] for key in ("task", "stage", "round")):
+            raise CheckpointError(
+                f"step {last.index + 1}, the last one done, was the stage {then['stage']!r} of task {then['task'] + 1} "
+                f"then, and this version plans the stage {now['stage']!r} of task {last.task + 1} there",
+                remedy="Continue with the version that the run was started with, or start a new run, without --resume",
+            )
 
 
 def with_sites(

@@ -14,7 +14,7 @@ from hospitals import Hospitals, deployed, make_hospital, make_hospitals, with_i
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from small_runs import ALL_METHODS, events, run_small, small_settings
+from small_runs import ALL_METHODS, events, run_small, small_config, small_settings
 
 from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.experiment import Experiment
@@ -25,9 +25,26 @@ from server.run.exchange import Exchange
 from server.run.task_loop import TaskLoop
 from server.run_directory.checkpoint import CheckpointStore, Identity, Progress
 from server.run_directory.directory import RunDirectory
-from server.run_directory.lineage import forbidden_changes, with_sites
+from server.run_directory.lineage import forbidden_changes, refuse_another_plan, with_sites
 
 NAMES = ("a", "b", "c", "d")
+
+
+def test_a_run_whose_last_step_was_another_one_does_not_go_on(tmp_path: Path) -> None:
+    """As after an update that gave a method one more stage: the second step was once the test of the first task."""
+    steps = Experiment(small_config("streaming_ridge")).steps
+    log = tmp_path / "events.jsonl"
+    done = [{"event": "step_finished", "step": step.index, **step.as_fields()} for step in steps[:2]]
+    log.write_text("".join(json.dumps(event) + "\n" for event in done))
+    for step in steps[:3]:  # of the third the log knows nothing, as after a crash
+        refuse_another_plan(log, step)
+    done[1] |= {"stage": "evaluate"}
+    log.write_text("".join(json.dumps(event) + "\n" for event in done))
+    refuse_another_plan(log, steps[0])
+    with pytest.raises(
+        CheckpointError, match=r"step 2, .* was the stage 'evaluate' of task 1, and .* plans the stage 'sum'"
+    ):
+        refuse_another_plan(log, steps[1])
 
 
 def settings(**sections: Any) -> dict[str, Any]:
