@@ -174,7 +174,7 @@ def decode_instruction(content: RecordDict) -> tuple[Instruction, dict[str, str]
         record = content.config_records[INSTRUCTION]
         values = {name: _field(name, record[name]) for name in FIELDS}
         hashes = {name: str(known) for name, known in content.config_records[HASHES].items()}
-        weights = {name: _shared(array.data) for name, array in content.array_records[TENSORS].items()}
+        weights = {name: _shared(array.data) for name, array in _taken_apart(content.array_records[TENSORS]).items()}
         for name, (_, known) in weights.items():
             if known != hashes.get(name):
                 raise ProtocolError(f"the tensor {name!r} does not have the hash that it is named by")

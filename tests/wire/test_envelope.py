@@ -74,7 +74,7 @@ def test_an_instruction_comes_back_with_what_travelled_and_all_hashes(told: Inst
     assert hashes == {name: tensor_hash(tensor) for name, tensor in told.weights.items()}
     for entry in fields(Instruction):
         assert entry.name == "weights" or getattr(found, entry.name) == getattr(told, entry.name)
-    whole, _ = decode_instruction(encode_instruction(told, parcel))
+    whole, _ = decode_instruction(bundled(encode_instruction(told, parcel)))
     same_bits(dict(whole.weights), dict(told.weights))
 
 
