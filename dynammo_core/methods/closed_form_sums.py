@@ -172,19 +172,21 @@ def balance_classes(method: Method[Any], model: IncrementalModel, archive: Archi
 
 
 def weigh_new_classes(method: Method[Any], model: IncrementalModel, archive: Archive, task: int) -> None:
-    """Weigh each sample of a class by 1 / n_c, with n_c its images at all sites when it is first counted.
+    """Weigh each sample of a class by the power of 2 nearest to 1 / n_c, n_c its images when it is first counted.
 
-    A weight never changes, since the sums hold it already: a class that reaches more sites later weighs more in the
-    scatter within classes, while its share of the means is set when the sums are solved (`RidgeHead.solve`). Under
-    privacy sites get the weights over the largest, since noise is made for weights of at most 1, and `add_to_totals`
-    makes up for it.
+    So each class weighs about the same in the scatter within classes; its share of the means is exact, and set when the
+    sums are solved (`ridge_solution`). A power of 2 tells sites no more than the size of n_c, rounds nothing, and stays
+    when a few records are withdrawn. It never changes, since the sums hold it already, even if a class reaches more
+    sites later. Under privacy sites get the weights over the largest, since noise is made for weights of at most 1, and
+    `add_to_totals` makes up for it.
     """
     head = ridge_head(model)
     present = head.counts > 0
     weights = torch.zeros_like(head.counts)
     if WEIGHTS in archive:
         weights[: len(archive[WEIGHTS])] = archive[WEIGHTS]
-    weights = torch.where(present & (weights == 0), 1 / head.counts.clamp_min(1), weights)
+    nearest = torch.ldexp(torch.ones_like(head.counts), -head.counts.clamp_min(1).log2().round())
+    weights = torch.where(present & (weights == 0), nearest, weights)
     archive[WEIGHTS] = weights
     if method.privacy.mechanism != "none" and present.any():
         weights = torch.where(present, weights / weights[present].max(), 0)
@@ -215,12 +217,13 @@ def add_to_totals(
         largest = (weights / head.sample_weight)[brought].max()
         head.gram *= largest
         head.products *= largest
-    head.sample_weight.copy_(torch.where(weights > 0, weights, 1.0))
     for name in SUMS:
         if name in archive:
             earlier = archive[name]
             state[name][tuple(slice(size) for size in earlier.shape)] += earlier
     if corrects:
         head.clear_absent()
+    archive[WEIGHTS] = torch.where(head.counts > 0, weights, 0.0)
+    head.sample_weight.copy_(torch.where(archive[WEIGHTS] > 0, weights, 1.0))
     archive.update({name: state[name].clone() for name in SUMS})
     solve(method, model, archive, task)

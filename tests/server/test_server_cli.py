@@ -129,7 +129,7 @@ def test_extending_by_a_disease_under_another_name_is_refused_with_a_hint(
     # with it the next question is asked: who takes part
     assert "the site 'alpha' is not registered" in refused(*extend, "--distinct", folder=no_superlink.folder)
     joined = refused(*extend, "--distinct", "--site", "alpha", folder=no_superlink.folder)
-    assert "must name each of the 2 sites exactly once" in joined
+    assert "the site 'alpha' takes part already, or is named twice" in joined
     assert load_config(run / "config.yaml").data.classes == (
         "actinic keratosis",
         "melanoma",

@@ -22,7 +22,7 @@ from client.hospital.hospital import Hospital, Request, SimulatedHost, host_of
 from client.steps.site import SimulatedSite
 from dynammo_core.configuration import config as configuration
 from dynammo_core.configuration.config import Config
-from dynammo_core.experiment import Experiment
+from dynammo_core.experiment import Experiment, config_from_json
 from dynammo_core.support.errors import ConfigError, NotApproved, PolicyError
 
 SECURE = {"federation": {"secure_aggregation": True}}
@@ -43,6 +43,7 @@ class Readings:
     @contextmanager
     def of_one_message(self) -> Iterator[Counter[str]]:
         self.counts.clear()
+        config_from_json.cache_clear()  # or the same text would not be read again, in this process
         self.counting = True
         try:
             yield self.counts

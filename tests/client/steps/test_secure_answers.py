@@ -45,9 +45,13 @@ class Consortium:
         return START | {SITES: torch.tensor(list(sites)), KEYS: keys}
 
     def ask(self, phase: Phase, site: int, weights: dict[str, Tensor], **changes: Any) -> Tensor:
-        sent = replace(self.sent(site), **({"weights": weights} | changes))
+        sent = replace(self.sent(site), **({"weights": self.meant(phase, site, weights)} | changes))
         report = secure_answer(phase, sent, small_site(EXPERIMENT, site, self.folder))
         return report.weights[PHASE_UP[phase]]
+
+    def meant(self, phase: Phase, site: int, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of an exchange, and in the one for which a site computes what it needs for that."""
+        return {**self.sent(site).weights, **weights} if phase is Phase.MASKED else weights
 
     def sent(self, site: int) -> Instruction:
         return instruction(EXPERIMENT, STEP, site, self.folder)
@@ -152,7 +156,7 @@ def test_the_door_lets_nothing_out_beside_what_an_exchange_declares(five: Consor
     weights = {Phase.KEYS: START, Phase.OPEN: five.opening([0, 1, 2, 3])}.get(phase, five.roster)
     five.ask(Phase.MASKED, 0, five.roster)
     site, name = small_site(EXPERIMENT, 0, five.folder), PHASE_UP[phase]
-    report = secure_answer(phase, replace(five.sent(0), weights=weights), site)
+    report = secure_answer(phase, replace(five.sent(0), weights=five.meant(phase, 0, weights)), site)
     form = declared(site, STEP, phase, len(weights.get(SITES, ())))
     let_out(encode_report(report, form.tensors), form)
     tensor = report.weights[name]

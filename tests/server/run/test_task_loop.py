@@ -192,7 +192,7 @@ def test_stopped_while_the_last_results_are_written_they_are_written_again(
         calls.append(1)
         if len(calls) == 2:
             raise Stopped
-        return {"last_accuracy": None, "site_accuracies": []}
+        return {"last_accuracy": None, "site_accuracies": [], "leading_metric": "last_accuracy"}
 
     with monkeypatch.context() as patch:
         patch.setattr(f"server.run.task_loop.{place}", stop_the_second_time)

@@ -31,7 +31,7 @@ def test_each_record_lies_outside_one_model_of_a_pair(run: AuditedRun) -> None:
     (one, trained), (other, otherwise) = pair
     assert (trained != otherwise).all()
     assert one.classes == other.classes == run.predictor().classes
-    assert steps[-1] == ("shadow model 2 of 2", 4, 4)  # two tasks, each with the stages sum and evaluate
+    assert steps[-1] == ("shadow model 2 of 2", 6, 6)  # two tasks, each with the stages count, sum and evaluate
     # The closed form depends on nothing but its training images: other ones, another model.
     audited, shadow = (p.module.model.state_dict()["heads.classes.weight"] for p in (run.predictor(), one))
     assert not np.allclose(audited, shadow)

@@ -20,8 +20,8 @@ def test_both_ways_are_run_and_compared(tmp_path: Path) -> None:
     cost = secure_cost(cells, tmp_path)
     assert cost is not None
     assert cost.accuracy_difference == 0
-    # Of float64 sums the vector is no larger: what is added are counts, keys of 64 bytes and shares.
-    assert 1 < cost.ratio("bytes_up") < 2
+    # Sums of few images travel as thin factors, which masks do not allow; whole ones would be no larger under masks.
+    assert 2 < cost.ratio("bytes_up") < 10
     assert cost.ratio("seconds") > 0
 
 
