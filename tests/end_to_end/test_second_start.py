@@ -135,4 +135,4 @@ def test_beside_a_run_of_flower_nothing_starts(config: Path, tmp_path: Path) -> 
         first.kill()
         first.wait()
     assert log.stat().st_ino == inode
-    assert [path.name for path in runs.iterdir()] == [NAME]
+    assert [path.name for path in runs.iterdir() if not path.name.startswith(".")] == [NAME]  # locks are hidden
