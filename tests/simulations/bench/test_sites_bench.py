@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import torch
+from small_runs import small_config, small_site
 from typer.testing import CliRunner
 
 from client.steps.assignment import Assignment, EpochBatches
@@ -14,7 +15,6 @@ from dynammo_core.plan import Fit
 from dynammo_core.support.terminal import command_line
 from simulations.bench.command import bench
 from simulations.bench.plain_loop import site_batches
-from tests.small_runs import small_config, small_site
 
 
 def test_the_loop_takes_the_batches_that_a_site_takes(tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from small_runs import small_config
 from typer.testing import CliRunner
 
 from dynammo_core.support.terminal import command_line
 from simulations.bench.command import bench
 from simulations.bench.engines.command import ROWS, pfl_python
 from simulations.bench.engines.job import ENGINES, Job
-from tests.small_runs import small_config
 
 
 def job(folder: Path) -> Job:
