@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,6 @@ from site_bench import (
 from client.consent.settings import SiteSettings
 from client.doctor.connection import connection_findings
 from client.service.daemon import Backoff
-from dynammo_core.support.processes import process_tree
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -101,23 +102,37 @@ def test_a_step_in_progress_does_not_outlive_a_start_that_is_killed(superlink: S
     try:
         node = started.said("connected as node")[0].split()[-1]
         superlink.flwr("run", str(app), "here", "--run-config", f"node='{node}' told='{tmp_path / 'told'}'")
-        at_work: list[Path] = []
-        wait_until(lambda: at_work.extend(answering(settings.state)) or at_work, seconds=60)
-        os.kill(int(at_work[0].name), signal.SIGSTOP)  # so that it cannot end by itself
-        assert not re.search(rb"[0-9a-f]{32}", (at_work[0] / "cmdline").read_bytes()), "every account can read this"
-        assert (at_work[0] / "cwd").readlink() == settings.state / "cwd"
-        assert re.search(r"^Umask:\s*0077$", (at_work[0] / "status").read_text(), re.MULTILINE)
+        at_work = stopped_copy(settings.state)  # so that it cannot end by itself
+        assert not re.search(rb"[0-9a-f]{32}", (at_work / "cmdline").read_bytes()), "every account can read this"
+        assert (at_work / "cwd").readlink() == settings.state / "cwd"
+        assert re.search(r"^Umask:\s*0077$", (at_work / "status").read_text(), re.MULTILINE)
     finally:
         started.process.kill()
     started.ended()
     wait_until(lambda: not processes_of(settings.state), seconds=5)
 
 
-def answering(state: Path) -> list[Path]:
-    """Folders in /proc of the processes of a site that answer a message, each the child of one that looks alike."""
-    found = {pid: Path("/proc", str(pid)) for pid in processes_of(state)}
-    alike = {pid for pid, at in found.items() if b"\0client.service.own_app\0" in (at / "cmdline").read_bytes()}
-    return [found[pid] for parent in alike for pid in process_tree(parent) if pid != parent and pid in alike]
+def stopped_copy(state: Path) -> Path:
+    """Stop the copy that answers a message as soon as it is there, and return its folder in /proc.
+
+    It is the child of the loaded process, which looks alike, and lives for less than a second.
+    """
+    alike: list[int] = []
+
+    def is_loaded() -> bool:
+        for pid in processes_of(state):
+            with suppress(OSError):
+                if b"\0client.service.own_app\0" in Path("/proc", str(pid), "cmdline").read_bytes():
+                    alike.append(pid)
+        return bool(alike)
+
+    wait_until(is_loaded, seconds=60)
+    children, limit = Path("/proc", str(alike[0]), "task", str(alike[0]), "children"), time.monotonic() + 60
+    while not (copies := children.read_text().split()):
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+    os.kill(int(copies[0]), signal.SIGSTOP)
+    return Path("/proc", copies[0])
 
 
 def test_once_ends_with_the_reason(superlink: SuperLink, tmp_path: Path) -> None:
