@@ -37,7 +37,7 @@ def packed(report: Report, instruction: Instruction, site: Site) -> Report:
     """
     codec, sent, report = _codec(site), instruction.weights, with_sparse_table(report)
     step = site.experiment.step(instruction.step, instruction.correction)
-    if isinstance(step.stage, Summarise):
+    if isinstance(step.stage, Summarise) and site.experiment.sums_form.loses:  # or a model would be built for nothing
         report = site.experiment.sums_form.sent(report, step.stage, site.experiment.build_model(step.task))
     if not any(codec.feeds_back(tensor) for tensor in report.weights.values()):
         return replace(report, weights=_finite(pack(codec, report.weights, sent), report.weights))

@@ -33,6 +33,11 @@ class SumsForm:
     rows: int | None = None
     precision: torch.dtype = torch.float64
 
+    @property
+    def loses(self) -> bool:
+        """Whether factors lose something on their way: rows, or digits."""
+        return self.thin and (self.rows is not None or self.precision != torch.float64)
+
     def declared(
         self,
         model: IncrementalModel,
@@ -60,7 +65,7 @@ class SumsForm:
 
     def sent(self, report: Report, stage: Stage, model: IncrementalModel) -> Report:
         """Return a site's report as it travels: its factors short and rounded as this form says."""
-        if report.abstained or not self.thin or (self.rows is None and self.precision == torch.float64):
+        if report.abstained or not self.loses:
             return report
         weights = dict(report.weights)
         for name, like in self.declared(model, stage, report.numbers.get("class_counts")).items():  # type: ignore[arg-type]
