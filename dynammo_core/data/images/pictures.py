@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from dynammo_core.data.images.deep import composite, develop, orientation_of, read_deep, upright
+from dynammo_core.data.images.deep import composite, develop, header_bits, orientation_of, read_deep, upright
 from dynammo_core.data.images.formats import read_head
 from dynammo_core.data.images.reading import Reading
 from dynammo_core.data.images.refusal import MOST_PIXELS, ImageRefusal, choose_frame, refuse_size
@@ -34,6 +34,8 @@ def read_picture(path: Path, reading: Reading) -> NDArray[np.uint8]:
     """
     with open_picture(path) as image:
         refuse_size(*image.size)
+        if image.format == "PPM":
+            _refuse_second_image(path, image)
         frame = choose_frame(count_frames(image), reading)
         if deep := read_deep(path, image):
             if frame:
@@ -50,6 +52,23 @@ def count_frames(image: Image.Image) -> int:
     Phones store a photograph with previews or a second view behind it, as MPO: the photograph comes first and is alone.
     """
     return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+
+
+def _refuse_second_image(path: Path, image: Image.Image) -> None:
+    """Refuse a PNM file in which another image follows the first, which Pillow does not see.
+
+    Raises:
+        ImageRefusal: one follows.
+    """
+    width, height = image.size
+    wide = header_bits(path, image) > 8
+    row = {b"P4": (width + 7) // 8, b"P5": width << wide, b"P6": 3 * width << wide}.get(read_head(path)[:2])
+    if row is None:
+        return  # a plain file holds exactly one image
+    with path.open("rb") as file:
+        file.seek(image.tile[0].offset + height * row)
+        if file.read(16).lstrip().startswith(b"P"):
+            raise ImageRefusal("has several images in one PNM file", remedy="Save each image as a file of its own")
 
 
 def open_picture(path: Path) -> Image.Image:

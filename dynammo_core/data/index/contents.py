@@ -163,9 +163,11 @@ def _read(file: SealedFile) -> dict[str, _Known]:
     try:
         plain = file.read_as("index", lambda content: dict(json.loads(bytes(content)))) or {}
         return {name: _Known(*known) for name, known in plain.items()}
-    except (MemoryStoreError, TypeError) as error:
+    except MemoryStoreError as error:
         logger.warning("all image files are read again: %s", error)
-        return {}
+    except TypeError:
+        logger.warning("all image files are read again: what is known of them was kept by another version")
+    return {}
 
 
 def _write(file: SealedFile, known: dict[str, _Known]) -> None:

@@ -201,3 +201,15 @@ def test_jpeg_inside_tiff_is_read(tmp_path: Path) -> None:
     path = tmp_path / "slide.tif"
     Image.new("RGB", (32, 32), (180, 40, 90)).save(path, compression="jpeg", quality=95)
     assert np.abs(decode_image(path)[16, 16].astype(int) - [180, 40, 90]).max() < 8
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "I;16"])
+def test_a_second_image_in_a_pnm_file_is_not_passed_over(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "film.pnm"
+    Image.new("RGB" if mode == "RGB" else "L", (11, 5), 90).convert(mode).save(path, "PPM")
+    one = path.read_bytes()
+    reading = Reading(window=(128, 256))
+    path.write_bytes(one + b"\n")
+    assert decode_image(path, reading).shape[:2] == (5, 11)
+    path.write_bytes(one + one)
+    assert "several images" in refused(path, reading)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from pathlib import Path
@@ -63,6 +64,16 @@ def test_a_file_that_changed_is_read_again(tmp_path: Path, cache: HashCache, cha
 def test_a_file_that_has_just_changed_is_not_kept(tmp_path: Path, cache: HashCache) -> None:
     hashed(write(tmp_path / "data", [b"one"], hours_old=0), cache)
     assert not cache.folder.exists()
+
+
+def test_a_cache_of_another_version_is_replaced(
+    tmp_path: Path, cache: HashCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = write(tmp_path / "data", [b"one"])
+    expected = hashed(paths, cache)
+    cache.file("here").write(json.dumps({str(paths[0]): [3, 0, "ff"]}).encode())
+    assert hashed(paths, cache) == expected
+    assert "another version" in caplog.text
 
 
 def test_the_cache_is_sealed_private_and_can_be_lost(tmp_path: Path) -> None:
