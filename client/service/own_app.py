@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ from flwr.app import Context, Message
 from client.service.foreign_app import difference
 from dynammo_core.support.errors import ForeignApp
 from dynammo_core.support.processes import answer_by_copies
+from dynammo_core.wire.waiting import SOON
 
 NAME_LENGTH = 100
 """Most characters of a foreign app's name and version that are logged."""
@@ -91,6 +93,8 @@ def main() -> None:
     replace(flower, "install_from_fab", app.compare)
     replace(flower, "get_project_dir", lambda *_: Path())
     replace(flower, "get_load_client_app_fn", app.loader)
+    pull = flower.pull_and_inflate_object_from_tree
+    replace(flower, "pull_and_inflate_object_from_tree", partial(pull, **SOON))
     _load()
 
     def answer(token: str) -> None:

@@ -17,6 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -32,6 +33,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from client.service.own_app import replace
 from client.service.own_code import start_command
 from dynammo_core.support.processes import pauses
+from dynammo_core.wire.waiting import SOON
 
 FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 2.0
 """Seconds between questions to the SuperLink: few after a message, since the next may follow, more when it is idle."""
@@ -165,6 +167,7 @@ def without_long_pauses(loop: Any, arrived: threading.Event) -> None:
 
     replace(loop, "_pull_and_store_message", pull_one)
     replace(loop, "_push_messages", push_whole)
+    replace(loop, "pull_objects", partial(loop.pull_objects, **SOON))
 
 
 def main() -> None:

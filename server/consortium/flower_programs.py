@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -25,6 +26,7 @@ from flwr.app import Message
 from flwr.cli.build import build_fab_from_disk
 from flwr.server.run_serverapp import run
 from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.protobuf import client as flower_client
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
 from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
@@ -32,6 +34,7 @@ from flwr.superlink.grid import HttpGrid
 
 from dynammo_core.support.errors import ConfigError, RunError
 from dynammo_core.support.processes import answer_by_copies
+from dynammo_core.wire.waiting import SOON
 from server.consortium.flower_app import APP_DIRECTORY, description_of, staged_app
 from server.gate.operator_token import FILE_VARIABLE, HEADER, read_token
 
@@ -111,6 +114,7 @@ def keep_to_own_server_app() -> None:
     replace(runner, "get_project_dir", directory)
     replace(runner, "run_", run_own_server_app)
     replace(runner, "HttpGrid", BundlingGrid)
+    replace("flwr.superlink.grid.http_grid", "pull_objects", partial(pull_objects, **SOON))
 
 
 def replace(module: str, name: str, stand_in: object) -> None:
