@@ -16,6 +16,8 @@ from types import MappingProxyType
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from torch import Tensor
 
 from dynammo_core.plan import Action
@@ -33,7 +35,8 @@ NUMBERS, REPORT, ANNOUNCEMENT = "numbers", "report", "announcement"
 """Names of the records in a message."""
 
 BUNDLE, SMALL, INDEX_BYTES = ":bundle", 1 << 18, 8
-"""Name of the array that holds small tensors, most bytes of each of them, and bytes of the length of its index."""
+"""Name of what holds a whole small message, or small tensors; most bytes of the tensors of the one, and of each of the
+others; bytes of the length of their index."""
 
 LARGEST_SHARED = 10**6
 """Bytes of an array beyond which it is decoded for each site anew."""
@@ -100,14 +103,14 @@ def decoding(kind: str) -> Iterator[None]:
 
 
 def bundled(content: RecordDict) -> RecordDict:
-    """Return the same message with its small tensors in one array, which `decode_...` takes apart again.
+    """Return the same message in fewer parts, which `decode_...` takes apart again: one, or one for small tensors.
 
-    Between a server and its sites, Flower sends each array in two requests of its own at every hop: a network of 35
-    small tensors would take 1,200 requests a round among three sites.
+    Between a server and its sites, Flower sends each record in a request of its own at every hop, and each array in
+    two: a network of 35 small tensors would take 1,200 requests a round among three sites.
     """
-    tensors = content.array_records.get(TENSORS)
-    if tensors is None:
-        return content
+    tensors = content.array_records.get(TENSORS, ArrayRecord())
+    if sum(len(array.data) for array in tensors.values()) <= SMALL:
+        return RecordDict({BUNDLE: ConfigRecord({BUNDLE: recorddict_to_proto(content).SerializeToString()})})
     small = {name for name, array in tensors.items() if len(array.data) <= SMALL}
     if len(small) < 2:
         return content
@@ -122,6 +125,13 @@ def bundled(content: RecordDict) -> RecordDict:
     rest = {name: array for name, array in tensors.items() if name not in small}
     together = ArrayRecord({BUNDLE: Array("bytes", (len(data),), BUNDLE, data), **rest})
     return RecordDict({name: together if name == TENSORS else record for name, record in content.items()})
+
+
+def _opened(content: RecordDict) -> RecordDict:
+    """Return the message in a bundle of all of it, or else what was given."""
+    if BUNDLE not in content.config_records:
+        return content
+    return recorddict_from_proto(ProtoRecordDict.FromString(content.config_records[BUNDLE][BUNDLE]))
 
 
 def _taken_apart(tensors: ArrayRecord) -> Mapping[str, Array]:
@@ -171,6 +181,7 @@ def decode_instruction(content: RecordDict) -> tuple[Instruction, dict[str, str]
         ProtocolError: the content is not an instruction, or a tensor does not have its hash.
     """
     with decoding("an instruction"):
+        content = _opened(content)
         record = content.config_records[INSTRUCTION]
         values = {name: _field(name, record[name]) for name in FIELDS}
         hashes = {name: str(known) for name, known in content.config_records[HASHES].items()}
@@ -209,6 +220,7 @@ def decode_report(content: RecordDict) -> Report:
         ProtocolError: the content is not a report.
     """
     with decoding("a report"):
+        content = _opened(content)
         numbers = {
             name: [int(count) for count in value] if isinstance(value, list) else float(value)
             for name, value in content.metric_records[NUMBERS].items()
@@ -229,6 +241,7 @@ def decode_announcement(content: RecordDict) -> Announcement:
         ProtocolError: the content is not an announcement.
     """
     with decoding("an announcement"):
+        content = _opened(content)
         record = content.config_records[ANNOUNCEMENT]
         classes, bands = record["classes"], record["bands"]
         if not isinstance(classes, list) or not isinstance(bands, list):

@@ -113,13 +113,29 @@ def test_small_tensors_travel_together_and_come_back(weights: dict[str, Tensor])
     assert list(together) == list(alone)
 
 
-def test_announcement_is_not_bundled() -> None:
-    content = encode_announcement(Announcement({"a": 1}))
-    assert bundled(content) is content
+def test_a_small_message_travels_in_one_piece_and_comes_back() -> None:
+    weights = {"b": torch.ones(2), "a": torch.arange(6).reshape(2, 3)}
+    together = bundled(encode_report(Report(True, weights, {"seconds": 1.0, "counts": [3, 4]}), weights))
+    assert list(together) == list(together.config_records) == [BUNDLE]
+    found = decode_report(together)
+    same_bits(dict(found.weights), weights)
+    assert (found.abstained, found.numbers) == (True, {"counts": [3, 4], "seconds": 1.0})
+    announced = Announcement({"a": 1})
+    assert decode_announcement(bundled(encode_announcement(announced))) == announced
 
 
-WHOLE_BUNDLE = bundled(encode_report(Report(False, {"a": torch.ones(3), "b": torch.ones(2)}), ["a", "b"]))
-BYTES = WHOLE_BUNDLE.array_records[TENSORS][BUNDLE].data
+@pytest.mark.parametrize("forged", ["text", 1, [1, 2], b"\xff", b"\x00" * 9, b""])
+def test_a_forged_piece_is_refused(forged: str | int | list[int] | bytes) -> None:
+    content = RecordDict({BUNDLE: ConfigRecord({BUNDLE: forged})})
+    for decode in (decode_report, decode_instruction, decode_announcement):
+        with pytest.raises(ProtocolError, match="the message is not an? "):
+            decode(content)
+
+
+SMALL_AND_LARGE = {"a": torch.ones(3), "b": torch.ones(2), "large": torch.zeros(SMALL, dtype=torch.int8)}
+WHOLE_BUNDLE = bundled(encode_report(Report(False, SMALL_AND_LARGE), SMALL_AND_LARGE))
+PARTS = WHOLE_BUNDLE.array_records[TENSORS]
+BYTES = PARTS[BUNDLE].data
 FORGED = {
     "cut off": BYTES[:-1],
     "longer": BYTES + b"x",
@@ -133,7 +149,7 @@ FORGED = {
 @pytest.mark.parametrize("kind", FORGED)
 def test_a_forged_bundle_is_refused(kind: str) -> None:
     assert FORGED[kind] != BYTES
-    forged = ArrayRecord({BUNDLE: Array("bytes", (len(FORGED[kind]),), BUNDLE, FORGED[kind])})
+    forged = ArrayRecord({**PARTS, BUNDLE: Array("bytes", (len(FORGED[kind]),), BUNDLE, FORGED[kind])})
     with pytest.raises(ProtocolError, match="the message is not a report"):
         decode_report(RecordDict({**WHOLE_BUNDLE, TENSORS: forged}))
 
