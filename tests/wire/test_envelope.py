@@ -128,7 +128,7 @@ def test_a_small_message_travels_in_one_piece_and_comes_back() -> None:
 def test_a_forged_piece_is_refused(forged: str | int | list[int] | bytes) -> None:
     content = RecordDict({BUNDLE: ConfigRecord({BUNDLE: forged})})
     for decode in (decode_report, decode_instruction, decode_announcement):
-        with pytest.raises(ProtocolError, match="the message is not an? "):
+        with pytest.raises(ProtocolError, match="the message is not"):
             decode(content)
 
 
