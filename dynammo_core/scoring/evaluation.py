@@ -39,14 +39,29 @@ def embed_samples(
         megabytes: bound of the memory on the device, in MB; None is no bound.
     """
     model.eval()
-    parts: list[Tensor] = []
-    where = device
+    whole, done = torch.empty(0), 0
     for images in samples.batches(BATCH):
         part = model.extractor.embed(to_input(images, normalisation, device), start="images", end=end)
-        if not parts and not fits(2 * part[0].nbytes * len(samples), device, megabytes):  # the parts and the whole
-            where = torch.device("cpu")
-        parts.append(part.to(where))
-    return torch.cat(parts)
+        if not done:
+            whole = _room(part, len(samples), device, megabytes)
+        whole[done : done + len(part)] = part
+        done += len(part)
+    return whole
+
+
+def _room(part: Tensor, count: int, device: torch.device, megabytes: int | None) -> Tensor:
+    """Return room for all samples, laid out as a batch of them is, before the next batch takes its place.
+
+    A part that stays behind after each batch would keep the system from using the memory of the batch again.
+    """
+    last = part.dim() == 4 and part.is_contiguous(memory_format=torch.channels_last)
+    return torch.empty(
+        count,
+        *part.shape[1:],
+        dtype=part.dtype,
+        device=device if fits(part[0].nbytes * count, device, megabytes) else "cpu",
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
 
 
 @torch.no_grad()
