@@ -412,6 +412,16 @@ def test_each_leaf_key_can_be_overridden() -> None:
         assert resolve(settings, "override", {key: text}) == resolve(settings, "as it is", {}), key
 
 
+@pytest.mark.parametrize("change", [{"federation.proximal": 0.1}, {"federation.server_optimizer": "adam"}])
+def test_what_changes_training_is_refused_where_nothing_trains(change: dict[str, Scalar]) -> None:
+    for method in ALL_METHODS:
+        if "train" in OWN[method].model_fields_set or "adapt" in OWN[method].model_fields_set:
+            small_config(method, change)
+        else:
+            with pytest.raises(ConfigError, match=f"{method} trains nothing by gradients, and {next(iter(change))}"):
+                small_config(method, change)
+
+
 # --- secure aggregation
 
 
