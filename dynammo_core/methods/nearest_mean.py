@@ -18,7 +18,8 @@ from dynammo_core.plan import Archive, Batch
 SUMS = ("heads.*.counts", "heads.*.gram", "heads.*.products")
 
 SHARPNESS = 256
-"""Inverse temperature, of powers of 4 the best calibrated; a power of two leaves every answer as it is, bit for bit."""
+"""Inverse temperature. Of 64, 256 and 1024 the best calibrated, with a shared covariance, on half of Fashion-MNIST's
+training images, from the other half; a power of two leaves every answer as it is, bit for bit."""
 
 STRETCH = 16
 """Power that spreads the open-set score, whose order it keeps, over the bins that sites count in."""
