@@ -47,6 +47,7 @@ def fit(
     settings: Optimisation,
     *,
     round_: int,
+    proximal: float = 0.0,
     gradients: Callable[..., None] | None = None,
 ) -> float:
     """Minimise `loss(inputs, labels)` over `parameters` for the epochs of one round, without waiting for a GPU inside.
@@ -57,12 +58,15 @@ def fit(
         batches: returns the batches of an epoch.
         settings: optimiser, epochs and schedule.
         round_: round of the stage, for the schedule.
+        proximal: mu of a term mu / 2 |w - start|^2 that draws the parameters to where they start (FedProx, Li et al.,
+            arXiv 1812.06127). It depends on no sample, so private gradients stay private; the loss returned lacks it.
         gradients: sets the parameters' gradients from a batch, in place of a backward pass; the batch may be empty.
 
     Returns:
         The mean loss per sample in the last epoch; nan if `gradients` is given, which returns no loss.
     """
     optimizer = _optimizer(parameters, settings)
+    start = [parameter.detach().clone() for parameter in parameters] if proximal else []
     mean_loss = math.nan
     for epoch in range(settings.epochs):
         for group in optimizer.param_groups:
@@ -72,14 +76,15 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             if gradients is not None:
                 gradients(*batch)
-                optimizer.step()
-                continue
-            inputs, labels = batch
-            value = loss(inputs, labels)
-            value.backward()  # type: ignore[no-untyped-call]
+            else:
+                inputs, labels = batch
+                value = loss(inputs, labels)
+                value.backward()  # type: ignore[no-untyped-call]
+                total += value.detach().double() * len(labels)  # stays on the device: reading it would wait
+                seen += len(labels)
+            if proximal:
+                _draw_back(parameters, start, proximal)
             optimizer.step()
-            total += value.detach().double() * len(labels)  # stays on the device: reading it would wait for the batch
-            seen += len(labels)
         mean_loss = float(total) / seen if gradients is None else math.nan
     return mean_loss
 
@@ -90,6 +95,14 @@ def shuffled(count: int, batch_size: int, generator: torch.Generator) -> list[Te
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
+
+
+@torch.no_grad()
+def _draw_back(parameters: list[nn.Parameter], start: list[Tensor], proximal: float) -> None:
+    """Add the gradient of the proximal term, mu (w - start); what the loss does not reach stays where it starts."""
+    for parameter, origin in zip(parameters, start, strict=True):
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter - origin, alpha=proximal)
 
 
 def _optimizer(parameters: list[nn.Parameter], settings: Optimisation) -> torch.optim.Optimizer:

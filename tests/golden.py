@@ -61,6 +61,7 @@ DYNAMMO: Mapping[str, Settings] = {
     "late classes": LATE,
     "example privacy": {**GROUP, **EXAMPLE},
     "example privacy, no adapters": {"method.adapters": False, **EXAMPLE},
+    "example privacy, proximal": {**GROUP, **EXAMPLE, "federation.proximal": 0.1},
     "client privacy": {**GROUP, **CLIENT},
     "client privacy, no adapters": {"method.adapters": False, **CLIENT},
     "secure": SECURE,
@@ -77,6 +78,14 @@ RIDGE: Mapping[str, Settings] = {
     "grid, fixed regulariser": {"method.pooling": "grid", "method.regulariser": 0.1},
 }
 REHEARSED: Mapping[str, Settings] = {"nearest mean": {"method.prediction": "nearest_mean"}, "late classes": LATE}
+EVERY_SCALE: Settings = {"method.multi_scale": True}
+OF_EACH_CLASS: Settings = {"method.covariance": "class"}
+OPTIMISED: Mapping[str, Settings] = {
+    "proximal": {"federation.proximal": 0.1},
+    "server's momentum": {"federation.server_optimizer": "momentum", "federation.compression": "int8_both"},
+    "server's adam": {"federation.server_optimizer": "adam", "federation.aggregator": "median"},
+    "server's yogi": {"federation.server_optimizer": "yogi", **SECURE},
+}
 VARIANTS: Mapping[str, Mapping[str, Settings]] = {
     "dynammo": DYNAMMO,
     "acl": {"late classes": LATE, "example privacy": {**GROUP, **EXAMPLE}, "client privacy": {**GROUP, **CLIENT}},
@@ -90,8 +99,16 @@ VARIANTS: Mapping[str, Mapping[str, Settings]] = {
         "last features": {"method.multi_scale": False},
     },
     "first_session": {"late classes": LATE, "alone": {"method.frozen_beside": False}, "secure": SECURE},
+    "ranpac": {"late classes": LATE, "example privacy": EXAMPLE, "secure": SECURE, "every scale": EVERY_SCALE},
+    "fecam": {
+        "late classes": LATE,
+        "of each class": OF_EACH_CLASS,
+        "of each class, late classes": {**OF_EACH_CLASS, **LATE},
+        "of each class, secure": {**OF_EACH_CLASS, **SECURE},
+    },
     "icarl": {"classifier": {"method.prediction": "classifier"}, "late classes": LATE},
-    **dict.fromkeys(("replay", "wa", "lucir", "podnet", "dark_er", "dynamic_er"), REHEARSED),
+    "replay": {**REHEARSED, **OPTIMISED},
+    **dict.fromkeys(("wa", "lucir", "podnet", "dark_er", "dynamic_er"), REHEARSED),
     "joint": {"late classes": LATE},
     "fine_tune": {"late classes": LATE, "own statistics": {**OWN, "scanners.own_statistics": "trained"}},
 }
@@ -101,7 +118,7 @@ HOLDINGS: Mapping[str, Mapping[str, int]] = {
     "gamma": {"1": 9, "3": 7},
 }
 WITHDRAWN = {"alpha": ["alpha-0-1.png", "alpha-3-2.png"], "gamma": ["gamma-1-0.png"]}
-AT_HOSPITALS = ("dynammo", "ridge", "lucir", "streaming_ridge", "first_session")
+AT_HOSPITALS = ("dynammo", "ridge", "lucir", "streaming_ridge", "first_session", "fecam")
 
 
 def main() -> int:

@@ -30,6 +30,7 @@ BY_NAME = {path.relative_to(ROOT).as_posix(): path for path in FILES}
 SHARED_BY_METHODS = {
     *("base", "decisions", "governance", "rehearsal"),
     *("heads", "distillation", "imprinting", "closed_form", "closed_form_sums", "adapted_closed_form"),
+    *("feature_maps", "nearest_mean"),
     *("adapters", "merged_adapters", "task_heads"),
 }
 

@@ -151,6 +151,38 @@ def test_the_loop_is_a_plain_pytorch_loop_bit_for_bit(how: Optimisation, round_:
     assert changed(ours, start) == set(travelling_names(ours))
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_proximal_term_is_a_penalty_on_the_distance_from_the_start(optimizer: str) -> None:
+    how = Optimisation(epochs=2, optimizer=optimizer, learning_rate=0.05)  # type: ignore[arg-type]
+    names = {"heads.classes.weight", "heads.classes.bias"}
+    drawn, penalised, free = network(), network(), network()
+    start = snapshot(penalised)
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        distances = [(p - start[name]).square().sum() for name, p in penalised.named_parameters() if name in names]
+        return loss_of(penalised, images, labels) + 0.5 / 2 * torch.stack(distances).sum()
+
+    fit(train_only(penalised, names), loss, batches, how, round_=0)
+    parameters = train_only(drawn, names)
+    fit(parameters, lambda x, y: loss_of(drawn, x, y), batches, how, round_=0, proximal=0.5)
+    train(free, names, how)
+    for name in names:
+        torch.testing.assert_close(drawn.state_dict()[name], penalised.state_dict()[name], atol=1e-6, rtol=1e-5)
+        assert not torch.allclose(drawn.state_dict()[name], free.state_dict()[name], atol=1e-3)
+
+
+def test_private_gradients_are_drawn_back_too() -> None:
+    # The gradient is always 1, without momentum: w = -r after a step, then r mu less far.
+    w = nn.Parameter(torch.zeros(()))
+
+    def ones(*_: Tensor) -> None:
+        w.grad = torch.ones(())
+
+    how = Optimisation(epochs=2, learning_rate=0.1, momentum=0.0, weight_decay=0.0)
+    fit([w], lambda x, y: x, lambda _: iter([()]), how, round_=0, proximal=0.5, gradients=ones)
+    assert w.item() == pytest.approx(-0.1 - 0.1 * (1 - 0.5 * 0.1))
+
+
 def test_the_mean_loss_of_a_sample_in_the_last_epoch_is_returned() -> None:
     # Batches of 2 and 1 samples, of losses 2 + epoch and 8 + epoch: epoch 1 has the mean (2 * 3 + 1 * 9) / 3 = 5.
     def two_batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -107,7 +107,8 @@ def answer_fit(assignment: Assignment, stage: Fit) -> Report:
         with assignment.experiment.autocast():
             return stage.loss(assignment.model, inputs, labels, context)
 
-    loss = fit(parameters, descended, batches, stage.optimisation, round_=assignment.step.round)
+    proximal = config.federation.proximal
+    loss = fit(parameters, descended, batches, stage.optimisation, round_=assignment.step.round, proximal=proximal)
     trained = take(assignment.model, names)
     if config.privacy.mechanism == "client":
         trained = shortened_update(trained, received, config.privacy.clip)

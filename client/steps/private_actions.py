@@ -116,7 +116,8 @@ def answer_fit_privately(assignment: Assignment, stage: Fit) -> Report:
         noise=permit.noise,
     )
     weighed = weigh(batches, shares(owner))
-    fit(parameters, loss, weighed, stage.optimisation, round_=assignment.step.round, gradients=gradients)
+    round_, proximal = assignment.step.round, config.federation.proximal
+    fit(parameters, loss, weighed, stage.optimisation, round_=round_, proximal=proximal, gradients=gradients)
     return Report(False, take(assignment.model, names), permit.numbers)
 
 

@@ -22,6 +22,7 @@ from dynammo_core.configuration.settings import (
     DataSettings,
     MemorySettings,
     MethodSettings,
+    Optimisation,
     Section,
     TaskSettings,
 )
@@ -81,6 +82,11 @@ class Config(Section, Generic[M]):
             return method
         if misfit := METHODS[method.name].governance.misfit(method, federation, backbone):
             raise ValueError(misfit)
+        if federation.optimises and not any(isinstance(value, Optimisation) for _, value in method):
+            raise ValueError(
+                f"{method.name} trains nothing by gradients, and federation.{federation.optimises} changes training; "
+                "leave federation.proximal and federation.server_optimizer as they are by default"
+            )
         return method
 
     @field_validator("privacy")

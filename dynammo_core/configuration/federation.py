@@ -83,6 +83,30 @@ class FederationSettings(Section):
         description="replace each update by the mean of its nearest neighbours before aggregation, which helps when "
         "labels are skewed; mean ignores it",
     )
+    proximal: float = Field(
+        default=0.0,
+        ge=0,
+        description="mu of FedProx: how strongly training is drawn to the weights that the round began with; 0: not",
+    )
+    server_optimizer: Literal["none", "momentum", "adam", "yogi"] = Field(
+        default="none",
+        description="how the server goes from the weights it sent to the sites' merged ones; none: all the way; "
+        "momentum: FedAvgM; adam: FedAdam; yogi: FedYogi",
+    )
+    server_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="learning rate of the server's optimiser; null: 1 for momentum, 0.01 for adam and yogi",
+    )
+    server_momentum: float = Field(
+        default=0.9, ge=0, lt=1, description="momentum of the server's optimiser, beta_1 of adam and yogi"
+    )
+    server_beta_2: float = Field(
+        default=0.99, ge=0, lt=1, description="share of the squares that adam and yogi keep from round to round"
+    )
+    server_tau: float = Field(
+        default=1e-3, gt=0, description="length of change below which adam and yogi adapt little to it"
+    )
 
     sums_rows: int | None = Field(
         default=None,
@@ -191,6 +215,11 @@ class FederationSettings(Section):
                 "set arrival: synchronous"
             )
         return self
+
+    @property
+    def optimises(self) -> str:
+        """Return the name of a setting that changes how weights are trained, and is not as by default; else ''."""
+        return "proximal" if self.proximal else "server_optimizer" if self.server_optimizer != "none" else ""
 
     def _check_keys(self, names: tuple[str, ...]) -> None:
         if self.site_keys is None:

@@ -37,6 +37,8 @@ METHODS: Registry[type[Method[Any]]] = Registry(
         "streaming_ridge": "dynammo_core.methods.streaming_ridge:StreamingRidge",
         "dynammo_ridge": "dynammo_core.methods.dynammo_ridge:DynaMMoRidge",
         "first_session": "dynammo_core.methods.first_session:FirstSession",
+        "ranpac": "dynammo_core.methods.ranpac:RanPAC",
+        "fecam": "dynammo_core.methods.fecam:FeCAM",
     },
     accepted="a subclass of dynammo_core.methods.base.Method whose attribute `name` is the name in the table",
     accepts=_is_method,

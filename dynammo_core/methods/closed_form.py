@@ -36,8 +36,8 @@ STRETCH = 4
 """Power of the odds of the open-set score: it keeps their order, and spreads them over the bins that sites count in."""
 
 
-class ClosedFormSettings(MethodSettings):
-    """The features, and how smooth the solution is."""
+class FeatureSettings(MethodSettings):
+    """The features of the frozen network that are classified."""
 
     multi_scale: bool = Field(default=True, description="use the pooled inputs of every stage beside the last features")
     pooling: Pooling = Field(
@@ -45,6 +45,11 @@ class ClosedFormSettings(MethodSettings):
         description="pooling of the stages' inputs; mean: each channel's mean; spread: its mean and standard "
         "deviation; grid: its mean in each quarter of the map, and its standard deviation",
     )
+
+
+class ClosedFormSettings(FeatureSettings):
+    """The features, and how smooth the solution is."""
+
     regulariser: float | None = Field(
         default=None,
         gt=0,
@@ -68,7 +73,7 @@ SUMS_GOVERNANCE = Governance(obstacle_to_privacy=by_example_alone)
 """Describes a method that sends nothing but sums over samples on frozen features."""
 
 
-def scales(params: ClosedFormSettings, backbone: Backbone) -> AdaptedBackbone:
+def scales(params: FeatureSettings, backbone: Backbone) -> AdaptedBackbone:
     """Make the extractor that the settings name, on a backbone, without adapters."""
     return MultiScaleBackbone(backbone, params.pooling) if params.multi_scale else AdaptedBackbone(backbone)
 

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from dynammo_core.aggregation.server_optimizer import forget_rounds, stepped
 from dynammo_core.code_identity import code_hash
 from dynammo_core.experiment import Experiment
 from dynammo_core.models.backbones import weights_sha256
+from dynammo_core.models.heads import head_rows
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import matching, travelling_names
 from dynammo_core.plan import Action, LearningStage, Step, Summarise
@@ -172,12 +174,25 @@ class TaskLoop:
             learnt, class_counts, limited = merged(self.experiment, self.model, step, answers.reports, asked=asked)
             if limited:
                 self.directory.log("share_limited", step=step.index, sites=limited)
+        if stage.action is Action.FIT:
+            learnt = self._stepped(step, learnt)
         self.model.load_state_dict(learnt, strict=False)
         stage.note_counts(self.archive, step.task, class_counts)
         if isinstance(stage, Summarise) and stage.keeps_sums:
             for site, report in answers.reports.items():
                 if not report.abstained:
                     self.progress.taken.setdefault(str(site), []).append(step.contribution)
+
+    def _stepped(self, step: Step, merged: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights that the server goes to from those it sent, given what the sites' were merged into."""
+        settings, current = self.experiment.config.federation, self.model.state_dict()
+        if settings.server_optimizer == "none":
+            return merged
+        sent = carried(self._codec, {name: current[name] for name in merged})
+        weights = stepped(settings, sent, merged, current, head_rows(self.model), self.archive)
+        if step.is_last_round:
+            forget_rounds(self.archive)
+        return weights
 
     def _or_budget(self) -> str:
         """Return the other reason for which all sites may abstain."""

@@ -290,6 +290,7 @@ def another(value: Any, key: str) -> Any:
         "federation.quorum": 0.5,
         "federation.aggregator": "median",
         "federation.compression": "int8",
+        "federation.server_optimizer": "adam",
         "federation.sums_precision": "float32",
         "federation.site_names": ["a", "b", "c"],
         "federation.evaluate_only": ["b"],
@@ -301,6 +302,7 @@ def another(value: Any, key: str) -> Any:
         "backbone.sha256": "0" * 64,
         "compute.features": "float16",
         "compute.precision": "bf16",
+        "method.covariance": "class",
         "method.norm": "group",
         "privacy.mechanism": "example",
         "privacy.unit": "patient",
@@ -311,6 +313,7 @@ def another(value: Any, key: str) -> Any:
         "method.padding": 0,
         "method.prior": "observed",
         "method.pooling": "spread" if value == "mean" else "mean",
+        "method.variance_shrinkage": 2.0,
         "method.prediction": "classifier" if value == "nearest_mean" else "nearest_mean",
     }
     endings = {"optimizer": "sgd" if value == "adam" else "adam", "schedule": "cosine", "milestones": [3]}
@@ -328,11 +331,14 @@ def another(value: Any, key: str) -> Any:
 
 
 OWN = {method: small_config(method).method for method in ALL_METHODS}
+TRAINING = {method for method in ALL_METHODS if {"train", "adapt"} & OWN[method].model_fields_set}
+OF_TRAINING = ("federation.proximal", "federation.server_optimizer")
 LEAVES = [
     (method, key)
     for method in ALL_METHODS
     for key, _ in leaves(small_config(method).model_dump(mode="json"))
     if key != "method.name"
+    and (method in TRAINING or key not in OF_TRAINING)
     and not (key == "privacy.mechanism" and METHODS[method].governance.obstacle_to_privacy(OWN[method], "example"))
 ]
 
@@ -410,6 +416,17 @@ def test_each_leaf_key_can_be_overridden() -> None:
         settings, value = having[key]
         text = json.dumps(value)  # JSON is YAML
         assert resolve(settings, "override", {key: text}) == resolve(settings, "as it is", {}), key
+
+
+@pytest.mark.parametrize("key", OF_TRAINING)
+def test_what_changes_training_is_refused_where_nothing_trains(key: str) -> None:
+    change: dict[str, Scalar] = {key: 0.1 if key.endswith("proximal") else "adam"}
+    for method in ALL_METHODS:
+        if method in TRAINING:
+            small_config(method, change)
+        else:
+            with pytest.raises(ConfigError, match=f"{method} trains nothing by gradients, and {key}"):
+                small_config(method, change)
 
 
 # --- secure aggregation

@@ -25,7 +25,7 @@ from dynammo_core.deployed.model_files import FACTS, WEIGHTS, ModelFiles, tensor
 from dynammo_core.deployed.predictor import Predictor, find_device
 from dynammo_core.experiment import Experiment
 from dynammo_core.methods import METHODS
-from dynammo_core.methods.closed_form import ClosedFormSettings
+from dynammo_core.methods.closed_form import FeatureSettings
 from dynammo_core.support.errors import ConfigError, DataError, WeightsError
 
 every_method = pytest.mark.parametrize("method", ALL_METHODS)
@@ -103,7 +103,7 @@ def test_probabilities_are_the_softmax_of_the_heads_that_answer(finished: Finish
     else:
         assert torch.allclose(answers.probabilities.sum(dim=1), torch.ones(40), atol=1e-6)
         assert torch.equal(answers.probabilities.argmax(dim=1), answers.labels)
-        by_share = issubclass(METHODS[method].Params, ClosedFormSettings)
+        by_share = issubclass(METHODS[method].Params, FeatureSettings)
         assert torch.allclose(answers.open_set_scores, answer, atol=1e-6) is not by_share
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_bench import STREAM, Bench, bench, toy_images
+from method_bench import EACH, STREAM, Bench, answer, bench, halves, learn_sums, toy_images, uneven
 from torch import Tensor
 
 from dynammo_core.data.samples import Samples
@@ -16,29 +16,12 @@ from dynammo_core.methods.closed_form_sums import SUMS, WEIGHTS
 from dynammo_core.models.ridge.head import RidgeHead
 from dynammo_core.support.errors import ConfigError
 
-EACH = {0: 20, 1: 2, 2: 5, 3: 11}
-"""Images of each class: very uneven."""
 WEIGHT = {0: 1 / 16, 1: 1 / 2, 2: 1 / 4, 3: 1 / 8}
 """The power of 2 nearest to one over that, by their logarithms."""
 
 
-def uneven(classes: tuple[int, ...], seed: int = 0) -> Samples:
-    return Samples.concatenate([toy_images((label,), each=EACH[label], seed=seed) for label in classes])
-
-
-def answer(made: Bench, name: str, task: int, sites: list[Samples]) -> None:
-    made.summarise(made.stage(name, task), sites)  # type: ignore[arg-type]
-    made.finish(name, task)
-
-
 def learn(made: Bench, task: int, sites: list[Samples]) -> None:
-    made.begin(task)
-    for name in ("count", "sum"):
-        answer(made, name, task, sites)
-
-
-def halves(images: Samples) -> list[Samples]:
-    return [images.subset(range(start, len(images), 2)) for start in range(2)]
+    learn_sums(made, task, sites, ("count", "sum"))
 
 
 def head_of(made: Bench) -> RidgeHead:

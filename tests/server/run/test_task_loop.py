@@ -32,7 +32,7 @@ from small_runs import (
 )
 
 from client.app import app
-from dynammo_core.configuration.config import Config
+from dynammo_core.configuration.config import Config, Scalar
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import CheckpointError, ConfigError, DataError, RunError
 from simulations.engines.local_grid import LocalGrid
@@ -218,6 +218,21 @@ def test_an_unfinished_run_says_that_it_is_running(tmp_path: Path) -> None:
     outcome = Outcome.of(directory)
     assert (outcome.summary["status"], outcome.summary["rounds"]) == ("running", 5)
     assert len(outcome.summary["accuracy_after_tasks"]) == 1
+
+
+def test_the_servers_optimiser_goes_on_with_what_it_remembers(tmp_path: Path) -> None:
+    short: dict[str, Scalar] = {"federation.sites": 1, "method.train.rounds": 2, "method.train.epochs": 1}
+    yogi: dict[str, Scalar] = {"federation.server_optimizer": "yogi", "federation.compression": "float16"}
+    config = small_config("fine_tune", short | yogi)
+    whole = run_small(config, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run_small(config, tmp_path / "stopped", listeners=[StopAt(1, 1)])
+    (directory,) = (tmp_path / "stopped").iterdir()
+    remembered = load_file(directory / "checkpoints" / "latest.safetensors")
+    assert sum("server_optimizer" in name for name in remembered) > 2
+    run_small(config, tmp_path / "stopped", resume=directory)
+    assert Outcome.of(directory) == Outcome.of(whole.path)
+    assert not any("server_optimizer" in name for name in load_file(whole.path / "checkpoints" / "latest.safetensors"))
 
 
 # --- what is refused on resume
