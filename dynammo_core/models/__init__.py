@@ -31,6 +31,10 @@ BACKBONES: Registry[BackboneSpec] = Registry(
     },
     accepted="a dynammo_core.models.backbones.BackboneSpec",
     accepts=_is_spec,
+    open_names={
+        "timm/": "dynammo_core.models.timm_networks.catalogue",
+        "hf_hub:": "dynammo_core.models.timm_networks.catalogue",
+    },
 )
 
 

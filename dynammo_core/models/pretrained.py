@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dynammo_core.configuration.settings import WEIGHTS_BY_NAME, WEIGHTS_SUFFIXES, BackboneSettings
 from dynammo_core.support.errors import ConfigError, WeightsError, nearest_match
 
-IMAGENET, RANDOM = WEIGHTS_BY_NAME
+IMAGENET, PRETRAINED, RANDOM = WEIGHTS_BY_NAME
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class WeightsFile:
             reason = getattr(error, "strerror", None) or error
             raise WeightsError(
                 f"backbone.weights: cannot read the file {self.path}: {reason}",
-                accepted=f"{IMAGENET}, {RANDOM}, or the path of a file ({', '.join(WEIGHTS_SUFFIXES)})",
+                accepted=f"{', '.join(WEIGHTS_BY_NAME)}, or the path of a file ({', '.join(WEIGHTS_SUFFIXES)})",
             ) from error
         found = hashlib.sha256(content).hexdigest()
         for digits in self.required:
@@ -61,15 +61,15 @@ class WeightsFile:
         return hashlib.sha256(self.read()).hexdigest()
 
 
-ImageNetSource = Callable[[], WeightsFile]
-"""Finds a backbone's ImageNet weights, and downloads them if necessary."""
+WeightsSource = Callable[[], WeightsFile]
+"""Finds a backbone's pretrained weights, and downloads them if necessary."""
 
 
-def locate_weights(settings: BackboneSettings, imagenet: ImageNetSource | None) -> WeightsFile | None:
+def locate_weights(settings: BackboneSettings, pretrained: WeightsSource | None) -> WeightsFile | None:
     """Locate the file of weights that `settings` asks for, downloading it if necessary; None for random weights.
 
     Raises:
-        ConfigError: the backbone has no ImageNet weights, or `sha256` is not a hash or is given without a file.
+        ConfigError: the backbone has no pretrained weights, or `sha256` is not a hash or is given without a file.
         WeightsError: the file cannot be downloaded.
     """
     if settings.sha256 and not re.fullmatch("[0-9a-fA-F]{64}", settings.sha256):
@@ -78,13 +78,13 @@ def locate_weights(settings: BackboneSettings, imagenet: ImageNetSource | None) 
         if settings.sha256:
             raise ConfigError("backbone.sha256 is set, but backbone.weights: random reads no file", remedy="Remove one")
         return None
-    if settings.weights != IMAGENET:
+    if settings.weights not in (IMAGENET, PRETRAINED):
         file = WeightsFile(Path(settings.weights))
-    elif imagenet is not None:
-        file = imagenet()
+    elif pretrained is not None:
+        file = pretrained()
     else:
         raise ConfigError(
-            f"backbone.weights: {settings.name} has no ImageNet weights",
+            f"backbone.weights: {settings.name} has no pretrained weights",
             accepted=f"{RANDOM}, or the path of a file ({', '.join(WEIGHTS_SUFFIXES)})",
         )
     return WeightsFile(file.path, (*file.required, settings.sha256.lower())) if settings.sha256 else file
@@ -165,7 +165,7 @@ def load_pretrained(
         WeightsError: the file has another hash or is unreadable, or a tensor is missing, surplus, misshapen or not
             finite; the message names the first one.
     """
-    weights = {rename(name): tensor for name, tensor in _read_tensors(file).items()}
+    weights = {rename(name): tensor for name, tensor in read_tensors(file).items()}
     expected = network.state_dict()
     optional = {name for name in {**expected, **weights} if name.split(".")[0] in dropped}
     # Files from before torch 0.4.1 lack the counters of batch norm, which nothing reads.
@@ -175,7 +175,7 @@ def load_pretrained(
             _check_tensor(name, weights, tensor.shape, file.path)
     surplus = [name for name in weights if name not in expected and name not in optional]
     if surplus:
-        raise _misfit(file.path, f"contains {surplus[0]!r}, which the network lacks ({len(surplus)} such tensors)")
+        raise misfit(file.path, f"it contains {surplus[0]!r}, which the network lacks ({len(surplus)} such tensors)")
     fitting = {name: weights[name] for name in expected if name in weights}
     network.load_state_dict(
         {name: tensor for name, tensor in fitting.items() if tensor.shape == expected[name].shape}, strict=False
@@ -184,24 +184,29 @@ def load_pretrained(
 
 def _check_tensor(name: str, weights: Mapping[str, Tensor], shape: torch.Size, path: Path) -> None:
     if name not in weights:
-        raise _misfit(path, f"lacks {name!r} with shape {tuple(shape)}{nearest_match(name, weights)}")
+        raise misfit(path, f"it lacks {name!r} with shape {tuple(shape)}{nearest_match(name, weights)}")
     if weights[name].shape != shape:
-        raise _misfit(
-            path, f"contains {name!r} with shape {tuple(weights[name].shape)}; the network needs {tuple(shape)}"
+        raise misfit(
+            path, f"it contains {name!r} with shape {tuple(weights[name].shape)}; the network needs {tuple(shape)}"
         )
     if not bool(weights[name].isfinite().all()):
-        raise _misfit(path, f"contains {name!r} with values that are not finite")
+        raise misfit(path, f"it contains {name!r} with values that are not finite")
 
 
-def _misfit(path: Path, what: str) -> WeightsError:
+def misfit(path: Path, what: str) -> WeightsError:
+    """Make the error that a file holds the weights of another network."""
     return WeightsError(
-        f"{path} does not fit the backbone: it {what}",
+        f"{path} does not fit the backbone: {what}",
         remedy="Set backbone.name to the network that the file was saved from, or backbone.weights to another file",
     )
 
 
-def _read_tensors(file: WeightsFile) -> dict[str, Tensor]:
-    """Read the tensors in `file` by name, onto the CPU."""
+def read_tensors(file: WeightsFile) -> dict[str, Tensor]:
+    """Read the tensors in `file` by name, onto the CPU.
+
+    Raises:
+        WeightsError: the file has another hash, cannot be read, or holds more than tensors.
+    """
     content = file.read()
     if file.path.suffix not in WEIGHTS_SUFFIXES:
         raise WeightsError(

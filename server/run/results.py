@@ -169,7 +169,7 @@ def write_model(
         "insertion_points": list(BACKBONES[config.backbone.name].insertion_points),
         "method": config.method.model_dump(mode="json"),
         "image_size": config.data.image_size,
-        "normalisation": config.data.normalisation,
+        "normalisation": config.normalisation,
         "fit": config.data.fit,
         "window": config.data.window,
         "frame": config.data.frame,
