@@ -71,6 +71,7 @@ class ModelFacts(BaseModel):
     class_names: tuple[str, ...]
     tasks: tuple[tuple[str, ...], ...] = Field(min_length=1)
     backbone: str
+    backbone_licence: str = "not recorded"
     insertion_points: tuple[str, ...]
     method: dict[str, Any]
     image_size: int = Field(ge=1)

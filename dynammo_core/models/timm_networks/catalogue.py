@@ -67,11 +67,9 @@ def problem(name: str) -> str:
         known = unknown_name("network of timm", architecture, timm.list_models())
         return f"{known}; timm {timm.__version__} is installed here, and a newer one may have it"
     tags = _tags(architecture)
-    return (
-        f"{unknown_name('tag', tag, tags)} of {architecture}; accepted: {', '.join(tags)}"
-        if tag and tag not in tags
-        else ""
-    )
+    if tag and tag not in tags:
+        return f"{unknown_name('tag', tag, tags)} of {architecture}; accepted: {', '.join(tags)}"
+    return ""
 
 
 @cache

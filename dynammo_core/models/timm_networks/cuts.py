@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -107,7 +108,7 @@ def find_cut(network: nn.Module, image: Tensor) -> Cut:
     if not starts:
         raise CannotBeCut("it does not say where its stages are")
     bounds = [0, *starts, len(names)]
-    sections = tuple(tuple(names[begin:end]) for begin, end in zip(bounds, bounds[1:], strict=False))
+    sections = tuple(tuple(names[begin:end]) for begin, end in pairwise(bounds))
     return Cut(sections, tuple(chain[start].inputs[0].shape[1] for start in starts))
 
 

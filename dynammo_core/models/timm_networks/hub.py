@@ -34,8 +34,8 @@ def hub_file(repository: str, name: str) -> Path:
     except errors.LocalEntryNotFoundError as error:
         raise WeightsError(
             f"{name} of {where} is not in the cache and cannot be downloaded from here",
-            remedy=f"On a machine with internet access: dynammo-sim backbone fetch {_name(where)} --out FOLDER; copy the "
-            "folder here, and set backbone.weights to the file in it",
+            remedy=f"On a machine with internet access: dynammo-sim backbone fetch {_name(where)} --out FOLDER; copy "
+            "the folder here, and set backbone.weights to the file in it",
         ) from error
     except errors.EntryNotFoundError as error:
         raise WeightsError(

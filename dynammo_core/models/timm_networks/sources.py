@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -70,7 +71,24 @@ class Source:
             raise WeightsError(
                 f"{self.name} has no pretrained weights on the hub", accepted="random, or the path of a file"
             )
-        return WeightsFile(hub_file(self.repository, self.facts.get("hf_hub_filename") or "model.safetensors"))
+        return WeightsFile(hub_file(self.repository, self._file_name))
+
+    def held(self) -> WeightsFile | None:
+        """Return the file of the pretrained weights if it is in the hub's cache; nothing is downloaded."""
+        from huggingface_hub import try_to_load_from_cache
+
+        if self.repository is None:
+            return None
+        where, _, revision = self.repository.partition("@")
+        path = try_to_load_from_cache(where, self._file_name, revision=revision or None)
+        return WeightsFile(Path(path)) if isinstance(path, str) else None
+
+    @property
+    def _file_name(self) -> str:
+        named = self.facts.get("hf_hub_filename") or "model.safetensors"
+        return (
+            "open_clip_model.safetensors" if named == "open_clip_pytorch_model.bin" else str(named)
+        )  # lie side by side
 
     def create(self, image_size: int, file: WeightsFile | None = None) -> nn.Module:
         """Create the network without its classifier, for images of that side, with the weights in `file` or at random.
@@ -115,10 +133,8 @@ class Source:
         patch = getattr(getattr(network, "patch_embed", None), "patch_size", 1)
         side = patch if isinstance(patch, int) else max(patch)
         if image_size % side:
-            below = image_size // side * side
-            raise self._wrong_size(
-                image_size, f"multiples of its patches' {side}, such as {below or side} or {below + side}"
-            )
+            nearest = max(side, round(image_size / side) * side)
+            raise self._wrong_size(image_size, f"multiples of {side}, the side of its patches, such as {nearest}")
 
     def _wrong_size(self, image_size: int, accepted: str) -> ConfigError:
         return ConfigError(
