@@ -1,4 +1,4 @@
-"""What to know of a backbone before it is used: its licence, its size, where adapters go, where its weights come from."""
+"""What to know of a backbone before it is used: licence, size, places for adapters, and where its weights come from."""
 
 from __future__ import annotations
 

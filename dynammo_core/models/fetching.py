@@ -32,7 +32,7 @@ def fetched(name: str, folder: Path) -> Iterator[str]:
     except OSError as error:
         raise WeightsError(f"cannot write {target}: {error.strerror}") from error
     yield f"File: {target}"
-    yield "Copy it to each machine, and say where it is there: in the experiment, and as `weights` in a site's site.yaml"
+    yield "Copy it to each machine, and name it there: in the experiment, and at a site as `weights` in site.yaml"
     yield f"backbone:\n  name: {name}\n  weights: {target.absolute()}\n  sha256: {digest}"
     if name.startswith(HUB):
         yield "Such a name needs its repository's config.json, too: copy the hub's cache (HF_HUB_CACHE) to each machine"

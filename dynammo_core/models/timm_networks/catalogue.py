@@ -116,10 +116,8 @@ def source_of(name: str) -> Source:
         WeightsError: that file cannot be had from here, or says nothing about a network of timm.
     """
     if not name.startswith(HUB):
-        from timm.models import get_pretrained_cfg
-
-        facts = get_pretrained_cfg(name.removeprefix(TIMM))
-        return Source(name, name.removeprefix(TIMM).partition(".")[0], facts.to_dict(), {})
+        known = name.removeprefix(TIMM)
+        return Source(name, known.partition(".")[0], _facts(known), {})
     repository = name.removeprefix(HUB)
     return Source(name, *_configuration(json.loads(hub_file(repository, "config.json").read_text()), repository))
 
@@ -137,7 +135,8 @@ def _configuration(content: dict[str, Any], repository: str) -> tuple[str, dict[
             accepted="repositories whose page says how timm loads them",
         )
     facts = {key: value for key, value in stated.items() if key in PretrainedCfg.__dataclass_fields__}
-    facts = {**PretrainedCfg().to_dict(), **facts, "hf_hub_id": repository}
+    of_architecture = _facts(architecture, remove_source=True)  # where a file is silent, but for the licence
+    facts = {**of_architecture, "license": None, **facts, "hf_hub_id": repository}
     arguments = dict(content.get("model_args", {}))
     return architecture, facts, arguments
 
@@ -154,6 +153,14 @@ def _maps(network: nn.Module, image: torch.Tensor) -> dict[int, int]:
         chosen = list(range(max(0, count - 1 - MAPS), count - 1))
     _, maps = network.forward_intermediates(image, indices=chosen, output_fmt="NCHW")
     return {index: one.shape[1] for index, one in zip(chosen, maps, strict=True)}
+
+
+def _facts(name: str, *, remove_source: bool = False) -> dict[str, Any]:
+    """Return timm's configuration of the weights of a name, of the first that an architecture has if it names none."""
+    from timm.models import PretrainedCfg, get_pretrained_cfg
+
+    facts: dict[str, Any] = (get_pretrained_cfg(name) or PretrainedCfg()).to_dict(remove_source=remove_source)
+    return facts
 
 
 def _tags(architecture: str) -> Collection[str]:

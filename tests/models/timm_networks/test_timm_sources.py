@@ -71,7 +71,7 @@ def test_a_file_is_loaded_whole_and_position_embeddings_fit_the_size(tmp_path: P
     patch = size // 2
     assert smaller(torch.rand(1, 3, patch, patch)).shape == (1, spec.feature_dim)
     assert smaller.state_dict()["network.pos_embed"].shape[1] < network["network.pos_embed"].shape[1]
-    with pytest.raises(ConfigError, match="does not take images of 81 pixels. Accepted: multiples of 16"):
+    with pytest.raises(ConfigError, match=r"does not take images of 81 pixels.* multiples of 16"):
         build_backbone(settings, 0, 81)
 
 
@@ -168,5 +168,5 @@ def test_adapters_are_refused_where_there_is_no_place_for_them() -> None:
     from dynammo_core.models.incremental_model import AdaptedBackbone
 
     backbone = build_backbone(BackboneSettings(name=VIT, weights="random"), 0, 32)
-    with pytest.raises(DynammoError, match="cannot be cut: .*streaming_ridge"):
+    with pytest.raises(DynammoError, match=r"cannot be cut: .*streaming_ridge"):
         new_adapters(AdaptedBackbone(backbone), AdapterSettings(name="dynammo"))
