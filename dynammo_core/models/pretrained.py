@@ -207,7 +207,11 @@ def _check_tensor(name: str, weights: Mapping[str, Tensor], shape: torch.Size, p
         raise misfit(
             path, f"it contains {name!r} with shape {tuple(weights[name].shape)}; the network needs {tuple(shape)}"
         )
-    if not bool(weights[name].isfinite().all()):
+    _check_finite(name, weights[name], path)
+
+
+def _check_finite(name: str, tensor: Tensor, path: Path) -> None:
+    if not bool(tensor.isfinite().all()):
         raise misfit(path, f"it contains {name!r} with values that are not finite")
 
 
@@ -217,6 +221,14 @@ def misfit(path: Path, what: str) -> WeightsError:
         f"{path} does not fit the backbone: {what}",
         remedy="Set backbone.name to the network that the file was saved from, or backbone.weights to another file",
     )
+
+
+def finite_tensors(file: WeightsFile) -> dict[str, Tensor]:
+    """Read the tensors in `file` by name, onto the CPU; raises as `read_tensors`, or if a value is not finite."""
+    tensors = read_tensors(file)
+    for name, tensor in tensors.items():
+        _check_finite(name, tensor, file.path)
+    return tensors
 
 
 def read_tensors(file: WeightsFile) -> dict[str, Tensor]:

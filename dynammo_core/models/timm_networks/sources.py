@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dynammo_core.data.transforms import Normalisation
-from dynammo_core.models.pretrained import WeightsFile, misfit, read_tensors
+from dynammo_core.models.pretrained import WeightsFile, finite_tensors, misfit
 from dynammo_core.models.timm_networks.hub import hub_file
 from dynammo_core.support.errors import ConfigError, WeightsError
 
@@ -104,7 +104,7 @@ class Source:
         # No classes here and there: then timm demands every tensor, and none beside the classifier's, left out below.
         facts = {**self.facts, "num_classes": 0, "label_offset": 0, "source": None}
         if file is not None:
-            facts["state_dict"] = self._without_classifier(read_tensors(file))
+            facts["state_dict"] = self._without_classifier(finite_tensors(file))
         size = {} if image_size == self.image_size else self._size(image_size)
         try:
             network: nn.Module = create_model(
