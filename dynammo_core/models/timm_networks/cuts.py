@@ -151,18 +151,12 @@ def _chain(network: nn.Module, image: Tensor, names: Sequence[str]) -> list[_Cal
 
 
 def _starts(network: nn.Module, names: Sequence[str], ends: Sequence[str]) -> Iterator[int]:
-    """Yield where each stage begins: its first module with weights, which no longer belongs to the stem.
-
-    Raises:
-        CannotBeCut: a stage has no weights.
-    """
+    """Yield where each stage begins: its first module with weights, the first stage's beside its own end."""
     if len(ends) <= STAGES and ends and names.index(ends[0]) > 0:
         yield names.index(ends[0])  # nothing tells the stem's end: the first stage is its own module
     for before, end in pairwise(ends):
         for place in range(names.index(before) + 1, names.index(end) + 1):
-            same = names[place].partition(".")[0] == end.partition(".")[0]
-            if same and next(network.get_submodule(names[place]).parameters(), None) is not None:
+            of_stem = before == ends[0] and names[place].partition(".")[0] != end.partition(".")[0]
+            if not of_stem and next(network.get_submodule(names[place]).parameters(), None) is not None:
                 yield place
                 break
-        else:
-            raise CannotBeCut(f"its stage {end!r} has no weights")

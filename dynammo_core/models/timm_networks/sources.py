@@ -130,8 +130,8 @@ class Source:
 
     def _check_patches(self, network: nn.Module, image_size: int) -> None:
         """Refuse a side that leaves pixels over, which a network would drop without a word."""
-        patch = getattr(getattr(network, "patch_embed", None), "patch_size", 1)
-        side = patch if isinstance(patch, int) else max(patch)
+        patches = getattr(getattr(network, "patch_embed", None), "proj", None)
+        side = patches.stride[0] if isinstance(patches, nn.Conv2d) and patches.stride == patches.kernel_size else 1
         if image_size % side:
             nearest = max(side, round(image_size / side) * side)
             raise self._wrong_size(image_size, f"multiples of {side}, the side of its patches, such as {nearest}")

@@ -36,7 +36,9 @@ class UncutBackbone(Backbone):
     def stage_inputs(self, maps: Tensor, adapters: Iterable[nn.Module] | None = None) -> tuple[list[Tensor], Tensor]:
         """Return maps Tensor[B, C_i, H_i, W_i] after groups of blocks or stages, and the features, in one pass."""
         list(self._pairs(adapters))
-        last, inner = self.network.forward_intermediates(maps, indices=self.indices, output_fmt="NCHW")
+        last, inner = self.network.forward_intermediates(
+            maps, indices=self.indices, stop_early=False, output_fmt="NCHW"
+        )
         return inner, self._features(last)
 
     def stage_outputs(self, images: Tensor, adapters: Iterable[nn.Module] | None = None) -> list[Tensor]:
