@@ -206,7 +206,7 @@ class Registry(Mapping[str, T]):
 
     def _open(self, name: str) -> OpenNames[T] | None:
         module = next((module for start, module in self._open_names.items() if name.startswith(start)), None)
-        return None if module is None else import_module(module)  # type: ignore[return-value]  # as its text says
+        return None if module is None else import_module(module)
 
     def _conflict(self, name: str) -> str:
         """Say why a name that a package claims cannot be used; empty if there is no such package, or no reason."""

@@ -84,7 +84,7 @@ def find(name: str) -> TimmSpec:
         raise ConfigError(f"backbone.name: {words}")
     source = source_of(name)
     with torch.device("meta"), torch.no_grad():
-        network = source.create(source.image_size).eval()
+        network: Any = source.create(source.image_size).eval()
         image = torch.empty(1, 3, source.image_size, source.image_size)
         features = network.forward_head(network.forward_features(image), pre_logits=True)
         if features.ndim != 2:
@@ -141,7 +141,7 @@ def _configuration(content: dict[str, Any], repository: str) -> tuple[str, dict[
     return architecture, facts, arguments
 
 
-def _maps(network: nn.Module, image: torch.Tensor) -> dict[int, int]:
+def _maps(network: Any, image: torch.Tensor) -> dict[int, int]:
     """Choose which maps a network gives that runs as a whole: of stages all but the last, whose features they are."""
     stages = getattr(network, "feature_info", [])
     if not stages or not hasattr(network, "forward_intermediates"):

@@ -59,6 +59,8 @@ class HeadPreparation(nn.Module):
         used: its children that the cut holds already, and this module leaves out.
     """
 
+    rest: Any  # a module with the methods that all of timm's networks have
+
     def __init__(self, network: nn.Module, used: Collection[str]) -> None:
         super().__init__()
         self.rest = copy.copy(network)  # shares all tensors; only the table of children becomes another
@@ -93,20 +95,20 @@ def find_cut(network: nn.Module, image: Tensor) -> Cut:
     Raises:
         CannotBeCut: something else than a chain of modules on maps Tensor[B, C, H, W] leads to the features.
     """
-    ends = {str(info["module"]): int(info["num_chs"]) for info in getattr(network, "feature_info", [])[-STAGES - 1 :]}
+    ends = [str(info["module"]) for info in getattr(network, "feature_info", [])[-STAGES - 1 :]]
     chain = _chain(network, image, list(_steps(network, ends)))
     names = [call.name for call in chain]
     if lacking := [end for end in ends if end not in names]:
         raise CannotBeCut(f"its stage {lacking[0]!r} is no step of its own in the forward pass")
-    for call in chain:
-        if call.name in ends and call.output.shape[1:2] != (ends[call.name],):
-            raise CannotBeCut(
-                f"its stage {call.name!r} returns a tensor of shape {tuple(call.output.shape)}, and convolutions need "
-                f"maps [B, {ends[call.name]}, H, W]"
-            )
-    starts = list(_starts(network, names, list(ends)))
+    starts = list(_starts(network, names, ends))
     if not starts:
         raise CannotBeCut("it does not say where its stages are")
+    for start in starts:
+        entering = chain[start].inputs[0]
+        if entering.ndim != 4 or entering.shape[2] != entering.shape[3]:  # a square image has square maps
+            raise CannotBeCut(
+                f"a tensor of shape {tuple(entering.shape)} enters {names[start]!r}, and convolutions need [B, C, H, W]"
+            )
     bounds = [0, *starts, len(names)]
     sections = tuple(tuple(names[begin:end]) for begin, end in pairwise(bounds))
     return Cut(sections, tuple(chain[start].inputs[0].shape[1] for start in starts))
@@ -122,7 +124,7 @@ def _steps(network: nn.Module, ends: Collection[str], path: str = "") -> Iterato
             yield name
 
 
-def _chain(network: nn.Module, image: Tensor, names: Sequence[str]) -> list[_Call]:
+def _chain(network: Any, image: Tensor, names: Sequence[str]) -> list[_Call]:
     """Run the network up to its head, and return the calls of the named modules if each takes what the last returned.
 
     Raises:

@@ -121,7 +121,7 @@ class Source:
             if file is None:
                 raise self._wrong_size(image_size, f"{self.image_size}, and others that it can divide") from error
             raise misfit(file.path, f"does not fit {self.architecture} ({_first_problem(error)})") from error
-        network.pretrained_cfg = network.default_cfg = {}  # it would carry the weights a second time
+        vars(network).update(pretrained_cfg={}, default_cfg={})  # they would carry the weights a second time
         self._check_patches(network, image_size)
         return network
 

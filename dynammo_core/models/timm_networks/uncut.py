@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,6 +21,8 @@ class UncutBackbone(Backbone):
         feature_dim: width D of the features.
         obstacle: why it cannot be cut.
     """
+
+    network: Any  # a module with the methods that all of timm's networks have
 
     def __init__(self, network: nn.Module, maps: dict[int, int], feature_dim: int, obstacle: str) -> None:
         super().__init__(nn.Identity(), (), (), feature_dim)
@@ -43,7 +46,8 @@ class UncutBackbone(Backbone):
 
     def stage_outputs(self, images: Tensor, adapters: Iterable[nn.Module] | None = None) -> list[Tensor]:
         """Return the same maps as `stage_inputs`."""
-        return self.stage_inputs(images, adapters)[0]
+        inner, _ = self.stage_inputs(images, adapters)
+        return inner
 
     def _features(self, last: Tensor) -> Tensor:
         features: Tensor = self.network.forward_head(last, pre_logits=True)
