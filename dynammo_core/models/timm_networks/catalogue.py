@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -85,6 +86,8 @@ def find(name: str) -> TimmSpec:
     source = source_of(name)
     with torch.device("meta"), torch.no_grad():
         network: Any = source.create(source.image_size).eval()
+        if not hasattr(network, "forward_head"):
+            raise ConfigError(f"backbone.name: {name} does not tell its features from its answers")
         image = torch.empty(1, 3, source.image_size, source.image_size)
         features = network.forward_head(network.forward_features(image), pre_logits=True)
         if features.ndim != 2:
@@ -124,7 +127,7 @@ def source_of(name: str) -> Source:
 
 def _configuration(content: dict[str, Any], repository: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Return architecture, configuration of the weights and constructor's arguments that a `config.json` states."""
-    from timm import is_model
+    from timm import create_model, is_model
     from timm.models import PretrainedCfg
 
     stated = content.get("pretrained_cfg", content)  # older files have one level
@@ -138,6 +141,10 @@ def _configuration(content: dict[str, Any], repository: str) -> tuple[str, dict[
     of_architecture = _facts(architecture, remove_source=True)  # where a file is silent, but for the licence
     facts = {**of_architecture, "license": None, **facts, "hf_hub_id": repository}
     arguments = dict(content.get("model_args", {}))
+    if alien := sorted(arguments.keys() & signature(create_model).parameters.keys()):
+        raise WeightsError(
+            f"config.json of {repository} sets {alien[0]!r}, no argument of a network, which could load other files"
+        )
     return architecture, facts, arguments
 
 
@@ -151,6 +158,8 @@ def _maps(network: Any, image: torch.Tensor) -> dict[int, int]:
         chosen = sorted({count * (quarter + 1) // MAPS - 1 for quarter in range(MAPS)} - {-1})
     else:
         chosen = list(range(max(0, count - 1 - MAPS), count - 1))
+    if not chosen:
+        return {}
     _, maps = network.forward_intermediates(image, indices=chosen, output_fmt="NCHW")
     return {index: one.shape[1] for index, one in zip(chosen, maps, strict=True)}
 

@@ -114,10 +114,14 @@ def test_the_hub_gives_safetensors_that_all_sites_compare(tmp_path: Path, monkey
     with pytest.raises(WeightsError, match="is required"):
         weights_sha256(settings.model_copy(update={"sha256": "0" * 64}))
 
-    (tmp_path / "config.json").write_text("{}")
-    find.cache_clear()
-    with pytest.raises(WeightsError, match="describes no network of timm"):
-        BACKBONES[name]
+    for content, words in (
+        ({}, "describes no network of timm"),
+        ({**described, "model_args": {"checkpoint_path": "/etc/x.pth"}}, "sets 'checkpoint_path'"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        find.cache_clear()
+        with pytest.raises(WeightsError, match=words):
+            BACKBONES[name]
 
 
 def test_what_the_hub_refuses_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
