@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dynammo_core.data.transforms import Normalisation
@@ -16,7 +17,8 @@ from dynammo_core.models.timm_networks.hub import hub_file
 from dynammo_core.support.errors import ConfigError, WeightsError
 
 NON_COMMERCIAL = re.compile(r"(^|[-_ ])(nc|non-?commercial)([-_ ]|$)")
-ASKS_FOR_CONSENT = ("dinov3-license", "gated")
+PERMISSIVE = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0")
+CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,14 @@ class Source:
     @property
     def licence(self) -> str:
         """Return the licence of the weights, and what it demands beyond naming the authors, as far as timm knows."""
-        licence = str(self.facts.get("license") or "")
-        if not licence:
+        licence = str(self.facts.get("license") or "unknown").lower()
+        if licence == "unknown":
             return "unknown: read the page of the weights before you use them"
-        if NON_COMMERCIAL.search(licence.lower()):
+        if NON_COMMERCIAL.search(licence):
             return f"{licence} (non-commercial: no use in care or products)"
-        return f"{licence} (its terms must be accepted first)" if licence in ASKS_FOR_CONSENT else licence
+        return (
+            licence if licence in PERMISSIVE else f"{licence} (terms of its own, some ask for consent: read them first)"
+        )
 
     def weights(self) -> WeightsFile:
         """Return the file of the pretrained weights, downloaded once into the hub's cache.
@@ -142,9 +146,15 @@ class Source:
         )
 
     def _without_classifier(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        named = self.facts.get("classifier") or ()
-        classifiers = tuple(f"{name}." for name in ((named,) if isinstance(named, str) else named))
-        return {name: tensor for name, tensor in tensors.items() if not name.startswith(classifiers)}
+        """Leave out what the network has for classes alone, of however many layers."""
+        from timm import create_model
+
+        with torch.device("meta"):
+            whole, bare = (
+                create_model(self.architecture, **{**self.arguments, "num_classes": classes}).state_dict()
+                for classes in (CLASSES, 0)
+            )
+        return {name: tensor for name, tensor in tensors.items() if name in bare or name not in whole}
 
 
 def _first_problem(error: Exception) -> str:

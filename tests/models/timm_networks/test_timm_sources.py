@@ -13,12 +13,14 @@ import safetensors.torch
 import torch
 from huggingface_hub import errors
 from pydantic import ValidationError
+from timm import create_model
 from torch import Tensor
 from typer.testing import CliRunner
 
 from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.backbones import build_backbone, weights_sha256
+from dynammo_core.models.pretrained import WeightsFile
 from dynammo_core.models.timm_networks.catalogue import TimmSpec, find
 from dynammo_core.support.errors import ConfigError, DynammoError, WeightsError
 from dynammo_core.support.seeding import seeded_initialisation
@@ -87,6 +89,17 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(WeightsError, match=words):
             build_backbone(BackboneSettings(name=VIT, weights=str(path)), 0)
+
+
+def test_a_classifier_of_several_layers_is_left_out(tmp_path: Path) -> None:
+    spec = BACKBONES["timm/test_mambaout"]
+    assert isinstance(spec, TimmSpec)
+    with seeded_initialisation(4):
+        state = create_model("test_mambaout").state_dict()
+    assert any("fc2" in name for name in state)
+    safetensors.torch.save_file(state, tmp_path / "whole.safetensors")
+    loaded = spec.assemble(WeightsFile(tmp_path / "whole.safetensors"), None).state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())
 
 
 def test_the_hub_gives_safetensors_that_all_sites_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
