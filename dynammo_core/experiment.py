@@ -180,7 +180,7 @@ class Experiment:
 
     @cached_property
     def _backbone(self) -> Backbone:
-        backbone = build_backbone(self.config.backbone, self.config.seed)
+        backbone = build_backbone(self.config.backbone, self.config.seed, self.config.data.image_size)
         if self.method.freezes_backbone:
             backbone.freeze()
         return backbone
@@ -263,7 +263,7 @@ class Experiment:
         size = self.config.data.image_size
         try:
             model.extractor(torch.zeros(1, 3, size, size))
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:  # timm asserts sizes
             raise ConfigError(
                 f"data.image_size: images of {size} pixels do not pass through {self.config.backbone.name} "
                 f"({str(error).splitlines()[0]})",

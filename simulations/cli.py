@@ -17,6 +17,7 @@ from dynammo_core.configuration.config import Scalar, load_config
 from dynammo_core.support.errors import ConfigError, DynammoError, unknown_name
 from dynammo_core.support.terminal import Terminal, command_line, parse_overrides, readable_errors
 from simulations.attacks.command import audit_privacy
+from simulations.backbone_command import backbone
 from simulations.bench.command import bench
 from simulations.inspect_command import inspect
 from simulations.measurements.commands import heterogeneity, robustness
@@ -151,6 +152,7 @@ app.command()(faults)
 app.command()(heterogeneity)
 app.command()(robustness)
 app.add_typer(bench, name="bench")
+app.add_typer(backbone, name="backbone")
 
 
 @app.command()

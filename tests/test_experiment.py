@@ -86,7 +86,7 @@ def test_a_config_that_the_server_could_not_mean_is_refused() -> None:
         ({"tasks.sizes": 11}, ConfigError, "tasks.sizes"),
         ({"data.dataset": "digit"}, ConfigError, "did you mean 'digits'"),
         ({"backbone.name": "small_cn"}, ConfigError, "did you mean 'small_cnn'"),
-        ({"backbone.weights": "imagenet"}, ConfigError, "small_cnn has no ImageNet weights"),
+        ({"backbone.weights": "imagenet"}, ConfigError, "small_cnn has no pretrained weights"),
         ({"backbone.weights": "/nowhere/weights.pth"}, DynammoError, "/nowhere/weights.pth"),
         ({"compute.device": "gpu"}, ConfigError, "compute.device: 'gpu' cannot be used here"),
         ({"compute.device": "cuda:99"}, ConfigError, "compute.device: 'cuda:99' cannot be used here"),

@@ -67,7 +67,7 @@ class Assignment:
         config, device = self.experiment.config, self.experiment.device
         with self.experiment.autocast():
             return embed_samples(
-                self.model, samples, config.data.normalisation, device, end, config.compute.device_megabytes
+                self.model, samples, config.normalisation, device, end, config.compute.device_megabytes
             ).float()
 
     def embed_once(self, samples: Samples, end: Level) -> Tensor:
@@ -180,7 +180,7 @@ class EpochBatches:
 
     def drawn(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield the batches of an epoch, each with the indices of its samples first, Tensor[B]."""
-        data, device = self._assignment.experiment.config.data, self._assignment.experiment.device
+        config, device = self._assignment.experiment.config, self._assignment.experiment.device
         batches, generator = self.order(epoch)
         for index in batches:
             place = moved(index, device)
@@ -188,7 +188,7 @@ class EpochBatches:
             if self.level != "images":
                 inputs = inputs.float()
             elif len(index):
-                inputs = to_input(augment(inputs, data.augmentation, generator), data.normalisation, device)
+                inputs = to_input(augment(inputs, config.data.augmentation, generator), config.normalisation, device)
             yield index, inputs, self._labels[place]
 
 

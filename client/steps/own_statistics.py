@@ -118,7 +118,7 @@ def _estimated(
     state = model.state_dict()
     received = {name: state[name].clone() for name in names}
     batches = (
-        (to_input(samples.images[index], config.data.normalisation, device), index)
+        (to_input(samples.images[index], config.normalisation, device), index)
         for index in shuffled(len(samples), BATCH, seeded_generator(config.seed, "own statistics", site.index))
     )
     model.eval()

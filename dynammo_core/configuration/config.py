@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
@@ -27,8 +27,12 @@ from dynammo_core.configuration.settings import (
     TaskSettings,
 )
 from dynammo_core.methods import METHODS
+from dynammo_core.models import BACKBONES
 from dynammo_core.support.errors import ConfigError, unknown_name
 from dynammo_core.support.yaml_files import parse_yaml, read_yaml, validate
+
+if TYPE_CHECKING:
+    from dynammo_core.data.transforms import Normalisation
 
 M = TypeVar("M", bound=MethodSettings)
 Scalar = str | int | float | bool
@@ -132,6 +136,12 @@ class Config(Section, Generic[M]):
                 "federation.site_names needs data.classes: the server has no images from which to read the class names"
             )
         return self
+
+    @property
+    def normalisation(self) -> str | Normalisation:
+        """Return how pixels are normalised: by its name, or as mean and deviation where the backbone's weights say."""
+        named = self.data.normalisation
+        return BACKBONES[self.backbone.name].normalisation if named == "backbone" else named
 
     def canonical_json(self) -> str:
         """Return the resolved configuration as JSON with sorted keys: the same content gives the same text."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -18,7 +18,7 @@ from dynammo_core.support.registry import UNKNOWN
 
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 """Pattern of a hospital's name, which appears in file names and certificates."""
-WEIGHTS_BY_NAME = ("imagenet", "random")
+WEIGHTS_BY_NAME = ("imagenet", "pretrained", "random")
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
 """Names of pretrained weights, and the kinds of files that other weights are in."""
 
@@ -82,8 +82,10 @@ class DataSettings(Section):
     frame: int | None = Field(
         default=None, ge=1, description="frame or page to take from files with several, from 1; null: refuse such files"
     )
-    normalisation: Literal["half", "imagenet"] = Field(
-        default="half", description="half: (x - 0.5) / 0.5; imagenet: ImageNet's mean and standard deviation"
+    normalisation: Literal["half", "imagenet", "backbone"] = Field(
+        default="half",
+        description="half: (x - 0.5) / 0.5; imagenet: ImageNet's mean and standard deviation; backbone: those that the "
+        "backbone's pretrained weights were trained with",
     )
     augmentation: Literal["none", "crop", "crop_flip"] = Field(
         default="none",
@@ -167,12 +169,34 @@ class TaskSettings(Section):
 class BackboneSettings(Section):
     """The pretrained network and where its weights come from."""
 
-    name: Annotated[str, BACKBONES] = Field(default="efficientnet_lite0", description="name of the backbone network")
+    name: Annotated[str, BACKBONES] = Field(
+        default="efficientnet_lite0",
+        description="name of the backbone network; `timm/NAME` or `timm/NAME.TAG`: any network of timm; "
+        "`hf_hub:OWNER/NAME`: one of the Hugging Face hub in timm's format",
+    )
     weights: str = Field(
         default="imagenet",
-        description="initial weights: imagenet, random (drawn from the seed), or the path of a weights file",
+        description="initial weights: pretrained (those of the name; of this project's own networks also called "
+        "imagenet), random (drawn from the seed), or the path of a weights file; default with `timm/` and `hf_hub:`: "
+        "pretrained",
     )
     sha256: str | None = Field(default=None, description="required SHA-256 of the weights file; null: any")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_of_the_name(cls, section: Any) -> Any:
+        if isinstance(section, dict) and "weights" not in section and BACKBONES.is_open(str(section.get("name"))):
+            return {**section, "weights": "pretrained"}
+        return section
+
+    @model_validator(mode="after")
+    def _imagenet_if_so(self) -> Self:
+        if self.weights == "imagenet" and BACKBONES.is_open(self.name):
+            raise ValueError(
+                f"weights: imagenet does not say which weights of {self.name}; accepted: pretrained, random, or the "
+                "path of a file"
+            )
+        return self
 
     @field_validator("weights")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -10,15 +11,18 @@ from torch import Tensor
 from dynammo_core.support.devices import moved
 from dynammo_core.support.errors import ConfigError, unknown_name
 
+Normalisation: TypeAlias = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and standard deviation of each channel of images scaled to 0..1."""
+
 # The input statistics that pretrained weights were trained with: timm's Inception constants and ImageNet's own.
-NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+NORMALISATIONS: dict[str, Normalisation] = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 
 
-def to_input(images: Tensor, normalisation: str, device: torch.device) -> Tensor:
+def to_input(images: Tensor, normalisation: str | Normalisation, device: torch.device) -> Tensor:
     """Scale to 0..1 and normalise: Tensor[B, C, S, S] uint8 with C = 1 or 3 -> Tensor[B, 3, S, S] float32 on `device`.
 
     Grey images become RGB with three equal channels before they are normalised. Channels lie last in memory, which
@@ -27,10 +31,6 @@ def to_input(images: Tensor, normalisation: str, device: torch.device) -> Tensor
     Raises:
         ConfigError: the normalisation is unknown.
     """
-    if normalisation not in NORMALISATIONS:
-        raise ConfigError(
-            unknown_name("normalisation", normalisation, NORMALISATIONS), accepted=", ".join(NORMALISATIONS)
-        )
     mean, std = _statistics(normalisation, device)
     # The bytes are moved, not the floats: a quarter of the traffic
     scaled = moved(images, device).to(torch.float32, copy=True).div_(255)
@@ -38,10 +38,25 @@ def to_input(images: Tensor, normalisation: str, device: torch.device) -> Tensor
     return centred.div_(std).contiguous(memory_format=torch.channels_last)
 
 
+def statistics_of(normalisation: str | Normalisation) -> Normalisation:
+    """Return the mean and the standard deviation that a normalisation stands for, by its name or as they are.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    if not isinstance(normalisation, str):
+        return normalisation
+    if normalisation not in NORMALISATIONS:
+        raise ConfigError(
+            unknown_name("normalisation", normalisation, NORMALISATIONS), accepted=", ".join(NORMALISATIONS)
+        )
+    return NORMALISATIONS[normalisation]
+
+
 @lru_cache(maxsize=8)
-def _statistics(normalisation: str, device: torch.device) -> tuple[Tensor, Tensor]:
+def _statistics(normalisation: str | Normalisation, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return mean and deviation of each channel, Tensor[3, 1, 1], on the device, where they are sent once."""
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in NORMALISATIONS[normalisation])
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in statistics_of(normalisation))
     return mean, std
 
 

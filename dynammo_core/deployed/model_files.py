@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dynammo_core.data.images.reading import Fit, Reading, Window
 from dynammo_core.data.images.windows import FROM_FILE, WINDOWS
+from dynammo_core.data.transforms import Normalisation
 from dynammo_core.deployed.preparation import preparation_in_words
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
@@ -70,10 +71,11 @@ class ModelFacts(BaseModel):
     class_names: tuple[str, ...]
     tasks: tuple[tuple[str, ...], ...] = Field(min_length=1)
     backbone: str
+    backbone_licence: str = "not recorded"
     insertion_points: tuple[str, ...]
     method: dict[str, Any]
     image_size: int = Field(ge=1)
-    normalisation: Literal["half", "imagenet"]
+    normalisation: Literal["half", "imagenet"] | Normalisation
     fit: Fit = "stretch"
     window: Window = FROM_FILE
     frame: int | None = Field(default=None, ge=1)

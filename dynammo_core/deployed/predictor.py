@@ -19,7 +19,7 @@ from dynammo_core.data.loading import load_samples
 from dynammo_core.data.samples import Split
 from dynammo_core.data.sources import FileSource
 from dynammo_core.data.task_stream import TaskStream
-from dynammo_core.data.transforms import NORMALISATIONS
+from dynammo_core.data.transforms import Normalisation, statistics_of
 from dynammo_core.deployed.model_files import ModelFacts, ModelFiles, deployed_names
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
@@ -59,11 +59,11 @@ class Answers:
 class DeployedModel(nn.Module):
     """A module from pixels to answers that can be traced and exported: normalisation, network, prediction."""
 
-    def __init__(self, method: Method[Any], model: IncrementalModel, normalisation: str) -> None:
+    def __init__(self, method: Method[Any], model: IncrementalModel, normalisation: str | Normalisation) -> None:
         super().__init__()
         self.method = method
         self.model = model
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in NORMALISATIONS[normalisation])
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in statistics_of(normalisation))
         rows = [row for head in method.decision.heads(model) for row in head.rows]
         learnt = [label for classes in method.stream.tasks for label in classes]
         position = torch.full((max(learnt) + 1,), -1)
@@ -158,7 +158,8 @@ def _build(files: ModelFiles) -> tuple[Method[Any], IncrementalModel]:
     method_type = METHODS[facts.method["name"]]
     stream = TaskStream(tuple(tuple(label[name] for name in names) for names in facts.tasks))
     method = method_type(method_type.Params.model_validate(facts.method), stream)
-    backbone = build_backbone(BackboneSettings(name=facts.backbone, weights="random"), seed=0)
+    settings = BackboneSettings(name=facts.backbone, weights="random")
+    backbone = build_backbone(settings, seed=0, image_size=facts.image_size)
     model = IncrementalModel(backbone.freeze() if method.freezes_backbone else backbone)
     for task in range(len(stream)):
         method.grow(model, task)

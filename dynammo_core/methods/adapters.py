@@ -15,6 +15,7 @@ from dynammo_core.models.heads import OTHERS, LinearHead
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, ParallelBackbones
 from dynammo_core.models.names import Level
 from dynammo_core.plan import Finish, Fit, LossContext, NotesCounts, nothing
+from dynammo_core.support.errors import ConfigError
 
 AUXILIARY = "auxiliary"
 """Name of the head that tells a task's new classes from all others, while its adapters are tuned."""
@@ -84,7 +85,17 @@ def grow_auxiliary(model: IncrementalModel, stream: TaskStream, task: int) -> No
 
 
 def new_adapters(extractor: AdaptedBackbone, params: AdapterSettings) -> AdapterSet:
-    """Make a fresh adapter set that fits an extractor."""
+    """Make a fresh adapter set that fits an extractor.
+
+    Raises:
+        ConfigError: the backbone has no place for adapters.
+    """
+    if extractor.backbone.obstacle:
+        raise ConfigError(
+            f"backbone.name: {extractor.backbone.obstacle}, so the adapters of this method have no place in it",
+            accepted="a network that is a chain of stages on maps, such as efficientnet_lite0 or timm/convnext_atto",
+            remedy="Or set method.name: streaming_ridge, which needs its features alone",
+        )
     return AdapterSet(extractor.backbone.channels, params.alpha, params.padding, norm=params.norm)
 
 

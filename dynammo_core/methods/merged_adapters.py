@@ -164,8 +164,8 @@ def merged_statistics(model: IncrementalModel, batches: Iterable[Batch]) -> dict
 
 def misfit_of_merge(params: MergeSettings, federation: FederationSettings, backbone: BackboneSettings) -> str:
     """Explain why the merge operators do not go with the backbone or the federation; empty if they do."""
-    spec = BACKBONES.get(backbone.name)
-    if not isinstance(params.merge, str) and spec and len(params.merge) != len(spec.channels):
+    spec = None if isinstance(params.merge, str) else BACKBONES.get(backbone.name)
+    if spec and len(params.merge) != len(spec.channels):
         return (
             f"merge lists {len(params.merge)} operators, but {backbone.name} has {len(spec.channels)} insertion "
             "points; give one operator for each, or one for all"

@@ -27,10 +27,16 @@ BACKBONES: Registry[BackboneSpec] = Registry(
         "mobilenet_v2": "dynammo_core.models.backbones:MOBILENET_V2",
         "efficientnet_b0": "dynammo_core.models.backbones:EFFICIENTNET_B0",
         "efficientnet_lite0": "dynammo_core.models.backbones:EFFICIENTNET_LITE0",
+        "efficientnet_lite1": "dynammo_core.models.backbones:EFFICIENTNET_LITE1",
+        "efficientnet_lite2": "dynammo_core.models.backbones:EFFICIENTNET_LITE2",
         "small_cnn": "dynammo_core.models.backbones:SMALL_CNN",
     },
     accepted="a dynammo_core.models.backbones.BackboneSpec",
     accepts=_is_spec,
+    open_names={
+        "timm/": "dynammo_core.models.timm_networks.catalogue",
+        "hf_hub:": "dynammo_core.models.timm_networks.catalogue",
+    },
 )
 
 

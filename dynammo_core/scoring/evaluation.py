@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dynammo_core.data.samples import Samples
-from dynammo_core.data.transforms import to_input
+from dynammo_core.data.transforms import Normalisation, to_input
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.decisions import Prediction
 from dynammo_core.models.incremental_model import IncrementalModel
@@ -23,7 +23,7 @@ BATCH = 128
 def embed_samples(
     model: IncrementalModel,
     samples: Samples,
-    normalisation: str,
+    normalisation: str | Normalisation,
     device: torch.device,
     end: Level = "features",
     megabytes: int | None = None,

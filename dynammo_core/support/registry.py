@@ -14,7 +14,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -23,6 +23,7 @@ from dynammo_core.support.errors import ConfigError, unknown_name
 from dynammo_core.support.plugins import Plugin, code_sha256
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 NAMES = "lower-case letters, digits and underscores, starting with a letter, at most 40 characters"
 UNKNOWN = "unknown_name"
@@ -42,6 +43,18 @@ class Registration(Generic[T]):
         return f"{self.definition.__module__}:{self.definition.__qualname__}"
 
 
+class OpenNames(Protocol[T_co]):
+    """Entries too many to list, whose names begin alike: a module with these two functions will do."""
+
+    def problem(self, name: str) -> str:
+        """Says why a name cannot be used, and what is accepted; empty if it can be."""
+        ...
+
+    def find(self, name: str) -> T_co:
+        """Returns the entry of that name."""
+        ...
+
+
 class Registry(Mapping[str, T]):
     """A table by name. As an annotation, `Annotated[str, TABLE]`, it accepts the names of the table alone."""
 
@@ -53,6 +66,7 @@ class Registry(Mapping[str, T]):
         *,
         accepted: str,
         accepts: Callable[[str, Any], bool] = lambda _, value: callable(value),
+        open_names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Make a table.
 
@@ -62,9 +76,10 @@ class Registry(Mapping[str, T]):
             built_in: this project's own entries by name, or references to them: `module:attribute`.
             accepted: what an entry must be, in words.
             accepts: whether an object may stand under a name.
+            open_names: modules that are `OpenNames`, by the beginning of the names that they answer for.
         """
         self.kind, self.group, self.built_in = kind, group, MappingProxyType(dict(built_in))
-        self._accepted, self._accepts = accepted, accepts
+        self._accepted, self._accepts, self._open_names = accepted, accepts, open_names
         self._registered: dict[str, Registration[T]] = {}
 
     def __getitem__(self, name: str) -> T:
@@ -74,6 +89,8 @@ class Registry(Mapping[str, T]):
             KeyError: the table has no such name.
             ConfigError: several packages claim the name, or the one that brings it cannot be imported.
         """
+        if found := self._open(name):
+            return found.find(name)
         if conflict := self._conflict(name):
             raise ConfigError(conflict)
         if name in self._registered:
@@ -104,12 +121,19 @@ class Registry(Mapping[str, T]):
 
     def problem(self, name: str) -> str:
         """Say why a name cannot be used, and what is accepted; return an empty string if it can be."""
+        if found := self._open(name):
+            return found.problem(name)
         if conflict := self._conflict(name):
             return conflict
         if name in self:
             return ""
-        known = f"{unknown_name(self.kind, name, self)}; accepted: {', '.join(self)}"
+        others = "".join(f", {beginning}..." for beginning in self._open_names)
+        known = f"{unknown_name(self.kind, name, self)}; accepted: {', '.join(self)}{others}"
         return f"{known}; if another package provides it, install that package in this environment"
+
+    def is_open(self, name: str) -> bool:
+        """Tell whether a name begins like those of entries that are not listed."""
+        return name.startswith(tuple(self._open_names))
 
     def register(self, name: str, definition: Any, value: T) -> None:
         """Add an entry for this process; a definition that is executed anew replaces itself.
@@ -148,6 +172,8 @@ class Registry(Mapping[str, T]):
         Raises:
             KeyError, ConfigError: as when the entry is looked up; or its code cannot be compared.
         """
+        if self.is_open(name):
+            return None
         value = self[name]
         if name in self.built_in:
             return None
@@ -177,6 +203,10 @@ class Registry(Mapping[str, T]):
     def _entry_points(self) -> Mapping[str, tuple[EntryPoint, ...]]:
         """The entry points of this table's group, by name, none of them loaded."""
         return installed_entry_points(self.group)
+
+    def _open(self, name: str) -> OpenNames[T] | None:
+        module = next((module for start, module in self._open_names.items() if name.startswith(start)), None)
+        return None if module is None else import_module(module)
 
     def _conflict(self, name: str) -> str:
         """Say why a name that a package claims cannot be used; empty if there is no such package, or no reason."""

@@ -144,6 +144,7 @@ including the threshold of the open-set score below.
 | Configuration | `{{ facts.lineage.config_hash }}` |
 | Code | `{{ facts.lineage.code_hash }}` |
 | Backbone's weights | `{{ facts.lineage.backbone_sha256 }}` |
+| Licence of these weights | {{ facts.backbone_licence | cell }} |
 | Tensors | `{{ facts.lineage.tensors_sha256 or "not recorded" }}` |
 | Versions | {% for name, version in facts.versions.items() -%}
   {{ name }} {{ version }}{{ " |" if loop.last else ", " }}

@@ -17,6 +17,7 @@ from dynammo_core.deployed.model_files import FACTS, WEIGHTS, deployed_tensors, 
 from dynammo_core.experiment import Experiment
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.backbones import weights_sha256
+from dynammo_core.models.description import licence_of
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import matching, travelling_names
 from dynammo_core.plan import Action
@@ -166,10 +167,11 @@ def write_model(
         "class_names": list(class_names),
         "tasks": [[class_names[label] for label in classes] for classes in experiment.stream.tasks[: task + 1]],
         "backbone": config.backbone.name,
+        "backbone_licence": licence_of(config.backbone),
         "insertion_points": list(BACKBONES[config.backbone.name].insertion_points),
         "method": config.method.model_dump(mode="json"),
         "image_size": config.data.image_size,
-        "normalisation": config.data.normalisation,
+        "normalisation": config.normalisation,
         "fit": config.data.fit,
         "window": config.data.window,
         "frame": config.data.frame,

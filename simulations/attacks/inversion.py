@@ -83,7 +83,7 @@ def message_distance(message: SiteMessage, labels: Tensor) -> Callable[[Tensor],
     context = LossContext(message.step.task)
 
     def loss(images: Tensor) -> Tensor:
-        inputs = to_input(images * 255, experiment.config.data.normalisation, experiment.device)
+        inputs = to_input(images * 255, experiment.config.normalisation, experiment.device)
         return stage.loss(model, inputs, labels.to(experiment.device), context)
 
     return gradient_distance(loss, parameters, seen_gradient(message))

@@ -99,7 +99,7 @@ def feature_distance(row: RowMean) -> Callable[[Tensor], Tensor]:
     seen = row.read.float().to(experiment.device)
 
     def distance(images: Tensor) -> Tensor:
-        inputs = to_input(images * 255, experiment.config.data.normalisation, experiment.device)
+        inputs = to_input(images * 255, experiment.config.normalisation, experiment.device)
         return (1 - torch.cosine_similarity(model.extractor(inputs), seen, dim=1)).mean()
 
     return distance
@@ -123,7 +123,7 @@ def _likeness(row: RowMean, run: AuditedRun, target: str, note: str = "") -> Fin
 
 def _features(message: SiteMessage, samples: Samples) -> Tensor:
     experiment = message.experiment
-    model, normalisation = message.model(), experiment.config.data.normalisation
+    model, normalisation = message.model(), experiment.config.normalisation
     return embed_samples(model, samples, normalisation, experiment.device).cpu().double()
 
 

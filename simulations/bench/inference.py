@@ -72,7 +72,7 @@ def latencies(settings: Config[Any], tasks: Sequence[int], batches: Sequence[int
     from dynammo_core.models.folding import fold_batch_norm
     from dynammo_core.scoring.cost import deployed_after, method_settings
 
-    backbone = build_backbone(settings.backbone, settings.seed)
+    backbone = build_backbone(settings.backbone, settings.seed, settings.data.image_size)
     own, other = method_settings([settings.method.name, PASS_PER_TASK], settings.method)
     size, sizes = settings.data.image_size, settings.tasks.sizes
     inputs = {

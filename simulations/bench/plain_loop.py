@@ -30,7 +30,7 @@ def site_batches(experiment: Experiment, step: Step, site: int, samples: Samples
     for epoch in range(step.stage.optimisation.epochs):
         generator = seeded_generator(seed, "epoch", epoch)
         for index in shuffled(len(samples), step.stage.optimisation.batch_size, generator):
-            inputs = to_input(samples.images[index], experiment.config.data.normalisation, experiment.device)
+            inputs = to_input(samples.images[index], experiment.config.normalisation, experiment.device)
             yield inputs, samples.labels[index].to(experiment.device)
 
 

@@ -266,7 +266,7 @@ def test_tensors_that_do_not_fit(
         (lambda facts: facts["method"].update(name="dynamo"), r"unknown method 'dynamo' \(did you mean 'dynammo'\?\)"),
         (lambda facts: facts["method"].update(alpha=-1), "alpha"),
         (lambda facts: facts.pop("image_size"), "image_size: Field required"),
-        (lambda facts: facts.update(normalisation="z"), "normalisation: Input should be 'half' or 'imagenet'"),
+        (lambda facts: facts.update(normalisation="z"), "Input should be 'half' or 'imagenet'"),
         (lambda facts: facts.update(tasks=[["0", "1"], ["1"]]), "each at most once"),
         (lambda facts: facts.update(tasks=[["0", "eleven"]]), "some of class_names"),
         (lambda facts: facts.update(insertion_points=["block1"]), "small_cnn is cut here at"),

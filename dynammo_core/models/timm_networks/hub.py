@@ -1,0 +1,58 @@
+"""Files of the Hugging Face hub: downloaded once into its cache, read from there ever after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dynammo_core.support.errors import WeightsError
+
+
+def hub_file(repository: str, name: str) -> Path:
+    """Return the path of a file of a repository, `OWNER/NAME` or `OWNER/NAME@REVISION`, in the hub's cache.
+
+    Raises:
+        WeightsError: the file is a pickle, is not there, needs an accepted licence, or cannot be downloaded.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+    from huggingface_hub.utils import HFValidationError
+
+    where, _, revision = repository.partition("@")
+    if not name.endswith((".safetensors", ".json")):
+        raise WeightsError(
+            f"{repository} has its weights in {name}, and loading such a file could execute what is in it",
+            accepted="safetensors",
+            remedy="Convert the file on a machine without patient data, and set backbone.weights to the result",
+        )
+    try:
+        return Path(huggingface_hub.hf_hub_download(where, name, revision=revision or None))
+    except errors.GatedRepoError as error:
+        raise WeightsError(
+            f"{where} is gated: its owner gives it to people who accepted its licence",
+            remedy=f"Accept the licence on the page of {where}, log in by `hf auth login` or set HF_TOKEN, try again",
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise WeightsError(
+            f"{name} of {where} is not in the cache and cannot be downloaded from here",
+            remedy=f"On a machine with internet access: dynammo-sim backbone fetch {_name(where)} --out FOLDER; copy "
+            "the folder here, and set backbone.weights to the file in it",
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise WeightsError(
+            f"{where} has no {name}: its weights may be a pickle, which could execute what is in it",
+            accepted="safetensors",
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, HFValidationError) as error:
+        raise WeightsError(
+            f"the hub has no repository {repository!r}, or keeps it from you",
+            remedy="Correct backbone.name; for a private repository log in by `hf auth login` or set HF_TOKEN",
+        ) from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise WeightsError(
+            f"cannot download {name} of {where} ({type(error).__name__})", remedy="Try again when the hub answers"
+        ) from error
+
+
+def _name(repository: str) -> str:
+    owner, _, name = repository.partition("/")
+    return f"timm/{name}" if owner == "timm" else f"hf_hub:{repository}"

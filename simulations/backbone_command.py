@@ -1,0 +1,48 @@
+"""`dynammo-sim backbone`: what a pretrained network is, and how its weights come to machines without internet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dynammo_core.support.terminal import Terminal, command_line, readable_errors
+
+backbone = command_line("Describe a pretrained network, or fetch its weights.")
+console = Terminal()
+
+Name = Annotated[
+    str, typer.Argument(help="As in backbone.name, such as timm/vit_small_patch14_dinov2.", show_default=False)
+]
+
+
+@backbone.command()
+def show(
+    name: Name,
+    image_size: Annotated[
+        int | None, typer.Option(min=8, help="Side of the images, in pixels.", show_default="that of its training")
+    ] = None,
+) -> None:
+    """Show a network's size, cost, features, places for adapters, licence, and the source of its weights."""
+    with readable_errors():
+        from dynammo_core.models.description import described, native_size, untrained
+        from dynammo_core.scoring.cost import multiply_accumulates
+
+        size = image_size or native_size(name)
+        macs = multiply_accumulates(untrained(name, size), size)
+        for title, value in (described(name, size) | {f"Cost at {size} pixels": f"{macs / 1e9:.3g} GMAC"}).items():
+            console.print(f"{title + ':':<24}{value}", soft_wrap=True, markup=False, highlight=False)
+
+
+@backbone.command()
+def fetch(
+    name: Name,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to carry to other machines.", show_default=False)],
+) -> None:
+    """Download a network's pretrained weights into a folder, and say how machines without internet use it."""
+    with readable_errors():
+        from dynammo_core.models.fetching import fetched
+
+        for line in fetched(name, out):
+            console.print(line, soft_wrap=True, markup=False, highlight=False)

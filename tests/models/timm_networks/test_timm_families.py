@@ -1,0 +1,99 @@
+"""Each family of networks gives, cut or in one piece, what its own uncut network gives."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynammo_core.models import BACKBONES
+from dynammo_core.models.adapters import AdapterSet
+from dynammo_core.models.incremental_model import MultiScaleBackbone
+from dynammo_core.support.seeding import seeded_initialisation
+
+CHAINS = {
+    "resnet10t": (64, 64, 128, 256),
+    "regnetx_002": (32, 24, 56, 152),
+    "tf_efficientnet_lite0": (16, 24, 40, 112),
+    "mobilenetv3_small_050": (16, 8, 16, 24),
+    "convnext_atto": (40, 40, 80, 160),
+}
+"""Networks that can be cut, and the channels at their insertion points; images of 32 pixels suffice."""
+
+WHOLE = {"vit_tiny_patch16_224": (32, (192,) * 4), "swin_tiny_patch4_window7_224": (64, (96, 192, 384))}
+"""Networks in one piece: the side of the images, and the channels of their maps."""
+
+OF_TESTS = {
+    **{"test_byobnet": 32, "test_coatnet": 160, "test_efficientnet_evos": 32, "test_mambaout": 32},
+    **{"test_nfnet": 32, "test_vit2": 32},
+}
+"""Small members of other families, which timm has for its own tests."""
+
+MORE = {
+    **{"resnetv2_50": 32, "efficientnet_b0": 32, "convnextv2_atto": 32, "repvgg_a0": 32, "ghostnet_050": 32},
+    **{"densenet121": 32, "mobilenetv4_conv_small_035": 32, "nfnet_l0": 32, "vgg11": 32},
+    **{"deit_tiny_distilled_patch16_224": 32, "vit_small_patch14_reg4_dinov2": 28, "vit_small_patch16_dinov3": 32},
+    **{"vit_base_patch16_siglip_224": 32, "beit_base_patch16_224": 32, "eva02_tiny_patch14_224": 28},
+    **{"swinv2_cr_tiny_ns_224": 224, "maxvit_rmlp_pico_rw_256": 256, "coatnet_pico_rw_224": 224, "mobilevit_xxs": 64},
+    **{"xcit_nano_12_p16_224": 32, "poolformer_s12": 32, "efficientformer_l1": 224, "tiny_vit_5m_224": 224},
+    **{"crossvit_tiny_240": 240, "hrnet_w18_small": 64, "fastvit_t8": 64, "edgenext_xx_small": 64, "levit_128s": 64},
+    **{"pvt_v2_b0": 64, "mixer_s32_224": 224, "davit_tiny": 64, "hiera_tiny_224": 224, "inception_v3": 96},
+    **{"vit_small_r26_s32_224": 64, "inception_next_atto": 64, "test_vit_relpos": 160},
+}
+"""The side of the images for the smallest members of many families."""
+
+
+def images(side: int) -> Tensor:
+    drawn = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(3))
+    return drawn.contiguous(memory_format=torch.channels_last)  # as they come in a run
+
+
+@torch.no_grad()
+def check(name: str, side: int) -> tuple[int, ...]:
+    """Compare a backbone with the uncut network, and return the channels of its maps."""
+    spec = BACKBONES[f"timm/{name}"]
+    with seeded_initialisation(1):
+        network = spec.assemble(None, side).eval()
+    expected = network.forward_head(network.forward_features(images(side)), pre_logits=True)
+    backbone = spec.cut(network).freeze().to(memory_format=torch.channels_last)
+    assert expected.shape == (2, spec.feature_dim), name
+    entered = backbone.prefix(images(side))
+    kept = entered.clone()
+    maps, features = backbone.stage_inputs(entered)
+    for found in (features, backbone(images(side)), copy.deepcopy(backbone)(images(side))):
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max(), name
+    assert torch.equal(entered, kept), name
+    assert [one.shape[:2] for one in maps] == [(2, channels) for channels in backbone.map_channels], name
+    assert all(one.ndim == 4 for one in maps), name
+    if maps:
+        assert MultiScaleBackbone(backbone, "grid")(images(side)).isfinite().all(), name
+    acts_everywhere(name, backbone, side)
+    return backbone.map_channels
+
+
+def acts_everywhere(name: str, backbone: nn.Module, side: int) -> None:
+    """Put an adapter of its own at each insertion point; networks without one say why."""
+    plain = backbone(images(side))
+    adapters = AdapterSet(backbone.channels, alpha=1.0).train()
+    for index in range(len(adapters)):
+        alone = [adapter if place == index else nn.Identity() for place, adapter in enumerate(adapters)]
+        assert not torch.equal(backbone(images(side), alone), plain), (name, index)
+    assert bool(len(adapters)) != bool(backbone.obstacle), name
+
+
+def test_the_common_families_give_what_their_uncut_networks_give() -> None:
+    for name, channels in CHAINS.items():
+        assert check(name, 32) == channels == BACKBONES[f"timm/{name}"].channels
+    for name, (side, channels) in WHOLE.items():
+        assert check(name, side) == channels
+        assert BACKBONES[f"timm/{name}"].insertion_points == ()
+    for name, side in OF_TESTS.items():
+        check(name, side)
+
+
+@pytest.mark.soak
+def test_all_other_families_do_too() -> None:
+    for name, side in MORE.items():
+        check(name, side)

@@ -1,0 +1,51 @@
+"""Whole experiments on timm's networks, from the server loop to ONNX."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import run_small, small_config
+
+from dynammo_core.configuration.config import Config
+from dynammo_core.deployed.model_files import ModelFiles
+from dynammo_core.deployed.predictor import Predictor
+from dynammo_core.experiment import Experiment
+from dynammo_core.support.errors import ConfigError
+from server.report.export import check_images, export_model
+
+VIT, CONVNEXT = "timm/test_vit", "timm/test_convnext"
+
+
+def config(method: str, name: str, side: int = 32) -> Config[Any]:
+    return small_config(method, {"backbone.name": name, "data.image_size": side, "data.normalisation": "backbone"})
+
+
+def test_a_transformer_learns_and_its_files_answer(tmp_path: Path) -> None:
+    run = run_small(config("streaming_ridge", VIT), tmp_path)
+    files = ModelFiles.read(run.path)
+    assert files.facts.normalisation == ((0.5,) * 3, (0.5,) * 3)
+    assert files.facts.backbone_licence == "none, the weights were drawn at random"
+    assert json.loads((run.path / "summary.json").read_text())["accuracy_after_tasks"][0] > 60
+    assert torch.isfinite(Predictor.load(run.path).predict(check_images(32)).probabilities).all()
+
+
+def test_what_a_network_does_not_take_is_refused_before_the_first_step() -> None:
+    for asked, words in (
+        (config("dynammo", VIT), r"cannot be cut.*Or set method.name: streaming_ridge"),
+        (config("streaming_ridge", VIT, 33), r"does not take images of 33 pixels. Accepted: multiples of 16"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            Experiment(asked).check()
+
+
+@pytest.mark.soak
+def test_the_prefix_is_cached_adapters_learn_and_all_is_exported(tmp_path: Path) -> None:
+    for method, name in (("streaming_ridge", VIT), ("streaming_ridge", CONVNEXT), ("dynammo", CONVNEXT)):
+        run = run_small(config(method, name), tmp_path / method / name)
+        assert json.loads((run.path / "summary.json").read_text())["accuracy_after_tasks"][0] > 60
+        assert export_model(ModelFiles.read(run.path), "onnx", tmp_path / f"{method}.onnx").difference < 1e-4
+        (tmp_path / f"{method}.onnx").unlink()

@@ -1,0 +1,189 @@
+"""Names, weights, sizes and licences of networks that timm and the hub bring."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import huggingface_hub
+import pytest
+import safetensors.torch
+import torch
+from huggingface_hub import errors
+from pydantic import ValidationError
+from timm import create_model
+from torch import Tensor
+from typer.testing import CliRunner
+
+from dynammo_core.configuration.settings import BackboneSettings
+from dynammo_core.models import BACKBONES
+from dynammo_core.models.backbones import build_backbone, weights_sha256
+from dynammo_core.models.pretrained import WeightsFile
+from dynammo_core.models.timm_networks.catalogue import TimmSpec, find
+from dynammo_core.support.errors import ConfigError, DynammoError, WeightsError
+from dynammo_core.support.seeding import seeded_initialisation
+from simulations.cli import app
+
+VIT = "timm/test_vit"  # timm's own networks for tests
+CNN = "timm/test_efficientnet"
+
+
+def saved(name: str, path: Path, **other: Tensor) -> Path:
+    """Random weights of a network with a classifier, as a published file has them."""
+    spec = BACKBONES[name]
+    assert isinstance(spec, TimmSpec)
+    with seeded_initialisation(4):
+        tensors = dict(spec.assemble(None, None).state_dict())
+    tensors |= {"head.weight": torch.zeros(9, spec.feature_dim), "head.bias": torch.zeros(9), **other}
+    safetensors.torch.save_file({key: one.contiguous() for key, one in tensors.items()}, path)
+    return path
+
+
+def test_names_that_do_not_exist_are_answered_with_the_nearest() -> None:
+    for name, words in {
+        "timm/vit_tiny_patch16_242": r"unknown network of timm .*did you mean 'vit_tiny_patch16_224'.*timm \d",
+        "timm/resnet50.a1_in2k": r"unknown tag 'a1_in2k' \(did you mean 'a1_in1k'\?\) of resnet50; accepted: ",
+        "hf_hub:uni": "names no repository; accepted: hf_hub:OWNER/NAME",
+        "timmy/resnet50": r"unknown backbone .*accepted: .*timm/\.\.\.",
+    }.items():
+        with pytest.raises(ValidationError, match=words):
+            BackboneSettings(name=name)
+
+
+def test_the_weights_of_such_a_name_are_its_pretrained_ones() -> None:
+    assert BackboneSettings(name=VIT).weights == "pretrained"
+    assert BackboneSettings(name=VIT, weights="random").weights == "random"
+    assert BackboneSettings().weights == "imagenet"
+    with pytest.raises(ValidationError, match="imagenet does not say which"):
+        BackboneSettings(name=VIT, weights="imagenet")
+
+
+def test_a_file_is_loaded_whole_and_position_embeddings_fit_the_size(tmp_path: Path) -> None:
+    path = saved(VIT, tmp_path / "vit.safetensors")
+    settings = BackboneSettings(name=VIT, weights=str(path))
+    spec = BACKBONES[VIT]
+    assert isinstance(spec, TimmSpec)
+    size = spec.source.image_size
+    network = build_backbone(settings, 0, size).eval().state_dict()
+    written = safetensors.torch.load_file(path)
+    assert all(torch.equal(tensor, written[name.removeprefix("network.")]) for name, tensor in network.items())
+    smaller = build_backbone(settings, 0, size // 2).eval()
+    patch = size // 2
+    assert smaller(torch.rand(1, 3, patch, patch)).shape == (1, spec.feature_dim)
+    assert smaller.state_dict()["network.pos_embed"].shape[1] < network["network.pos_embed"].shape[1]
+    with pytest.raises(ConfigError, match=r"does not take images of 81 pixels.* multiples of 16"):
+        build_backbone(settings, 0, 81)
+
+
+def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    surplus = saved(VIT, tmp_path / "surplus.safetensors", extra=torch.zeros(1))
+    pickled = tmp_path / "pickled.pth"
+    torch.save({"network": SimpleNamespace()}, pickled)
+    for path, words in {
+        surplus: "does not fit the backbone.*extra",
+        saved(CNN, tmp_path / "cnn.safetensors"): "does not fit the backbone",
+        pickled: "cannot be decoded",
+        tmp_path / "absent.safetensors": "cannot read the file",
+    }.items():
+        with pytest.raises(WeightsError, match=words):
+            build_backbone(BackboneSettings(name=VIT, weights=str(path)), 0)
+
+
+def test_a_classifier_of_several_layers_is_left_out(tmp_path: Path) -> None:
+    spec = BACKBONES["timm/test_mambaout"]
+    assert isinstance(spec, TimmSpec)
+    with seeded_initialisation(4):
+        state = create_model("test_mambaout").state_dict()
+    assert any("fc2" in name for name in state)
+    safetensors.torch.save_file(state, tmp_path / "whole.safetensors")
+    loaded = spec.assemble(WeightsFile(tmp_path / "whole.safetensors"), None).state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())
+
+
+def test_the_hub_gives_safetensors_that_all_sites_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(repository: str, name: str, revision: str | None = None) -> str:
+        asked.append((repository, name, revision))
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    saved(VIT, tmp_path / "model.safetensors")
+    facts = {"input_size": [3, 160, 160], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "classifier": "head"}
+    described = {"architecture": "test_vit", "pretrained_cfg": {**facts, "license": "cc-by-nc-4.0"}}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    find.cache_clear()
+    name = "hf_hub:clinic/skin@v2"
+    settings = BackboneSettings(name=name)
+    local = BackboneSettings(name=VIT, weights=str(tmp_path / "model.safetensors"))
+    assert weights_sha256(settings) == weights_sha256(local)
+    built = build_backbone(settings, 0, 160).state_dict()
+    assert all(torch.equal(one, built[key]) for key, one in build_backbone(local, 0, 160).state_dict().items())
+    assert set(asked) == {("clinic/skin", "config.json", "v2"), ("clinic/skin", "model.safetensors", "v2")}
+    assert BACKBONES[name].normalisation == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert BACKBONES[name].licence == "cc-by-nc-4.0 (non-commercial: no use in care or products)"
+    with pytest.raises(WeightsError, match="is required"):
+        weights_sha256(settings.model_copy(update={"sha256": "0" * 64}))
+
+    for content, words in (
+        ({}, "describes no network of timm"),
+        ({**described, "model_args": {"checkpoint_path": "/etc/x.pth"}}, "sets 'checkpoint_path'"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        find.cache_clear()
+        with pytest.raises(WeightsError, match=words):
+            BACKBONES[name]
+
+
+def test_what_the_hub_refuses_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = httpx.Response(403, request=httpx.Request("GET", "https://hub.invalid"))
+    for raised, words in {
+        errors.GatedRepoError("", response=answer): "is gated.*Accept the licence",
+        errors.RemoteEntryNotFoundError("", response=answer): "has no model.safetensors.*Accepted: safetensors",
+        errors.RepositoryNotFoundError("", response=answer): "the hub has no repository",
+        errors.LocalEntryNotFoundError(
+            ""
+        ): "cannot be downloaded from here. On a machine with internet access: dynammo",
+        OSError("net"): "cannot download",
+    }.items():
+
+        def refuse(*_: object, error: Exception = raised, **__: object) -> str:
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+        with pytest.raises(WeightsError, match=words):
+            weights_sha256(BackboneSettings(name="timm/test_vit.r160_in1k"))
+
+
+def test_show_and_fetch_say_what_a_network_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = CliRunner().invoke(app, ["backbone", "show", CNN, "--image-size", "64"]).output
+    for words in (
+        "Parameters:",
+        "GMAC",
+        "Cost at 64 pixels:",
+        "blocks.",
+        "Licence:",
+        "hub",
+        "data.normalisation: backbone",
+    ):
+        assert words in shown
+    assert "cannot be cut" in CliRunner().invoke(app, ["backbone", "show", VIT]).output
+    path = saved(VIT, tmp_path / "model.safetensors")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(path))
+    out = tmp_path / "out"
+    told = CliRunner().invoke(app, ["backbone", "fetch", VIT, "--out", str(out)]).output
+    (file,) = out.iterdir()
+    assert file.read_bytes() == path.read_bytes()
+    assert str(file.absolute()) in told
+    assert weights_sha256(BackboneSettings(name=VIT, weights=str(file))) in told
+
+
+def test_adapters_are_refused_where_there_is_no_place_for_them() -> None:
+    from dynammo_core.methods.adapters import AdapterSettings, new_adapters
+    from dynammo_core.models.incremental_model import AdaptedBackbone
+
+    backbone = build_backbone(BackboneSettings(name=VIT, weights="random"), 0, 32)
+    with pytest.raises(DynammoError, match=r"cannot be cut: .*streaming_ridge"):
+        new_adapters(AdaptedBackbone(backbone), AdapterSettings(name="dynammo"))
