@@ -6,6 +6,7 @@ was learnt, over all classes of tasks 0..t. Everything is in percent; without im
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
@@ -155,6 +156,25 @@ def site_mean_class_recalls(confusion: Counts, tasks: Tasks) -> Percent:
     _check(confusion, tasks)
     correct, total = (counts[0] for counts in _per_class(confusion[-1:]))
     return np.array([_mean(recalls) for recalls in _percent(correct, total)])
+
+
+def site_recall_errors(confusion: Counts, tasks: Tasks) -> Percent:
+    """Estimate the standard error of each site's mean class recall, after the last finished task.
+
+    Each recall r of n images has the variance of a binomial share, taken as (r + 1/n) (1 - r + 1/n) / n lest a class of
+    few images count as certain; those of K classes add up to K^2 times that of their mean.
+
+    Returns:
+        float64 [K], in percentage points; nan for a site without test images.
+    """
+    _check(confusion, tasks)
+    correct, total = (counts[0] for counts in _per_class(confusion[-1:]))
+    shares = _percent(correct, total) / 100
+    images = np.where(total > 0, total, 1)
+    variances = (shares + 1 / images) * (1 - shares + 1 / images) / images
+    return np.array(
+        [100 * math.sqrt(_mean(row) / (~np.isnan(row)).sum()) if row.any() else math.nan for row in variances]
+    )
 
 
 def worst_site_mean_class_recall(confusion: Counts, tasks: Tasks) -> float:
