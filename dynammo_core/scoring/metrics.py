@@ -6,7 +6,6 @@ was learnt, over all classes of tasks 0..t. Everything is in percent; without im
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
@@ -172,9 +171,8 @@ def site_recall_errors(confusion: Counts, tasks: Tasks) -> Percent:
     shares = _percent(correct, total) / 100
     images = np.where(total > 0, total, 1)
     variances = (shares + 1 / images) * (1 - shares + 1 / images) / images
-    return np.array(
-        [100 * math.sqrt(_mean(row) / (~np.isnan(row)).sum()) if row.any() else math.nan for row in variances]
-    )
+    classes = np.maximum((total > 0).sum(axis=1), 1)
+    return 100 * np.sqrt(np.array([_mean(row) for row in variances]) / classes)
 
 
 def worst_site_mean_class_recall(confusion: Counts, tasks: Tasks) -> float:

@@ -89,10 +89,9 @@ def best_beta(
 ) -> float:
     """Choose how much a site's own sums count: the beta with the highest mean class recall over its own images.
 
-    The common classifier stays unless another gains more than one standard error: few images decide nothing.
-
     Each fold of patients is tested with sums from which it is subtracted; the common ones stay whole where they cannot
-    hold the images, as those of a site that was away. Of equal betas the smallest is chosen.
+    hold the images, as those of a site that was away. Of equal betas the smallest is chosen, and 0 unless another gains
+    more than one standard error: few images decide nothing.
 
     Args:
         common: the sums of all sites, this one's among them.
@@ -120,17 +119,13 @@ def best_beta(
 def _gains(better: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return by how much the mean class recall differs, Tensor[B], and the standard errors of that.
 
-    A class's variance counts one image more that differs, lest one of few images count as certain.
+    All classes are taken to vary alike about their means, lest one of few images count as certain.
 
     Args:
         better: 1 where an answer is right and was wrong, -1 where it is wrong and was right, else 0: Tensor[B, N].
         labels: of the images, Tensor[N].
     """
-    gains, variances = [], []
-    for label in torch.unique(labels).tolist():
-        ofclass = better[:, labels == label]
-        count, mean = ofclass.shape[1], ofclass.mean(dim=1)
-        spread = (ofclass - mean.unsqueeze(1)).square().sum(dim=1)
-        gains.append(mean)
-        variances.append((spread + 1) / (count + 1) / count)
-    return torch.stack(gains).mean(dim=0), torch.stack(variances).sum(dim=0).sqrt() / len(gains)
+    classes, place, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+    means = torch.zeros(len(better), len(classes), dtype=better.dtype).index_add_(1, place, better) / counts
+    variance = (better - means[:, place]).square().mean(dim=1)
+    return means.mean(dim=1), (variance * (1 / counts).sum()).sqrt() / len(classes)
