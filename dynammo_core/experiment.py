@@ -21,11 +21,11 @@ from dynammo_core.data.sites.site_partition import SitePartition, partition_site
 from dynammo_core.data.task_stream import TaskStream, build_task_stream
 from dynammo_core.memory.rehearsal import check_room
 from dynammo_core.methods import METHODS
-from dynammo_core.methods.base import Method
+from dynammo_core.methods.base import Method, plan_steps
 from dynammo_core.models.backbones import Backbone, build_backbone
 from dynammo_core.models.copies import copied
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.plan import Action, Forget, Step, Summarise, plan_steps
+from dynammo_core.plan import Action, Forget, Step, Summarise
 from dynammo_core.privacy.checks import check_samples_apart
 from dynammo_core.privacy.plan import noise_of_run
 from dynammo_core.privacy.units import require_patients

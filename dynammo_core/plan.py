@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from dynammo_core.configuration.settings import Optimisation
 from dynammo_core.models.names import Level
@@ -30,6 +30,10 @@ class Action(StrEnum):
     REMEMBER = "remember"
     EVALUATE = "evaluate"
     FORGET = "forget"
+
+
+PERSONAL, ALONE = "personal", "alone"
+"""Tables of a test by the site's own head, of common and own sums, and by the one that it would have alone."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,10 @@ ComputesPrivately: TypeAlias = "Callable[[IncrementalModel, Iterable[WeighedBatc
 """Computes the same, by weight, so that noise hides one image (one patient) more or less; the third argument holds the
 noised weight of images per class, for the classes that the training set may hold; it need not be paid for again."""
 
+OwnHeads: TypeAlias = "Callable[[IncrementalModel, Tensor, Tensor, Sequence[str]], Mapping[str, Sums]]"
+"""Solves a site's own classifiers from the model received, and features Tensor[N, D], labels Tensor[N] and patients of
+its training images: by the table that counts their answers, the tensors to be loaded into it, one set after another."""
+
 NotesCounts: TypeAlias = "Callable[[Archive, int, Sequence[int]], None]"
 """Notes, at the server, for how many samples of each class a round of a task speaks."""
 
@@ -105,6 +113,7 @@ class Stage:
         down: patterns of the tensor names that the server sends.
         up: patterns of the tensor names that a site returns.
         inputs: level from which each epoch starts; what lies before it is frozen in this stage and computed once.
+        tables: names of tables of counts that come back beside the numbers of the action.
         squares: whether what comes back are squares, under the names of the tensors that they weigh: none is negative.
         check_received: what a site refuses, beyond what is checked of all tensors.
         finish: what the server does after the last round.
@@ -117,6 +126,7 @@ class Stage:
     down: tuple[str, ...]
     up: tuple[str, ...] = ()
     inputs: Level = "images"
+    tables: tuple[str, ...] = ()
     squares: bool = False
     check_received: Check = field(default=nothing, compare=False, repr=False)
     finish: Finish = field(default=nothing, compare=False, repr=False)
@@ -236,12 +246,20 @@ class Remember(Stage):
 
 @dataclass(frozen=True)
 class Evaluate(Stage):
-    """Each site counts right and wrong answers on its test images."""
+    """Each site counts right and wrong answers on its test images.
+
+    Attributes:
+        own_heads: solves classifiers that the site tests beside the one that it was sent, and that never leave; None
+            for none.
+        learns_from: chooses the images that they are solved from.
+    """
 
     action = Action.EVALUATE
 
     name: str = "evaluate"
     inputs: Level = "features"
+    own_heads: OwnHeads | None = field(default=None, compare=False, repr=False)
+    learns_from: LearnsFrom | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -278,22 +296,3 @@ class Step:
     def as_fields(self) -> dict[str, int | str]:
         """The step for logs: task and round count from 0."""
         return {"task": self.task, "stage": self.stage.name, "round": self.round, "rounds": self.stage.rounds}
-
-
-class StagePlanner(Protocol):
-    """What `plan_steps` needs of a method."""
-
-    def all_stages(self, task: int) -> Sequence[Stage]:
-        """List every stage of a task, in order."""
-        ...
-
-
-def plan_steps(method: StagePlanner, tasks: int) -> tuple[Step, ...]:
-    """List all steps of a run: for each task, each of its stages, each round."""
-    order = [
-        (task, stage, round_)
-        for task in range(tasks)
-        for stage in method.all_stages(task)
-        for round_ in range(stage.rounds)
-    ]
-    return tuple(Step(index, task, stage, round_) for index, (task, stage, round_) in enumerate(order))

@@ -29,7 +29,8 @@ FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 BY_NAME = {path.relative_to(ROOT).as_posix(): path for path in FILES}
 SHARED_BY_METHODS = {
     *("base", "decisions", "governance", "rehearsal"),
-    *("heads", "distillation", "imprinting", "closed_form", "closed_form_sums", "adapted_closed_form"),
+    *("heads", "distillation", "imprinting", "adapted_closed_form"),
+    *("closed_form", "closed_form_sums", "closed_form_personal"),
     *("feature_maps", "nearest_mean"),
     *("adapters", "merged_adapters", "task_heads"),
 }

@@ -83,10 +83,11 @@ def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict
                 "action": stage.action.value,
                 "rounds": stage.rounds,
                 "tensors": list(stage.up),
-                "numbers": sorted(numbers_of(stage.action, experiment.protects_images)),
+                "numbers": sorted(numbers_of(stage, experiment.protects_images)),
             }
             for stage in experiment.method.all_stages(last)
         ],
+        "sums_come_down": bool(experiment.method.evaluation().tables),
         "privacy": proposal.plain.get("privacy"),
         "epsilon": epsilon if (epsilon := promised_epsilon(proposal.config)) < float("inf") else None,
         "spent": budget.words(),
@@ -131,6 +132,8 @@ def page(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> Iterat
         yield f"  {stage['stage']:<12} {stage['action']}, {stage['rounds']} rounds per task; what leaves:"
         yield f"               tensors: {', '.join(stage['tensors']) or 'none'}"
         yield f"               numbers: {', '.join(stage['numbers'])}"
+    if shown["sums_come_down"]:
+        yield "  comes down   the sums over all sites; who knows those of all others but one can compute that one's"
     yield f"  takes part   with {shown['fewest']}"
     if shown["epsilon"] is None:
         yield "  privacy      no differential privacy"

@@ -26,11 +26,11 @@ from dynammo_core.support.errors import DynammoError, ProtocolError
 from dynammo_core.wire.announcement import Announcement
 from dynammo_core.wire.arrays import header
 from dynammo_core.wire.compression import CODECS, packed_form
-from dynammo_core.wire.protocol import Phase, lengths_of, numbers_of
+from dynammo_core.wire.protocol import TABLES, Phase, lengths_of, numbers_of
 from dynammo_core.wire.report_contents import check_tests
 from dynammo_core.wire.secure_aggregation.encoding import Encoding
 from dynammo_core.wire.secure_aggregation.phases import PHASE_UP, phase_shape
-from dynammo_core.wire.sparse_counts import TABLE, dense
+from dynammo_core.wire.sparse_counts import dense
 
 UNEXPECTED = 199
 """The code of an unexpected error."""
@@ -88,8 +88,8 @@ def declared(site: Site, step: Step, phase: Phase | None = None, peers: int = 0)
         return Declared(action, forms, experiment.classes, most, fewest, numbers=SECONDS, hidden=True)
     if experiment.protects_images and not tests:  # counts are noised: they say nothing small, and may say too much
         spent = frozenset({"epsilon"})
-        return Declared(action, forms, experiment.classes, most, 1, None, numbers_of(action, True), spent)
-    return Declared(action, forms, experiment.classes, most, fewest, by_counts, numbers_of(action, False))
+        return Declared(action, forms, experiment.classes, most, 1, None, numbers_of(step.stage, True), spent)
+    return Declared(action, forms, experiment.classes, most, fewest, by_counts, numbers_of(step.stage, False))
 
 
 def let_out(content: RecordDict, step: Declared) -> RecordDict:
@@ -115,8 +115,8 @@ def let_out(content: RecordDict, step: Declared) -> RecordDict:
     only_spent = abstained and set(numbers) == step.abstaining
     _same_keys(numbers, sorted(step.abstaining if only_spent else step.numbers))
     lengths, read = lengths_of(step.classes), dict(numbers)
-    if TABLE in read:
-        read[TABLE] = dense(_whole_numbers(TABLE, read[TABLE]), lengths[TABLE])
+    for table in (name for name in TABLES if name in read):
+        read[table] = dense(_whole_numbers(table, read[table]), lengths[table], table)
     for name in numbers:
         if name in lengths:
             _check_counts(name, read[name], lengths[name], step.most * (UNIT + 2 if name == "calibration" else 1))
@@ -127,7 +127,7 @@ def let_out(content: RecordDict, step: Declared) -> RecordDict:
     counts = _value(numbers, "class_counts", list)
     if any(0 < count < step.fewest for count in counts):
         raise ProtocolError(f"number 'class_counts' counts fewer than {step.fewest} samples for some class")
-    if TABLE in read:
+    if "confusion" in read:
         check_tests(read, step.classes, step.most)  # type: ignore[arg-type]  # counts, as has been checked
         if 0 < Reliability.of(read).to_come < step.fewest:
             raise ProtocolError(f"number 'open_set' counts fewer than {step.fewest} images of classes not yet learnt")

@@ -15,9 +15,9 @@ from client.steps.private_actions import answer_fit_privately, answer_remember_p
 from client.steps.site import Site
 from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
 from dynammo_core.memory.rehearsal import remember
-from dynammo_core.plan import Fit, Forget, LossContext, Remember, Summarise
+from dynammo_core.plan import Evaluate, Fit, Forget, LossContext, Remember, Summarise
 from dynammo_core.privacy.client_level import shortened_update
-from dynammo_core.scoring.evaluation import answer_counts, predictions
+from dynammo_core.scoring.evaluation import answer_counts, confusion_counts, predictions
 from dynammo_core.support.devices import shortage_explained
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.training import fit, train_only
@@ -56,7 +56,7 @@ def do_step(instruction: Instruction, site: Site) -> Report:
         report = _answer(assignment)
     action, experiment = assignment.step.stage.action, site.experiment
     private = experiment.protects_images
-    if report.numbers and "seconds" in numbers_of(action, private):
+    if report.numbers and "seconds" in numbers_of(assignment.step.stage, private):
         report = replace(report, numbers={**report.numbers, "seconds": time.monotonic() - started})
     seen = experiment.stream.seen(assignment.step.task)
     most = experiment.most_samples(site.index, action)
@@ -87,8 +87,10 @@ def _answer(assignment: Assignment) -> Report:
             return answer_summarise_privately(assignment, stage) if private else answer_summarise(assignment, stage)
         case Remember():
             return answer_remember_privately(assignment) if private else answer_remember(assignment)
-        case _:
-            return answer_evaluate(assignment)
+        case Evaluate() as stage:
+            return answer_evaluate(assignment, stage)
+        case stage:
+            raise NotImplementedError(f"no site can do {stage.action.value!r}")
 
 
 def answer_fit(assignment: Assignment, stage: Fit) -> Report:
@@ -178,7 +180,7 @@ def answer_remember(assignment: Assignment) -> Report:
 
 
 @torch.no_grad()
-def answer_evaluate(assignment: Assignment) -> Report:
+def answer_evaluate(assignment: Assignment, stage: Evaluate) -> Report:
     """Count right and wrong answers on the site's test images of every class seen so far, and how sure they are.
 
     If it has test images of classes to come, count their open-set scores too.
@@ -189,7 +191,32 @@ def answer_evaluate(assignment: Assignment) -> Report:
     answered, guessed = (predictions(method, assignment.model, part) for part in (features, unlearnt))
     classes = assignment.experiment.classes
     tables = answer_counts(answered, labels, guessed, classes)
+    tables |= _own_tables(assignment, stage, features, labels)
     return Report(False, {}, {"class_counts": torch.bincount(labels, minlength=classes).tolist(), **tables})
+
+
+def _own_tables(assignment: Assignment, stage: Evaluate, features: Tensor, labels: Tensor) -> dict[str, list[int]]:
+    """Count the answers of the heads that the site solves for itself; a head that it lacks answers nothing."""
+    if stage.own_heads is None or stage.learns_from is None:
+        return {}
+    experiment = assignment.experiment
+    images = stage.learns_from(assignment.site.rehearsal(assignment.step.task))
+    # Task by task, as they were embedded when they were summed.
+    places = [torch.isin(images.labels, torch.tensor(task)).nonzero().flatten() for task in experiment.stream.tasks]
+    learnt = [assignment.embed_once(images.subset(part), "features").float() for part in places if len(part)]
+    order = torch.cat(places)
+    heads = stage.own_heads(
+        assignment.model,
+        torch.cat(learnt) if learnt else torch.empty(0),
+        images.labels[order],
+        [images.patient_ids[place] for place in order.tolist()],
+    )
+    tables = dict.fromkeys(stage.tables, [0] * experiment.classes**2)
+    for name, tensors in heads.items():
+        assignment.model.load_state_dict(tensors, strict=False)
+        answered = predictions(experiment.method, assignment.model, features).labels
+        tables[name] = confusion_counts(answered, labels, experiment.classes).flatten().tolist()
+    return tables
 
 
 def _tested(assignment: Assignment, tasks: Iterable[int]) -> tuple[Tensor, Tensor]:

@@ -152,6 +152,7 @@ class Site:
             sites=config.federation.sites,
             seed=derive_seed(config.seed, "site", self.index),
             site=self.index,
+            learnt=len(self.experiment.stream.seen(task - 1)),
             fewest_patients=self.fewest.patients,
         )
 

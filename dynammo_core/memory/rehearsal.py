@@ -173,17 +173,30 @@ def balanced_set(
     site: int,
     sites: int,
     seed: int,
+    learnt: int,
     fewest_patients: int = 1,
 ) -> Samples:
     """Return exemplars and equally many samples of each new class (DynaMMo, section 3: the balanced set of stage 2).
 
-    New samples are drawn at random, those of each class from `fewest_patients` if there are so many; before the first
-    exemplars exist, all new samples serve.
+    New samples are drawn at random, those of each class from `fewest_patients` if there are so many. A site that holds
+    no exemplars takes as many as if it had some of every class learnt anywhere, or it would outvote sites that have;
+    in the first task, and where nothing is ever remembered, all new samples serve.
+
+    Args:
+        memory: exemplars of old classes.
+        new: images of the classes that are new to the site.
+        settings: of the memory.
+        site: index of the site.
+        sites: sites that share the memory.
+        seed: of what is drawn.
+        learnt: number of classes that were learnt at any site in earlier tasks.
+        fewest_patients: number of patients that the samples of a new class show, if so many stand behind it.
     """
-    old = classes_of(memory)
-    if not old:
-        return new
-    share = share_of(settings, site=site, sites=sites, classes=len(old), image_bytes=memory.images[0].numel()).each
+    old = len(classes_of(memory)) or (learnt if settings.exemplars else 0)
+    if not old or not len(new):
+        return Samples.concatenate([memory, new])
+    image_bytes = max(part.images[0].numel() for part in (memory, new) if len(part))
+    share = max(1, share_of(settings, site=site, sites=sites, classes=old, image_bytes=image_bytes).each)
     parts = [memory]
     for label in classes_of(new):
         candidates = new.of_class(label)

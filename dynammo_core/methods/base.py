@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Generic, get_args
+from typing import Any, ClassVar, Generic, Protocol, get_args
 
 from dynammo_core.configuration.privacy import PrivacySettings
 from dynammo_core.configuration.settings import MethodSettings
@@ -12,7 +12,7 @@ from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods.decisions import DecisionRule
 from dynammo_core.methods.governance import Governance, P
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.plan import Archive, Evaluate, Remember, Stage
+from dynammo_core.plan import Archive, Evaluate, Remember, Stage, Step
 
 TEACHER_PREFIX = "teacher."
 """Tensors of the archive under this prefix make the model of the previous task, for methods that distil."""
@@ -67,9 +67,32 @@ class Method(ABC, Generic[P]):
 
     def all_stages(self, task: int) -> Sequence[Stage]:
         """List every stage of a task: the method's own, then every site evaluates."""
-        return (*self.stages(task), Evaluate(down=self.deployed))
+        return (*self.stages(task), self.evaluation())
+
+    def evaluation(self) -> Evaluate:
+        """Make the stage that ends each task, in which every site tests the model."""
+        return Evaluate(down=self.deployed)
 
     @property
     def uses_memory(self) -> bool:
         """Whether sites keep exemplars."""
         return any(isinstance(stage, Remember) for stage in self.stages(0))
+
+
+class StagePlanner(Protocol):
+    """What `plan_steps` needs of a method."""
+
+    def all_stages(self, task: int) -> Sequence[Stage]:
+        """List every stage of a task, in order."""
+        ...
+
+
+def plan_steps(method: StagePlanner, tasks: int) -> tuple[Step, ...]:
+    """List all steps of a run: for each task, each of its stages, each round."""
+    order = [
+        (task, stage, round_)
+        for task in range(tasks)
+        for stage in method.all_stages(task)
+        for round_ in range(stage.rounds)
+    ]
+    return tuple(Step(index, task, stage, round_) for index, (task, stage, round_) in enumerate(order))

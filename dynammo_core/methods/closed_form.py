@@ -60,10 +60,17 @@ class ClosedFormSettings(FeatureSettings):
         description="how frequent the classifier takes each class to be; equal: all the same, so that rare ones are "
         "recognised as well as common ones; observed: as in the training images; or a share for each class, by name",
     )
+    personal: bool = Field(
+        default=False,
+        description="send the common sums to the sites, so that each solves a classifier of its own; report for each "
+        "site the common one, its own, and the one it would have alone",
+    )
 
 
 def by_example_alone(params: ClosedFormSettings, mechanism: str) -> str:
     """Explain why sums cannot be private by client, or under another prior; empty for `example`."""
+    if params.personal:
+        return "tests of personal heads tell of training images that no noise hides; set method.personal: false"
     if mechanism != "example":
         return "its sums over samples have no mean over sites; set privacy.mechanism: example"
     return "" if params.prior == "equal" else "noised sums are solved for equal classes alone; set method.prior: equal"

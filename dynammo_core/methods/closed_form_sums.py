@@ -16,6 +16,7 @@ from dynammo_core.methods.rehearsal import new_and_exemplars, new_images
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.ridge.checks import MOST_NOISED_WEIGHT
 from dynammo_core.models.ridge.head import MOST_WEIGHT
+from dynammo_core.models.ridge.personal import balancing
 from dynammo_core.plan import (
     Archive,
     Batch,
@@ -185,8 +186,7 @@ def weigh_new_classes(method: Method[Any], model: IncrementalModel, archive: Arc
     weights = torch.zeros_like(head.counts)
     if WEIGHTS in archive:
         weights[: len(archive[WEIGHTS])] = archive[WEIGHTS]
-    nearest = torch.ldexp(torch.ones_like(head.counts), -head.counts.clamp_min(1).log2().round())
-    weights = torch.where(present & (weights == 0), nearest, weights)
+    weights = torch.where(present & (weights == 0), balancing(head.counts), weights)
     archive[WEIGHTS] = weights
     if method.privacy.mechanism != "none" and present.any():
         weights = torch.where(present, weights / weights[present].max(), 0)

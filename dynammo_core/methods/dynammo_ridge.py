@@ -17,6 +17,7 @@ from dynammo_core.methods.closed_form import (
     LargestLabel,
     grow_ridge,
 )
+from dynammo_core.methods.closed_form_personal import evaluation
 from dynammo_core.methods.closed_form_sums import balanced_sums
 from dynammo_core.methods.governance import Governance
 from dynammo_core.methods.merged_adapters import (
@@ -27,8 +28,9 @@ from dynammo_core.methods.merged_adapters import (
     obstacle_of_merge,
     recalibrate,
 )
+from dynammo_core.methods.rehearsal import exemplars
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.plan import Archive, Remember, Stage
+from dynammo_core.plan import Archive, Evaluate, Remember, Stage
 
 
 class DynaMMoRidgeSettings(MergeSettings, AdaptedClosedFormSettings):
@@ -70,3 +72,6 @@ class DynaMMoRidge(Method[DynaMMoRidgeSettings]):
             *balanced_sums(self, NEEDED),
             Remember(down=self.deployed),
         )
+
+    def evaluation(self) -> Evaluate:
+        return evaluation(self, exemplars)

@@ -19,10 +19,12 @@ from dynammo_core.methods.closed_form import (
     LargestLabel,
     grow_ridge,
 )
+from dynammo_core.methods.closed_form_personal import evaluation
 from dynammo_core.methods.closed_form_sums import streamed_sums
 from dynammo_core.methods.governance import Governance
+from dynammo_core.methods.rehearsal import everything_seen
 from dynammo_core.models.incremental_model import IncrementalModel, Pooling
-from dynammo_core.plan import Stage
+from dynammo_core.plan import Evaluate, Stage
 
 
 class FirstSessionSettings(AdaptedClosedFormSettings):
@@ -58,3 +60,6 @@ class FirstSession(Method[FirstSessionSettings]):
     def stages(self, task: int) -> Sequence[Stage]:
         sums = streamed_sums(self, NEEDED)
         return sums if task else (adapt(self.params, self.stream.classes(task)), *sums)
+
+    def evaluation(self) -> Evaluate:
+        return evaluation(self, everything_seen)

@@ -18,10 +18,12 @@ from dynammo_core.methods.closed_form import (
     LargestLabel,
     grow_ridge,
 )
+from dynammo_core.methods.closed_form_personal import evaluation
 from dynammo_core.methods.closed_form_sums import streamed_sums
 from dynammo_core.methods.feature_maps import FeatureMap, MappedBackbone, features_to_map
+from dynammo_core.methods.rehearsal import everything_seen
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.plan import Stage
+from dynammo_core.plan import Evaluate, Stage
 from dynammo_core.support.seeding import seeded_generator
 
 
@@ -84,3 +86,6 @@ class RanPAC(Method[RanPACSettings]):
 
     def stages(self, task: int) -> Sequence[Stage]:
         return streamed_sums(self)
+
+    def evaluation(self) -> Evaluate:
+        return evaluation(self, everything_seen)

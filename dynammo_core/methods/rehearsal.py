@@ -28,6 +28,7 @@ class Rehearsal:
         sites: number of sites that share the memory.
         seed: of what is drawn at random.
         site: index of the site.
+        learnt: number of classes that were learnt at any site in earlier tasks.
         fewest_patients: number of patients that what is drawn of a class shows, if so many stand behind it.
     """
 
@@ -39,6 +40,7 @@ class Rehearsal:
     sites: int
     seed: int
     site: int = 0
+    learnt: int = 0
     fewest_patients: int = 1
 
     def has_new(self, classes: Sequence[int]) -> bool:
@@ -55,6 +57,7 @@ class Rehearsal:
             site=self.site,
             sites=self.sites,
             seed=seed,
+            learnt=self.learnt,
             fewest_patients=self.fewest_patients,
         )
 

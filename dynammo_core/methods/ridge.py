@@ -13,9 +13,11 @@ from dynammo_core.methods.closed_form import (
     grow_ridge,
     grow_scales,
 )
+from dynammo_core.methods.closed_form_personal import evaluation
 from dynammo_core.methods.closed_form_sums import balanced_sums
+from dynammo_core.methods.rehearsal import exemplars
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.plan import Remember, Stage
+from dynammo_core.plan import Evaluate, Remember, Stage
 
 
 class Ridge(Method[ClosedFormSettings]):
@@ -34,3 +36,6 @@ class Ridge(Method[ClosedFormSettings]):
 
     def stages(self, task: int) -> Sequence[Stage]:
         return (*balanced_sums(self), Remember(down=self.deployed))
+
+    def evaluation(self) -> Evaluate:
+        return evaluation(self, exemplars)

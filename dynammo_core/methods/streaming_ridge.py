@@ -14,9 +14,11 @@ from dynammo_core.methods.closed_form import (
     grow_ridge,
     grow_scales,
 )
+from dynammo_core.methods.closed_form_personal import evaluation
 from dynammo_core.methods.closed_form_sums import streamed_sums
+from dynammo_core.methods.rehearsal import everything_seen
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.plan import Stage
+from dynammo_core.plan import Evaluate, Stage
 
 
 class StreamingRidge(Method[ClosedFormSettings]):
@@ -40,3 +42,6 @@ class StreamingRidge(Method[ClosedFormSettings]):
 
     def stages(self, task: int) -> Sequence[Stage]:
         return streamed_sums(self)
+
+    def evaluation(self) -> Evaluate:
+        return evaluation(self, everything_seen)

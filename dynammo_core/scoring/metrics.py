@@ -157,6 +157,24 @@ def site_mean_class_recalls(confusion: Counts, tasks: Tasks) -> Percent:
     return np.array([_mean(recalls) for recalls in _percent(correct, total)])
 
 
+def site_recall_errors(confusion: Counts, tasks: Tasks) -> Percent:
+    """Estimate the standard error of each site's mean class recall, after the last finished task.
+
+    Each recall r of n images has the variance of a binomial share, taken as (r + 1/n) (1 - r + 1/n) / n lest a class of
+    few images count as certain; those of K classes add up to K^2 times that of their mean.
+
+    Returns:
+        float64 [K], in percentage points; nan for a site without test images.
+    """
+    _check(confusion, tasks)
+    correct, total = (counts[0] for counts in _per_class(confusion[-1:]))
+    shares = _percent(correct, total) / 100
+    images = np.where(total > 0, total, 1)
+    variances = (shares + 1 / images) * (1 - shares + 1 / images) / images
+    classes = np.maximum((total > 0).sum(axis=1), 1)
+    return 100 * np.sqrt(np.array([_mean(row) for row in variances]) / classes)
+
+
 def worst_site_mean_class_recall(confusion: Counts, tasks: Tasks) -> float:
     """Return the lowest of the sites' mean class recalls after the last finished task."""
     return float(np.fmin.reduce(site_mean_class_recalls(confusion, tasks)))

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from dynammo_core.models.names import Network, matching, travelling_names
-from dynammo_core.plan import Action, Stage
+from dynammo_core.plan import ALONE, PERSONAL, Action, Stage
 from dynammo_core.scoring.reliability import LENGTHS as RELIABILITY
 
 Numbers = Mapping[str, float | list[int]]
@@ -28,7 +28,7 @@ NUMBERS: Mapping[Action, frozenset[str]] = MappingProxyType(
 )
 """The numbers a site returns, by action. `class_counts` [C]: samples used of each class; `loss`: mean of the last
 epoch; `memory_bytes`: size of its memory; `confusion` [C * C]: its test images by true and predicted class, row by row,
-which travel as `sparse_counts` says; `calibration` [45] and `open_set` [256]: these by confidence, and by open-set
+see `TABLES`; `calibration` [45] and `open_set` [256]: these by confidence, and by open-set
 score beside those of classes to come, see `Reliability`; `seconds`: time the site took."""
 
 PRIVATE_NUMBERS: Mapping[Action, frozenset[str]] = MappingProxyType(
@@ -44,15 +44,19 @@ numbers, `epsilon` is what the site has spent so far, and nothing that was not n
 abstains sends `epsilon` alone."""
 
 
-def numbers_of(action: Action, private: bool) -> frozenset[str]:
-    """Return the names of the numbers that an action reports; `private`: training images are protected one by one."""
-    return (PRIVATE_NUMBERS if private else NUMBERS)[action]
+def numbers_of(stage: Stage, private: bool) -> frozenset[str]:
+    """Return the names of the numbers that a stage reports; `private`: training images are protected one by one."""
+    return (PRIVATE_NUMBERS if private else NUMBERS)[stage.action].union(stage.tables)
 
 
 def lengths_of(classes: int) -> dict[str, int]:
     """Return the lengths of the numbers that are lists of counts, for C classes."""
-    return {"class_counts": classes, "confusion": classes**2, **RELIABILITY}
+    return {"class_counts": classes, **dict.fromkeys(TABLES, classes**2), **RELIABILITY}
 
+
+TABLES = ("confusion", PERSONAL, ALONE)
+"""The numbers that count test images by true and predicted class, which travel as `sparse_counts` says: as the model
+answers that was sent and, with `method.personal`, as the site's own head does, and the one that it would have alone."""
 
 NEVER_NEGATIVE = frozenset({"seconds", "memory_bytes", "epsilon"})
 """The names of single numbers that cannot be negative."""

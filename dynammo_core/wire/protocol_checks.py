@@ -119,7 +119,7 @@ def check_report(
     elif private and report.abstained:
         numbers = frozenset({"epsilon"})
     else:
-        numbers = numbers_of(stage.action, private)
+        numbers = numbers_of(stage, private)
     same_names("number", set(report.numbers), set(numbers))
     _check_forms(report.numbers, classes)
     if "class_counts" in numbers:

@@ -11,11 +11,11 @@ from torch import Tensor
 from dynammo_core.aggregation.batch_norm import VARIANCE
 from dynammo_core.models.heads import Head, summed_names
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.plan import Action, Stage
+from dynammo_core.plan import ALONE, Action, Stage
 from dynammo_core.scoring.reliability import Reliability
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.wire.compression.float16 import LARGEST
-from dynammo_core.wire.protocol import Numbers
+from dynammo_core.wire.protocol import TABLES, Numbers
 
 
 def check_counts(numbers: Numbers, classes: int, seen: Collection[int], most: int) -> None:
@@ -39,11 +39,13 @@ def check_counts(numbers: Numbers, classes: int, seen: Collection[int], most: in
             accepted=f"at most {most}",
             remedy="If the site does have so many, raise limits.most_images",
         )
-    if "confusion" not in numbers:
+    tables = [name for name in TABLES if name in numbers]
+    if not tables:
         return
     known = {true * classes + predicted for true in seen for predicted in seen}
-    if any(count for cell, count in enumerate(_list(numbers, "confusion")) if cell not in known):
-        raise ProtocolError("'confusion' contains images of classes that are not learnt yet")
+    for table in tables:
+        if any(count for cell, count in enumerate(_list(numbers, table)) if cell not in known):
+            raise ProtocolError(f"{table!r} contains images of classes that are not learnt yet")
 
 
 def check_tests(numbers: Numbers, classes: int, most: int) -> None:
@@ -54,8 +56,10 @@ def check_tests(numbers: Numbers, classes: int, most: int) -> None:
     """
     counts = _list(numbers, "class_counts")
     rows = np.array(_list(numbers, "confusion"), dtype=np.int64).reshape(classes, classes)
-    if rows.sum(axis=1).tolist() != counts:
-        raise ProtocolError("the rows of 'confusion' do not add up to 'class_counts'")
+    for name in (name for name in TABLES if name in numbers):
+        table = np.array(_list(numbers, name), dtype=np.int64).reshape(classes, classes)
+        if table.sum(axis=1).tolist() != counts and (name != ALONE or table.any()):
+            raise ProtocolError(f"the rows of {name!r} do not add up to 'class_counts'")
     tables = Reliability.of(numbers)
     if obstacle := tables.obstacle(images=sum(counts), right=int(rows.trace())):
         raise ProtocolError(obstacle)

@@ -15,6 +15,7 @@ from dynammo_core.scoring import metrics
 from dynammo_core.scoring.reliability import MEASURES
 from dynammo_core.support.files import write_atomically
 from server.run.exchange import Exchange
+from server.run.own_heads import COMMON, own_heads_summary
 from server.run.results import number, pooled
 from server.run.task_loop import TaskLoop
 from server.run_directory.directory import RunDirectory
@@ -52,6 +53,9 @@ def evaluate_run(grid: Grid, config: Config[Any], run: Path, output: Path) -> No
     images, accuracies = confusion.sum(axis=(0, 2, 3)), metrics.site_accuracies(confusion, [seen])
     site_recalls = metrics.site_mean_class_recalls(confusion, [seen])
     recalls, tables = metrics.class_recalls(confusion, [seen]), pooled(answers)
+    everyone = range(config.federation.sites)
+    own = {name: answers.table(name, everyone, experiment.classes) for name in experiment.method.evaluation().tables}
+    tested = {COMMON: answers.table("confusion", everyone, experiment.classes), **own}
     result = {
         "after_task": task + 1,
         "accuracy": number(metrics.last_accuracy(confusion, [seen])),
@@ -67,6 +71,7 @@ def evaluate_run(grid: Grid, config: Config[Any], run: Path, output: Path) -> No
             }
             for at, site in enumerate(sites)
         },
+        **own_heads_summary(experiment, task, tested),
         "recall": {names[index]: number(recalls[index]) for index in seen},
         "failures": {label(failure.site): f"{failure.error}, code {failure.code}" for failure in answers.failures},
     }

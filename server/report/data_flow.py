@@ -84,6 +84,12 @@ The tasks: {% for names in tasks %}{{ loop.index }}. {{ names | map("cell") | jo
 Tensors that the site already holds from an earlier step are not sent again. In addition come the hash of each tensor,
 the experiment's configuration, the hash of the code, the name of the run, and the number of the step
 {%- if beside %}; when records are to be removed from sums, which of the site's answers these contain{% endif %}.
+{% if personal %}
+
+With `method.personal` the sums over all sites' images come to each site, which solves a classifier of its own from them
+and from its own images; neither that nor its own sums leave. Of two sites each can subtract its own sums and see the
+other's; of more, all but one together can. What a class's sums tell is that of one site if no other has the class.
+{% endif %}
 {% if secure %}
 The exchanges of secure aggregation also bring all sites' signed public keys and what they encrypted for this site.
 {% endif %}
@@ -128,6 +134,7 @@ def data_flow(source: Path) -> str:
         "sites": [config.federation.site_label(site) for site in range(config.federation.sites)],
         "tasks": [[names[label] for label in task] for task in experiment.stream.tasks],
         "rows": rows,
+        "personal": bool(experiment.method.evaluation().tables),
         "secure": config.federation.secure_aggregation,
         "beside": next(_rows(experiment, last, [beside])) if beside and experiment.keeps_plain_sums else None,
         "up": sum(int(row["bytes"]) * int(row["rounds"]) for row in rows),
@@ -143,7 +150,7 @@ def _rows(experiment: Experiment, task: int, stages: Iterable[Stage]) -> Iterato
         hidden = secure and stage.action in SUMMED
         plain = _tensors(model, names_up(model, stage))
         up = _exchanges(experiment, model, stage) if hidden else pack(codec, plain, {})
-        numbers = {"seconds"} if secure else numbers_of(stage.action, experiment.protects_images)
+        numbers = {"seconds"} if secure else numbers_of(stage, experiment.protects_images)
         yield {
             "task": task + 1,
             "stage": stage.name,

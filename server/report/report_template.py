@@ -113,11 +113,25 @@ TEMPLATE = (
 """
     + RELIABILITY
     + r"""
-{% if sites_seen.plot or participation.plot %}
+{% if sites_seen.plot or participation.plot or numbers.get("own_heads") %}
 <h2>The sites</h2>
 <p>An average can hide a site that is served badly, so each site is tested on its own images.</p>
 {% if sites_seen.plot %}
 {{ figure(sites_seen.plot, "Accuracy of the one shared model at each site" ~ (" at the end" if finished else " so far") ~ ". The lowest is " ~ sites_seen.worst ~ "." ~ (" Shown are the " ~ sites_seen.shown ~ " lowest of " ~ sites_seen.all ~ " sites." if sites_seen.shown < sites_seen.all else "")) }}
+{% endif %}
+{% if numbers.get("own_heads") %}
+<h3>Whether joining pays</h3>
+{% set losing = numbers.own_heads | selectattr("joining", "equalto", "does not pay") | map(attribute="site") | list %}
+<p>{% if losing %}<strong>Joining does not pay for {{ losing | join(", ") }}</strong>: its own images alone give it a better classifier, by more than chance.{% else %}No site would do better alone by more than chance.{% endif %}</p>
+<div class="scroll"><table>
+  <caption>Mean class recall (accuracy) in percent on each site’s own test images: by the common classifier, by the site’s own one from common and own sums, and by the one it would have alone</caption>
+  <thead><tr><th>Site</th><th class="n">common</th><th class="n">its own</th><th class="n">alone</th><th>joining</th></tr></thead>
+  <tbody>
+  {% for row in numbers.own_heads %}
+  <tr><th scope="row">{{ row.site }}</th>{% for head in ("common", "personal", "alone") %}<td class="n">{{ row[head].mean_class_recall | number }} ({{ row[head].accuracy | number }})</td>{% endfor %}<td{% if row.joining == "does not pay" %} class="bad"{% endif %}>{{ row.joining or "–" }}</td></tr>
+  {% endfor %}
+  </tbody>
+</table></div>
 {% endif %}
 {% if participation.plot %}
 <h3>Who took part</h3>

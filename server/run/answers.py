@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dynammo_core.wire.protocol import Report
@@ -49,6 +50,17 @@ class Answers:
             }
             for site, report in self.reports.items()
         ]
+
+    def table(self, name: str, sites: Iterable[int], classes: int) -> list[list[int]]:
+        """Return a table of a test's counts, [C * C] for each site, or for all together if that is all there is.
+
+        A site that did not answer has counted nothing.
+        """
+        if self.total:
+            return [self.total.counts[name]]
+        empty = [0] * classes**2
+        counts = {site: report.numbers.get(name, empty) for site, report in self.reports.items()}
+        return [list(counts.get(site, empty)) for site in sites]  # type: ignore[arg-type]
 
     def then(self, later: Answers) -> Answers:
         """Return these answers with those to a second question, which went to the sites that failed in this one."""

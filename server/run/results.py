@@ -30,6 +30,7 @@ from dynammo_core.support.errors import ConfigError
 from dynammo_core.wire.compression import CODECS, carried
 from dynammo_core.wire.protocol import names_up
 from server.run.answers import Answers
+from server.run.own_heads import COMMON, own_heads_summary
 from server.run_directory.checkpoint import Progress
 from server.run_directory.directory import RunDirectory
 from server.run_directory.lock import only_run
@@ -93,6 +94,7 @@ def summarise(experiment: Experiment, model: IncrementalModel, progress: Progres
         ],
         "site_accuracies": [number(value) for value in by_site],
         "site_mean_class_recalls": [number(value) for value in recalls],
+        **own_heads_summary(experiment, len(confusion) - 1, {COMMON: progress.confusion[-1], **progress.own_heads}),
         **reliability_summary(progress),
         "macs_per_image": multiply_accumulates(deployed, config.data.image_size),
         "deployed_parameters": deployed.parameter_count(),

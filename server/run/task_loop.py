@@ -149,11 +149,10 @@ class TaskLoop:
 
     def _note_tests(self, step: Step, answers: Answers) -> None:
         """Note the counts of a task's tests by site or, under secure aggregation, for all sites together."""
-        total, empty = answers.total, [0] * self.experiment.classes**2
-        counts = {site: report.numbers.get("confusion", empty) for site, report in answers.reports.items()}
         sites = range(self.experiment.config.federation.sites)
-        by_site = [list(counts.get(site, empty)) for site in sites]  # type: ignore[arg-type]
-        self.progress.confusion.append([total.counts["confusion"]] if total else by_site)
+        own = {name: answers.table(name, sites, self.experiment.classes) for name in step.stage.tables}
+        self.progress.confusion.append(answers.table("confusion", sites, self.experiment.classes))
+        self.progress.own_heads = own
         self.progress.reliability[str(step.task)] = pooled(answers).as_numbers()
 
     def _learn(self, step: Step, stage: LearningStage, answers: Answers) -> None:

@@ -37,6 +37,7 @@ class Progress:
         corrections: number of corrections of these sums so far.
         reliability: the tables of `Reliability` after each finished task, by its number, over all sites, without tasks
             that were finished under a version that did not count them.
+        own_heads: [site][C * C] test counts after the last finished task, by the heads that sites solve for themselves.
     """
 
     next_step: int = 0
@@ -50,10 +51,11 @@ class Progress:
     taken: dict[str, list[int]] = field(default_factory=dict)
     corrections: int = 0
     reliability: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    own_heads: dict[str, list[list[int]]] = field(default_factory=dict)
 
     def grow(self, sites: int, classes: int) -> None:
         """Extend the counts to sites and classes that joined, with zeros for earlier tasks."""
-        for by_site in self.confusion:
+        for by_site in (*self.confusion, *self.own_heads.values()):
             by_site += [[] for _ in range(sites - len(by_site))]
             for site, counts in enumerate(by_site):
                 before = math.isqrt(len(counts))

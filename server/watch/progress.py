@@ -136,6 +136,11 @@ def final_table(summary: Event) -> Table:
     if len(sites) <= 2 * MOST_NAMED:
         words = percents(sites) + " %" if sites else "hidden in the sum"
         table.add_row("accuracy at each site", words, end_section=True)
+    for row in summary.get("own_heads", [])[: 2 * MOST_NAMED]:
+        recalls = percents(row[head]["mean_class_recall"] for head in ("common", "personal", "alone"))
+        table.add_row(
+            cell(f"{row['site']}: common, own, alone"), cell(f"{recalls} %, joining: {row['joining'] or '-'}")
+        )
     table.add_row("one prediction", f"{summary['macs_per_image'] / 1e6:,.1f} million multiply-accumulates")
     deployed, trainable = (summary[key] / 1e6 for key in ("deployed_parameters", "trainable_parameters"))
     table.add_row("parameters", f"{deployed:,.2f} million deployed, {trainable:,.2f} million trained")

@@ -187,7 +187,7 @@ def test_a_balanced_set_shows_as_many_patients_as_the_policy_wants() -> None:
     new = Samples(new.images, torch.ones_like(new.labels), new.record_ids, new.patients)
     memory, shares = taken_in(BEFORE, images_of({0: 9}), settings(6)).samples, settings(6)
     usual = balanced(memory, new, shares)
-    spread = balanced_set(memory, new, settings=shares, site=0, sites=1, seed=1, fewest_patients=3)
+    spread = balanced_set(memory, new, settings=shares, site=0, sites=1, seed=1, learnt=1, fewest_patients=3)
     assert counts(usual) == counts(spread) == {0: 6, 1: 6}
     assert set(usual.of_class(1).patient_ids) == {"ann"}
     assert set(spread.of_class(1).patient_ids) == {"ann", "bob", "cid"}
@@ -310,13 +310,18 @@ def test_grey_and_colour_images_fit_the_disk_together(old: int, new: int) -> Non
     assert second.samples.images.shape[1] == max(old, new)
 
 
-def balanced(memory: Samples, new: Samples, shares: MemorySettings, *, seed: int = 1, sites: int = 1) -> Samples:
-    return balanced_set(memory, new, settings=shares, site=0, sites=sites, seed=seed)
+def balanced(
+    memory: Samples, new: Samples, shares: MemorySettings, *, seed: int = 1, sites: int = 1, learnt: int = 0
+) -> Samples:
+    return balanced_set(memory, new, settings=shares, site=0, sites=sites, seed=seed, learnt=learnt)
 
 
-def test_before_the_first_exemplars_all_new_images_serve() -> None:
+def test_in_the_first_task_all_new_images_serve_and_later_as_many_as_beside_exemplars_of_all_classes() -> None:
     new = images_of({0: 3, 1: 8})
-    assert same(balanced(Samples.empty(), new, settings(4)), new)
+    assert same(balanced(Samples.empty(), new, settings(20)), new)
+    assert counts(balanced(Samples.empty(), new, settings(20), learnt=4)) == {0: 3, 1: 5}
+    assert counts(balanced(Samples.empty(), new, settings(20), learnt=30)) == {0: 1, 1: 1}
+    assert same(balanced(Samples.empty(), new, settings(0), learnt=4), new)
 
 
 @given(exemplars=st.integers(4, 60), sites=st.integers(1, 2), old=st.integers(1, 4), new=st.integers(0, 4))

@@ -16,11 +16,12 @@ from dynammo_core.configuration.settings import MethodSettings
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods import METHODS
+from dynammo_core.methods.base import plan_steps
 from dynammo_core.methods.decisions import MEANS
 from dynammo_core.methods.heads import RehearsalSettings
 from dynammo_core.models.heads import head_rows
 from dynammo_core.models.names import matching, travelling_names
-from dynammo_core.plan import Action, Evaluate, Fit, LearningStage, Remember, Stage, Summarise, plan_steps
+from dynammo_core.plan import Action, Evaluate, Fit, LearningStage, Remember, Stage, Summarise
 from dynammo_core.scoring.evaluation import embed_samples
 from dynammo_core.support.seeding import seeded_initialisation
 from dynammo_core.wire.protocol import names_up

@@ -22,13 +22,13 @@ from dynammo_core.configuration.config import resolve
 from dynammo_core.configuration.settings import MethodSettings
 from dynammo_core.data.samples import Samples
 from dynammo_core.methods import METHODS
-from dynammo_core.methods.base import Method
+from dynammo_core.methods.base import Method, plan_steps
 from dynammo_core.methods.decisions import CLASSES
 from dynammo_core.methods.heads import mean_unit_features
 from dynammo_core.methods.rehearsal import new_images
 from dynammo_core.models.heads import NearestMeanHead
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.plan import Batch, Fit, Stage, Summarise, plan_steps
+from dynammo_core.plan import Batch, Fit, Stage, Summarise
 
 GUIDE = Path(__file__).parent.parent.parent / "docs" / "how-to" / "add-a-method.md"
 

@@ -185,3 +185,12 @@ def test_perfect_predictions_score_full_marks(case: tuple[Counts, list[list[int]
     assert metrics.average_incremental_accuracy(perfect, tasks) == 100
     assert metrics.mean_class_recall(perfect, tasks) == metrics.worst_site_accuracy(perfect, tasks) == 100
     assert metrics.forgetting(perfect, tasks) == metrics.backward_transfer(perfect, tasks) == 0
+
+
+def test_few_images_leave_a_sites_recall_uncertain() -> None:
+    """Two classes of ten images, half right: each varies by 0.6 * 0.6 / 10, their mean by half of that."""
+    counts = np.zeros((1, 2, 3, 3), dtype=np.int64)
+    counts[0, 0, :2, :2] = 5
+    errors = metrics.site_recall_errors(counts, [(0, 1)])
+    assert errors[0] == pytest.approx(100 * math.sqrt(0.036 / 2))
+    assert math.isnan(errors[1])

@@ -1,12 +1,13 @@
 """The eigenvalues of a large symmetric matrix, and a few vectors in the basis of its eigenvectors, by LAPACK.
 
 A ridge regression needs eigenvectors only to project as many vectors onto them as there are classes, so the matrix of
-eigenvectors, the larger part of an eigendecomposition, is never formed. SciPy is imported only where it is needed: a
-site, which solves nothing, does not install it.
+eigenvectors, the larger part of an eigendecomposition, is never formed. A site, which solves at most a head of its own,
+may lack SciPy: there PyTorch makes the whole eigendecomposition.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Protocol
 
 import numpy as np
@@ -48,7 +49,26 @@ def spectrum(matrix: Tensor, rank: int) -> Spectrum:
         matrix: Tensor[N, N], float64; it is used up. At most two more of its size are made.
         rank: the largest that it can have, but for rounding; below N, the matrix is positive semidefinite.
     """
+    if find_spec("scipy") is None:
+        return WholeSpectrum(matrix)
     return ThinSpectrum(matrix) if rank < THIN * len(matrix) else FullSpectrum(matrix)
+
+
+class WholeSpectrum:
+    """The spectrum with its matrix of eigenvectors, by PyTorch."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.values, self._vectors = torch.linalg.eigh(matrix)
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """Return the coordinates Tensor[R, N] of vectors Tensor[R, N] along the eigenvectors."""
+        projected: Tensor = vectors @ self._vectors
+        return projected
+
+    def combine(self, coordinates: Tensor) -> Tensor:
+        """Return the vectors Tensor[R, N] with these coordinates, Tensor[R, N]."""
+        combined: Tensor = coordinates @ self._vectors.T
+        return combined
 
 
 class FullSpectrum:

@@ -19,7 +19,7 @@ from dynammo_core.models.heads import head_rows, summed_names
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Stage
 from dynammo_core.support.errors import ProtocolError
-from dynammo_core.wire.protocol import NUMBERS, Report, lengths_of, names_up
+from dynammo_core.wire.protocol import Report, lengths_of, names_up, numbers_of
 from dynammo_core.wire.secure_aggregation.masking import Vector
 
 FRACTION_BITS = 30
@@ -76,7 +76,7 @@ class Encoding:
         state = model.state_dict()
         self._like = {name: state[name] for name in names_up(model, stage)}
         self._rows, self._summed = head_rows(model), summed_names(model)
-        names = NUMBERS[stage.action]
+        names = numbers_of(stage, private=False)
         self._counts = {name: length for name, length in lengths_of(classes).items() if name in names}
         self._has_loss = stage.action is Action.FIT
         self.sites = sites

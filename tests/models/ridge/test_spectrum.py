@@ -9,7 +9,15 @@ from torch import Tensor
 from dynammo_core.models.ridge.gram import unpack
 from dynammo_core.models.ridge.head import RidgeHead
 from dynammo_core.models.ridge.solution import standardised
-from dynammo_core.models.ridge.spectrum import CANDIDATES, FullSpectrum, Spectrum, ThinSpectrum, least_error, spectrum
+from dynammo_core.models.ridge.spectrum import (
+    CANDIDATES,
+    FullSpectrum,
+    Spectrum,
+    ThinSpectrum,
+    WholeSpectrum,
+    least_error,
+    spectrum,
+)
 
 SIZE = 40
 
@@ -24,7 +32,7 @@ def smoothed(found: Spectrum, vectors: Tensor) -> Tensor:
     return found.combine(found.project(vectors) / (found.values + 1))
 
 
-@pytest.mark.parametrize("kind", [FullSpectrum, ThinSpectrum])
+@pytest.mark.parametrize("kind", [FullSpectrum, ThinSpectrum, WholeSpectrum])
 @pytest.mark.parametrize("samples", [100, 41, 30, 3, 1])
 def test_a_regularised_inverse_is_that_of_the_matrix(kind: type[Spectrum], samples: int) -> None:
     matrix = positive(samples)
@@ -45,9 +53,13 @@ def test_matrices_may_be_small_zero_or_indefinite(size: int) -> None:
     assert torch.equal(smoothed(ThinSpectrum(torch.zeros(size, size).double()), vectors), torch.zeros_like(vectors))
 
 
-def test_the_thin_factor_is_taken_where_the_rank_is_low() -> None:
+def test_the_thin_factor_is_taken_where_the_rank_is_low_and_neither_without_scipy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert isinstance(spectrum(positive(20), 19), ThinSpectrum)
     assert isinstance(spectrum(positive(100), 99), FullSpectrum)
+    monkeypatch.setattr("dynammo_core.models.ridge.spectrum.find_spec", lambda name: None)
+    assert isinstance(spectrum(positive(20), 19), WholeSpectrum)
 
 
 @pytest.mark.parametrize("images", [12, 300])

@@ -1,0 +1,131 @@
+"""A site's own classifier from the common sums and its own: between what all sites share and staying alone.
+
+The sums of ridge regression add up, so a site can let its own images count for more: common + beta * own, with the own
+sums scaled to the weight of the common ones. At beta 0 that is the common classifier, at infinity the one that the site
+would have alone. Which beta serves a site is decided by its own images, in folds of patients: as sums subtract, each
+fold is tested with classifiers that never saw it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynammo_core.models.ridge.head import RidgeHead
+
+BETAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, math.inf)
+"""Weights of the own sums that are tried: 1 lets them count as much as those of all sites together."""
+
+FOLDS = 5
+
+
+class OwnImages(NamedTuple):
+    """A site's training images: features Tensor[N, D], global labels Tensor[N], and N patients."""
+
+    features: Tensor
+    labels: Tensor
+    patients: Sequence[str]
+
+    def subset(self, chosen: Tensor) -> OwnImages:
+        """Return the images where `chosen`, Tensor[N] bool, is true."""
+        kept = chosen.nonzero().flatten()
+        return OwnImages(self.features[kept], self.labels[kept], [self.patients[place] for place in kept.tolist()])
+
+
+def balancing(counts: Tensor) -> Tensor:
+    """Return a weight for each sample of a class, Tensor[R]: the power of 2 nearest to 1 over the class's number."""
+    return torch.ldexp(torch.ones_like(counts), -counts.clamp_min(1).log2().round())
+
+
+def own_sums(images: OwnImages, rows: tuple[int, ...]) -> RidgeHead:
+    """Sum a site's images as a federation of that site alone would, each class with about the same weight."""
+    head = RidgeHead(images.features.shape[1], rows).to(images.features.device)
+    places = head.targets(images.labels)
+    head.sample_weight.copy_(balancing(torch.bincount(places, minlength=len(rows)).double()))
+    head.add(images.features, images.labels)
+    return head
+
+
+def without(head: RidgeHead, images: OwnImages) -> RidgeHead:
+    """Return sums from which images that are in them are subtracted, with the weights that they have there."""
+    rest = copy.deepcopy(head)
+    rest.add(images.features, images.labels, torch.full_like(images.labels, -1, dtype=torch.float64))
+    rest.clear_absent()
+    return rest
+
+
+def mixed(common: RidgeHead, own: RidgeHead, beta: float) -> RidgeHead:
+    """Return the sums common + beta * own, with the own sums scaled to the weight of the common ones."""
+    if math.isinf(beta) or not common.gram[-1]:
+        return copy.deepcopy(own)
+    sums = copy.deepcopy(common)
+    if own.gram[-1]:
+        scale = beta * float(common.gram[-1] / own.gram[-1])
+        sums.gram += scale * own.gram
+        sums.products += scale * own.products
+        sums.counts += beta * float(common.counts.sum() / own.counts.sum()) * own.counts
+    return sums
+
+
+def folds(images: OwnImages, count: int = FOLDS) -> Tensor:
+    """Deal images into folds, Tensor[N] int64, so that no patient is in two and each class is in as many as can be."""
+    fold_of: dict[str, int] = {}
+    dealt = 0
+    for label in torch.unique(images.labels).tolist():
+        for place in (images.labels == label).nonzero().flatten().tolist():
+            if images.patients[place] not in fold_of:
+                fold_of[images.patients[place]] = dealt % count
+                dealt += 1
+    return torch.tensor([fold_of[patient] for patient in images.patients], dtype=torch.int64)
+
+
+def best_beta(
+    common: RidgeHead, own: RidgeHead, images: OwnImages, solve: Callable[[RidgeHead, float], object]
+) -> float:
+    """Choose how much a site's own sums count: the beta with the highest mean class recall over its own images.
+
+    Each fold of patients is tested with sums from which it is subtracted; the common ones stay whole where they cannot
+    hold the images, as those of a site that was away. Of equal betas the smallest is chosen, and 0 unless another gains
+    more than one standard error: few images decide nothing.
+
+    Args:
+        common: the sums of all sites, this one's among them.
+        own: the site's own, as `own_sums` makes them.
+        images: those that the own sums consist of, or some of them.
+        solve: sets a head's weights from its sums, for a beta.
+    """
+    fold, places = folds(images), own.targets(images.labels)
+    contained = bool((common.counts >= own.counts).all())
+    right = torch.zeros(len(BETAS), len(images.labels), dtype=torch.float64)
+    for number in range(int(fold.max()) + 1):
+        tested = fold == number
+        left_out = images.subset(tested)
+        shared, kept = without(common, left_out) if contained else common, without(own, left_out)
+        for at, beta in enumerate(BETAS):
+            head = mixed(shared, kept, beta)
+            solve(head, beta)
+            answered = head(images.features[tested]).argmax(dim=1)
+            right[at, tested] = (answered == places[tested]).double().cpu()
+    gain, error = _gains(right - right[0], images.labels.cpu())
+    best = int(gain.argmax())
+    return BETAS[best] if gain[best] > error[best] else 0.0
+
+
+def _gains(better: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return by how much the mean class recall differs, Tensor[B], and the standard errors of that.
+
+    All classes are taken to vary alike about their means, lest one of few images count as certain.
+
+    Args:
+        better: 1 where an answer is right and was wrong, -1 where it is wrong and was right, else 0: Tensor[B, N].
+        labels: of the images, Tensor[N].
+    """
+    classes, place, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+    means = torch.zeros(len(better), len(classes), dtype=better.dtype).index_add_(1, place, better) / counts
+    variance = (better - means[:, place]).square().mean(dim=1)
+    return means.mean(dim=1), (variance * (1 / counts).sum()).sqrt() / len(classes)

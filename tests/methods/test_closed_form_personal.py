@@ -1,0 +1,59 @@
+"""Own heads: what goes down for them, and that "alone" is what a federation of that site alone would answer by."""
+
+from __future__ import annotations
+
+import torch
+from method_bench import STREAM, Bench, bench, toy_images
+
+from dynammo_core.configuration.privacy import PrivacySettings
+from dynammo_core.data.samples import Samples
+from dynammo_core.methods.closed_form_personal import own_heads
+from dynammo_core.methods.closed_form_sums import SUMS
+from dynammo_core.plan import ALONE, PERSONAL, Sums
+
+CLOSED_FORMS = ("streaming_ridge", "first_session", "ridge", "dynammo_ridge")
+HELD = toy_images((0,), each=9), toy_images((1,), each=4)
+
+
+def learnt(method: str, sites: list[Samples]) -> Bench:
+    made = bench(method, personal=True, regulariser=0.1)
+    made.begin(0)
+    for name in ("count", "sum"):
+        made.summarise(made.stage(name, 0), sites)  # type: ignore[arg-type]
+        made.finish(name, 0)
+    return made
+
+
+def heads_at(made: Bench, images: Samples) -> dict[str, Sums]:
+    with torch.no_grad():
+        features = made.inputs(made.stage("evaluate", 0), images) if len(images) else torch.empty(0)
+    return dict(own_heads(made.method, made.model, features, images.labels, images.patient_ids))
+
+
+def test_every_closed_form_sends_the_sums_down_only_if_asked_to() -> None:
+    for method in CLOSED_FORMS:
+        plain, personal = (bench(method, personal=wanted).method.evaluation() for wanted in (False, True))
+        assert plain.tables == () and not {*SUMS} & {*plain.down}
+        assert personal.tables == (PERSONAL, ALONE)
+        assert {*personal.down} == {*plain.down, *SUMS, "heads.classes.sample_weight"}
+        assert plain.up == personal.up == ()
+
+
+def test_alone_is_what_a_federation_of_that_site_alone_would_solve() -> None:
+    own = Samples.concatenate(list(HELD))
+    made, lone = learnt("streaming_ridge", [own, toy_images((0, 1), each=20, seed=1)]), learnt("streaming_ridge", [own])
+    alone = heads_at(made, own)[ALONE]
+    for name in ("weight", "bias"):
+        torch.testing.assert_close(alone[f"heads.classes.{name}"], lone.head.get_buffer(name), rtol=1e-5, atol=1e-6)
+
+
+def test_a_site_without_training_images_answers_by_the_common_head() -> None:
+    made = learnt("streaming_ridge", list(HELD))
+    assert heads_at(made, Samples.empty()) == {PERSONAL: {}}
+
+
+def test_tests_of_own_heads_would_tell_what_noise_hides() -> None:
+    kind = type(bench("streaming_ridge").method)
+    params = kind.Params(name=kind.name, personal=True)
+    obstacle = kind(params, STREAM, PrivacySettings(mechanism="example")).governance.obstacle_to_privacy
+    assert "set method.personal: false" in obstacle(params, "example")
