@@ -222,7 +222,8 @@ def is_comparison(path: Path) -> bool:
 def load_comparison(path: Path) -> Comparison:
     """Return every run that a comparison file asks for, each configuration validated.
 
-    A row's overrides win over its setting's, and those over the common ones.
+    A row's overrides win over its setting's, and those over the common ones. So a row with one site can stand, as a
+    bound, under each setting with more: it is run once.
 
     Raises:
         ConfigError: the file or one of its rows is wrong, or two rows of a setting are the same experiment.
@@ -236,16 +237,18 @@ def load_comparison(path: Path) -> Comparison:
         place = ".".join(str(part) for part in problem["loc"])
         accepted = ", ".join(ComparisonFile.model_fields)
         raise ConfigError(f"{path}, {place}: {problem['msg']}", accepted=accepted) from error
-    cells: dict[str, Cell] = {}
+    cells: list[Cell] = []
     for setting, shared in read.conditions.items():
+        alike: dict[str, Cell] = {}
         for seed in read.seeds:
             for row, own in read.rows.items():
                 overrides = {**read.overrides, **shared, **own, "seed": seed}
                 cell = Cell(setting, row, seed, load_config(path.parent / read.base, overrides))
-                if (same := cells.setdefault(cell.config.content_hash, cell)) is not cell:
+                if (same := alike.setdefault(cell.config.content_hash, cell)) is not cell:
                     what = f"{path}: {cell.label!r} is the same experiment as {same.label!r}"
                     raise ConfigError(what, remedy="Leave out one of them, or give it different overrides")
-    return Comparison(path, METRICS[read.metric], tuple(cells.values()), read.sweep)
+        cells += alike.values()
+    return Comparison(path, METRICS[read.metric], tuple(cells), read.sweep)
 
 
 def grouped(cells: Sequence[Cell], runs: Path) -> list[Group]:

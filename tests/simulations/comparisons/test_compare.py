@@ -281,6 +281,18 @@ def test_a_wrong_comparison_is_refused_by_name(tmp_path: Path, changes: dict[str
         load_comparison(write_comparison(tmp_path, **changes))
 
 
+def test_a_row_may_stand_under_two_settings_and_is_run_once(tmp_path: Path) -> None:
+    settings = {"three": {"federation.sites": 3}, "two": {"federation.sites": 2}}
+    rows = {"dynammo": {}, "bound": {"federation.sites": 1}}
+    comparison = load_comparison(write_comparison(tmp_path, seeds=[1], settings=settings, rows=rows))
+    runs = [cell.run_name for cell in comparison.cells]
+    assert runs[1] == runs[3]
+    assert len(missing_cells(comparison.cells, tmp_path / "runs")) == len(set(runs)) == 3
+    pretend(comparison.cells[1], tmp_path / "runs", average=80.0)
+    found = [group.setting for group in comparison.groups(tmp_path / "runs") if group.results]
+    assert found == ["three", "two"]
+
+
 def test_files_that_would_share_a_page_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     files = [str(write_comparison(folder)) for folder in (tmp_path, tmp_path / "other")]
