@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -257,6 +257,10 @@ class MethodSettings(Section):
     """The section `method`: each method adds its own parameters to the name."""
 
     name: str = Field(description="name of the method")
+
+    def fitted_to(self, backbone: BackboneSettings) -> Self:
+        """Return these parameters with the defaults that depend on the backbone."""
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -78,7 +78,7 @@ class PODNet(Method[PODNetSettings]):
             learns_from=balanced,
             loss=self.balanced_loss,
         )
-        fits = (training, balance) if task else (training,)
+        fits = (*training, balance) if task else training
         return (*imprint(self.stream, task), *fits, *remember(self.params, self.deployed))
 
     def loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:

@@ -301,6 +301,7 @@ def another(value: Any, key: str) -> Any:
         "backbone.sha256": "0" * 64,
         "compute.features": "float16",
         "compute.precision": "bf16",
+        "method.batch_norm": "reestimated",
         "method.norm": "group",
         "privacy.mechanism": "example",
         "privacy.unit": "patient",
@@ -313,7 +314,7 @@ def another(value: Any, key: str) -> Any:
         "method.pooling": "spread" if value == "mean" else "mean",
         "method.prediction": "classifier" if value == "nearest_mean" else "nearest_mean",
     }
-    endings = {"optimizer": "sgd" if value == "adam" else "adam", "schedule": "cosine", "milestones": [3]}
+    endings = {"optimizer": "sgd" if value == "adam" else "adam", "schedule": "step", "milestones": [3]}
     if key in choices:
         return choices[key]
     if (ending := key.split(".")[-1]) in endings:
@@ -420,9 +421,9 @@ def test_each_leaf_key_can_be_overridden() -> None:
     [
         (
             {"federation.aggregator": "median"},
-            "median compares single updates, but with secure aggregation the server must see none",
+            "median works on single updates, but with secure aggregation the server must see none",
         ),
-        ({"federation.aggregator": "krum"}, "krum compares single updates"),
+        ({"federation.aggregator": "krum"}, "krum works on single updates"),
         ({"federation.compression": "int8"}, "int8 packs single updates"),
         ({"federation.sites": 2}, "a sum hides its terms only among 3 or more sites that train, but there are 2"),
         ({"federation.sums_rows": 5}, "the vectors of all sites must have one length"),
