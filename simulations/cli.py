@@ -18,6 +18,7 @@ from dynammo_core.support.errors import ConfigError, DynammoError, unknown_name
 from dynammo_core.support.terminal import Terminal, command_line, parse_overrides, readable_errors
 from simulations.attacks.command import audit_privacy
 from simulations.bench.command import bench
+from simulations.comparisons.tune import tune
 from simulations.inspect_command import inspect
 from simulations.measurements.commands import heterogeneity, robustness
 from simulations.options import ConfigFile, Overrides, Workers
@@ -111,8 +112,9 @@ def compare(
 ) -> None:
     """Run the missing runs of comparisons and write a page about each; safe to stop and continue."""
     with readable_errors():
-        from simulations.comparisons.compare import load_comparison, missing_cells, part_of
+        from simulations.comparisons.compare import load_comparison, missing_cells
         from simulations.comparisons.page import write_page
+        from simulations.comparisons.process_pool import part_of
         from simulations.comparisons.progress import run_under_display
         from simulations.comparisons.table import table
 
@@ -144,6 +146,7 @@ def compare(
             raise typer.Exit(1)
 
 
+app.command()(tune)
 app.command("audit-privacy")(audit_privacy)
 app.command()(inspect)
 app.command()(deploy)

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from dynammo_core.code_identity import project_hash
 from dynammo_core.support.errors import ConfigError
 from simulations.cli import app
-from simulations.comparisons.compare import Cell, Comparison, load_comparison, missing_cells, part_of
+from simulations.comparisons.compare import Cell, Comparison, load_comparison, missing_cells
+from simulations.comparisons.process_pool import part_of
 from simulations.comparisons.table import Spread, lines, table
 
 pytestmark = pytest.mark.usefixtures("small_pages")
