@@ -40,7 +40,7 @@ def merge_task_vectors(combine: Combine, task_sets: TaskSets, *, whole: bool = F
     ]
     if whole:
         together = combine(torch.cat([own.flatten(1) for own in vectors], dim=1), task_sets.density)
-        combined = together.split([base.numel() for base in bases.values()])
+        combined = torch.split(together, [base.numel() for base in bases.values()])
     else:
         combined = tuple(combine(own, task_sets.density) for own in vectors)
     merged = merge_mean(task_sets)
