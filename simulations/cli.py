@@ -19,6 +19,7 @@ from dynammo_core.support.terminal import Terminal, command_line, parse_override
 from simulations.attacks.command import audit_privacy
 from simulations.backbone_command import backbone
 from simulations.bench.command import bench
+from simulations.comparisons.tune import tune
 from simulations.inspect_command import inspect
 from simulations.measurements.commands import heterogeneity, robustness
 from simulations.options import ConfigFile, Overrides, Workers
@@ -112,8 +113,9 @@ def compare(
 ) -> None:
     """Run the missing runs of comparisons and write a page about each; safe to stop and continue."""
     with readable_errors():
-        from simulations.comparisons.compare import load_comparison, missing_cells, part_of
+        from simulations.comparisons.compare import load_comparison, missing_cells
         from simulations.comparisons.page import write_page
+        from simulations.comparisons.process_pool import part_of
         from simulations.comparisons.progress import run_under_display
         from simulations.comparisons.table import table
 
@@ -145,6 +147,7 @@ def compare(
             raise typer.Exit(1)
 
 
+app.command()(tune)
 app.command("audit-privacy")(audit_privacy)
 app.command()(inspect)
 app.command()(deploy)

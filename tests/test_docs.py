@@ -160,9 +160,10 @@ def test_every_configuration_key_is_documented_with_its_default() -> None:
     own = {
         (method, code(key)[0]): cell.strip("`") for key, methods, _, cell, _ in parameters for method in code(methods)
     }
+    columns = ["adapt", "balance", "train", "podnet: balance", "dynamic_er: balance", "joint: train"]
     by_stage = {
         column: {code(key)[0]: cells[index].strip("`") for key, _, *cells, _ in stages}
-        for index, column in enumerate(["adapt", "balance", "train", "podnet: balance", "dynamic_er: balance"])
+        for index, column in enumerate(columns)
     }
     for method in METHODS:
         documented = {**shared, **{key: cell for (name, key), cell in own.items() if name == method}}

@@ -17,6 +17,7 @@ AGGREGATORS: Registry[MakeAggregator] = Registry(
     "dynammo.aggregators",
     {
         "mean": "dynammo_core.aggregation.by_name:mean",
+        "fedavg": "dynammo_core.aggregation.by_name:fedavg",
         "median": "dynammo_core.aggregation.by_name:MEDIAN",
         "trimmed_mean": "dynammo_core.aggregation.by_name:TRIMMED_MEAN",
         "krum": "dynammo_core.aggregation.by_name:KRUM",

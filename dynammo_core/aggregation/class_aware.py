@@ -62,10 +62,13 @@ def class_aware_mean(
 ) -> dict[str, Tensor]:
     """Average all sites' updates into one set of tensors, in float64, whatever the order in which sites answered.
 
+    What a single site sends stays as it is, so that a run with one site is the method itself. The mean of several is
+    biased: a row learns nothing from sites without its class, although their images would tell it what it is not.
+
     Args:
         updates: at least one, sorted by site, each with at least one sample and the same names.
         rows: class of each row, for the tensors that belong to heads.
-        current: the server's own tensors: a row whose class no site holds a sample of stays as it is.
+        current: the server's own tensors: a row whose class none of several sites holds a sample of stays as it is.
         summed: names of statistics, such as Gram matrices, that are added up and not averaged.
     """
     first = updates[0].weights
@@ -79,13 +82,26 @@ def class_aware_mean(
             merged[name] = _added([update.weights[name] for update in updates])
             continue
         stacked = torch.stack([update.weights[name].double() for update in updates])
-        if name in rows:
+        if name in rows and len(updates) > 1:
             counts = [row_weights(rows[name], update.class_counts) for update in updates]
             weights = kept.unsqueeze(1) * torch.tensor(counts, dtype=torch.float64)
             merged[name] = _row_mean(stacked, weights, current[name])
         else:
             merged[name] = torch.einsum("k,k...->...", shares / shares.sum(), stacked).to(first[name].dtype)
     return merged
+
+
+def sample_weighted_mean(
+    updates: Sequence[Update],
+    rows: Mapping[str, tuple[int, ...]],
+    current: Mapping[str, Tensor],
+    summed: Collection[str] = (),
+) -> dict[str, Tensor]:
+    """Average updates by numbers of samples alone, heads too (FedAvg: McMahan et al., arXiv 1602.05629, algorithm 1).
+
+    The control for `class_aware_mean`, whose arguments it takes. Batch-norm statistics are pooled here as well.
+    """
+    return class_aware_mean(updates, {}, current, summed)
 
 
 def _added(tensors: Sequence[Tensor]) -> Tensor:

@@ -91,7 +91,7 @@ class Config(Section, Generic[M]):
                 f"{method.name} trains nothing by gradients, and federation.{federation.optimises} changes training; "
                 "leave federation.proximal and federation.server_optimizer as they are by default"
             )
-        return method
+        return method.fitted_to(backbone)
 
     @field_validator("privacy")
     @classmethod

@@ -166,7 +166,7 @@ class FederationSettings(Section):
     def _only_sums(cls, secure: bool, info: ValidationInfo) -> bool:
         aggregator, compression = info.data.get("aggregator", "mean"), info.data.get("compression", "none")
         if secure and (aggregator, compression) != ("mean", "none"):
-            what = f"{compression} packs" if aggregator == "mean" else f"{aggregator} compares"
+            what = f"{compression} packs" if aggregator == "mean" else f"{aggregator} works on"
             raise ValueError(
                 f"{what} single updates, but with secure aggregation the server must see none; "
                 "set aggregator: mean and compression: none"

@@ -282,6 +282,10 @@ class MethodSettings(Section):
 
     name: str = Field(description="name of the method")
 
+    def fitted_to(self, backbone: BackboneSettings) -> Self:
+        """Return these parameters with the defaults that depend on the backbone."""
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _complete_stages(cls, section: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 from dynammo_core.merging.averages import merge_last, merge_mean, merge_slerp, merge_weighted
 from dynammo_core.merging.fisher import merge_fisher
 from dynammo_core.merging.task_sets import MergeOperator, TaskSets
-from dynammo_core.merging.task_vectors import TASK_VECTORS, merge_task_vectors
+from dynammo_core.merging.task_vectors import TASK_VECTORS, WHOLE, merge_task_vectors
 from dynammo_core.support.registry import Registry
 
 MERGE_OPERATORS: Registry[MergeOperator] = Registry(
@@ -22,7 +22,7 @@ MERGE_OPERATORS: Registry[MergeOperator] = Registry(
         "weighted": merge_weighted,
         "slerp": merge_slerp,
         "fisher": merge_fisher,
-        **{name: partial(merge_task_vectors, combine) for name, combine in TASK_VECTORS.items()},
+        **{name: partial(merge_task_vectors, combine, whole=name in WHOLE) for name, combine in TASK_VECTORS.items()},
     },
     accepted="a function that takes TaskSets and returns one set of tensors by name",
 )

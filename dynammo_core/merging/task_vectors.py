@@ -26,14 +26,26 @@ Combine = Callable[[Tensor, float], Tensor]
 """Combines the task vectors Tensor[T, ...] of one tensor into one vector, given the density."""
 
 
-def merge_task_vectors(combine: Combine, task_sets: TaskSets) -> dict[str, Tensor]:
-    """Return the initial set plus the scaled combination of the task vectors; batch norms and scales are averaged."""
+def merge_task_vectors(combine: Combine, task_sets: TaskSets, *, whole: bool = False) -> dict[str, Tensor]:
+    """Return the initial set plus the scaled combination of the task vectors; batch norms and scales are averaged.
+
+    Args:
+        combine: what is done with the vectors.
+        task_sets: the sets.
+        whole: whether the convolutions of all adapters are combined as one vector, and not each by itself.
+    """
+    bases = {name: start.double() for name, start in task_sets.initial.items() if start.dim() > 1}
+    vectors = [
+        torch.stack([tensors[name].double() - base for tensors in task_sets.sets]) for name, base in bases.items()
+    ]
+    if whole:
+        together = combine(torch.cat([own.flatten(1) for own in vectors], dim=1), task_sets.density)
+        combined = torch.split(together, [base.numel() for base in bases.values()])
+    else:
+        combined = tuple(combine(own, task_sets.density) for own in vectors)
     merged = merge_mean(task_sets)
-    for name, start in task_sets.initial.items():
-        if start.dim() > 1:
-            base = start.double()
-            vectors = torch.stack([tensors[name].double() - base for tensors in task_sets.sets])
-            merged[name] = (base + task_sets.scale * combine(vectors, task_sets.density)).to(start.dtype)
+    for (name, base), change in zip(bases.items(), combined, strict=True):
+        merged[name] = (base + task_sets.scale * change.view_as(base)).to(task_sets.initial[name].dtype)
     return merged
 
 
@@ -43,7 +55,10 @@ def task_arithmetic(vectors: Tensor, density: float) -> Tensor:
 
 
 def ties(vectors: Tensor, density: float) -> Tensor:
-    """Trim entries, elect signs, and average entries that agree (Yadav et al., arXiv 2306.01708, algorithm 1)."""
+    """Trim entries, elect signs, and average entries that agree (Yadav et al., arXiv 2306.01708, algorithm 1).
+
+    The largest entries are those of the whole vector, as in the paper.
+    """
     trimmed = vectors * _largest(vectors, density)
     agreeing = trimmed * (trimmed.sign() == trimmed.sum(dim=0).sign())
     return agreeing.sum(dim=0) / (agreeing != 0).sum(dim=0).clamp_min(1)
@@ -78,6 +93,9 @@ TASK_VECTORS: Mapping[str, Combine] = MappingProxyType(
         "breadcrumbs": breadcrumbs,
     }
 )
+
+WHOLE = frozenset({"ties"})
+"""Operators that compare entries of different tensors."""
 
 
 def _largest(vectors: Tensor, share: float, at_least: int = 1) -> Tensor:

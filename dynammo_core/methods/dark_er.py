@@ -47,7 +47,7 @@ class DarkER(Method[DarkERSettings]):
 
     def stages(self, task: int) -> Sequence[Stage]:
         training = train(self.params, new_and_exemplars, self.loss, beside=teacher(task))
-        return (training, *remember(self.params, self.deployed))
+        return (*training, *remember(self.params, self.deployed))
 
     def loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
         """Equation 6: cross-entropy of new images + alpha |z - z_old|^2 + beta cross-entropy of exemplars.

@@ -13,7 +13,7 @@ from dynammo_core.configuration.settings import Optimisation
 from dynammo_core.methods.adapters import AUXILIARY
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.decisions import CLASSES
-from dynammo_core.methods.heads import HEAD, NETWORK, RehearsalSettings, grow_class_means, remember
+from dynammo_core.methods.heads import HEAD, NETWORK, RehearsalSettings, grow_class_means, remember, train
 from dynammo_core.methods.rehearsal import balanced, new_and_exemplars
 from dynammo_core.models.heads import OTHERS, LinearHead
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, ParallelBackbones
@@ -52,13 +52,12 @@ class DynamicER(Method[DynamicERSettings]):
 
     def stages(self, task: int) -> Sequence[Stage]:
         auxiliary = (f"heads.{AUXILIARY}.*",) if task else ()
-        train = Fit(
-            "train",
-            down=(*NETWORK, *auxiliary),
-            up=(f"extractor.parts.{task}.*", *HEAD, *auxiliary),
-            optimisation=self.params.train,
-            learns_from=new_and_exemplars,
-            loss=self.loss,
+        training = train(
+            self.params,
+            new_and_exemplars,
+            self.loss,
+            network=f"extractor.parts.{task}.*",
+            heads=(*HEAD, *auxiliary),
             finish=self.draw_classifier_anew,
         )
         balance = Fit(
@@ -70,7 +69,7 @@ class DynamicER(Method[DynamicERSettings]):
             learns_from=balanced,
             loss=self.balanced_loss,
         )
-        fits = (train, balance) if task else (train,)
+        fits = (*training, balance) if task else training
         return (*fits, *remember(self.params, self.deployed))
 
     def loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:

@@ -21,5 +21,4 @@ class FineTune(Method[SingleHeadSettings]):
         grow_classifier(model, self.stream, task)
 
     def stages(self, task: int) -> Sequence[Stage]:
-        training = train(self.params, new_images)
-        return (training,)
+        return train(self.params, new_images)

@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dynammo_core.configuration.settings import MethodSettings, Optimisation
+from dynammo_core.configuration.settings import BackboneSettings, MethodSettings, Optimisation
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods.decisions import CLASSES, MEANS
 from dynammo_core.methods.rehearsal import exemplars
+from dynammo_core.models.batch_statistics import batch_statistics
 from dynammo_core.models.heads import Head, LinearHead, NearestMeanHead
 from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.models.pretrained import RANDOM
 from dynammo_core.plan import Batch, Finish, Fit, LearnsFrom, Loss, LossContext, Remember, Stage, Summarise, nothing
 
 HEAD = (f"heads.{CLASSES}.*",)
 """The classifier."""
 NETWORK = ("extractor.*", *HEAD)
 """The whole network and its classifier."""
+STATISTICS = ".running_*"
+"""How the patterns of batch-norm statistics end."""
 
 
 class SingleHeadSettings(MethodSettings):
     """One training stage over the whole network."""
 
     train: Optimisation = Optimisation(rounds=10, epochs=1, learning_rate=0.01)
+    batch_norm: Literal["frozen", "averaged", "reestimated"] = Field(
+        default="frozen",
+        description="statistics that batch norm divides by; frozen: the pretrained network's, in training too; "
+        "averaged: each batch's, and in tests the sites' running ones, pooled; reestimated: as averaged, but estimated "
+        "anew after the last round; default for random weights, which have none to freeze: averaged",
+    )
+
+    def fitted_to(self, backbone: BackboneSettings) -> Self:
+        """Return these parameters with statistics averaged if no others are asked for and the weights are random."""
+        if backbone.weights != RANDOM or "batch_norm" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"batch_norm": "averaged"})
 
 
 class RehearsalSettings(SingleHeadSettings):
@@ -62,19 +78,39 @@ def train(
     learns_from: LearnsFrom,
     loss: Loss = cross_entropy,
     *,
+    network: str = "extractor.*",
+    heads: tuple[str, ...] = HEAD,
     beside: tuple[str, ...] = (),
     finish: Finish = nothing,
-) -> Fit:
-    """Make the stage that trains the whole network and its classifier; sites are sent the tensors `beside` as well."""
-    return Fit(
+) -> tuple[Stage, ...]:
+    """List the stages that train the network and its classifier, with `method.batch_norm` as asked for.
+
+    Args:
+        params: of the method.
+        learns_from: chooses the images.
+        loss: what is minimised.
+        network: pattern of the part of the extractor that is trained.
+        heads: patterns of the heads that are trained.
+        beside: patterns of tensors that sites are sent as well.
+        finish: what the server does after the last round.
+    """
+    fit = Fit(
         "train",
-        down=(*NETWORK, *beside),
-        up=NETWORK,
+        down=("extractor.*", *heads, *beside),
+        up=(network, *heads, *((f"!{network}{STATISTICS}",) if params.batch_norm == "frozen" else ())),
         optimisation=params.train,
         learns_from=learns_from,
         loss=loss,
         finish=finish,
     )
+    if params.batch_norm != "reestimated":
+        return (fit,)
+    statistics = (f"{network}{STATISTICS}",)
+
+    def estimated(model: IncrementalModel, batches: Iterable[Batch]) -> dict[str, Tensor]:
+        return batch_statistics(model, statistics, batches, model.extractor)
+
+    return (fit, Summarise("recalibrate", down=NETWORK, up=statistics, learns_from=learns_from, computes=estimated))
 
 
 def grow_class_means(model: IncrementalModel, stream: TaskStream, task: int, params: RehearsalSettings) -> None:

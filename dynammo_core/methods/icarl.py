@@ -43,7 +43,7 @@ class ICaRL(Method[ICaRLSettings]):
 
     def stages(self, task: int) -> Sequence[Stage]:
         training = train(self.params, new_and_exemplars, distilled_sigmoids, beside=teacher(task))
-        return (training, *remember(self.params, self.deployed))
+        return (*training, *remember(self.params, self.deployed))
 
 
 def distilled_sigmoids(model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:

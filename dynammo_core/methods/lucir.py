@@ -55,7 +55,7 @@ class LUCIR(Method[LUCIRSettings]):
 
     def stages(self, task: int) -> Sequence[Stage]:
         training = train(self.params, new_and_exemplars, self.loss, beside=teacher(task))
-        return (*imprint(self.stream, task), training, *remember(self.params, self.deployed))
+        return (*imprint(self.stream, task), *training, *remember(self.params, self.deployed))
 
     def loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
         """Equation 9: cross-entropy + lambda less-forget (equation 6) + margin ranking of exemplars (equation 8)."""

@@ -31,11 +31,13 @@ from dynammo_core.plan import Archive, Fit, LossContext, Stage
 
 
 class PODNetSettings(RehearsalSettings):
-    """The paper's constants for CIFAR100, except the scale."""
+    """The paper's constants for CIFAR100, except scale and margin."""
 
     proxies: int = Field(default=10, ge=1, description="proxies per class (K in the paper)")
     scale: float = Field(default=10.0, gt=0, description="initial value of the learnable scale (eta in the paper)")
-    margin: float = Field(default=0.6, ge=0, description="margin of the classification loss (delta in the paper)")
+    margin: float = Field(
+        default=0.06, ge=0, description="margin of the classification loss, as a similarity (delta in the paper)"
+    )
     spatial: float = Field(
         default=3.0, ge=0, description="weight of the distance between pooled maps (lambda_c in the paper)"
     )
@@ -51,8 +53,9 @@ class PODNet(Method[PODNetSettings]):
     The proxies of old classes stand still, except in the balanced stage, as in the authors' release.
 
     Deviations: a class's proxies start around its imprinted mean, because the paper's k-means would need the features
-    of all sites in one place; the scale starts at 10, not at 1, for shorter schedules; features are compared by cosine,
-    as in the authors' release, which is half the squared distance of unit vectors.
+    of all sites in one place; the scale starts at 10, not at 1, for shorter schedules, and the margin is 0.06, not 0.6,
+    so that it starts at 0.6 logits as there; features are compared by cosine, as in the authors' release, which is half
+    the squared distance of unit vectors.
     """
 
     name = "podnet"
@@ -78,7 +81,7 @@ class PODNet(Method[PODNetSettings]):
             learns_from=balanced,
             loss=self.balanced_loss,
         )
-        fits = (training, balance) if task else (training,)
+        fits = (*training, balance) if task else training
         return (*imprint(self.stream, task), *fits, *remember(self.params, self.deployed))
 
     def loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:

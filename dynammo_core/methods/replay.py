@@ -29,4 +29,4 @@ class Replay(Method[RehearsalSettings]):
 
     def stages(self, task: int) -> Sequence[Stage]:
         training = train(self.params, new_and_exemplars)
-        return (training, *remember(self.params, self.deployed))
+        return (*training, *remember(self.params, self.deployed))

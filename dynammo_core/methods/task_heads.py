@@ -76,7 +76,9 @@ def task_heads(model: IncrementalModel) -> list[Head]:
 def start_head_from_auxiliary(model: IncrementalModel, archive: Archive, task: int) -> None:
     """Give a task's head what the auxiliary head has learnt.
 
-    Deviation from DynaMMo and ACL: the first task's head starts anew, since its auxiliary head never saw "others".
+    Deviation from DynaMMo and ACL: the first task's head starts anew, since its auxiliary head never saw "others". The
+    release of ACL does the reverse: its first head is the auxiliary one, without a balanced stage, and all later heads
+    start anew.
     """
     if task:
         model.head(_name(task)).load_state_dict(model.head(AUXILIARY).state_dict())

@@ -44,7 +44,7 @@ class WA(Method[WASettings]):
 
     def stages(self, task: int) -> Sequence[Stage]:
         training = train(self.params, new_and_exemplars, self.loss, beside=teacher(task), finish=self.align)
-        return (training, *remember(self.params, self.deployed))
+        return (*training, *remember(self.params, self.deployed))
 
     def loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
         """Equation 4: (1 - s) cross-entropy + s distillation, where s is the old classes' share of all."""

@@ -31,6 +31,12 @@ def travelling_names(model: Network) -> list[str]:
 
 
 def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """List the names that fit at least one of the shell-style patterns, in their given order."""
-    wanted = tuple(patterns)
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted)]
+    """List the names that fit a shell-style pattern, and none of those behind a `!`, in their given order."""
+    every = tuple(patterns)
+    wanted = [pattern for pattern in every if not pattern.startswith("!")]
+    left_out = [pattern[1:] for pattern in every if pattern.startswith("!")]
+    return [name for name in names if _fits(name, wanted) and not _fits(name, left_out)]
+
+
+def _fits(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

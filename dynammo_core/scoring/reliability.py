@@ -140,11 +140,16 @@ def known_threshold(tables: Reliability) -> float:
 
 
 def false_positive_rate(tables: Reliability) -> float:
-    """Compute FPR95: the share of images of classes not learnt that score at or above `known_threshold`."""
-    bin_ = _threshold_bin(tables)
-    if bin_ is None or not tables.to_come:
+    """Compute FPR95, the share of images of classes not learnt that pass where 95 % of those of learnt ones pass.
+
+    It is read off the ROC curve between two edges, as if scores were even within a bin: 95 % fall on no edge (Liang et
+    al., arXiv 1706.02690). At `known_threshold`, which is an edge, as many pass or more.
+    """
+    others, learnt = receiver_curve(tables)
+    if np.isnan(others).any() or np.isnan(learnt).any():
         return float("nan")
-    return 100 * float(tables.open_set[1, bin_:].sum() / tables.to_come)
+    above = int(np.argmax(100 * learnt >= KEPT_PERCENT))
+    return 100 * float(np.interp(KEPT_PERCENT / 100, learnt[above - 1 : above + 1], others[above - 1 : above + 1]))
 
 
 MEASURES = {

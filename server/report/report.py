@@ -110,6 +110,7 @@ def _learning(run: RunFiles, numbers: Json) -> Json:
                 "first": matrix[task, task] if known else None,
                 "now": matrix[-1, task] if known else None,
                 "all": curve[task] if task < len(curve) else None,
+                "images": run.confusion[task, 0].sum() if known and run.confusion is not None else None,
             }
         )
     return contents

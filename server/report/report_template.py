@@ -82,10 +82,10 @@ TEMPLATE = (
 {% endif %}
 <div class="scroll"><table>
   <caption>The tasks and their classes; accuracies in percent</caption>
-  <thead><tr><th>Task</th><th>Classes</th><th class="n">when<br>learnt</th><th class="n">{{ "at the end" if finished else "now" }}</th><th class="n">all classes<br>after it</th></tr></thead>
+  <thead><tr><th>Task</th><th>Classes</th><th class="n">when<br>learnt</th><th class="n">{{ "at the end" if finished else "now" }}</th><th class="n">all classes<br>after it</th><th class="n">test images<br>behind that</th></tr></thead>
   <tbody>
   {% for row in learning.rows %}
-  <tr><th scope="row">{{ loop.index }}</th><td>{{ row.classes }}</td><td class="n">{{ row.first | number }}</td><td class="n">{{ row.now | number }}</td><td class="n">{{ row.all | number }}</td></tr>
+  <tr><th scope="row">{{ loop.index }}</th><td>{{ row.classes }}</td><td class="n">{{ row.first | number }}</td><td class="n">{{ row.now | number }}</td><td class="n">{{ row.all | number }}</td><td class="n">{{ row.images if row.images is not none else "–" }}</td></tr>
   {% endfor %}
   </tbody>
 </table></div>

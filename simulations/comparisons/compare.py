@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config, Scalar, load_config
 from dynammo_core.configuration.settings import MethodSettings, Section
-from dynammo_core.support.errors import ConfigError
+from dynammo_core.support.errors import ConfigError, unknown_name
 from dynammo_core.support.yaml_files import parse_yaml
 
 Json = dict[str, Any]
@@ -65,6 +64,11 @@ class ComparisonFile(Section):
         default={}, description="instead of settings: two axes, such as alpha and sites, with overrides by value"
     )
     rows: dict[str, dict[str, Scalar]] = Field(min_length=1, description="overrides by the name of a row")
+    chosen: dict[str, dict[str, dict[str, Scalar]]] = Field(
+        default={},
+        description="overrides of a row under one setting, by setting and row, as `dynammo-sim tune` prints them; they "
+        "win over the row's",
+    )
 
     @field_validator("grid")
     @classmethod
@@ -74,6 +78,16 @@ class ComparisonFile(Section):
         if grid and (len(grid) != 2 or not all(grid.values()) or any(info.data.get("settings", {}))):
             raise ValueError(f"{list(grid)} must have two axes, each with at least one value, and replaces settings")
         return grid
+
+    @model_validator(mode="after")
+    def _chosen_for_what_there_is(self) -> Self:
+        for setting, rows in self.chosen.items():
+            if setting not in self.conditions:
+                raise ValueError(f"chosen: {unknown_name('setting', setting, self.conditions)}")
+            for row in rows:
+                if row not in self.rows:
+                    raise ValueError(f"chosen: {unknown_name('row', row, self.rows)}")
+        return self
 
     @property
     def sweep(self) -> Sweep | None:
@@ -222,7 +236,8 @@ def is_comparison(path: Path) -> bool:
 def load_comparison(path: Path) -> Comparison:
     """Return every run that a comparison file asks for, each configuration validated.
 
-    A row's overrides win over its setting's, and those over the common ones.
+    A row's overrides win over its setting's, and those over the common ones. So a row with one site can stand, as a
+    bound, under each setting with more: it is run once.
 
     Raises:
         ConfigError: the file or one of its rows is wrong, or two rows of a setting are the same experiment.
@@ -236,16 +251,19 @@ def load_comparison(path: Path) -> Comparison:
         place = ".".join(str(part) for part in problem["loc"])
         accepted = ", ".join(ComparisonFile.model_fields)
         raise ConfigError(f"{path}, {place}: {problem['msg']}", accepted=accepted) from error
-    cells: dict[str, Cell] = {}
+    cells: list[Cell] = []
     for setting, shared in read.conditions.items():
+        alike: dict[str, Cell] = {}
+        best = read.chosen.get(setting, {})
         for seed in read.seeds:
             for row, own in read.rows.items():
-                overrides = {**read.overrides, **shared, **own, "seed": seed}
+                overrides = {**read.overrides, **shared, **own, **best.get(row, {}), "seed": seed}
                 cell = Cell(setting, row, seed, load_config(path.parent / read.base, overrides))
-                if (same := cells.setdefault(cell.config.content_hash, cell)) is not cell:
+                if (same := alike.setdefault(cell.config.content_hash, cell)) is not cell:
                     what = f"{path}: {cell.label!r} is the same experiment as {same.label!r}"
                     raise ConfigError(what, remedy="Leave out one of them, or give it different overrides")
-    return Comparison(path, METRICS[read.metric], tuple(cells.values()), read.sweep)
+        cells += alike.values()
+    return Comparison(path, METRICS[read.metric], tuple(cells), read.sweep)
 
 
 def grouped(cells: Sequence[Cell], runs: Path) -> list[Group]:
@@ -271,20 +289,3 @@ def grouped(cells: Sequence[Cell], runs: Path) -> list[Group]:
 def missing_cells(cells: Sequence[Cell], runs: Path) -> dict[str, Cell]:
     """Return the cells that have no finished run yet, by the name of the run; comparisons may share a run."""
     return {cell.run_name: cell for cell in cells if cell.summary(runs) is None}
-
-
-def part_of(cells: Sequence[Cell], shard: str) -> list[Cell]:
-    """Return every n-th run, from the k-th on, for the shard "k/n": processes that share a folder take a part each.
-
-    A run belongs to one part, whatever has finished: the parts depend on nothing but the files and their order.
-
-    Raises:
-        ConfigError: the shard is not k/n with 1 <= k <= n.
-    """
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
-    number, count = map(int, match.groups()) if match else (0, 0)
-    if not 1 <= number <= count:
-        raise ConfigError(
-            f"--shard {shard!r} does not name a part of the runs", accepted="K/N with K from 1 to N, such as 2/8"
-        )
-    return list({cell.run_name: cell for cell in cells}.values())[number - 1 :: count]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ import torch
 from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.models.backbones import weights_sha256
-from dynammo_core.support.errors import CheckpointError, DynammoError, RunError
+from dynammo_core.support.errors import CheckpointError, ConfigError, DynammoError, RunError
 from dynammo_core.support.processes import usable_cores
 from server.run.run import run_and_report
 from server.run_directory.checkpoint import CheckpointStore, Identity
@@ -165,3 +166,20 @@ def _to_go_on_with(config: Config[Any], directory: Path) -> Path | None:
     except CheckpointError:
         return None
     return directory
+
+
+def part_of(cells: Sequence[Cell], shard: str) -> list[Cell]:
+    """Return every n-th run, from the k-th on, for the shard "k/n": processes that share a folder take a part each.
+
+    A run belongs to one part, whatever has finished: the parts depend on nothing but the files and their order.
+
+    Raises:
+        ConfigError: the shard is not k/n with 1 <= k <= n.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    number, count = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise ConfigError(
+            f"--shard {shard!r} does not name a part of the runs", accepted="K/N with K from 1 to N, such as 2/8"
+        )
+    return list({cell.run_name: cell for cell in cells}.values())[number - 1 :: count]

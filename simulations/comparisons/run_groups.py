@@ -27,7 +27,7 @@ def groups_of(directories: Sequence[Path]) -> tuple[list[Group], list[str]]:
     """
     runs = {directory: RunFiles.read(directory) for directory in directories}
     configs = {directory: load_config(directory / "config.yaml") for directory in directories}
-    leaves = {directory: dict(_leaves(config.model_dump(mode="json"))) for directory, config in configs.items()}
+    leaves = {directory: dict(leaves_of(config.model_dump(mode="json"))) for directory, config in configs.items()}
     shared = {key for own in leaves.values() for key in own if not key.startswith("method.")} - {"name", "seed"}
     conditions = _differing(leaves.values(), shared)
     found: dict[tuple[str, str], dict[int, Path]] = defaultdict(dict)
@@ -59,10 +59,11 @@ def _group(setting: str, row: str, by_seed: Mapping[int, tuple[Path, Config[Any]
     return Group(setting, row, config.method, tuple(results))
 
 
-def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves_of(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every leaf of nested settings with its dotted key."""
     for key, value in section.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves_of(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -23,6 +23,7 @@ TERMINAL_HEADINGS = {
     **{"average": "average", "last": "last", "forgetting": "forgetting"},
     **{"average_difference": "Δ average", "last_difference": "Δ last"},
 }
+EXTREMES = {"fewest": min, "most": max}
 SUMMARY_COLUMNS = (
     *("method", "average_incremental_accuracy", "last_accuracy", "average_mean_class_recall", "mean_class_recall"),
     *("forgetting", "worst_site_accuracy", "macs_per_image", "deployed_parameters", "bytes_up", "bytes_down"),
@@ -55,11 +56,15 @@ class Line:
     """A line of the table: a row under a setting. Differences are from the setting's first row, paired by seed.
 
     The measures of reliability are None where the runs have none: they were made before there were any.
+
+    Attributes:
+        test_images: how many stand behind the figures after the last task, by seed; fewer where a site failed to test.
     """
 
     setting: str
     row: str
     seeds: tuple[int, ...]
+    test_images: tuple[int, ...]
     average: Spread
     last: Spread
     forgetting: Spread
@@ -72,7 +77,13 @@ class Line:
     @property
     def spreads(self) -> dict[str, Spread | None]:
         """Return all figures by name, in the order of the columns."""
-        return {name: value for name, value in vars(self).items() if name not in {"setting", "row", "seeds"}}
+        facts = {"setting", "row", "seeds", "test_images"}
+        return {name: value for name, value in vars(self).items() if name not in facts}
+
+    @property
+    def tested(self) -> str:
+        """Return the numbers of test images in words."""
+        return _range(self.test_images)
 
 
 def by_setting(groups: Iterable[Group]) -> list[tuple[str, list[Group]]]:
@@ -101,6 +112,9 @@ def _line(group: Group, first: Group, metric: Metric) -> Line:
         setting=group.setting,
         row=group.row,
         seeds=tuple(result.seed for result in group.results),
+        test_images=tuple(
+            images[-1] for result in group.results if (images := result.summary.get("test_images_after_tasks"))
+        ),
         average=spread(metric.average),
         last=spread(metric.last),
         forgetting=spread("forgetting"),
@@ -122,6 +136,12 @@ def reliability(summary: Json) -> dict[str, float | None]:
     }
 
 
+def _range(numbers: Sequence[int]) -> str:
+    """Return `980 to 1000`, or the one number if all are the same; nothing without any."""
+    ends = dict.fromkeys((min(numbers), max(numbers))) if numbers else ()
+    return " to ".join(map(str, ends))
+
+
 def _if_measured(group: Group, name: str) -> Spread | None:
     spread = Spread.of(reliability(result.summary)[name] for result in group.results)
     return None if group.results and spread.mean is None else spread
@@ -130,9 +150,12 @@ def _if_measured(group: Group, name: str) -> Spread | None:
 def table(groups: Sequence[Group], metric: Metric, title: str = "") -> Table:
     """Return the lines for a terminal of 80 columns."""
     headings = ("row", "seeds", *TERMINAL_HEADINGS.values())
-    caption = f"{title}: {metric.words}" if title else metric.words
+    every = lines(groups, metric)
+    caption = (f"{title}: " if title else "") + metric.words
+    if tested := [number for line in every for number in line.test_images]:
+        caption += f" on {_range(tested)} test images"
     result = Table(*headings, box=SIMPLE, padding=0, show_edge=False, title=escape(caption), title_justify="left")
-    for setting, own in groupby(lines(groups, metric), key=lambda line: line.setting):
+    for setting, own in groupby(every, key=lambda line: line.setting):
         if setting:
             result.add_section()
             result.add_row(f"[bold]{escape(setting)}[/]")
@@ -188,6 +211,7 @@ def _table_rows(groups: Sequence[Group], metric: Metric) -> list[Json]:
     rows = []
     for line in lines(groups, metric):
         row: Json = {"setting": line.setting, "row": line.row, "metric": metric.words, "seeds": len(line.seeds)}
+        row |= {f"test_images_{name}": most(line.test_images, default=None) for name, most in EXTREMES.items()}
         for name, spread in line.spreads.items():
             row[f"{name}_mean"] = _rounded(spread.mean) if spread else None
             row[f"{name}_deviation"] = _rounded(spread.deviation) if spread else None

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dynammo_core.aggregation.class_aware import Update, class_aware_mean, row_weights
+from dynammo_core.aggregation.class_aware import Update, class_aware_mean, row_weights, sample_weighted_mean
 from dynammo_core.models.heads import OTHERS
 
 ROWS = (2, 0, OTHERS)
@@ -66,6 +66,8 @@ def test_rows_are_weighted_by_samples_of_their_class() -> None:
     a, b = torch.tensor([1.0, 2, 3]), torch.tensor([5.0, 7, 8])
     sites = [Update({"head.bias": a}, [4, 0, 1, 3]), Update({"head.bias": b}, [1, 2, 3, 0])]
     torch.testing.assert_close(merge(sites)["head.bias"], torch.tensor([4.0, 3, 5]))
+    by_samples = sample_weighted_mean(sites, HEAD, {})["head.bias"]
+    torch.testing.assert_close(by_samples, (8 * a + 6 * b) / 14)
 
 
 def test_a_site_that_never_saw_a_class_does_not_pull_its_row() -> None:
@@ -105,15 +107,10 @@ def test_batch_norm_statistics_are_pooled_by_samples() -> None:
 @given(counts=counts_of_a_site, seed=st.integers(0, 99))
 def test_one_site_is_the_identity(counts: list[int], seed: int) -> None:
     own, current = tensors(seed), tensors(99)
-    merged = merge([Update(own, counts)], current)
-    assert set(merged) == set(own)
-    for name, tensor in own.items():
-        if name in HEAD:
-            rows = held(counts)
-            assert torch.equal(merged[name][rows], tensor[rows])
-            assert torch.equal(merged[name][~rows], current[name][~rows])
-        else:
-            assert torch.equal(merged[name], tensor)
+    for aggregate in (class_aware_mean, sample_weighted_mean):  # rows of classes that it does not hold, too
+        merged = aggregate([Update(own, counts)], HEAD, current, {"head.gram"})
+        assert set(merged) == set(own)
+        assert all(torch.equal(merged[name], tensor) for name, tensor in own.items())
 
 
 @given(counts=counts_of_sites, seed=st.integers(0, 99))

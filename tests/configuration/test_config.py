@@ -303,6 +303,7 @@ def another(value: Any, key: str) -> Any:
         "compute.features": "float16",
         "compute.precision": "bf16",
         "method.covariance": "class",
+        "method.batch_norm": "reestimated",
         "method.norm": "group",
         "privacy.mechanism": "example",
         "privacy.unit": "patient",
@@ -316,7 +317,7 @@ def another(value: Any, key: str) -> Any:
         "method.variance_shrinkage": 2.0,
         "method.prediction": "classifier" if value == "nearest_mean" else "nearest_mean",
     }
-    endings = {"optimizer": "sgd" if value == "adam" else "adam", "schedule": "cosine", "milestones": [3]}
+    endings = {"optimizer": "sgd" if value == "adam" else "adam", "schedule": "step", "milestones": [3]}
     if key in choices:
         return choices[key]
     if (ending := key.split(".")[-1]) in endings:
@@ -437,9 +438,9 @@ def test_what_changes_training_is_refused_where_nothing_trains(key: str) -> None
     [
         (
             {"federation.aggregator": "median"},
-            "median compares single updates, but with secure aggregation the server must see none",
+            "median works on single updates, but with secure aggregation the server must see none",
         ),
-        ({"federation.aggregator": "krum"}, "krum compares single updates"),
+        ({"federation.aggregator": "krum"}, "krum works on single updates"),
         ({"federation.compression": "int8"}, "int8 packs single updates"),
         ({"federation.sites": 2}, "a sum hides its terms only among 3 or more sites that train, but there are 2"),
         ({"federation.sums_rows": 5}, "the vectors of all sites must have one length"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dynammo_core.merging.averages import merge_mean
+from dynammo_core.merging.operators import MERGE_OPERATORS
 from dynammo_core.merging.task_sets import TaskSets
 from dynammo_core.merging.task_vectors import (
     TASK_VECTORS,
@@ -55,6 +57,17 @@ def test_ties_by_hand() -> None:
     # give the signs +, +, -, -. Those that agree: 4 and 2; 5; -2; -1.
     given_ = torch.tensor([[[4.0, -3.0, 1.0, 0.5]], [[2.0, 0.1, -2.0, 0.0]], [[0.2, 5.0, 0.3, -1.0]]])
     assert ties(given_, 0.5).tolist() == [[3.0, 5.0, -2.0, -1.0]]
+
+
+def test_ties_trims_all_tensors_together_and_others_each_by_itself() -> None:
+    # One set: of 4 entries half stay, which are the two large ones of the first tensor, and none of the second.
+    given_ = TaskSets([{"a": 1 + torch.tensor([[5.0, 4.0]]), "b": torch.tensor([[1.0, 2.0]])}], density=0.5)
+    initial = {"a": torch.ones(1, 2), "b": torch.zeros(1, 2)}
+    together = merge_task_vectors(ties, replace(given_, initial=initial), whole=True)
+    assert (together["a"].tolist(), together["b"].tolist()) == ([[6.0, 5.0]], [[0.0, 0.0]])
+    apart = merge_task_vectors(ties, replace(given_, initial=initial))
+    assert (apart["a"].tolist(), apart["b"].tolist()) == ([[6.0, 1.0]], [[0.0, 2.0]])
+    assert [MERGE_OPERATORS[name].keywords["whole"] for name in ("ties", "magmax")] == [True, False]  # type: ignore[attr-defined]
 
 
 def test_magmax_by_hand() -> None:

@@ -36,6 +36,7 @@ CLASS_COUNT = 8
 CPU = torch.device("cpu")
 EACH = {0: 20, 1: 2, 2: 5, 3: 11}
 """Images of each class of an uneven set."""
+RANDOM_NETWORK = BackboneSettings(name="small_cnn", weights="random")
 
 
 def toy_images(classes: tuple[int, ...], each: int = 12, seed: int = 0) -> Samples:
@@ -162,14 +163,14 @@ class Bench:
 
 def new_model(kind: type[Method]) -> IncrementalModel:
     """The network of a method before the first task."""
-    backbone = build_backbone(BackboneSettings(name="small_cnn", weights="random"), seed=0)
+    backbone = build_backbone(RANDOM_NETWORK, seed=0)
     return IncrementalModel(backbone.freeze() if kind.freezes_backbone else backbone)
 
 
 def bench(method: str | type[Method], **params: object) -> Bench:
     """A method of the table, or one that is not in it, before the first task."""
     kind = METHODS[method] if isinstance(method, str) else method
-    return Bench(kind(kind.Params(name=kind.name, **params), STREAM), new_model(kind))
+    return Bench(kind(kind.Params(name=kind.name, **params).fitted_to(RANDOM_NETWORK), STREAM), new_model(kind))
 
 
 def learn(made: Bench, tasks: int, first: int = 0) -> None:

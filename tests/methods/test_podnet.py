@@ -22,7 +22,7 @@ CLASSIFICATION = (log(1 + exp(1.2) + exp(-2)) - 0.8 + log(2 + exp(2)) - 0.4) / 2
 
 
 def loss(stage: str = "train", task: int = 1, taught_by: nn.Module | None = None, **params: object) -> float:
-    made = bench("podnet", proxies=1, **params)
+    made = bench("podnet", **{"proxies": 1, "margin": 0.6, **params})
     model = plain_model(cosine_head(VECTORS, scale=2.0), nn.Identity(), nn.Identity())
     teacher = plain_model(cosine_head(VECTORS[:2], scale=2.0), nn.Identity(), taught_by) if taught_by else None
     found = made.stage(stage, task)

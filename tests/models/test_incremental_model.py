@@ -101,6 +101,7 @@ def test_patterns_choose_names_in_the_names_order() -> None:
     assert matching(names, ("*",)) == names
     assert matching(names, ("heads.task", "Heads.*", "")) == []
     assert matching(names, ()) == []
+    assert matching(names, ("!heads.task0.*", "heads.task0*", "heads.task1.*")) == ["heads.task1.bias"]
 
 
 def test_a_head_that_has_not_grown_is_missed_by_name() -> None:

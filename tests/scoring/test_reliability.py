@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_auc_score, roc_curve
 from torchmetrics.classification import BinaryCalibrationError
 
 from dynammo_core.scoring.reliability import (
@@ -74,11 +74,23 @@ def test_the_area_is_that_of_scikit_learn_up_to_ties_within_bins(seed: int) -> N
     assert abs(open_set_auroc(tables) - 100 * float(roc_auc_score(labels, every))) <= ties < 3
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_false_positives_are_those_of_scikit_learn_within_the_bin_of_the_threshold(seed: int) -> None:
+    confidence, right, known, others = sample(seed)
+    tables, labels = Reliability.counted(confidence, right, known, others), np.repeat([1, 0], [400, 300])
+    passing, learnt, _ = roc_curve(labels, np.concatenate([known, others]), drop_intermediate=False)
+    exact = 100 * float(passing[np.argmax(learnt >= 0.95)])
+    strictest = int((receiver_curve(tables)[1] >= 0.95).argmax())
+    below, above = 100 * receiver_curve(tables)[0][strictest - 1 : strictest + 1]
+    assert below <= false_positive_rate(tables) < above or below == above
+    assert abs(false_positive_rate(tables) - exact) < 0.6 * (above - below) + 0.1  # by the upper edge alone: all of it
+
+
 def test_scores_apart_alike_and_turned_round() -> None:
     apart = scores([0.99] * 20, [0.1] * 5)
     assert (open_set_auroc(apart), false_positive_rate(apart)) == (100, 0)
     alike = scores([0.5] * 20, [0.5] * 5)
-    assert (open_set_auroc(alike), false_positive_rate(alike)) == (50, 100)
+    assert (open_set_auroc(alike), false_positive_rate(alike)) == (50, pytest.approx(95))
     turned = scores([0.1] * 20, [0.99] * 5)
     assert (open_set_auroc(turned), false_positive_rate(turned)) == (0, 100)
 
@@ -88,10 +100,11 @@ def test_the_threshold_lets_95_of_100_pass_and_is_the_highest_such_edge() -> Non
     tables = scores([0.2] * 5 + [0.6] * 95, [0.61, 0.61, 0.3, 0.9])
     assert known_threshold(tables) == SCORE_EDGES[SCORE_EDGES <= 0.6].max()
     assert false_positive_rate(tables) == 75
+    assert false_positive_rate(scores([0.6] * 100, [0.61, 0.61, 0.3, 0.9])) == pytest.approx(25 + 0.95 * 50)
     # With 6 at 0.2 only 94 pass there: the threshold falls to the bin of 0.2.
     tables = scores([0.2] * 6 + [0.6] * 94, [0.61, 0.61, 0.3, 0.1])
     assert known_threshold(tables) == SCORE_EDGES[SCORE_EDGES <= 0.2].max()
-    assert false_positive_rate(tables) == 75
+    assert false_positive_rate(tables) == 75  # nobody scores in the bin of 0.2
 
 
 def test_a_score_on_an_edge_passes_it() -> None:

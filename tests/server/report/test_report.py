@@ -195,7 +195,7 @@ def test_numbers_of_a_finished_run(finished: Page) -> None:
         "Mean class recall 61.2 %",
         "Backward transfer −15.0 points",
         # Task 1 when learnt 14/20, at the end (8 + 3)/20; task 2 7/10.
-        "70.0 55.0 70.0 2 melanoma 70.0 70.0 60.0",
+        "70.0 55.0 70.0 20 2 melanoma 70.0 70.0 60.0 30",
         "The lowest is site 1",
         "48.2 million",
         "Sent to the server 12.0 MB",

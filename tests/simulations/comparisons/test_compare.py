@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from dynammo_core.code_identity import project_hash
 from dynammo_core.support.errors import ConfigError
 from simulations.cli import app
-from simulations.comparisons.compare import Cell, Comparison, load_comparison, missing_cells, part_of
+from simulations.comparisons.compare import Cell, Comparison, load_comparison, missing_cells
+from simulations.comparisons.process_pool import part_of
 from simulations.comparisons.table import Spread, lines, table
 
 pytestmark = pytest.mark.usefixtures("small_pages")
@@ -279,6 +280,18 @@ def test_two_processes_at_once_share_a_folder_and_the_last_writes_the_page(
 def test_a_wrong_comparison_is_refused_by_name(tmp_path: Path, changes: dict[str, object], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         load_comparison(write_comparison(tmp_path, **changes))
+
+
+def test_a_row_may_stand_under_two_settings_and_is_run_once(tmp_path: Path) -> None:
+    settings = {"three": {"federation.sites": 3}, "two": {"federation.sites": 2}}
+    rows = {"dynammo": {}, "bound": {"federation.sites": 1}}
+    comparison = load_comparison(write_comparison(tmp_path, seeds=[1], settings=settings, rows=rows))
+    runs = [cell.run_name for cell in comparison.cells]
+    assert runs[1] == runs[3]
+    assert len(missing_cells(comparison.cells, tmp_path / "runs")) == len(set(runs)) == 3
+    pretend(comparison.cells[1], tmp_path / "runs", average=80.0)
+    found = [group.setting for group in comparison.groups(tmp_path / "runs") if group.results]
+    assert found == ["three", "two"]
 
 
 def test_files_that_would_share_a_page_are_refused(tmp_path: Path) -> None:

@@ -186,7 +186,10 @@ def test_reliability_stands_beside_accuracy(write: Write, groups: list[Group], t
         re.findall(r'<td class="n">([^<]*)</td>', row) for row in html.splitlines() if 'scope="row">dynammo' in row
     ]
     assert cells[0][-3:] == ["", "", ""]
-    assert cells[1] == ["0", "–", "–", "–", "", "", "–", "–", "–"]
+    assert cells[1] == ["0", "", "–", "–", "–", "", "", "–", "–", "–"]
+    images = sum(groups[0].results[0].summary["test_images_after_tasks"][-1:])
+    assert (line["test_images_fewest"], unfinished["test_images_fewest"]) == (str(images), "")
+    assert cells[0][:2] == ["1", str(images)]
 
 
 def test_bytes_are_those_of_the_summaries(write: Write, groups: list[Group], tmp_path: Path) -> None:
