@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from flwr.app import Context, Message
 
+from client.service.daemon import OWN_LINE
 from client.service.foreign_app import difference
 from dynammo_core.support.errors import ForeignApp
 from dynammo_core.support.processes import answer_by_copies
@@ -56,8 +57,6 @@ class InstalledApp:
         def refuse(message: Message, context: Context) -> Message:
             from client.app import sanitised
 
-            # Flower's own form of a line, which `dynammo-site start` shows.
-            logging.getLogger("flwr").error("run %s refused: %s", context.run_id, error)
             return sanitised(fail)(message, context)
 
         return refuse
@@ -91,6 +90,7 @@ def main() -> None:
     replace(flower, "install_from_fab", app.compare)
     replace(flower, "get_project_dir", lambda *_: Path())
     replace(flower, "get_load_client_app_fn", app.loader)
+    _mark_own_lines()
     _load()
 
     def answer(token: str) -> None:
@@ -103,6 +103,14 @@ def main() -> None:
         )
 
     answer_by_copies(answer)
+
+
+def _mark_own_lines() -> None:
+    """Begin each message of this project by `OWN_LINE`, so that `dynammo-site start` finds and shows it."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"{OWN_LINE}%(message)s"))
+    logging.getLogger("dynammo").addHandler(handler)
+    logging.getLogger("dynammo").propagate = False
 
 
 def _load() -> None:

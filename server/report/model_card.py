@@ -14,6 +14,7 @@ from dynammo_core.deployed.model_files import ModelFacts
 from dynammo_core.support.errors import RunError
 from server.report.markdown import markdown
 from server.report.privacy_rows import privacy_rows
+from server.run_directory.advice import site_label
 from server.run_directory.run_files import Json, RunFiles
 
 TEMPLATE = """\
@@ -62,7 +63,11 @@ In percent, on the sites' own test images of all classes above, without knowing 
 | Mean class recall | {{ summary.mean_class_recall | percent }} |
 | Worst site's mean class recall | {{ summary.get("worst_site_mean_class_recall") | percent }} |
 | Worst site's accuracy | {{ summary.worst_site_accuracy | percent }} |
-| Accuracy at each site | {{ summary.site_accuracies | map("percent") | join(", ") or "hidden in the sum" }} |
+{% for name, accuracy in sites %}
+| Accuracy at {{ name | cell }} | {{ accuracy | percent }} |
+{% else %}
+| Accuracy at each site | hidden in the sum |
+{% endfor %}
 | Accuracy after each task | {{ summary.accuracy_after_tasks | map("percent") | join(", ") }} |
 | Average incremental accuracy | {{ summary.average_incremental_accuracy | percent }} |
 | Forgetting, in points | {{ summary.forgetting | percent }} |
@@ -174,6 +179,10 @@ def model_card(run_directory: Path, facts: ModelFacts, *, file: str, format_name
     contents: Json = {
         "facts": facts,
         "summary": run.summary,
+        "sites": [
+            (site_label(run.started.get("site_names", ()), site), accuracy)
+            for site, accuracy in enumerate(run.summary["site_accuracies"])
+        ],
         "recalls": recalls,
         "few": [row["name"] for row in recalls if row["images"] < FEW_IMAGES],
         "few_images": FEW_IMAGES,

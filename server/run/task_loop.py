@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dynammo_core.code_identity import code_hash
+from dynammo_core.configuration.approval import approval_hash, without_paths
 from dynammo_core.experiment import Experiment
 from dynammo_core.models.backbones import weights_sha256
 from dynammo_core.models.incremental_model import IncrementalModel
@@ -17,13 +18,13 @@ from dynammo_core.plan import Action, LearningStage, Step, Summarise
 from dynammo_core.support.errors import RunError
 from dynammo_core.support.seeding import seeded_initialisation
 from dynammo_core.wire.compression import CODECS, carried
-from server.run.answers import Answers
+from server.run.answers import Answers, TooFewAnswers
 from server.run.asking import Asking
 from server.run.exchange import Exchange
 from server.run.merge import merged
 from server.run.results import pooled, write_model, write_results
 from server.run_directory.checkpoint import CheckpointStore, Identity, Progress
-from server.run_directory.directory import AGAIN, EVENTS, RunDirectory
+from server.run_directory.directory import EVENTS, RunDirectory
 from server.run_directory.lineage import refuse_another_plan
 
 
@@ -128,12 +129,11 @@ class TaskLoop:
     def _require_quorum(self, step: Step, answers: Answers) -> None:
         needed = self._asking.needed(step)
         if len(answers.reports) < needed:
-            label = self.experiment.config.federation.site_label
-            failed = ", ".join(f"{label(f.site)} ({f.error}, code {f.code})" for f in answers.failures)
-            raise RunError(
+            raise TooFewAnswers(
                 f"task {step.task + 1}, stage {step.stage.name}, round {step.round + 1}: {len(answers.reports)} of "
-                f"{len(self._asking.taking_part(step))} sites answered, {needed} are needed; failed: {failed}",
-                remedy=f"Find the reason in the log of each failed site, then {AGAIN}",
+                f"{len(self._asking.taking_part(step))} sites answered, {needed} are needed",
+                answers.failures,
+                self.experiment.config.federation.site_label,
             )
 
     def _take_in(self, step: Step, answers: Answers) -> None:
@@ -244,6 +244,7 @@ class TaskLoop:
             code_hash=code_hash(config),
             sites=config.federation.sites,
             site_names=[config.federation.site_label(site) for site in range(config.federation.sites)],
+            approval=approval_hash(without_paths(config).canonical_json(), code_hash(config)),
             run=self.progress.run,
             tasks=[[names[label] for label in task] for task in experiment.stream.tasks],
             plan=[step.as_fields() for step in experiment.steps],

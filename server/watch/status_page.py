@@ -127,7 +127,7 @@ def _is_own_name(host: str) -> bool:
 @cache
 def _environment() -> jinja2.Environment:
     environment = page_environment(TEMPLATES)
-    environment.filters.update(ago=_ago, clock=_clock)
+    environment.filters.update(ago=_ago, clock=_clock, lasting=age)
     return environment
 
 

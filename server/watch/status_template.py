@@ -107,7 +107,7 @@ RUN = """{% extends "base" %}
 <dl class="facts">
   {{ fact("Task", run.task, start.tasks[step.task] | join(", ") if step else "") }}
   {{ fact("Stage", step.stage, "round " ~ (step.round + 1) ~ " of " ~ step.rounds) if step else fact("Stage", "–") }}
-  {{ fact("Sites answered", progress.answered ~ " of " ~ progress.asked, "in this round") }}
+  {{ fact("Sites answered", progress.answered ~ " of " ~ progress.asked if progress.asked else "–", "in this round") }}
   {{ fact("Accuracy", "–" if run.accuracy is none else (run.accuracy | number) ~ " %", "after the last task") }}
   {{ fact("Started", run.started | clock) }}
   {{ fact("Last event", run.heard | ago(now)) }}
@@ -126,14 +126,16 @@ RUN = """{% extends "base" %}
   {% for site in run.sites %}
   <tr>
     <th scope="row">{{ site.name }}</th>
-    <td class="{{ {"failed": "bad", "waited for": "late"}.get(site.state, "") }}">{{ site.state }}</td>
+    <td class="{{ {"failed": "bad", "waited for": "late", "not connected": "late"}.get(site.state, "") }}">
+      {{- site.state }}
+      {%- if site.since and run.goes_on %}<small>for {{ site.since | lasting(now) }}</small>{% endif %}</td>
     <td>{{ site.answered | ago(now) }}</td>
     <td class="n">{{ site.seconds | number }}</td>
     <td class="n">{{ site.speed | number }}</td>
     <td class="n">{{ site.accuracy | number }}</td>
     <td class="n">{{ site.abstained }}</td>
     <td class="n">{{ site.failures }}</td>
-    <td class="bad">{{ site.error }}</td>
+    <td class="bad">{{ site.error }}{% if site.ask %}<small>{{ site.ask }}</small>{% endif %}</td>
   </tr>
   {% endfor %}
   </tbody>
