@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from dynammo_core.deployed.model_files import ModelFacts
 from dynammo_core.support.errors import RunError
 from server.report.markdown import markdown
 from server.report.privacy_rows import privacy_rows
-from server.run_directory.advice import site_label
+from server.run_directory.advice import held_words, site_label
 from server.run_directory.run_files import Json, RunFiles
 
 TEMPLATE = """\
@@ -153,6 +154,11 @@ including the threshold of the open-set score below.
 | Versions | {% for name, version in facts.versions.items() -%}
   {{ name }} {{ version }}{{ " |" if loop.last else ", " }}
   {%- endfor %}
+{{ "" }}
+| Made after | task {{ facts.lineage.after_task }} of {{ summary.tasks }} |
+{% for time, decision in decisions %}
+| Gate, {{ time }} | {{ decision | cell }} |
+{% endfor %}
 
 """
 
@@ -166,7 +172,7 @@ def model_card(run_directory: Path, facts: ModelFacts, *, file: str, format_name
     Raises:
         RunError: the run's files cannot be read, lack something, or do not belong to the run that the model comes from.
     """
-    run = RunFiles.read(run_directory)
+    run = RunFiles.read(run_directory).after_task(run_directory, facts.lineage.after_task)
     measured = (run.summary.get("config_hash"), len(run.summary.get("accuracy_after_tasks", ())))
     if measured != (facts.lineage.config_hash, facts.lineage.after_task):
         raise RunError(
@@ -191,6 +197,7 @@ def model_card(run_directory: Path, facts: ModelFacts, *, file: str, format_name
         "unlearnt": [name for name in facts.class_names if name not in learnt],
         "others": any(-1 in rows for rows in facts.heads.values()),
         "privacy": privacy_rows(run),
+        "decisions": _decisions(run),
         **{"file": file, "format": format_name, "sha256": sha256},
     }
     try:
@@ -200,6 +207,25 @@ def model_card(run_directory: Path, facts: ModelFacts, *, file: str, format_name
             f"The files of the run in {run_directory} do not fit together ({type(error).__name__}: {error})",
             remedy="Export with the version of this project that made the run",
         ) from error
+
+
+def _decisions(run: RunFiles) -> list[tuple[str, str]]:
+    """Return when which model was held back, released or rolled back to, and by whom."""
+    names, rows = run.started.get("site_names", ()), []
+    for event in run.events:
+        match event["event"]:
+            case "gate_judged":
+                words = (
+                    held_words(event, names) if event["broken"] else f"the model after task {event['task'] + 1} passed"
+                )
+            case "released" | "rolled_back":
+                who = event.get("by", "an operator")
+                verb = "released" if event["event"] == "released" else "went back to"
+                words = f"{who} {verb} the model after task {event['task'] + 1}"
+            case _:
+                continue
+        rows.append((f"{datetime.fromtimestamp(event['time'], UTC):%Y-%m-%d %H:%M} UTC", words))
+    return rows
 
 
 def _passed(summary: Json) -> Json | None:

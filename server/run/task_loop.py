@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -20,10 +21,13 @@ from dynammo_core.support.seeding import seeded_initialisation
 from dynammo_core.wire.compression import CODECS, carried
 from server.run.answers import Answers, TooFewAnswers
 from server.run.asking import Asking
+from server.run.deploy_gate import broken_bounds
 from server.run.exchange import Exchange
 from server.run.merge import merged
-from server.run.results import pooled, write_model, write_results
+from server.run.results import confusion_of, pooled, write_model, write_results
+from server.run_directory.advice import held_words
 from server.run_directory.checkpoint import CheckpointStore, Identity, Progress
+from server.run_directory.deployed import deployed_task
 from server.run_directory.directory import EVENTS, RunDirectory
 from server.run_directory.lineage import refuse_another_plan
 
@@ -205,20 +209,43 @@ class TaskLoop:
             **({"total": answers.total.as_fields()} if answers.total else {}),
             failures=[vars(failure) for failure in answers.failures],
         )
-        if step.stage.action is Action.EVALUATE:
-            summary = write_results(self.directory, self.experiment, self.model, self.progress, status="running")
-            write_model(self.directory, self.experiment, self.model, step.task, pooled(answers))
-            self.directory.log(
-                "task_evaluated",
-                task=step.task,
-                accuracy=summary["last_accuracy"],
-                site_accuracies=summary["site_accuracies"],
-                **{key: summary[key] for key in ("mean_class_recall",) if key == summary["leading_metric"]},
-            )
+        held = self._conclude(step, answers) if step.stage.action is Action.EVALUATE else ""
         self._save()
+        if held and self.experiment.config.gate.broken == "stop":
+            raise RunError(held, remedy="Release it with `dynammo-server release`, or go on without it")
+
+    def _conclude(self, step: Step, answers: Answers) -> str:
+        """Write the results and the model of a task; return why it is held back, or an empty text if it is deployed."""
+        summary = write_results(self.directory, self.experiment, self.model, self.progress, status="running")
+        judged = self._judge(step)
+        deploy = not judged.get("broken")
+        write_model(self.directory, self.experiment, self.model, step.task, pooled(answers), summary, deploy=deploy)
+        self.directory.log(
+            "task_evaluated",
+            task=step.task,
+            accuracy=summary["last_accuracy"],
+            site_accuracies=summary["site_accuracies"],
+            **{key: summary[key] for key in ("mean_class_recall",) if key == summary["leading_metric"]},
+        )
+        if judged:
+            self.directory.log("gate_judged", **judged)
+        federation = self.experiment.config.federation
+        return "" if deploy else held_words(judged, [federation.site_label(site) for site in range(federation.sites)])
 
     def _save(self) -> None:
         self.checkpoints.save(self.progress, self._tensors(("*",), archive=False), self.archive)
+
+    def _judge(self, step: Step) -> dict[str, Any]:
+        """Compare the new model with the deployed one; empty without bounds, or if nothing is deployed yet."""
+        bounds, before = self.experiment.config.gate.bounds, deployed_task(self.directory)
+        if not bounds or before is None or before == step.task:  # the same if this step is repeated
+            return {}
+        known = [label for task in self.experiment.stream.tasks[: before + 1] for label in task]
+        counts = confusion_of(self.experiment, self.progress)
+        broken = broken_bounds(counts[before], counts[step.task], known, bounds)
+        names = self.experiment.class_names
+        named = [{**vars(one), "label": None if one.label is None else names[one.label]} for one in broken]
+        return {"task": step.task, "deployed": before, "broken": named}
 
     def _opens_task(self, step: Step) -> bool:
         """Return whether this step is the first of its task; a resumed run has grown the model already."""

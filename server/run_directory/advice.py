@@ -1,4 +1,4 @@
-"""Say what the failures of sites mean to an operator, and what to ask there, from the codes in the event log."""
+"""Say in words for operators what codes and numbers in the event log mean, and what to ask at a site that failed."""
 
 from __future__ import annotations
 
@@ -70,6 +70,23 @@ def failure_words(start: Mapping[str, Any], failed: Mapping[str, Any]) -> str:
         return str(failed["message"])
     sentences = [f"{', '.join(names)} {kind}" for kind, names in kinds.items()]
     return ". ".join([str(failed["message"]).rstrip(". "), *sentences]) + "."
+
+
+def held_words(judged: Mapping[str, Any], site_names: Sequence[str]) -> str:
+    """Return why the gate holds a model back, given the event `gate_judged`: which bounds it breaks, where most.
+
+    An example: `the model after task 3 is held back, that after task 2 stays deployed: pneumonia lost 3.1 points
+    (class_recall: 2), most at county`.
+    """
+    losses = []
+    for one in judged["broken"]:
+        where = "" if one["site"] is None else f", most at {site_label(site_names, one['site'])}"
+        losses.append(
+            f"{one['label'] or 'known classes'} lost {one['points']:.1f} points "
+            f"({one['bound']}: {one['limit']:g}){where}"
+        )
+    held, stays = judged["task"] + 1, judged["deployed"] + 1
+    return f"the model after task {held} is held back, that after task {stays} stays deployed: {'; '.join(losses)}"
 
 
 def experiment_words(start: Mapping[str, Any]) -> str:

@@ -101,6 +101,8 @@ def progress_panel(state: RunState, now: float, ending: str | None = None) -> Pa
     elapsed = f"{duration(now - state.start['time'])} elapsed" if state.start["time"] else ""
     rows.add_row("Time", elapsed + (f", about {duration(left)} left" if left else ""))
     rows.add_row("Accuracy", _accuracies(state.accuracies))
+    if state.held:
+        rows.add_row("Gate", cell(state.held, "yellow"))
     rows.add_row("Abstained", cell(state.abstained or "-"))
     failed = f"{len(state.failures)}, last: {state.failures[-1]}" if state.failures else "-"
     rows.add_row("Failures", cell(failed, "red" if state.failures else ""))
@@ -183,6 +185,8 @@ def _line(event: Event, state: RunState) -> str:
             return (
                 f"task {event['task'] + 1}/{len(tasks)} learnt, {balanced}accuracy {percent(event['accuracy'])}{spread}"
             )
+        case "gate_judged":
+            return state.held
         case "run_finished":
             return f"run {state.ending}, accuracy {percent(event['summary']['last_accuracy'])} at the end"
         case "run_failed":

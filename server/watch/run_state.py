@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from server.run_directory.advice import failure_words, site_label
+from server.run_directory.advice import failure_words, held_words, site_label
 
 Event = Mapping[str, Any]
 
@@ -29,6 +29,7 @@ class RunState:
         self.accuracies: dict[int, float | None] = {}  # percent over all classes so far, by task
         self.abstained = ""  # who last abstained, and from what
         self.failures: list[str] = []
+        self.held = ""  # why the newest model is not the deployed one
         self.ending = ""
         self._seconds: dict[str, list[float]] = defaultdict(list)  # seconds of finished steps, by stage
 
@@ -62,6 +63,10 @@ class RunState:
                 self.failures += [f"{words} in {where(event)}" for words in self.failed(event["failures"])]
             case "task_evaluated":
                 self.accuracies[event["task"]] = event["accuracy"]
+            case "gate_judged":
+                self.held = held_words(event, self.start.get("site_names", ())) if event["broken"] else ""
+            case "released" | "rolled_back":
+                self.held = ""
             case "run_finished":
                 self.ending = str(event["summary"]["status"])
             case "run_failed":

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from dynammo_core.support.errors import RunError
-from server.consortium.launch import command_to_continue
+from server.consortium.launch import command_to_continue, operator_command
 from server.run_directory.advice import BY_ERROR, experiment_words, what_to_ask
 from server.run_directory.directory import EVENTS
 from server.run_directory.run_files import RunFiles
@@ -164,6 +164,11 @@ class RunStatus:
         step, tasks = self.progress.step, self.progress.start["tasks"]
         return f"{step['task'] + 1}/{len(tasks)}" if step else "-"
 
+    @property
+    def release_command(self) -> str:
+        """Return the command that deploys the newest model although the gate holds it back."""
+        return operator_command("release", self.directory)
+
     def moment(self, now: float) -> float:
         """Return the time that a display shows, in unix seconds: now, or the last event of a run that has ended."""
         return now if self.goes_on else self.heard or now
@@ -199,6 +204,7 @@ class RunStatus:
             "working": [progress.label(site) for site in progress.working] if self.goes_on else [],
             "accuracy": self.accuracy,
             "accuracy_after_tasks": [accuracy for _, accuracy in sorted(progress.accuracies.items())],
+            "held_back": progress.held,
             "failures": progress.failures,
             "sites": [site.as_fields(now) for site in self.sites],
         }

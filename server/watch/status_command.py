@@ -142,6 +142,8 @@ def _failure_of(site: SiteStatus) -> Iterator[str]:
 def remarks(overview: Overview) -> list[str]:
     """Return notes on single runs, and on what is not known."""
     words = [f"{run.directory.name} is {run.state}: {run.note}" for run in overview.runs if run.note]
+    held = [run for run in overview.runs if run.progress.held]
+    words += [f"{run.directory.name}: {run.progress.held}. Release it with: {run.release_command}" for run in held]
     if overview.silence:
         words.append(f"This shows only what the files say: {overview.silence}")
     return words if overview.runs else ["There are no runs yet."]

@@ -101,6 +101,11 @@ RUN = """{% extends "base" %}
 {% endblock %}
 {% block content %}
 {% if run.note %}<div class="banner"><p>The run is {{ run.state }}: {{ run.note }}</p></div>{% endif %}
+{% if progress.held %}
+<div class="banner">
+  <p>At the gate, {{ progress.held }}. Release it with: <code>{{ run.release_command }}</code></p>
+</div>
+{% endif %}
 {% if progress.waiting and run.goes_on %}
 <div class="banner" role="status"><p>Waiting for {{ progress.labels(progress.waiting) }}.</p></div>
 {% endif %}

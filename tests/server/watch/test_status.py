@@ -118,6 +118,7 @@ def test_fields_are_json_and_count_from_one() -> None:
         "sites_asked": 0,
         "waiting_for": ["hospital-b"],
         "working": [],
+        "held_back": "",
         "accuracy": 71.25,
         "accuracy_after_tasks": [71.25],
         "failures": [
