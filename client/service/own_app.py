@@ -109,8 +109,9 @@ def _mark_own_lines() -> None:
     """Begin each message of this project by `OWN_LINE`, so that `dynammo-site start` finds and shows it."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(f"{OWN_LINE}%(message)s"))
-    logging.getLogger("dynammo").addHandler(handler)
-    logging.getLogger("dynammo").propagate = False
+    logger = logging.getLogger("dynammo.client")
+    logger.addHandler(handler)
+    logger.propagate = False
 
 
 def _load() -> None:

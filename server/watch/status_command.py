@@ -63,7 +63,9 @@ def status(
         chosen = run_dir.resolve() if run_dir else None
         if chosen:
             RunStatus.read(chosen)  # or there is nothing to look at
-        lookout = Lookout(lambda: [chosen] if chosen else run_directories(settings.runs), Control(settings).runs)
+        lookout = Lookout(
+            lambda: [chosen] if chosen else run_directories(settings.runs), Control(settings).runs, settings.folder
+        )
         console = Terminal()
         if serve is not None:
             serve_status(
@@ -144,9 +146,7 @@ def remarks(overview: Overview) -> list[str]:
     words = [f"{run.directory.name} is {run.state}: {run.note}" for run in overview.runs if run.note]
     held = [run for run in overview.runs if run.progress.held]
     words += [f"{run.directory.name}: {run.progress.held}. Release it with: {run.release_command}" for run in held]
-    if overview.silence:
-        words.append(f"This shows only what the files say: {overview.silence}")
-    return words if overview.runs else ["There are no runs yet."]
+    return [*(words if overview.runs else ["There are no runs yet."]), *overview.warnings]
 
 
 def _with_remarks(overview: Overview) -> Group:

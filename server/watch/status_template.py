@@ -38,9 +38,9 @@ a { color: var(--blue); }
   <h1>{{ title }}{% block badge %}{% endblock %}</h1>
   {% block intro %}{% endblock %}
 </header>
-{% if silence %}
-<div class="banner"><p>This shows only what the files say: {{ silence }}</p></div>
-{% endif %}
+{% for warning in warnings %}
+<div class="banner"><p>{{ warning }}</p></div>
+{% endfor %}
 {% block content %}{% endblock %}
 <footer>As of {{ now | clock("%Y-%m-%d %H:%M:%S") }}. The page refreshes itself every three seconds;
   <a href="/status.json">status.json</a> holds the same for programs.</footer>
@@ -175,4 +175,4 @@ NOTHING = """{% extends "base" %}
 """
 
 TEMPLATES = {"base": BASE, "parts": PARTS, "runs": RUNS, "run": RUN, "nothing": NOTHING}
-"""Templates by name; each page takes `title`, `now`, `silence`, and `runs`, or `run` and `left`, its seconds left."""
+"""Templates by name; each page takes `title`, `now`, `warnings`, and `runs`, or `run` and `left`, its seconds left."""

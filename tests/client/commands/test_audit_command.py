@@ -119,7 +119,7 @@ def test_the_report_tells_all_on_one_page(site: Path, log: AuditLog) -> None:
     # Two tensors of three float32; the norm of (3, 4, 12) is 13.
     assert rows["adapt"] == ["1", "0", "2", "12", "bytes", "13", "13", "7"]
     assert rows["balance"] == ["1", "1", "0", "0", "bytes", "0"]
-    assert rows["remember"] == ["1", "0", "0", "0", "bytes", "0"]
+    assert rows["remember"] == ["1", "0", "0", "0", "bytes", "7"]
     assert "numbers of adapt: class_counts, loss, seconds" in result.stdout
     assert "numbers of balance: none" in result.stdout
     assert "3 answers, 12 bytes of tensors" in result.stdout
