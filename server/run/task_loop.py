@@ -259,6 +259,11 @@ class TaskLoop:
             chosen |= {name: self.archive[name] for name in matching(self.archive, patterns)}
         return chosen
 
+    def _approval(self) -> str:
+        """Return the hash that people at the sites see and approve."""
+        config = self.experiment.config
+        return approval_hash(without_paths(config).canonical_json(), code_hash(config))
+
     def _announce(self) -> None:
         experiment, config = self.experiment, self.experiment.config
         names = experiment.class_names
@@ -271,7 +276,7 @@ class TaskLoop:
             code_hash=code_hash(config),
             sites=config.federation.sites,
             site_names=[config.federation.site_label(site) for site in range(config.federation.sites)],
-            approval=approval_hash(without_paths(config).canonical_json(), code_hash(config)),
+            approval=self._approval() if config.federation.site_names else None,
             run=self.progress.run,
             tasks=[[names[label] for label in task] for task in experiment.stream.tasks],
             plan=[step.as_fields() for step in experiment.steps],

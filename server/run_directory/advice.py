@@ -58,13 +58,16 @@ def what_to_ask(failure: Failure, experiment: str = "this experiment") -> str:
 def failure_words(start: Mapping[str, Any], failed: Mapping[str, Any]) -> str:
     """Return why a run failed: what happened, and a sentence for each kind of failure that says what to ask where.
 
+    In a simulation there is nobody to ask: the logs of its sites are in its own.
+
     Args:
         start: the event `run_started` of the run; it may be empty.
         failed: the event `run_failed`.
     """
     kinds: dict[str, list[str]] = {}
     for one in failed.get("failures", ()):
-        kind = f"({one['error']}, code {one['code']}): {what_to_ask(one, experiment_words(start))}"
+        kind = f"({one['error']}, code {one['code']})"
+        kind += f": {what_to_ask(one, experiment_words(start))}" if start.get("approval") else ""
         kinds.setdefault(kind, []).append(site_label(start.get("site_names", ()), one["site"]))
     if not kinds:
         return str(failed["message"])

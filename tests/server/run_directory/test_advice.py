@@ -26,8 +26,7 @@ def test_sites_with_one_failure_share_a_sentence() -> None:
     )
 
 
-def test_a_log_of_an_earlier_version_names_no_hash_and_no_failures() -> None:
-    assert failure_words({}, {"message": "the disk is full"}) == "the disk is full"
-    failures = [{"site": 7, "code": 108, "error": "NotApproved"}]
-    words = failure_words({"name": "digits"}, {"message": "it failed", "failures": failures})
-    assert words.startswith("it failed. site 7 (NotApproved, code 108): nobody there has approved this experiment")
+def test_in_a_simulation_nobody_is_asked() -> None:
+    assert failure_words({}, {"message": "the disk is full"}) == "the disk is full"  # as an earlier version wrote it
+    failed = {"message": "it failed.", "failures": [{"site": 7, "code": 102, "error": "DataError"}]}
+    assert failure_words({"name": "digits", "approval": None}, failed) == "it failed. site 7 (DataError, code 102)."
