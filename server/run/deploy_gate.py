@@ -40,37 +40,36 @@ def broken_bounds(before: Counts, after: Counts, known: Sequence[int], bounds: M
         known: the classes that the deployed model has learnt.
         bounds: most points that may be lost, as `GateSettings.bounds`.
     """
-    both = (before.sum(axis=(1, 2)) > 0) & (after.sum(axis=(1, 2)) > 0)
-    old, new = (_correct_and_all(counts[both][:, list(known)], known) for counts in (before, after))
-    sites = np.flatnonzero(both)
-    named = len(before) > 1
-    lost = _lost([part.sum(axis=1) for part in old], [part.sum(axis=1) for part in new])
-    by_class = _lost([part.sum(axis=0) for part in old], [part.sum(axis=0) for part in new])
-    by_both = _lost(old, new)
-    worst = _largest(lost)
-    falls = {"retention": (_lost([part.sum() for part in old], [part.sum() for part in new]), worst, None)}
+    sites = np.flatnonzero((before.sum(axis=(1, 2)) > 0) & (after.sum(axis=(1, 2)) > 0))
+    then, now = (_right_and_all(counts[sites], known) for counts in (before, after))
+    by_site, by_class, by_both = (_lost(then, now, axis) for axis in ((1,), (0,), ()))
+    worst, label = _largest(by_site), _largest(by_class)
+    losses: list[tuple[str, float, int | None, int | None]] = []
     if worst is not None:
-        falls["worst_site"] = (lost[worst], worst, None)
-    if (label := _largest(by_class)) is not None:
-        falls["class_recall"] = (by_class[label], _largest(by_both[:, label]), known[label])
+        losses.append(("retention", float(_lost(then, now, (0, 1))), worst, None))
+        losses.append(("worst_site", float(by_site[worst]), worst, None))
+    if label is not None:
+        losses.append(("class_recall", float(by_class[label]), _largest(by_both[:, label]), known[label]))
+    apart = len(before) > 1  # otherwise there is one site, or only sums are known
     return [
-        Broken(name, round(float(points), 4), bounds[name], int(sites[site]) if named and site is not None else None, c)
-        for name, (points, site, c) in falls.items()
+        Broken(name, round(points, 4), bounds[name], int(sites[site]) if apart and site is not None else None, label)
+        for name, points, site, label in losses
         if name in bounds and points > bounds[name]
     ]
 
 
-def _correct_and_all(counts: Counts, known: Sequence[int]) -> tuple[Counts, Counts]:
-    """Return the correct answers and the images of each known class, [K, classes] each."""
-    rows = range(len(known))
-    return counts[:, rows, list(known)], counts.sum(axis=2)
+def _right_and_all(counts: Counts, known: Sequence[int]) -> tuple[Counts, Counts]:
+    """Return the correct answers and the test images of each known class, each as int64 [K, classes]."""
+    return counts[:, list(known), list(known)], counts[:, list(known)].sum(axis=2)
 
 
-def _lost(old: Sequence[Counts], new: Sequence[Counts]) -> Percent:
-    """Return the points of accuracy that were lost; nan where either model was not tested."""
+def _lost(then: tuple[Counts, Counts], now: tuple[Counts, Counts], axis: tuple[int, ...]) -> Percent:
+    """Return the points of accuracy that were lost, summed over axes; nan where either model was not tested."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(100.0 * old[0] / old[1] - 100.0 * new[0] / new[1])
+        shares = [100.0 * right.sum(axis=axis) / images.sum(axis=axis) for right, images in (then, now)]
+    return np.asarray(shares[0] - shares[1])
 
 
 def _largest(lost: Percent) -> int | None:
+    """Return the place of the largest loss, or None if none is known."""
     return None if np.isnan(lost).all() else int(np.nanargmax(lost))
