@@ -19,7 +19,8 @@ BY_CODE: Mapping[int, str] = MappingProxyType(
         errors.CheckpointError.code: "a file cannot be read or written there: ask whether its disk is full",
         errors.ProtocolError.code: "its version differs from yours: install the same on both sides",
         errors.MemoryStoreError.code: "its memory does not fit this run: ask for `step failed` in its site.log",
-        errors.NotApproved.code: "nobody there has approved {experiment}: they type `dynammo-site approve`",
+        errors.NotApproved.code: "nobody there has approved {experiment}, or not for another run: they type "
+        "`dynammo-site approve`, or what `start` shows",
         errors.PolicyError.code: "its policy forbids it, or the hour: ask for `step refused` in its site.log",
         errors.MissingTensorsError.code: "it lacks weights, which are sent again: nothing to ask",
         errors.ForeignApp.code: "its version differs from yours: install the same on both sides",

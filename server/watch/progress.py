@@ -189,8 +189,8 @@ def _line(event: Event, state: RunState) -> str:
             return state.held
         case "run_finished":
             return f"run {state.ending}, accuracy {percent(event['summary']['last_accuracy'])} at the end"
-        case "run_failed":
-            return f"run {state.ending}"
+        case "run_failed":  # whoever started it says in its error what to ask at the sites
+            return f"run failed: {event['message']}"
     return ""
 
 

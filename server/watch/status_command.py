@@ -126,7 +126,8 @@ def run_view(run: RunStatus, now: float) -> RenderableType:
             str(site.abstained),
             cell(str(site.failures), "red" if site.failures else ""),
         )
-    errors = [cell(words) for site in run.sites for words in _failure_of(site)]
+    told = run.state == "failed"  # then the note says what failed, and what to ask
+    errors = [] if told else [cell(words) for site in run.sites for words in _failure_of(site)]
     return Group(progress_panel(run.progress, run.moment(now), "" if run.goes_on else run.state), table, *errors)
 
 

@@ -6,7 +6,10 @@ from dynammo_core.support.errors import DynammoError, RunError
 from server.run_directory.advice import BY_CODE, DEFECT, GONE, failure_words, what_to_ask
 
 START = {"name": "digits", "approval": "0123456789abcdef" * 4, "site_names": ["mercy", "county", "north"]}
-NOBODY = "nobody there has approved digits (hash 0123456789abcdef): they type `dynammo-site approve`"
+NOBODY = (
+    "nobody there has approved digits (hash 0123456789abcdef), or not for another run: "
+    "they type `dynammo-site approve`, or what `start` shows"
+)
 
 
 def test_every_error_of_a_site_has_words_of_its_own() -> None:

@@ -85,7 +85,7 @@ def test_failure_that_ended_the_run_stands_beside_its_site() -> None:
     run = RunStatus(RUN, log, submitted=BEFORE, flower="finished:failed")
     assert [site.state for site in run.sites] == ["failed", "failed", "answered"]
     assert run.sites[0].error == "NotApproved, code 108"
-    assert "skin (hash 3f2a3f2a3f2a3f2a): they type `dynammo-site approve`" in run.sites[0].ask
+    assert "skin (hash 3f2a3f2a3f2a3f2a), or not for another run: they type `dynammo-site approve`" in run.sites[0].ask
     assert "`dynammo-site doctor`" in run.sites[1].ask
     for words in ("hospital-a (NotApproved, code 108): nobody there", "hospital-b (DataError, code 102)", RESUME[1:]):
         assert words in run.note
