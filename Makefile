@@ -45,7 +45,7 @@ install-site: ## What a site needs, into .venv, without the developers' tools; T
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'Python 3.11 or newer is needed; name it by: make PYTHON=/path/to/python3.11 ...' >&2; exit 1; }
 	@test -n '$(TORCH)' || command -v nvidia-smi > /dev/null || \
-		echo 'No GPU was found here: `make install-site TORCH=cpu` leaves out CUDA, most of the size'
+		echo 'No GPU was found here: `make TORCH=cpu install-site` leaves out CUDA, most of the size'
 	@$(PYTHON) -m venv --clear '$(VENV)'
 ifeq ($(TORCH),)
 	@'$(BIN)/python' -m pip install --disable-pip-version-check --quiet '$(ROOT)[dicom]'
