@@ -151,14 +151,13 @@ including the threshold of the open-set score below.
 | Code | `{{ facts.lineage.code_hash }}` |
 | Backbone's weights | `{{ facts.lineage.backbone_sha256 }}` |
 | Tensors | `{{ facts.lineage.tensors_sha256 or "not recorded" }}` |
-| Versions | {% for name, version in facts.versions.items() -%}
-  {{ name }} {{ version }}{{ " |" if loop.last else ", " }}
-  {%- endfor %}
-{{ "" }}
 | Made after | task {{ facts.lineage.after_task }} of {{ summary.tasks }} |
 {% for time, decision in decisions %}
 | Gate, {{ time }} | {{ decision | cell }} |
 {% endfor %}
+| Versions | {% for name, version in facts.versions.items() -%}
+  {{ name }} {{ version }}{{ " |" if loop.last else ", " }}
+  {%- endfor %}
 
 """
 
