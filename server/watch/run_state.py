@@ -63,6 +63,8 @@ class RunState:
                 self.failures += [f"{words} in {where(event)}" for words in self.failed(event["failures"])]
             case "task_evaluated":
                 self.accuracies[event["task"]] = event["accuracy"]
+            case "forgotten":
+                self.working = {}
             case "gate_judged":
                 self.held = held_words(event, self.start.get("site_names", ())) if event["broken"] else ""
             case "released" | "rolled_back":

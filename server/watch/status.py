@@ -249,7 +249,7 @@ class RunStatus:
                 for state, indices in (("answered", event.get("sites", ())), ("failed", event.get("failed", ()))):
                     for index in indices:
                         self.sites[index].become(state)
-            case "asking_again" | "run_failed":
+            case "asking_again" | "run_failed" | "forgotten":
                 self._fail(event)
             case "step_finished":
                 for answer in event["sites"]:

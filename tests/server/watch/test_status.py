@@ -73,6 +73,10 @@ def test_who_works_since_when_and_who_has_answered_is_known_within_a_step() -> N
     fields = run.as_fields(START + 50)
     assert (fields["working"], fields["sites_answered"], fields["sites_asked"]) == (["hospital-a"], 1, 3)
     assert fields["sites"][0]["working_since"] == START + 40
+    forgotten = {"event": "forgotten", "time": START + 60, "correction": 1, "answered": 2, "corrected": 0}
+    late = {**FAILURE, "site": 0, "code": 0, "error": "NoAnswerBeforeDeadline"}
+    after = RunStatus(RUN, [*log, {**forgotten, "failures": [late]}])
+    assert (after.sites[0].state, after.progress.working) == ("failed", {})
 
 
 def test_failure_that_ended_the_run_stands_beside_its_site() -> None:
