@@ -5,12 +5,12 @@ https://prometheus.io/docs/instrumenting/exposition_formats/
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from server.watch.lookout import Overview
 
 Labels = Mapping[str, str]
-Sample = tuple[Labels, float | None]
+Samples = Sequence[tuple[Labels, float | None]]
 
 
 def metrics(overview: Overview, now: float) -> str:
@@ -22,7 +22,7 @@ def metrics(overview: Overview, now: float) -> str:
     return "\n".join([*lines, ""])
 
 
-def _families(overview: Overview, now: float) -> Iterator[tuple[str, str, str, list[Sample]]]:
+def _families(overview: Overview, now: float) -> Iterator[tuple[str, str, str, Samples]]:
     """Yield the name of each metric, its type, what it means, and its samples."""
     runs = [({"run": run.directory.name}, run) for run in overview.runs]
     sites = [({**label, "site": site.name}, site) for label, run in runs for site in run.sites]
