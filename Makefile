@@ -22,10 +22,10 @@ ON_A_GPU := --set backbone.name=resnet18 --set backbone.weights=random --set dat
 	--set compute.threads=4 --set compute.feature_megabytes=4000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo deploy-demo secure-demo privacy bench gpu soak test quick lint format docs lock sbom stop clean
+.PHONY: help install install-site demo deploy-demo secure-demo privacy bench gpu soak test quick lint format docs lock sbom stop clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s%s\n", $$1, $$2 }' '$(ROOT)/Makefile'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s%s\n", $$1, $$2 }' '$(ROOT)/Makefile'
 
 install: $(STAMP) ## Make .venv and install everything into it (about 6 GB, a few minutes)
 
@@ -39,6 +39,21 @@ $(STAMP): $(ROOT)/pyproject.toml
 	@'$(BIN)/python' -m pip install --disable-pip-version-check --quiet --editable '$(ROOT)[dev]'
 	@ln -sf dynammo-flwr '$(BIN)/flwr'
 	@touch '$@'
+
+# pip honours a hospital's own mirror; only uv can choose a PyTorch by what it computes on, and it does so by name.
+install-site: ## What a site needs, into .venv, without the developers' tools; TORCH=cpu: PyTorch without CUDA
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer is needed; name it by: make PYTHON=/path/to/python3.11 ...' >&2; exit 1; }
+	@test -n '$(TORCH)' || command -v nvidia-smi > /dev/null || \
+		echo 'No GPU was found here: `make TORCH=cpu install-site` leaves out CUDA, most of the size'
+	@$(PYTHON) -m venv --clear '$(VENV)'
+ifeq ($(TORCH),)
+	@'$(BIN)/python' -m pip install --disable-pip-version-check --quiet '$(ROOT)[dicom]'
+else
+	@'$(BIN)/python' -m pip install --disable-pip-version-check --quiet uv
+	@'$(BIN)/uv' pip install --quiet --python '$(BIN)/python' --torch-backend '$(TORCH)' '$(ROOT)[dicom]'
+endif
+	@echo "Installed $$(du -sh '$(VENV)' | cut -f1) into $(VENV)"
 
 demo: install ## Five sites learn ten digits in five tasks, by `flwr run`; leaves runs/digits-*/report.html
 	@'$(BIN)/dynammo-sim' run '$(ROOT)/configs/digits.yaml' --engine flower --runs '$(ROOT)/runs'

@@ -17,7 +17,14 @@ from client.steps.actions import answer
 from client.steps.parcels import opened, packed
 from client.steps.secure_answers import secure_answer
 from dynammo_core.code_identity import code_hash, project_hash
-from dynammo_core.support.errors import DynammoError, ProtocolError
+from dynammo_core.support.errors import (
+    AnsweredBefore,
+    DynammoError,
+    ForeignApp,
+    NotApproved,
+    PolicyError,
+    ProtocolError,
+)
 from dynammo_core.wire.envelope import decode_instruction, encode_announcement, encode_report
 from dynammo_core.wire.protocol import MOST, Phase
 from dynammo_core.wire.secure_aggregation.phases import SITES
@@ -25,6 +32,8 @@ from dynammo_core.wire.secure_aggregation.phases import SITES
 app = ClientApp()
 logger = logging.getLogger("dynammo.client")
 Handler = Callable[[RecordDict, Host], RecordDict]
+REFUSALS = (NotApproved, PolicyError, ForeignApp, AnsweredBefore)
+"""Errors by which a site declines a step that it could do."""
 
 
 def sanitised(handler: Handler) -> Callable[[Message, Context], Message]:
@@ -61,11 +70,14 @@ def refusal(message: Message, host: Host | None, error: Exception) -> Message:
 
 
 def _log(error: Exception) -> None:
-    """Write an error into the site's log; an unexpected one with its traceback."""
-    if isinstance(error, DynammoError):
-        logger.error("step refused: %s", error)
+    """Write an error into the site's log, in one line that its engineer sees; an unexpected one with its traceback."""
+    words = " ".join(str(error).split())
+    if isinstance(error, REFUSALS):
+        logger.error("step refused: %s", words)
+    elif isinstance(error, DynammoError):
+        logger.error("step failed: %s", words)
     else:
-        logger.error("step failed", exc_info=error)
+        logger.error("step failed: %s: %s", type(error).__name__, words, exc_info=error)
 
 
 def reply(content: RecordDict, host: Host, phase: Phase | None = None) -> RecordDict:

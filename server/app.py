@@ -53,5 +53,6 @@ def main(grid: Grid, context: Context) -> None:
             listeners=[view.update],
         )
     console = Terminal(width=100)
-    console.print(final_table(json.loads((directory.path / "summary.json").read_text(encoding="utf-8"))))
+    summary = json.loads((directory.path / "summary.json").read_text(encoding="utf-8"))
+    console.print(final_table(summary, config.federation.site_names or ()))
     console.say(f"Run directory: {directory.path}")

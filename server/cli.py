@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -226,13 +227,26 @@ def rollback(
     run_dir: RunDir,
     task: Annotated[int, typer.Option(min=1, help="Task whose model to restore, counted from 1.", show_default=False)],
 ) -> None:
-    """Make the model after an earlier task the current one, for `export` and `predict`."""
+    """Deploy the model after an earlier task, for `export` and `predict`."""
     with readable_errors():
-        from server.run.results import roll_back
+        from server.run_directory.deployed import deploy
         from server.run_directory.directory import RunDirectory
 
-        roll_back(RunDirectory(run_dir), task - 1)
+        deploy(RunDirectory(run_dir), task - 1, "rolled_back", getpass.getuser())
         console.say(f"{run_dir}/model.safetensors is the model after task {task}.")
+
+
+@app.command()
+def release(run_dir: RunDir) -> None:
+    """Deploy a run's newest model although a bound of its gate is broken; the model card names who did."""
+    with readable_errors():
+        from server.run_directory.deployed import deploy, newest_task
+        from server.run_directory.directory import RunDirectory
+
+        directory = RunDirectory(run_dir)
+        task = newest_task(directory)
+        deploy(directory, task, "released", getpass.getuser())
+        console.say(f"{run_dir}/model.safetensors is the model after task {task + 1}.")
 
 
 @app.command()

@@ -157,9 +157,11 @@ def test_a_corrupt_image_is_named_by_the_site_that_holds_it(config: Path, caplog
     assert f"the image {broken} (row 6 of {folder / 'manifest.csv'}) cannot be read" in logged.getMessage()
     assert logged.exc_info is None
     (directory,) = (config.parent / "runs").iterdir()
-    assert sorted(path.name for path in directory.iterdir()) == ["config.yaml", "events.jsonl"]
-    assert events(directory)[-1]["event"] == "run_failed"
-    assert message == events(directory)[-1]["message"]
+    assert sorted(path.name for path in directory.iterdir()) == ["config.yaml", "events.jsonl", "report.html"]
+    failed = events(directory)[-1]
+    assert (failed["event"], failed["failures"]) == ("run_failed", [{"site": 0, "code": 102, "error": "DataError"}])
+    assert message.startswith(failed["message"].rstrip("."))
+    assert "1 are needed. site 0 (DataError, code 102)." in (directory / "report.html").read_text()
     (note,) = events(directory, "run_started")[0]["data_notes"]
     assert note.startswith("2 images have the content of another one")
 

@@ -235,7 +235,10 @@ def _as_letters(number: re.Match[str]) -> str:
     return re.sub(r"\d", "N", number[0])
 
 
-RARE = {"share_limited", "run_failed", "waiting", "asking_again", "rolled_back", "code_changed", "forgotten"}
+RARE = {
+    *("gate_judged", "released", "rolled_back", "share_limited", "run_failed"),
+    *("waiting", "asking_again", "code_changed", "forgotten"),
+}
 
 
 def test_every_event_and_its_fields_are_documented(finished: Finished) -> None:

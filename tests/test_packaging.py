@@ -126,6 +126,17 @@ def test_a_site_installs_nothing_that_only_others_need() -> None:
     assert {"ray", "pytest"}.isdisjoint(server)
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_installs_at_a_site_what_a_site_needs() -> None:
+    for words, install in (([], "-m pip install"), (["TORCH=cpu"], "--torch-backend 'cpu'")):
+        command = ["make", "-n", "install-site", *words]
+        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        (last,) = [line for line in said.splitlines() if "[dicom]'" in line]
+        assert install in last
+        assert "dev" not in last.replace(str(ROOT), "")
+        assert "du -sh" in said  # it prints the size
+
+
 @pytest.mark.parametrize("part", LOCKS)
 def test_lock_files_name_no_place(part: str) -> None:
     text = (ROOT / "docs" / part / "requirements.txt").read_text()

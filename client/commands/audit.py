@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.filesize import decimal
 from rich.table import Table
 
 from client.consent.settings import load_site
 from dynammo_core.support.errors import CheckpointError, ConfigError
-from dynammo_core.support.terminal import Terminal, cell, command_line, readable_errors
+from dynammo_core.support.terminal import Terminal, cell, command_line, listing, readable_errors
 
 if TYPE_CHECKING:
     from client.consent.audit import AuditLog
@@ -87,7 +88,10 @@ def _since(entries: list[Fields]) -> str:
 def _report(entries: list[Fields], log: AuditLog) -> None:
     try:
         for run, answers in _grouped(_of(entries, "answered"), lambda entry: entry["run"]).items():
-            console.print(_run_table(run, answers))
+            console.print(run_table(run, answers))
+            for stage, own in _grouped(answers, lambda entry: _place(entry)[1]).items():
+                numbers = ", ".join(sorted({name for entry in own for name in entry["numbers"]}))
+                console.say(f"numbers of {stage}: {numbers or 'none'}")
         for verdict in VERDICTS:
             for decided in _of(entries, verdict):
                 what = f"{decided['name']} ({decided['proposal'][:16]}), code {decided['code'][:12]}"
@@ -116,24 +120,23 @@ def _report(entries: list[Fields], log: AuditLog) -> None:
         ) from error
 
 
-def _run_table(run: str, answers: list[Fields]) -> Table:
+def run_table(run: str, answers: list[Fields]) -> Table:
+    """Return a table of what left in one run: a row per task and stage, from the log's entries."""
     size = sum(entry["bytes"] for entry in answers)
-    table = Table(title=cell(f"{run}: {len(answers)} answers, {size:,} bytes of tensors"), title_justify="left")
-    for column in ("task", "stage", "answers", "abstained", "tensors", "bytes", "norm", "samples", "numbers"):
-        words = column in ("stage", "numbers")
-        table.add_column(column, justify="left" if words else "right", overflow="fold")
+    numeric = ("answers", "abs-\ntained", "tensors", "bytes", "least\nnorm", "largest\nnorm", "samples")
+    title = f"{run}: {len(answers)} answers, {size:,} bytes of tensors"
+    table = listing("step", *numeric, right=numeric, title=title)
     for (task, stage), own in _grouped(answers, _place).items():
         norms = [entry["norm"] for entry in own if entry["tensors"]]
         table.add_row(
-            str(task + 1),
-            cell(stage),
+            cell(f"task {task + 1} {stage}"),
             str(len(own)),
             str(sum(entry["abstained"] for entry in own)),
             str(sum(group["count"] for entry in own for group in entry["tensors"].values())),
-            f"{sum(entry['bytes'] for entry in own):,}",
-            f"{min(norms):.4g} to {max(norms):.4g}" if norms else "",
+            decimal(sum(entry["bytes"] for entry in own)),
+            f"{min(norms):.3g}" if norms else "",
+            f"{max(norms):.3g}" if norms else "",
             str(max(sum(entry["class_counts"] or ()) for entry in own)),
-            cell(", ".join(sorted({name for entry in own for name in entry["numbers"]}))),
         )
     return table
 

@@ -170,7 +170,9 @@ def _site_yaml(options: Mapping[str, str | None]) -> str:
         )
     options = {**options, "dataset": options.get("dataset") or "manifest"}
     for name, check in CHECKS.items():
-        check(str(options[name]))
+        if options.get(name):
+            check(str(options[name]))
+    _is_there(str(options["data"]), str(options["dataset"]))
     places = {"ca": CA, "memory": MEMORY}
     values = {name: str(options.get(name) or default) for name, default in places.items()}
     # A default lies beside site.yaml; a typed path is relative to the working directory.
@@ -200,6 +202,8 @@ def _asked(options: Mapping[str, str | None]) -> dict[str, str | None]:
         def check(value: str) -> str:
             try:
                 CHECKS.get(name, str)(value)
+                if name == "data":
+                    _is_there(value, str(answers["dataset"]))
             except ConfigError as error:
                 raise typer.BadParameter(str(error)) from error
             return value
@@ -232,10 +236,27 @@ def _is_dataset(name: str) -> None:
     DATASETS.find(name, "data.dataset")
 
 
+def _is_there(data: str, dataset: str) -> None:
+    """Refuse a manifest or a folder of images that is not there; other data sets may fetch theirs."""
+    place = Path(data).expanduser()
+    if dataset == "manifest" and not place.is_file():
+        what = f"there is no file {place}"
+        raise ConfigError(what, accepted="the manifest, a CSV file", remedy="Write the manifest first")
+    if dataset == "image_folder" and not place.is_dir():
+        raise ConfigError(f"there is no folder {place}", accepted="the folder that holds one folder per class")
+
+
+def _is_folder(memory: str) -> None:
+    place = Path(memory).expanduser()
+    if os.path.lexists(place) and not place.is_dir():
+        raise ConfigError(f"{place} is a file", accepted="a folder for the exemplars, which need not exist yet")
+
+
 CHECKS: Mapping[str, Callable[[str], object]] = {
     "site": _is_site_name,
     "superlink": _is_address,
     "dataset": _is_dataset,
+    "memory": _is_folder,
 }
 
 

@@ -29,7 +29,7 @@ from client.state.run_folders import IMAGES, runs_folder
 from dynammo_core.support.csv_text import csv_lines, from_cell
 from dynammo_core.support.errors import CheckpointError, ConfigError, MemoryStoreError
 from dynammo_core.support.files import write_atomically
-from dynammo_core.support.terminal import Terminal, cell, command_line, printable_lines, readable_errors
+from dynammo_core.support.terminal import Terminal, cell, command_line, listing, printable_lines, readable_errors
 
 memory = command_line("Look into this site's replay memory, and take records out of it.")
 console = Terminal(emoji=False)
@@ -190,14 +190,10 @@ def _spent_words(site: SiteSettings) -> str:
 def _status_table(item: Stored) -> Table:
     held, samples = list(item.exemplars()), item.memory.samples
     image_bytes = samples.images[0].nbytes if held else 0
-    table = Table(
-        title=cell(f"{item.run}: after task {item.memory.task + 1}, {item.store.path.stat().st_size:,} bytes, ").append(
-            *(("encrypted",) if item.encrypted else ("not encrypted", "yellow"))
-        ),
-        title_justify="left",
-    )
-    for column in ("class", "exemplars", "patients", "task", "bytes", "oldest"):
-        table.add_column(column, justify="left" if column == "class" else "right")
+    numeric = ("exemplars", "patients", "task", "bytes", "oldest")
+    table = listing("class", *numeric, right=numeric)
+    stored = f"{item.run}: after task {item.memory.task + 1}, {item.store.path.stat().st_size:,} bytes, "
+    table.title = cell(stored).append(*(("encrypted",) if item.encrypted else ("not encrypted", "yellow")))
     for name in dict.fromkeys(exemplar.class_name for exemplar in held):
         own = [exemplar for exemplar in held if exemplar.class_name == name]
         tasks = ", ".join(map(str, sorted({exemplar.task for exemplar in own})))
@@ -210,9 +206,11 @@ def _status_table(item: Stored) -> Table:
 
 def _purge_table(stored: list[Stored], ids: set[str]) -> Table:
     affected = [exemplar for exemplar in exemplars_in(stored) if exemplar.record_id in ids]
-    table = Table(title=f"{len(affected)} exemplars of {len(ids)} records", title_justify="left")
-    for column in ("record", "class", "run", "task", "taken", "patient"):
-        table.add_column(column, overflow="fold")
+    table = listing(
+        *("record", "class", "run", "task", "taken", "patient"),
+        fold=("record", "class", "run", "patient"),
+        title=f"{len(affected)} exemplars of {len(ids)} records",
+    )
     for exemplar in affected:
         table.add_row(*map(cell, astuple(exemplar)))
     for record in sorted(ids - {exemplar.record_id for exemplar in affected}):

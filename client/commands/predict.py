@@ -18,7 +18,7 @@ from client.state.run_folders import runs_folder
 from dynammo_core.support.csv_text import csv_lines
 from dynammo_core.support.errors import DataError
 from dynammo_core.support.files import utf8, write_atomically
-from dynammo_core.support.terminal import Terminal, cell, printable, readable_errors
+from dynammo_core.support.terminal import Terminal, cell, listing, printable, readable_errors
 
 if TYPE_CHECKING:
     from dynammo_core.data.index.image_files import PassedOver
@@ -29,6 +29,9 @@ NOT_AS_TESTED = (
     "The sites tested this model with batch-norm statistics of their own, and these answers come from the common ones: "
     "what the run measured does not hold for them. Add --site SITE.YAML of a site that took part"
 )
+
+MOST_UNBROKEN = 30
+"""Longest word of a class name that a narrow table does not break; paths are broken before."""
 
 
 @dataclass(frozen=True)
@@ -233,15 +236,13 @@ def as_csv(findings: Sequence[Finding], top: int) -> str:
 
 def as_table(findings: Sequence[Finding], top: int, threshold: float | None = None) -> Table:
     """The answers for people; files that cannot be read are left out, since they are named elsewhere."""
-    table = Table(caption_justify="left")
+    columns = ("file", "class", "probability", "open-set\nscore", *(["then"] if top > 1 else []))
+    table = listing(*columns, fold=("file", "class", "then"), right=columns[2:4])
+    table.caption_justify = "left"
     if threshold is not None:
         table.caption = f"* perhaps no learnt class: 95 % of test images of these score {threshold:.6g} or more"
-    table.add_column("file", overflow="fold")
-    table.add_column("class", overflow="fold")
-    table.add_column("probability", justify="right")
-    table.add_column("open-set score", justify="right")
-    if top > 1:
-        table.add_column("then", overflow="fold")
+    words = [word for finding in findings if not finding.error for word in finding.ranked[0][0].split()]
+    table.columns[1].min_width = min(MOST_UNBROKEN, max(map(len, words), default=0))
     for finding in findings:
         if not finding.error:
             (name, probability), *others = finding.ranked[:top]

@@ -6,7 +6,6 @@ hash of its content, and `decisions.jsonl`, whose lines are chained like those o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -19,8 +18,8 @@ from typing import Any, Literal, get_args
 from client.consent.audit import AuditLog
 from client.consent.chained_log import append, read_chain
 from dynammo_core.code_identity import code_hash
+from dynammo_core.configuration.approval import approval_hash, experiment_hash, without_paths
 from dynammo_core.configuration.config import Config
-from dynammo_core.configuration.settings import WEIGHTS_BY_NAME
 from dynammo_core.experiment import config_from_json
 from dynammo_core.support.errors import CheckpointError, NotApproved
 from dynammo_core.support.files import write_atomically
@@ -53,16 +52,8 @@ class Proposal:
     @staticmethod
     def of(config: Config[Any], *, run: str = "") -> Proposal:
         """Return the proposal for a configuration under the running code."""
-        weights = config.backbone.weights
-        name = weights if weights in WEIGHTS_BY_NAME else Path(weights).name
-        plain = config.model_copy(
-            update={
-                "data": config.data.model_copy(update={"root": None}),
-                "backbone": config.backbone.model_copy(update={"weights": name}),
-            }
-        )
         now = datetime.now().astimezone().isoformat(timespec="seconds")
-        return Proposal(plain.canonical_json(), code_hash(config), run, now)
+        return Proposal(without_paths(config).canonical_json(), code_hash(config), run, now)
 
     @cached_property
     def config(self) -> Config[Any]:
@@ -81,12 +72,12 @@ class Proposal:
     @cached_property
     def experiment_hash(self) -> str:
         """Return the SHA-256 of the experiment: the operator's own if it names no paths."""
-        return _sha256(self.experiment)
+        return experiment_hash(self.experiment)
 
     @cached_property
     def id(self) -> str:
         """Return the SHA-256 of experiment and code, as 64 hexadecimal digits: what a person approves."""
-        return _sha256(f"{self.experiment_hash} {self.code}")
+        return approval_hash(self.experiment, self.code)
 
 
 class Approvals:
@@ -244,7 +235,3 @@ def _read(path: Path) -> Proposal | None:
         return proposal if all(isinstance(f, str) for f in fields) and f"{proposal.id}.json" == path.name else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -115,8 +115,13 @@ def secrets(settings: SiteSettings) -> Iterator[Finding]:
     from dynammo_core.memory.encryption import load_key
 
     private: list[tuple[str, Path]] = [("private_key", settings.private_key), ("log", settings.log)]
-    private += [("audit", settings.audit), ("memory.folder", settings.memory.folder), ("state", settings.state)]
-    private.append(("approvals", settings.approvals))
+    private.append(("audit", settings.audit))
+    folders = [("memory.folder", settings.memory.folder), ("state", settings.state), ("approvals", settings.approvals)]
+    for name, path in folders:
+        if path.exists() and not path.is_dir():  # it may be anything, such as the manifest: its mode is not ours
+            yield Finding("secrets", "wrong", f"{name}, {path}, is a file", f"Name a folder as {name} in site.yaml")
+        else:
+            private.append((name, path))
     if settings.memory.key is not None and settings.memory.key.startswith("file:"):
         private.append(("memory.key", Path(settings.memory.key.removeprefix("file:"))))
     for name, path in private:

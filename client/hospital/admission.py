@@ -46,7 +46,7 @@ def refuse_unapproved(proposal: Proposal, decision: Mapping[str, Any] | None) ->
         NotApproved: it waits, or it was rejected or revoked.
     """
     if decision is None or decision["verdict"] != "approved":
-        was = f"was {decision['verdict']} by {decision.get('by')}" if decision else "is waiting for approval"
+        was = f"was {decision['verdict']} by {decision.get('by')}" if decision else "waits for your approval"
         raise NotApproved(
             f"the experiment {proposal.plain['name']} ({proposal.id[:16]}, code {proposal.code[:12]}) {was}",
             remedy="Review and decide on it with `dynammo-site approve`",

@@ -17,6 +17,8 @@ from dynammo_core.support.errors import ConfigError, RunError
 from dynammo_core.support.locks import only_holder
 
 LOG_BYTES, LOG_FILES = 10_000_000, 5
+OWN_LINE = "dynammo-site: "
+"""Begins each line of this project in the site's log, and in what its processes print, among those of Flower."""
 POLL_SECONDS = 0.2
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from flwr.app import Context, Message
 
+from client.service.daemon import OWN_LINE
 from client.service.foreign_app import difference
 from dynammo_core.support.errors import ForeignApp
 from dynammo_core.support.processes import answer_by_copies
@@ -58,8 +59,6 @@ class InstalledApp:
         def refuse(message: Message, context: Context) -> Message:
             from client.app import sanitised
 
-            # Flower's own form of a line, which `dynammo-site start` shows.
-            logging.getLogger("flwr").error("run %s refused: %s", context.run_id, error)
             return sanitised(fail)(message, context)
 
         return refuse
@@ -95,6 +94,7 @@ def main() -> None:
     replace(flower, "get_load_client_app_fn", app.loader)
     pull = flower.pull_and_inflate_object_from_tree
     replace(flower, "pull_and_inflate_object_from_tree", partial(pull, **SOON))
+    _mark_own_lines()
     _load()
 
     def answer(token: str) -> None:
@@ -107,6 +107,15 @@ def main() -> None:
         )
 
     answer_by_copies(answer)
+
+
+def _mark_own_lines() -> None:
+    """Begin each message of this project by `OWN_LINE`, so that `dynammo-site start` finds and shows it."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"{OWN_LINE}%(message)s"))
+    logger = logging.getLogger("dynammo.client")
+    logger.addHandler(handler)
+    logger.propagate = False
 
 
 def _load() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from client.consent.labels import misspelt_in_approved
 from client.consent.settings import SiteSettings
 from client.doctor.connection import refusal
-from client.service.daemon import Backoff, Stop, log_file, only_one, stop_signals
+from client.service.daemon import OWN_LINE, Backoff, Stop, log_file, only_one, stop_signals
 from client.service.own_code import start_command
 from dynammo_core.support.errors import ConfigError
 from dynammo_core.support.processes import process_group
@@ -29,6 +29,7 @@ ENVIRONMENT: Mapping[str, str] = {
 }
 STOP_SECONDS = 15.0
 POLL_SECONDS = 0.2
+REPEATED_SECONDS = 60.0
 TAIL_LINES = 60
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 FLOWER_LINE = re.compile(r"(?P<level>[A-Z]+) *:\s+(?P<text>.*)")
@@ -64,7 +65,7 @@ def supervise(
     with only_one(settings), log_file(settings) as log, stop_signals() as stop:
 
         def tell(line: str) -> None:
-            log.info("dynammo-site: %s", line)
+            log.info("%s%s", OWN_LINE, line)
             say(line)
 
         for sentence in misspelt_in_approved(settings):
@@ -85,7 +86,7 @@ def supervise(
             if once:
                 return 1
             wait = backoff.after(time.monotonic() - began if refused is None else 0.0)
-            log.info("dynammo-site: next attempt in %.0f s", wait)
+            log.info("%snext attempt in %.0f s", OWN_LINE, wait)
             stop.wait(wait)
         tell("stopped")
         return 0
@@ -102,7 +103,7 @@ def _run(command: list[str], settings: SiteSettings, log: logging.Logger, tell: 
             if not stop.asked:
                 tell(line)
 
-        reader = threading.Thread(target=_relay, args=(child, log, tell_unless_stopping, tail), daemon=True)
+        reader = threading.Thread(target=relay, args=(child, log, tell_unless_stopping, tail), daemon=True)
         reader.start()
         while child.poll() is None and not stop.wait(POLL_SECONDS):
             pass
@@ -114,13 +115,17 @@ def _run(command: list[str], settings: SiteSettings, log: logging.Logger, tell: 
     return _reason(settings, child.returncode, "\n".join(tail))
 
 
-def _relay(child: subprocess.Popen[str], log: logging.Logger, tell: Say, tail: deque[str]) -> None:
-    """Write every line to the log; show connections, and repeated warnings only once."""
-    last = ""
+def relay(child: subprocess.Popen[str], log: logging.Logger, tell: Say, tail: deque[str]) -> None:
+    """Write every line to the log; show refusals, failures and connections, and repeated warnings only once."""
+    last, own, shown = "", "", 0.0
     for line in child.stdout or ():
         text = COLOURS.sub("", line.rstrip("\n"))
-        log.info(text)
         tail.append(text)
+        if text.startswith(OWN_LINE) and (text != own or time.monotonic() - shown > REPEATED_SECONDS):
+            own, shown = text, time.monotonic()
+            tell(text.removeprefix(OWN_LINE))
+            continue
+        log.info(text)
         match = FLOWER_LINE.fullmatch(text)
         if match is None:
             continue

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
 from dynammo_core.configuration.federation import FederationSettings
+from dynammo_core.configuration.gate import GateSettings
 from dynammo_core.configuration.limits import LimitSettings
 from dynammo_core.configuration.privacy import PrivacySettings
 from dynammo_core.configuration.scanners import ScannerSettings
@@ -54,6 +55,7 @@ class Config(Section, Generic[M]):
     memory: MemorySettings = MemorySettings()
     privacy: PrivacySettings = PrivacySettings()
     compute: ComputeSettings = ComputeSettings()
+    gate: GateSettings = GateSettings()
 
     @field_validator("limits")
     @classmethod
@@ -128,6 +130,17 @@ class Config(Section, Generic[M]):
                 "arrives would reveal which site has it; set federation.arrival: synchronous"
             )
         return privacy
+
+    @field_validator("gate")
+    @classmethod
+    def _can_be_measured(cls, gate: GateSettings, info: ValidationInfo) -> GateSettings:
+        federation = info.data.get("federation")
+        if gate.worst_site is not None and federation is not None and federation.secure_aggregation:
+            raise ValueError(
+                "worst_site cannot be combined with federation.secure_aggregation: the server learns sums over sites, "
+                "and no site's accuracy; bound retention or class_recall"
+            )
+        return gate
 
     @model_validator(mode="after")
     def _registry_of_the_named(self) -> Self:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from dynammo_core.support.errors import ConfigError, DynammoError
@@ -40,6 +41,24 @@ def printable_lines(text: str) -> str:
 def cell(text: object, style: str = "") -> Text:
     """Make a text that others may have written fit for a table: one line, printable, and never read as markup."""
     return Text(printable(str(text)), style)
+
+
+def listing(*columns: str, fold: Collection[str] = (), right: Collection[str] = (), title: str = "") -> Table:
+    """Return an empty table without lines, in which only the columns `fold` break their words when space is short.
+
+    Args:
+        columns: the heads, which may have several lines.
+        fold: columns with names, which may be long; by default the first one.
+        right: columns that are aligned to the right.
+        title: text above the table.
+    """
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", title_justify="left")
+    table.title = cell(title, "bold") if title else None
+    for number, words in enumerate(columns):
+        folds = words in fold if fold else number == 0
+        justify: JustifyMethod = "right" if words in right else "left"
+        table.add_column(words, no_wrap=not folds, overflow="fold" if folds else "ellipsis", justify=justify)
+    return table
 
 
 class _Lasting:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from dynammo_core.configuration.config import Config, Scalar
-from dynammo_core.support.errors import ConfigError, RunError, nearest_match
+from dynammo_core.support.errors import CheckpointError, ConfigError, RunError, nearest_match
 from server.consortium.control import Control
 from server.consortium.flower_app import APP_DIRECTORY, staged_app
 from server.consortium.settings import ServerSettings
 from server.consortium.sites import SiteRegister
+from server.run_directory.advice import failure_words
 from server.run_directory.directory import Event, Listener, RunDirectory, run_place
 from server.run_directory.event_tail import EventTail
 from server.run_directory.lock import only_run, only_start
@@ -32,15 +33,18 @@ def launch(
 
     Raises:
         ConfigError: the experiment names no sites, or one that is not registered.
+        CheckpointError: the run to resume has no checkpoint; its log stays as it is.
         RunError: the run is already going on.
         DynammoError: the experiment cannot work, or the SuperLink refuses it.
     """
     from dynammo_core.experiment import Experiment  # and only here: `status` needs no PyTorch
 
     control = Control(settings)
+    place = run_place(settings.runs, config, resume)
+    if resume:
+        _require_checkpoint(resume)
     _require_registered(config, SiteRegister(settings, control))
     Experiment(config).check()
-    place = run_place(settings.runs, config, resume)
     with only_start(place):
         refuse_a_second(control, place)
         with only_run(place):  # which the SuperLink's process then takes over
@@ -73,10 +77,14 @@ def follow(settings: ServerSettings, directory: Path, tail: EventTail, listener:
         RunError: it failed, was stopped, or its process died.
     """
     control, run = Control(settings), flower_run(directory)
+    started: Event = {}
     ended: list[Event] = []
 
     def hear(event: Event) -> None:
+        nonlocal started
         listener(event)
+        if event["event"] == "run_started":
+            started = event
         if event["event"] in ("run_finished", "run_failed"):
             ended.append(event)
 
@@ -96,7 +104,7 @@ def follow(settings: ServerSettings, directory: Path, tail: EventTail, listener:
     while not status_of(control, run)[0].startswith("finished") and time.monotonic() < limit:
         time.sleep(FOLLOW_SECONDS)
     if ended[-1]["event"] == "run_failed":
-        raise RunError(str(ended[-1]["message"]), remedy=_remedy(directory))
+        raise RunError(failure_words(started, ended[-1]), remedy=_remedy(directory))
 
 
 def flower_run(directory: Path) -> int:
@@ -160,6 +168,14 @@ def command_to_continue(directory: Path) -> str:
 
 def _remedy(directory: Path) -> str:
     return f"Continue with `{command_to_continue(directory)}`"
+
+
+def _require_checkpoint(directory: Path) -> None:
+    if not RunDirectory(directory).can_resume:
+        raise CheckpointError(
+            f"the run in {directory} has no checkpoint: the first finished step writes one",
+            remedy=f"Start it with `{command_to_continue(directory)}`",
+        )
 
 
 def _require_registered(config: Config[Any], register: SiteRegister) -> None:

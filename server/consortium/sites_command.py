@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from dynammo_core.support.terminal import Terminal, cell, command_line, readable_errors
+from dynammo_core.support.terminal import Terminal, cell, command_line, listing, readable_errors
 
 if TYPE_CHECKING:
-    from server.consortium.sites import SiteRegister
+    from server.consortium.sites import RegisteredSite, SiteRegister
 
 sites_app = command_line("Register, list and remove the sites of the consortium.")
 console = Terminal(emoji=False)  # a fingerprint may hold ":cd:", which is the name of one
@@ -53,10 +53,18 @@ def remove_site(
 def list_sites(folder: Folder = HERE) -> None:
     """List the registered sites, and which of them are connected."""
     with _register(folder) as register:
-        table = Table("site", "status", "since", "registered", "key")
-        for name, (site, status, since) in register.with_status().items():
-            table.add_row(*map(cell, (name, status, since, site.added, site.fingerprint)))
-        console.print(table)
+        sites = register.with_status()
+        console.print(sites_table(sites))
+        for name, (site, _, _) in sites.items():  # not in the table: a fingerprint is compared whole, by telephone
+            console.say(f"{site.fingerprint}  {name}")
+
+
+def sites_table(sites: Mapping[str, tuple[RegisteredSite, str, str]]) -> Table:
+    """Return a table of sites with their status and since when they have it, as `SiteRegister.with_status` has them."""
+    table = listing("site", "status", "since", "registered")
+    for name, (site, status, since) in sites.items():
+        table.add_row(*map(cell, (name, status, since, site.added)))
+    return table
 
 
 @sites_app.command("keys")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -48,6 +49,8 @@ RUNTIME_CALLS = (
     *("acquire-task", "send-task-heartbeat", "pull-task-input", "push-task-output", "push-object", "pull-object"),
     *("confirm-message-received", "push-messages", "pull-messages", "push-logs", "get-nodes", "record-task-usage"),
 )
+ADMISSION_ASKED = f"[{FLEET}activate-node][ApiError:2003]"
+"""Begins Flower's log line about such a request (flwr 1.41 and 1.42: supercore/error/http.py)."""
 PLAIN_HOST = re.compile(rb"[A-Za-z0-9._:\[\]-]*")
 """Other characters could make a URL of another path than the one that was looked at here."""
 
@@ -125,6 +128,17 @@ def limits(largest: int) -> Mapping[str, int]:
     return MappingProxyType({HEALTH: 0, **sites, **operators, **{RUNTIME + call: largest for call in RUNTIME_CALLS}})
 
 
+def admission_questions_are_no_errors(record: logging.LogRecord) -> bool:
+    """Turn Flower's error about a site's question for admission into a line of information; keep every record.
+
+    `dynammo-site doctor` and `start` ask by a request that the SuperLink refuses only for its interval.
+    """
+    if ADMISSION_ASKED in record.getMessage():
+        record.levelno, record.levelname = logging.INFO, "INFO"
+        record.msg, record.args = "a registered site checks its connection, as `dynammo-site doctor` does", ()
+    return True
+
+
 def main() -> None:
     """Start `flower-superlink` with the gate before everything else; its arguments are Flower's."""
     operators = tuple(os.environ[OPERATORS].split(","))
@@ -132,6 +146,7 @@ def main() -> None:
     extensions.get_middleware = lambda: (Middleware(Gate, operators=operators, token=token, largest=largest),)
     # Without `proxy_headers=False` uvicorn may believe an X-Forwarded-For.
     uvicorn.run = functools.partial(uvicorn.run, http=Doorway, ws="none", proxy_headers=False)
+    logging.getLogger("flwr").addFilter(admission_questions_are_no_errors)
     flower_superlink()
 
 

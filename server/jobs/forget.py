@@ -19,6 +19,7 @@ from server.run.answers import Answers
 from server.run.exchange import Exchange
 from server.run.results import pooled, write_model, write_results
 from server.run.task_loop import TaskLoop
+from server.run_directory.deployed import deployed_task
 from server.run_directory.directory import RunDirectory
 from server.run_directory.lock import only_run
 
@@ -73,8 +74,9 @@ class Correction(TaskLoop):
         self.progress.confusion.pop()
         self._take_in(self.experiment.steps[self.progress.next_step - 1], answers)
         status = "completed" if self.progress.next_step == len(self.experiment.steps) else "running"
-        write_model(self.directory, self.experiment, self.model, task, pooled(answers))
-        write_results(self.directory, self.experiment, self.model, self.progress, status=status)
+        summary = write_results(self.directory, self.experiment, self.model, self.progress, status=status)
+        deploy = deployed_task(self.directory) in (None, task)
+        write_model(self.directory, self.experiment, self.model, task, pooled(answers), summary, deploy=deploy)
         self._save()
 
 

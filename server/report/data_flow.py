@@ -23,6 +23,7 @@ from dynammo_core.wire.protocol import SUMMED, Phase, names_up, numbers_of, tens
 from dynammo_core.wire.secure_aggregation.encoding import Encoding
 from dynammo_core.wire.secure_aggregation.phases import PHASE_UP, phase_shape
 from server.report.markdown import markdown
+from server.run_directory.advice import site_label
 from server.run_directory.run_files import RunFiles
 
 WHY: Mapping[Action, str] = MappingProxyType(
@@ -209,5 +210,5 @@ def _left(run: RunFiles) -> list[dict[str, Any]]:
         for failure in step["failures"]:
             sums[failure["site"]].update(failures=1)
     keys = ("answers", "abstained", "failures", "up", "down")
-    labels = {site: names[site] if site < len(names) else f"site {site}" for site in sorted(sums)}
+    labels = {site: site_label(names, site) for site in sorted(sums)}
     return [{"site": label, **{key: sums[site][key] for key in keys}} for site, label in labels.items()]

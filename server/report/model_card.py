@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dynammo_core.deployed.model_files import ModelFacts
 from dynammo_core.support.errors import RunError
 from server.report.markdown import markdown
 from server.report.privacy_rows import privacy_rows
+from server.run_directory.advice import held_words, site_label
 from server.run_directory.run_files import Json, RunFiles
 
 TEMPLATE = """\
@@ -62,7 +64,11 @@ In percent, on the sites' own test images of all classes above, without knowing 
 | Mean class recall | {{ summary.mean_class_recall | percent }} |
 | Worst site's mean class recall | {{ summary.get("worst_site_mean_class_recall") | percent }} |
 | Worst site's accuracy | {{ summary.worst_site_accuracy | percent }} |
-| Accuracy at each site | {{ summary.site_accuracies | map("percent") | join(", ") or "hidden in the sum" }} |
+{% for name, accuracy in sites %}
+| Accuracy at {{ name | cell }} | {{ accuracy | percent }} |
+{% else %}
+| Accuracy at each site | hidden in the sum |
+{% endfor %}
 | Accuracy after each task | {{ summary.accuracy_after_tasks | map("percent") | join(", ") }} |
 | Average incremental accuracy | {{ summary.average_incremental_accuracy | percent }} |
 | Forgetting, in points | {{ summary.forgetting | percent }} |
@@ -146,6 +152,10 @@ including the threshold of the open-set score below.
 | Backbone's weights | `{{ facts.lineage.backbone_sha256 }}` |
 | Licence of these weights | {{ facts.backbone_licence | cell }} |
 | Tensors | `{{ facts.lineage.tensors_sha256 or "not recorded" }}` |
+| Made after | task {{ facts.lineage.after_task }} of {{ summary.tasks }} |
+{% for time, decision in decisions %}
+| Gate, {{ time }} | {{ decision | cell }} |
+{% endfor %}
 | Versions | {% for name, version in facts.versions.items() -%}
   {{ name }} {{ version }}{{ " |" if loop.last else ", " }}
   {%- endfor %}
@@ -162,7 +172,7 @@ def model_card(run_directory: Path, facts: ModelFacts, *, file: str, format_name
     Raises:
         RunError: the run's files cannot be read, lack something, or do not belong to the run that the model comes from.
     """
-    run = RunFiles.read(run_directory)
+    run = RunFiles.read(run_directory).after_task(run_directory, facts.lineage.after_task)
     measured = (run.summary.get("config_hash"), len(run.summary.get("accuracy_after_tasks", ())))
     if measured != (facts.lineage.config_hash, facts.lineage.after_task):
         raise RunError(
@@ -175,6 +185,10 @@ def model_card(run_directory: Path, facts: ModelFacts, *, file: str, format_name
     contents: Json = {
         "facts": facts,
         "summary": run.summary,
+        "sites": [
+            (site_label(run.started.get("site_names", ()), site), accuracy)
+            for site, accuracy in enumerate(run.summary["site_accuracies"])
+        ],
         "recalls": recalls,
         "few": [row["name"] for row in recalls if row["images"] < FEW_IMAGES],
         "few_images": FEW_IMAGES,
@@ -183,6 +197,7 @@ def model_card(run_directory: Path, facts: ModelFacts, *, file: str, format_name
         "unlearnt": [name for name in facts.class_names if name not in learnt],
         "others": any(-1 in rows for rows in facts.heads.values()),
         "privacy": privacy_rows(run),
+        "decisions": _decisions(run),
         **{"file": file, "format": format_name, "sha256": sha256},
     }
     try:
@@ -192,6 +207,25 @@ def model_card(run_directory: Path, facts: ModelFacts, *, file: str, format_name
             f"The files of the run in {run_directory} do not fit together ({type(error).__name__}: {error})",
             remedy="Export with the version of this project that made the run",
         ) from error
+
+
+def _decisions(run: RunFiles) -> list[tuple[str, str]]:
+    """Return when which model was held back, released or rolled back to, and by whom."""
+    names, rows = run.started.get("site_names", ()), []
+    for event in run.events:
+        match event["event"]:
+            case "gate_judged":
+                words = (
+                    held_words(event, names) if event["broken"] else f"the model after task {event['task'] + 1} passed"
+                )
+            case "released" | "rolled_back":
+                who = event.get("by", "an operator")
+                verb = "released" if event["event"] == "released" else "went back to"
+                words = f"{who} {verb} the model after task {event['task'] + 1}"
+            case _:
+                continue
+        rows.append((f"{datetime.fromtimestamp(event['time'], UTC):%Y-%m-%d %H:%M} UTC", words))
+    return rows
 
 
 def _passed(summary: Json) -> Json | None:

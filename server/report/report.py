@@ -23,6 +23,7 @@ from server.report.page import number, page_environment
 from server.report.privacy_rows import privacy_rows
 from server.report.reliability_section import reliability_section
 from server.report.report_template import TEMPLATE
+from server.run_directory.advice import failure_words, site_label
 from server.run_directory.run_files import Json, RunFiles
 
 MOST_SITES = 30  # rows of a figure or table about sites; if there are more, those that need a look are shown
@@ -58,7 +59,7 @@ def _contents(run: RunFiles) -> Json:
         "numbers": numbers,
         "name": numbers.get("name") or run.started.get("name") or run.config.get("name") or "unnamed run",
         "finished": run.summary.get("status", "running") != "running",
-        "failure": last.get("message", "") if last.get("event") == "run_failed" else "",
+        "failure": failure_words(run.started, last) if last.get("event") == "run_failed" else "",
         "resumes": max(len(run.of_kind("run_started")) - 1, 0),
         "learning": _learning(run, numbers),
         "confusions": _confusions(run),
@@ -149,21 +150,23 @@ def _sites(run: RunFiles, numbers: Json) -> Json:
         return {"plot": "", "worst": "", "shown": 0, "all": len(values)}
     worst = int(np.nanargmin(values))
     shown = np.arange(len(values)) if len(values) <= MOST_SITES else np.argsort(values, kind="stable")[:MOST_SITES]
-    accuracies = ", ".join(f"{_site(k)} " + ("none" if np.isnan(values[k]) else f"{values[k]:.1f}") for k in shown)
+    names = [site_label(run.started.get("site_names", ()), site) for site in range(len(values))]
+    accuracies = ", ".join(f"{names[k]} " + ("none" if np.isnan(values[k]) else f"{values[k]:.1f}") for k in shown)
     plot = plots.site_bars(
-        [_site(k) for k in shown],
+        [names[k] for k in shown],
         values[shown],
         float(numbers["last_accuracy"]),
         int(np.flatnonzero(shown == worst)[0]),
-        f"Bars of the accuracy at each site, in percent: {accuracies}. The worst is {_site(worst)}.",
+        f"Bars of the accuracy at each site, in percent: {accuracies}. The worst is {names[worst]}.",
     )
-    return {"plot": plot, "worst": _site(worst), "shown": len(shown), "all": len(values)}
+    return {"plot": plot, "worst": names[worst], "shown": len(shown), "all": len(values)}
 
 
 def _participation(run: RunFiles) -> Json:
     """Return a figure of which site answered, abstained or failed in which step, and a text that describes it."""
     seen = {entry["site"] for step in run.steps for entry in [*step["sites"], *step["failures"]]}
-    everyone = sorted(seen, key=lambda site: (len(str(site)), str(site)))
+    everyone = sorted(seen)
+    names = {site: site_label(run.started.get("site_names", ()), site) for site in everyone}
     row_of = {site: row for row, site in enumerate(everyone)}
     states = np.zeros((len(everyone), len(run.steps)), np.int64)
     abstained: dict[Any, Counter[str]] = defaultdict(Counter)
@@ -180,7 +183,7 @@ def _participation(run: RunFiles) -> Json:
     shown = np.sort(troubled)
     words = [
         {
-            "site": _site(everyone[k]),
+            "site": names[everyone[k]],
             "abstained": _listed(abstained[everyone[k]]),
             "failed": _listed(failed[everyone[k]]),
         }
@@ -190,7 +193,7 @@ def _participation(run: RunFiles) -> Json:
     label = f"Grid of {len(shown)} sites by {len(run.steps)} steps, with {(states == 2).sum()} abstentions and "
     label += f"{(states == 3).sum()} failures; the table below it says where."
     groups = [f"task {step['task'] + 1}" for step in run.steps]
-    plot = plots.participation_grid(states[shown], [_site(everyone[k]) for k in shown], groups, label) if seen else ""
+    plot = plots.participation_grid(states[shown], [names[everyone[k]] for k in shown], groups, label) if seen else ""
     return {"plot": plot, "words": words, "shown": len(shown), "all": len(everyone)}
 
 
@@ -228,10 +231,6 @@ def _settings(config: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
 def _listed(places: Counter[str]) -> str:
     words = [place + (f" ({times} rounds)" if times > 1 else "") for place, times in places.items()]
     return "; ".join(words[:6]) + (f"; and {len(words) - 6} more" if len(words) > 6 else "")
-
-
-def _site(site: Any) -> str:
-    return str(site) if isinstance(site, str) and not site.isdigit() else f"site {site}"
 
 
 def _floats(values: Iterable[float | None]) -> NDArray[np.float64]:

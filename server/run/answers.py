@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from dynammo_core.support.errors import RunError
 from dynammo_core.wire.protocol import Report
 from dynammo_core.wire.secure_aggregation.encoding import Total
+from server.run_directory.directory import AGAIN
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,21 @@ class Failure:
     site: int
     code: int
     error: str
+
+
+class TooFewAnswers(RunError):  # noqa: N818  # the operator reads this name, and it is not a defect
+    """Fewer sites answered a step than it needs.
+
+    Attributes:
+        what: which step, how many answered, and how many are needed.
+        failures: who failed, and how.
+    """
+
+    def __init__(self, what: str, failures: Iterable[Failure], label: Callable[[int], str]) -> None:
+        self.what, self.failures = what, tuple(failures)
+        named = ", ".join(f"{label(one.site)} ({one.error}, code {one.code})" for one in self.failures)
+        remedy = f"Find the reason in the log of each failed site, then {AGAIN}"
+        super().__init__(f"{what}; failed: {named}", remedy=remedy)
 
 
 @dataclass(frozen=True)

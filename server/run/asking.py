@@ -139,15 +139,20 @@ class Asking:
         return answers
 
     def _ask_once(self, question: Question, sites: list[int], needed: int, done: int = 0) -> Answers:
-        step = question.instruction.step
+        log, asked = partial(self._directory.log, step=question.instruction.step), done + len(sites)
+
+        def on_answers(answered: list[int], failed: list[int]) -> None:
+            nonlocal done
+            done += len(answered)
+            log("answers", answered=done, asked=asked, sites=answered, failed=failed)
+
         return self._exchange.ask(
             question,
             sites,
             needed=needed,
-            on_waiting=lambda waiting: self._directory.log("waiting", step=step, sites=waiting),
-            on_answers=lambda answered: self._directory.log(
-                "answers", step=step, answered=done + answered, asked=done + len(sites)
-            ),
+            on_waiting=lambda waiting: log("waiting", sites=waiting),
+            on_asked=lambda reached: log("asked", sites=reached),
+            on_answers=on_answers,
         )
 
     def _check(

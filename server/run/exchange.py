@@ -68,7 +68,8 @@ class Exchange:
         *,
         needed: int,
         on_waiting: Callable[[list[int]], None],
-        on_answers: Callable[[int], None],
+        on_asked: Callable[[list[int]], None],
+        on_answers: Callable[[list[int], list[int]], None],
     ) -> Answers:
         """Send a question to sites, wait for all answers or for the deadline, and return the answers.
 
@@ -80,12 +81,14 @@ class Exchange:
             sites: who is asked.
             needed: fewest connected sites for which asking makes sense.
             on_waiting: called with the sites that are waited for, whenever they change.
-            on_answers: called with the number of answers, whenever it changes.
+            on_asked: called with the sites that the question was sent to.
+            on_answers: called with the sites that have answered since, and those that have failed.
         """
         nodes = self._roster.nodes(sites, needed=needed, deadline=question.deadline, on_waiting=on_waiting)
         asked = [site for site in sites if site in nodes]
         mail = _Mail(self._grid, self._deliveries, question, self._parcels(question, asked), nodes)
         mail.send(asked, question.deadline)
+        on_asked(sorted(mail.delivered))
         replies, restarted = self._collect(mail, sites, question.deadline, on_answers)
         answers = Answers(bytes_down=mail.bytes_down, bytes_held=mail.bytes_held)
         for site in sorted(sites):
@@ -114,7 +117,11 @@ class Exchange:
         }
 
     def _collect(
-        self, mail: _Mail, sites: Sequence[int], deadline: float, on_answers: Callable[[int], None]
+        self,
+        mail: _Mail,
+        sites: Sequence[int],
+        deadline: float,
+        on_answers: Callable[[list[int], list[int]], None],
     ) -> tuple[dict[int, Message], set[int]]:
         """Return the replies by site, and the sites that restarted and so will never answer."""
         replies: dict[int, Message] = {}
@@ -122,12 +129,15 @@ class Exchange:
         limit, pause, looked = time.monotonic() + deadline, POLL_SECONDS, time.monotonic()
         while mail.awaited and time.monotonic() < limit:
             arrived = list(self._grid.pull_messages(list(mail.awaited)))
+            answered: list[int] = []
+            failed: list[int] = []
             for reply in arrived:
                 site = mail.awaited.pop(reply.metadata.reply_to_message_id)
                 if not mail.sent_all(site, reply, limit - time.monotonic()):
                     replies[site] = reply
+                    (failed if reply.has_error() else answered).append(site)
             if arrived:
-                on_answers(len(replies))
+                on_answers(answered, failed)
                 pause = POLL_SECONDS
             else:
                 time.sleep(pause)

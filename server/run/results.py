@@ -26,14 +26,13 @@ from dynammo_core.privacy.plan import client_charges
 from dynammo_core.scoring import metrics
 from dynammo_core.scoring.cost import Deployed, multiply_accumulates
 from dynammo_core.scoring.reliability import COLUMNS, MEASURES, Reliability, known_threshold, table_rows
-from dynammo_core.support.errors import ConfigError
 from dynammo_core.wire.compression import CODECS, carried
 from dynammo_core.wire.protocol import names_up
 from server.run.answers import Answers
 from server.run.own_heads import COMMON, own_heads_summary
 from server.run_directory.checkpoint import Progress
+from server.run_directory.deployed import SUMMARY, model_folder
 from server.run_directory.directory import RunDirectory
-from server.run_directory.lock import only_run
 
 RECORDED_VERSIONS = ("flwr", "torch", "torchvision", "timm")
 
@@ -42,7 +41,7 @@ def write_results(
     directory: RunDirectory, experiment: Experiment, model: IncrementalModel, progress: Progress, *, status: str
 ) -> dict[str, object]:
     """Write the tables of counts as CSV and `summary.json`, and return the summary."""
-    confusion, tasks = _confusion(experiment, progress), experiment.stream.tasks
+    confusion, tasks = confusion_of(experiment, progress), experiment.stream.tasks
     names = experiment.class_names
     directory.write_csv(
         "accuracy_matrix.csv",
@@ -64,7 +63,7 @@ def write_results(
 
 def summarise(experiment: Experiment, model: IncrementalModel, progress: Progress, status: str) -> dict[str, object]:
     """Return the summary of a run: accuracies in percent, bytes of tensors, seconds of finished steps."""
-    config, confusion, tasks = experiment.config, _confusion(experiment, progress), experiment.stream.tasks
+    config, confusion, tasks = experiment.config, confusion_of(experiment, progress), experiment.stream.tasks
     deployed = Deployed(experiment.method, model)
     hidden = config.federation.secure_aggregation
     by_site = np.empty(0) if hidden else metrics.site_accuracies(confusion, tasks)
@@ -156,12 +155,21 @@ def write_model(
     experiment: Experiment,
     model: IncrementalModel,
     task: int,
-    tested: Reliability | None = None,
+    tested: Reliability,
+    summary: dict[str, object],
+    *,
+    deploy: bool = True,
 ) -> None:
-    """Write `model.safetensors`, ready to predict, and `model.json`, which describes it.
+    """Write the model after a task, ready to predict, with its description and its summary, to `models/task-NN`.
 
-    Both also stay in `models/task-NN`, so that a run can go back to the model after an earlier task. `tested` is what
-    it answered to the sites' test images.
+    Args:
+        directory: directory of the run.
+        experiment: the experiment.
+        model: the model.
+        task: the task that it has learnt last.
+        tested: what it answered to the sites' test images.
+        summary: the run's summary after that task.
+        deploy: also make it the deployed one, `model.safetensors` and `model.json`.
     """
     tensors = deployed_tensors(experiment.method, model)
     config, class_names = experiment.config, experiment.class_names
@@ -178,7 +186,7 @@ def write_model(
         "window": config.data.window,
         "frame": config.data.frame,
         "heads": {name: list(model.head(name).rows) for name in _deployed_heads(experiment, model)},
-        "open_set_threshold": _fine(known_threshold(tested)) if tested else None,
+        "open_set_threshold": _fine(known_threshold(tested)),
         "own_statistics": _own_statistics(experiment, model, tensors),
         "versions": {"dynammo": __version__} | {package: version(package) for package in RECORDED_VERSIONS},
         "lineage": {
@@ -189,31 +197,10 @@ def write_model(
             "tensors_sha256": tensors_sha256(tensors),
         },
     }
-    for folder in (model_folder(task), ""):
+    for folder in (model_folder(task), *([""] if deploy else [])):
         directory.write(f"{folder}{WEIGHTS}", save(tensors))
         directory.write_json(f"{folder}{FACTS}", facts)
-
-
-def model_folder(task: int) -> str:
-    """Return the folder in a run directory that keeps the model after a task."""
-    return f"models/task-{task + 1:02d}/"
-
-
-def roll_back(directory: RunDirectory, task: int) -> None:
-    """Make the model after an earlier task, counted from 0, the current one; the run itself does not change.
-
-    Raises:
-        ConfigError: the run does not have a model after that task.
-        RunError: the run is in progress.
-    """
-    folder = directory.path / model_folder(task)
-    if not (folder / WEIGHTS).is_file():
-        there = sorted(path.name for path in (directory.path / "models").glob("task-*"))
-        raise ConfigError(f"there is no model after task {task + 1} in {directory.path}", accepted=", ".join(there))
-    with only_run(directory.path):
-        for name in (WEIGHTS, FACTS):
-            directory.write(name, (folder / name).read_bytes())
-        directory.log("rolled_back", task=task)
+    directory.write_json(f"{model_folder(task)}{SUMMARY}", summary)
 
 
 def _own_statistics(
@@ -240,7 +227,8 @@ def _trainable_parameters(experiment: Experiment, model: IncrementalModel, task:
     return sum(parameter.numel() for name, parameter in model.named_parameters() if name in names)
 
 
-def _confusion(experiment: Experiment, progress: Progress) -> NDArray[np.int64]:
+def confusion_of(experiment: Experiment, progress: Progress) -> NDArray[np.int64]:
+    """Return the counts of all tests, [T, K, C, C]: task, site, true class, answer; K is 1 if only sums are known."""
     classes, sites = experiment.classes, experiment.config.federation.tested_apart
     return np.array(progress.confusion, dtype=np.int64).reshape(len(progress.confusion), sites, classes, classes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from dynammo_core.configuration.config import Config
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import DynammoError
 from server.report.report import write_report
+from server.run.answers import TooFewAnswers
 from server.run.exchange import Exchange
 from server.run.task_loop import TaskLoop
 from server.run_directory.directory import Listener, RunDirectory, run_place
@@ -69,8 +71,19 @@ def run_experiment(
                 loop.resume(accept_new_code=accept_new_code)
             loop.run()
         except DynammoError as error:
-            directory.log("run_failed", message=str(error))
+            _log_failure(directory, error)
+            if report:
+                with suppress(DynammoError):  # the run's own error matters more
+                    write_report(directory.path)
             raise
         if report:
             write_report(directory.path)
     return directory
+
+
+def _log_failure(directory: RunDirectory, error: DynammoError) -> None:
+    """Log why a run ended; sites that failed are data beside the message."""
+    if isinstance(error, TooFewAnswers):
+        directory.log("run_failed", message=f"{error.what}.", failures=[vars(failure) for failure in error.failures])
+    else:
+        directory.log("run_failed", message=str(error), failures=[])

@@ -30,9 +30,8 @@ from dynammo_core.wire.secure_aggregation.phases import (
     check_phase,
 )
 from dynammo_core.wire.secure_aggregation.shamir import combine
-from server.run.answers import Answers, Failure
+from server.run.answers import Answers, Failure, TooFewAnswers
 from server.run.exchange import Check
-from server.run_directory.directory import AGAIN
 
 Tensors = Mapping[str, Tensor]
 Vectors = Mapping[int, NDArray[np.uint64]]
@@ -105,12 +104,12 @@ class SecureExchange:
         self._totals = self._totals.then(answers)
         self._failures |= {failure.site: failure for failure in answers.failures}
         if len(answers.reports) < needed:
-            failed = ", ".join(f"{self.label(f.site)} ({f.error}, code {f.code})" for f in self._failures.values())
-            raise RunError(
+            raise TooFewAnswers(
                 f"secure aggregation, exchange {list(Phase).index(phase) + 1} of 4 ({phase.value}): "
-                f"{len(answers.reports)} sites answered, {needed} are needed (threshold {self.threshold}); "
-                f"failed: {failed}",
-                remedy=f"The server learnt nothing. Read the log of each failed site, then {AGAIN}",
+                f"{len(answers.reports)} sites answered, {needed} are needed (threshold {self.threshold}), and the "
+                "server learnt nothing",
+                self._failures.values(),
+                self.label,
             )
         return answers.reports
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from dynammo_core.aggregation.server_optimizer import forget_rounds, stepped
 from dynammo_core.code_identity import code_hash
+from dynammo_core.configuration.approval import approval_hash, without_paths
 from dynammo_core.experiment import Experiment
 from dynammo_core.models.backbones import weights_sha256
 from dynammo_core.models.heads import head_rows
@@ -19,13 +21,16 @@ from dynammo_core.plan import Action, LearningStage, Step, Summarise
 from dynammo_core.support.errors import RunError
 from dynammo_core.support.seeding import seeded_initialisation
 from dynammo_core.wire.compression import CODECS, carried
-from server.run.answers import Answers
+from server.run.answers import Answers, TooFewAnswers
 from server.run.asking import Asking
+from server.run.deploy_gate import broken_bounds
 from server.run.exchange import Exchange
 from server.run.merge import merged
-from server.run.results import pooled, write_model, write_results
+from server.run.results import confusion_of, pooled, write_model, write_results
+from server.run_directory.advice import held_words
 from server.run_directory.checkpoint import CheckpointStore, Identity, Progress
-from server.run_directory.directory import AGAIN, EVENTS, RunDirectory
+from server.run_directory.deployed import deployed_task
+from server.run_directory.directory import EVENTS, RunDirectory
 from server.run_directory.lineage import refuse_another_plan
 
 
@@ -130,12 +135,11 @@ class TaskLoop:
     def _require_quorum(self, step: Step, answers: Answers) -> None:
         needed = self._asking.needed(step)
         if len(answers.reports) < needed:
-            label = self.experiment.config.federation.site_label
-            failed = ", ".join(f"{label(f.site)} ({f.error}, code {f.code})" for f in answers.failures)
-            raise RunError(
+            raise TooFewAnswers(
                 f"task {step.task + 1}, stage {step.stage.name}, round {step.round + 1}: {len(answers.reports)} of "
-                f"{len(self._asking.taking_part(step))} sites answered, {needed} are needed; failed: {failed}",
-                remedy=f"Find the reason in the log of each failed site, then {AGAIN}",
+                f"{len(self._asking.taking_part(step))} sites answered, {needed} are needed",
+                answers.failures,
+                self.experiment.config.federation.site_label,
             )
 
     def _take_in(self, step: Step, answers: Answers) -> None:
@@ -219,20 +223,43 @@ class TaskLoop:
             **({"total": answers.total.as_fields()} if answers.total else {}),
             failures=[vars(failure) for failure in answers.failures],
         )
-        if step.stage.action is Action.EVALUATE:
-            summary = write_results(self.directory, self.experiment, self.model, self.progress, status="running")
-            write_model(self.directory, self.experiment, self.model, step.task, pooled(answers))
-            self.directory.log(
-                "task_evaluated",
-                task=step.task,
-                accuracy=summary["last_accuracy"],
-                site_accuracies=summary["site_accuracies"],
-                **{key: summary[key] for key in ("mean_class_recall",) if key == summary["leading_metric"]},
-            )
+        held = self._conclude(step, answers) if step.stage.action is Action.EVALUATE else ""
         self._save()
+        if held and self.experiment.config.gate.broken == "stop":
+            raise RunError(held, remedy="Release it with `dynammo-server release`, or go on without it")
+
+    def _conclude(self, step: Step, answers: Answers) -> str:
+        """Write the results and the model of a task; return why it is held back, or an empty text if it is deployed."""
+        summary = write_results(self.directory, self.experiment, self.model, self.progress, status="running")
+        judged = self._judge(step)
+        deploy = not judged.get("broken")
+        write_model(self.directory, self.experiment, self.model, step.task, pooled(answers), summary, deploy=deploy)
+        self.directory.log(
+            "task_evaluated",
+            task=step.task,
+            accuracy=summary["last_accuracy"],
+            site_accuracies=summary["site_accuracies"],
+            **{key: summary[key] for key in ("mean_class_recall",) if key == summary["leading_metric"]},
+        )
+        if judged:
+            self.directory.log("gate_judged", **judged)
+        federation = self.experiment.config.federation
+        return "" if deploy else held_words(judged, [federation.site_label(site) for site in range(federation.sites)])
 
     def _save(self) -> None:
         self.checkpoints.save(self.progress, self._tensors(("*",), archive=False), self.archive)
+
+    def _judge(self, step: Step) -> dict[str, Any]:
+        """Compare the new model with the deployed one; empty without bounds, or if nothing is deployed yet."""
+        bounds, before = self.experiment.config.gate.bounds, deployed_task(self.directory)
+        if not bounds or before is None or before == step.task:  # the same if this step is repeated
+            return {}
+        known = [label for task in self.experiment.stream.tasks[: before + 1] for label in task]
+        counts = confusion_of(self.experiment, self.progress)
+        broken = broken_bounds(counts[before], counts[step.task], known, bounds)
+        names = self.experiment.class_names
+        named = [{**vars(one), "label": None if one.label is None else names[one.label]} for one in broken]
+        return {"task": step.task, "deployed": before, "broken": named}
 
     def _opens_task(self, step: Step) -> bool:
         """Return whether this step is the first of its task; a resumed run has grown the model already."""
@@ -246,6 +273,11 @@ class TaskLoop:
             chosen |= {name: self.archive[name] for name in matching(self.archive, patterns)}
         return chosen
 
+    def _approval(self) -> str:
+        """Return the hash that people at the sites see and approve."""
+        config = self.experiment.config
+        return approval_hash(without_paths(config).canonical_json(), code_hash(config))
+
     def _announce(self) -> None:
         experiment, config = self.experiment, self.experiment.config
         names = experiment.class_names
@@ -258,6 +290,7 @@ class TaskLoop:
             code_hash=code_hash(config),
             sites=config.federation.sites,
             site_names=[config.federation.site_label(site) for site in range(config.federation.sites)],
+            approval=self._approval() if config.federation.site_names else None,
             run=self.progress.run,
             tasks=[[names[label] for label in task] for task in experiment.stream.tasks],
             plan=[step.as_fields() for step in experiment.steps],

@@ -21,8 +21,9 @@ OPERATION = (
     ),
     "federation.site_keys",  # a site has a new key: every hospital approves its fingerprint
     "limits.most_images",
+    "gate",
 )
-"""Settings that the operator may change at any time: they decide whose answers a round waits for."""
+"""Settings that the operator may change at any time: whose answers a round waits for, and what is deployed."""
 
 GROWTH = ("data.classes", "tasks.sizes", "tasks.class_order", "federation.site_names", "federation.sites")
 """Settings that may grow at the end: existing classes, tasks and sites keep their numbers."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,13 @@ class RunFiles:
             confusions=_rows(directory / "confusion_matrix.csv"),
             reliability=_reliability(directory),
         )
+
+    def after_task(self, directory: Path, task: int) -> RunFiles:
+        """Return the files with the summary as it was after an earlier task, counted from 1, if the run kept it."""
+        kept = directory / f"models/task-{task:02d}" / "summary.json"
+        if task == len(self.summary.get("accuracy_after_tasks", ())) or not kept.is_file():
+            return self
+        return replace(self, summary=_mapping(kept, json.loads))
 
     def of_kind(self, kind: str) -> list[Json]:
         """Return the events of one kind, oldest first."""

@@ -43,5 +43,6 @@ def launch_and_follow(
         watch, stop = operator_command("status", directory), operator_command("stop", directory)
         console.say(f"The run continues. Watch it with: {watch}; stop it with: {stop}")
         raise typer.Exit(130) from None
-    console.print(final_table(json.loads((directory / "summary.json").read_text(encoding="utf-8"))))
+    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    console.print(final_table(summary, config.federation.site_names or ()))
     console.say(f"Report: {directory / 'report.html'}")

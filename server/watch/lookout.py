@@ -7,12 +7,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
+
+from rich.filesize import decimal
 
 from dynammo_core.support.errors import DynammoError
 from server.consortium.launch import ASK_SECONDS, FLOWER_RUN, flower_run
 from server.run_directory.directory import EVENTS
 from server.watch.status import RunStatus
+
+SCARCE_BYTES = 5 * 10**9
+"""Free room below which the disk of the runs is warned of: some checkpoints and models of large networks."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +28,30 @@ class Overview:
     Attributes:
         runs: the runs, the most recently heard of first.
         silence: why the SuperLink could not be asked about unfinished runs; empty if it answered or was not asked.
+        free_bytes: free room on the disk of the runs; None if it was not looked at.
     """
 
     runs: list[RunStatus]
     silence: str = ""
+    free_bytes: int | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """Return what an operator should see to before it stops a run."""
+        words = [f"This shows only what the files say: {self.silence}"] if self.silence else []
+        if self.free_bytes is not None and self.free_bytes < SCARCE_BYTES:
+            free = decimal(self.free_bytes)
+            words.append(f"The disk of the runs has only {free} left: free room, or a step cannot be saved.")
+        return words
 
     def as_fields(self, now: float) -> dict[str, Any]:
         """Return the fields for JSON."""
-        return {"time": now, "superlink_silence": self.silence, "runs": [run.as_fields(now) for run in self.runs]}
+        return {
+            "time": now,
+            "superlink_silence": self.silence,
+            "disk_free_bytes": self.free_bytes,
+            "runs": [run.as_fields(now) for run in self.runs],
+        }
 
 
 @dataclass(frozen=True)
@@ -48,11 +70,16 @@ class Lookout:
         directories: finds the directories of the runs.
         flower_runs: asks the SuperLink for its runs, as `Control.runs` does. It takes seconds: only the first look
             waits for it, and only if some run's log has no end.
+        runs: a folder on the disk of the runs, whose room is watched.
     """
 
     def __init__(
-        self, directories: Callable[[], Iterable[Path]], flower_runs: Callable[[], list[dict[str, Any]]]
+        self,
+        directories: Callable[[], Iterable[Path]],
+        flower_runs: Callable[[], list[dict[str, Any]]],
+        runs: Path | None = None,
     ) -> None:
+        self._folder = runs
         self._directories = directories
         self._flower_runs = flower_runs
         self._word: _Word | None = None
@@ -65,14 +92,17 @@ class Lookout:
         with self._lock:
             runs = self._runs()
             if not any(run.goes_on and run.submitted for run in runs):
-                return Overview(runs)
+                return Overview(runs, free_bytes=self._free_bytes())
             if self._word is None:
                 self._ask()
                 runs = self._runs()  # once more after the question: a run may have ended, and said so, meanwhile
             elif time.time() - self._word.asked > ASK_SECONDS and not (self._asking and self._asking.is_alive()):
                 self._asking = threading.Thread(target=self._ask, daemon=True)
                 self._asking.start()
-            return Overview(runs, self._word.silence if self._word else "")
+            return Overview(runs, self._word.silence if self._word else "", self._free_bytes())
+
+    def _free_bytes(self) -> int | None:
+        return disk_usage(self._folder).free if self._folder and self._folder.is_dir() else None
 
     def _ask(self) -> None:
         asked = time.time()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 
@@ -88,8 +88,12 @@ def progress_panel(state: RunState, now: float, ending: str | None = None) -> Pa
         rows.add_row("Stage", cell(f"{step['stage']}, round {step['round'] + 1}/{step['rounds']}"))
     if state.waiting and not ending:
         rows.add_row("Sites", cell(f"waiting for {state.labels(state.waiting)}", "yellow"))
-    else:
+    elif state.asked:
         rows.add_row("Sites", _bar(state.answered, state.asked, f"{state.answered}/{state.asked} answered"))
+    else:
+        rows.add_row("Sites", "nobody was asked yet in this step")
+    if state.working and not ending:
+        rows.add_row("Working", cell(working(state, now)))
     if state.decoding:
         rows.add_row("Images", _bar(state.decoding["done"], state.decoding["total"], state.decoding["speed"]))
     rows.add_row("Steps", _bar(state.finished, total, f"{state.finished}/{total}"))
@@ -97,6 +101,8 @@ def progress_panel(state: RunState, now: float, ending: str | None = None) -> Pa
     elapsed = f"{duration(now - state.start['time'])} elapsed" if state.start["time"] else ""
     rows.add_row("Time", elapsed + (f", about {duration(left)} left" if left else ""))
     rows.add_row("Accuracy", _accuracies(state.accuracies))
+    if state.held:
+        rows.add_row("Gate", cell(state.held, "yellow"))
     rows.add_row("Abstained", cell(state.abstained or "-"))
     failed = f"{len(state.failures)}, last: {state.failures[-1]}" if state.failures else "-"
     rows.add_row("Failures", cell(failed, "red" if state.failures else ""))
@@ -107,8 +113,8 @@ def progress_panel(state: RunState, now: float, ending: str | None = None) -> Pa
     return Panel(rows, title=cell(" - ".join(words), "bold"), border_style=border)
 
 
-def final_table(summary: Event) -> Table:
-    """Return the numbers of `summary.json` as a table that fits 80 columns."""
+def final_table(summary: Event, names: Sequence[str] = ()) -> Table:
+    """Return the numbers of `summary.json` as a table that fits 80 columns; `names` are those of the sites."""
     heading = f"{summary['name']}: {summary['method']} on {summary['dataset']}, {summary['tasks']} tasks"
     heading += f", {summary['sites']} sites, seed {summary['seed']}"
     table = Table("", "", title=cell(heading, "bold"), show_header=False, title_justify="left")
@@ -134,8 +140,9 @@ def final_table(summary: Event) -> Table:
             table.add_row(words, percents(values) + " %")
     sites = summary["site_accuracies"]
     if len(sites) <= 2 * MOST_NAMED:
-        words = percents(sites) + " %" if sites else "hidden in the sum"
-        table.add_row("accuracy at each site", words, end_section=True)
+        named = (f"{name} {percents([value])}" for name, value in zip(names, sites, strict=False))
+        words = (", ".join(named) or percents(sites)) + " %" if sites else "hidden in the sum"
+        table.add_row("accuracy at each site", cell(words), end_section=True)
     for row in summary.get("own_heads", [])[: 2 * MOST_NAMED]:
         recalls = percents(row[head]["mean_class_recall"] for head in ("common", "personal", "alone"))
         table.add_row(
@@ -183,11 +190,20 @@ def _line(event: Event, state: RunState) -> str:
             return (
                 f"task {event['task'] + 1}/{len(tasks)} learnt, {balanced}accuracy {percent(event['accuracy'])}{spread}"
             )
+        case "gate_judged":
+            return state.held
         case "run_finished":
             return f"run {state.ending}, accuracy {percent(event['summary']['last_accuracy'])} at the end"
-        case "run_failed":
-            return f"run {state.ending}"
+        case "run_failed":  # whoever started it says in its error what to ask at the sites
+            return f"run failed: {event['message']}"
     return ""
+
+
+def working(state: RunState, now: float) -> str:
+    """Return who works on the step in hand, and since when: `county 0:03:12, mercy 0:00:40`; `now` in unix seconds."""
+    shown = list(state.working.items())[:MOST_NAMED]
+    words = ", ".join(f"{state.label(site)} {duration(now - since)}" for site, since in shown)
+    return words + (f" and {len(state.working) - MOST_NAMED} more" if len(state.working) > MOST_NAMED else "")
 
 
 def _bar(done: int, total: int, words: str) -> Table:

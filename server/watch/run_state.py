@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from server.run_directory.advice import failure_words, held_words, site_label
+
 Event = Mapping[str, Any]
 
 MOST_NAMED = 6
@@ -21,11 +23,13 @@ class RunState:
         self.step: Event = {}  # the step in hand, or the last one
         self.finished = 0  # number of finished steps
         self.answered = self.asked = 0  # sites, in the step in hand
+        self.working: dict[int, float] = {}  # sites that were asked and have not answered yet, and since when
         self.decoding: Event = {}  # how far a site of this process has come with its images, while it decodes
         self.waiting: Sequence[int] = ()  # sites that are not connected, while that is the last that was heard
         self.accuracies: dict[int, float | None] = {}  # percent over all classes so far, by task
         self.abstained = ""  # who last abstained, and from what
         self.failures: list[str] = []
+        self.held = ""  # why the newest model is not the deployed one
         self.ending = ""
         self._seconds: dict[str, list[float]] = defaultdict(list)  # seconds of finished steps, by stage
 
@@ -38,31 +42,43 @@ class RunState:
             case "run_started":
                 self.start, self.finished, self.ending = event, event["resumed_at"], ""
             case "step_started":
-                self.step, self.answered, self.asked = event, 0, 0
+                self.step, self.answered, self.asked, self.working = event, 0, 0, {}
             case "waiting":
                 self.waiting = event["sites"]
+            case "asked":
+                self.working |= dict.fromkeys(event["sites"], event["time"])
+                self.asked = max(self.asked, self.answered + len(self.working))
             case "answers":
                 self.answered, self.asked = event["answered"], event["asked"]
+                for site in (*event.get("sites", ()), *event.get("failed", ())):
+                    self.working.pop(site, None)
             case "asking_again":
                 place = where(self.start["plan"][event["step"]])
                 self.failures += [f"{words} in {place}, asked again" for words in self.failed(event["failures"])]
             case "step_finished":
-                self.finished = event["step"] + 1
+                self.finished, self.working = event["step"] + 1, {}
                 self._seconds[event["stage"]].append(event["seconds"])
                 if sites := abstaining(event):
                     self.abstained = f"{self.labels(sites)} from {where(event)}"
                 self.failures += [f"{words} in {where(event)}" for words in self.failed(event["failures"])]
             case "task_evaluated":
                 self.accuracies[event["task"]] = event["accuracy"]
+            case "forgotten":
+                self.working = {}
+            case "gate_judged":
+                self.held = held_words(event, self.start.get("site_names", ())) if event["broken"] else ""
+            case "released" | "rolled_back":
+                self.held = ""
             case "run_finished":
                 self.ending = str(event["summary"]["status"])
             case "run_failed":
-                self.ending = f"failed: {event['message']}"
+                self.ending, self.working = f"failed: {failure_words(self.start, event)}", {}
+                place = f" in {where(self.step)}" if self.step else ""
+                self.failures += [f"{words}{place}" for words in self.failed(event.get("failures", ()))]
 
     def label(self, site: int) -> str:
         """Return what people call a site."""
-        names = self.start.get("site_names", ())
-        return str(names[site]) if site < len(names) else f"site {site}"
+        return site_label(self.start.get("site_names", ()), site)
 
     def labels(self, sites: Sequence[int]) -> str:
         """Return `hospital-a, hospital-b and 3 more`, with sites without names by their numbers."""

@@ -9,7 +9,8 @@ from statistics import median
 from typing import Any
 
 from dynammo_core.support.errors import RunError
-from server.consortium.launch import command_to_continue
+from server.consortium.launch import command_to_continue, operator_command
+from server.run_directory.advice import BY_ERROR, experiment_words, what_to_ask
 from server.run_directory.directory import EVENTS
 from server.run_directory.run_files import RunFiles
 from server.watch.progress import duration
@@ -29,7 +30,10 @@ class SiteStatus:
         abstained: number of steps from which it abstained.
         failures: number of times that it was asked and failed.
         error: the last failure.
-        state: what it did when it was last asked (answered, abstained, failed), or "waited for".
+        ask: what to ask there, while its last answer is a failure or it is not connected.
+        since: when it was asked for what it works on, in unix seconds, while it works.
+        state: "working", or what it did when it was last asked (answered, abstained, failed); or "waited for",
+            "connected" and "not connected", before it is asked.
     """
 
     name: str = ""
@@ -40,6 +44,8 @@ class SiteStatus:
     abstained: int = 0
     failures: int = 0
     error: str = ""
+    ask: str = ""
+    since: float | None = None
     state: str = "not asked yet"
 
     @property
@@ -49,16 +55,22 @@ class SiteStatus:
 
     def answer(self, fields: Event, time: float) -> None:
         """Take note of an answer, as `step_finished` lists it."""
-        self.answered, self.state = time, "abstained" if fields["abstained"] else "answered"
+        self.answered = time
+        self.become("abstained" if fields["abstained"] else "answered")
         self.abstained += bool(fields["abstained"])
         metrics = fields["metrics"]
         self.seconds = metrics.get("seconds", self.seconds)
         if "loss" in metrics and metrics["seconds"] > 0:  # a step without a loss trained nothing
             self.speeds.append(fields["samples"] / metrics["seconds"])
 
-    def fail(self, fields: Event) -> None:
-        """Take note of a failure."""
-        self.failures, self.state = self.failures + 1, "failed"
+    def become(self, state: str, *, ask: str = "", since: float | None = None) -> None:
+        """Take note of what the site does now."""
+        self.state, self.ask, self.since = state, ask, since
+
+    def fail(self, fields: Event, experiment: str) -> None:
+        """Take note of a failure; `experiment` is what people call the experiment."""
+        self.failures += 1
+        self.become("failed", ask=what_to_ask(fields, experiment))
         self.error = f"{fields['error']}, code {fields['code']}"
 
     def as_fields(self, now: float) -> dict[str, Any]:
@@ -74,6 +86,8 @@ class SiteStatus:
             "abstained": self.abstained,
             "failures": self.failures,
             "last_error": self.error,
+            "ask": self.ask,
+            "working_since": self.since,
         }
 
 
@@ -150,6 +164,11 @@ class RunStatus:
         step, tasks = self.progress.step, self.progress.start["tasks"]
         return f"{step['task'] + 1}/{len(tasks)}" if step else "-"
 
+    @property
+    def release_command(self) -> str:
+        """Return the command that deploys the newest model although the gate holds it back."""
+        return operator_command("release", self.directory)
+
     def moment(self, now: float) -> float:
         """Return the time that a display shows, in unix seconds: now, or the last event of a run that has ended."""
         return now if self.goes_on else self.heard or now
@@ -182,8 +201,10 @@ class RunStatus:
             "sites_answered": progress.answered,
             "sites_asked": progress.asked,
             "waiting_for": [progress.label(site) for site in progress.waiting] if self.goes_on else [],
+            "working": [progress.label(site) for site in progress.working] if self.goes_on else [],
             "accuracy": self.accuracy,
             "accuracy_after_tasks": [accuracy for _, accuracy in sorted(progress.accuracies.items())],
+            "held_back": progress.held,
             "failures": progress.failures,
             "sites": [site.as_fields(now) for site in self.sites],
         }
@@ -193,7 +214,8 @@ class RunStatus:
         unheard = self.submitted is not None and self.submitted > (self.heard or 0.0)
         if ending and not unheard:
             state, _, message = ending.partition(": ")
-            return state, message
+            again = command_to_continue(self.directory)
+            return state, message and f"{message.rstrip('. ')}. Continue with: {again}"
         if flower is None:
             return (
                 "unfinished",
@@ -208,7 +230,7 @@ class RunStatus:
         self.progress.update(event)
         self.heard = float(event["time"])
         for site in self._waited_for:
-            site.state = "asked"
+            site.become("connected" if event["event"] == "waiting" else "not connected")
         self._waited_for = []
         match event["event"]:
             case "run_started":
@@ -219,8 +241,15 @@ class RunStatus:
             case "waiting":
                 self._waited_for = [self.sites[index] for index in event["sites"]]
                 for site in self._waited_for:
-                    site.state = "waited for"
-            case "asking_again":
+                    site.become("waited for", ask=BY_ERROR["NotConnected"])
+            case "asked":
+                for index in event["sites"]:
+                    self.sites[index].become("working", since=self.heard)
+            case "answers":
+                for state, indices in (("answered", event.get("sites", ())), ("failed", event.get("failed", ()))):
+                    for index in indices:
+                        self.sites[index].become(state)
+            case "asking_again" | "run_failed" | "forgotten":
                 self._fail(event)
             case "step_finished":
                 for answer in event["sites"]:
@@ -231,8 +260,8 @@ class RunStatus:
                     site.accuracy = accuracy
 
     def _fail(self, event: Event) -> None:
-        for failure in event["failures"]:
-            self.sites[failure["site"]].fail(failure)
+        for failure in event.get("failures", ()):
+            self.sites[failure["site"]].fail(failure, experiment_words(self.progress.start))
 
 
 def age(moment: float, now: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,16 +15,17 @@ from rich.live import Live
 from rich.table import Table
 
 from dynammo_core.support.errors import ConfigError
-from dynammo_core.support.terminal import Terminal, cell, readable_errors
+from dynammo_core.support.terminal import Terminal, cell, listing, readable_errors
 from server.watch.progress import percent, progress_panel
 
 if TYPE_CHECKING:
     from server.watch.lookout import Lookout, Overview
-    from server.watch.status import RunStatus
+    from server.watch.status import RunStatus, SiteStatus
 
 LOOK_SECONDS = 0.5
 STYLES = {"completed": "green", "stopped": "yellow", "failed": "red", "dead": "red", "unreadable": "red"} | {
-    "waited for": "yellow"
+    "waited for": "yellow",
+    "not connected": "yellow",
 }
 
 
@@ -61,7 +63,9 @@ def status(
         chosen = run_dir.resolve() if run_dir else None
         if chosen:
             RunStatus.read(chosen)  # or there is nothing to look at
-        lookout = Lookout(lambda: [chosen] if chosen else run_directories(settings.runs), Control(settings).runs)
+        lookout = Lookout(
+            lambda: [chosen] if chosen else run_directories(settings.runs), Control(settings).runs, settings.folder
+        )
         console = Terminal()
         if serve is not None:
             serve_status(
@@ -96,7 +100,7 @@ def runs_table(overview: Overview, now: float) -> Table:
     """Return a table with a row per run; `now` in unix seconds."""
     from server.watch.status import age
 
-    table = _table("run", "state", "task", "accuracy", "started", "last event")
+    table = listing("run", "state", "task", "accuracy", "started", "last event")
     for run in overview.runs:
         started = "-" if run.started is None else f"{datetime.fromtimestamp(run.started):%Y-%m-%d %H:%M}"
         heard = "-" if run.heard is None else f"{age(run.heard, now)} ago"
@@ -109,7 +113,8 @@ def run_view(run: RunStatus, now: float) -> RenderableType:
     """Return the progress of a run and a row per site; `now` in unix seconds."""
     from server.watch.status import age
 
-    table = _table("site", "state", "answered\nago", "took", "images\nper second", "accuracy", "abs-\ntained", "failed")
+    columns = ("answered\nago", "took", "images\nper second", "accuracy", "abs-\ntained", "failed")
+    table = listing("site", "state", *columns)
     for site in run.sites:
         table.add_row(
             cell(site.name),
@@ -121,26 +126,29 @@ def run_view(run: RunStatus, now: float) -> RenderableType:
             str(site.abstained),
             cell(str(site.failures), "red" if site.failures else ""),
         )
-    errors = [cell(f"{site.name} last failed with {site.error}") for site in run.sites if site.error]
+    told = run.state == "failed"  # then the note says what failed, and what to ask
+    errors = [] if told else [cell(words) for site in run.sites for words in _failure_of(site)]
     return Group(progress_panel(run.progress, run.moment(now), "" if run.goes_on else run.state), table, *errors)
+
+
+def _failure_of(site: SiteStatus) -> Iterator[str]:
+    """Yield how a site failed and what to ask there; if it answered since, only how it last failed."""
+    if site.state == "failed" and site.ask:
+        yield f"{site.name} failed ({site.error}): {site.ask}"
+        return
+    if site.error:
+        yield f"{site.name} last failed with {site.error}"
+    if site.ask:
+        yield f"{site.name}: {site.ask}"
 
 
 def remarks(overview: Overview) -> list[str]:
     """Return notes on single runs, and on what is not known."""
     words = [f"{run.directory.name} is {run.state}: {run.note}" for run in overview.runs if run.note]
-    if overview.silence:
-        words.append(f"This shows only what the files say: {overview.silence}")
-    return words if overview.runs else ["There are no runs yet."]
+    held = [run for run in overview.runs if run.progress.held]
+    words += [f"{run.directory.name}: {run.progress.held}. Release it with: {run.release_command}" for run in held]
+    return [*(words if overview.runs else ["There are no runs yet."]), *overview.warnings]
 
 
 def _with_remarks(overview: Overview) -> Group:
     return Group(run_view(overview.runs[0], time.time()), *map(cell, remarks(overview)))
-
-
-def _table(first: str, *others: str) -> Table:
-    """Return an empty table that folds long names and nothing else."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column(first, overflow="fold")
-    for words in others:
-        table.add_column(words, no_wrap=True)
-    return table

@@ -20,6 +20,7 @@ import jinja2
 from dynammo_core.support.errors import ConfigError
 from server.report.page import page_environment
 from server.watch.lookout import Lookout
+from server.watch.metrics import metrics
 from server.watch.status import age
 from server.watch.status_template import SCRIPT, TEMPLATES
 
@@ -36,7 +37,7 @@ HEADERS = {
 
 
 class StatusServer(ThreadingHTTPServer):
-    """Serve `/`, `/run/NAME` and `/status.json` on 127.0.0.1 until it is shut down.
+    """Serve `/`, `/run/NAME`, `/status.json` and `/metrics` on 127.0.0.1 until it is shut down.
 
     Raises:
         ConfigError: the port is taken, or not permitted.
@@ -93,11 +94,13 @@ class _Handler(BaseHTTPRequestHandler):
         overview, now = self.server.lookout.look(), time.time()
         path = unquote(urlsplit(self.path).path)
         by_name = {f"/run/{run.directory.name}": run for run in overview.runs}
-        page = {"now": now, "silence": overview.silence}
+        page = {"now": now, "warnings": overview.warnings}
         if path == "/":
             self._send(_render("runs", **page, title="Runs", runs=overview.runs))
         elif path == "/status.json":
             self._send(json.dumps(overview.as_fields(now)), kind="application/json")
+        elif path == "/metrics":
+            self._send(metrics(overview, now), kind="text/plain; version=0.0.4")
         elif run := by_name.get(path):
             self._send(_render("run", **page, title=run.directory.name, run=run, left=run.seconds_left(now)))
         else:
@@ -127,7 +130,7 @@ def _is_own_name(host: str) -> bool:
 @cache
 def _environment() -> jinja2.Environment:
     environment = page_environment(TEMPLATES)
-    environment.filters.update(ago=_ago, clock=_clock)
+    environment.filters.update(ago=_ago, clock=_clock, lasting=age)
     return environment
 
 

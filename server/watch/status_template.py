@@ -38,9 +38,9 @@ a { color: var(--blue); }
   <h1>{{ title }}{% block badge %}{% endblock %}</h1>
   {% block intro %}{% endblock %}
 </header>
-{% if silence %}
-<div class="banner"><p>This shows only what the files say: {{ silence }}</p></div>
-{% endif %}
+{% for warning in warnings %}
+<div class="banner"><p>{{ warning }}</p></div>
+{% endfor %}
 {% block content %}{% endblock %}
 <footer>As of {{ now | clock("%Y-%m-%d %H:%M:%S") }}. The page refreshes itself every three seconds;
   <a href="/status.json">status.json</a> holds the same for programs.</footer>
@@ -101,13 +101,18 @@ RUN = """{% extends "base" %}
 {% endblock %}
 {% block content %}
 {% if run.note %}<div class="banner"><p>The run is {{ run.state }}: {{ run.note }}</p></div>{% endif %}
+{% if progress.held %}
+<div class="banner">
+  <p>At the gate, {{ progress.held }}. Release it with: <code>{{ run.release_command }}</code></p>
+</div>
+{% endif %}
 {% if progress.waiting and run.goes_on %}
 <div class="banner" role="status"><p>Waiting for {{ progress.labels(progress.waiting) }}.</p></div>
 {% endif %}
 <dl class="facts">
   {{ fact("Task", run.task, start.tasks[step.task] | join(", ") if step else "") }}
   {{ fact("Stage", step.stage, "round " ~ (step.round + 1) ~ " of " ~ step.rounds) if step else fact("Stage", "–") }}
-  {{ fact("Sites answered", progress.answered ~ " of " ~ progress.asked, "in this round") }}
+  {{ fact("Sites answered", progress.answered ~ " of " ~ progress.asked if progress.asked else "–", "in this round") }}
   {{ fact("Accuracy", "–" if run.accuracy is none else (run.accuracy | number) ~ " %", "after the last task") }}
   {{ fact("Started", run.started | clock) }}
   {{ fact("Last event", run.heard | ago(now)) }}
@@ -126,14 +131,16 @@ RUN = """{% extends "base" %}
   {% for site in run.sites %}
   <tr>
     <th scope="row">{{ site.name }}</th>
-    <td class="{{ {"failed": "bad", "waited for": "late"}.get(site.state, "") }}">{{ site.state }}</td>
+    <td class="{{ {"failed": "bad", "waited for": "late", "not connected": "late"}.get(site.state, "") }}">
+      {{- site.state }}
+      {%- if site.since and run.goes_on %}<small>for {{ site.since | lasting(now) }}</small>{% endif %}</td>
     <td>{{ site.answered | ago(now) }}</td>
     <td class="n">{{ site.seconds | number }}</td>
     <td class="n">{{ site.speed | number }}</td>
     <td class="n">{{ site.accuracy | number }}</td>
     <td class="n">{{ site.abstained }}</td>
     <td class="n">{{ site.failures }}</td>
-    <td class="bad">{{ site.error }}</td>
+    <td class="bad">{{ site.error }}{% if site.ask %}<small>{{ site.ask }}</small>{% endif %}</td>
   </tr>
   {% endfor %}
   </tbody>
@@ -168,4 +175,4 @@ NOTHING = """{% extends "base" %}
 """
 
 TEMPLATES = {"base": BASE, "parts": PARTS, "runs": RUNS, "run": RUN, "nothing": NOTHING}
-"""Templates by name; each page takes `title`, `now`, `silence`, and `runs`, or `run` and `left`, its seconds left."""
+"""Templates by name; each page takes `title`, `now`, `warnings`, and `runs`, or `run` and `left`, its seconds left."""

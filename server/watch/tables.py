@@ -5,51 +5,47 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from rich.table import Column, Table
+from rich.table import Table
 
-from dynammo_core.support.terminal import cell
+from dynammo_core.support.terminal import cell, listing
 from dynammo_core.wire.announcement import same_disease
 
 
 def classes_table(announced: Mapping[str, Mapping[str, Any]], registry: Collection[str]) -> Table:
-    """Return a table of the sites' classes: a row per class, a column per site (`300+` images), registry notes."""
-    table = Table("class", *(Column(cell(site)) for site in announced), "registry")
+    """Return a table of the sites' classes: a row per class, registry notes, and which site has how many images.
+
+    Sites stand in one column, so that it does not matter how many there are: `mercy 300+, county 10+`.
+    """
+    table = listing("class", "registry", "images", fold=("class", "registry", "images"))
     names = sorted({name for answer in announced.values() for name in answer.get("classes", {})})
     for name in names:
-        bands = [answer.get("classes", {}).get(name) for answer in announced.values()]
+        bands = {site: answer.get("classes", {}).get(name) for site, answer in announced.items()}
         if name in registry:
             note = "known"
         else:
             other = same_disease(name, [*registry, *(other for other in names if other != name)])
             note = f"new; did you mean {other!r}?" if other else "new"
-        table.add_row(cell(name), *(cell(f"{band}+" if band else "-") for band in bands), cell(note))
-    for site, answer in announced.items():
-        if "error" in answer:
-            table.caption = cell(f"{table.caption or ''} {site}: {answer['error']}".strip())
+        images = ", ".join(f"{site} {band}+" for site, band in bands.items() if band)
+        table.add_row(cell(name), cell(note), cell(images))
+    errors = [f"{site}: {answer['error']}" for site, answer in announced.items() if "error" in answer]
+    table.caption = cell(", ".join(errors)) if errors else None
     return table
 
 
 def evaluation_tables(result: Mapping[str, Any]) -> Iterator[Table]:
     """Return the tables of an evaluation, by site and by class."""
-    sites = Table(
-        "site",
-        "images",
-        "accuracy",
-        "mean class recall",
-        title=cell(f"After task {result['after_task']}"),
-        title_justify="left",
-    )
+    sites = listing("site", "images", "accuracy", "mean class\nrecall", title=f"After task {result['after_task']}")
     for name, row in result["sites"].items():
         sites.add_row(cell(name), str(row["images"]), _percent(row["accuracy"]), _percent(row["mean_class_recall"]))
     for name, failure in result["failures"].items():
-        sites.add_row(cell(name), "-", cell(failure, "red"), "-")
+        sites.add_row(cell(f"{name}: {failure}", "red"))
     sites.add_section()
     sites.add_row("all", "", _percent(result["accuracy"]), _percent(result["mean_class_recall"]))
     worst = (_percent(result[f"worst_site_{metric}"]) for metric in ("accuracy", "mean_class_recall"))
     sites.add_row("worst", "", *worst)
     sites.add_row("calibration error", "", _percent(result["calibration_error"]))
     yield sites
-    recalls = Table("class", "recall")
+    recalls = listing("class", "recall")
     for name, recall in result["recall"].items():
         recalls.add_row(cell(name), _percent(recall))
     yield recalls

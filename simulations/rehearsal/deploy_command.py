@@ -58,7 +58,7 @@ def deploy(
         names = hospital_names(experiment.config.federation.sites)
         run, began = _run_deployed(experiment, names, place)
         deployed = _summary(run)
-        console.print(final_table(deployed))
+        console.print(final_table(deployed, names))
         if folder is not None:
             console.print(f"Everything is in {folder}; report: {run / 'report.html'}", soft_wrap=True, markup=False)
         if compare:

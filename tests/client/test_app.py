@@ -180,4 +180,4 @@ def test_a_deliberate_error_is_one_line_in_the_sites_log(tmp_path: Path, caplog:
     with caplog.at_level(logging.INFO, "dynammo.client"):
         call(adapting(tmp_path, step=10**6))
     (line,) = [record.getMessage() for record in caplog.records if record.name == "dynammo.client"]
-    assert line.startswith("step refused: the plan has no step 1000000")
+    assert line.startswith("step failed: the plan has no step 1000000")

@@ -22,7 +22,11 @@ from dynammo_core.support.errors import ConfigError
 
 app = typer.Typer()
 app.command()(init)
-GIVEN = {"site": "st-elsewhere", "superlink": "link.example.org:9092", "data": "/srv/images"}
+GIVEN = {
+    "site": "st-elsewhere",
+    "superlink": "link.example.org:9092",
+    "data": __file__,
+}  # any file will do as a manifest
 FILES = {"site.yaml", "policy.yaml", "site.key", "site.key.pub", "memory.key"}
 needs_ssh_keygen = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="no OpenSSH here")
 
@@ -38,12 +42,19 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_what_is_given_stands_in_the_settings_and_all_files_fit(tmp_path: Path) -> None:
     output = tmp_path / "new" / "site.yaml"
-    given = GIVEN | {"dataset": "image_folder", "memory": str(tmp_path / "mem: #1"), "ca": "/etc/consortium ä/ca.pem"}
+    images = tmp_path / "images"
+    images.mkdir()
+    given = GIVEN | {
+        "dataset": "image_folder",
+        "data": str(images),
+        "memory": str(tmp_path / "mem: #1"),
+        "ca": "/etc/consortium ä/ca.pem",
+    }
     result = CliRunner().invoke(app, words(given, output))
     assert result.exit_code == 0, result.output
     settings = load_site(output)
     assert (settings.site, settings.superlink) == ("st-elsewhere", "link.example.org:9092")
-    assert (settings.data.dataset, settings.data.root) == ("image_folder", "/srv/images")
+    assert (settings.data.dataset, settings.data.root) == ("image_folder", str(images))
     assert settings.memory.folder == tmp_path / "mem: #1"
     assert settings.ca_certificate == Path("/etc/consortium ä/ca.pem")
     assert len(load_key(str(settings.memory.key))) == 32
@@ -142,6 +153,10 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path) -> None:
         ({"site": "St Elsewhere"}, "is not a valid site name"),
         ({"superlink": "https://link:9092"}, "is not an address"),
         ({"dataset": "manifst"}, "did you mean 'manifest'"),
+        ({"data": "nowhere.csv"}, "there is no file nowhere.csv. Accepted: the manifest"),
+        ({"data": "/"}, "there is no file /"),
+        ({"dataset": "image_folder"}, f"there is no folder {__file__}"),
+        ({"memory": __file__}, f"{__file__} is a file. Accepted: a folder for the exemplars"),
     ],
 )
 def test_a_wrong_value_is_refused_before_anything_is_written(
@@ -154,9 +169,10 @@ def test_a_wrong_value_is_refused_before_anything_is_written(
 
 
 def test_what_is_not_given_is_asked_for_and_asked_again_when_it_is_wrong(tmp_path: Path) -> None:
-    answers = ["St Elsewhere", "st-elsewhere", "link", "link:9092", "", "images", "chosen", ""]
+    answers = ["St Elsewhere", "st-elsewhere", "link", "link:9092", "", "nowhere", "images", "images", "chosen", ""]
     with CliRunner().isolated_filesystem(tmp_path):
         here = Path.cwd()
+        Path("images").touch()  # a manifest, and no folder for a memory
         result = CliRunner().invoke(app, ["--output", "etc/site.yaml"], input="\n".join(answers) + "\n")
     assert result.exit_code == 0, result.output
     settings = load_site(here / "etc" / "site.yaml")

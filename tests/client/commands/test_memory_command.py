@@ -88,7 +88,7 @@ def place(tmp_path: Path, request: pytest.FixtureRequest) -> Place:
 
 
 def cells(line: str) -> list[str]:
-    return [cell.strip() for cell in re.split(r"[│┃]", line) if cell.strip()]
+    return re.split(r"  +", line.strip())
 
 
 # --- status

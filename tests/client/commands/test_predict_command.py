@@ -100,12 +100,14 @@ def test_the_table_shows_file_class_probability_and_score(model: Path, images: P
     result = asked(model, images / "0.png", "--top", "2")
     assert result.exit_code == 0
     second = row["top"][1]
-    shown = [cell.strip() for line in result.stdout.splitlines() if "0.png" in line for cell in line.split("│")[1:-1]]
-    shown[3] = shown[3].removesuffix(" *")
-    assert shown == [
-        *(str(images / "0.png"), row["class"], f"{row['probability']:.3f}", f"{row['open_set_score']:.3f}"),
-        f"{second['class']} {second['probability']:.3f}",
+    # A long path is broken, and nothing else; the table is as wide as a terminal of 80 columns.
+    first, *rest = [line for line in result.stdout.splitlines() if line.strip() and not line.startswith("*")][2:]
+    shown = first.replace(" * ", " ").split()
+    assert shown[1:] == [
+        *(row["class"], f"{row['probability']:.3f}", f"{row['open_set_score']:.3f}"),
+        *(second["class"], f"{second['probability']:.3f}"),
     ]
+    assert "".join([shown[0], *(line.strip() for line in rest)]) == str(images / "0.png")
     assert result.stderr == ""
 
 
@@ -121,7 +123,7 @@ def test_scores_below_what_learnt_classes_reach_are_marked(model: Path, images: 
     for threshold, marked in ((scores[2], 2), (None, 0)):
         (other / "model.json").write_text(json.dumps(facts | {"open_set_threshold": threshold}))
         lines = asked(other, images).stdout.splitlines()
-        assert sum("png" in line.lower() and " * " in line for line in lines) == marked
+        assert sum(line.rstrip().endswith(" *") for line in lines) == marked
         assert any("95 % of test images" in line for line in lines) is bool(marked)
     del facts["open_set_threshold"]  # written by an earlier version
     (other / "model.json").write_text(json.dumps(facts))

@@ -23,6 +23,7 @@ from dynammo_core.configuration.config import Config, load_config
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import CheckpointError, ConfigError, NotApproved, PolicyError, RunError
 from dynammo_core.wire.announcement import with_new_task
+from server.run_directory.advice import failure_words
 from server.run_directory.lineage import with_sites
 
 HELD = {"0": 5, "1": 5, "3": 5}
@@ -129,7 +130,7 @@ def test_any_change_of_the_experiment_waits_again(alpha: Path, section: str, key
 def test_an_extended_run_waits_again(alpha: Path) -> None:
     approve_proposal(settled(alpha)[0], Proposal.of(CONFIG), "Dr. Who")
     for grown in (with_new_task(CONFIG, ["7"]), with_sites(CONFIG, ["gamma"])):
-        with pytest.raises(NotApproved, match="is waiting for approval"):
+        with pytest.raises(NotApproved, match="waits for your approval"):
             admitted(alpha, grown)
     assert len(settled(alpha)[1].waiting()) == 2
 
@@ -209,6 +210,13 @@ def test_the_operator_sees_who_waits_and_goes_on_after_the_approval(tmp_path: Pa
     with pytest.raises(RunError, match=r"1 of 2 sites answered, 2 are needed; failed: beta \(NotApproved, code 108\)"):
         run_small(config, tmp_path / "runs", grid=hospitals)
     (waiting,) = Approvals(beta.approvals).waiting()
+    (refused,) = (tmp_path / "runs").iterdir()
+    (start,), (end,) = events(refused, "run_started"), events(refused, "run_failed")
+    assert end["failures"] == [{"site": 1, "code": 108, "error": "NotApproved"}]
+    words = failure_words(start, end)  # what both sides read on their screens is one hash
+    assert f"beta (NotApproved, code 108): nobody there has approved {config.name} (hash {waiting.id[:16]})" in words
+    assert "they type `dynammo-site approve`" in words
+    assert "--resume" not in words
     approve_proposal(beta, waiting, "Dr. No")
     path = run_small(config, tmp_path / "runs", grid=hospitals).path
     assert events(path, "run_finished")

@@ -334,6 +334,12 @@ def test_what_others_may_read_is_wrong(tmp_path: Path) -> None:
     (site / "memory.key").write_text("A" * 43 + "=\n")  # 32 zero bytes
     (site / "memory.key").chmod(0o600)
     assert {each.state for each in checked(file)["secrets"]} == {"ok"}
+    (site / "memory").rmdir()
+    (site / "memory").write_text("path,label\n")  # somebody's manifest: its mode is not ours to change
+    misnamed = only(checked(file)["secrets"], "wrong")
+    assert misnamed.what == f"memory.folder, {site / 'memory'}, is a file"
+    assert "chmod" not in misnamed.remedy
+    (site / "memory").unlink()
     (site / "site.key").write_text("no key")
     assert "OpenSSH" in only(checked(file)["secrets"], "wrong").what
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from site_bench import (
 from client.consent.settings import SiteSettings
 from client.doctor.connection import connection_findings
 from client.service.daemon import Backoff
+from client.service.supernode import relay
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -157,3 +160,17 @@ def test_waits_double_and_are_short_again_after_a_steady_time() -> None:
     assert [backoff.after(0) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
     assert backoff.after(61) == 1
     assert backoff.after(0) == 2
+
+
+def test_a_refusal_is_one_line_on_the_screen_and_marked_in_the_log(tmp_path: Path) -> None:
+    refusal = "step refused: the experiment digits (3f2a) waits for your approval"
+    lines = [f"dynammo-site: {refusal}", f"dynammo-site: {refusal}", "Traceback (most recent call last):"]
+    lines.append("INFO :      heartbeat")
+    shown: list[str] = []
+    logged: list[str] = []
+    log = logging.Logger("log")
+    log.addFilter(lambda record: logged.append(record.getMessage()) is not None)
+    with subprocess.Popen(["printf", r"%s\n", *lines], stdout=subprocess.PIPE, text=True) as child:
+        relay(child, log, shown.append, deque())
+    assert shown == [refusal]  # a second time within a minute only in the log, since a step is asked for more than once
+    assert logged == lines[1:]

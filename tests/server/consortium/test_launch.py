@@ -16,13 +16,13 @@ from small_runs import events, small_config
 import server.consortium.launch
 from client.state.node_key import new_key_pair
 from dynammo_core.configuration.config import Config, load_config
-from dynammo_core.support.errors import ConfigError, RunError
+from dynammo_core.support.errors import CheckpointError, ConfigError, RunError
 from server.consortium.control import Control
 from server.consortium.launch import FLOWER_RUN, flower_run, follow, launch, status_of
 from server.consortium.settings import ServerSettings
 from server.consortium.sites import SiteRegister
 from server.jobs.jobs import announcements, evaluation
-from server.run_directory.directory import Event, RunDirectory
+from server.run_directory.directory import LATEST, Event, RunDirectory
 from server.run_directory.event_tail import EventTail
 from server.run_directory.lock import only_run, only_start
 
@@ -65,11 +65,25 @@ def test_what_cannot_work_is_refused_before_anyone_is_asked(no_superlink: Server
 def test_what_another_process_holds_is_not_started(no_superlink: ServerSettings) -> None:
     settings, config = registered(no_superlink, "general"), deployed(["general"], CLASSES, "replay")
     directory = RunDirectory.create(settings.runs, config).path
+    (directory / "checkpoints").mkdir()
+    (directory / "checkpoints" / LATEST).touch()
     for hold, state in ((only_run, "is in progress"), (only_start, "is being started")):
         for resume in (None, directory):
             with hold(directory), pytest.raises(RunError, match=rf"{state}: process {os.getpid()} on \S+ since "):
                 launch(settings, config, resume=resume)
-    assert [path.name for path in settings.runs.rglob("*")] == [directory.name, "config.yaml"]
+    assert {path.name for path in settings.runs.rglob("*")} == {directory.name, "config.yaml", "checkpoints", LATEST}
+
+
+def test_a_run_without_a_checkpoint_is_not_resumed_and_keeps_the_reason_of_its_end(
+    no_superlink: ServerSettings,
+) -> None:
+    settings, config = registered(no_superlink, "general"), deployed(["general"], CLASSES, "replay")
+    directory = RunDirectory.create(settings.runs, config)
+    directory.log("run_failed", message="nobody has approved it", failures=[])
+    again = f"Start it with `dynammo-server run {directory.path}/config.yaml`"
+    with pytest.raises(CheckpointError, match=again):
+        launch(settings, config, resume=directory.path)
+    assert [event["event"] for event in events(directory.path)] == ["run_failed"]
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"run-id": "x"}'])

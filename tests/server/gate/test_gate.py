@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from superlinks import OPERATOR, STRANGER, THIS_MACHINE, connected, shown_token
 
 from server.consortium.settings import ServerSettings
-from server.gate.gate import Gate, limits
+from server.gate.gate import Gate, admission_questions_are_no_errors, limits
 from server.gate.operator_token import HEADER
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs all of 127.0.0.0/8 on the loopback interface")
@@ -135,3 +136,18 @@ def test_what_the_gate_passes_is_what_flower_serves() -> None:
     assert set(limits(1)) - {"/health"} <= {path for _, path in PROTOBUF_REQUEST_TYPES}
     served_to_sites = {path for _, path in PROTOBUF_REQUEST_TYPES if path.startswith("/v1/fleet/")}
     assert served_to_sites <= set(limits(1))
+
+
+def test_a_sites_question_for_admission_is_no_error_in_the_log() -> None:
+    def passed(path: str, code: int) -> logging.LogRecord:
+        message = f"[{path}][ApiError:{code}] Attempted to register SuperNode"
+        record = logging.LogRecord("flwr", logging.ERROR, "", 0, message, None, None)
+        assert admission_questions_are_no_errors(record)
+        return record
+
+    asked = passed("/v1/fleet/activate-node", 2003)
+    assert (asked.levelno, asked.levelname) == (logging.INFO, "INFO")
+    assert "dynammo-site doctor" in asked.getMessage()
+    for path, code in (("/v1/fleet/activate-node", 2004), ("/v1/fleet/send-node-heartbeat", 2003)):
+        other = passed(path, code)
+        assert (other.levelno, "Attempted to register" in other.getMessage()) == (logging.ERROR, True)

@@ -60,7 +60,8 @@ class Sites:
             ),
             deadline=60.0,
         )
-        return self.exchange.ask(question, range(SITES), needed=1, on_waiting=lambda _: None, on_answers=lambda _: None)
+        quiet = {"on_waiting": lambda _: None, "on_asked": lambda _: None, "on_answers": lambda *_: None}
+        return self.exchange.ask(question, range(SITES), needed=1, **quiet)
 
 
 def bits(answers: Answers) -> list[dict[str, bytes]]:

@@ -77,7 +77,7 @@ def check(_: int, report: Report) -> Report:
     return report
 
 
-OPTIONS: dict[str, Any] = {"needed": 1, "on_waiting": lambda _: None}
+OPTIONS: dict[str, Any] = {"needed": 1, "on_waiting": lambda _: None, "on_asked": lambda _: None}
 NAMED = FederationSettings(site_names=("a", "b", "c"), patience_seconds=0.2)
 
 
@@ -86,7 +86,8 @@ def ask(
     workspace: Path,
     *,
     deadline: float = 60,
-    heard: list[int] | None = None,
+    heard: list[tuple[list[int], list[int]]] | None = None,
+    reached: list[list[int]] | None = None,
     waited: list[list[int]] | None = None,
     federation: FederationSettings = EXPERIMENT.config.federation,
 ) -> Answers:
@@ -95,7 +96,8 @@ def ask(
         range(SITES),
         needed=1,
         on_waiting=(waited if waited is not None else []).append,
-        on_answers=(heard if heard is not None else []).append,
+        on_asked=(reached if reached is not None else []).append,
+        on_answers=lambda *sites: (heard if heard is not None else []).append(sites),
     )
 
 
@@ -141,9 +143,11 @@ def test_any_node_can_play_any_site(plain: Answers, tmp_path: Path, nodes: int) 
 
 
 def test_the_order_in_which_answers_come_changes_nothing(plain: Answers, tmp_path: Path) -> None:
-    heard: list[int] = []
-    assert bits(ask(grid_of(app, kind=Reversed), tmp_path, heard=heard)) == bits(plain)
-    assert heard == [1, 2, 3]
+    heard: list[tuple[list[int], list[int]]] = []
+    reached: list[list[int]] = []
+    assert bits(ask(grid_of(app, kind=Reversed), tmp_path, heard=heard, reached=reached)) == bits(plain)
+    assert sorted(site for answered, _ in heard for site in answered) == [0, 1, 2]
+    assert reached == [[0, 1, 2]]
 
 
 # --- failures
@@ -188,23 +192,26 @@ def test_a_site_whose_app_dies_is_named(plain: Answers, tmp_path: Path) -> None:
 )
 def test_of_a_sites_reason_only_a_class_name_is_kept(tmp_path: Path, reason: str, kept: str) -> None:
     """A site that runs other code may send more than it should: it does not reach the server's log."""
-    answers = ask(grid_of(only_for(1, lambda message, _: Message(Error(102, reason), reply_to=message))), tmp_path)
+    failing = grid_of(only_for(1, lambda message, _: Message(Error(102, reason), reply_to=message)))
+    heard: list[tuple[list[int], list[int]]] = []
+    answers = ask(failing, tmp_path, heard=heard)
     assert answers.failures == [Failure(1, 102, kept)]
+    assert [failed for _, failed in heard if failed] == [[1]]  # it has not answered
 
 
 def test_a_site_that_stays_silent_is_named_after_the_deadline(plain: Answers, tmp_path: Path) -> None:
-    heard: list[int] = []
+    heard: list[tuple[list[int], list[int]]] = []
     answers = ask(grid_of(app, kind=Deaf), tmp_path, deadline=1.5, heard=heard)
     assert answers.failures == [Failure(1, 0, "NoAnswerBeforeDeadline")]
-    assert heard == [1, 2]
+    assert heard == [([0], []), ([2], [])]
     others_are_unharmed(answers, plain)
 
 
 def test_a_site_that_cannot_be_reached_is_named(plain: Answers, tmp_path: Path) -> None:
-    heard: list[int] = []
+    heard: list[tuple[list[int], list[int]]] = []
     answers = ask(grid_of(app, kind=Unreachable), tmp_path, heard=heard)
     assert answers.failures == [Failure(1, 0, "NotDelivered")]
-    assert heard == [1, 2]
+    assert heard == [([0], []), ([2], [])]
     others_are_unharmed(answers, plain)
 
 
@@ -265,7 +272,7 @@ def test_any_bytes_are_a_failure_of_their_site(data: bytes, with_header: bool) -
     """Without the other two sites, for speed; half of the time with the header that makes numpy read on."""
     garbage = content(raw(npy(np.zeros(3))[:10] + data if with_header else data))
     answers = Exchange(grid_of(lambda message, _: Message(garbage, reply_to=message)), FederationSettings()).ask(
-        Question(Action.FIT, replace(SENT, weights={}), check, 60.0), [0], **OPTIONS, on_answers=lambda _: None
+        Question(Action.FIT, replace(SENT, weights={}), check, 60.0), [0], **OPTIONS, on_answers=lambda *_: None
     )
     assert answers.failures == [Failure(0, ProtocolError.code, "ProtocolError")]
     assert answers.reports == {}
@@ -318,6 +325,6 @@ def test_weights_that_all_sites_share_are_serialised_once(monkeypatch: pytest.Mo
     silent = grid_of(lambda message, _: Message(Error(100, "DynammoError"), reply_to=message))
     exchange = Exchange(silent, FederationSettings())
     question = Question(Action.FIT, SENT, check, 60.0)
-    answers = exchange.ask(question, range(50), **OPTIONS, on_answers=lambda _: None)
+    answers = exchange.ask(question, range(50), **OPTIONS, on_answers=lambda *_: None)
     assert len(answers.failures) == 50
     assert len(serialised) == len(SENT.weights)

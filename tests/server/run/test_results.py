@@ -232,7 +232,7 @@ def test_a_run_that_went_on_under_this_version_has_no_reliability_of_the_tasks_b
 
 def test_after_the_first_task_the_model_holds_the_first_tasks_head(tmp_path: Path) -> None:
     experiment = Experiment(small_config())
-    write_model(RunDirectory(tmp_path), experiment, experiment.build_model(0), task=0)
+    write_model(RunDirectory(tmp_path), experiment, experiment.build_model(0), 0, Reliability.of({}), {})
     facts = strict_json(tmp_path / "model.json")
     assert (facts["tasks"], facts["heads"]) == ([["0", "1"]], {"task0": [0, 1, -1]})
     assert facts["lineage"]["after_task"] == 1

@@ -13,8 +13,8 @@ from dynammo_core.plan import Step
 
 Moment = tuple[int, int]
 """A step's index, and which of the events of that step it is, counted from 1."""
-EVENTS_OF_A_STEP = SITES + 2
-"""`step_started`, an answer of each site, and `step_finished`, which comes before the checkpoint."""
+EVENTS_OF_A_STEP = SITES + 3
+"""`step_started`, `asked`, an answer of each site, and `step_finished`, which comes before the checkpoint."""
 
 
 def every_moment(steps: tuple[Step, ...]) -> Iterator[Moment]:
@@ -26,7 +26,7 @@ def moments_of_each_kind(steps: tuple[Step, ...]) -> Iterator[Moment]:
     """Yield the start, the first answer and the end of the first step, and of the last step of each stage."""
     last_of_stage = {step.stage.name: step.index for step in steps}
     for index in sorted({steps[0].index, *last_of_stage.values()}):
-        yield from ((index, nth) for nth in (1, 2, EVENTS_OF_A_STEP))
+        yield from ((index, nth) for nth in (1, 3, EVENTS_OF_A_STEP))
 
 
 @pytest.mark.parametrize(

@@ -313,7 +313,9 @@ def test_below_the_quorum_the_run_stops_and_can_be_resumed(finished: Finished, t
     assert "site 1 (DataError, code 102)" in message
     assert "--resume" in message
     (directory,) = tmp_path.iterdir()
-    assert events(directory, "run_failed")[-1]["message"] == message
+    failed = events(directory, "run_failed")[-1]
+    assert failed["message"] == "task 2, stage adapt, round 1: 2 of 3 sites answered, 3 are needed."
+    assert failed["failures"] == [{"site": 1, "code": 102, "error": "DataError"}]
     run_small(small_config(), tmp_path, resume=directory)
     assert Outcome.of(directory) == finished("dynammo").outcome
 

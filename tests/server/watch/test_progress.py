@@ -183,6 +183,15 @@ def test_panel_says_who_is_waited_for_as_long_as_nothing_else_is_heard() -> None
     assert "waiting" not in died
 
 
+def test_panel_says_who_works_and_since_when() -> None:
+    asked = {"event": "asked", "time": 1000.0, "step": 0, "sites": [0, 1, 2]}
+    heard = {"event": "answers", "time": 1010.0, "step": 0, "answered": 1, "asked": 3, "sites": [0], "failed": [2]}
+    assert "nobody was asked yet" in panel_of([started(names=HOSPITALS), begin(0, 1000.0)], 1001.0)
+    panel = panel_of([started(names=HOSPITALS), begin(0, 1000.0), asked, heard], 1072.0)
+    assert "1/3 answered" in panel
+    assert "Working    hospital-b 0:01:12 " in panel
+
+
 def test_panel_shows_how_fast_images_are_decoded_as_long_as_they_are() -> None:
     events = [started(), begin(0, 1000.0), Decoding(1248, 90_000, 4.0).event()]
     assert "312/s, 0:04:44" in panel_of(events, 1002.0)
@@ -293,6 +302,8 @@ def test_final_table_fits_80_columns() -> None:
     assert shown["backward transfer"] == "-15.0 points"
     assert shown["accuracy after each task"] == "70.1, 60.0 %"
     assert shown["accuracy at each site"] == "80.0, 40.0, - %"
+    named = list(final_table(SUMMARY, HOSPITALS).columns[1].cells)
+    assert any("hospital-a 80.0, hospital-b 40.0, hospital-c - %" in str(words) for words in named)
     assert shown["one prediction"] == "48.2 million multiply-accumulates"
     assert shown["parameters"] == "5.01 million deployed, 1.63 million trained"
     assert shown["sent"] == "12.0 MB to the server, 246.3 MB to the sites"

@@ -9,6 +9,7 @@ from statistics import median
 import pytest
 from small_runs import Finished, events
 from status_runs import (
+    FAILURE,
     SITES,
     START,
     TASKS,
@@ -49,12 +50,50 @@ def test_each_site_has_its_own_numbers() -> None:
 def test_failed_site_keeps_its_last_answer_and_is_no_longer_waited_for_once_others_are_heard() -> None:
     at_failure = RunStatus(RUN, first_task()[:6]).sites[1]
     assert (at_failure.state, at_failure.answered, at_failure.seconds) == ("failed", START + 10, 5.0)
-    later = {"event": "answers", "time": START + 40, "step": 3, "answered": 1, "asked": 3}
-    assert RunStatus(RUN, [*first_task(), later]).sites[1].state == "asked"
+    asked = {"event": "asked", "time": START + 40, "step": 3, "sites": [0, 2]}
+    assert RunStatus(RUN, [*first_task(), asked]).sites[1].state == "not connected"
     idle = RunStatus(RUN, [*first_task(), done(3, START + 40, [abstained(0)])]).sites[0]
     assert (idle.state, idle.answered, idle.seconds, idle.abstained) == ("abstained", START + 40, 1.5, 1)
     partly = RunStatus(RUN, [*first_task()[:-1], waiting(3, START + 32, 1, 2), waiting(3, START + 33, 2)])
-    assert [site.state for site in partly.sites] == ["answered", "asked", "waited for"]
+    assert [site.state for site in partly.sites] == ["answered", "connected", "waited for"]
+
+
+def test_who_works_since_when_and_who_has_answered_is_known_within_a_step() -> None:
+    log = [
+        *first_task(),
+        {"event": "asked", "time": START + 40, "step": 3, "sites": [0, 1, 2]},
+        {"event": "answers", "time": START + 45, "step": 3, "answered": 1, "asked": 3, "sites": [2], "failed": [1]},
+    ]
+    run = RunStatus(RUN, log, submitted=BEFORE, flower="running")
+    assert [(site.state, site.since) for site in run.sites] == [
+        ("working", START + 40),
+        ("failed", None),
+        ("answered", None),
+    ]
+    fields = run.as_fields(START + 50)
+    assert (fields["working"], fields["sites_answered"], fields["sites_asked"]) == (["hospital-a"], 1, 3)
+    assert fields["sites"][0]["working_since"] == START + 40
+    forgotten = {"event": "forgotten", "time": START + 60, "correction": 1, "answered": 2, "corrected": 0}
+    late = {**FAILURE, "site": 0, "code": 0, "error": "NoAnswerBeforeDeadline"}
+    after = RunStatus(RUN, [*log, {**forgotten, "failures": [late]}])
+    assert (after.sites[0].state, after.progress.working) == ("failed", {})
+
+
+def test_failure_that_ended_the_run_stands_beside_its_site() -> None:
+    ended = {"event": "run_failed", "time": START + 50, "message": "task 2: 1 of 3 sites answered."}
+    ended["failures"] = [
+        {"site": 0, "code": 108, "error": "NotApproved"},
+        {**FAILURE, "code": 102, "error": "DataError"},
+    ]
+    log = [{**started(START), "approval": "3f2a" * 16}, *first_task()[1:], ended]
+    run = RunStatus(RUN, log, submitted=BEFORE, flower="finished:failed")
+    assert [site.state for site in run.sites] == ["failed", "failed", "answered"]
+    assert run.sites[0].error == "NotApproved, code 108"
+    assert "skin (hash 3f2a3f2a3f2a3f2a), or not for another run: they type `dynammo-site approve`" in run.sites[0].ask
+    assert "`dynammo-site doctor`" in run.sites[1].ask
+    for words in ("hospital-a (NotApproved, code 108): nobody there", "hospital-b (DataError, code 102)", RESUME[1:]):
+        assert words in run.note
+    assert len(run.progress.failures) == 4
 
 
 def test_fields_are_json_and_count_from_one() -> None:
@@ -82,6 +121,8 @@ def test_fields_are_json_and_count_from_one() -> None:
         "sites_answered": 0,
         "sites_asked": 0,
         "waiting_for": ["hospital-b"],
+        "working": [],
+        "held_back": "",
         "accuracy": 71.25,
         "accuracy_after_tasks": [71.25],
         "failures": [
@@ -100,6 +141,8 @@ def test_fields_are_json_and_count_from_one() -> None:
         "abstained": 0,
         "failures": 2,
         "last_error": "NoAnswerBeforeDeadline, code 5",
+        "ask": "it is not connected: ask whether `dynammo-site start` is running",
+        "working_since": None,
     }
 
 
@@ -113,7 +156,7 @@ BEFORE, AFTER = START - 5, START + 100  # everything that is heard
     [
         (completed(), BEFORE, "running", "completed", ""),  # Flower's process takes a moment to end
         (completed(), None, None, "completed", ""),
-        (failed(), BEFORE, "finished:failed", "failed", "task 2: no <quorum>"),
+        (failed(), BEFORE, "finished:failed", "failed", f"task 2: no <quorum>. C{RESUME[1:]}"),
         (first_task(), BEFORE, "running", "running", ""),
         (first_task(), BEFORE, None, "unfinished", UNKNOWN),
         (first_task(), None, None, "unfinished", UNKNOWN),

@@ -56,7 +56,7 @@ def test_table_of_all_runs(folder: Path) -> None:
     assert lines[0].split() == ["run", "state", "task", "accuracy", "started", "last", "event"]
     assert lines[1].split()[:5] == ["skin-1", "completed", "2/2", "71.2", "%"]
     assert lines[2].split()[:5] == ["skin-[red]", "failed", "2/2", "71.2", "%"]
-    assert lines[3] == "skin-[red] is failed: task 2: no <quorum>"
+    assert lines[3].startswith("skin-[red] is failed: task 2: no <quorum>. Continue with: dynammo-server run ")
     assert len(lines) == 4  # nobody asks the SuperLink about runs that have ended
 
 
@@ -82,12 +82,13 @@ def test_details_of_a_run() -> None:
     assert all(len(line) <= 80 for line in lines)
     assert any("waiting for hospital-b" in line for line in lines)
     # The last answers came 32 s ago.
-    assert [line.split() for line in lines[-4:]] == [
+    assert [line.split() for line in lines[-5:-1]] == [
         ["hospital-a", "answered", "0:00:32", "1.5", "s", "75.0", "90.0", "%", "0", "0"],
         ["hospital-b", "waited", "for", "0:00:32", "2.5", "s", "20.0", "52.5", "%", "0", "2"],
         ["<b", 'id="x">&', "answered", "0:00:32", "0.5", "s", "-", "-", "2", "0"],
         ["hospital-b", "last", "failed", "with", "NoAnswerBeforeDeadline,", "code", "5"],
     ]
+    assert lines[-1] == "hospital-b: it is not connected: ask whether `dynammo-site start` is running"
 
 
 def test_ended_run_shows_the_time_of_its_end() -> None:
@@ -102,7 +103,8 @@ def test_ended_run_shows_the_time_of_its_end() -> None:
 def test_command_to_go_on_is_not_wrapped(folder: Path) -> None:
     run = write_run(folder / "runs" / ("skin-" + "x" * 100), failed(), None)
     done = invoke(folder, str(run))
-    assert f"{run.name} is failed: task 2: no <quorum>" in done.stdout.splitlines()
+    command = f"dynammo-server run {run}/config.yaml"
+    assert f"{run.name} is failed: task 2: no <quorum>. Continue with: {command}" in done.stdout.splitlines()
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])

@@ -21,6 +21,7 @@ from status_runs import SITES, START, TASKS, append, completed, failed, first_ta
 
 from dynammo_core.support.errors import ConfigError, RunError
 from server.watch.lookout import Lookout, run_directories
+from server.watch.metrics import metrics
 from server.watch.status_page import StatusServer
 
 FlowerRuns = Callable[[], list[dict[str, Any]]]
@@ -100,10 +101,11 @@ def test_all_runs_and_what_to_do_about_them(port: int, runs: Path) -> None:
     status, _, content = get(port, "/")
     page = Text(content)
     assert status == 200
+    again = f"Continue with: dynammo-server run {runs / 'gave-up' / 'config.yaml'}"
     for words in (
         "going-on running 2/2 71.2",
         f"died dead continue with: dynammo-server run {runs / 'died' / 'config.yaml'} 2/2 71.2",  # it has no checkpoint
-        "gave-up failed task 2: no <quorum> 2/2 71.2",
+        f"gave-up failed task 2: no <quorum>. {again} 2/2 71.2",
         f"{ODD} completed 2/2 71.2",
     ):
         assert words in page.text
@@ -126,12 +128,13 @@ def test_one_run_and_its_sites(port: int) -> None:
         "1 naevus, <script>document.title = 'taken over'</script> 71.2",
     ):
         assert words in page.text
+    not_there = "it is not connected: ask whether `dynammo-site start` is running"
     rows = re.findall(
         r"(\S+|<b id=\"x\">&) (answered|waited for) [\d:, days]+ ago (.*?) (?=hospital|<b|Accuracy)", page.text
     )
     assert rows == [
         ("hospital-a", "answered", "1.5 75.0 90.0 0 0"),
-        ("hospital-b", "waited for", "2.5 20.0 52.5 0 2 NoAnswerBeforeDeadline, code 5"),
+        ("hospital-b", "waited for", "2.5 20.0 52.5 0 2 NoAnswerBeforeDeadline, code 5 " + not_there),
         (SITES[2], "answered", "0.5 – – 2 0"),
     ]
 
@@ -291,3 +294,30 @@ def chromium(url: str, folder: Path) -> str:
     environment = os.environ | {"HOME": str(folder)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout
+
+
+def test_metrics_are_in_the_format_of_prometheus(port: int, runs: Path) -> None:
+    status, headers, content = get(port, "/metrics")
+    assert (status, headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    lines = content.splitlines()
+    sample = re.compile(r'[a-z_]+(\{[a-z]+="([^"\\]|\\.)*"(,[a-z]+="([^"\\]|\\.)*")*\})? -?[0-9.e+-]+')
+    assert [line for line in lines if not line.startswith("# ") and not sample.fullmatch(line)] == []
+    for line in (
+        "# TYPE dynammo_site_failures_total counter",
+        'dynammo_run_state{run="going-on",state="running"} 1',
+        'dynammo_run_state{run="gave-up",state="failed"} 1',
+        'dynammo_run_steps_finished{run="going-on"} 3',
+        'dynammo_run_accuracy_percent{run="going-on"} 71.25',
+        'dynammo_site_failures_total{run="going-on",site="hospital-b"} 2',
+        'dynammo_run_steps{run="skin & \\"1\\""} 6',
+    ):
+        assert line in lines, content
+
+
+def test_a_full_disk_is_warned_of_before_it_stops_a_run(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lookout = Lookout(lambda: run_directories(runs), superlink, runs)
+    assert lookout.look().free_bytes == pytest.approx(shutil.disk_usage(runs).free, rel=0.2)
+    monkeypatch.setattr("server.watch.lookout.SCARCE_BYTES", 10**18)
+    overview = lookout.look()
+    assert [words.startswith("The disk of the runs has only ") for words in overview.warnings] == [True]
+    assert f"dynammo_disk_free_bytes {overview.free_bytes:g}" in metrics(overview, START)

@@ -1,0 +1,72 @@
+"""Every table that people read in a terminal: as wide as it, with long names, and no word broken but names."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+from status_runs import START, first_task
+
+from client.commands.audit import run_table
+from client.commands.predict import Finding, as_table
+from server.consortium.sites import RegisteredSite
+from server.consortium.sites_command import sites_table
+from server.watch.lookout import Overview
+from server.watch.progress import final_table
+from server.watch.status import RunStatus
+from server.watch.status_command import run_view, runs_table
+from server.watch.tables import classes_table, evaluation_tables
+
+HOSPITALS = ("mercy", "the-general-hospital-of-the-county-of-the-lakes-and-mountains-4")
+CLASSES = ("naevus", "squamous cell carcinoma, in situ, of the lower leg", "x" * 90)
+SUMMARY = {
+    **{"name": "skin " * 12, "method": "dynammo", "dataset": "manifest", "tasks": 9, "sites": 2, "seed": 1},
+    **dict.fromkeys(("average_incremental_accuracy", "last_accuracy", "worst_site_accuracy", "forgetting"), 83.125),
+    **{"accuracy_after_tasks": [100.0] * 40, "site_accuracies": [91.6, 100.0], "seconds": 1e6, "rounds": 10**6},
+    **dict.fromkeys(("macs_per_image", "deployed_parameters", "trainable_parameters", "bytes_up", "bytes_down"), 1e12),
+    "status": "completed",
+}
+
+
+def tables() -> Iterator[tuple[RenderableType, tuple[str, ...]]]:
+    """Each table with words that may not be broken."""
+    log = first_task()
+    log[0]["site_names"] = [*HOSPITALS, "third"]
+    run = RunStatus(Path("/runs") / ("skin-" * 18), log)
+    yield run_view(run, START + 62), ("mercy", "answered", "waited for", "0:00:32", "90.0 %")
+    yield runs_table(Overview([run]), START + 62), ("unfinished", "71.2 %", "0:00:30 ago")
+    site = RegisteredSite(1, "SHA256:x", "2026-01-31")
+    since = "2026-11-28 21:50:43Z"
+    yield sites_table(dict.fromkeys(HOSPITALS, (site, "registered", since))), ("registered", since, "2026-01-31")
+    announced = {name: {"classes": dict.fromkeys(CLASSES, 100_000)} for name in HOSPITALS}
+    yield classes_table(announced, CLASSES[:1]), ("carcinoma,", "known", "100000+", "mercy")
+    tested = {"images": 100_000, "accuracy": 87.5, "mean_class_recall": None}
+    result = {
+        **{"after_task": 2, "accuracy": 87.5, "mean_class_recall": 80.0, "calibration_error": 4.0},
+        **{"worst_site_accuracy": None, "worst_site_mean_class_recall": 72.5},
+        **{"sites": dict.fromkeys(HOSPITALS, tested), "recall": dict.fromkeys(CLASSES, 100.0)},
+        "failures": {HOSPITALS[1]: "NoAnswerBeforeDeadline, code 0"},
+    }
+    yield from zip(evaluation_tables(result), (("100000", "87.5 %"), ("100.0 %", "carcinoma,")), strict=True)
+    yield final_table(SUMMARY, HOSPITALS), ("average incremental accuracy", "mercy 91.6,", "completed")
+    groups = {"weights": {"count": 100_000}}
+    entry = {"task": 11, "stage": "recalibrate", "exchange": "masked", "abstained": False, "tensors": groups}
+    entry |= {"bytes": 1_234_567_890, "norm": 1.23456e-05, "class_counts": [1_000_000], "numbers": {}}
+    audited = ("recalibrate", "1.2 GB", "1.23e-05", "1000000", "tained")
+    yield run_table(f"{'skin-' * 18}1", [entry]), audited
+    finding = Finding(Path("/srv/images") / ("a" * 200), tuple((name, 0.5) for name in CLASSES[1:]), 0.999)
+    yield as_table([finding], 1, 0.9999999), ("squamous", "carcinoma,", "0.500", "0.999 *")
+
+
+def test_tables_fit_and_break_no_words() -> None:
+    for width in (80, 120):
+        for table, words in tables():
+            console = Console(file=io.StringIO(), width=width)
+            console.print(table)
+            assert isinstance(console.file, io.StringIO)
+            text = console.file.getvalue()
+            assert max(map(len, text.splitlines())) <= width, text
+            for unbroken in words:
+                assert unbroken in text, f"{unbroken!r} at {width} columns:\n{text}"
