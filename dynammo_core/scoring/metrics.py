@@ -172,7 +172,8 @@ def site_recall_errors(confusion: Counts, tasks: Tasks) -> Percent:
     images = np.where(total > 0, total, 1)
     variances = (shares + 1 / images) * (1 - shares + 1 / images) / images
     classes = np.maximum((total > 0).sum(axis=1), 1)
-    return 100 * np.sqrt(np.array([_mean(row) for row in variances]) / classes)
+    errors: Percent = 100 * np.sqrt(np.array([_mean(row) for row in variances]) / classes)
+    return errors
 
 
 def worst_site_mean_class_recall(confusion: Counts, tasks: Tasks) -> float:

@@ -16,13 +16,13 @@ from server.run.own_heads import COMMON, compare_heads
 
 def test_a_run_compares_the_heads_at_each_site_and_its_page_says_so(tmp_path: Path) -> None:
     overrides = {"method.personal": True, "method.regulariser": 0.1}
-    summary, plain = (
-        json.loads((run_small(config, tmp_path / name).path / "summary.json").read_text())
-        for name, config in (
-            ("personal", small_config("streaming_ridge", overrides)),
-            ("plain", small_config("streaming_ridge", {"method.regulariser": 0.1})),
-        )
-    )
+    runs = [
+        run_small(small_config("streaming_ridge", settings), tmp_path).path
+        for settings in (overrides, {"method.regulariser": 0.1})
+    ]
+    summary, plain = (json.loads((run / "summary.json").read_text()) for run in runs)
+    kept, usual = ({path.relative_to(run) for path in (run / "sites").rglob("*")} for run in runs)
+    assert kept == usual  # nothing of its own images stays with the site for this
     assert "own_heads" not in plain
     for key in ("accuracy_after_tasks", "site_mean_class_recalls", "bytes_up"):
         assert summary[key] == plain[key]  # the common head is tested as ever, and no tensor leaves beside
@@ -31,7 +31,7 @@ def test_a_run_compares_the_heads_at_each_site_and_its_page_says_so(tmp_path: Pa
     assert [row["site"] for row in rows] == [f"site {site}" for site in range(SITES)]
     assert [row[COMMON]["mean_class_recall"] for row in rows] == summary["site_mean_class_recalls"]
     assert all(row[PERSONAL]["accuracy"] is not None for row in rows)
-    page = write_report(next((tmp_path / "personal").iterdir())).read_text()
+    page = write_report(runs[0]).read_text()
     assert "Whether joining pays" in page and rows[0]["joining"] in page
 
 
