@@ -81,7 +81,7 @@ class Config(Section, Generic[M]):
             return method
         if misfit := METHODS[method.name].governance.misfit(method, federation, backbone):
             raise ValueError(misfit)
-        return method.fitted_to(backbone)
+        return method.fitted_to(backbone, federation)
 
     @field_validator("privacy")
     @classmethod
