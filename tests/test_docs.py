@@ -193,9 +193,9 @@ def _with_fingerprints(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(method: str) -> dict[str, Any]:
-    """The value of each leaf in a configuration that gives nothing but what it must."""
-    resolved = resolve({"name": "x", "data": {"dataset": "digits"}, "method": {"name": method}}, "test", {})
-    leaves = dict(_leaves(resolved.model_dump(mode="json"), ""))
+    """The value of each leaf in a configuration that gives nothing but what it must, at two sites in place of one."""
+    must = {"name": "x", "data": {"dataset": "digits"}, "method": {"name": method}, "federation": {"sites": 2}}
+    leaves = dict(_leaves(resolve(must, "test", {}).model_dump(mode="json"), "")) | {"federation.sites": 1}
     return leaves | dict.fromkeys(("name", "data.dataset", "method.name"), "required")
 
 

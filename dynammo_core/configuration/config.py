@@ -93,7 +93,7 @@ class Config(Section, Generic[M]):
                 f"{method.name} trains nothing by gradients, and federation.{federation.optimises} changes training; "
                 "leave federation.proximal and federation.server_optimizer as they are by default"
             )
-        return method.fitted_to(backbone)
+        return method.fitted_to(backbone, federation)
 
     @field_validator("privacy")
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -15,6 +15,9 @@ from dynammo_core.data.images.windows import FROM_FILE, WINDOWS, is_window
 from dynammo_core.models import BACKBONES
 from dynammo_core.support.errors import unknown_name, unprintable
 from dynammo_core.support.registry import UNKNOWN
+
+if TYPE_CHECKING:
+    from dynammo_core.configuration.federation import FederationSettings
 
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 """Pattern of a hospital's name, which appears in file names and certificates."""
@@ -282,8 +285,8 @@ class MethodSettings(Section):
 
     name: str = Field(description="name of the method")
 
-    def fitted_to(self, backbone: BackboneSettings) -> Self:
-        """Return these parameters with the defaults that depend on the backbone."""
+    def fitted_to(self, backbone: BackboneSettings, federation: FederationSettings) -> Self:
+        """Return these parameters with the defaults that depend on those sections."""
         return self
 
     @model_validator(mode="before")

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from dynammo_core.configuration.federation import FederationSettings
 from dynammo_core.configuration.settings import BackboneSettings, MethodSettings, Optimisation
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods.decisions import CLASSES, MEANS
@@ -35,12 +36,13 @@ class SingleHeadSettings(MethodSettings):
         default="frozen",
         description="statistics that batch norm divides by; frozen: the pretrained network's, in training too; "
         "averaged: each batch's, and in tests the sites' running ones, pooled; reestimated: as averaged, but estimated "
-        "anew after the last round; default for random weights, which have none to freeze: averaged",
+        "anew after the last round; default with one site, and for random weights, which have none to freeze: averaged",
     )
 
-    def fitted_to(self, backbone: BackboneSettings) -> Self:
-        """Return these parameters with statistics averaged if no others are asked for and the weights are random."""
-        if backbone.weights != RANDOM or "batch_norm" in self.model_fields_set:
+    def fitted_to(self, backbone: BackboneSettings, federation: FederationSettings) -> Self:
+        """Return these parameters, with statistics averaged by default at one site and for random weights."""
+        usual = backbone.weights == RANDOM or federation.sites == 1
+        if "batch_norm" in self.model_fields_set or not usual:
             return self
         return self.model_copy(update={"batch_norm": "averaged"})
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dynammo_core.aggregation.class_aware import Update, class_aware_mean
+from dynammo_core.configuration.federation import FederationSettings
 from dynammo_core.configuration.settings import BackboneSettings, MemorySettings
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.task_stream import TaskStream
@@ -170,7 +171,10 @@ def new_model(kind: type[Method]) -> IncrementalModel:
 def bench(method: str | type[Method], **params: object) -> Bench:
     """A method of the table, or one that is not in it, before the first task."""
     kind = METHODS[method] if isinstance(method, str) else method
-    return Bench(kind(kind.Params(name=kind.name, **params).fitted_to(RANDOM_NETWORK), STREAM), new_model(kind))
+    return Bench(
+        kind(kind.Params(name=kind.name, **params).fitted_to(RANDOM_NETWORK, FederationSettings()), STREAM),
+        new_model(kind),
+    )
 
 
 def learn(made: Bench, tasks: int, first: int = 0) -> None:

@@ -74,12 +74,14 @@ def test_statistics_move_in_training_unless_they_are_frozen_and_may_be_estimated
             torch.testing.assert_close(norm.get_buffer("running_mean"), maps.mean(dim=(0, 2, 3)))
 
 
-def test_statistics_are_frozen_unless_weights_are_random_or_it_is_said_otherwise(name: str) -> None:
-    def asked(weights: str, **method: str) -> str:
+def test_several_sites_freeze_statistics_unless_weights_are_random_or_it_is_said_otherwise(name: str) -> None:
+    def asked(weights: str, sites: int = 2, **method: str) -> str:
         plain = {"name": "it", "data": {"dataset": "digits"}, "method": {"name": name, **method}}
+        plain["federation"] = {"sites": sites}
         return str(resolve(plain | {"backbone": {"weights": weights}}, "test", {}).method.batch_norm)
 
     assert (asked("imagenet"), asked("random")) == ("frozen", "averaged")
+    assert asked("imagenet", sites=1) == "averaged"
     assert asked("imagenet", batch_norm="averaged") == "averaged"
     assert asked("random", batch_norm="frozen") == "frozen"
 
