@@ -13,9 +13,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from client.commands.predict import predict
 from dynammo_core.configuration.config import Scalar, load_config
 from dynammo_core.support.errors import ConfigError, DynammoError, unknown_name
 from dynammo_core.support.terminal import Terminal, command_line, parse_overrides, readable_errors
+from server.report.export_command import export
 from simulations.attacks.command import audit_privacy
 from simulations.bench.command import bench
 from simulations.inspect_command import inspect
@@ -146,6 +148,8 @@ def compare(
 
 app.command("audit-privacy")(audit_privacy)
 app.command()(inspect)
+app.command()(export)
+app.command()(predict)
 app.command()(deploy)
 app.command()(faults)
 app.command()(heterogeneity)
