@@ -1,4 +1,4 @@
-"""Fill the report's clinical section: what the model is worth for each class and site, with test images and intervals."""
+"""Fill the report's clinical section: the model's worth by class and site, with test images and intervals."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dynammo_core.scoring.metrics import mean_class_recall
 from server.report.page import number
 from server.run_directory.run_files import Json, RunFiles
 
-MOST_COLUMNS = 12  # sites beside one another; of more, only the sum is shown
+MOST_SITES = 12  # beside or below one another; of more, only their sum is shown
 MEASURES = ("sensitivity", "specificity", "precision", "f1")
 
 TEMPLATE = r"""
 {% if clinical.classes %}
 <h2>Class by class, site by site</h2>
 <p>After task {{ clinical.after }}, on {{ clinical.images }} test images, one class against all others, in percent with
-95 % intervals (Wilson 1927). Guessing evenly would be right for {{ clinical.chance | number }} %, always naming the most
-frequent class for {{ clinical.majority | number }} %. The intervals take images to be independent: where a patient has
-several, they are too narrow. Areas under ROC curves by class are not shown: they need scores, and only counts of answers
-leave a site.</p>
+95 % intervals (Wilson 1927). Guessing evenly would be right for {{ clinical.chance | number }} %, always naming the
+most frequent class for {{ clinical.majority | number }} %. The intervals take images to be independent: where a patient
+has several, they are too narrow. Areas under ROC curves by class are not shown: they need scores, and only counts of
+answers leave a site.</p>
 <div class="scroll"><table>
   <caption>Sensitivity: of images of the class, those recognised. Specificity: of other images, those not taken for it.
   Precision: of images taken for it, those that are of it; it changes with how frequent the class is</caption>
@@ -27,16 +27,19 @@ leave a site.</p>
   <th class="n">precision</th><th class="n">F1</th></tr></thead>
   <tbody>
   {% for row in clinical.classes %}
-  <tr><th scope="row">{{ row.name }}</th><td class="n">{{ row.images }}</td>{% for value in row.shares %}<td class="n">{{ value }}</td>{% endfor %}</tr>
+  <tr><th scope="row">{{ row.name }}</th><td class="n">{{ row.images }}</td>
+  {% for value in row.shares %}<td class="n">{{ value }}</td>{% endfor %}</tr>
   {% endfor %}
   </tbody>
 </table></div>
 <div class="scroll"><table>
   <caption>Balanced accuracy is the mean sensitivity over the classes of which a site has test images</caption>
-  <thead><tr><th>Site</th><th class="n">test images</th><th class="n">accuracy</th><th class="n">balanced accuracy</th></tr></thead>
+  <thead><tr><th>Site</th><th class="n">test images</th><th class="n">accuracy</th>
+  <th class="n">balanced accuracy</th></tr></thead>
   <tbody>
   {% for row in clinical.sites %}
-  <tr><th scope="row">{{ row.name }}</th><td class="n">{{ row.images }}</td><td class="n">{{ row.accuracy }}</td><td class="n">{{ row.balanced | number }}</td></tr>
+  <tr><th scope="row">{{ row.name }}</th><td class="n">{{ row.images }}</td><td class="n">{{ row.accuracy }}</td>
+  <td class="n">{{ row.balanced | number }}</td></tr>
   {% endfor %}
   </tbody>
 </table></div>
@@ -66,7 +69,8 @@ def clinical_section(run: RunFiles) -> Json:
     counts = after_tasks[-1, :, : len(names), : len(names)]
     pooled = counts.sum(axis=0)
     measures = class_measures(pooled)
-    columns = [_site(run, site) for site in sites]
+    columns = [_site(run, site) for site in sites] if len(sites) <= MOST_SITES else []
+    rows = [*zip(columns, counts, strict=False)] + ([("all sites", pooled)] if len(columns) != 1 else [])
     shares = [_texts(getattr(measures, name)) for name in MEASURES]
     return {
         "after": after,
@@ -89,11 +93,9 @@ def clinical_section(run: RunFiles) -> Json:
                 "accuracy": _texts(share([np.trace(table)], [table.sum()]))[0],
                 "balanced": mean_class_recall(table[None, None], [list(range(len(names)))]),
             }
-            for name, table in zip(
-                [*columns, *["all sites"] * (len(sites) > 1)], [*counts, *[pooled] * (len(sites) > 1)], strict=True
-            )
+            for name, table in rows
         ],
-        "columns": columns if 1 < len(columns) <= MOST_COLUMNS else [],
+        "columns": columns if len(columns) > 1 else [],
     }
 
 
