@@ -110,12 +110,14 @@ def compare(
         ),
     ] = None,
     no_run: Annotated[bool, typer.Option("--no-run", help="Only show the runs that have finished so far.")] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="Repeat runs that have finished in the folder above.")] = False,
 ) -> None:
     """Run the missing runs of comparisons and write a page about each; safe to stop and continue."""
     with readable_errors():
         from simulations.comparisons.compare import load_comparison, missing_cells, part_of
         from simulations.comparisons.page import write_page
         from simulations.comparisons.progress import run_under_display
+        from simulations.comparisons.reuse import take_over
         from simulations.comparisons.table import table
 
         comparisons = {file.stem: load_comparison(file) for file in files}
@@ -123,6 +125,8 @@ def compare(
             raise ConfigError("two comparisons have the same file name", accepted="files with different names")
         every = [cell for comparison in comparisons.values() for cell in comparison.cells]
         chosen = every if shard is None else part_of(every, shard)
+        if not (no_run or anew) and (taken := take_over(chosen, runs)):
+            console.say(f"Taken from {runs.parent}, where they have finished (--anew repeats them): {'; '.join(taken)}")
         failed = {} if no_run else run_under_display(chosen, runs, console, workers=workers)
         if shard is not None and (left := missing_cells(every, runs)):
             text = f"{len(left)} runs are still missing; the part that finishes last writes the page"
