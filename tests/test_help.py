@@ -49,4 +49,4 @@ def test_help_explains_every_parameter(program: str, words: tuple[str, ...]) -> 
 
 def test_a_mistyped_command_is_answered_once() -> None:
     said = CliRunner().invoke(simulation, ["exprt"], env={"COLUMNS": "200"}).output
-    assert said.count("Did you mean 'export'") == 1, said
+    assert said.count("Did you mean") == 1 and "'export'" in said, said
