@@ -89,7 +89,7 @@ def write_page(
 
 def _environment() -> jinja2.Environment:
     environment = page_environment()
-    environment.filters.update(spread=_spread, gigamacs=lambda macs: f"{macs / 1e9:.2f}")
+    environment.filters.update(spread=_spread, gigamacs=lambda macs: f"{macs / 1e9:.3g}")
     return environment
 
 
