@@ -54,7 +54,7 @@ def predict(
         Path,
         typer.Argument(
             metavar="MODEL",
-            help="A run directory, its model.safetensors, or an exported one or .onnx.",
+            help="A run directory, its model.safetensors, or an exported .safetensors or .onnx.",
             show_default=False,
         ),
     ],
