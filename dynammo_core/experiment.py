@@ -77,7 +77,7 @@ class Experiment:
     @cached_property
     def stream(self) -> TaskStream:
         """Return the stream of tasks: which classes arrive with which task."""
-        stream = build_task_stream(self.config.tasks, self.classes, self.config.seed)
+        stream = build_task_stream(self.config.tasks, self.class_names, self.config.seed)
         return replace(stream, names=self.class_names)
 
     @cached_property

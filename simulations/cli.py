@@ -13,9 +13,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from client.commands.predict import predict
 from dynammo_core.configuration.config import Scalar, load_config
 from dynammo_core.support.errors import ConfigError, DynammoError, unknown_name
 from dynammo_core.support.terminal import Terminal, command_line, parse_overrides, readable_errors
+from server.report.export_command import export
 from simulations.attacks.command import audit_privacy
 from simulations.backbone_command import backbone
 from simulations.bench.command import bench
@@ -110,6 +112,7 @@ def compare(
         ),
     ] = None,
     no_run: Annotated[bool, typer.Option("--no-run", help="Only show the runs that have finished so far.")] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="Repeat runs that have finished in the folder above.")] = False,
 ) -> None:
     """Run the missing runs of comparisons and write a page about each; safe to stop and continue."""
     with readable_errors():
@@ -117,6 +120,7 @@ def compare(
         from simulations.comparisons.page import write_page
         from simulations.comparisons.process_pool import part_of
         from simulations.comparisons.progress import run_under_display
+        from simulations.comparisons.reuse import take_over
         from simulations.comparisons.table import table
 
         comparisons = {file.stem: load_comparison(file) for file in files}
@@ -124,6 +128,8 @@ def compare(
             raise ConfigError("two comparisons have the same file name", accepted="files with different names")
         every = [cell for comparison in comparisons.values() for cell in comparison.cells]
         chosen = every if shard is None else part_of(every, shard)
+        if not (no_run or anew) and (taken := take_over(chosen, runs)):
+            console.say(f"Taken from {runs.parent}, where they have finished (--anew repeats them): {'; '.join(taken)}")
         failed = {} if no_run else run_under_display(chosen, runs, console, workers=workers)
         if shard is not None and (left := missing_cells(every, runs)):
             text = f"{len(left)} runs are still missing; the part that finishes last writes the page"
@@ -150,6 +156,8 @@ def compare(
 app.command()(tune)
 app.command("audit-privacy")(audit_privacy)
 app.command()(inspect)
+app.command()(export)
+app.command()(predict)
 app.command()(deploy)
 app.command()(faults)
 app.command()(heterogeneity)

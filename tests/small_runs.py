@@ -84,9 +84,8 @@ def run_small(
 
 
 def make_pages_small(patch: pytest.MonkeyPatch) -> None:
-    """Let pages count the cost of a small network alone, with coarse figures, and runs leave no page of their own."""
+    """Let pages have coarse figures, and runs leave no page of their own."""
     patch.setattr("simulations.comparisons.process_pool.run_and_report", run_experiment)
-    patch.setattr("simulations.comparisons.page.COST_BACKBONES", ("small_cnn",))
     patch.setattr("server.report.plots.PIXELS_PER_INCH", 20)
 
 

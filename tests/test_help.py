@@ -45,3 +45,8 @@ def test_help_explains_every_parameter(program: str, words: tuple[str, ...]) -> 
         styles = re.sub(r"\[(bold|/)\]", "", parameter.help).replace("\\[", "[")
         assert told == " ".join(styles.split()), "words in brackets are lost, as markup"
         assert told in said, parameter.name
+
+
+def test_a_mistyped_command_is_answered_once() -> None:
+    said = CliRunner().invoke(simulation, ["exprt"], env={"COLUMNS": "200"}).output
+    assert said.count("Did you mean") == 1 and "'export'" in said, said

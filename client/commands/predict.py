@@ -1,4 +1,4 @@
-"""`dynammo-site predict`: a deployed model's answers about a hospital's own images, on this machine alone."""
+"""`predict` of the researcher and of a site: a deployed model's answers about images, on this machine alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.table import Table
 from client.consent.settings import SiteSettings, load_site
 from client.state.run_folders import runs_folder
 from dynammo_core.support.csv_text import csv_lines
-from dynammo_core.support.errors import DataError
+from dynammo_core.support.errors import ConfigError, DataError
 from dynammo_core.support.files import utf8, write_atomically
 from dynammo_core.support.terminal import Terminal, cell, listing, printable, readable_errors
 
@@ -56,7 +56,9 @@ def predict(
     model: Annotated[
         Path,
         typer.Argument(
-            metavar="MODEL", help="A run directory, its model.safetensors, or an exported one.", show_default=False
+            metavar="MODEL",
+            help="A run directory, its model.safetensors, or an exported .safetensors or .onnx.",
+            show_default=False,
         ),
     ],
     images: Annotated[
@@ -87,12 +89,8 @@ def predict(
     """
     with readable_errors():
         from dynammo_core.data.index.image_files import PassedOver
-        from dynammo_core.deployed.model_files import ModelFiles
-        from dynammo_core.deployed.predictor import Predictor
 
-        settings, model_files = load_site(site) if site is not None else None, ModelFiles.read(model)
-        own = settings.site if settings and model_files.facts.own_statistics else None
-        predictor = Predictor.of_files(as_tested(model_files, settings), device)
+        predictor, own = open_model(model, load_site(site) if site is not None else None, device)
         passed_over = PassedOver()
         files = find_images(images, passed_over)
         batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
@@ -115,6 +113,29 @@ def predict(
             errors.print(text, soft_wrap=True, highlight=False)
         if unreadable:
             raise typer.Exit(1)
+
+
+def open_model(path: Path, settings: SiteSettings | None, device: str) -> tuple[Predictor, str | None]:
+    """Open a run directory or a model's file; also return the site whose own statistics it answers with, if any.
+
+    Raises:
+        WeightsError: a file is missing, damaged or foreign.
+        ConfigError: this machine lacks the device or ONNX Runtime, or an ONNX file is to take a site's statistics.
+        MemoryStoreError: as `as_tested`.
+    """
+    from dynammo_core.deployed.model_files import ModelFiles
+    from dynammo_core.deployed.onnx_file import onnx_predictor
+    from dynammo_core.deployed.predictor import Predictor
+
+    if path.suffix.lower() == ".onnx":
+        predictor = onnx_predictor(path, device)
+        if settings is not None and predictor.facts.own_statistics:
+            what = f"--site: the batch-norm statistics of {settings.site} cannot be put into {path}"
+            raise ConfigError(what, accepted="a run directory or a safetensors file")
+        return predictor, None
+    files = ModelFiles.read(path)
+    own = settings.site if settings and files.facts.own_statistics else None
+    return Predictor.of_files(as_tested(files, settings), device), own
 
 
 def as_tested(files: ModelFiles, settings: SiteSettings | None) -> ModelFiles:

@@ -146,10 +146,10 @@ class TaskSettings(Section):
     sizes: int | tuple[int, ...] = Field(
         default=2, description="classes per task, or a list with one number for each task"
     )
-    class_order: Literal["fixed", "shuffled"] | tuple[int, ...] = Field(
+    class_order: Literal["fixed", "shuffled"] | tuple[int | str, ...] = Field(
         default="fixed",
         description="order of arrival; fixed: by class index; shuffled: by the seed, as in PyCIL; or a list of class "
-        "indices from 0, where a class that is not listed takes no part",
+        "names, or indices from 0, where a class that is not listed takes no part",
     )
 
     @field_validator("sizes")
@@ -163,9 +163,12 @@ class TaskSettings(Section):
 
     @field_validator("class_order")
     @classmethod
-    def _no_class_twice(cls, order: str | tuple[int, ...]) -> str | tuple[int, ...]:
-        if isinstance(order, tuple) and (not order or min(order) < 0 or len(set(order)) < len(order)):
-            raise ValueError(f"{list(order)} must contain at least one class, by its index from 0, without duplicates")
+    def _no_class_twice(cls, order: str | tuple[int | str, ...]) -> str | tuple[int | str, ...]:
+        if isinstance(order, tuple):
+            below = any(isinstance(label, int) and label < 0 for label in order)
+            if not order or below or len(set(order)) < len(order):
+                what = "must contain at least one class, by its name or its index from 0, without duplicates"
+                raise ValueError(f"{list(order)} {what}")
         return order
 
 

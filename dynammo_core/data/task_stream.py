@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dynammo_core.configuration.settings import TaskSettings
-from dynammo_core.support.errors import ConfigError
+from dynammo_core.support.errors import ConfigError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class TaskStream:
         raise ConfigError(f"class {label} is in no task", accepted=", ".join(map(str, sorted(self.seen(len(self))))))
 
 
-def build_task_stream(settings: TaskSettings, class_count: int, seed: int) -> TaskStream:
-    """Deal `class_count` classes out to tasks.
+def build_task_stream(settings: TaskSettings, classes: int | Sequence[str], seed: int) -> TaskStream:
+    """Deal classes, given by their names or their number, out to tasks.
 
     One size for all tasks covers every class, and if it does not divide their number the last task is smaller. Sizes
     per task may leave classes over, which then take no part, as do those that an explicit order leaves out.
@@ -60,11 +61,12 @@ def build_task_stream(settings: TaskSettings, class_count: int, seed: int) -> Ta
     Raises:
         ConfigError: the tasks need more classes than there are, or an explicit order names an unknown one.
     """
-    sizes, order = settings.sizes, _order(settings, class_count, seed)
+    names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
+    sizes, order = settings.sizes, _order(settings, names, seed)
     needed = sizes if isinstance(sizes, int) else sum(sizes)
     if needed > len(order):
         what = f"one task of {sizes}" if isinstance(sizes, int) else f"{' + '.join(map(str, sizes))} = {needed}"
-        source = "the data set has" if len(order) == class_count else "tasks.class_order names"
+        source = "the data set has" if len(order) == len(names) else "tasks.class_order names"
         raise ConfigError(
             f"tasks.sizes needs {what} classes, and {source} {len(order)}",
             accepted=f"sizes that sum to at most {len(order)}",
@@ -78,16 +80,28 @@ def build_task_stream(settings: TaskSettings, class_count: int, seed: int) -> Ta
     return TaskStream(tuple(tuple(order[start:end]) for start, end in zip(starts, ends, strict=True)))
 
 
-def _order(settings: TaskSettings, class_count: int, seed: int) -> list[int]:
+def _order(settings: TaskSettings, names: Sequence[str], seed: int) -> list[int]:
     wanted = settings.class_order
     if isinstance(wanted, tuple):
-        if max(wanted) >= class_count:
-            raise ConfigError(
-                f"tasks.class_order names class {max(wanted)}, and the data set has {class_count} classes",
-                accepted=f"indices from 0 to {class_count - 1}",
-            )
-        return list(wanted)
-    order = list(range(class_count))
+        order = [_index(label, names) for label in wanted]
+        if len(set(order)) < len(order):
+            raise ConfigError(f"tasks.class_order {list(wanted)} has a class twice, once by name and once by index")
+        return order
+    order = list(range(len(names)))
     if wanted == "shuffled":
-        order = np.random.RandomState(seed % 2**32).permutation(class_count).tolist()
+        order = np.random.RandomState(seed % 2**32).permutation(len(names)).tolist()
     return order
+
+
+def _index(label: int | str, names: Sequence[str]) -> int:
+    """Return the index of a class that an explicit order names, or gives the index of."""
+    if isinstance(label, str):
+        if label not in names:
+            raise ConfigError(f"tasks.class_order: {unknown_name('class', label, names)}", accepted=", ".join(names))
+        return names.index(label)
+    if label >= len(names):
+        raise ConfigError(
+            f"tasks.class_order names class {label}, and the data set has {len(names)} classes",
+            accepted=f"indices from 0 to {len(names) - 1}",
+        )
+    return label

@@ -140,7 +140,7 @@ class ModelFiles:
             WeightsError: a file is missing, unreadable or corrupt, or its model is unknown to this version.
         """
         weights = path / WEIGHTS if path.is_dir() else path
-        return cls.parse(_read(weights), weights)
+        return cls.parse(read_model_file(weights), weights)
 
     @classmethod
     def parse(cls, content: bytes, origin: Path) -> ModelFiles:
@@ -152,10 +152,11 @@ class ModelFiles:
         except Exception as error:  # what decoders raise for damaged files has no common type
             raise WeightsError(
                 f"{origin} is no safetensors file, or a damaged one ({type(error).__name__})",
-                accepted="a run directory, its model.safetensors, or what `dynammo-server export` wrote as safetensors",
+                accepted="a run directory, its model.safetensors, or what `export` wrote as safetensors or .onnx; not "
+                "TorchScript, since opening such a file can run code that is in it",
             ) from error
         beside = origin.with_suffix(".json")
-        facts = _facts(inside, origin) if inside else _facts(_read(beside), beside)
+        facts = parse_facts(inside, origin) if inside else parse_facts(read_model_file(beside), beside)
         expected = facts.lineage.tensors_sha256
         if expected is not None and (found := tensors_sha256(tensors)) != expected:
             raise WeightsError(
@@ -194,18 +195,20 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> bytes:
+def read_model_file(path: Path) -> bytes:
+    """Read a file of a model; a WeightsError says what is accepted where there is none."""
     try:
         return path.read_bytes()
     except OSError as error:
         here = [str(file) for file in path.parent.glob("*.safetensors")] if path.parent.is_dir() else []
         raise WeightsError(
             f"cannot read {path}: {error.strerror}{nearest_match(str(path), here)}",
-            accepted=f"a folder with {WEIGHTS} and {FACTS}, or a .safetensors file with its .json beside it",
+            accepted=f"a folder with {WEIGHTS} and {FACTS}, a .safetensors file with its .json beside it, or .onnx",
         ) from error
 
 
-def _facts(text: str | bytes, origin: Path) -> ModelFacts:
+def parse_facts(text: str | bytes, origin: Path) -> ModelFacts:
+    """Parse a model's description; a WeightsError names the file that it is from, and what is wrong."""
     try:
         return ModelFacts.model_validate_json(text)
     except ValidationError as error:

@@ -96,7 +96,7 @@ class Predictor:
         device: the device that it is on.
     """
 
-    def __init__(self, facts: ModelFacts, module: DeployedModel, device: torch.device) -> None:
+    def __init__(self, facts: ModelFacts, module: nn.Module, device: torch.device) -> None:
         self.facts = facts
         self.classes = tuple(name for names in facts.tasks for name in names)
         self.module = module.to(device).eval().requires_grad_(False)

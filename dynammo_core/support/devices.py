@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dynammo_core.support.errors import ConfigError, DeviceMemoryError
 
+KINDS = ("cpu", "cuda")
 SHARE = 0.5
 """The part of a device's free memory that inputs may take for a whole round; the network needs the rest."""
 SHORTAGES = ("out of memory", "ALLOC_FAILED")
@@ -25,14 +26,23 @@ def find_device(name: str, setting: str = "device") -> torch.device:
     Raises:
         ConfigError: it is not on this machine.
     """
+    wanted = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    kind = wanted.split(":")[0]
+    if kind not in KINDS:
+        raise _unusable(setting, name, "this project computes on CPUs and on GPUs of CUDA")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise _unusable(setting, name, "PyTorch finds no GPU of CUDA on this machine")
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        return torch.empty(0, device=device).device
+        return torch.empty(0, device=torch.device(wanted)).device
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"{setting}: {name!r} cannot be used here ({str(error).splitlines()[0]})",
-            accepted="auto, cpu, cuda, or cuda:N with the number of a GPU that `nvidia-smi` lists",
-        ) from error
+        raise _unusable(setting, name, str(error).splitlines()[0]) from error
+
+
+def _unusable(setting: str, name: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"{setting}: {name!r} cannot be used here ({why})",
+        accepted="auto, cpu, cuda, or cuda:N with the number of a GPU that `nvidia-smi` lists",
+    )
 
 
 def repeat_bits() -> None:

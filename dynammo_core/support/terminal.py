@@ -116,6 +116,7 @@ def command_line(words: str) -> typer.Typer:
         help=words,
         no_args_is_help=True,
         add_completion=False,
+        suggest_commands=False,  # click suggests too
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
     )

@@ -91,7 +91,7 @@ def with_new_task(config: Config[Any], classes: Sequence[str], *, distinct: bool
                 remedy=f"If both are the same disease, ask the site to call it {other!r}; if not, add --distinct",
             )
         known.append(name)
-    stream = build_task_stream(config.tasks, len(registry), config.seed)
+    stream = build_task_stream(config.tasks, registry, config.seed)
     data = config.model_dump(mode="json")
     data["data"]["classes"] = known
     data["tasks"] = {

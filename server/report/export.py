@@ -21,14 +21,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dynammo_core.deployed.model_files import METADATA_KEY, PREPARATION_KEY, ModelFiles
+from dynammo_core.deployed.onnx_file import INPUT, OUTPUTS, OnnxModel, onnx_session
 from dynammo_core.deployed.predictor import Predictor
 from dynammo_core.support.errors import ConfigError, WeightsError, unknown_name
 from dynammo_core.support.files import write_atomically
 from dynammo_core.support.seeding import seeded_generator
 
 TOLERANCE = 1e-4
-INPUT = "images"
-OUTPUTS = ("label", "probabilities", "open_set_score")
 ONNX_OPSET = 18
 """Version that ONNX Runtime reads from 1.14 (2023) on."""
 NOT_AS_TESTED = "common to all sites; each site tested the model with its own batch-norm statistics, which stay there"
@@ -232,10 +231,7 @@ def _write_onnx(files: ModelFiles, predictor: Predictor) -> bytes:
 
 
 def _open_onnx(content: bytes) -> Asked:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return lambda images: [torch.from_numpy(value) for value in session.run(OUTPUTS, {INPUT: images.numpy()})]
+    return OnnxModel(onnx_session(content))
 
 
 FORMATS: Mapping[str, Format] = MappingProxyType(

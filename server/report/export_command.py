@@ -1,4 +1,4 @@
-"""`dynammo-server export`: write a run's model as one file for other software, with a model card."""
+"""`export` of the researcher and of the operator: write a run's model as one file, with a model card."""
 
 from __future__ import annotations
 

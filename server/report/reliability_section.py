@@ -28,7 +28,7 @@ TEMPLATE = r"""
   an image of a learnt class has a higher open-set score than one of a class to come. FPR95: the share of images of
   classes to come above the threshold that 95 % of the images of learnt classes reach</caption>
   <thead><tr>
-    <th>Task</th><th class="n">test images</th><th class="n">calibration<br>error, %</th>
+    <th>Task</th><th class="n">test images</th><th class="n">calibration<br>error, points</th>
     <th class="n">images of<br>classes to come</th><th class="n">AUROC, %</th><th class="n">FPR95, %</th>
     <th class="n">threshold</th>
   </tr></thead>
@@ -101,6 +101,11 @@ def open_set_curves(after_tasks: Mapping[int, Reliability], label: str) -> str:
             axes.plot(100 * others, 100 * learnt, color=BLUE if last else PALE, linewidth=2 if last else 1.2)
             middle = int(np.searchsorted(others, 0.1 + 0.3 * task / len(after_tasks)))
             axes.annotate(str(task + 1), (100 * others[middle], 100 * learnt[middle]), fontsize=8)
-        axes.set(xlabel="of classes to come, %", ylabel="of learnt classes, %", xlim=(0, 100), ylim=(0, 102))
+        axes.set(
+            xlabel="false positive rate: classes to come, %",
+            ylabel="true positive rate: learnt classes, %",
+            xlim=(0, 100),
+            ylim=(0, 102),
+        )
         axes.grid(color=RULE, linewidth=0.6)
     return drawn.svg

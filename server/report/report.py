@@ -19,6 +19,7 @@ from dynammo_core.scoring import metrics
 from dynammo_core.support.errors import RunError
 from dynammo_core.support.files import write_atomically
 from server.report import plots
+from server.report.clinical_section import accuracy_with_interval, clinical_section
 from server.report.page import number, page_environment
 from server.report.privacy_rows import privacy_rows
 from server.report.reliability_section import reliability_section
@@ -62,6 +63,8 @@ def _contents(run: RunFiles) -> Json:
         "failure": failure_words(run.started, last) if last.get("event") == "run_failed" else "",
         "resumes": max(len(run.of_kind("run_started")) - 1, 0),
         "learning": _learning(run, numbers),
+        "clinical": clinical_section(run),
+        "interval": _interval(run),
         "confusions": _confusions(run),
         "reliability": reliability_section(run.reliability),
         "sites_seen": _sites(run, numbers),
@@ -70,6 +73,14 @@ def _contents(run: RunFiles) -> Json:
         "privacy": privacy_rows(run),
         "settings": _settings(run.config),
     }
+
+
+def _interval(run: RunFiles) -> str:
+    """Return what stands beside the last accuracy; empty before the first test."""
+    if run.confusion is None:
+        return ""
+    counts = run.confusion[-1, 0]
+    return accuracy_with_interval(int(np.trace(counts)), int(counts.sum()))
 
 
 def _numbers_so_far(run: RunFiles) -> Json:
@@ -199,7 +210,7 @@ def _participation(run: RunFiles) -> Json:
 
 def _stages(run: RunFiles) -> Json:
     """Return steps, bytes and seconds per stage, over all tasks, rounds and sites."""
-    totals: dict[str, Counter[str]] = defaultdict(Counter)
+    totals: dict[str, Counter[str]] = {stage: Counter() for stage in _in_order(run.steps)}
     for step in run.steps:
         amounts = {key: step[key] for key in ("bytes_up", "bytes_down", "seconds")}
         totals[step["stage"]].update({"steps": 1, **amounts})
@@ -211,6 +222,17 @@ def _stages(run: RunFiles) -> Json:
         f"{name} {size(row['bytes_up'])} up, {size(row['bytes_down'])} down" for name, row in totals.items()
     )
     return {"plot": plots.traffic_bars(list(totals), up, down, f"Bars of data by stage: {traffic}."), "rows": totals}
+
+
+def _in_order(steps: Iterable[Json]) -> list[str]:
+    """Return all stages in the order in which a task does them; one that the first task lacks stands where it joins."""
+    order: list[str] = []
+    last: tuple[int, str] | None = None
+    for step in steps:
+        if step["stage"] not in order:
+            order.insert(order.index(last[1]) + 1 if last and last[0] == step["task"] else 0, step["stage"])
+        last = step["task"], step["stage"]
+    return order
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from server.report.clinical_section import TEMPLATE as CLINICAL
 from server.report.reliability_section import TEMPLATE as RELIABILITY
 
 TEMPLATE = (
@@ -67,7 +68,7 @@ TEMPLATE = (
 {% set balanced = headlines | selectattr(0, "in", ("mean_class_recall", "worst_site_mean_class_recall")) | list %}
 {% for key, title, unit, meaning in (balanced if uneven else []) + (headlines | reject("in", balanced if uneven else []) | list) if numbers[key] is defined and numbers[key] | number != "–" %}
   <div{% if key == "worst_site_accuracy" %} class="worst"{% endif %}><dt>{{ title }}</dt>
-    <dd><span class="value">{{ numbers[key] | number }} <span class="unit">{{ unit }}</span></span><small>{{ meaning }}</small></dd></div>
+    <dd><span class="value">{{ numbers[key] | number }} <span class="unit">{{ unit }}</span></span><small>{{ meaning }}{% if key == "last_accuracy" and interval %} {{ interval }}.{% endif %}</small></dd></div>
 {% endfor %}
 </dl>
 
@@ -111,6 +112,7 @@ TEMPLATE = (
 {% endif %}
 
 """
+    + CLINICAL
     + RELIABILITY
     + r"""
 {% if sites_seen.plot or participation.plot or numbers.get("own_heads") %}

@@ -106,7 +106,7 @@ def _grows(then: Config[Any], now: Config[Any]) -> bool:
     """Return whether classes, tasks and sites of one begin with those of the other, in the same order."""
     if then.data.classes is None or now.data.classes is None:
         return False
-    before, after = (build_task_stream(c.tasks, len(c.data.classes or ()), c.seed).tasks for c in (then, now))
+    before, after = (build_task_stream(c.tasks, c.data.classes or (), c.seed).tasks for c in (then, now))
     if len(after) > len(before) and then.privacy.mechanism == "client" and then.privacy.noise_multiplier is None:
         return False  # noise is made for the whole plan: what the rounds that are done have cost would be told wrong
     pairs = (

@@ -110,13 +110,26 @@ class RunFiles:
     @cached_property
     def confusion(self) -> Counts | None:
         """Return counts [T, 1, C, C] in the order of learning, pooled over sites; None before the first."""
+        return None if self.confusion_by_site is None else self.confusion_by_site[1].sum(axis=1, keepdims=True)
+
+    @cached_property
+    def confusion_by_site(self) -> tuple[list[str], Counts] | None:
+        """Return the sites, and counts [T, K, C, C] in the order of learning; None before the first.
+
+        A site is its index as a text; sites whose answers were summed before they arrived are one site, `all`.
+        """
         place = {name: index for index, name in enumerate(name for names in self.task_names for name in names)}
         if not self.confusions or not place:
             return None
-        counts = np.zeros((max(int(row["after_task"]) for row in self.confusions), 1, len(place), len(place)), np.int64)
+        sites = sorted({row["site"] for row in self.confusions}, key=lambda site: (len(site), site))
+        tasks = max(int(row["after_task"]) for row in self.confusions)
+        counts = np.zeros((tasks, len(sites), len(place), len(place)), np.int64)
+        row_of = {site: index for index, site in enumerate(sites)}
         for row in self.confusions:
-            counts[int(row["after_task"]) - 1, 0, place[row["true"]], place[row["predicted"]]] += int(row["count"])
-        return counts
+            counts[int(row["after_task"]) - 1, row_of[row["site"]], place[row["true"]], place[row["predicted"]]] += int(
+                row["count"]
+            )
+        return sites, counts
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import auc, roc_curve
 
 from dynammo_core.data.samples import Samples
-from dynammo_core.deployed.predictor import Predictor
+from dynammo_core.deployed.predictor import DeployedModel, Predictor
 from dynammo_core.scoring.evaluation import embed_samples
 from dynammo_core.support.errors import RunError
 from dynammo_core.support.seeding import derive_seed
@@ -36,6 +36,7 @@ def confidences(predictor: Predictor, samples: Samples) -> Values:
         predictor: the model.
         samples: images of classes that it has learnt, labelled by the indices of the model's own registry.
     """
+    assert isinstance(predictor.module, DeployedModel)  # of a run, never an exported graph
     method, facts = predictor.module.method, predictor.facts
     model = copy.deepcopy(predictor.module.model)
     features = embed_samples(model, samples, facts.normalisation, predictor.device)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from urllib.parse import quote
 
 import jinja2
 import numpy as np
@@ -23,12 +25,10 @@ from server.run_directory.run_files import RunFiles
 from simulations.comparisons.compare import Group, Json, Metric, Result, Sweep
 from simulations.comparisons.plots import accuracy_curves
 from simulations.comparisons.sweep import sweep_figures
-from simulations.comparisons.table import Spread, by_setting, bytes_by_task, lines, write_tables
+from simulations.comparisons.table import Spread, by_setting, bytes_by_task, lines, paired_tests, write_tables
 from simulations.comparisons.template import TEMPLATE
 
-COST_BACKBONES = ("resnet18", "mobilenet_v2", "efficientnet_b0")
 COST_TASKS = (1, 5, 10)
-COST_IMAGE_SIZE = 224
 
 
 def write_page(
@@ -63,7 +63,7 @@ def write_page(
         swept = sweep_figures(groups, metric, sweep) if sweep else {}
         figures = swept if sweep else {**dict(_curves(groups, metric)), **dict(_confusions(groups))}
         cost = _cost(groups)
-        contents = _contents(groups, metric, cost) | {
+        contents = _contents(groups, metric, cost, folder) | {
             "title": title,
             "command": command,
             "metric": metric,
@@ -89,7 +89,7 @@ def write_page(
 
 def _environment() -> jinja2.Environment:
     environment = page_environment()
-    environment.filters.update(spread=_spread, gigamacs=lambda macs: f"{macs / 1e9:.2f}")
+    environment.filters.update(spread=_spread, gigamacs=lambda macs: f"{macs / 1e9:.3g}")
     return environment
 
 
@@ -97,7 +97,7 @@ def _spread(spread: Spread | None) -> str:
     return "" if spread is None else str(spread).replace("-", "–" if spread.mean is None else "−")
 
 
-def _contents(groups: Sequence[Group], metric: Metric, cost: Sequence[Json]) -> Json:
+def _contents(groups: Sequence[Group], metric: Metric, cost: Sequence[Json], folder: Path) -> Json:
     """Return everything that the template shows, setting by setting."""
     names = _names(groups)
     by_line = {(line.setting, line.row): line for line in lines(groups, metric)}
@@ -109,6 +109,8 @@ def _contents(groups: Sequence[Group], metric: Metric, cost: Sequence[Json]) -> 
                 "name": setting,
                 "lines": [by_line[setting, group.row] for group in members],
                 "made": _provenance(finished),
+                "tests": paired_tests(members, metric),
+                "reports": _reports(finished, folder),
                 "curve": names[setting, ""],
                 "confusions": [
                     {
@@ -128,7 +130,6 @@ def _contents(groups: Sequence[Group], metric: Metric, cost: Sequence[Json]) -> 
         "finished": len(results),
         "cost": _by_backbone_and_row(cost),
         "cost_tasks": COST_TASKS,
-        "cost_image_size": COST_IMAGE_SIZE,
         "codes": sorted({result.summary["code_hash"][:12] for result in results}),
     }
 
@@ -137,6 +138,21 @@ def _provenance(groups: Sequence[Group]) -> list[tuple[str, list[tuple[int, str]
     """Return each row's seeds with the hashes of their configurations."""
     return [
         (group.row, [(result.seed, result.summary["config_hash"][:8]) for result in group.results]) for group in groups
+    ]
+
+
+def _reports(groups: Sequence[Group], folder: Path) -> list[tuple[str, list[tuple[int, str]]]]:
+    """Return each row's seeds with the addresses of the pages of their runs, for those that have one."""
+    return [
+        (
+            group.row,
+            [
+                (result.seed, quote(Path(os.path.relpath(page, folder)).as_posix()))
+                for result in group.results
+                if (page := result.directory / "report.html").is_file()
+            ],
+        )
+        for group in groups
     ]
 
 
@@ -190,27 +206,24 @@ def _confusion(name: str, row: str, result: Result) -> Drawing:
 
 
 def _cost(groups: Sequence[Group]) -> list[Json]:
-    """Return a row for each backbone, row of the comparison and number of tasks; settings share their rows' methods."""
-    methods = {group.row: group.method for group in reversed(groups)}
-    rows = list(dict.fromkeys(group.row for group in groups))
-    return [
-        {**counted, "row": row}
-        for backbone in COST_BACKBONES
-        for row in rows
-        for counted in _cost_of(backbone, methods[row].name, methods[row].model_dump_json())
-    ]
+    """Return a row for each network that was run, row of the comparison and number of tasks, as its runs are set."""
+    found: dict[tuple[str, str], list[Json]] = {}
+    for group in groups:
+        for result in group.results[:1]:
+            backbone, side = result.summary["backbone"], RunFiles.read(result.directory).config["data"]["image_size"]
+            network = f"{backbone}, {side} × {side} pixels"
+            counted = _cost_of(backbone, side, group.method.name, group.method.model_dump_json())
+            found.setdefault(
+                (network, group.row), [{**cell, "backbone": network, "row": group.row} for cell in counted]
+            )
+    return [cell for cells in found.values() for cell in cells]
 
 
 @cache
-def _cost_of(backbone: str, method: str, settings: str) -> list[Json]:
-    """Count the cost once for all pages of a process: it takes seconds if a method keeps a network per task.
-
-    Adapters are counted unpadded, as the papers have them, whatever the runs did on small images.
-    """
-    params = METHODS[method].Params
-    unpadded = {"padding": 0} if "padding" in params.model_fields else {}
-    validated = params.model_validate(json.loads(settings) | unpadded)
-    return macs_table(backbones=[backbone], methods=[validated], tasks=COST_TASKS, image_size=COST_IMAGE_SIZE)
+def _cost_of(backbone: str, image_size: int, method: str, settings: str) -> list[Json]:
+    """Count the cost once for all pages of a process: it takes seconds if a method keeps a network per task."""
+    validated = METHODS[method].Params.model_validate(json.loads(settings))
+    return macs_table(backbones=[backbone], methods=[validated], tasks=COST_TASKS, image_size=image_size)
 
 
 def _by_backbone_and_row(cost: Sequence[Json]) -> dict[str, dict[str, list[Json]]]:

@@ -12,6 +12,7 @@ from server.report.plots import RULE, Drawing, Values, drawing
 # Without their yellow, which is too pale for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
+LEGEND_COLUMNS = 2  # below the axes, so that a figure fits on a telephone with its legend
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -34,9 +35,9 @@ def accuracy_curves(
         along: what stands below.
         ticks: what each of the T values is of; by default they are numbered.
     """
-    with drawing(name, label, 8.4, max(4.0, 0.24 * len(curves) + 1.2)) as drawn:
+    with drawing(name, label, 6.4, 3.6 + 0.22 * -(-len(curves) // LEGEND_COLUMNS)) as drawn:
         axes = drawn.axes
-        lowest, longest = 100.0, 1
+        longest = 1
         for place, (row, values) in enumerate(curves.items()):
             middle, spread = mean_and_deviation(values)
             after = np.arange(1, len(middle) + 1)
@@ -52,16 +53,15 @@ def accuracy_curves(
                 linewidth=1.8,
                 label=row,
             )
-            lowest = min(lowest, float(np.nanmin(middle - spread, initial=100)))
             longest = max(longest, len(middle))
         axes.set(xlabel=along, ylabel=f"{words}, %", xlim=(0.8, longest + 0.2))
-        axes.set_ylim(max(0, 10 * np.floor((lowest - 1) / 10)), 101)
+        axes.set_ylim(0, 101)
         if ticks:
             axes.set_xticks(range(1, len(ticks) + 1), ticks)
         else:
             axes.set_xticks(np.unique(np.linspace(1, longest, min(longest, 10)).round().astype(int)))
         axes.grid(axis="y", color=RULE, linewidth=0.6)
-        drawn.figure.legend(loc="outside right upper", fontsize=9)
+        drawn.figure.legend(loc="outside lower left", ncols=LEGEND_COLUMNS, fontsize=8)
     return drawn
 
 

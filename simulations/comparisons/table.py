@@ -52,6 +52,23 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class PairedTest:
+    """A row's difference from the setting's first row, after the last task, tested over the seeds that both have.
+
+    Attributes:
+        row: the row.
+        seeds: number n of pairs.
+        p: two-sided p-value of the exact test that flips the signs of the differences (Fisher, 1935).
+        least: the smallest p-value that n pairs can give, 2 / 2^n: 0.25 for three.
+    """
+
+    row: str
+    seeds: int
+    p: float
+    least: float
+
+
+@dataclass(frozen=True)
 class Line:
     """A line of the table: a row under a setting. Differences are from the setting's first row, paired by seed.
 
@@ -96,17 +113,31 @@ def lines(groups: Sequence[Group], metric: Metric) -> list[Line]:
     return [_line(group, own[0], metric) for _, own in by_setting(groups) for group in own]
 
 
-def _line(group: Group, first: Group, metric: Metric) -> Line:
-    theirs = {result.seed: result.summary for result in first.results}
+def paired_tests(members: Sequence[Group], metric: Metric) -> list[PairedTest]:
+    """Test each row of a setting against the first one, where they have at least two seeds in common."""
+    from scipy.stats import permutation_test
 
+    tests = []
+    for group in members[1:]:
+        differences = _differences(group, members[0], metric.last)
+        if len(differences) > 1:
+            found = permutation_test((differences,), mean, permutation_type="samples", vectorized=False, rng=0)
+            tests.append(PairedTest(group.row, len(differences), float(found.pvalue), 2.0 ** (1 - len(differences))))
+    return tests
+
+
+def _differences(group: Group, first: Group, key: str) -> list[float]:
+    theirs = {result.seed: result.summary for result in first.results}
+    pairs = [(own.summary.get(key), theirs[own.seed].get(key)) for own in group.results if own.seed in theirs]
+    return [own - other for own, other in pairs if own is not None and other is not None]
+
+
+def _line(group: Group, first: Group, metric: Metric) -> Line:
     def spread(key: str) -> Spread:
         return Spread.of(result.summary.get(key) for result in group.results)
 
     def difference(key: str) -> Spread | None:
-        if group is first:
-            return None
-        pairs = [(own.summary.get(key), theirs[own.seed].get(key)) for own in group.results if own.seed in theirs]
-        return Spread.of(own - other for own, other in pairs if own is not None and other is not None)
+        return None if group is first else Spread.of(_differences(group, first, key))
 
     return Line(
         setting=group.setting,

@@ -45,7 +45,11 @@ TEMPLATE = r"""{% extends "page" %}
   {% endfor %}
   </tbody>
 </table></div>
+{% if setting.tests %}
+<p class="made">Is Δ last more than chance? Paired over seeds, by an exact test that flips signs: {% for test in setting.tests %}{{ test.row }} p = {{ "%.3g" | format(test.p) }} ({{ test.seeds }} seeds, which cannot give less than {{ "%.2g" | format(test.least) }}){{ "; " if not loop.last else "." }} {% endfor %}Seeds vary the training and the split, not the data set.</p>
+{% endif %}
 {{ made(setting.made, "table.csv, tables/runs.csv") }}
+<p class="made">Reports of runs, by seed: {% for row, runs in setting.reports if runs %}{{ row }}: {% for seed, address in runs %}<a href="{{ address }}">{{ seed }}</a>{{ ", " if not loop.last }}{% endfor %}{{ "; " if not loop.last else "." }} {% else %}none is here.{% endfor %}</p>
 {% endfor %}
 
 {% if finished and sweep %}
@@ -81,8 +85,9 @@ TEMPLATE = r"""{% extends "page" %}
 {% endfor %}
 {% endif %}
 
+{% if cost %}
 <h2>What a prediction costs</h2>
-<p>Billions of multiply-accumulates (GMAC; published “GFLOPS” count one of them as one operation) and millions of parameters of the deployed model after T tasks of ten classes, one image of {{ cost_image_size }} × {{ cost_image_size }} pixels, adapters without padding as in the papers.</p>
+<p>Billions of multiply-accumulates (GMAC; published “GFLOPS” count one of them as one operation) and millions of parameters of the deployed model after T tasks of ten classes, for the networks, image sizes and settings that were run.</p>
 {% for backbone, rows in cost.items() %}
 <h3>{{ backbone }}</h3>
 <div class="scroll"><table>
@@ -95,6 +100,7 @@ TEMPLATE = r"""{% extends "page" %}
 </table></div>
 {% endfor %}
 <p class="made">Made by <code>{{ command }}</code>; numbers in tables/cost.csv. Counted by torch.utils.flop_counter on untrained networks, so it depends on no seed and no run, only on the method’s settings and on code {{ code[:12] }}.</p>
+{% endif %}
 
 {% if finished %}
 <h2>What went over the network</h2>

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from dynammo_core.configuration.settings import TaskSettings
 from dynammo_core.data.task_stream import build_task_stream
@@ -41,6 +42,20 @@ def test_a_shuffled_order_is_the_one_of_the_literature() -> None:
 def test_an_explicit_order_is_the_order_of_arrival() -> None:
     settings = TaskSettings(sizes=(1, 3), class_order=(3, 1, 0, 2))
     assert build_task_stream(settings, 4, 7).tasks == ((3,), (1, 0, 2))
+
+
+def test_an_explicit_order_may_name_its_classes() -> None:
+    names = ("normal", "pneumonia", "2", "effusion")
+    settings = TaskSettings(sizes=(1, 2), class_order=["2", 3, "pneumonia"])
+    assert build_task_stream(settings, names, 7).tasks == ((2,), (3, 1))
+    for order, said in (
+        (("pneumona",), r"unknown class 'pneumona' \(did you mean 'pneumonia'\?\)\. Accepted: normal, pneumonia, 2"),
+        (("normal", 0), r"has a class twice, once by name and once by index"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            build_task_stream(TaskSettings(sizes=1, class_order=order), names, 7)
+    with pytest.raises(ValidationError, match="by its name or its index from 0, without duplicates"):
+        TaskSettings(class_order=["normal", "normal"])
 
 
 def test_classes_that_an_explicit_order_leaves_out_take_no_part() -> None:

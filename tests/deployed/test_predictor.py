@@ -22,11 +22,11 @@ from dynammo_core.data.loading import load_samples
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.transforms import NORMALISATIONS, to_input
 from dynammo_core.deployed.model_files import FACTS, WEIGHTS, ModelFiles, tensors_sha256
-from dynammo_core.deployed.predictor import Predictor, find_device
+from dynammo_core.deployed.predictor import Predictor
 from dynammo_core.experiment import Experiment
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.closed_form import FeatureSettings
-from dynammo_core.support.errors import ConfigError, DataError, WeightsError
+from dynammo_core.support.errors import DataError, WeightsError
 
 every_method = pytest.mark.parametrize("method", ALL_METHODS)
 WITH_OTHERS = {"dynammo", "acl"}
@@ -178,12 +178,6 @@ def test_what_is_no_image_is_named(finished: Finished, tmp_path: Path) -> None:
 def test_other_tensors_are_refused(finished: Finished, images: Tensor) -> None:
     with pytest.raises(ValueError, match="16"):
         Predictor.load(finished("dynammo").path).predict(images)
-
-
-@pytest.mark.parametrize("name", ["cuda:99", "abacus"])
-def test_a_device_that_is_not_there(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name}.*Accepted: auto, cpu"):
-        find_device(name)
 
 
 # --- files

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dynammo_core.support.devices import find_device, fits, free_memory, limit_memory, moved, shortage_explained
-from dynammo_core.support.errors import DeviceMemoryError
+from dynammo_core.support.errors import ConfigError, DeviceMemoryError
 
 CPU = torch.device("cpu")
 
@@ -26,6 +26,15 @@ def test_too_little_memory_is_said_with_a_remedy(error: RuntimeError) -> None:
     assert first in str(raised.value)
     assert "\n" not in str(raised.value)
     assert "raise device_megabytes" in str(raised.value)
+
+
+def test_a_device_that_is_not_here_is_refused_in_one_sentence() -> None:
+    for name in ("mps", "xpu:0", "meta", "gpu", *([] if torch.cuda.is_available() else ["cuda", "cuda:1"])):
+        with pytest.raises(
+            ConfigError, match=rf"^compute\.device: '{name}' cannot be used here \([^.()]+\)\. Acc"
+        ) as said:
+            find_device(name, "compute.device")
+        assert len(str(said.value)) < 220
 
 
 def test_other_errors_stay_what_they_are() -> None:

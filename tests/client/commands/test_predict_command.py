@@ -308,3 +308,23 @@ def test_a_model_without_such_statistics_needs_no_site(model: Path, images: Path
     site_yaml = make_hospitals(tmp_path, {"alpha": HELD}).files["alpha"]
     assert asked_json(model, images, "--site", site_yaml) == asked_json(model, images)
     assert asked_json(model, images)["warnings"] == []
+
+
+def test_files_of_other_runtimes_are_opened_or_refused_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "foreign.onnx").write_bytes(b"no graph")
+    (tmp_path / "model.pt").write_bytes(b"PK code in a zip")
+    for words, said in (
+        (("foreign.onnx",), "is no ONNX file that this project exported"),
+        (("foreign.onnx", "--device", "cuda:1"), "--device cuda:1: an ONNX file is asked on the CPU"),
+        (("missing.onnx",), "cannot read"),
+        (("model.pt",), "not TorchScript, since opening such a file can run code"),
+    ):
+        result = asked(tmp_path / words[0], *words[1:], tmp_path)
+        assert result.exit_code == 1
+        assert said in result.output, result.output
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = asked(tmp_path / "foreign.onnx", tmp_path)
+    assert "onnxruntime is needed, which is not installed" in result.output
+    assert "pip install '.[onnx]'" in result.output

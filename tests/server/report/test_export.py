@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dynammo_core.data.loading import load_samples
 from dynammo_core.deployed.model_files import METADATA_KEY, ModelFacts, ModelFiles, OwnStatistics
+from dynammo_core.deployed.onnx_file import onnx_predictor
 from dynammo_core.deployed.predictor import Predictor
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import CheckpointError, ConfigError, WeightsError
@@ -59,6 +60,8 @@ def test_onnx_answers_in_onnx_runtime(finished: Finished, method: str, tmp_path:
     for batch in (images[:1], images):
         found = [torch.from_numpy(value) for value in session.run(None, {"images": batch.numpy()})]
         assert same(predictor, found, batch)
+    answers = onnx_predictor(tmp_path / "model.onnx", "auto").predict(images)  # as the command `predict` asks it
+    assert same(predictor, (answers.labels, answers.probabilities, answers.open_set_scores), images)
     metadata = session.get_modelmeta().custom_metadata_map
     assert metadata == description(predictor)
     assert json.loads(metadata["classes"]) == ["0", "1", "2", "3"]

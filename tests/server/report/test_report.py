@@ -190,6 +190,12 @@ def test_numbers_of_a_finished_run(finished: Page) -> None:
         "3 sites learn 3 classes in 2 tasks",
         "Accuracy at the end 60.0 %",
         "Average accuracy 65.0 %",
+        # 18 of 30, by Wilson's formula; 11 of 20 images of task 1's classes, 7 of 10 of task 2's.
+        "95 % interval 42.3–75.4, of 30 test images",
+        "Guessing evenly would be right for 33.3 %, always naming the most frequent class for 33.3 %",
+        "naevus 10 80.0 (49.0–94.3)",
+        "site 0 15 80.0 (54.8–93.0) 80.0 site 1 15 40.0 (19.8–64.3)",
+        "naevus 10 0",
         "Forgetting 15.0 points",
         "Worst site 40.0 %",
         "Mean class recall 61.2 %",
@@ -357,3 +363,21 @@ def test_page_that_cannot_be_written_is_an_error_to_act_on(run: Path) -> None:
     (run / "report.html").mkdir()
     with pytest.raises(CheckpointError, match=r"cannot write .*report\.html"):
         write_report(run)
+
+
+def test_stages_stand_in_their_order_where_the_first_task_lacks_one(run: Path) -> None:
+    log = events()
+    late = {"event": "step_finished", "step": 2, "task": 1, "stage": "open", "round": 0, "seconds": 1.0}
+    for event in log:
+        if event["event"] == "step_finished" and event["step"] >= 2:
+            event["step"] += 2
+    log += [late | {"bytes_up": 1, "bytes_down": 1, "sites": [], "failures": []}]
+    log += [late | {"step": 5, "stage": "recalibrate", "bytes_up": 1, "bytes_down": 1, "sites": [], "failures": []}]
+    for event in log:  # the last task: open, adapt, recalibrate, evaluate
+        if event["event"] == "step_finished" and event["stage"] == "evaluate" and event["task"] == 1:
+            event["step"] = 6
+    write_events(run, log)
+    text = Page(write_report(run)).text
+    places = [text.index(f"{stage} {steps} ") for stage, steps in (("open", 1), ("adapt", 2), ("recalibrate", 1))]
+    assert places == sorted(places)
+    assert places[-1] < text.index("evaluate 2 ")

@@ -21,6 +21,7 @@ from dynammo_core.support.errors import ConfigError
 from simulations.cli import app
 from simulations.comparisons.compare import Cell, Comparison, load_comparison, missing_cells
 from simulations.comparisons.process_pool import part_of
+from simulations.comparisons.reuse import take_over
 from simulations.comparisons.table import Spread, lines, table
 
 pytestmark = pytest.mark.usefixtures("small_pages")
@@ -238,6 +239,25 @@ def command(words: list[str], said: Path) -> None:
     result = CliRunner().invoke(app, words)
     said.write_text(result.output)
     sys.exit(result.exit_code)
+
+
+def test_what_has_finished_in_the_folder_above_is_taken_over(tmp_path: Path) -> None:
+    file, runs = write_comparison(tmp_path), tmp_path / "runs" / "compare"
+    whole, stale, begun, absent = cells = load_comparison(file).cells
+    pretend(whole, runs.parent, average=80)
+    (whole.directory(runs.parent) / "checkpoints").mkdir()
+    pretend(stale, runs.parent, average=80, code="of other code")
+    pretend(begun, runs.parent, average=80)
+    begun.directory(runs).mkdir(parents=True)
+    result = CliRunner().invoke(app, ["compare", str(file), "--runs", str(runs), "--no-run"])
+    assert "Taken" not in result.output
+    assert take_over(cells, runs) == [whole.label]
+    assert list(missing_cells(cells, runs).values()) == [stale, begun, absent]
+    assert sorted(path.name for path in runs.iterdir() if path.name != "comparison") == sorted(
+        [whole.run_name, begun.run_name]
+    )
+    assert [path.name for path in whole.directory(runs).iterdir()] == ["summary.json"]
+    assert take_over(cells, runs) == []
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -105,6 +106,7 @@ def test_the_page_needs_nothing_but_itself_and_escapes_names(write: Write, tmp_p
     page = Page(path)
     assert page.tags.count("svg") == 3
     assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.fetched)
+    assert "Reports of runs, by seed: none is here." in page.text
     assert not {"script", "link", "img", "b"} & set(page.tags)
     assert "://" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", path.read_text(encoding="utf-8"))
     assert CHANCE_NAME in page.text
@@ -146,7 +148,7 @@ def test_tables_follow_from_the_runs(write: Write, groups: list[Group], tmp_path
     assert sum(counted) == 40  # four classes with ten test images each
     cost = rows(tmp_path, "cost.csv")
     assert [(row["backbone"], row["row"], row["tasks"]) for row in cost] == [
-        ("small_cnn", name, tasks) for name in (CHANCE_NAME, "dynammo") for tasks in ("1", "5", "10")
+        ("small_cnn, 16 × 16 pixels", name, tasks) for name in (CHANCE_NAME, "dynammo") for tasks in ("1", "5", "10")
     ]
 
 
@@ -294,3 +296,22 @@ def test_report_compares_several_runs_and_reports_on_one(
     assert CliRunner().invoke(app, ["report", directories[0]]).stdout.strip() == f"{directories[0]}/report.html"
     wrong = CliRunner().invoke(app, ["report", *directories, "--metric", "recal"])
     assert (wrong.exit_code, "mean_class_recall" in wrong.stderr) == (1, True)
+
+
+def test_each_run_is_one_click_away_and_few_seeds_prove_little(
+    write: Write, groups: list[Group], tmp_path: Path
+) -> None:
+    first = groups[0].results[0]
+    results = []
+    for seed, (own, gain) in enumerate(((50.0, 4.0), (60.0, 5.0), (55.0, 6.0)), start=1):
+        directory = tmp_path / "runs" / f"run {seed}"
+        shutil.copytree(first.directory, directory)
+        (directory / "report.html").write_text("the page of a run")
+        results.append(
+            [Result(seed, directory, first.summary | {"last_accuracy": value}) for value in (own, own + gain)]
+        )
+    pairs = [replace(group, results=tuple(own[place] for own in results)) for place, group in enumerate(groups[:2])]
+    page = Page(write(tmp_path / "page", groups=pairs, missing=[]))
+    assert "dynammo p = 0.25 (3 seeds, which cannot give less than 0.25)" in page.text
+    links = [address for address in page.fetched if not address.startswith(("#", "data:"))]
+    assert links == [f"../runs/run%20{seed}/report.html" for seed in (1, 2, 3)] * 2
