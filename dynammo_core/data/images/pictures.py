@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from dynammo_core.data.images.deep import composite, develop, header_bits, orientation_of, read_deep, upright
 from dynammo_core.data.images.formats import read_head
@@ -34,7 +34,7 @@ def read_picture(path: Path, reading: Reading) -> NDArray[np.uint8]:
     """
     with open_picture(path) as image:
         refuse_size(*image.size)
-        if image.format == "PPM":
+        if isinstance(image, ImageFile.ImageFile) and image.format == "PPM":
             _refuse_second_image(path, image)
         frame = choose_frame(count_frames(image), reading)
         if deep := read_deep(path, image):
@@ -54,7 +54,7 @@ def count_frames(image: Image.Image) -> int:
     return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
-def _refuse_second_image(path: Path, image: Image.Image) -> None:
+def _refuse_second_image(path: Path, image: ImageFile.ImageFile) -> None:
     """Refuse a PNM file in which another image follows the first, which Pillow does not see.
 
     Raises:
