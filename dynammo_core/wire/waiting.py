@@ -14,5 +14,5 @@ class Looks(TypedDict):
 
 
 SOON = Looks(initial_backoff=0.02, backoff_cap=2.0, max_tries_per_object=None)
-"""A message is seen before its parts are there, and Flower looks again after a second; here after 0.02 seconds, then each
-time after twice as long, until its own limit of two hours."""
+"""A message is seen before its parts are there, and Flower looks again after a second; here after 0.02 seconds, then
+each time after twice as long, until its own limit of two hours."""
