@@ -32,7 +32,7 @@ class HalfReplay(Method[HalfReplaySettings]):
         grow_classifier(model, self.stream, task)
 
     def stages(self, task):
-        return train(self.params, new_and_exemplars), Remember(down=self.deployed)
+        return *train(self.params, new_and_exemplars), Remember(down=self.deployed)
 """
 MERGE = """
 def newest_half(given):

@@ -109,10 +109,18 @@ def main() -> None:
     answer_by_copies(answer)
 
 
+class _OwnLines(logging.Formatter):
+    """Marks the first line of a message alone: what a message quotes may look like a line of ours."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message with the mark, its other lines indented."""
+        return OWN_LINE + super().format(record).replace("\n", "\n  ")
+
+
 def _mark_own_lines() -> None:
     """Begin each message of this project by `OWN_LINE`, so that `dynammo-site start` finds and shows it."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"{OWN_LINE}%(message)s"))
+    handler.setFormatter(_OwnLines())
     logger = logging.getLogger("dynammo.client")
     logger.addHandler(handler)
     logger.propagate = False

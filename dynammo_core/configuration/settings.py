@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -13,7 +12,7 @@ from dynammo_core.data.datasets import DATASETS
 from dynammo_core.data.images.reading import Fit, Reading, Window
 from dynammo_core.data.images.windows import FROM_FILE, WINDOWS, is_window
 from dynammo_core.models import BACKBONES
-from dynammo_core.support.errors import unknown_name, unprintable
+from dynammo_core.support.errors import require_printable, unknown_name
 from dynammo_core.support.registry import UNKNOWN
 
 if TYPE_CHECKING:
@@ -34,17 +33,6 @@ class Section(BaseModel):
     """A part of the configuration: immutable, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-def require_printable(kind: str, names: Iterable[str]) -> None:
-    """Refuse names with characters that cannot be printed; `kind` says what they are names of.
-
-    Raises:
-        ValueError: there is such a name.
-    """
-    for name in names:
-        if found := unprintable(name):
-            raise ValueError(f"the {kind} {name!r} holds characters that cannot be printed ({found}); remove them")
 
 
 class DataSettings(Section):

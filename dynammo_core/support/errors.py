@@ -119,3 +119,14 @@ def unprintable(name: str) -> str:
 def unknown_name(kind: str, name: str, options: Iterable[str]) -> str:
     """Return words such as `unknown backbone 'resnet81' (did you mean 'resnet18'?)`."""
     return f"unknown {kind} {name!r}{nearest_match(name, options)}"
+
+
+def require_printable(kind: str, names: Iterable[str]) -> None:
+    """Refuse names with characters that cannot be printed; `kind` says what they are names of.
+
+    Raises:
+        ValueError: there is such a name.
+    """
+    for name in names:
+        if found := unprintable(name):
+            raise ValueError(f"the {kind} {name!r} holds characters that cannot be printed ({found}); remove them")

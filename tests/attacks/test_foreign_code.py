@@ -253,7 +253,7 @@ def test_start_says_so_in_a_line_for_each(attack: Attack) -> None:
     for words in (
         "'test/stranger', version '1/../../../out'",
         "'dynammo/dynammo', version '1.0.0'",
-        r"'no slash\nERROR :     forged', version '1.0.0'",
+        r"'no slash\nERROR : forged', version '1.0.0'",
     ):
         assert len([line for line in said if words in line]) == 1, said
     assert not any(line.startswith("Flower: forged") for line in attack.started.lines)

@@ -232,7 +232,7 @@ def cells(path: Path) -> list[str]:
 def test_the_tables_of_runs_and_comparisons_hold_no_formula(tmp_path: Path, name: str) -> None:
     directory = RunDirectory(tmp_path)
     directory.write("config.yaml", "name: x\n")
-    row = {"after_task": 1, "true": name, "predicted": "b", "count": 3}
+    row = {"site": "0", "after_task": 1, "true": name, "predicted": "b", "count": 3}
     directory.write_csv("confusion_matrix.csv", list(row), [row])
     directory.log("run_started", tasks=[[name, "b"]])
     run = RunFiles.read(tmp_path)

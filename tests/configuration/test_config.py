@@ -302,6 +302,7 @@ def another(value: Any, key: str) -> Any:
         "backbone.sha256": "0" * 64,
         "compute.features": "float16",
         "compute.precision": "bf16",
+        "gate.broken": "stop",
         "method.covariance": "class",
         "method.batch_norm": "reestimated",
         "method.norm": "group",

@@ -59,7 +59,7 @@ def test_nothing_is_replaced_unasked(run: Path, tmp_path: Path, name: str) -> No
 
 def test_failures_leave_nothing(run: Path, tmp_path: Path) -> None:
     contradicting = tmp_path / "run"
-    shutil.copytree(run, contradicting, ignore=shutil.ignore_patterns("sites", "checkpoints"))
+    shutil.copytree(run, contradicting, ignore=shutil.ignore_patterns("sites", "checkpoints", "models"))
     (contradicting / "summary.json").unlink()
     out = tmp_path / "out"
     out.mkdir()
