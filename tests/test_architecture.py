@@ -141,7 +141,7 @@ def test_messages_are_written_and_read_in_one_file() -> None:
 
 
 def test_private_modules_of_flower_are_used_in_few_files() -> None:
-    """The local engine's grid, the envelope, the gate and what starts Flower's programs behind it, a site's processes."""
+    """The local grid, the envelope, the gate and what starts Flower's programs behind it, a site's processes."""
     public = {"flwr", "flwr.app", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.clientapp"}
     users = {
         name

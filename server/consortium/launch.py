@@ -41,12 +41,12 @@ def launch(
 
     control = Control(settings)
     place = run_place(settings.runs, config, resume)
-    if resume:
-        _require_checkpoint(resume)
     _require_registered(config, SiteRegister(settings, control))
     Experiment(config).check()
     with only_start(place):
         refuse_a_second(control, place)
+        if resume:
+            _require_checkpoint(resume)
         with only_run(place):  # which the SuperLink's process then takes over
             directory = RunDirectory(place) if resume else RunDirectory.create(settings.runs, config)
         submitted = settings.flower_home / "submitted" / f"{config.run_name}.yaml"

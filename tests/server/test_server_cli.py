@@ -116,14 +116,7 @@ def run(tmp_path: Path) -> Path:
     config = deployed(["alpha"], ["actinic keratosis", "melanoma", "naevus", "psoriasis"])
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(config.to_yaml())
-    with_checkpoint(tmp_path / "run")
     return tmp_path / "run"
-
-
-def with_checkpoint(folder: Path) -> None:
-    """Let a run directory look as if a round had ended; nothing reads it here."""
-    (folder / "checkpoints").mkdir()
-    (folder / "checkpoints" / "latest.safetensors").touch()
 
 
 def test_extending_by_a_disease_under_another_name_is_refused_with_a_hint(
@@ -149,7 +142,6 @@ def test_a_simulated_run_is_not_extended_among_sites(no_superlink: ServerSetting
     settings = small_settings("replay")
     settings["data"] = {"dataset": "manifest", "root": "x", "classes": ["0", "1", "2", "3"]}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-    with_checkpoint(tmp_path)
     message = refused("extend", tmp_path, "--class", "new", folder=no_superlink.folder)
     assert "the experiment does not name any sites" in message
 
