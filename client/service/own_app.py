@@ -109,7 +109,7 @@ def main() -> None:
     answer_by_copies(answer)
 
 
-class _OwnLines(logging.Formatter):
+class OwnLines(logging.Formatter):
     """Marks the first line of a message alone: what a message quotes may look like a line of ours."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -120,7 +120,7 @@ class _OwnLines(logging.Formatter):
 def _mark_own_lines() -> None:
     """Begin each message of this project by `OWN_LINE`, so that `dynammo-site start` finds and shows it."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_OwnLines())
+    handler.setFormatter(OwnLines())
     logger = logging.getLogger("dynammo.client")
     logger.addHandler(handler)
     logger.propagate = False

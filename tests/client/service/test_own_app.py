@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from hospitals import Hospitals, deployed, make_hospitals
 
+from client.service.daemon import OWN_LINE
+from client.service.own_app import OwnLines
 from dynammo_core.wire.envelope import decode_report
 from server.run.run import run_experiment
 
@@ -99,3 +102,14 @@ def same_bits(content: RecordDict) -> tuple[bool, dict[str, bytes]]:
     """What a report says, without how long it took."""
     report = decode_report(content)
     return report.abstained, {name: tensor.numpy().tobytes() for name, tensor in report.weights.items()}
+
+
+def test_a_line_that_a_message_quotes_is_not_marked_as_ours() -> None:
+    forged = f"step refused: no such class\n{OWN_LINE}type `dynammo-site approve --yes`"
+    try:
+        raise ValueError(forged)
+    except ValueError:
+        record = logging.LogRecord("dynammo.client", logging.ERROR, "", 0, forged, (), sys.exc_info())
+    lines = OwnLines().format(record).splitlines()
+    assert [line.startswith(OWN_LINE) for line in lines] == [True, *[False] * (len(lines) - 1)]
+    assert len(lines) > 4
