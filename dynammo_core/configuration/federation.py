@@ -113,7 +113,8 @@ class FederationSettings(Section):
         default=None,
         ge=1,
         description="most rows of the factor in which a site's Gram matrix travels where that is shorter; fewer than "
-        "its images lose part of it, and no record can leave the sums; null: all, which loses nothing",
+        "its images lose part of it, all but each feature's variance, and no record can leave the sums; null: all, "
+        "which loses nothing",
     )
     sums_precision: Literal["float64", "float32"] = Field(
         default="float64", description="type of that factor's numbers; float32: half the bytes, seven digits"

@@ -25,7 +25,8 @@ class SumsForm:
 
     Attributes:
         thin: whether as thin factors where those are shorter.
-        rows: most rows of a factor, those that keep most of the scatter; None for all of them, which lose nothing.
+        rows: most rows of a factor: those that keep most of the scatter, and one of what each feature lost; None for
+            all of them, which lose nothing.
         precision: type of a factor's numbers.
     """
 

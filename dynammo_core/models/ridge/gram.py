@@ -59,7 +59,7 @@ def travelling_shape(counts: Sequence[int], features: int, most: int | None = No
         features: D, without the 1 beside them.
         most: rows that the factor may have; None for all.
     """
-    rows = min(sum(max(count - 1, 0) for count in counts), features)
+    rows = _rank(counts, features)
     rows = rows if most is None else min(rows, most)
     triangle = (features + 1) * (features + 2) // 2
     return (rows, features) if rows * features < triangle else (triangle,)
@@ -96,35 +96,59 @@ def thin_factor(features: Tensor, rows: Tensor, weights: Tensor, size: int) -> T
 
 
 def shortened(factor: Tensor, size: int) -> Tensor:
-    """Return the `size` rows that keep most of a factor's scatter, each feature measured by its own deviation."""
+    """Return a factor of `size` rows: those that keep most of the scatter, and last what each feature has lost.
+
+    Each feature is measured by its own deviation. The last row is the square root of each feature's sum of squares that
+    the other rows lack, for the diagonal of the matrix, as in probabilistic PCA (Tipping and Bishop, 1999), but by
+    feature. Without it classes would differ in directions in which their images seem not to vary, labels would be
+    explained entirely, and generalised cross-validation would choose no regulariser at all.
+    """
     if len(factor) <= size:
         return factor
     lengths = factor.norm(dim=0)
     scaled = factor / torch.where(lengths > 0, lengths, torch.inf)
     vectors: Tensor = torch.linalg.eigh(scaled @ scaled.T).eigenvectors
-    return vectors[:, -size:].T @ factor
+    return _cut(vectors.T @ factor, size)
 
 
 def factor_of(triangle: Tensor, products: Tensor, size: int) -> Tensor:
-    """Return the `size` rows that keep most of the scatter within classes of a Gram matrix, as `shortened` does."""
+    """Return the scatter within classes of a Gram matrix as `shortened` does, from its triangle."""
     matrix = unpack(triangle, products.shape[1])
     classes, sign = _between(products)
     scatter = sign * (matrix - sign * (classes.T @ classes))[:-1, :-1]
     lengths = scatter.diagonal().clamp_min(0).sqrt()
     values, vectors = torch.linalg.eigh(scatter / torch.outer(*2 * (torch.where(lengths > 0, lengths, torch.inf),)))
-    factor: Tensor = (vectors[:, -size:] * values[-size:].clamp_min(0).sqrt()).T * lengths
-    return factor
+    return _cut((vectors * values.clamp_min(0).sqrt()).T * lengths, size)
 
 
-def triangle_of(factor: Tensor, products: Tensor) -> Tensor:
-    """Return the triangle of the Gram matrix that a thin factor Tensor[K, D] and products Tensor[R, D + 1] stand for.
+def triangle_of(factor: Tensor, products: Tensor, counts: Tensor) -> Tensor:
+    """Return the triangle of the Gram matrix that a factor and products stand for.
 
     If the products are negative, as of images that are taken out again, so is the matrix.
+
+    Args:
+        factor: Tensor[K, D]; if it has fewer rows than the scatter of so many images, as `shortened` made it.
+        products: Tensor[R, D + 1].
+        counts: numbers of images of each class, Tensor[R].
     """
     classes, sign = _between(products)
     matrix = classes.T @ classes
-    matrix[:-1, :-1].addmm_(factor.T, factor)
+    lost = 1 if len(factor) < _rank(counts.abs().long().tolist(), factor.shape[1]) else 0
+    kept = factor[: len(factor) - lost]
+    matrix[:-1, :-1].addmm_(kept.T, kept)
+    matrix.diagonal()[:-1].add_(factor[len(kept) :].square().sum(dim=0))
     return pack(sign * matrix) if sign < 0 else pack(matrix)
+
+
+def _rank(counts: Sequence[int], features: int) -> int:
+    """Return the largest rank that the scatter within classes of so many images of each class can have."""
+    return min(sum(max(count - 1, 0) for count in counts), features)
+
+
+def _cut(rows: Tensor, size: int) -> Tensor:
+    """Return the last of the rows, of which the first are the least, and below them the lengths of what was cut."""
+    first = len(rows) - (size - 1)
+    return torch.cat([rows[first:], rows[:first].norm(dim=0, keepdim=True)])
 
 
 def _between(products: Tensor) -> tuple[Tensor, float]:

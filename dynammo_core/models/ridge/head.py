@@ -68,8 +68,10 @@ class RidgeHead(Head):
 
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return sums with the Gram matrix in place of its thin factor, if that came."""
-        thin = "gram" in tensors and tensors["gram"].ndim == 2
-        return {**tensors, "gram": triangle_of(tensors["gram"].double(), tensors["products"])} if thin else {**tensors}
+        if "gram" not in tensors or tensors["gram"].ndim < 2:
+            return {**tensors}
+        gram = triangle_of(tensors["gram"].double(), tensors["products"], tensors["counts"])
+        return {**tensors, "gram": gram}
 
     def obstacle(
         self,
