@@ -155,6 +155,7 @@ def test_private_modules_of_flower_are_used_in_few_files() -> None:
         "simulations/engines/local_grid.py",
         "server/gate/gate.py",
         "server/gate/signatures.py",
+        "server/consortium/flower_command_line.py",
         "server/consortium/flower_programs.py",
         "client/service/own_app.py",
         "client/service/own_node.py",

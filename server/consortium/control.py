@@ -20,7 +20,7 @@ from server.gate.operator_token import FILE_VARIABLE, read_token
 
 CONNECTION = "consortium"
 SECONDS = 120.0
-FLOWER = (sys.executable, "-P", "-m", "server.consortium.flower_programs", "flwr")
+FLOWER = (sys.executable, "-P", "-m", "server.consortium.flower_command_line")
 """Flower's command line, which shows the operator's token."""
 
 

@@ -1,10 +1,10 @@
 """Flower's programs on the server, as operators: each shows the operator's token, and none executes foreign code.
 
-Flower's command line, SuperExec and ServerApp call the SuperLink by a client that knows of no token, so each is started
-through this module, which adds it. `dynammo-server start` puts scripts of Flower's names first on the path of its
-SuperLink for that. A ServerApp is always the one that is installed here: what a run brings is compared with it,
-never unpacked and never imported. It is a copy of a process that has loaded PyTorch and this project already. Programs
-of other kinds of apps, which Flower would start as well, end with an error.
+SuperExec and ServerApp call the SuperLink by a client that knows of no token, so each is started through this module,
+which adds it. `dynammo-server start` puts scripts of Flower's names first on the path of its SuperLink for that. A
+ServerApp is always the one that is installed here: what a run brings is compared with it, never unpacked and never
+imported. It is a copy of a process that has loaded PyTorch and this project already. Programs of other kinds of apps,
+which Flower would start as well, end with an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Iterable
 from functools import partial
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.server.run_serverapp import run
 from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
-from flwr.supercore.protobuf import client as flower_client
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
 from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
 from flwr.superlink.grid import HttpGrid
@@ -36,9 +34,9 @@ from dynammo_core.support.errors import ConfigError, RunError
 from dynammo_core.support.processes import answer_by_copies
 from dynammo_core.wire.waiting import SOON
 from server.consortium.flower_app import APP_DIRECTORY, description_of, staged_app
-from server.gate.operator_token import FILE_VARIABLE, HEADER, read_token
+from server.consortium.flower_command_line import load_program, show_token
 
-COMMAND_LINE, EXECUTOR, SERVER_APP = "flwr", "flower-superexec", "flwr-serverapp"
+EXECUTOR, SERVER_APP = "flower-superexec", "flwr-serverapp"
 STARTED = (EXECUTOR, *sorted(set(TASK_TYPE_TO_COMMAND.values())))
 """Names of the programs that a SuperLink, or what it starts, finds on its path."""
 
@@ -64,17 +62,6 @@ def install_programs(folder: Path) -> None:
             f"cannot write to the folder {folder}: {error.strerror}",
             remedy="Give the account that runs the server write permission",
         ) from error
-
-
-def show_token(token: str) -> None:
-    """Make every Flower client of this process send the token with each request from now on."""
-    plain = flower_client.ProtobufClient._send
-
-    def send(self: Any, context: Any, *, stream: bool = False) -> Any:
-        context.request.headers[HEADER] = token
-        return plain(self, context, stream=stream)
-
-    flower_client.ProtobufClient._send = send  # type: ignore[method-assign]
 
 
 def refuse_foreign_app(bundle: bytes) -> None:
@@ -164,7 +151,7 @@ def become_loaded() -> None:
     from dynammo_core.code_identity import installed_hash, project_hash
 
     keep_to_own_server_app()
-    program = _program(SERVER_APP)
+    program = load_program(SERVER_APP)
     for module in ("server.app", "server.run.run", "server.watch.progress"):
         import_module(module)
     loaded = project_hash()
@@ -181,17 +168,12 @@ def become_loaded() -> None:
     answer_by_copies(run)
 
 
-def _program(name: str) -> Any:
-    (program,) = entry_points(group="console_scripts", name=name)
-    return program.load()
-
-
 def main() -> None:
     """Start the program that the first argument names; the other arguments are Flower's."""
     name = sys.argv.pop(1)
-    if name not in (COMMAND_LINE, EXECUTOR, SERVER_APP, LOADED):
+    if name not in (EXECUTOR, SERVER_APP, LOADED):
         sys.exit(f"a consortium's server does not run {name}")
-    show_token(read_token(Path(os.environ[FILE_VARIABLE])))
+    show_token()
     if name == LOADED:
         become_loaded()
         return
@@ -200,7 +182,7 @@ def main() -> None:
     elif name == EXECUTOR:
         replace("flwr.supercore.superexec.run_superexec", "get_executor", lambda *_, **__: CopyingExecutor())
     sys.argv[0] = name
-    _program(name)()
+    load_program(name)()
 
 
 if __name__ == "__main__":
