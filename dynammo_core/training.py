@@ -22,13 +22,13 @@ def train_only(model: nn.Module, names: set[str]) -> list[nn.Parameter]:
     Returns:
         The parameters among them, in the model's order.
     """
-    for name, parameter in model.named_parameters():
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
         parameter.requires_grad_(name in names)
     model.eval()
-    for prefix, module in model.named_modules():
-        if any(f"{prefix}.{buffer}" in names for buffer, _ in module.named_buffers(recurse=False)):
-            module.training = True
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for prefix in {name.rpartition(".")[0] for name in names - parameters.keys()}:  # of buffers
+        model.get_submodule(prefix).training = True
+    return [parameter for parameter in parameters.values() if parameter.requires_grad]
 
 
 def learning_rate(settings: Optimisation, epoch: int) -> float:

@@ -120,7 +120,7 @@ def check_tensors(
 
 def heads_by_prefix(model: IncrementalModel) -> dict[str, Head]:
     """Return each head of the model, by the prefix of the names of its tensors."""
-    return {f"{name}.": module for name, module in model.named_modules() if isinstance(module, Head)}
+    return {f"heads.{name}.": head for name, head in model.heads.items() if isinstance(head, Head)}
 
 
 def _list(numbers: Numbers, name: str) -> list[int]:
