@@ -21,12 +21,12 @@ from server.report.export_command import export
 from simulations.attacks.command import audit_privacy
 from simulations.backbone_command import backbone
 from simulations.bench.command import bench
-from simulations.comparisons.tune import tune
 from simulations.inspect_command import inspect
 from simulations.measurements.commands import heterogeneity, robustness
 from simulations.options import ConfigFile, Overrides, Workers
 from simulations.rehearsal.deploy_command import deploy
 from simulations.rehearsal.faults_command import faults
+from simulations.tune_command import tune
 
 app = command_line("Run, check and measure federated class-incremental experiments.")
 console = Terminal()
@@ -117,6 +117,7 @@ def compare(
     """Run the missing runs of comparisons and write a page about each; safe to stop and continue."""
     with readable_errors():
         from simulations.comparisons.compare import load_comparison, missing_cells
+        from simulations.comparisons.costs import costs, costs_table
         from simulations.comparisons.page import write_page
         from simulations.comparisons.process_pool import part_of
         from simulations.comparisons.progress import run_under_display
@@ -148,6 +149,8 @@ def compare(
                 sweep=comparison.sweep,
             )
             console.print(table(groups, comparison.metric, title))
+            if found := costs(groups, comparison.metric):
+                console.print(costs_table(found, comparison.metric))
             console.print(f"Page: {page}", soft_wrap=True, markup=False, highlight=False)
         if failed:
             raise typer.Exit(1)
@@ -252,6 +255,7 @@ def report(
             console.print(str(write_report(runs[0])), soft_wrap=True, markup=False)
             return
         from simulations.comparisons.compare import METRICS
+        from simulations.comparisons.costs import costs, costs_table
         from simulations.comparisons.page import write_page
         from simulations.comparisons.run_groups import groups_of
         from simulations.comparisons.table import table
@@ -266,6 +270,8 @@ def report(
             folder, title=folder.name, command=command, groups=groups, metric=METRICS[metric], missing=unfinished
         )
         console.print(table(groups, METRICS[metric], folder.name))
+        if found := costs(groups, METRICS[metric]):
+            console.print(costs_table(found, METRICS[metric]))
         console.print(f"Page: {page}", soft_wrap=True, markup=False, highlight=False)
 
 
