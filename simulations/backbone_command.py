@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE
+from rich.table import Table
 
 from dynammo_core.support.terminal import Terminal, command_line, readable_errors
 
-backbone = command_line("Describe a pretrained network, or fetch its weights.")
+backbone = command_line("Describe and compare pretrained networks, or fetch their weights.")
 console = Terminal()
 
 Name = Annotated[
@@ -33,6 +35,22 @@ def show(
         macs = multiply_accumulates(untrained(name, size), size)
         for title, value in (described(name, size) | {f"Cost at {size} pixels": f"{macs / 1e9:.3g} GMAC"}).items():
             console.print(f"{title + ':':<24}{value}", soft_wrap=True, markup=False, highlight=False)
+
+
+@backbone.command()
+def costs(
+    names: Annotated[list[str], typer.Argument(help="As in backbone.name.", show_default=False)],
+    image_size: Annotated[int, typer.Option(min=8, help="Side of the images, in pixels.")] = 224,
+) -> None:
+    """Compare networks by what a prediction costs, and what adapters of each form weigh and send."""
+    with readable_errors():
+        from dynammo_core.scoring.cost import adapter_costs
+
+        headings = ("network", "adapters", "M params", "GMAC", "adapters, M", "MB a round", "MB of sums")
+        table = Table(*headings, box=SIMPLE, padding=0, show_edge=False)
+        for row in adapter_costs(names, image_size):
+            table.add_row(*(f"{value / 1e6:.3g}" if isinstance(value, int) else str(value) for value in row.values()))
+        console.print(table)
 
 
 @backbone.command()

@@ -17,7 +17,7 @@ from dynammo_core.support.files import write_atomically
 from server.report.plots import INK, RULE, Drawing, drawing
 from simulations.comparisons.compare import Group, Metric
 from simulations.comparisons.plots import COLOURS, MARKERS
-from simulations.comparisons.table import Spread
+from simulations.comparisons.table import Spread, table
 
 MEASURED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -78,15 +78,20 @@ def costs(groups: Sequence[Group], metric: Metric) -> list[Costs]:
     ]
 
 
-def costs_table(every: Sequence[Costs], metric: Metric) -> Table:
-    """Return the rows for a terminal of 80 columns."""
+def tables(groups: Sequence[Group], metric: Metric, title: str) -> list[Table]:
+    """Return what a terminal of 80 columns shows: how good each row is, and what those that have run cost."""
+    found = costs(groups, metric)
+    return [table(groups, metric, title), *([_costs_table(found, metric)] if found else [])]
+
+
+def _costs_table(every: Sequence[Costs], metric: Metric) -> Table:
     headings = (f"last {metric.words}", "GMAC", "M params", "MB up", "MB down", "seconds")
-    table = Table("row", *headings, box=SIMPLE, padding=0, show_edge=False)
+    result = Table("row", *headings, box=SIMPLE, padding=0, show_edge=False)
     for one in every:
         figures = (one.macs / 1e9, one.parameters / 1e6, one.bytes_up / 1e6, one.bytes_down / 1e6, one.seconds)
         name = ": ".join(filter(None, (one.setting, one.row)))
-        table.add_row(escape(name), str(one.last), *map(_short, figures))
-    return table
+        result.add_row(escape(name), str(one.last), *map(_short, figures))
+    return result
 
 
 def _short(value: float) -> str:

@@ -25,7 +25,7 @@ from dynammo_core.support.errors import RunError
 from server.run_directory.run_files import RunFiles
 from simulations.cli import app
 from simulations.comparisons.compare import METRICS, Group, Result, Sweep
-from simulations.comparisons.costs import costs, costs_table
+from simulations.comparisons.costs import tables
 from simulations.comparisons.page import write_page
 from simulations.comparisons.plots import mean_and_deviation
 from simulations.comparisons.sweep import sweep_curves
@@ -235,7 +235,7 @@ def test_accuracy_stands_beside_what_the_runs_cost(write: Write, groups: list[Gr
     assert (float(dynammo["parameters"]), float(dynammo["seconds"])) == (only["deployed_parameters"], only["seconds"])
     assert f"dynammo {only['last_accuracy']:.1f} {only['macs_per_image'] / 1e9:.3g} " in page.text
     shown = io.StringIO()
-    Console(width=80, file=shown).print(costs_table(costs(groups, METRICS["accuracy"]), METRICS["accuracy"]))
+    Console(width=80, file=shown).print(*tables(groups, METRICS["accuracy"], "small"))
     assert max(map(len, shown.getvalue().splitlines())) <= 80
     assert f" {only['bytes_up'] / 1e6:.3g} " in shown.getvalue()
 
