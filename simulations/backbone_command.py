@@ -9,6 +9,7 @@ import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
+from dynammo_core.support.errors import ConfigError
 from dynammo_core.support.terminal import Terminal, command_line, readable_errors
 
 backbone = command_line("Describe and compare pretrained networks, or fetch their weights.")
@@ -51,6 +52,23 @@ def costs(
         for row in adapter_costs(names, image_size):
             table.add_row(*(f"{value / 1e6:.3g}" if isinstance(value, int) else str(value) for value in row.values()))
         console.print(table)
+
+
+@backbone.command()
+def take(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run.", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write, .safetensors.", show_default=False)],
+) -> None:
+    """Take the network that a run trained as a whole, so that other experiments start from its weights."""
+    with readable_errors():
+        from dynammo_core.deployed.backbone_file import write_backbone
+        from dynammo_core.models.pretrained import WeightsFile
+
+        if out.suffix != ".safetensors":
+            raise ConfigError(f"--out {out} is no file of weights", accepted="a name that ends in .safetensors")
+        name = write_backbone(run, out)
+        lines = f"backbone:\n  name: {name}\n  weights: {out.absolute()}\n  sha256: {WeightsFile(out).sha256()}"
+        console.print(lines, soft_wrap=True, markup=False, highlight=False)
 
 
 @backbone.command()
