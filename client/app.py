@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
@@ -16,7 +17,7 @@ from client.hospital.hospital import Answer, Host, Request, host_of
 from client.steps.actions import answer
 from client.steps.parcels import opened, packed
 from client.steps.secure_answers import secure_answer
-from dynammo_core.code_identity import code_hash, project_hash
+from dynammo_core.code_identity import code_hash, packages_of, project_hash
 from dynammo_core.support.errors import (
     AnsweredBefore,
     DynammoError,
@@ -32,6 +33,7 @@ from dynammo_core.wire.secure_aggregation.phases import SITES
 app = ClientApp()
 logger = logging.getLogger("dynammo.client")
 Handler = Callable[[RecordDict, Host], RecordDict]
+PACKAGES = re.compile(r"[\w.+-]{1,60}( [\w.+-]{1,60})?(, [\w.+-]{1,60}( [\w.+-]{1,60})?){0,9}", re.ASCII)
 REFUSALS = (NotApproved, PolicyError, ForeignApp, AnsweredBefore)
 """Errors by which a site declines a step that it could do."""
 
@@ -185,16 +187,22 @@ def _require_same_code(request: Request) -> None:
         ProtocolError: the hashes differ, as they do where the site lacks a plug-in.
         ConfigError: the code is the same, and the experiment is invalid.
     """
-    instruction, own, why = request.instruction, project_hash(), ""
+    instruction, own, packages, why = request.instruction, project_hash(), "", ""
     try:
-        own = code_hash(request.config)
+        own, packages = code_hash(request.config), packages_of(request.config)
     except DynammoError as error:
         if instruction.code_hash == own:
             raise
         why = f", and cannot run the experiment: {error}"
     if instruction.code_hash != own:
         raise ProtocolError(
-            f"the server runs the code {instruction.code_hash[:12]}, this site runs {own[:12]}{why}",
+            f"the server runs the code {instruction.code_hash[:12]}{_with(instruction.packages)}, "
+            f"this site runs {own[:12]}{_with(packages)}{why}",
             remedy="Install the same versions, including plug-ins, on both sides; in a simulation, stop the other "
             "copy's local SuperLink",
         )
+
+
+def _with(packages: str) -> str:
+    """Return the packages as words behind a hash; a server's text that is none stays out of logs and terminals."""
+    return f" with {packages}" if PACKAGES.fullmatch(packages) else ""

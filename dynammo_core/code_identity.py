@@ -26,11 +26,21 @@ def plugins_of(config: Config[Any]) -> list[Plugin]:
     return sorted({*plugins_in(config), *([] if method is None else [method])})
 
 
+def packages_of(config: Config[Any]) -> str:
+    """Return the packages from outside that an experiment runs, with their versions, such as `timm 1.0.22`.
+
+    Raises:
+        ConfigError: as `plugins_of`.
+    """
+    return ", ".join(sorted({f"{plugin.package} {plugin.version}".strip() for plugin in plugins_of(config)}))
+
+
 def code_hash(config: Config[Any]) -> str:
     """Return the SHA-256 of all code that an experiment runs, as 64 hexadecimal digits.
 
-    It is the project's own hash, unless the experiment names something that another package brings: then it covers that
-    package too, by its name, version and files, so that two machines with different versions of it do not agree.
+    It is the project's own hash, unless the experiment names something that another package brings, timm's networks
+    among them: then it covers that package too, by its name, version and files, so that two machines with different
+    versions of it do not agree.
 
     Raises:
         ConfigError: such a package cannot be imported, or its code cannot be compared.

@@ -29,6 +29,7 @@ from dynammo_core.plan import Action, Forget, Step, Summarise
 from dynammo_core.privacy.checks import check_samples_apart
 from dynammo_core.privacy.plan import noise_of_run
 from dynammo_core.privacy.units import require_patients
+from dynammo_core.scoring.maps import batch_within, largest_maps, require_passage
 from dynammo_core.support.devices import find_device, limit_memory, repeat_bits
 from dynammo_core.support.errors import ConfigError, ProtocolError, RunError, unknown_name
 from dynammo_core.support.seeding import seeded_initialisation
@@ -186,6 +187,12 @@ class Experiment:
         return backbone
 
     @cached_property
+    def frozen_batch(self) -> int:
+        """Return how many images at a time pass through what is not trained; the configuration decides, not a site."""
+        given = self.config.compute.batch_size_frozen
+        return given or batch_within(largest_maps(self._backbone, self.config.data.image_size))
+
+    @cached_property
     def backbone_fingerprint(self) -> str:
         """Return a hash of the pretrained weights, so that cached features of other weights are not used."""
         return fingerprint(self._backbone.state_dict())
@@ -248,7 +255,7 @@ class Experiment:
             sites, image_bytes = self.config.federation.sites, 3 * size**2
             check_room(self.config.memory, classes=classes, sites=sites, image_bytes=image_bytes)
         _ = self.device
-        self._try_image(self.build_model(0).eval())
+        require_passage(self.build_model(0).extractor, self.config.data.image_size, self.config.backbone.name)
 
     def _check_data(self) -> None:
         """Check what a simulation can know before it starts, and a server without images cannot."""
@@ -256,19 +263,6 @@ class Experiment:
             require_patients(self.dataset.train, self.config.privacy.unit)
         remembers = self.config.memory.exemplars and any(step.stage.action is Action.REMEMBER for step in self.steps)
         require_images(self.arrivals, self.dataset, self.partition, alone=1 if remembers else len(self.stream))
-
-    @torch.no_grad()
-    def _try_image(self, model: IncrementalModel) -> None:
-        """Refuse images too small for the network before the first site meets one."""
-        size = self.config.data.image_size
-        try:
-            model.extractor(torch.zeros(1, 3, size, size))
-        except (RuntimeError, AssertionError) as error:  # timm asserts sizes
-            raise ConfigError(
-                f"data.image_size: images of {size} pixels do not pass through {self.config.backbone.name} "
-                f"({str(error).splitlines()[0]})",
-                remedy="Raise data.image_size; if the method has adapters, method.padding: 1 helps too",
-            ) from error
 
 
 @lru_cache(maxsize=4)

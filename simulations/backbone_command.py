@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE
+from rich.table import Table
 
+from dynammo_core.support.errors import ConfigError
 from dynammo_core.support.terminal import Terminal, command_line, readable_errors
 
-backbone = command_line("Describe a pretrained network, or fetch its weights.")
+backbone = command_line("Describe and compare pretrained networks, or fetch their weights.")
 console = Terminal()
 
 Name = Annotated[
@@ -33,6 +36,39 @@ def show(
         macs = multiply_accumulates(untrained(name, size), size)
         for title, value in (described(name, size) | {f"Cost at {size} pixels": f"{macs / 1e9:.3g} GMAC"}).items():
             console.print(f"{title + ':':<24}{value}", soft_wrap=True, markup=False, highlight=False)
+
+
+@backbone.command()
+def costs(
+    names: Annotated[list[str], typer.Argument(help="As in backbone.name.", show_default=False)],
+    image_size: Annotated[int, typer.Option(min=8, help="Side of the images, in pixels.")] = 224,
+) -> None:
+    """Compare networks by what a prediction costs, and what adapters of each form weigh and send."""
+    with readable_errors():
+        from dynammo_core.scoring.cost import adapter_costs
+
+        headings = ("network", "adapters", "M params", "GMAC", "adapters, M", "MB a round", "MB of sums")
+        table = Table(*headings, box=SIMPLE, padding=0, show_edge=False)
+        for row in adapter_costs(names, image_size):
+            table.add_row(*(f"{value / 1e6:.3g}" if isinstance(value, int) else str(value) for value in row.values()))
+        console.print(table)
+
+
+@backbone.command()
+def take(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run.", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write, .safetensors.", show_default=False)],
+) -> None:
+    """Take the network that a run trained as a whole, so that other experiments start from its weights."""
+    with readable_errors():
+        from dynammo_core.deployed.backbone_file import write_backbone
+        from dynammo_core.models.pretrained import WeightsFile
+
+        if out.suffix != ".safetensors":
+            raise ConfigError(f"--out {out} is no file of weights", accepted="a name that ends in .safetensors")
+        name = write_backbone(run, out)
+        lines = f"backbone:\n  name: {name}\n  weights: {out.absolute()}\n  sha256: {WeightsFile(out).sha256()}"
+        console.print(lines, soft_wrap=True, markup=False, highlight=False)
 
 
 @backbone.command()

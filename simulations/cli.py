@@ -21,12 +21,12 @@ from server.report.export_command import export
 from simulations.attacks.command import audit_privacy
 from simulations.backbone_command import backbone
 from simulations.bench.command import bench
-from simulations.comparisons.tune import tune
 from simulations.inspect_command import inspect
 from simulations.measurements.commands import heterogeneity, robustness
 from simulations.options import ConfigFile, Overrides, Workers
 from simulations.rehearsal.deploy_command import deploy
 from simulations.rehearsal.faults_command import faults
+from simulations.tune_command import tune
 
 app = command_line("Run, check and measure federated class-incremental experiments.")
 console = Terminal()
@@ -117,11 +117,11 @@ def compare(
     """Run the missing runs of comparisons and write a page about each; safe to stop and continue."""
     with readable_errors():
         from simulations.comparisons.compare import load_comparison, missing_cells
+        from simulations.comparisons.costs import tables
         from simulations.comparisons.page import write_page
         from simulations.comparisons.process_pool import part_of
         from simulations.comparisons.progress import run_under_display
         from simulations.comparisons.reuse import take_over
-        from simulations.comparisons.table import table
 
         comparisons = {file.stem: load_comparison(file) for file in files}
         if len(comparisons) < len(files):
@@ -147,7 +147,8 @@ def compare(
                 missing=[cell.label for cell in missing_cells(comparison.cells, runs).values()],
                 sweep=comparison.sweep,
             )
-            console.print(table(groups, comparison.metric, title))
+            for shown in tables(groups, comparison.metric, title):
+                console.print(shown)
             console.print(f"Page: {page}", soft_wrap=True, markup=False, highlight=False)
         if failed:
             raise typer.Exit(1)
@@ -252,9 +253,9 @@ def report(
             console.print(str(write_report(runs[0])), soft_wrap=True, markup=False)
             return
         from simulations.comparisons.compare import METRICS
+        from simulations.comparisons.costs import tables
         from simulations.comparisons.page import write_page
         from simulations.comparisons.run_groups import groups_of
-        from simulations.comparisons.table import table
 
         if metric not in METRICS:
             raise ConfigError(unknown_name("metric", metric, METRICS), accepted=", ".join(METRICS))
@@ -265,7 +266,8 @@ def report(
         page = write_page(
             folder, title=folder.name, command=command, groups=groups, metric=METRICS[metric], missing=unfinished
         )
-        console.print(table(groups, METRICS[metric], folder.name))
+        for shown in tables(groups, METRICS[metric], folder.name):
+            console.print(shown)
         console.print(f"Page: {page}", soft_wrap=True, markup=False, highlight=False)
 
 

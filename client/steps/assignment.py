@@ -15,7 +15,7 @@ from client.steps.own_statistics import deciding_names, with_own_statistics
 from client.steps.site import Site
 from dynammo_core.data.decoded.stored_images import Images
 from dynammo_core.data.feature_cache import fingerprint
-from dynammo_core.data.samples import Samples
+from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
 from dynammo_core.data.transforms import augment, to_input
 from dynammo_core.experiment import Experiment
 from dynammo_core.methods.base import TEACHER_PREFIX
@@ -67,7 +67,13 @@ class Assignment:
         config, device = self.experiment.config, self.experiment.device
         with self.experiment.autocast():
             return embed_samples(
-                self.model, samples, config.normalisation, device, end, config.compute.device_megabytes
+                self.model,
+                samples,
+                config.normalisation,
+                device,
+                end,
+                config.compute.device_megabytes,
+                self.experiment.frozen_batch,
             ).float()
 
     def embed_once(self, samples: Samples, end: Level) -> Tensor:
@@ -167,7 +173,8 @@ class EpochBatches:
             self._inputs = assignment.embed_once(samples, level)
         self._on_device = isinstance(self._inputs, Tensor) and self._inputs.device == self._labels.device
         stage = assignment.step.stage
-        self._batch_size = stage.optimisation.batch_size if isinstance(stage, Fit) else BATCH
+        frozen = assignment.experiment.frozen_batch
+        self._batch_size = stage.optimisation.batch_size if isinstance(stage, Fit) else max(frozen, FEWEST_SAMPLES)
 
     def order(self, epoch: int) -> tuple[list[Tensor], torch.Generator]:
         """Return the indices of each batch of an epoch, and the generator that augments them."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from client.steps.site import Site
 from dynammo_core.aggregation.batch_norm import is_batch_norm_statistic, pool_batch_norm
 from dynammo_core.data.feature_cache import fingerprint
-from dynammo_core.data.samples import Samples
+from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
 from dynammo_core.data.transforms import to_input
 from dynammo_core.deployed.model_files import deployed_tensors, tensors_sha256
 from dynammo_core.models.backbones import Backbone
@@ -28,7 +28,6 @@ from dynammo_core.support.seeding import seeded_generator
 from dynammo_core.training import shuffled
 from dynammo_core.wire.protocol import names_up
 
-BATCH = 128
 PRIOR = 16
 """Images that the statistics received count for beside a site's own images: few of those say little of a variance
 (Schneider et al., arXiv 2006.16971)."""
@@ -115,11 +114,12 @@ def _estimated(
 ) -> dict[str, Tensor]:
     """Return statistics of the samples, with those in the model counted as `PRIOR` more images."""
     config, device = site.experiment.config, site.experiment.device
+    size = max(site.experiment.frozen_batch, FEWEST_SAMPLES)
     state = model.state_dict()
     received = {name: state[name].clone() for name in names}
     batches = (
         (to_input(samples.images[index], config.normalisation, device), index)
-        for index in shuffled(len(samples), BATCH, seeded_generator(config.seed, "own statistics", site.index))
+        for index in shuffled(len(samples), size, seeded_generator(config.seed, "own statistics", site.index))
     )
     model.eval()
     own = batch_statistics(model, names, batches, forward)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dynammo_core.configuration.config import Config
-from dynammo_core.configuration.settings import WEIGHTS_BY_NAME
+from dynammo_core.configuration.settings import FOLDER, WEIGHTS_BY_NAME
 
 
 def without_paths(config: Config[Any]) -> Config[Any]:
@@ -16,7 +16,7 @@ def without_paths(config: Config[Any]) -> Config[Any]:
     So the file that the operator mailed and the run's configuration are the same experiment.
     """
     weights = config.backbone.weights
-    name = weights if weights in WEIGHTS_BY_NAME else Path(weights).name
+    name = weights if weights in WEIGHTS_BY_NAME else Path(weights).name + (FOLDER if weights.endswith(FOLDER) else "")
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"root": None}),

@@ -17,6 +17,7 @@ from dynammo_core.configuration.limits import LimitSettings
 from dynammo_core.configuration.privacy import PrivacySettings
 from dynammo_core.configuration.scanners import ScannerSettings
 from dynammo_core.configuration.settings import (
+    FOLDER,
     WEIGHTS_BY_NAME,
     BackboneSettings,
     ComputeSettings,
@@ -226,7 +227,9 @@ def _beside(path: Path, data: Any) -> Any:
 
 def _place(value: str, folder: Path) -> str:
     """Return `value` as an absolute path, unless it names weights or a home folder."""
-    return value if value in WEIGHTS_BY_NAME or value.startswith("~") else str(folder.absolute() / value)
+    if value in WEIGHTS_BY_NAME or value.startswith("~"):
+        return value
+    return f"{folder.absolute() / value}{FOLDER if value.endswith(FOLDER) else ''}"
 
 
 def _config_of(params: type[MethodSettings]) -> type[Config[Any]]:

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 """Pattern of a hospital's name, which appears in file names and certificates."""
 WEIGHTS_BY_NAME = ("imagenet", "pretrained", "random")
-WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
-"""Names of pretrained weights, and the kinds of files that other weights are in."""
+WEIGHTS_SUFFIXES, FOLDER = (".pth", ".pt", ".safetensors"), "/"
+"""Names of pretrained weights, the kinds of files that other weights are in, and how the name of a folder ends."""
+_KINDS = ", ".join(WEIGHTS_SUFFIXES)
+ACCEPTED_WEIGHTS = f"{', '.join(WEIGHTS_BY_NAME)}, or the path of a file ({_KINDS}) or, ending in {FOLDER}, a folder"
 
 
 def _windows_in_words() -> str:
@@ -171,8 +173,8 @@ class BackboneSettings(Section):
     weights: str = Field(
         default="imagenet",
         description="initial weights: pretrained (those of the name; of this project's own networks also called "
-        "imagenet), random (drawn from the seed), or the path of a weights file; default with `timm/` and `hf_hub:`: "
-        "pretrained",
+        "imagenet), random (drawn from the seed), or the path of a weights file, or of a folder with one "
+        "`.safetensors` in it, ending in a slash; default with `timm/` and `hf_hub:`: pretrained",
     )
     sha256: str | None = Field(default=None, description="required SHA-256 of the weights file; null: any")
 
@@ -195,15 +197,10 @@ class BackboneSettings(Section):
     @field_validator("weights")
     @classmethod
     def _a_name_or_a_file(cls, weights: str) -> str:
-        if weights not in WEIGHTS_BY_NAME and not weights.endswith(WEIGHTS_SUFFIXES):
-            raise PydanticCustomError(
-                UNKNOWN,
-                "{unknown}; accepted: {accepted}",
-                {
-                    "unknown": unknown_name("weights", PurePath(weights).name, WEIGHTS_BY_NAME),
-                    "accepted": f"{', '.join(WEIGHTS_BY_NAME)}, or the path of a file ({', '.join(WEIGHTS_SUFFIXES)})",
-                },
-            )
+        if weights not in WEIGHTS_BY_NAME and not weights.endswith((*WEIGHTS_SUFFIXES, FOLDER)):
+            unknown = unknown_name("weights", PurePath(weights).name, WEIGHTS_BY_NAME)
+            words = {"unknown": unknown, "accepted": ACCEPTED_WEIGHTS}
+            raise PydanticCustomError(UNKNOWN, "{unknown}; accepted: {accepted}", words)
         return weights
 
 
@@ -240,6 +237,12 @@ class ComputeSettings(Section):
     )
     device_megabytes: int | None = Field(
         default=None, ge=1, description="memory that a process may take on a GPU, in MB; null: all that is free"
+    )
+    batch_size_frozen: int | None = Field(
+        default=None,
+        ge=1,
+        description="images at a time that pass through the network where nothing is trained; null: 128, or as many "
+        "fewer as keep the largest maps of one layer within 2 GB",
     )
     features: Literal["float32", "float16"] = Field(
         default="float32", description="type of the features that are cached for later rounds"

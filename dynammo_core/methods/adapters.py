@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dynammo_core.configuration.settings import MethodSettings, Optimisation
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods.rehearsal import if_it_holds
-from dynammo_core.models.adapters import AdapterSet
+from dynammo_core.models.adapters import AdapterSet, Form
 from dynammo_core.models.heads import OTHERS, LinearHead
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, ParallelBackbones
 from dynammo_core.models.names import Level
@@ -35,6 +35,11 @@ class AdapterSettings(MethodSettings):
     norm: Literal["batch", "group"] = Field(
         default="batch",
         description="normalisation in the adapters; group keeps no statistics across images, which privacy requires",
+    )
+    adapter_form: Form = Field(
+        default="full",
+        description="convolutions of an adapter on maps of c channels: full, as in the paper, with 18 c² weights; "
+        "low_rank, by way of c/8 channels, with c²/2; depthwise, a kernel for each channel, with 2 c²",
     )
     adapt: Optimisation = Optimisation(epochs=10, learning_rate=0.02)
 
@@ -96,7 +101,9 @@ def new_adapters(extractor: AdaptedBackbone, params: AdapterSettings) -> Adapter
             accepted="a network that is a chain of stages on maps, such as efficientnet_lite0 or timm/convnext_atto",
             remedy="Or set method.name: streaming_ridge, which needs its features alone",
         )
-    return AdapterSet(extractor.backbone.channels, params.alpha, params.padding, norm=params.norm)
+    return AdapterSet(
+        extractor.backbone.channels, params.alpha, params.padding, norm=params.norm, form=params.adapter_form
+    )
 
 
 def tuned(model: IncrementalModel) -> AdaptedBackbone:

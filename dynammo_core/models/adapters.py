@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 GROUPS = 8
+
+Form = Literal["full", "low_rank", "depthwise"]
+"""How the two convolutions of an adapter of width C are written: with 18 C^2 weights, with 2 C w + 18 w^2 by way of w
+channels, or with 2 C^2 + 18 C."""
+REDUCTION = 8
+"""How many times fewer channels the convolutions of low rank have between them: w = C / 8."""
 
 
 class Adapter(nn.Module):
@@ -19,21 +25,27 @@ class Adapter(nn.Module):
     convolutions by default, unlike the paper, because unpadded ones need maps of at least 3x3 pixels, which the last
     stage of a small image lacks; and no convolution biases, because the batch norm behind them cancels them.
 
+    On wide maps that is millions of weights, so two other forms of both convolutions have fewer: `low_rank`, 1x1 down
+    to few channels and 3x3 among them, then back (the bottleneck of He et al., arXiv 1512.03385); and `depthwise`, a
+    3x3 kernel for each channel and 1x1 across channels (MobileNets, arXiv 1704.04861).
+
     Args:
         channels: width C of the maps Tensor[B, C, H, W].
         alpha: start value of the learnable scale; 0.02 in the paper.
         padding: padding of both convolutions, 0 (the paper) or 1; the maps keep their size either way.
         norm: batch (the paper), or group: eight groups of channels (Wu and He, arXiv 1803.08494), each image by itself.
+        form: of both convolutions; full is the paper's.
     """
 
-    def __init__(self, channels: int, alpha: float, padding: int = 1, norm: str = "batch") -> None:
+    def __init__(self, channels: int, alpha: float, padding: int = 1, norm: str = "batch", form: Form = "full") -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.tensor(float(alpha)))
+        first, between, second = _convolutions(form, channels, padding)
         self.residual = nn.Sequential(
-            nn.Conv2d(channels, channels, kernel_size=3, padding=padding, bias=False),
-            _norm(norm, channels),
+            first,
+            _norm(norm, between),
             nn.ReLU(inplace=True),
-            nn.ConvTranspose2d(channels, channels, kernel_size=3, padding=padding, bias=False),
+            second,
             _norm(norm, channels),
             nn.ReLU(inplace=True),
         )
@@ -52,10 +64,13 @@ class AdapterSet(nn.ModuleList):
         alpha: start value of every adapter's scale.
         padding: padding of every adapter's convolutions.
         norm: norm of every adapter, batch or group.
+        form: of every adapter's convolutions.
     """
 
-    def __init__(self, channels: Sequence[int], alpha: float, padding: int = 1, norm: str = "batch") -> None:
-        super().__init__(Adapter(width, alpha, padding, norm) for width in channels)
+    def __init__(
+        self, channels: Sequence[int], alpha: float, padding: int = 1, norm: str = "batch", form: Form = "full"
+    ) -> None:
+        super().__init__(Adapter(width, alpha, padding, norm, form) for width in channels)
 
 
 LAST_NORM = "residual.4."
@@ -87,6 +102,26 @@ class BatchNorm(nn.BatchNorm2d):
     def _load_from_state_dict(self, *args: Any) -> None:
         # torch's own version adds the counter to any plain dict of tensors, and a strict load then refuses it.
         nn.Module._load_from_state_dict(self, *args)
+
+
+def _convolutions(form: Form, channels: int, padding: int) -> tuple[nn.Module, int, nn.Module]:
+    """Make the convolution into an adapter and the transposed one out of it, with the number of channels between."""
+
+    def kernels(kind: type[nn.Conv2d | nn.ConvTranspose2d], width: int, groups: int = 1) -> nn.Module:
+        return kind(width, width, kernel_size=3, padding=padding, groups=groups, bias=False)
+
+    def mixing(before: int, after: int) -> nn.Module:
+        return nn.Conv2d(before, after, kernel_size=1, bias=False)
+
+    if form == "full":
+        return kernels(nn.Conv2d, channels), channels, kernels(nn.ConvTranspose2d, channels)
+    if form == "low_rank":
+        few = max(channels // REDUCTION, 1)
+        first = nn.Sequential(mixing(channels, few), kernels(nn.Conv2d, few))
+        return first, few, nn.Sequential(kernels(nn.ConvTranspose2d, few), mixing(few, channels))
+    first = nn.Sequential(kernels(nn.Conv2d, channels, channels), mixing(channels, channels))
+    second = nn.Sequential(kernels(nn.ConvTranspose2d, channels, channels), mixing(channels, channels))
+    return first, channels, second
 
 
 def _norm(kind: str, channels: int) -> nn.Module:

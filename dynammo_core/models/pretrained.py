@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dynammo_core.configuration.settings import WEIGHTS_BY_NAME, WEIGHTS_SUFFIXES, BackboneSettings
+from dynammo_core.configuration.settings import ACCEPTED_WEIGHTS, WEIGHTS_BY_NAME, WEIGHTS_SUFFIXES, BackboneSettings
 from dynammo_core.support.errors import ConfigError, WeightsError, nearest_match
 
 IMAGENET, PRETRAINED, RANDOM = WEIGHTS_BY_NAME
@@ -47,7 +47,7 @@ class WeightsFile:
             reason = getattr(error, "strerror", None) or error
             raise WeightsError(
                 f"backbone.weights: cannot read the file {self.path}: {reason}",
-                accepted=f"{', '.join(WEIGHTS_BY_NAME)}, or the path of a file ({', '.join(WEIGHTS_SUFFIXES)})",
+                accepted=ACCEPTED_WEIGHTS,
             ) from error
         found = hashlib.sha256(content).hexdigest()
         for digits in self.required:
@@ -81,7 +81,7 @@ def locate_weights(settings: BackboneSettings, pretrained: WeightsSource | None)
             raise ConfigError("backbone.sha256 is set, but backbone.weights: random reads no file", remedy="Remove one")
         return None
     if settings.weights not in (IMAGENET, PRETRAINED):
-        file = WeightsFile(Path(settings.weights))
+        file = WeightsFile(_file_in(Path(settings.weights)))
     elif pretrained is not None:
         file = pretrained()
     else:
@@ -90,6 +90,28 @@ def locate_weights(settings: BackboneSettings, pretrained: WeightsSource | None)
             accepted=f"{RANDOM}, or the path of a file ({', '.join(WEIGHTS_SUFFIXES)})",
         )
     return WeightsFile(file.path, (*file.required, settings.sha256.lower())) if settings.sha256 else file
+
+
+def _file_in(path: Path) -> Path:
+    """Return the one safetensors file in a folder, as the hub's snapshots have it; any other path as it is.
+
+    Raises:
+        WeightsError: the folder holds none, or several.
+    """
+    try:
+        folder = path.expanduser()
+        if not folder.is_dir():
+            return path
+        found = sorted(folder.glob("*.safetensors"))
+    except (OSError, RuntimeError, ValueError):  # no home to expand ~ to, a zero byte: reading the file will say so
+        return path
+    if len(found) != 1:
+        named = f"{len(found)} ({', '.join(file.name for file in found[:3])})" if found else "none"
+        raise WeightsError(
+            f"backbone.weights: the folder {path} must hold one .safetensors file, and it holds {named}",
+            remedy="Name the file itself; weights in several parts must be joined into one first",
+        )
+    return found[0]
 
 
 def torchvision_weights(name: str) -> WeightsFile:

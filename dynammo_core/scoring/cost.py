@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +15,23 @@ from torch.utils.flop_counter import FlopCounterMode
 from dynammo_core.configuration.settings import BackboneSettings, MethodSettings
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods import METHODS
+from dynammo_core.methods.adapters import ADAPTERS
 from dynammo_core.methods.base import Method
+from dynammo_core.models.adapters import Form
 from dynammo_core.models.backbones import Backbone, build_backbone
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import matching, travelling_names
+from dynammo_core.support.errors import ConfigError
 from dynammo_core.support.seeding import seeded_initialisation
 
 COMPARED = ("dynammo", "acl", "dynamic_er", "fine_tune")
 """Methods that grow differently: not at all, by adapters and passes, by whole networks; and a bare network."""
+
+
+ADAPTERS_COMPARED: Mapping[str, dict[str, object]] = MappingProxyType(
+    {"none": {"adapters": False}} | {form: {"adapter_form": form} for form in get_args(Form)}
+)
+"""Settings of the method `dynammo` by the name of its adapters."""
 
 
 class Deployed(nn.Module):
@@ -132,6 +142,42 @@ def macs_table(
                 for count in tasks
             ]
     return rows
+
+
+def adapter_costs(names: Sequence[str], image_size: int) -> list[dict[str, object]]:
+    """Count what each form of adapters costs in each network, from shapes alone, beside the bare network.
+
+    Returns:
+        Rows {backbone, adapters, parameters, gmac, adapter_parameters, round_mb, sums_mb}: those of the whole network
+        and of one prediction; those of an adapter set, and megabytes of one that travels one way in a round; and those
+        of the Gram matrix that a site sends in a task for `streaming_ridge` with `multi_scale`, at most.
+    """
+    with torch.device("meta"):
+        return [row for name in names for row in _adapter_costs(name, image_size)]
+
+
+def _adapter_costs(name: str, image_size: int) -> Iterator[dict[str, object]]:
+    backbone = build_backbone(BackboneSettings(name=name, weights="random"), 0, image_size)
+    features = sum(backbone.map_channels) + backbone.feature_dim
+    method = METHODS["dynammo"]
+    for label, settings in ADAPTERS_COMPARED.items():
+        params = method.Params.model_validate({"name": method.name, **settings})
+        try:
+            model = deployed_after(1, params, backbone, 1)
+        except ConfigError:  # these adapters have no place in this network
+            continue
+        tensors = model.model.state_dict()
+        own = matching(tensors, (ADAPTERS,))
+        trained = sum(tensors[one].numel() for one in own)
+        yield {
+            "backbone": name,
+            "adapters": label,
+            "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
+            "gmac": f"{multiply_accumulates(model, image_size) / 1e9:.3g}",
+            "adapter_parameters": trained,
+            "round_mb": f"{trained * 4 / 1e6:.3g}",
+            "sums_mb": f"{features * (features + 1) / 2 * 8 / 1e6:.3g}" if not own else "",
+        }
 
 
 def _row(name: str, tasks: int, model: Deployed, image_size: int) -> dict[str, object]:

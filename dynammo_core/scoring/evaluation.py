@@ -27,6 +27,7 @@ def embed_samples(
     device: torch.device,
     end: Level = "features",
     megabytes: int | None = None,
+    batch: int = BATCH,
 ) -> Tensor:
     """Carry the samples to a level of the network, batch by batch: Tensor[N, ...] on `device` if it has room for them.
 
@@ -37,10 +38,11 @@ def embed_samples(
         device: that computes.
         end: the level.
         megabytes: bound of the memory on the device, in MB; None is no bound.
+        batch: images at a time.
     """
     model.eval()
     whole, done = torch.empty(0), 0
-    for images in samples.batches(BATCH):
+    for images in samples.batches(batch):
         part = model.extractor.embed(to_input(images, normalisation, device), start="images", end=end)
         if not done:
             whole = _room(part, len(samples), device, megabytes)

@@ -97,6 +97,6 @@ def shortage_explained(device: torch.device) -> Iterator[None]:
         raise DeviceMemoryError(
             f"{device}: too little memory ({str(error).splitlines()[0]})",
             remedy="Stop what else runs on the device, raise device_megabytes if it is set, lower "
-            "compute.feature_megabytes, data.image_size or the stage's batch_size, set compute.precision: bf16, or "
-            "compute on the CPU",
+            "compute.feature_megabytes, compute.batch_size_frozen, data.image_size or the stage's batch_size, set "
+            "compute.precision: bf16, or compute on the CPU",
         ) from error

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distribution, entry_points
 from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -44,7 +44,9 @@ class Registration(Generic[T]):
 
 
 class OpenNames(Protocol[T_co]):
-    """Entries too many to list, whose names begin alike: a module with these two functions will do."""
+    """Entries too many to list, whose names begin alike: a module with this constant and these functions will do."""
+
+    PACKAGE: str  # the installed distribution, and its module, whose code stands behind the names
 
     def problem(self, name: str) -> str:
         """Says why a name cannot be used, and what is accepted; empty if it can be."""
@@ -172,8 +174,12 @@ class Registry(Mapping[str, T]):
         Raises:
             KeyError, ConfigError: as when the entry is looked up; or its code cannot be compared.
         """
-        if self.is_open(name):
-            return None
+        if found := self._open(name):
+            if problem := found.problem(name):
+                raise ConfigError(problem)
+            package = found.PACKAGE
+            sha256 = code_sha256(found, package, package)
+            return Plugin(self.kind, name, package, distribution(package).version, package, sha256)
         value = self[name]
         if name in self.built_in:
             return None

@@ -42,7 +42,7 @@ LARGEST_SHARED = 10**6
 """Bytes of an array beyond which it is decoded for each site anew."""
 
 FIELDS = tuple(entry.name for entry in fields(Instruction) if entry.name != "weights")
-TEXTS, LISTS = frozenset({"experiment", "code_hash", "run", "workspace"}), frozenset({"taken"})
+TEXTS, LISTS = frozenset({"experiment", "code_hash", "run", "workspace", "packages"}), frozenset({"taken"})
 """The fields of an instruction that are texts and lists of whole numbers; the others are whole numbers."""
 
 MESSAGE_TYPES: Mapping[Action, str] = MappingProxyType(

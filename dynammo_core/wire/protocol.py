@@ -95,6 +95,7 @@ class Instruction:
         correction: 0 for a step of the plan; else the number of a correction, and `step` is the last one done.
         taken: for a correction, the contributions of this site (`Step.contribution`) that the server's sums contain.
         corrected: corrections that the run's sums had before; what was asked before one may be asked anew after it.
+        packages: those from outside that `code_hash` covers, with their versions, for the words of a refusal.
     """
 
     experiment: str
@@ -107,6 +108,7 @@ class Instruction:
     correction: int = 0
     taken: list[int] = field(default_factory=list)
     corrected: int = 0
+    packages: str = ""
 
 
 @dataclass(frozen=True)

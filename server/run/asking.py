@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
-from dynammo_core.code_identity import code_hash
+from dynammo_core.code_identity import code_hash, packages_of
 from dynammo_core.experiment import Experiment
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Step
@@ -113,6 +113,7 @@ class Asking:
             weights=sent,
             correction=step.correction,
             corrected=0 if secure else progress.corrections,
+            packages=packages_of(self._experiment.config),
         )
         return Question(
             action,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config, Scalar, load_config
@@ -61,38 +61,57 @@ class ComparisonFile(Section):
         description="overrides by the name of a setting; every row is run in each setting",
     )
     grid: dict[str, dict[str, dict[str, Scalar]]] = Field(
-        default={}, description="instead of settings: two axes, such as alpha and sites, with overrides by value"
+        default={},
+        description="one axis, whose values are rows; or two, such as alpha and sites, instead of settings; an axis "
+        "has overrides by value, or is a key with a list of values",
     )
-    rows: dict[str, dict[str, Scalar]] = Field(min_length=1, description="overrides by the name of a row")
+    rows: dict[str, dict[str, Scalar]] = Field(
+        default={}, description="overrides by the name of a row; a grid with one axis needs none"
+    )
     chosen: dict[str, dict[str, dict[str, Scalar]]] = Field(
         default={},
         description="overrides of a row under one setting, by setting and row, as `dynammo-sim tune` prints them; they "
         "win over the row's",
     )
 
-    @field_validator("grid")
+    @field_validator("grid", mode="before")
     @classmethod
-    def _two_axes(
-        cls, grid: dict[str, dict[str, dict[str, Scalar]]], info: ValidationInfo
-    ) -> dict[str, dict[str, dict[str, Scalar]]]:
-        if grid and (len(grid) != 2 or not all(grid.values()) or any(info.data.get("settings", {}))):
-            raise ValueError(f"{list(grid)} must have two axes, each with at least one value, and replaces settings")
-        return grid
+    def _values_of_a_key(cls, grid: Any) -> Any:
+        if not isinstance(grid, dict):
+            return grid
+        return {
+            axis: {str(value): {axis: value} for value in values} if isinstance(values, list) else values
+            for axis, values in grid.items()
+        }
 
     @model_validator(mode="after")
-    def _chosen_for_what_there_is(self) -> Self:
+    def _consistent(self) -> Self:
+        if len(self.grid) > 2 or not all(self.grid.values()):
+            raise ValueError(f"grid: {list(self.grid)} must have one axis or two, each with at least one value")
+        if len(self.grid) == 2 and any(self.settings):
+            raise ValueError("grid: two axes replace settings; leave out one of them")
+        if not self.every_row:
+            raise ValueError("there must be rows, or a grid with one axis")
         for setting, rows in self.chosen.items():
             if setting not in self.conditions:
                 raise ValueError(f"chosen: {unknown_name('setting', setting, self.conditions)}")
             for row in rows:
-                if row not in self.rows:
-                    raise ValueError(f"chosen: {unknown_name('row', row, self.rows)}")
+                if row not in self.every_row:
+                    raise ValueError(f"chosen: {unknown_name('row', row, self.every_row)}")
         return self
+
+    @property
+    def every_row(self) -> dict[str, dict[str, Scalar]]:
+        """Return the overrides of each row, with each value of a grid that has one axis."""
+        if len(self.grid) != 1:
+            return self.rows
+        pairs = product((self.rows or {"": {}}).items(), *(axis.items() for axis in self.grid.values()))
+        return {", ".join(filter(None, (row, value))): {**own, **added} for (row, own), (value, added) in pairs}
 
     @property
     def sweep(self) -> Sweep | None:
         """Return the grid; None if settings stand by themselves."""
-        if not self.grid:
+        if len(self.grid) < 2:
             return None
         along, across = self.grid
         pairs = product(self.grid[along], self.grid[across])
@@ -209,28 +228,13 @@ class Group:
     results: tuple[Result, ...]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended; `error` is the text of what stopped it, empty if it completed."""
-
-    run_name: str
-    error: str
-
-
-Pool = Callable[[Sequence[Cell], Path, OnEvent], Generator[Outcome, None, None]]
-"""Runs all the experiments, leaves their run directories in the folder, and yields each outcome as it is known.
-
-Closing the generator, or an exception that passes through it, stops every run in hand.
-"""
-
-
 def is_comparison(path: Path) -> bool:
     """Whether a YAML file is a comparison and not an experiment."""
     try:
         data = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return False
-    return isinstance(data, dict) and "rows" in data
+    return isinstance(data, dict) and not {"rows", "grid"}.isdisjoint(data)
 
 
 def load_comparison(path: Path) -> Comparison:
@@ -256,7 +260,7 @@ def load_comparison(path: Path) -> Comparison:
         alike: dict[str, Cell] = {}
         best = read.chosen.get(setting, {})
         for seed in read.seeds:
-            for row, own in read.rows.items():
+            for row, own in read.every_row.items():
                 overrides = {**read.overrides, **shared, **own, **best.get(row, {}), "seed": seed}
                 cell = Cell(setting, row, seed, load_config(path.parent / read.base, overrides))
                 if (same := alike.setdefault(cell.config.content_hash, cell)) is not cell:

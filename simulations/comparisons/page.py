@@ -23,6 +23,7 @@ from server.report.page import page_environment
 from server.report.plots import Drawing, Values, confusion_drawing
 from server.run_directory.run_files import RunFiles
 from simulations.comparisons.compare import Group, Json, Metric, Result, Sweep
+from simulations.comparisons.costs import cost_figures, costs, write_costs
 from simulations.comparisons.plots import accuracy_curves
 from simulations.comparisons.sweep import sweep_figures
 from simulations.comparisons.table import Spread, by_setting, bytes_by_task, lines, paired_tests, write_tables
@@ -61,7 +62,9 @@ def write_page(
     """
     try:
         swept = sweep_figures(groups, metric, sweep) if sweep else {}
+        against_cost = {} if sweep else _against_cost(groups, metric)
         figures = swept if sweep else {**dict(_curves(groups, metric)), **dict(_confusions(groups))}
+        figures |= {name: drawn for own in against_cost.values() for name, drawn in own.items()}
         cost = _cost(groups)
         contents = _contents(groups, metric, cost, folder) | {
             "title": title,
@@ -71,11 +74,13 @@ def write_page(
             "sweep": sweep,
             "swept": list(swept),
             "swept_rows": _by_row(groups),
+            "against_cost": {setting: list(own) for setting, own in against_cost.items()},
             "code": project_hash(),
             "svg": {name: drawn.svg for name, drawn in figures.items()},
         }
         page = _environment().from_string(TEMPLATE).render(contents)
         write_tables(groups, metric, cost, folder / "tables")
+        write_costs(costs(groups, metric), metric, folder / "tables" / "accuracy_and_cost.csv")
     except (UndefinedError, KeyError, IndexError, TypeError, ValueError) as error:
         what = f"the files of the runs do not match this version ({type(error).__name__}: {error})"
         raise RunError(what, remedy="Make the page with the version of this project that made the runs") from error
@@ -121,6 +126,7 @@ def _contents(groups: Sequence[Group], metric: Metric, cost: Sequence[Json], fol
                     }
                     for group in finished
                 ],
+                "costs": costs(finished, metric),
                 "traffic": [_traffic(group) for group in finished],
             }
         )
@@ -205,14 +211,25 @@ def _confusion(name: str, row: str, result: Result) -> Drawing:
     return confusion_drawing(name, run.confusion[-1, 0], names, [len(task) for task in run.task_names], label)
 
 
+def _against_cost(groups: Sequence[Group], metric: Metric) -> dict[str, dict[str, Drawing]]:
+    """Draw each setting's last values of the measure against what they cost, by the names of the figures."""
+    names = _names(groups)
+    return {
+        setting: dict(cost_figures(costs(members, metric), metric, names[setting, ""].partition("-")[2]))
+        for setting, members in by_setting(groups)
+    }
+
+
 def _cost(groups: Sequence[Group]) -> list[Json]:
     """Return a row for each network that was run, row of the comparison and number of tasks, as its runs are set."""
     found: dict[tuple[str, str], list[Json]] = {}
     for group in groups:
         for result in group.results[:1]:
-            backbone, side = result.summary["backbone"], RunFiles.read(result.directory).config["data"]["image_size"]
-            network = f"{backbone}, {side} × {side} pixels"
-            counted = _cost_of(backbone, side, group.method.name, group.method.model_dump_json())
+            run = RunFiles.read(result.directory)
+            backbone, classes = result.summary["backbone"], len(run.task_names[0])
+            side = run.config["data"]["image_size"]
+            network = f"{backbone}, {side} × {side} pixels, {classes} classes a task"
+            counted = _cost_of(backbone, side, classes, group.method.name, group.method.model_dump_json())
             found.setdefault(
                 (network, group.row), [{**cell, "backbone": network, "row": group.row} for cell in counted]
             )
@@ -220,10 +237,16 @@ def _cost(groups: Sequence[Group]) -> list[Json]:
 
 
 @cache
-def _cost_of(backbone: str, image_size: int, method: str, settings: str) -> list[Json]:
+def _cost_of(backbone: str, image_size: int, classes: int, method: str, settings: str) -> list[Json]:
     """Count the cost once for all pages of a process: it takes seconds if a method keeps a network per task."""
     validated = METHODS[method].Params.model_validate(json.loads(settings))
-    return macs_table(backbones=[backbone], methods=[validated], tasks=COST_TASKS, image_size=image_size)
+    return macs_table(
+        backbones=[backbone],
+        methods=[validated],
+        tasks=COST_TASKS,
+        image_size=image_size,
+        classes_per_task=classes,
+    )
 
 
 def _by_backbone_and_row(cost: Sequence[Json]) -> dict[str, dict[str, list[Json]]]:

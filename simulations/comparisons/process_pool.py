@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -26,7 +27,7 @@ from dynammo_core.support.errors import CheckpointError, ConfigError, DynammoErr
 from dynammo_core.support.processes import usable_cores
 from server.run.run import run_and_report
 from server.run_directory.checkpoint import CheckpointStore, Identity
-from simulations.comparisons.compare import Cell, OnEvent, Outcome, Wire
+from simulations.comparisons.compare import Cell, OnEvent, Wire
 from simulations.comparisons.wires import grid_of
 
 POLL_SECONDS = 0.2
@@ -34,6 +35,21 @@ Event = Mapping[str, Any]
 RunEvent = tuple[str, Event]
 events: SimpleQueue[RunEvent] | None = None
 """In a worker: where it tells what its runs do."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended; `error` is the text of what stopped it, empty if it completed."""
+
+    run_name: str
+    error: str
+
+
+Pool = Callable[[Sequence[Cell], Path, OnEvent], Generator[Outcome, None, None]]
+"""Runs all the experiments, leaves their run directories in the folder, and yields each outcome as it is known.
+
+Closing the generator, or an exception that passes through it, stops every run in hand.
+"""
 
 
 def in_processes(

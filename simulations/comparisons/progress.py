@@ -23,8 +23,8 @@ from rich.text import Text
 
 from dynammo_core.support.terminal import Terminal
 from server.watch.run_state import RunState
-from simulations.comparisons.compare import Cell, Outcome, Pool, missing_cells
-from simulations.comparisons.process_pool import in_processes, one_by_one
+from simulations.comparisons.compare import Cell, missing_cells
+from simulations.comparisons.process_pool import Outcome, Pool, in_processes, one_by_one
 
 
 class TimeLeft(ProgressColumn):

@@ -85,9 +85,31 @@ TEMPLATE = r"""{% extends "page" %}
 {% endfor %}
 {% endif %}
 
+{% if finished %}
+<h2>Accuracy against cost</h2>
+<p>The {{ metric.words }} after the last task beside what the runs measured, means over the seeds: billions of multiply-accumulates of one prediction (GMAC), parameters of the deployed model, bytes of all sites in all rounds, and seconds of all steps by the clock, in which runs at the same time disturb each other. In a figure the best is at the top left.</p>
+{% for setting in settings if setting.costs %}
+{{ heading(setting) }}
+<div class="scroll"><table>
+  <thead><tr><th>Method</th><th class="n">last, %</th><th class="n">GMAC</th><th class="n">parameters</th><th class="n">up</th><th class="n">down</th><th class="n">seconds</th></tr></thead>
+  <tbody>
+  {% for row in setting.costs %}
+  <tr><th scope="row">{{ row.row }}</th><td class="n">{{ row.last | spread }}</td><td class="n">{{ row.macs | gigamacs }}</td><td class="n">{{ row.parameters | millions }}</td>{% for total in (row.bytes_up, row.bytes_down) %}<td class="n">{{ total | round | int | size }}</td>{% endfor %}<td class="n">{{ "%.1f" | format(row.seconds) }}</td></tr>
+  {% endfor %}
+  </tbody>
+</table></div>
+{% if against_cost.get(setting.name) %}
+<div class="few">
+{% for name in against_cost[setting.name] %}<div>{{ figure(name, "Bars: one standard deviation over seeds.") }}</div>{% endfor %}
+</div>
+{% endif %}
+{{ made(setting.made, "accuracy_and_cost.csv") }}
+{% endfor %}
+{% endif %}
+
 {% if cost %}
-<h2>What a prediction costs</h2>
-<p>Billions of multiply-accumulates (GMAC; published “GFLOPS” count one of them as one operation) and millions of parameters of the deployed model after T tasks of ten classes, for the networks, image sizes and settings that were run.</p>
+<h2>What a prediction costs as tasks come</h2>
+<p>Billions of multiply-accumulates (GMAC; published “GFLOPS” count one of them as one operation) and millions of parameters of the deployed model after T tasks, each with as many classes as the first one of the runs, for the networks, image sizes and settings that were run.</p>
 {% for backbone, rows in cost.items() %}
 <h3>{{ backbone }}</h3>
 <div class="scroll"><table>

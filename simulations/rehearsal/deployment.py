@@ -19,11 +19,14 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
+import yaml
+
 from client.commands.init import write_site
 from client.consent.approvals import Proposal
 from client.consent.settings import load_site
 from client.hospital.admission import approve_proposal
 from dynammo_core.configuration.config import Config, resolve
+from dynammo_core.configuration.settings import WEIGHTS_BY_NAME
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import RunError
 from dynammo_core.support.files import write_atomically
@@ -84,6 +87,9 @@ class Deployment:
                 "ca": str(self.server.ca_certificate),
             }
             settings, _ = write_site(self.site_yaml(name), answers)
+            if (weights := self.experiment.config.backbone.weights) not in WEIGHTS_BY_NAME:
+                with self.site_yaml(name).open("a", encoding="utf-8") as file:
+                    file.write(yaml.safe_dump({"weights": weights}))
             # A simulated site trains on a single image of a class, and the results are to be equal.
             assert settings.policy is not None
             write_atomically(settings.policy, b"fewest_images: 1\n")

@@ -82,7 +82,11 @@ def test_abstaining_is_an_answer(tmp_path: Path) -> None:
 
 def test_other_code_is_refused_before_anything_is_done(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     refused(adapting(tmp_path, code_hash="f" * 64), ProtocolError, 105)
-    assert "the server runs the code ffffffffffff" in caplog.text
+    assert "the server runs the code ffffffffffff, this site" in caplog.text
+    refused(adapting(tmp_path, code_hash="f" * 64, packages="timm 1.0.99"), ProtocolError, 105)
+    assert "the server runs the code ffffffffffff with timm 1.0.99, this site" in caplog.text
+    refused(adapting(tmp_path, code_hash="f" * 64, packages="a name \x1b[2J"), ProtocolError, 105)
+    assert "a name" not in caplog.text
     assert not list(tmp_path.iterdir())
 
 
@@ -120,6 +124,7 @@ def test_weights_that_training_blows_up_do_not_leave(tmp_path: Path) -> None:
         "instruction",
         "experiment",
         "code_hash",
+        "packages",
         "step",
         "site",
         "workspace",

@@ -301,6 +301,7 @@ def another(value: Any, key: str) -> Any:
         "backbone.weights": "other.pt",
         "backbone.sha256": "0" * 64,
         "compute.features": "float16",
+        "method.adapter_form": "depthwise",
         "compute.precision": "bf16",
         "gate.broken": "stop",
         "method.covariance": "class",

@@ -30,7 +30,10 @@ REHEARSED = [name for name, method in METHODS.items() if issubclass(method.Param
 VARIANTS: Mapping[str, tuple[str, dict[str, object]]] = {
     **{name: (name, {}) for name in METHODS},
     "dynammo without adapters": ("dynammo", {"adapters": False}),
-    "dynammo by Fisher information": ("dynammo", {"merge": "fisher", "merge_alpha": "fold"}),
+    "dynammo by Fisher information, adapters of low rank": (
+        "dynammo",
+        {"merge": "fisher", "merge_alpha": "fold", "adapter_form": "low_rank"},
+    ),
     **{f"{name} by nearest mean": (name, {"prediction": "nearest_mean"}) for name in REHEARSED if name != "icarl"},
     "dynammo_ridge with the bare network": ("dynammo_ridge", {"frozen_beside": True, "pooling": "grid"}),
     "fecam with a covariance of each class": ("fecam", {"covariance": "class"}),

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynammo_core.models.adapters import Adapter, AdapterSet, folded_alphas
+from dynammo_core.models.adapters import Adapter, AdapterSet, Form, folded_alphas
+from dynammo_core.models.folding import fold_batch_norm
 
 RESNET18 = (64, 64, 128, 256)
 
@@ -139,13 +140,45 @@ def test_group_norm_treats_each_image_by_itself_and_keeps_no_statistics() -> Non
     assert not torch.allclose(Adapter(12, 0.5).train()(maps)[:1], Adapter(12, 0.5).train()(maps[:1]))
 
 
+# Forms with fewer weights
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_a_thin_form_is_a_full_convolution_with_fewer_weights(padding: int) -> None:
+    """1x1 and 3x3 in a row are one 3x3 kernel: the product of both over the channels between."""
+    x = maps(2, 16, 5, 5)
+    for form, weights in (("low_rank", 2 * 16 * 2 + 18 * 2**2), ("depthwise", 18 * 16 + 2 * 16**2)):
+        adapter = Adapter(16, 0.5, padding, form=form).eval()
+        kernels = [module.weight for module in adapter.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
+        assert sum(kernel.numel() for kernel in kernels) == weights
+        first, second = adapter.residual[0]
+        whole = (
+            torch.einsum("bchw,ci->bihw", second.weight, first.weight[:, :, 0, 0])
+            if form == "low_rank"
+            else second.weight * first.weight[None, :, 0]
+        )
+        expected = nn.functional.conv2d(x, whole, padding=padding)
+        torch.testing.assert_close(adapter.residual[0](x), expected, rtol=1e-4, atol=1e-5)
+        assert adapter(x).shape == x.shape
+
+
+@pytest.mark.parametrize("form", ["low_rank", "depthwise"])
+def test_a_thin_form_folds_its_alpha_and_its_batch_norm(form: Form) -> None:
+    adapters, x = trained(-0.7, form=form), maps(3, 8, 4, 4)
+    before = through(adapters, x).detach()
+    adapters.load_state_dict(folded_alphas(adapters.state_dict()))
+    network = nn.Sequential(*adapters)
+    assert fold_batch_norm(network, x) == 4
+    torch.testing.assert_close(network(x).detach(), before, rtol=1e-4, atol=1e-5)
+
+
 # Folding alphas
 
 
-def trained(alpha: float, norm: str = "batch") -> AdapterSet:
+def trained(alpha: float, norm: str = "batch", form: Form = "full") -> AdapterSet:
     """Two adapters whose norms have learnt something and seen something."""
     torch.manual_seed(0)
-    adapters = AdapterSet((8, 8), alpha=alpha, norm=norm)
+    adapters = AdapterSet((8, 8), alpha=alpha, norm=norm, form=form)
     for adapter in adapters:
         adapter(maps(6, 8, 4, 4))
         for norm_layer in (adapter.residual[1], adapter.residual[4]):

@@ -267,6 +267,21 @@ def test_a_file_that_cannot_be_read_is_named(weights: str, words: str) -> None:
         build_backbone(BackboneSettings(name="small_cnn", weights=weights), seed=0)
 
 
+def test_a_folder_stands_for_the_one_file_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    settings = BackboneSettings(name="small_cnn", weights=f"{folder}/")
+    with pytest.raises(WeightsError, match=r"snapshot must hold one \.safetensors file, and it holds none"):
+        build_backbone(settings, seed=0)
+    safetensors.torch.save_file(small_state(), folder / "model.safetensors")
+    in_file = BackboneSettings(name="small_cnn", weights=str(folder / "model.safetensors"))
+    assert weights_sha256(settings) == weights_sha256(in_file)
+    (folder / "model-2.safetensors").write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"holds 2 \(model-2\.safetensors, model\.safetensors\)"):
+        build_backbone(settings, seed=0)
+
+
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.h5"
     path.write_bytes(b"HDF")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from dynammo_core.models.adapters import Adapter
+from dynammo_core.models.adapters import Adapter, Form
 from dynammo_core.privacy import gradients as gradients_module
 from dynammo_core.privacy.gradients import PrivateGradients
 from dynammo_core.privacy.noise import SeededNoise
@@ -21,10 +22,10 @@ COUNT = 21
 ONCE = torch.ones(COUNT)
 
 
-def network() -> nn.Module:
+def network(form: Form = "full") -> nn.Module:
     """With what opacus knows no rule for: a transposed convolution and a bare scale, in an adapter of group norm."""
     torch.manual_seed(0)
-    return nn.Sequential(Adapter(8, 0.5, norm="group"), nn.Flatten(), nn.Linear(8 * 4 * 4, 3)).eval()
+    return nn.Sequential(Adapter(8, 0.5, norm="group", form=form), nn.Flatten(), nn.Linear(8 * 4 * 4, 3)).eval()
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -48,8 +49,9 @@ def length(tensors: list[Tensor]) -> float:
     return math.sqrt(sum(float(t.double().square().sum()) for t in tensors))
 
 
-def test_without_noise_and_with_a_wide_bound_it_is_the_usual_gradient() -> None:
-    model, (inputs, labels) = network(), batch()
+@pytest.mark.parametrize("form", get_args(Form))
+def test_without_noise_and_with_a_wide_bound_it_is_the_usual_gradient(form: Form) -> None:
+    model, (inputs, labels) = network(form), batch()
     nn.functional.cross_entropy(model(inputs), labels).backward()
     usual = gradients(model)
     private(model)(inputs, labels, ONCE)

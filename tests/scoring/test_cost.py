@@ -13,6 +13,7 @@ from dynammo_core.models.backbones import Backbone
 from dynammo_core.scoring.cost import (
     COMPARED,
     Deployed,
+    adapter_costs,
     cost_table,
     deployed_after,
     macs_table,
@@ -128,3 +129,20 @@ def test_a_table_has_a_row_for_each_method_and_number_of_tasks() -> None:
     assert float(str(rows[2]["macs"])) > 2 * float(str(rows[3]["macs"]))
     assert all(isinstance(row["latency_ms"], float) and 0 < row["latency_ms"] < 1000 for row in rows)
     assert all(row.keys() == {"method", "tasks", "macs", "parameters", "latency_ms"} for row in rows)
+
+
+def test_adapters_of_each_form_are_counted_where_they_have_a_place() -> None:
+    rows = {(row["backbone"], row["adapters"]): row for row in adapter_costs(["small_cnn", "timm/test_vit"], 160)}
+    assert list(rows) == [("small_cnn", form) for form in ("none", "full", "low_rank", "depthwise")] + [
+        ("timm/test_vit", "none")
+    ]
+    # Channels 8, 16, 32: kernels, then two batch norms (of c / 8 and c channels for low rank) and an alpha.
+    beside = 4 * (8 + 16 + 32) + 3
+    kernels = {"full": 18 * (64 + 256 + 1024), "depthwise": 18 * 56 + 2 * (64 + 256 + 1024)}
+    for form, weights in kernels.items():
+        counted = rows["small_cnn", form]
+        statistics = 4 * 56  # running means and variances travel, too
+        assert counted["adapter_parameters"] == weights + beside + statistics
+        assert counted["round_mb"] == f"{(weights + beside + statistics) * 4 / 1e6:.3g}"
+    features = 8 + 16 + 32 + 64
+    assert rows["small_cnn", "none"]["sums_mb"] == f"{features * (features + 1) * 4 / 1e6:.3g}"

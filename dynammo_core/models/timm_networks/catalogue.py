@@ -22,6 +22,7 @@ from dynammo_core.models.timm_networks.uncut import UncutBackbone
 from dynammo_core.support.errors import ConfigError, WeightsError, unknown_name
 
 TIMM, HUB = "timm/", "hf_hub:"
+PACKAGE = "timm"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 MAPS = 4
 """A transformer, whose blocks are all alike, gives its maps after each quarter of them."""

@@ -8,14 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import run_small, small_config
+from small_runs import Finished, run_small, small_config
+from typer.testing import CliRunner
 
 from dynammo_core.configuration.config import Config
+from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.deployed.model_files import ModelFiles
 from dynammo_core.deployed.predictor import Predictor
 from dynammo_core.experiment import Experiment
+from dynammo_core.models.backbones import build_backbone
 from dynammo_core.support.errors import ConfigError
 from server.report.export import check_images, export_model
+from simulations.cli import app
 
 VIT, CONVNEXT = "timm/test_vit", "timm/test_convnext"
 
@@ -40,6 +44,39 @@ def test_what_a_network_does_not_take_is_refused_before_the_first_step() -> None
     ):
         with pytest.raises(ConfigError, match=words):
             Experiment(asked).check()
+
+
+def test_what_a_run_trained_is_where_another_starts(finished: Finished, tmp_path: Path) -> None:
+    run, file = finished("fine_tune").path, tmp_path / "trained.safetensors"
+    done = CliRunner().invoke(app, ["backbone", "take", str(run), "--out", str(file)])
+    assert done.exit_code == 0, done.output
+    assert f"weights: {file}" in done.output
+    trained = ModelFiles.read(run).tensors
+    started = build_backbone(BackboneSettings(name="small_cnn", weights=str(file)), 0).state_dict()
+    begun = build_backbone(BackboneSettings(name="small_cnn", weights="random"), 1).state_dict()
+    held = {name: tensor for name, tensor in started.items() if f"extractor.backbone.{name}" in trained}
+    assert any(name.endswith("0.weight") for name in held)
+    for name, tensor in held.items():
+        assert torch.equal(tensor, trained[f"extractor.backbone.{name}"])
+    assert not torch.equal(started["prefix.block0.0.weight"], begun["prefix.block0.0.weight"])
+    frozen = CliRunner().invoke(app, ["backbone", "take", str(finished("dynammo").path), "--out", str(file)])
+    assert "dynammo leaves its backbone as it was" in frozen.output
+
+
+@pytest.mark.soak
+def test_a_small_transformer_is_pretrained_and_then_deployed(tmp_path: Path) -> None:
+    """As in configs/deployed_vit.yaml, with less of everything: three real sites, equal to the simulation."""
+    configs, file = Path(__file__).parents[3] / "configs", tmp_path / "vit.safetensors"
+    short = ["data.dataset=digits", "data.train_per_class=20", "data.test_per_class=5", "method.train.rounds=2"]
+    words = [word for pair in short for word in ("--set", pair)]
+    ran = ["run", str(configs / "pretrain_vit.yaml"), "--runs", str(tmp_path / "runs"), *words]
+    assert CliRunner().invoke(app, ran).exit_code == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert CliRunner().invoke(app, ["backbone", "take", str(run), "--out", str(file)]).exit_code == 0
+    few = ["data.train_per_class=20", "data.test_per_class=5", f"backbone.weights={file}"]
+    words = [word for pair in few for word in ("--set", pair)]
+    done = CliRunner().invoke(app, ["deploy", str(configs / "deployed_vit.yaml"), *words])
+    assert done.exit_code == 0, done.output
 
 
 @pytest.mark.soak

@@ -10,13 +10,17 @@ import httpx
 import huggingface_hub
 import pytest
 import safetensors.torch
+import timm
 import torch
 from huggingface_hub import errors
 from pydantic import ValidationError
+from small_runs import small_settings
 from timm import create_model
 from torch import Tensor
 from typer.testing import CliRunner
 
+from dynammo_core.code_identity import code_hash, packages_of, project_hash
+from dynammo_core.configuration.config import resolve
 from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.backbones import build_backbone, weights_sha256
@@ -135,6 +139,18 @@ def test_the_hub_gives_safetensors_that_all_sites_compare(tmp_path: Path, monkey
         find.cache_clear()
         with pytest.raises(WeightsError, match=words):
             BACKBONES[name]
+
+
+def test_another_version_of_timm_is_other_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a network computes is timm's to say: site and server, an approval and a cache compare its version."""
+    plain = resolve(small_settings(), "small.yaml", {})
+    config = resolve({**small_settings(), "backbone": {"name": CNN, "weights": "random"}}, "small.yaml", {})
+    assert code_hash(plain) == project_hash()
+    assert packages_of(config) == f"timm {timm.__version__}"
+    ours = code_hash(config)
+    monkeypatch.setattr("dynammo_core.support.registry.distribution", lambda _: SimpleNamespace(version="1.0.99"))
+    assert packages_of(config) == "timm 1.0.99"
+    assert code_hash(config) not in (ours, project_hash())
 
 
 def test_what_the_hub_refuses_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from dynammo_core.code_identity import project_hash
 from dynammo_core.support.errors import ConfigError
 from simulations.cli import app
-from simulations.comparisons.compare import Cell, Comparison, load_comparison, missing_cells
+from simulations.comparisons.compare import Cell, Comparison, is_comparison, load_comparison, missing_cells
 from simulations.comparisons.process_pool import part_of
 from simulations.comparisons.reuse import take_over
 from simulations.comparisons.table import Spread, lines, table
@@ -119,16 +119,30 @@ def test_a_grid_is_every_pair_of_its_values(tmp_path: Path) -> None:
     assert load_comparison(write_comparison(tmp_path)).sweep is None
 
 
+def test_the_values_of_a_key_are_rows(tmp_path: Path) -> None:
+    grid = {"federation.sites": [2, 5]}
+    file = write_comparison(tmp_path, seeds=[1], rows={}, grid=grid)
+    comparison = load_comparison(file)
+    assert [(cell.row, cell.config.federation.sites) for cell in comparison.cells] == [("2", 2), ("5", 5)]
+    assert comparison.sweep is None
+    assert is_comparison(file)
+    rows = {"dynammo": {}, "no adapters": {"method.adapters": False}}
+    both = load_comparison(write_comparison(tmp_path, seeds=[1], rows=rows, grid=grid))
+    assert [cell.row for cell in both.cells] == ["dynammo, 2", "dynammo, 5", "no adapters, 2", "no adapters, 5"]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"grid": {"alpha": GRID["alpha"]}},
         {"grid": {**GRID, "sites": {}}},
+        {"grid": {**GRID, "seed": [1, 2]}},
         {"grid": GRID, "settings": {"five": {"federation.sites": 5}}},
     ],
 )
-def test_a_grid_has_two_names_and_no_settings_beside_it(tmp_path: Path, changes: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="must have two axes"):
+def test_a_grid_has_one_axis_or_two_and_two_have_no_settings_beside_them(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    with pytest.raises(ConfigError, match=r"grid: .*(one axis or two|two axes)"):
         load_comparison(write_comparison(tmp_path, **changes))
 
 

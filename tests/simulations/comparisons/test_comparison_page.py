@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from rich.console import Console
 from rich.filesize import decimal
 from small_runs import SITES, Finished, make_pages_small, run_small, small_config
 from typer.testing import CliRunner
@@ -23,6 +25,7 @@ from dynammo_core.support.errors import RunError
 from server.run_directory.run_files import RunFiles
 from simulations.cli import app
 from simulations.comparisons.compare import METRICS, Group, Result, Sweep
+from simulations.comparisons.costs import tables
 from simulations.comparisons.page import write_page
 from simulations.comparisons.plots import mean_and_deviation
 from simulations.comparisons.sweep import sweep_curves
@@ -30,6 +33,12 @@ from simulations.comparisons.table import Spread
 
 COMMAND = "dynammo-sim compare configs/compare/small.yaml"
 CHANCE_NAME = "replay <b>& co</b>"
+WORDS_BELOW = {
+    "curves": {"after task", "accuracy, %"},
+    "confusion": {"0"},
+    "macs": {"last accuracy, %", "GMAC of one prediction"},
+    "bytes": {"last accuracy, %", "MB over the network, all sites and rounds"},
+}
 SVG = "{http://www.w3.org/2000/svg}"
 Write = Callable[..., Path]
 
@@ -94,17 +103,18 @@ def test_every_figure_says_what_made_it(write: Write, groups: list[Group], tmp_p
     hashes = [[result.summary["config_hash"][:8] for result in group.results] for group in groups]
     both = f"{CHANCE_NAME}: 1 → {hashes[0][0]}, 2 → {hashes[0][1]}; dynammo: 1 → {hashes[1][0]}."
     made = page.text.split(f"Made by {COMMAND}")[1:]
-    # The table, its empty one, the curves, two matrices of a first seed, the cost, the bytes
-    assert len(made) == 7
-    for place, wanted in ((0, both), (2, both), (3, f"1 → {hashes[0][0]}."), (4, f"1 → {hashes[1][0]}."), (6, both)):
+    # The table, its empty one, the curves, two matrices of a first seed, accuracy and cost, growth, the bytes
+    assert len(made) == 8
+    own = [(3, f"1 → {hashes[0][0]}."), (4, f"1 → {hashes[1][0]}.")]
+    for place, wanted in ((0, both), (2, both), *own, (5, both), (7, both)):
         assert f"by seed: {wanted}" in made[place]
-    assert "no seed" in made[5]
+    assert "no seed" in made[6]
 
 
 def test_the_page_needs_nothing_but_itself_and_escapes_names(write: Write, tmp_path: Path) -> None:
     path = write(tmp_path)
     page = Page(path)
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 5
     assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.fetched)
     assert "Reports of runs, by seed: none is here." in page.text
     assert not {"script", "link", "img", "b"} & set(page.tags)
@@ -115,7 +125,8 @@ def test_the_page_needs_nothing_but_itself_and_escapes_names(write: Write, tmp_p
 
 def test_figures_lie_beside_the_page_as_svg_and_png(write: Write, tmp_path: Path) -> None:
     write(tmp_path)
-    names = ["confusion-1-three-sites-replay-b-co-b", "confusion-2-three-sites-dynammo", "curves-1-three-sites"]
+    names = ["bytes-1-three-sites", "confusion-1-three-sites-replay-b-co-b", "confusion-2-three-sites-dynammo"]
+    names += ["curves-1-three-sites", "macs-1-three-sites"]
     found = sorted((tmp_path / "plots").iterdir())
     assert [path.name for path in found] == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
     for path in found:
@@ -125,7 +136,9 @@ def test_figures_lie_beside_the_page_as_svg_and_png(write: Write, tmp_path: Path
             drawn = ElementTree.fromstring(path.read_bytes())
             assert drawn.tag == f"{SVG}svg"
             words = {text for element in drawn.iter(f"{SVG}text") if (text := "".join(element.itertext()).strip())}
-            assert words >= ({"after task", "accuracy, %", "dynammo", CHANCE_NAME} if "curves" in path.name else {"0"})
+            kind = path.name.partition("-")[0]
+            rows_of_page = set() if kind == "confusion" else {"dynammo", CHANCE_NAME}
+            assert words >= rows_of_page | WORDS_BELOW[kind]
 
 
 def test_tables_follow_from_the_runs(write: Write, groups: list[Group], tmp_path: Path) -> None:
@@ -147,8 +160,9 @@ def test_tables_follow_from_the_runs(write: Write, groups: list[Group], tmp_path
     counted = [int(row["count"]) for row in rows(tmp_path, "confusion.csv") if row["row"] == "dynammo"]
     assert sum(counted) == 40  # four classes with ten test images each
     cost = rows(tmp_path, "cost.csv")
+    network = "small_cnn, 16 × 16 pixels, 2 classes a task"
     assert [(row["backbone"], row["row"], row["tasks"]) for row in cost] == [
-        ("small_cnn, 16 × 16 pixels", name, tasks) for name in (CHANCE_NAME, "dynammo") for tasks in ("1", "5", "10")
+        (network, name, tasks) for name in (CHANCE_NAME, "dynammo") for tasks in ("1", "5", "10")
     ]
 
 
@@ -208,6 +222,22 @@ def test_bytes_are_those_of_the_summaries(write: Write, groups: list[Group], tmp
         for task in ("1", "2")
     ]
     assert "dynammo " + " ".join(f"{up} / {down}" for up, down in by_task) in page.text
+
+
+def test_accuracy_stands_beside_what_the_runs_cost(write: Write, groups: list[Group], tmp_path: Path) -> None:
+    page = Page(write(tmp_path))
+    first, second = (result.summary for result in groups[0].results)
+    row, dynammo = rows(tmp_path, "accuracy_and_cost.csv")  # what has not run has no cost
+    assert float(row["last_mean"]) == pytest.approx((first["last_accuracy"] + second["last_accuracy"]) / 2)
+    assert float(row["macs"]) == first["macs_per_image"] == second["macs_per_image"]
+    assert float(row["bytes"]) == sum(one[way] for one in (first, second) for way in ("bytes_up", "bytes_down")) / 2
+    only = groups[1].results[0].summary
+    assert (float(dynammo["parameters"]), float(dynammo["seconds"])) == (only["deployed_parameters"], only["seconds"])
+    assert f"dynammo {only['last_accuracy']:.1f} {only['macs_per_image'] / 1e9:.3g} " in page.text
+    shown = io.StringIO()
+    Console(width=80, file=shown).print(*tables(groups, METRICS["accuracy"], "small"))
+    assert max(map(len, shown.getvalue().splitlines())) <= 80
+    assert f" {only['bytes_up'] / 1e6:.3g} " in shown.getvalue()
 
 
 def test_the_metric_decides_the_numbers(write: Write, groups: list[Group], tmp_path: Path) -> None:

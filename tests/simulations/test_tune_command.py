@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from dynammo_core.support.errors import ConfigError
 from simulations.cli import app
 from simulations.comparisons.compare import METRICS, load_comparison
-from simulations.comparisons.tune import chosen, parse_tries, trials
+from simulations.tune_command import chosen, parse_tries, trials
 
 SETTINGS = {"three": {"federation.sites": 3}, "two": {"federation.sites": 2}}
 ROWS = {"dynammo": {}, "replay": {"method.name": "replay"}, "sums": {"method.name": "streaming_ridge"}}
