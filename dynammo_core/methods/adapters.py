@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Self, get_args
 
 from pydantic import Field
@@ -17,6 +18,7 @@ from dynammo_core.models.heads import OTHERS, LinearHead
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, ParallelBackbones
 from dynammo_core.models.names import Level
 from dynammo_core.models.transformers.adapters import Kind, TransformerAdapters
+from dynammo_core.models.transformers.blocks import Block
 from dynammo_core.plan import Finish, Fit, LossContext, NotesCounts, nothing
 from dynammo_core.support.errors import ConfigError
 
@@ -55,8 +57,8 @@ class AdapterSettings(MethodSettings):
         """Return these parameters with the kind of adapters that goes with the network, if they leave it open."""
         if self.adapter != "auto":
             return self
-        blocks = BACKBONES.is_open(backbone.name) and BACKBONES[backbone.name].blocks
-        return self.model_copy(update={"adapter": "lora" if blocks else "convolution"})
+        blocks = BACKBONES[backbone.name].blocks if BACKBONES.is_open(backbone.name) else ()
+        return self.model_copy(update={"adapter": _kind(blocks)})
 
     @property
     def keeps_statistics(self) -> bool:
@@ -116,11 +118,12 @@ def new_adapters(extractor: AdaptedBackbone, params: AdapterSettings) -> nn.Modu
         ConfigError: the backbone has no place for adapters of that kind, or the rank exceeds its width.
     """
     backbone = extractor.backbone
-    if params.adapter == "lora" or params.adapter == "bottleneck":
+    kind = _kind(backbone.blocks) if params.adapter == "auto" else params.adapter
+    if kind != "convolution":
         if backbone.blocks:
-            return TransformerAdapters(backbone.blocks, params.adapter, params.adapter_rank)
+            return TransformerAdapters(backbone.blocks, kind, params.adapter_rank)
         raise ConfigError(
-            f"method.adapter: {params.adapter} goes into blocks whose attention and MLP are linear layers, and this "
+            f"method.adapter: {kind} goes into blocks whose attention and MLP are linear layers, and this "
             "network has none",
             accepted="a transformer, such as timm/vit_tiny_patch16_224"
             + ("" if backbone.obstacle else "; or method.adapter: convolution with this network"),
@@ -133,6 +136,11 @@ def new_adapters(extractor: AdaptedBackbone, params: AdapterSettings) -> nn.Modu
             remedy="Or set method.name: streaming_ridge, which needs its features alone",
         )
     return AdapterSet(backbone.channels, params.alpha, params.padding, norm=params.norm)
+
+
+def _kind(blocks: Sequence[Block]) -> Literal["convolution", "lora"]:
+    """Choose the kind of adapters for a network with these blocks."""
+    return "lora" if blocks else "convolution"
 
 
 def tuned(model: IncrementalModel) -> AdaptedBackbone:

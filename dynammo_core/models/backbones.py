@@ -92,12 +92,12 @@ class Backbone(nn.Module):
             maps = stage(inputs[-1])
         return inputs, self.head(maps)
 
-    def stage_outputs(self, images: Tensor, adapters: Iterable[nn.Module] | None = None) -> list[Tensor]:
-        """Return the maps Tensor[B, C_i, H_i, W_i] after each stage, of whose last ones `head` makes the features."""
+    def stage_outputs(self, images: Tensor, adapters: Iterable[nn.Module] | None = None) -> tuple[list[Tensor], Tensor]:
+        """Return the maps Tensor[B, C_i, H_i, W_i] after each stage, and the features Tensor[B, D]."""
         outputs = [self.prefix(images)]
         for adapter, stage in self._pairs(adapters):
             outputs.append(stage(adapter(outputs[-1])))
-        return outputs[1:]
+        return outputs[1:], self.head(outputs[-1])
 
     def freeze(self) -> Self:
         """Fix weights and batch-norm statistics for good, whatever mode a parent module is put in; return itself."""

@@ -51,10 +51,9 @@ class UncutBackbone(Backbone):
             )
             return inner, self._features(last)
 
-    def stage_outputs(self, images: Tensor, adapters: Iterable[nn.Module] | None = None) -> list[Tensor]:
-        """Return the same maps as `stage_inputs`."""
-        inner, _ = self.stage_inputs(images, adapters)
-        return inner
+    def stage_outputs(self, images: Tensor, adapters: Iterable[nn.Module] | None = None) -> tuple[list[Tensor], Tensor]:
+        """Return the same as `stage_inputs`."""
+        return self.stage_inputs(images, adapters)
 
     def _with(self, adapters: Iterable[nn.Module] | None) -> AbstractContextManager[None]:
         if isinstance(adapters, TransformerAdapters):

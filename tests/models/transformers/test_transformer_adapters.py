@@ -56,8 +56,7 @@ def test_blocks_are_found_with_the_widths_of_their_layers(backbone: UncutBackbon
         assert list(widths) == ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
         for name, shape in widths.items():
             assert backbone.network.get_submodule(f"{block.name}.{name}").weight.shape == shape
-    assert BACKBONES["timm/eva02_tiny_patch14_224"].blocks[0].layers[0].name == "attn.proj"  # it never calls attn.qkv
-    assert BACKBONES[CNN].blocks == BACKBONES["timm/test_convnext"].blocks == ()
+    assert BACKBONES[CNN].blocks == ()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -154,10 +153,10 @@ def test_what_does_not_fit_is_refused(backbone: UncutBackbone) -> None:
             new_adapters(AdaptedBackbone(network), AdapterSettings(name="dynammo", **settings))
     chosen = new_adapters(AdaptedBackbone(backbone), AdapterSettings(name="dynammo"))
     assert isinstance(chosen, TransformerAdapters)
-    with pytest.raises(ValueError, match="longer"):
+    with pytest.raises(ValueError, match="shorter"):
         backbone(images(), nn.ModuleList([nn.Identity()]))
 
 
 def test_a_block_is_as_it_was_told() -> None:
-    with pytest.raises(ConfigError, match="2 is more than the width of b.mlp, 1"):
+    with pytest.raises(ConfigError, match=r"2 is more than the width of b\.mlp, 1"):
         TransformerAdapters([Block("b", (), 1)], "bottleneck", 2)
