@@ -41,7 +41,7 @@ class MergeSettings(AdapterSettings):
     merge: Annotated[str | tuple[str, ...], MERGE_OPERATORS] = Field(
         default="mean",
         description="operator that merges the adapter sets of all tasks; or a list with one for each insertion point "
-        "of the backbone, first to last",
+        "of the backbone, or for each block of a transformer, first to last",
     )
     merge_density: float = Field(
         default=0.2, gt=0, le=1, description="fraction of a task vector that ties, dare and breadcrumbs keep"

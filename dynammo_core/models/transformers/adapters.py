@@ -27,8 +27,7 @@ class LowRank(nn.Module):
     Source: LoRA (Hu et al., arXiv 2106.09685), with A fixed as in FFA-LoRA (Sun et al., arXiv 2403.12313): the mean of
     several sites' or tasks' B is then the mean of their products B A, which the means of A and of B are not; half of
     the numbers travel; and noise is added to a sum, not to a product. Deviation: the rows of A are orthonormal, so that
-    two products are exactly as far apart as their B. Lengths that clipping bounds, angles that slerp keeps, and entries
-    that task vectors compare are then those of B, in that basis.
+    two products are as far apart as their B: lengths that clipping bounds and angles that `slerp` keeps are theirs.
 
     Args:
         place: name of the layer, from which A is drawn: the same at all sites and in all runs, so it never travels.
