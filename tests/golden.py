@@ -47,6 +47,7 @@ EXAMPLE: Settings = {"privacy.mechanism": "example", "privacy.feature_norm": 10.
 CLIENT: Settings = {"privacy.mechanism": "client"}
 SECURE: Settings = {"federation.secure_aggregation": True}
 OWN: Settings = {"scanners.kind": "mixed", "scanners.own_statistics": "all"}
+TRANSFORMER: Settings = {"backbone.name": "timm/test_vit"}
 FOUR_OPERATORS: Settings = {"method.merge": ["ties", "mean", "last"]}
 
 DYNAMMO: Mapping[str, Settings] = {
@@ -70,6 +71,10 @@ DYNAMMO: Mapping[str, Settings] = {
     "int8": {"federation.compression": "int8"},
     "median": {"federation.aggregator": "median"},
     "own statistics": OWN,
+    "lora": TRANSFORMER,
+    "lora, example privacy": {**TRANSFORMER, **EXAMPLE},
+    "lora, secure, fisher": {**TRANSFORMER, **SECURE, "method.merge": "fisher"},
+    "bottleneck": {**TRANSFORMER, "method.adapter": "bottleneck"},
 }
 RIDGE: Mapping[str, Settings] = {
     "late classes": LATE,

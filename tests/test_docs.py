@@ -333,7 +333,7 @@ def test_the_example_of_a_backbone_fits_its_network() -> None:
     exec(example("BackboneSpec("), scope)
     with registered(BACKBONES, "resnet34", backbones.BackboneSpec, scope["RESNET34"]):
         backbone = backbones.build_backbone(BackboneSettings(name="resnet34", weights="random"), seed=1)
-    maps = backbone.eval().stage_outputs(torch.zeros(1, 3, 32, 32))
+    maps, _ = backbone.eval().stage_outputs(torch.zeros(1, 3, 32, 32))
     assert maps[-1].shape[1] == backbone.feature_dim
     assert backbone(torch.zeros(1, 3, 32, 32)).shape == (1, 512)
 

@@ -24,7 +24,7 @@ from dynammo_core.deployed.model_files import ModelFacts, ModelFiles, deployed_n
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
 from dynammo_core.models.backbones import build_backbone
-from dynammo_core.models.folding import fold_batch_norm
+from dynammo_core.models.folding import fold_batch_norm, fold_low_rank
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.support.devices import find_device
 from dynammo_core.support.errors import WeightsError
@@ -119,6 +119,7 @@ class Predictor:
         method, model = _build(files)
         _fill(method, model, files)
         size = files.facts.image_size
+        fold_low_rank(model.extractor)
         fold_batch_norm(model.extractor.eval(), torch.rand(2, 3, size, size, generator=seeded_generator("fold")))
         return cls(files.facts, DeployedModel(method, model, files.facts.normalisation), where)
 

@@ -3,8 +3,8 @@
 Each set inherits from the one before, so its task vector holds all that was learnt until then: the base is the set that
 the first task started from, as in MagMax (arXiv 2407.06322), and not the set before. Papers that add vectors up do so
 for tasks learnt apart; here, where vectors share their beginnings, they are averaged, and `scale` times T is the sum.
-Operators prune or choose entries of convolutions. An adapter's scale and batch norms need every number: they are
-averaged.
+Operators prune or choose entries of convolutions and matrices. An adapter's scale, biases and batch norms need every
+number: they are averaged.
 """
 
 from __future__ import annotations

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Self, get_args
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from dynammo_core.configuration.settings import MethodSettings, Optimisation
+from dynammo_core.configuration.federation import FederationSettings
+from dynammo_core.configuration.settings import BackboneSettings, MethodSettings, Optimisation
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods.rehearsal import if_it_holds
+from dynammo_core.models import BACKBONES
 from dynammo_core.models.adapters import AdapterSet, Form
 from dynammo_core.models.heads import OTHERS, LinearHead
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, ParallelBackbones
 from dynammo_core.models.names import Level
+from dynammo_core.models.transformers.adapters import Kind, TransformerAdapters
+from dynammo_core.models.transformers.blocks import Block
 from dynammo_core.plan import Finish, Fit, LossContext, NotesCounts, nothing
 from dynammo_core.support.errors import ConfigError
 
@@ -26,7 +31,16 @@ ADAPTERS = "extractor.*adapters.*"
 class AdapterSettings(MethodSettings):
     """Adapters, and the stage that tunes them."""
 
-    alpha: float = Field(default=0.02, gt=0, description="initial value of an adapter's learnable scale")
+    adapter: Literal["auto", "convolution", "lora", "bottleneck"] = Field(
+        default="auto",
+        description="kind of the adapters; convolution: DynaMMo's, between the stages of a CNN; lora: beside the "
+        "linear layers of a transformer's blocks, folded into them after training; bottleneck: beside the MLPs of "
+        "these blocks; auto: lora for a transformer, else convolution",
+    )
+    adapter_rank: int = Field(default=8, ge=1, description="rank of lora, or width of bottleneck")
+    alpha: float = Field(
+        default=0.02, gt=0, description="initial value of the learnable scale of an adapter of convolutions"
+    )
     padding: Literal[0, 1] = Field(
         default=1,
         description="padding of the adapters' convolutions; 0: as in the paper, needs feature maps of at least 3x3 "
@@ -34,7 +48,8 @@ class AdapterSettings(MethodSettings):
     )
     norm: Literal["batch", "group"] = Field(
         default="batch",
-        description="normalisation in the adapters; group keeps no statistics across images, which privacy requires",
+        description="normalisation in adapters of convolutions; group keeps no statistics across images, which privacy "
+        "requires",
     )
     adapter_form: Form = Field(
         default="full",
@@ -42,6 +57,18 @@ class AdapterSettings(MethodSettings):
         "low_rank, by way of c/8 channels, with c²/2; depthwise, a kernel for each channel, with 2 c²",
     )
     adapt: Optimisation = Optimisation(epochs=10, learning_rate=0.02)
+
+    def fitted_to(self, backbone: BackboneSettings, federation: FederationSettings) -> Self:
+        """Return these parameters with the kind of adapters that goes with the network, if they leave it open."""
+        if self.adapter != "auto":
+            return self
+        blocks = BACKBONES[backbone.name].blocks if BACKBONES.is_open(backbone.name) else ()
+        return self.model_copy(update={"adapter": _kind(blocks)})
+
+    @property
+    def keeps_statistics(self) -> bool:
+        """Whether the adapters have batch norm, whose statistics are taken over images."""
+        return self.norm == "batch" and self.adapter not in get_args(Kind)
 
 
 def adapt(
@@ -89,21 +116,36 @@ def grow_auxiliary(model: IncrementalModel, stream: TaskStream, task: int) -> No
     model.heads[AUXILIARY] = LinearHead(width, (*stream.classes(task), OTHERS))
 
 
-def new_adapters(extractor: AdaptedBackbone, params: AdapterSettings) -> AdapterSet:
+def new_adapters(extractor: AdaptedBackbone, params: AdapterSettings) -> nn.ModuleList:
     """Make a fresh adapter set that fits an extractor.
 
     Raises:
-        ConfigError: the backbone has no place for adapters.
+        ConfigError: the backbone has no place for adapters of that kind, or the rank exceeds its width.
     """
-    if extractor.backbone.obstacle:
+    backbone = extractor.backbone
+    kind = _kind(backbone.blocks) if params.adapter == "auto" else params.adapter
+    if kind != "convolution":
+        if backbone.blocks:
+            return TransformerAdapters(backbone.blocks, kind, params.adapter_rank)
         raise ConfigError(
-            f"backbone.name: {extractor.backbone.obstacle}, so the adapters of this method have no place in it",
-            accepted="a network that is a chain of stages on maps, such as efficientnet_lite0 or timm/convnext_atto",
+            f"method.adapter: {kind} goes into blocks whose attention and MLP are linear layers, and this "
+            "network has none",
+            accepted="a transformer, such as timm/vit_tiny_patch16_224"
+            + ("" if backbone.obstacle else "; or method.adapter: convolution with this network"),
+        )
+    if backbone.obstacle:
+        raise ConfigError(
+            f"backbone.name: {backbone.obstacle}, so adapters of convolutions have no place in it",
+            accepted="a network that is a chain of stages on maps, such as efficientnet_lite0 or timm/convnext_atto"
+            + ("; or method.adapter: lora with this network" if backbone.blocks else ""),
             remedy="Or set method.name: streaming_ridge, which needs its features alone",
         )
-    return AdapterSet(
-        extractor.backbone.channels, params.alpha, params.padding, norm=params.norm, form=params.adapter_form
-    )
+    return AdapterSet(backbone.channels, params.alpha, params.padding, norm=params.norm, form=params.adapter_form)
+
+
+def _kind(blocks: Sequence[Block]) -> Literal["convolution", "lora"]:
+    """Choose the kind of adapters for a network with these blocks."""
+    return "lora" if blocks else "convolution"
 
 
 def tuned(model: IncrementalModel) -> AdaptedBackbone:
@@ -113,15 +155,15 @@ def tuned(model: IncrementalModel) -> AdaptedBackbone:
     return extractor
 
 
-def adapters_of(extractor: AdaptedBackbone) -> AdapterSet:
+def adapters_of(extractor: AdaptedBackbone) -> nn.ModuleList:
     """Find the adapters of an extractor that has been given some."""
     assert extractor.adapters is not None
     return extractor.adapters
 
 
 def obstacle_of_batch_norm(params: AdapterSettings) -> str:
-    """Explain why adapters with batch norm cannot be tuned privately; empty if they have group norm."""
-    if params.norm == "group":
+    """Explain why adapters with batch norm cannot be tuned privately; empty if they have none."""
+    if not params.keeps_statistics:
         return ""
     return (
         "batch norm mixes the images of a batch, and gradient clipping does not bound the statistics that it sends; "

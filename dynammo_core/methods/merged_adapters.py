@@ -41,7 +41,7 @@ class MergeSettings(AdapterSettings):
     merge: Annotated[str | tuple[str, ...], MERGE_OPERATORS] = Field(
         default="mean",
         description="operator that merges the adapter sets of all tasks; or a list with one for each insertion point "
-        "of the backbone, first to last",
+        "of the backbone, or for each block of a transformer, first to last",
     )
     merge_density: float = Field(
         default=0.2, gt=0, le=1, description="fraction of a task vector that ties, dare and breadcrumbs keep"
@@ -123,9 +123,9 @@ def recalibrate(params: MergeSettings, task: int) -> tuple[Stage, ...]:
     """List the stage in which sites estimate the merged set's batch-norm statistics anew, over their balanced sets.
 
     Deviation from DynaMMo: averaging weights collapses variances. Merging the first task's set gives that set, whose
-    own statistics stand, and group norm has none: then there is no such stage.
+    own statistics stand, and adapters without batch norm have none: then there is no such stage.
     """
-    if not (task and params.recalibrate and params.norm == "batch"):
+    if not (task and params.recalibrate and params.keeps_statistics):
         return ()
     stage = Summarise("recalibrate", down=(ADAPTERS,), up=STATISTICS, learns_from=balanced, computes=merged_statistics)
     return (stage,)
@@ -165,9 +165,9 @@ def merged_statistics(model: IncrementalModel, batches: Iterable[Batch]) -> dict
 def misfit_of_merge(params: MergeSettings, federation: FederationSettings, backbone: BackboneSettings) -> str:
     """Explain why the merge operators do not go with the backbone or the federation; empty if they do."""
     spec = None if isinstance(params.merge, str) else BACKBONES.get(backbone.name)
-    if spec and len(params.merge) != len(spec.channels):
+    if spec and len(params.merge) != len(spec.places):
         return (
-            f"merge lists {len(params.merge)} operators, but {backbone.name} has {len(spec.channels)} insertion "
+            f"merge lists {len(params.merge)} operators, but {backbone.name} has {len(spec.places)} insertion "
             "points; give one operator for each, or one for all"
         )
     if FISHER not in params.operators:

@@ -90,17 +90,16 @@ class PODNet(Method[PODNetSettings]):
         Both terms of distillation grow with sqrt(classes seen / new classes).
         """
         head = cosine_head(model)
-        maps = _stage_maps(model, inputs)
-        features = maps[-1].mean(dim=(2, 3))
+        maps, features = _stage_maps(model, inputs)
         old = len(self.stream.seen(context.task - 1))
         classification = self._classification(head, features, labels, fixed=old)
         if context.teacher is None:
             return classification
         with torch.no_grad():
-            taught = _stage_maps(context.teacher, inputs)
+            taught, taught_features = _stage_maps(context.teacher, inputs)
         growth = math.sqrt(len(head.rows) / len(self.stream.classes(context.task)))
         spatial = torch.stack([pooled_distance(new, old) for new, old in zip(maps, taught, strict=True)]).mean()
-        flat = cosine_distance(features, taught[-1].mean(dim=(2, 3)))
+        flat = cosine_distance(features, taught_features)
         return classification + growth * (self.params.spatial * spatial + self.params.flat * flat)
 
     def balanced_loss(self, model: IncrementalModel, inputs: Tensor, labels: Tensor, context: LossContext) -> Tensor:
@@ -135,6 +134,6 @@ def _pooled(maps: Tensor) -> Tensor:
     return F.normalize(torch.cat([energy.sum(dim=3).flatten(1), energy.sum(dim=2).flatten(1)], dim=1), dim=1)
 
 
-def _stage_maps(model: IncrementalModel, images: Tensor) -> list[Tensor]:
+def _stage_maps(model: IncrementalModel, images: Tensor) -> tuple[list[Tensor], Tensor]:
     assert isinstance(model.extractor, AdaptedBackbone)
     return model.extractor.backbone.stage_outputs(images)

@@ -26,6 +26,7 @@ from dynammo_core.models.pretrained import (
     locate_weights,
     torchvision_weights,
 )
+from dynammo_core.models.transformers.blocks import Block
 from dynammo_core.support.seeding import seeded_initialisation
 
 
@@ -47,7 +48,8 @@ class Backbone(nn.Module):
         map_channels: channels of the maps that `stage_inputs` gives.
         feature_dim: width D of the features.
         head: turns the last maps into features.
-        obstacle: why no adapter can be inserted; empty if they can be.
+        obstacle: why no adapter can be inserted between stages; empty if they can be.
+        blocks: where adapters for transformers can go; empty for a network that is cut.
         frozen: whether the weights and the batch-norm statistics are fixed.
     """
 
@@ -68,6 +70,7 @@ class Backbone(nn.Module):
         self.feature_dim = feature_dim
         self.head = head or GlobalMean()
         self.obstacle = ""
+        self.blocks: tuple[Block, ...] = ()
         self.frozen = False
 
     def forward(self, images: Tensor, adapters: Iterable[nn.Module] | None = None) -> Tensor:
@@ -89,12 +92,12 @@ class Backbone(nn.Module):
             maps = stage(inputs[-1])
         return inputs, self.head(maps)
 
-    def stage_outputs(self, images: Tensor, adapters: Iterable[nn.Module] | None = None) -> list[Tensor]:
-        """Return the maps Tensor[B, C_i, H_i, W_i] after each stage, of whose last ones `head` makes the features."""
+    def stage_outputs(self, images: Tensor, adapters: Iterable[nn.Module] | None = None) -> tuple[list[Tensor], Tensor]:
+        """Return the maps Tensor[B, C_i, H_i, W_i] after each stage, and the features Tensor[B, D]."""
         outputs = [self.prefix(images)]
         for adapter, stage in self._pairs(adapters):
             outputs.append(stage(adapter(outputs[-1])))
-        return outputs[1:]
+        return outputs[1:], self.head(outputs[-1])
 
     def freeze(self) -> Self:
         """Fix weights and batch-norm statistics for good, whatever mode a parent module is put in; return itself."""
@@ -127,6 +130,7 @@ class BackboneSpec:
         rename: maps the names of tensors in files of weights to those in the network.
         normalisation: mean and standard deviation of the images that these weights were trained on.
         licence: of these weights.
+        blocks: where adapters for transformers can go.
     """
 
     build: Callable[[], nn.Module]
@@ -138,6 +142,12 @@ class BackboneSpec:
     rename: Callable[[str], str] = str
     normalisation: Normalisation = NORMALISATIONS["imagenet"]
     licence: str = "unknown"
+    blocks: tuple[Block, ...] = ()
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Return the names of the modules, stages or blocks, each of which has an adapter."""
+        return self.insertion_points or tuple(block.name for block in self.blocks)
 
     def assemble(self, file: WeightsFile | None, image_size: int | None) -> nn.Module:
         """Build the uncut network, with the weights in `file` or at random; images of any size go through it.

@@ -6,7 +6,7 @@ import torch
 
 from dynammo_core.configuration.settings import WEIGHTS_BY_NAME, BackboneSettings
 from dynammo_core.models import BACKBONES
-from dynammo_core.models.backbones import Backbone, build_backbone
+from dynammo_core.models.backbones import Backbone, BackboneSpec, build_backbone
 from dynammo_core.models.pretrained import RANDOM
 from dynammo_core.models.timm_networks.catalogue import TimmSpec
 
@@ -43,12 +43,11 @@ def described(name: str, image_size: int | None = None) -> dict[str, str]:
     backbone = untrained(name, image_size)
     weights = sum(parameter.numel() for parameter in backbone.parameters())
     mean, deviation = (", ".join(f"{value:.4g}" for value in values) for values in spec.normalisation)
-    points = zip(spec.insertion_points, spec.channels, strict=True)
     rows = {
         "Parameters": f"{weights:,}",
         "Features": f"{backbone.feature_dim:,}",
         "Maps of stages": ", ".join(map(str, backbone.map_channels)) or "none; set method.multi_scale: false",
-        "Adapters before": ", ".join(f"{point} ({width} channels)" for point, width in points) or backbone.obstacle,
+        **_places(spec),
         "Mean; deviation": f"{mean}; {deviation} (data.normalisation: backbone)",
         "Licence": spec.licence,
     }
@@ -61,4 +60,18 @@ def described(name: str, image_size: int | None = None) -> dict[str, str]:
         if spec.source.repository
         else "none; use a file",
         "SHA-256": held.sha256() if held else "the file is not here yet; `dynammo-sim backbone fetch` tells it",
+    }
+
+
+def _places(spec: BackboneSpec) -> dict[str, str]:
+    """Say where adapters go: before stages, or beside modules of a transformer's blocks."""
+    if not spec.blocks:
+        points = zip(spec.insertion_points, spec.channels, strict=True)
+        obstacle = spec.obstacle if isinstance(spec, TimmSpec) else ""
+        return {"Adapters before": ", ".join(f"{point} ({width} channels)" for point, width in points) or obstacle}
+    first, last = spec.blocks[0], spec.blocks[-1]
+    layers = ", ".join(f"{layer.name} ({layer.inputs} to {layer.outputs})" for layer in first.layers)
+    return {
+        "LoRA beside": f"{layers} of {len(spec.blocks)} blocks, {first.name} (these widths) to {last.name}",
+        "Bottlenecks beside": f"the MLP of each of these blocks ({first.width} channels in the first)",
     }

@@ -1,4 +1,4 @@
-"""Folding of batch norm into the convolution before it: after training, the same answers from fewer operations."""
+"""Folding of batch norm and of LoRA into weights: after training, the same answers from fewer operations."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from dynammo_core.models.incremental_model import AdaptedBackbone, Extractor
+from dynammo_core.models.transformers.adapters import LowRank, TransformerAdapters
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 TOLERANCE = 1e-4
@@ -51,6 +54,25 @@ def fold_batch_norm(network: nn.Module, example: Tensor) -> int:
     if not torch.allclose(network(example), before, rtol=TOLERANCE, atol=TOLERANCE * float(before.abs().max())):
         raise ValueError("batch norm cannot be folded: another operation reads the output of the convolution before it")
     return len(pairs)
+
+
+@torch.no_grad()
+def fold_low_rank(extractor: Extractor) -> int:
+    """Add the products of LoRA to the weights beside which they ran, and return how many there were.
+
+    A bottleneck has a nonlinearity, and a network that several passes share has other weights in each: they stay.
+
+    Args:
+        extractor: changed in place, its network included.
+    """
+    if not isinstance(extractor, AdaptedBackbone) or not isinstance(extractor.adapters, TransformerAdapters):
+        return 0
+    branches = [(place, branch) for place, branch in extractor.adapters.branches() if isinstance(branch, LowRank)]
+    for place, branch in branches:
+        extractor.backbone.get_submodule(f"network.{place}").get_parameter("weight").add_(branch.product())
+    if branches:
+        extractor.adapters = None
+    return len(branches)
 
 
 def _pairs(network: nn.Module, example: Tensor) -> Iterator[tuple[Convolution, nn.BatchNorm2d]]:

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.backbones import Backbone
 from dynammo_core.models.heads import Head
 from dynammo_core.models.names import Level
@@ -47,12 +46,12 @@ class Extractor(nn.Module, ABC):
 
 
 class AdaptedBackbone(Extractor):
-    """A backbone with at most one adapter before each stage: one pass, whatever the number of tasks."""
+    """A backbone with at most one set of adapters: one pass, whatever the number of tasks."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
-        self.adapters: AdapterSet | None = None
+        self.adapters: nn.ModuleList | None = None
         self.feature_dim = backbone.feature_dim
 
     def embed_last(self, inputs: Tensor, *, start: Level) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dynammo_core.privacy.noise import Noise
 
@@ -62,7 +63,8 @@ class PrivateGradients:
         for start in range(0, len(labels), self._chunk):
             part = slice(start, start + self._chunk)
             chunk, targets = inputs[part], labels[part]
-            each: Mapping[str, Tensor] = vmap(grad(self._loss_of), in_dims=(None, 0, 0))(values, chunk, targets)
+            with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no rule for many samples at once
+                each: Mapping[str, Tensor] = vmap(grad(self._loss_of), in_dims=(None, 0, 0))(values, chunk, targets)
             norms = torch.stack([g.reshape(len(g), -1).norm(dim=1) for g in each.values()]).norm(dim=0)
             factors = (self._clip / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1)
             factors = factors * weights[part].to(factors)

@@ -19,6 +19,7 @@ from dynammo_core.methods.adapters import ADAPTERS
 from dynammo_core.methods.base import Method
 from dynammo_core.models.adapters import Form
 from dynammo_core.models.backbones import Backbone, build_backbone
+from dynammo_core.models.folding import fold_low_rank
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import matching, travelling_names
 from dynammo_core.support.errors import ConfigError
@@ -64,6 +65,7 @@ def deployed_after(tasks: int, method: MethodSettings, backbone: Backbone, class
     model = IncrementalModel(network.freeze() if grown.freezes_backbone else network)
     for task in range(tasks):
         grown.grow(model, task)
+    fold_low_rank(model.extractor)
     return Deployed(grown, model.eval())
 
 

@@ -38,6 +38,7 @@ CPU = torch.device("cpu")
 EACH = {0: 20, 1: 2, 2: 5, 3: 11}
 """Images of each class of an uneven set."""
 RANDOM_NETWORK = BackboneSettings(name="small_cnn", weights="random")
+TRANSFORMER = BackboneSettings(name="timm/test_vit", weights="random")
 
 
 def toy_images(classes: tuple[int, ...], each: int = 12, seed: int = 0) -> Samples:
@@ -81,6 +82,7 @@ class Bench:
     method: Method
     model: IncrementalModel
     archive: dict[str, Tensor] = field(default_factory=dict)
+    network: BackboneSettings = RANDOM_NETWORK
 
     def begin(self, task: int) -> None:
         with seeded_initialisation("begin", task):
@@ -112,7 +114,7 @@ class Bench:
         sent = [name for name in matching(self.archive, stage.down) if name.startswith(TEACHER_PREFIX)]
         if not sent:
             return None
-        teacher = new_model(type(self.method))
+        teacher = new_model(type(self.method), self.network)
         for earlier in range(task):
             self.method.grow(teacher, earlier)
         assert sent == matching((TEACHER_PREFIX + name for name in travelling_names(teacher)), stage.down)
@@ -162,19 +164,17 @@ class Bench:
         return (self.method.decision.predict(self.model, features).labels == images.labels).double().mean().item()
 
 
-def new_model(kind: type[Method]) -> IncrementalModel:
+def new_model(kind: type[Method], network: BackboneSettings) -> IncrementalModel:
     """The network of a method before the first task."""
-    backbone = build_backbone(RANDOM_NETWORK, seed=0)
+    backbone = build_backbone(network, seed=0, image_size=16)
     return IncrementalModel(backbone.freeze() if kind.freezes_backbone else backbone)
 
 
-def bench(method: str | type[Method], **params: object) -> Bench:
+def bench(method: str | type[Method], network: BackboneSettings = RANDOM_NETWORK, **params: object) -> Bench:
     """A method of the table, or one that is not in it, before the first task."""
     kind = METHODS[method] if isinstance(method, str) else method
-    return Bench(
-        kind(kind.Params(name=kind.name, **params).fitted_to(RANDOM_NETWORK, FederationSettings()), STREAM),
-        new_model(kind),
-    )
+    fitted = kind.Params(name=kind.name, **params).fitted_to(network, FederationSettings())
+    return Bench(kind(fitted, STREAM), new_model(kind, network), network=network)
 
 
 def learn(made: Bench, tasks: int, first: int = 0) -> None:

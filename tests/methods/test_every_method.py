@@ -9,7 +9,7 @@ from functools import cache
 
 import pytest
 import torch
-from method_bench import CPU, STREAM, Bench, bench, learn, rehearsal, toy_images
+from method_bench import CPU, STREAM, TRANSFORMER, Bench, bench, learn, rehearsal, toy_images
 from torch import Tensor
 
 from dynammo_core.configuration.settings import MethodSettings
@@ -107,15 +107,19 @@ def test_losses_are_finite_and_reach_exactly_what_goes_up(variant: str) -> None:
         made = begun(variant, task)
         assert bool(made.fits(task)) == (variant not in (WITHOUT_GRADIENTS | ADAPT_ONCE if task else WITHOUT_GRADIENTS))
         for stage in made.fits(task):
-            made.model.zero_grad()
-            loss = made.loss(stage, task, stage.learns_from(rehearsal(task)))
-            assert loss.shape == ()
-            assert loss.isfinite()
-            assert loss > 0
-            loss.backward()  # type: ignore[no-untyped-call]
-            reached = {n for n, p in made.model.named_parameters() if p.grad is not None and bool(p.grad.any())}
-            parameters = dict(made.model.named_parameters())
-            assert reached == {name for name in names_up(made.model, stage) if name in parameters}
+            loss_reaches_what_goes_up(made, stage, task)
+
+
+def loss_reaches_what_goes_up(made: Bench, stage: Fit, task: int) -> None:
+    made.model.zero_grad()
+    loss = made.loss(stage, task, stage.learns_from(rehearsal(task)))
+    assert loss.shape == ()
+    assert loss.isfinite()
+    assert loss > 0
+    loss.backward()  # type: ignore[no-untyped-call]
+    reached = {n for n, p in made.model.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    parameters = dict(made.model.named_parameters())
+    assert reached == {name for name in names_up(made.model, stage) if name in parameters}
 
 
 @variants
@@ -168,12 +172,16 @@ def answers(made: Bench) -> Tensor:
 @variants
 def test_answers_are_classes_seen_with_probabilities(variant: str) -> None:
     for task in TASKS:
-        labels, probability, known = answers(begun(variant, task))
-        assert set(labels.int().tolist()) <= set(STREAM.seen(task))
-        assert (probability > 0).all()
-        for value in (probability, known):
-            assert (value >= 0).all()
-            assert (value <= 1).all()
+        are_answers(answers(begun(variant, task)), task)
+
+
+def are_answers(given: Tensor, task: int) -> None:
+    labels, probability, known = given
+    assert set(labels.int().tolist()) <= set(STREAM.seen(task))
+    assert (probability > 0).all()
+    for value in (probability, known):
+        assert (value >= 0).all()
+        assert (value <= 1).all()
 
 
 @variants
@@ -226,6 +234,28 @@ def test_a_site_that_holds_nothing_abstains_and_one_without_exemplars_learns_wha
         assert trained.record_ids == (() if stage.name == MEANS else held.new.record_ids)
         if isinstance(stage, Fit):
             assert gradient(made, stage, 1, trained).any()
+
+
+# A transformer
+
+ONCE: Mapping[str, object] = {"rounds": 1, "epochs": 1, "learning_rate": 0.02}
+ON_TOKENS: Mapping[str, tuple[str, dict[str, object]]] = {
+    **{name: VARIANTS[name] for name in (*METHODS, "dynammo by Fisher information")},
+    "dynammo with bottlenecks": ("dynammo", {"adapter": "bottleneck"}),
+    "dynammo by an operator for each block": ("dynammo", {"merge": ("mean", "ties", "slerp") * 2}),
+}
+
+
+@pytest.mark.parametrize("variant", ON_TOKENS)
+def test_each_learns_on_a_transformer(variant: str) -> None:
+    name, params = ON_TOKENS[variant]
+    stages = {key: ONCE for key in ("train", "adapt", "balance") if key in METHODS[name].Params.model_fields}
+    made = bench(name, TRANSFORMER, **stages, **params)
+    learn(made, 2)
+    for stage in made.fits(1):
+        loss_reaches_what_goes_up(made, stage, 1)
+    assert "recalibrate" not in {stage.name for stage in made.method.stages(1)}  # a layer norm keeps no statistics
+    are_answers(answers(made), 1)
 
 
 # The whole

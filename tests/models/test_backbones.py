@@ -66,10 +66,12 @@ def test_adapters_of_the_stated_widths_fit_and_act_at_every_insertion_point(name
     assert len(spec.insertion_points) == len(spec.channels) == len(backbone.stages)
     adapters = AdapterSet(spec.channels, alpha=1.0).train()
     with torch.no_grad():
-        plain = backbone.stage_outputs(images())
+        plain, _ = backbone.stage_outputs(images())
         for index in range(len(adapters)):
             alone = [adapter if i == index else nn.Identity() for i, adapter in enumerate(adapters)]
-            moved = [not torch.equal(a, b) for a, b in zip(backbone.stage_outputs(images(), alone), plain, strict=True)]
+            moved = [
+                not torch.equal(a, b) for a, b in zip(backbone.stage_outputs(images(), alone)[0], plain, strict=True)
+            ]
             assert moved == [stage >= index for stage in range(len(adapters))]
 
 
@@ -84,7 +86,9 @@ def test_going_on_from_the_prefix_is_the_whole_pass_and_leaves_the_prefix_alone(
             features = backbone.from_prefix(cached, inserted)
             assert torch.equal(cached, kept)
             assert torch.equal(features, backbone(images(), inserted))
-            assert torch.equal(features, backbone.stage_outputs(images(), inserted)[-1].mean(dim=(2, 3)))
+            maps, last = backbone.stage_outputs(images(), inserted)
+            assert torch.equal(features, last)
+            assert torch.equal(features, maps[-1].mean(dim=(2, 3)))
 
 
 def test_insertion_points_are_where_the_method_puts_them() -> None:
@@ -101,7 +105,7 @@ def test_insertion_points_are_where_the_method_puts_them() -> None:
     for name, shapes in expected.items():
         backbone = random_backbone(name).eval().to("meta")
         image = torch.empty(1, 3, 224, 224, device="meta")
-        *entering, last = [backbone.prefix(image), *backbone.stage_outputs(image)]
+        *entering, last = [backbone.prefix(image), *backbone.stage_outputs(image)[0]]
         assert [(maps.shape[1], maps.shape[2]) for maps in entering] == shapes
         assert last.shape == (1, backbone.feature_dim, 7, 7)  # maps, not pooled yet, of total stride 32
 

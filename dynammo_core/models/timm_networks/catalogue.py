@@ -19,6 +19,7 @@ from dynammo_core.models.timm_networks.cuts import CannotBeCut, Cut, find_cut
 from dynammo_core.models.timm_networks.hub import hub_file
 from dynammo_core.models.timm_networks.sources import Source
 from dynammo_core.models.timm_networks.uncut import UncutBackbone
+from dynammo_core.models.transformers.blocks import find_blocks
 from dynammo_core.support.errors import ConfigError, WeightsError, unknown_name
 
 TIMM, HUB = "timm/", "hf_hub:"
@@ -51,7 +52,7 @@ class TimmSpec(BackboneSpec):
     def cut(self, network: nn.Module) -> Backbone:
         """Return the backbone made of the modules of the uncut `network`, which it shares."""
         if self.cut_at is None:
-            return UncutBackbone(network, self.maps, self.feature_dim, self.obstacle)
+            return UncutBackbone(network, self.maps, self.feature_dim, self.obstacle, self.blocks)
         return self.cut_at.apply(network, self.feature_dim)
 
 
@@ -109,7 +110,8 @@ def find(name: str) -> TimmSpec:
         try:
             cut = find_cut(network, image)
         except CannotBeCut as reason:
-            return replace(spec, obstacle=f"{name} cannot be cut: {reason}", maps=_maps(network, image))
+            whole = replace(spec, obstacle=f"{name} cannot be cut: {reason}", maps=_maps(network, image))
+            return replace(whole, blocks=find_blocks(network, image))
         return replace(spec, cut_at=cut, insertion_points=cut.insertion_points, channels=cut.channels)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.incremental_model import MultiScaleBackbone
+from dynammo_core.models.transformers.adapters import TransformerAdapters
 from dynammo_core.support.seeding import seeded_initialisation
 
 CHAINS = {
@@ -74,13 +75,19 @@ def check(name: str, side: int) -> tuple[int, ...]:
 
 
 def acts_everywhere(name: str, backbone: nn.Module, side: int) -> None:
-    """Put an adapter of its own at each insertion point; networks without one say why."""
+    """Put an adapter of its own at each insertion point, and LoRA into blocks; networks without say why."""
     plain = backbone(images(side))
     adapters = AdapterSet(backbone.channels, alpha=1.0).train()
     for index in range(len(adapters)):
         alone = [adapter if place == index else nn.Identity() for place, adapter in enumerate(adapters)]
         assert not torch.equal(backbone(images(side), alone), plain), (name, index)
     assert bool(len(adapters)) != bool(backbone.obstacle), name
+    if backbone.blocks:
+        tokens = TransformerAdapters(backbone.blocks, "lora", 1)
+        assert torch.equal(backbone(images(side), tokens), plain), name
+        for parameter in tokens.parameters():
+            nn.init.ones_(parameter)
+        assert not torch.equal(backbone(images(side), tokens), plain), name
 
 
 def test_the_common_families_give_what_their_uncut_networks_give() -> None:
@@ -88,12 +95,16 @@ def test_the_common_families_give_what_their_uncut_networks_give() -> None:
         assert check(name, 32) == channels == BACKBONES[f"timm/{name}"].channels
     for name, (side, channels) in WHOLE.items():
         assert check(name, side) == channels
-        assert BACKBONES[f"timm/{name}"].insertion_points == ()
+        spec = BACKBONES[f"timm/{name}"]
+        assert (spec.insertion_points, len(spec.places)) == ((), 12)
     for name, side in OF_TESTS.items():
         check(name, side)
 
 
 @pytest.mark.soak
 def test_all_other_families_do_too() -> None:
+    assert {layer.name for layer in BACKBONES["timm/eva02_tiny_patch14_224"].blocks[0].layers} == {
+        *("attn.proj", "mlp.fc1", "mlp.fc2"),  # it reads the weights of attn.qkv, and never calls it
+    }
     for name, side in MORE.items():
         check(name, side)

@@ -11,7 +11,7 @@ import torch
 from small_runs import Finished, run_small, small_config
 from typer.testing import CliRunner
 
-from dynammo_core.configuration.config import Config
+from dynammo_core.configuration.config import Config, Scalar
 from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.deployed.model_files import ModelFiles
 from dynammo_core.deployed.predictor import Predictor
@@ -24,8 +24,10 @@ from simulations.cli import app
 VIT, CONVNEXT = "timm/test_vit", "timm/test_convnext"
 
 
-def config(method: str, name: str, side: int = 32) -> Config[Any]:
-    return small_config(method, {"backbone.name": name, "data.image_size": side, "data.normalisation": "backbone"})
+def config(method: str, name: str, side: int = 32, **params: Scalar) -> Config[Any]:
+    own = {f"method.{key}": value for key, value in params.items()}
+    network = {"backbone.name": name, "data.image_size": side, "data.normalisation": "backbone"}
+    return small_config(method, {**network, **own})
 
 
 def test_a_transformer_learns_and_its_files_answer(tmp_path: Path) -> None:
@@ -37,9 +39,23 @@ def test_a_transformer_learns_and_its_files_answer(tmp_path: Path) -> None:
     assert torch.isfinite(Predictor.load(run.path).predict(check_images(32)).probabilities).all()
 
 
+def test_lora_travels_alone_and_what_is_exported_is_folded(tmp_path: Path) -> None:
+    run = run_small(config("dynammo", VIT), tmp_path)
+    files = ModelFiles.read(run.path)
+    assert files.facts.method["adapter"] == "lora"
+    sets = [name for name in files.tensors if ".adapters." in name]
+    assert len(sets) == 6 * 4  # B of each linear layer of each block; A is nobody's to send
+    assert all(files.tensors[name].any() for name in sets)
+    predictor = Predictor.of_files(files)
+    assert not [name for name in predictor.module.state_dict() if ".adapters." in name]
+    for kind in ("torchscript", "safetensors"):
+        assert export_model(files, kind, tmp_path / f"model.{kind}").difference < 1e-4
+
+
 def test_what_a_network_does_not_take_is_refused_before_the_first_step() -> None:
+    convolutions = config("dynammo", VIT, adapter="convolution")
     for asked, words in (
-        (config("dynammo", VIT), r"cannot be cut.*Or set method.name: streaming_ridge"),
+        (convolutions, r"cannot be cut.*or method.adapter: lora.*Or set method.name: streaming_ridge"),
         (config("streaming_ridge", VIT, 33), r"does not take images of 33 pixels. Accepted: multiples of 16"),
     ):
         with pytest.raises(ConfigError, match=words):
@@ -81,7 +97,10 @@ def test_a_small_transformer_is_pretrained_and_then_deployed(tmp_path: Path) -> 
 
 @pytest.mark.soak
 def test_the_prefix_is_cached_adapters_learn_and_all_is_exported(tmp_path: Path) -> None:
-    for method, name in (("streaming_ridge", VIT), ("streaming_ridge", CONVNEXT), ("dynammo", CONVNEXT)):
+    for method, name in (
+        *(("streaming_ridge", VIT), ("streaming_ridge", CONVNEXT)),
+        *(("dynammo", CONVNEXT), ("acl", VIT), ("first_session", VIT)),
+    ):
         run = run_small(config(method, name), tmp_path / method / name)
         assert json.loads((run.path / "summary.json").read_text())["accuracy_after_tasks"][0] > 60
         assert export_model(ModelFiles.read(run.path), "onnx", tmp_path / f"{method}.onnx").difference < 1e-4

@@ -26,7 +26,7 @@ from dynammo_core.models import BACKBONES
 from dynammo_core.models.backbones import build_backbone, weights_sha256
 from dynammo_core.models.pretrained import WeightsFile
 from dynammo_core.models.timm_networks.catalogue import TimmSpec, find
-from dynammo_core.support.errors import ConfigError, DynammoError, WeightsError
+from dynammo_core.support.errors import ConfigError, WeightsError
 from dynammo_core.support.seeding import seeded_initialisation
 from simulations.cli import app
 
@@ -185,7 +185,8 @@ def test_show_and_fetch_say_what_a_network_is(tmp_path: Path, monkeypatch: pytes
         "data.normalisation: backbone",
     ):
         assert words in shown
-    assert "cannot be cut" in CliRunner().invoke(app, ["backbone", "show", VIT]).output
+    shown = CliRunner().invoke(app, ["backbone", "show", VIT]).output
+    assert "attn.qkv (64 to 192), attn.proj (64 to 64), mlp.fc1 (64 to 192), mlp.fc2 (192 to 64) of 6 blocks" in shown
     path = saved(VIT, tmp_path / "model.safetensors")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(path))
     out = tmp_path / "out"
@@ -194,12 +195,3 @@ def test_show_and_fetch_say_what_a_network_is(tmp_path: Path, monkeypatch: pytes
     assert file.read_bytes() == path.read_bytes()
     assert str(file.absolute()) in told
     assert weights_sha256(BackboneSettings(name=VIT, weights=str(file))) in told
-
-
-def test_adapters_are_refused_where_there_is_no_place_for_them() -> None:
-    from dynammo_core.methods.adapters import AdapterSettings, new_adapters
-    from dynammo_core.models.incremental_model import AdaptedBackbone
-
-    backbone = build_backbone(BackboneSettings(name=VIT, weights="random"), 0, 32)
-    with pytest.raises(DynammoError, match=r"cannot be cut: .*streaming_ridge"):
-        new_adapters(AdaptedBackbone(backbone), AdapterSettings(name="dynammo"))
