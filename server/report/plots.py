@@ -82,12 +82,16 @@ def _inline(svg: str, label: str, width: float) -> str:
     return head + svg[svg.index(">") + 1 :].strip()
 
 
-def accuracy_curve(curve: Values, lowest: Values, highest: Values, tasks: int, label: str) -> str:
-    """Return a plot of accuracy over all classes so far, [T] percent, with the range over sites; nan if unknown."""
+def accuracy_curve(curve: Values, lowest: Values, highest: Values, chance: Values, tasks: int, label: str) -> str:
+    """Return a plot of accuracy over all classes so far, with the range over sites and that of chance.
+
+    All are [T] percent, nan if unknown.
+    """
     with drawing("curve", label, 4.9, 3.2) as drawn:
         axes, after = drawn.axes, np.arange(1, len(curve) + 1)
         axes.fill_between(after, lowest, highest, color=PALE, alpha=0.5, linewidth=0, label="from worst to best site")
         axes.plot(after, curve, color=BLUE, linewidth=2, marker="o", markersize=5, label="all sites together")
+        axes.plot(after, chance, color=MUTED, linewidth=1.2, linestyle=(0, (1, 2)), label="chance")
         for task, value in zip(after, curve, strict=True):
             if not np.isnan(value):
                 place = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
@@ -96,7 +100,7 @@ def accuracy_curve(curve: Values, lowest: Values, highest: Values, tasks: int, l
         axes.set_yticks(range(0, 101, 20))
         axes.set_xticks(np.unique(np.linspace(1, tasks, min(tasks, 10)).round().astype(int)))
         axes.grid(axis="y", color=RULE, linewidth=0.6)
-        drawn.figure.legend(loc="outside upper left", ncols=2, fontsize=8)
+        drawn.figure.legend(loc="outside upper left", ncols=3, fontsize=8)
     return drawn.svg
 
 

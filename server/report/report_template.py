@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from server.report.clinical_section import TEMPLATE as CLINICAL
-from server.report.reliability_section import TEMPLATE as RELIABILITY
+from server.report.sections.clinical_section import TEMPLATE as CLINICAL
+from server.report.sections.images_section import TEMPLATE as IMAGES
+from server.report.sections.loss_section import TEMPLATE as LOSS
+from server.report.sections.provenance_section import TEMPLATE as PROVENANCE
+from server.report.sections.reliability_section import TEMPLATE as RELIABILITY
 
 TEMPLATE = (
     r"""{% extends "page" %}
@@ -68,10 +71,13 @@ TEMPLATE = (
 {% set balanced = headlines | selectattr(0, "in", ("mean_class_recall", "worst_site_mean_class_recall")) | list %}
 {% for key, title, unit, meaning in (balanced if uneven else []) + (headlines | reject("in", balanced if uneven else []) | list) if numbers[key] is defined and numbers[key] | number != "–" %}
   <div{% if key == "worst_site_accuracy" %} class="worst"{% endif %}><dt>{{ title }}</dt>
-    <dd><span class="value">{{ numbers[key] | number }} <span class="unit">{{ unit }}</span></span><small>{{ meaning }}{% if key == "last_accuracy" and interval %} {{ interval }}.{% endif %}</small></dd></div>
+    <dd><span class="value">{{ numbers[key] | number }} <span class="unit">{{ unit }}</span></span><small>{{ meaning }}{% if notes[key] %} {{ notes[key] }}{% endif %}{% if key == "last_accuracy" and clinical.classes %} Guessing evenly: {{ clinical.chance | number }} %.{% endif %}</small></dd></div>
 {% endfor %}
 </dl>
 
+"""
+    + IMAGES
+    + r"""
 {% if learning.rows %}
 <h2>Learning, task after task</h2>
 <p>Each task brings new classes. Tests always cover all classes so far, without knowing the task.</p>
@@ -92,6 +98,9 @@ TEMPLATE = (
 </table></div>
 {% endif %}
 
+"""
+    + LOSS
+    + r"""
 {% if confusions.plot %}
 <h2>What is mistaken for what</h2>
 <p>The confusion matrix after task {{ confusions.after }}, over all sites.</p>
@@ -201,6 +210,9 @@ TEMPLATE = (
 {% endfor %}
 {% endif %}
 
+"""
+    + PROVENANCE
+    + r"""
 {% if settings %}
 <h2>Settings</h2>
 <p>All settings of this run, as resolved in config.yaml.</p>
