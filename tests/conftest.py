@@ -28,7 +28,7 @@ settings.load_profile("repeatable")
 
 WHOLE = re.compile(
     r"^(?:import|from) (?:subprocess|multiprocessing|site_bench|superlinks|ray|onnx|simulations\.(?:rehearsal|bench))\b"
-    r"|\b(?:run_small|run_local|run_flower|run_and_report|run_under_display|small_pages|AuditedRun|preloaded)\b|mark\.slow",
+    r"|\b(?:run_small|run_local|run_flower|run_and_report|run_under_display|small_pages|AuditedRun|preloaded|playwright)\b|mark\.slow",
     re.MULTILINE,
 )
 """What tells of a file of tests that it starts programs or runs whole experiments of its own."""

@@ -12,7 +12,7 @@ TEMPLATE = (
     r"""{% extends "page" %}
 {% macro figure(svg, caption) %}
 <figure>
-  <div class="plot">{{ svg | safe }}</div>
+  <div class="plot" tabindex="0">{{ svg | safe }}</div>
   <figcaption>{{ caption }}</figcaption>
 </figure>
 {% endmacro %}
@@ -87,7 +87,7 @@ TEMPLATE = (
 {% if learning.matrix %}{{ figure(learning.matrix, "Read a column downwards: how well one task’s classes are still recognised while later tasks are learnt. A column that stays dark was not forgotten.") }}{% endif %}
 </div>
 {% endif %}
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <caption>The tasks and their classes; accuracies in percent</caption>
   <thead><tr><th>Task</th><th>Classes</th><th class="n">when<br>learnt</th><th class="n">{{ "at the end" if finished else "now" }}</th><th class="n">all classes<br>after it</th><th class="n">test images<br>behind that</th></tr></thead>
   <tbody>
@@ -107,7 +107,7 @@ TEMPLATE = (
 <div{% if not confusions.wide %} class="pair"{% endif %}>
 {{ figure(confusions.plot, "Each row holds the test images of one true class, in percent of that row; the diagonal is what was recognised. Lines separate the tasks. Empty cells are below half a percent.") }}
 {% if confusions.worst %}
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <caption>The most frequent mistakes</caption>
   <thead><tr><th>True class</th><th>taken for</th><th class="n">images</th><th class="n">of that class</th></tr></thead>
   <tbody>
@@ -134,7 +134,7 @@ TEMPLATE = (
 <h3>Whether joining pays</h3>
 {% set losing = numbers.own_heads | selectattr("joining", "equalto", "does not pay") | map(attribute="site") | list %}
 <p>{% if losing %}<strong>Joining does not pay for {{ losing | join(", ") }}</strong>: its own images alone give it a better classifier, by more than chance.{% else %}No site would do better alone by more than chance.{% endif %}</p>
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <caption>Mean class recall (accuracy) in percent on each site’s own test images: by the common classifier, by the site’s own one from common and own sums, and by the one it would have alone</caption>
   <thead><tr><th>Site</th><th class="n">common</th><th class="n">its own</th><th class="n">alone</th><th>joining</th></tr></thead>
   <tbody>
@@ -148,7 +148,7 @@ TEMPLATE = (
 <h3>Who took part</h3>
 {{ figure(participation.plot, "One column per step. A site abstains from a step for which it has no images; a failed site did not answer, and the step went on without it." ~ (" Shown are " ~ participation.shown ~ " of " ~ participation.all ~ " sites, those that abstained or failed most." if participation.shown < participation.all else "")) }}
 {% if participation.words %}
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <caption>Abstentions and failures</caption>
   <thead><tr><th>Site</th><th>abstained from</th><th>failed in</th></tr></thead>
   <tbody>
@@ -180,7 +180,7 @@ TEMPLATE = (
 {% if stages.plot %}
 <div class="pair">
 {{ figure(stages.plot, "Data by stage, over all tasks, rounds and sites.") }}
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <caption>By stage</caption>
   <thead><tr><th>Stage</th><th class="n">steps</th><th class="n">up</th><th class="n">down</th><th class="n">time</th></tr></thead>
   <tbody>

@@ -3,7 +3,7 @@
 TEMPLATE = r"""{% extends "page" %}
 {% macro figure(name, caption) %}
 <figure>
-  <div class="plot">{{ svg[name] | safe }}</div>
+  <div class="plot" tabindex="0">{{ svg[name] | safe }}</div>
   <figcaption>{{ caption }} <span>(plots/{{ name }}.svg, .png)</span></figcaption>
 </figure>
 {% endmacro %}
@@ -37,7 +37,7 @@ TEMPLATE = r"""{% extends "page" %}
 <p>Average: mean over tasks of the {{ metric.words }} after each task. Last: after the last task. Forgetting is measured on the accuracy, in points. Mean ± sample standard deviation over the seeds; Δ is the difference from the first row, paired by seed. ECE, the expected calibration error in points: how far the probability of an answer and how often it is right are apart, after the last task. AUROC, how often an image of a learnt class has a higher open-set score than one of a future class, and FPR95, how many images of future classes reach the score that 95 % of those of learnt classes reach: means over the tasks after which more classes follow. A cell is empty where a run did not measure it. Seeds: how many, and each with a link to the report of its run. Test images: behind the figures after the last task; a site that does not answer a test takes its own out.</p>
 {% for setting in settings %}
 {{ heading(setting) }}
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <thead><tr><th>Method</th><th class="n">seeds</th><th class="n">test images</th><th class="n">average, %</th><th class="n">last, %</th><th class="n">forgetting, points</th><th class="n">Δ average, points</th><th class="n">Δ last, points</th><th class="n">ECE, points</th><th class="n">AUROC, %</th><th class="n">FPR95, %</th></tr></thead>
   <tbody>
   {% for line, reports in setting.lines %}
@@ -89,7 +89,7 @@ TEMPLATE = r"""{% extends "page" %}
 <p>Billions of multiply-accumulates (GMAC; published “GFLOPS” count one of them as one operation) and millions of parameters of the deployed model after T tasks of ten classes, for the networks, image sizes and settings that were run.</p>
 {% for backbone, rows in cost.items() %}
 <h3>{{ backbone }}</h3>
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <thead><tr><th>Method</th>{% for tasks in cost_tasks %}<th class="n">GMAC, T = {{ tasks }}</th>{% endfor %}{% for tasks in cost_tasks %}<th class="n">parameters, T = {{ tasks }}</th>{% endfor %}</tr></thead>
   <tbody>
   {% for row, own in rows.items() %}
@@ -106,7 +106,7 @@ TEMPLATE = r"""{% extends "page" %}
 <p>Bytes of tensors in all rounds, means over the seeds. Up: sent to the server; down: sent to the sites. Images never travel.</p>
 {% for setting in settings if setting.traffic %}
 {{ heading(setting) }}
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <thead><tr><th>Method</th><th class="n">sites</th><th class="n">up, total</th><th class="n">down, total</th><th class="n">up per task</th><th class="n">down per task</th><th class="n">up per site</th><th class="n">down per site</th></tr></thead>
   <tbody>
   {% for row in setting.traffic %}
@@ -114,7 +114,7 @@ TEMPLATE = r"""{% extends "page" %}
   {% endfor %}
   </tbody>
 </table></div>
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <caption>In each task: up / down</caption>
   <thead><tr><th>Method</th>{% for task in range(1, setting.traffic | map(attribute="tasks") | max + 1) %}<th class="n">task {{ task }}</th>{% endfor %}</tr></thead>
   <tbody>

@@ -20,7 +20,7 @@ TEMPLATE = r"""
 most frequent class for {{ clinical.majority | number }} %. The intervals take images to be independent: where a patient
 has several, they are too narrow. Areas under ROC curves by class are not shown: they need scores, and only counts of
 answers leave a site.</p>
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <caption>Sensitivity: of images of the class, those recognised. Specificity: of other images, those not taken for it.
   Precision: of images taken for it, those that are of it; it changes with how frequent the class is</caption>
   <thead><tr><th>Class</th><th class="n">test images</th><th class="n">sensitivity</th><th class="n">specificity</th>
@@ -32,7 +32,7 @@ answers leave a site.</p>
   {% endfor %}
   </tbody>
 </table></div>
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <caption>Balanced accuracy is the mean sensitivity over the classes of which a site has test images</caption>
   <thead><tr><th>Site</th><th class="n">test images</th><th class="n">accuracy</th>
   <th class="n">balanced accuracy</th></tr></thead>

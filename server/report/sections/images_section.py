@@ -17,7 +17,7 @@ TEMPLATE = r"""
 {%- if images.noised %}; those of training images are noised{% endif %}.
 {%- if images.patients %} In brackets: the patients whom they show, which only a simulation knows.
 {%- else %} How many patients they show is not known here.{% endif %}</p>
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <thead><tr><th>Class</th><th class="n">task</th>
   {%- for name in images.columns %}<th class="n">{{ name }}</th>{% endfor %}</tr></thead>
   <tbody>
