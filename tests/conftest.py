@@ -35,7 +35,7 @@ WHOLE = re.compile(
 
 TOGETHER = {
     # They start Flower with Ray, or a server with its sites: two at once on two cores outlast what Ray waits for.
-    "whole systems": r"end_to_end/test_(deployment|plain|tutorials|wheel)|engines/test_flower|attacks/test_foreign",
+    "whole systems": r"doors/|end_to_end/test_(deployment|plain|wheel)|engines/test_flower|attacks/test_foreign",
     # What they share is started once.
     "preloaded processes": r"end_to_end/test_(kill|second)|comparisons/test_(compare\.|process)|test_examples",
     "Flower's SuperLink": r"client/doctor/test_doctor|client/service/test_supernode",
