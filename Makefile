@@ -22,7 +22,7 @@ ON_A_GPU := --set backbone.name=resnet18 --set backbone.weights=random --set dat
 	--set compute.threads=4 --set compute.feature_megabytes=4000
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-site demo deploy-demo secure-demo privacy bench gpu soak test quick lint format docs lock sbom stop clean
+.PHONY: help install install-site demo deploy-demo secure-demo privacy bench gpu doors soak test quick lint format docs lock sbom stop clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s%s\n", $$1, $$2 }' '$(ROOT)/Makefile'
@@ -87,7 +87,10 @@ bench: install ## Speed, as ratios within one run: answers, training, memory, by
 gpu: install ## A GPU: its tests, and images a second of each stage, into runs/gpu/gpu.json; minutes; skips without one
 	@'$(BIN)/dynammo-sim' bench gpu '$(ROOT)/configs/digits.yaml' --out '$(ROOT)/runs/gpu' --tests '$(ROOT)/tests' $(ON_A_GPU)
 
-soak: install ## Every moment of a stop, faults in a deployment, lying sites, 1,000 sites, the tutorials: over an hour
+doors: install ## Researcher, operator and site engineer follow their tutorials: commands, minutes, error messages
+	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -m soak -s tests/doors
+
+soak: install ## Every moment of a stop, faults in a deployment, lying sites, 1,000 sites, the doors: over an hour
 	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -n auto --dist loadscope -m soak
 	@cd '$(ROOT)' && '$(BIN)/python' -m pytest -n auto --dist loadscope -m hypothesis --hypothesis-profile thorough
 	@'$(BIN)/dynammo-sim' faults '$(ROOT)/configs/deployed_digits.yaml' --set federation.attempts=2 --set tasks.sizes='[2, 2]'

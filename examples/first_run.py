@@ -5,7 +5,6 @@ python examples/first_run.py [FOLDER]    # leaves a run directory in FOLDER, by 
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -42,11 +41,11 @@ def first_and_last(given: TaskSets) -> dict[str, Tensor]:
 def main(runs: Path) -> None:
     """Train, then answer for some test images."""
     config = load_config(CONFIG, SMALL)
-    directory = run(config, runs=runs)
-    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-    print(f"{summary['method']} at {config.federation.sites} sites: {summary['last_accuracy']:.1f} % after all tasks")
+    results = run(config, runs=runs)
+    last = results.summary["last_accuracy"]
+    print(f"{config.method.name} at {config.federation.sites} sites: {last:.1f} % after all tasks")
 
-    dataset, predictor = Experiment(config).dataset, Predictor.load(directory)
+    dataset, predictor = Experiment(config).dataset, Predictor.load(results.directory)
     for name in predictor.classes:
         own = np.flatnonzero(dataset.test.labels == dataset.class_names.index(name))
         images = load_samples(dataset.test, own[:5], config.data.image_size, config.data.fit).images

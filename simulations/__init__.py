@@ -1,4 +1,7 @@
-"""Running experiments: engines, comparisons, rehearsals, attacks; and `run`, the public interface for programs."""
+"""Running experiments: engines, comparisons, rehearsals, attacks; and `run`, the public interface for programs.
+
+`RunResults` reads what a run left, also that of an earlier one.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dynammo_core.configuration.config import Config
     from server.run_directory.directory import Listener
+    from simulations.run_results import RunResults
 
-__all__ = ["run"]
+__all__ = ["RunResults", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `RunResults` when it is first used, as it needs NumPy."""
+    if name != "RunResults":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from simulations.run_results import RunResults
+
+    return RunResults
 
 
 def run(
@@ -20,20 +33,21 @@ def run(
     resume: Path | None = None,
     listener: Listener = lambda _: None,
     accept_new_code: bool = False,
-) -> Path:
-    """Run an experiment with simulated sites and return its run directory.
+) -> RunResults:
+    """Run an experiment with simulated sites and return its results, which stand for the run directory, too.
 
     Args:
         config: what `dynammo_core.load_config` returned.
         engine: `local` runs all sites in this process, `flower` starts `flwr run`; the numbers are the same.
         runs: folder of the run directories.
         resume: directory of a run that was cut off, to go on with it.
-        listener: receives each event of the run, as a mapping with the key `event`.
+        listener: called with each event as it happens, a mapping with the key `event`; what it raises ends the run.
         accept_new_code: go on with a run that other code has begun.
 
     Raises:
         DynammoError: the engine is unknown, the configuration cannot work, or the run cannot go on.
     """
     from simulations.engines.engines import find_engine
+    from simulations.run_results import RunResults
 
-    return find_engine(engine)(config, runs, resume, listener, accept_new_code=accept_new_code)
+    return RunResults(find_engine(engine)(config, runs, resume, listener, accept_new_code=accept_new_code))

@@ -28,14 +28,14 @@ settings.load_profile("repeatable")
 
 WHOLE = re.compile(
     r"^(?:import|from) (?:subprocess|multiprocessing|site_bench|superlinks|ray|onnx|simulations\.(?:rehearsal|bench))\b"
-    r"|\b(?:run_small|run_local|run_flower|run_and_report|run_under_display|small_pages|AuditedRun|preloaded)\b|mark\.slow",
+    r"|\b(?:run_small|run_local|run_flower|run_and_report|run_under_display|small_pages|AuditedRun|preloaded|playwright)\b|mark\.slow",
     re.MULTILINE,
 )
 """What tells of a file of tests that it starts programs or runs whole experiments of its own."""
 
 TOGETHER = {
     # They start Flower with Ray, or a server with its sites: two at once on two cores outlast what Ray waits for.
-    "whole systems": r"end_to_end/test_(deployment|plain|tutorials|wheel)|engines/test_flower|attacks/test_foreign",
+    "whole systems": r"doors/|end_to_end/test_(deployment|plain|wheel)|engines/test_flower|attacks/test_foreign",
     # What they share is started once.
     "preloaded processes": r"end_to_end/test_(kill|second)|comparisons/test_(compare\.|process)|test_examples",
     "Flower's SuperLink": r"client/doctor/test_doctor|client/service/test_supernode",

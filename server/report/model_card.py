@@ -14,7 +14,7 @@ import jinja2
 from dynammo_core.deployed.model_files import ModelFacts
 from dynammo_core.support.errors import RunError
 from server.report.markdown import markdown
-from server.report.privacy_rows import privacy_rows
+from server.report.sections.privacy_rows import privacy_rows
 from server.run_directory.advice import held_words, site_label
 from server.run_directory.run_files import Json, RunFiles
 

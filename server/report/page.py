@@ -10,9 +10,15 @@ from types import MappingProxyType
 import jinja2
 from rich import filesize
 
-STYLE = r""":root { color-scheme: light; --ink: #1c2733; --muted: #5a6773; --rule: #d5dbe1; --blue: #1f6394; --red: #b3402a; --wash: #f5f7f9; }
+STYLE = r""":root { color-scheme: light; --paper: #fff; --ink: #1c2733; --muted: #5a6773; --rule: #d5dbe1; --blue: #1f6394; --red: #b3402a;
+  --good: #1d5a2c; --good-wash: #e2f1e5; --note: #134a70; --note-wash: #e3eff6; --open: #8a4510; --open-wash: #fdf1e7; --bad-wash: #f9e4df; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { color-scheme: dark; --paper: #14191f; --ink: #e3e8ed; --muted: #a3aeb9; --rule: #3a444e; --blue: #7db8e0; --red: #f0917e;
+    --good: #a5d6b0; --good-wash: #1c3323; --note: #b5d8ef; --note-wash: #193244; --open: #f0b98a; --open-wash: #3b2a1a; --bad-wash: #44221c; }
+  .plot svg { border-radius: 4px; } /* figures stay as they print: dark ink on white */
+}
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 3rem; max-width: 66rem; background: #fff; color: var(--ink);
+body { margin: 0 auto; padding: 2rem 1.25rem 3rem; max-width: 66rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 header { border-bottom: 3px solid var(--ink); padding-bottom: 1rem; margin-bottom: 1.5rem; }
 header p { margin: 0; color: var(--muted); max-width: 54rem; }
@@ -22,9 +28,9 @@ h2 { font-size: 1.25rem; margin: 2.5rem 0 .25rem; padding-top: .9rem; border-top
 h2 + p { margin: 0 0 .5rem; color: var(--muted); max-width: 54rem; }
 h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }
 .status { display: inline-block; vertical-align: middle; font: 600 .8rem/1 inherit; font-size: .8rem; line-height: 1; font-weight: 600;
-  padding: .35rem .6rem; border-radius: 1rem; background: #e3eff6; color: #134a70; white-space: nowrap; }
-.status.open { background: #fdeee2; color: #8a4510; }
-.banner { border-left: 4px solid #c8711c; background: #fdf4ec; padding: .75rem 1rem; margin: 1rem 0; max-width: 46rem; overflow-wrap: anywhere; }
+  padding: .35rem .6rem; border-radius: 1rem; background: var(--note-wash); color: var(--note); white-space: nowrap; }
+.status.open { background: var(--open-wash); color: var(--open); }
+.banner { border-left: 4px solid #c8711c; background: var(--open-wash); padding: .75rem 1rem; margin: 1rem 0; max-width: 46rem; overflow-wrap: anywhere; }
 .banner p { margin: 0 0 .25rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: .75rem; margin: 0; }
 .cards > div { border: 1px solid var(--rule); border-top: 3px solid var(--blue); border-radius: 4px; padding: .75rem 1rem; break-inside: avoid; }
@@ -40,11 +46,13 @@ figure { margin: .75rem 0; min-width: 0; break-inside: avoid; }
 .plot svg { display: block; max-width: 100%; height: auto; }
 figcaption { color: var(--muted); font-size: .9rem; max-width: 40rem; margin-top: .25rem; }
 .scroll { overflow-x: auto; }
+a { color: var(--blue); }
+:focus-visible { outline: 3px solid var(--blue); outline-offset: 2px; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--muted); padding-bottom: .3rem; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .75rem .35rem 0; border-bottom: 1px solid var(--rule); }
 thead th { color: var(--muted); font-weight: 600; border-bottom: 2px solid var(--rule); }
-tbody th { font-weight: 600; white-space: nowrap; }
+tbody th { font-weight: 600; overflow-wrap: anywhere; min-width: 6rem; }
 td.n, th.n { text-align: right; white-space: nowrap; }
 .bad { color: var(--red); }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .5rem 1.5rem; margin: .75rem 0; }
@@ -67,6 +75,9 @@ footer { margin-top: 2.5rem; padding-top: .9rem; border-top: 1px solid var(--rul
   tr, .pair { break-inside: avoid; }
   th, td { padding-top: .15rem; padding-bottom: .15rem; }
   .plot, .scroll { overflow: visible; }
+  td.n, th.n { white-space: normal; }
+  td { overflow-wrap: anywhere; }
+  td.n { overflow-wrap: normal; }
   .plot svg { min-width: 0 !important; max-height: 170mm; }
   .cards { grid-template-columns: repeat(3, 1fr); }
   .cards .value { font-size: 1.6rem; }
@@ -74,7 +85,7 @@ footer { margin-top: 2.5rem; padding-top: .9rem; border-top: 1px solid var(--rul
   .settings { columns: 2; }
 }
 """
-"""What pages look like on a screen and on paper; light, so that they print as they look."""
+"""What pages look like on a screen, light or dark as its owner likes it, and on paper."""
 
 PAGE = (
     """<!doctype html>

@@ -82,12 +82,21 @@ def _inline(svg: str, label: str, width: float) -> str:
     return head + svg[svg.index(">") + 1 :].strip()
 
 
-def accuracy_curve(curve: Values, lowest: Values, highest: Values, tasks: int, label: str) -> str:
-    """Return a plot of accuracy over all classes so far, [T] percent, with the range over sites; nan if unknown."""
+def shortened(name: str, most: int = 24) -> str:
+    """Return a name that fits into a figure, without its middle if it is long: names often differ at their ends."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most - most // 2 - 1) :]}"
+
+
+def accuracy_curve(curve: Values, lowest: Values, highest: Values, chance: Values, tasks: int, label: str) -> str:
+    """Return a plot of accuracy over all classes so far, with the range over sites and that of chance.
+
+    All are [T] percent, nan if unknown.
+    """
     with drawing("curve", label, 4.9, 3.2) as drawn:
         axes, after = drawn.axes, np.arange(1, len(curve) + 1)
         axes.fill_between(after, lowest, highest, color=PALE, alpha=0.5, linewidth=0, label="from worst to best site")
         axes.plot(after, curve, color=BLUE, linewidth=2, marker="o", markersize=5, label="all sites together")
+        axes.plot(after, chance, color=MUTED, linewidth=1.2, linestyle=(0, (1, 2)), label="chance")
         for task, value in zip(after, curve, strict=True):
             if not np.isnan(value):
                 place = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
@@ -96,7 +105,7 @@ def accuracy_curve(curve: Values, lowest: Values, highest: Values, tasks: int, l
         axes.set_yticks(range(0, 101, 20))
         axes.set_xticks(np.unique(np.linspace(1, tasks, min(tasks, 10)).round().astype(int)))
         axes.grid(axis="y", color=RULE, linewidth=0.6)
-        drawn.figure.legend(loc="outside upper left", ncols=2, fontsize=8)
+        drawn.figure.legend(loc="outside upper left", ncols=3, fontsize=8)
     return drawn.svg
 
 
@@ -125,7 +134,7 @@ def confusion_drawing(
     with drawing(name, label, side, side) as drawn:
         axes = drawn.axes
         if len(names) <= MOST_NUMBERED:
-            short = [name if len(name) <= 18 else name[:17] + "…" for name in names]
+            short = [shortened(name, 18) for name in names]
             _cells(axes, share, short, "{:.0f}", least=0.5)
             if max(map(len, short)) > 3:
                 axes.tick_params(axis="x", rotation=90)
@@ -157,7 +166,7 @@ def site_bars(names: Sequence[str], accuracies: Values, together: float, worst: 
                 colour = MUTED if np.isnan(value) else INK
                 axes.text(np.nan_to_num(value) + 1.5, row, text, va="center", color=colour, weight=weight)
         axes.axvline(together, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-        axes.set_yticks(rows, names)
+        axes.set_yticks(rows, [shortened(name) for name in names])
         axes.set(xlabel="accuracy, % (dashed: all sites together)", xlim=(0, 102), ylim=(len(names) - 0.4, -0.6))
         axes.tick_params(axis="y", length=0)
     return drawn.svg
@@ -203,7 +212,7 @@ def participation_grid(states: NDArray[np.int64], sites: Sequence[str], groups: 
             axes.axvline(start - 0.5, color=MUTED, linewidth=0.8)
         middles = [(start + end - 1) / 2 for start, end in pairwise(starts)]
         axes.set_xticks(middles, [groups[start] for start in starts[:-1]])
-        axes.set_yticks(range(len(sites)), sites)
+        axes.set_yticks(range(len(sites)), [shortened(name) for name in sites])
         axes.set(xlabel="steps, by task")
         axes.tick_params(length=0)
         handles = [axes.bar([0], [0], color=colour, label=name) for name, colour in colours.items()]
@@ -223,8 +232,14 @@ def _cells(axes: Any, percent: Values, names: Sequence[str], number: str, least:
         _white_grid(axes, percent.shape)
         for (row, column), value in np.ndenumerate(percent):
             if value >= least:
-                colour = "white" if value > 55 else INK
+                colour = readable_on(SHADES(value / 100))
                 axes.text(column, row, number.format(value), ha="center", va="center", color=colour, fontsize=8.5)
+
+
+def readable_on(colour: tuple[float, float, float, float]) -> str:
+    """Return black or white, whichever can be read on a colour: its contrast is 4.5 at least (WCAG 2.2)."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
+    return "white" if np.dot(linear, (0.2126, 0.7152, 0.0722)) < 0.179 else "black"
 
 
 def _white_grid(axes: Any, shape: tuple[int, ...]) -> None:

@@ -19,11 +19,15 @@ from dynammo_core.scoring import metrics
 from dynammo_core.support.errors import RunError
 from dynammo_core.support.files import write_atomically
 from server.report import plots
-from server.report.clinical_section import accuracy_with_interval, clinical_section
 from server.report.page import number, page_environment
-from server.report.privacy_rows import privacy_rows
-from server.report.reliability_section import reliability_section
 from server.report.report_template import TEMPLATE
+from server.report.sections.card_notes import card_notes
+from server.report.sections.clinical_section import clinical_section
+from server.report.sections.images_section import images_section
+from server.report.sections.loss_section import loss_plot
+from server.report.sections.privacy_rows import privacy_rows
+from server.report.sections.provenance_section import provenance_section
+from server.report.sections.reliability_section import reliability_section
 from server.run_directory.advice import failure_words, site_label
 from server.run_directory.run_files import Json, RunFiles
 
@@ -64,7 +68,10 @@ def _contents(run: RunFiles) -> Json:
         "resumes": max(len(run.of_kind("run_started")) - 1, 0),
         "learning": _learning(run, numbers),
         "clinical": clinical_section(run),
-        "interval": _interval(run),
+        "notes": defaultdict(str, card_notes(run)),
+        "images": images_section(run),
+        "losses": loss_plot(run),
+        "provenance": provenance_section(run),
         "confusions": _confusions(run),
         "reliability": reliability_section(run.reliability),
         "sites_seen": _sites(run, numbers),
@@ -73,14 +80,6 @@ def _contents(run: RunFiles) -> Json:
         "privacy": privacy_rows(run),
         "settings": _settings(run.config),
     }
-
-
-def _interval(run: RunFiles) -> str:
-    """Return what stands beside the last accuracy; empty before the first test."""
-    if run.confusion is None:
-        return ""
-    counts = run.confusion[-1, 0]
-    return accuracy_with_interval(int(np.trace(counts)), int(counts.sum()))
 
 
 def _numbers_so_far(run: RunFiles) -> Json:
@@ -104,6 +103,7 @@ def _learning(run: RunFiles, numbers: Json) -> Json:
             curve,
             np.array([np.fmin.reduce(values, initial=np.nan) for values in spread]),
             np.array([np.fmax.reduce(values, initial=np.nan) for values in spread]),
+            _chance(run.task_names, len(curve)),
             max(len(run.task_names), len(curve)),
             f"Curve of the accuracy over all classes learnt so far, in percent: {values}.",
         )
@@ -126,6 +126,12 @@ def _learning(run: RunFiles, numbers: Json) -> Json:
             }
         )
     return contents
+
+
+def _chance(task_names: list[list[str]], tasks: int) -> NDArray[np.float64]:
+    """Return the accuracy of guessing evenly among all classes learnt so far, after each task, in percent."""
+    classes = np.cumsum([len(names) for names in task_names[:tasks]])
+    return 100 / classes if len(classes) == tasks else np.full(tasks, np.nan)
 
 
 def _confusions(run: RunFiles) -> Json:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from server.report.clinical_section import TEMPLATE as CLINICAL
-from server.report.reliability_section import TEMPLATE as RELIABILITY
+from server.report.sections.clinical_section import TEMPLATE as CLINICAL
+from server.report.sections.images_section import TEMPLATE as IMAGES
+from server.report.sections.loss_section import TEMPLATE as LOSS
+from server.report.sections.provenance_section import TEMPLATE as PROVENANCE
+from server.report.sections.reliability_section import TEMPLATE as RELIABILITY
 
 TEMPLATE = (
     r"""{% extends "page" %}
 {% macro figure(svg, caption) %}
 <figure>
-  <div class="plot">{{ svg | safe }}</div>
+  <div class="plot" tabindex="0">{{ svg | safe }}</div>
   <figcaption>{{ caption }}</figcaption>
 </figure>
 {% endmacro %}
@@ -68,10 +71,13 @@ TEMPLATE = (
 {% set balanced = headlines | selectattr(0, "in", ("mean_class_recall", "worst_site_mean_class_recall")) | list %}
 {% for key, title, unit, meaning in (balanced if uneven else []) + (headlines | reject("in", balanced if uneven else []) | list) if numbers[key] is defined and numbers[key] | number != "–" %}
   <div{% if key == "worst_site_accuracy" %} class="worst"{% endif %}><dt>{{ title }}</dt>
-    <dd><span class="value">{{ numbers[key] | number }} <span class="unit">{{ unit }}</span></span><small>{{ meaning }}{% if key == "last_accuracy" and interval %} {{ interval }}.{% endif %}</small></dd></div>
+    <dd><span class="value">{{ numbers[key] | number }} <span class="unit">{{ unit }}</span></span><small>{{ meaning }}{% if notes[key] %} {{ notes[key] }}{% endif %}{% if key == "last_accuracy" and clinical.classes %} Guessing evenly: {{ clinical.chance | number }} %.{% endif %}</small></dd></div>
 {% endfor %}
 </dl>
 
+"""
+    + IMAGES
+    + r"""
 {% if learning.rows %}
 <h2>Learning, task after task</h2>
 <p>Each task brings new classes. Tests always cover all classes so far, without knowing the task.</p>
@@ -81,7 +87,7 @@ TEMPLATE = (
 {% if learning.matrix %}{{ figure(learning.matrix, "Read a column downwards: how well one task’s classes are still recognised while later tasks are learnt. A column that stays dark was not forgotten.") }}{% endif %}
 </div>
 {% endif %}
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <caption>The tasks and their classes; accuracies in percent</caption>
   <thead><tr><th>Task</th><th>Classes</th><th class="n">when<br>learnt</th><th class="n">{{ "at the end" if finished else "now" }}</th><th class="n">all classes<br>after it</th><th class="n">test images<br>behind that</th></tr></thead>
   <tbody>
@@ -92,13 +98,16 @@ TEMPLATE = (
 </table></div>
 {% endif %}
 
+"""
+    + LOSS
+    + r"""
 {% if confusions.plot %}
 <h2>What is mistaken for what</h2>
 <p>The confusion matrix after task {{ confusions.after }}, over all sites.</p>
 <div{% if not confusions.wide %} class="pair"{% endif %}>
 {{ figure(confusions.plot, "Each row holds the test images of one true class, in percent of that row; the diagonal is what was recognised. Lines separate the tasks. Empty cells are below half a percent.") }}
 {% if confusions.worst %}
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <caption>The most frequent mistakes</caption>
   <thead><tr><th>True class</th><th>taken for</th><th class="n">images</th><th class="n">of that class</th></tr></thead>
   <tbody>
@@ -125,7 +134,7 @@ TEMPLATE = (
 <h3>Whether joining pays</h3>
 {% set losing = numbers.own_heads | selectattr("joining", "equalto", "does not pay") | map(attribute="site") | list %}
 <p>{% if losing %}<strong>Joining does not pay for {{ losing | join(", ") }}</strong>: its own images alone give it a better classifier, by more than chance.{% else %}No site would do better alone by more than chance.{% endif %}</p>
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <caption>Mean class recall (accuracy) in percent on each site’s own test images: by the common classifier, by the site’s own one from common and own sums, and by the one it would have alone</caption>
   <thead><tr><th>Site</th><th class="n">common</th><th class="n">its own</th><th class="n">alone</th><th>joining</th></tr></thead>
   <tbody>
@@ -139,7 +148,7 @@ TEMPLATE = (
 <h3>Who took part</h3>
 {{ figure(participation.plot, "One column per step. A site abstains from a step for which it has no images; a failed site did not answer, and the step went on without it." ~ (" Shown are " ~ participation.shown ~ " of " ~ participation.all ~ " sites, those that abstained or failed most." if participation.shown < participation.all else "")) }}
 {% if participation.words %}
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <caption>Abstentions and failures</caption>
   <thead><tr><th>Site</th><th>abstained from</th><th>failed in</th></tr></thead>
   <tbody>
@@ -171,7 +180,7 @@ TEMPLATE = (
 {% if stages.plot %}
 <div class="pair">
 {{ figure(stages.plot, "Data by stage, over all tasks, rounds and sites.") }}
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <caption>By stage</caption>
   <thead><tr><th>Stage</th><th class="n">steps</th><th class="n">up</th><th class="n">down</th><th class="n">time</th></tr></thead>
   <tbody>
@@ -201,6 +210,9 @@ TEMPLATE = (
 {% endfor %}
 {% endif %}
 
+"""
+    + PROVENANCE
+    + r"""
 {% if settings %}
 <h2>Settings</h2>
 <p>All settings of this run, as resolved in config.yaml.</p>

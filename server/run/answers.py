@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from dynammo_core.support.errors import RunError
@@ -54,9 +54,13 @@ class Answers:
     bytes_up: Counter[int] = field(default_factory=Counter)
     total: Total | None = None
 
-    def site_fields(self) -> list[dict[str, object]]:
-        """Describe the reports for the event log; what a sum hides is null."""
-        return [
+    def fields(self, classes: Sequence[int] = ()) -> dict[str, object]:
+        """Describe the answers for the event log; what a sum hides is null.
+
+        Args:
+            classes: those whose images are counted, in the order of the counts; none: they are not.
+        """
+        sites = [
             {
                 "site": site,
                 "samples": _samples(report),
@@ -64,9 +68,14 @@ class Answers:
                 "bytes_up": self.bytes_up[site],
                 "bytes_down": self.bytes_down[site],
                 "metrics": {name: value for name, value in report.numbers.items() if not isinstance(value, list)},
+                **_by_class(report.numbers.get("class_counts"), classes),
             }
             for site, report in self.reports.items()
         ]
+        total = self.total
+        return {"sites": sites} | (
+            {"total": {**total.as_fields(), **_by_class(total.class_counts, classes)}} if total else {}
+        )
 
     def table(self, name: str, sites: Iterable[int], classes: int) -> list[list[int]]:
         """Return a table of a test's counts, [C * C] for each site, or for all together if that is all there is.
@@ -94,3 +103,7 @@ class Answers:
 def _samples(report: Report) -> int | None:
     counts = report.numbers.get("class_counts")
     return sum(counts) if isinstance(counts, list) else 0 if report.abstained else None
+
+
+def _by_class(counts: object, classes: Sequence[int]) -> dict[str, list[int]]:
+    return {"class_counts": [counts[label] for label in classes]} if classes and isinstance(counts, list) else {}

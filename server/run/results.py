@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from importlib.metadata import version
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
-from dynammo_core import __version__
 from dynammo_core.code_identity import code_hash
 from dynammo_core.deployed.model_files import FACTS, WEIGHTS, deployed_tensors, tensors_sha256
 from dynammo_core.experiment import Experiment
@@ -33,8 +31,7 @@ from server.run.own_heads import COMMON, own_heads_summary
 from server.run_directory.checkpoint import Progress
 from server.run_directory.deployed import SUMMARY, model_folder
 from server.run_directory.directory import RunDirectory
-
-RECORDED_VERSIONS = ("flwr", "torch", "torchvision", "timm")
+from server.run_directory.start import package_versions
 
 
 def write_results(
@@ -188,7 +185,7 @@ def write_model(
         "heads": {name: list(model.head(name).rows) for name in _deployed_heads(experiment, model)},
         "open_set_threshold": _fine(known_threshold(tested)),
         "own_statistics": _own_statistics(experiment, model, tensors),
-        "versions": {"dynammo": __version__} | {package: version(package) for package in RECORDED_VERSIONS},
+        "versions": package_versions(),
         "lineage": {
             "config_hash": config.content_hash,
             "code_hash": code_hash(config),

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dynammo_core.aggregation.server_optimizer import forget_rounds, stepped
 from dynammo_core.code_identity import code_hash
-from dynammo_core.configuration.approval import approval_hash, without_paths
 from dynammo_core.experiment import Experiment
 from dynammo_core.models.backbones import weights_sha256
 from dynammo_core.models.heads import head_rows
@@ -32,6 +31,7 @@ from server.run_directory.checkpoint import CheckpointStore, Identity, Progress
 from server.run_directory.deployed import deployed_task
 from server.run_directory.directory import EVENTS, RunDirectory
 from server.run_directory.lineage import refuse_another_plan
+from server.run_directory.start import start_fields
 
 
 class TaskLoop:
@@ -110,7 +110,7 @@ class TaskLoop:
             CheckpointError: the disk is full; the last checkpoint stands.
         """
         self.experiment.use_torch()
-        self._announce()
+        self.directory.log("run_started", **start_fields(self.experiment, self.progress))
         for step in self.experiment.steps[self.progress.next_step :]:
             self._do(step)
         summary = write_results(self.directory, self.experiment, self.model, self.progress, status="completed")
@@ -219,8 +219,7 @@ class TaskLoop:
             bytes_up=up,
             bytes_down=down,
             bytes_held=answers.bytes_held.total(),
-            sites=answers.site_fields(),
-            **({"total": answers.total.as_fields()} if answers.total else {}),
+            **answers.fields(self._counted_classes(step)),
             failures=[vars(failure) for failure in answers.failures],
         )
         held = self._conclude(step, answers) if step.stage.action is Action.EVALUATE else ""
@@ -261,6 +260,11 @@ class TaskLoop:
         named = [{**vars(one), "label": None if one.label is None else names[one.label]} for one in broken]
         return {"task": step.task, "deployed": before, "broken": named}
 
+    def _counted_classes(self, step: Step) -> list[int]:
+        """Return the classes, in the order of learning, whose images the log counts: a stage's rounds repeat them."""
+        first = step.round == 0 and isinstance(step.stage, LearningStage)
+        return [label for task in self.experiment.stream.tasks for label in task] if first else []
+
     def _opens_task(self, step: Step) -> bool:
         """Return whether this step is the first of its task; a resumed run has grown the model already."""
         return step.index == 0 or self.experiment.steps[step.index - 1].task != step.task
@@ -272,28 +276,3 @@ class TaskLoop:
         if archive:
             chosen |= {name: self.archive[name] for name in matching(self.archive, patterns)}
         return chosen
-
-    def _approval(self) -> str:
-        """Return the hash that people at the sites see and approve."""
-        config = self.experiment.config
-        return approval_hash(without_paths(config).canonical_json(), code_hash(config))
-
-    def _announce(self) -> None:
-        experiment, config = self.experiment, self.experiment.config
-        names = experiment.class_names
-        self.directory.log(
-            "run_started",
-            name=config.name,
-            method=config.method.name,
-            dataset=config.data.dataset,
-            config_hash=config.content_hash,
-            code_hash=code_hash(config),
-            sites=config.federation.sites,
-            site_names=[config.federation.site_label(site) for site in range(config.federation.sites)],
-            approval=self._approval() if config.federation.site_names else None,
-            run=self.progress.run,
-            tasks=[[names[label] for label in task] for task in experiment.stream.tasks],
-            plan=[step.as_fields() for step in experiment.steps],
-            resumed_at=self.progress.next_step,
-            data_notes=experiment.data_notes,
-        )

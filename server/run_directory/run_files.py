@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from dynammo_core.scoring.metrics import Counts
 from dynammo_core.scoring.reliability import COLUMNS, Reliability, tables_from_rows
@@ -130,6 +131,28 @@ class RunFiles:
                 row["count"]
             )
         return sites, counts
+
+    @cached_property
+    def training_images(self) -> dict[str, NDArray[np.int64]]:
+        """Return counts [C] in the order of learning by site, named as in `confusion_by_site`; empty if not logged.
+
+        A site tells in each stage how many images of each class its answer speaks for; the most that it told counts.
+        """
+        told: dict[str, NDArray[np.int64]] = {}
+        classes = sum(map(len, self.task_names))
+        for step in self.steps:
+            for entry in [{"site": "all", **step["total"]}] if "total" in step else step["sites"]:
+                if counts := entry.get("class_counts"):
+                    grown = np.pad(np.array(counts, np.int64), (0, classes - len(counts)))  # classes may be added later
+                    told[str(entry["site"])] = np.maximum(told.get(str(entry["site"]), 0), grown)
+        return told
+
+    def site_name(self, site: str) -> str:
+        """Return what people call a site that the files know by its index, or all sites together."""
+        labels = self.started.get("site_names") or []
+        if site.isdigit():
+            return str(labels[int(site)]) if int(site) < len(labels) else f"site {site}"
+        return "all sites" if site == "all" else site
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -20,13 +20,12 @@ BASE = (
 {% block policy %}<noscript><meta http-equiv="refresh" content="3"></noscript>{% endblock %}
 {% block title %}{{ title }} · dynammo-server status{% endblock %}
 {% block style %}
-.status.bad { background: #f9e4df; color: var(--red); }
-.status.good { background: #e2f1e5; color: #1d5a2c; }
+.status.bad { background: var(--bad-wash); color: var(--red); }
+.status.good { background: var(--good-wash); color: var(--good); }
 progress { display: block; width: 100%; height: .6rem; accent-color: var(--blue); }
 td .status { padding: .2rem .5rem; }
 td small { display: block; color: var(--muted); overflow-wrap: anywhere; }
-.late { color: #8a4510; }
-a { color: var(--blue); }
+.late { color: var(--open); }
 {% endblock %}
 {% block body %}
 <div id="lost" class="banner" role="alert" hidden>
@@ -65,7 +64,7 @@ RUNS = """{% extends "base" %}
 {% from "parts" import badge %}
 {% block content %}
 {% if runs %}
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <thead><tr><th>Run</th><th>State</th><th>Task</th><th class="n">Accuracy, %</th><th>Started</th>
     <th>Last event</th></tr></thead>
   <tbody>
@@ -122,7 +121,7 @@ RUN = """{% extends "base" %}
   <progress value="{{ progress.finished }}" max="{{ steps or 1 }}" aria-label="Steps done"></progress></p>
 {% if run.sites %}
 <h2>Sites</h2>
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <thead><tr><th>Site</th><th>State</th><th>Last answer</th><th class="n">Took, s</th>
     <th class="n">Images per second</th><th class="n">Accuracy, %</th>
     <th class="n">Abstained</th><th class="n">Failures</th>
@@ -148,7 +147,7 @@ RUN = """{% extends "base" %}
 {% endif %}
 {% if progress.accuracies %}
 <h2>Accuracy after each task</h2>
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <thead><tr><th>Task</th><th>Classes</th><th class="n">Accuracy on all classes so far, %</th></tr></thead>
   <tbody>
   {% for task, accuracy in progress.accuracies | dictsort %}

@@ -23,7 +23,7 @@ figure img { max-width: 100%; height: auto; }
 <h2>What was found</h2>
 <p>In brackets, 95 % bootstrap intervals; records: members against others, or images behind the
 message.</p>
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <thead><tr><th>Attack</th><th>Target</th><th class="n">Records</th><th>Measure</th><th class="n">Guessing</th>
   {% for audit in audits %}<th class="n">{{ audit.run.path.name }}</th>{% endfor %}</tr></thead>
   <tbody>

@@ -26,7 +26,15 @@ from simulations.comparisons.compare import Group, Json, Metric, Result, Sweep
 from simulations.comparisons.costs import cost_figures, costs, write_costs
 from simulations.comparisons.plots import accuracy_curves
 from simulations.comparisons.sweep import sweep_figures
-from simulations.comparisons.table import Spread, by_setting, bytes_by_task, lines, paired_tests, write_tables
+from simulations.comparisons.table import (
+    FEWEST_PAIRS,
+    Spread,
+    by_setting,
+    bytes_by_task,
+    lines,
+    paired_tests,
+    write_tables,
+)
 from simulations.comparisons.template import TEMPLATE
 
 COST_TASKS = (1, 5, 10)
@@ -112,10 +120,9 @@ def _contents(groups: Sequence[Group], metric: Metric, cost: Sequence[Json], fol
         settings.append(
             {
                 "name": setting,
-                "lines": [by_line[setting, group.row] for group in members],
+                "lines": [(by_line[setting, group.row], _reports(group, folder)) for group in members],
                 "made": _provenance(finished),
                 "tests": paired_tests(members, metric),
-                "reports": _reports(finished, folder),
                 "curve": names[setting, ""],
                 "confusions": [
                     {
@@ -136,6 +143,7 @@ def _contents(groups: Sequence[Group], metric: Metric, cost: Sequence[Json], fol
         "finished": len(results),
         "cost": _by_backbone_and_row(cost),
         "cost_tasks": COST_TASKS,
+        "fewest_pairs": FEWEST_PAIRS,
         "codes": sorted({result.summary["code_hash"][:12] for result in results}),
     }
 
@@ -147,18 +155,11 @@ def _provenance(groups: Sequence[Group]) -> list[tuple[str, list[tuple[int, str]
     ]
 
 
-def _reports(groups: Sequence[Group], folder: Path) -> list[tuple[str, list[tuple[int, str]]]]:
-    """Return each row's seeds with the addresses of the pages of their runs, for those that have one."""
+def _reports(group: Group, folder: Path) -> list[tuple[int, str]]:
+    """Return a row's seeds with the address of the page of each run, empty for a run without one."""
+    pages = ((result.seed, result.directory / "report.html") for result in group.results)
     return [
-        (
-            group.row,
-            [
-                (result.seed, quote(Path(os.path.relpath(page, folder)).as_posix()))
-                for result in group.results
-                if (page := result.directory / "report.html").is_file()
-            ],
-        )
-        for group in groups
+        (seed, quote(Path(os.path.relpath(page, folder)).as_posix()) if page.is_file() else "") for seed, page in pages
     ]
 
 

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from server.report.plots import RULE, Drawing, Values, drawing
+from server.report.plots import RULE, Drawing, Values, drawing, shortened
 
 # Without their yellow, which is too pale for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 LEGEND_COLUMNS = 2  # below the axes, so that a figure fits on a telephone with its legend
+LONGEST_LABEL = 36  # characters, two of which fit beside each other
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -51,7 +52,7 @@ def accuracy_curves(
                 marker=MARKERS[place % len(MARKERS)],
                 markersize=5,
                 linewidth=1.8,
-                label=row,
+                label=shortened(row, LONGEST_LABEL),
             )
             longest = max(longest, len(middle))
         axes.set(xlabel=along, ylabel=f"{words}, %", xlim=(0.8, longest + 0.2))

@@ -23,6 +23,8 @@ TERMINAL_HEADINGS = {
     **{"average": "average", "last": "last", "forgetting": "forgetting"},
     **{"average_difference": "Δ average", "last_difference": "Δ last"},
 }
+FEWEST_PAIRS = 6
+"""With fewer seeds the exact test cannot give a p-value below 0.05, whatever the differences: five give 2 / 2^5."""
 EXTREMES = {"fewest": min, "most": max}
 SUMMARY_COLUMNS = (
     *("method", "average_incremental_accuracy", "last_accuracy", "average_mean_class_recall", "mean_class_recall"),
@@ -59,7 +61,7 @@ class PairedTest:
         row: the row.
         seeds: number n of pairs.
         p: two-sided p-value of the exact test that flips the signs of the differences (Fisher, 1935).
-        least: the smallest p-value that n pairs can give, 2 / 2^n: 0.25 for three.
+        least: the smallest p-value that n pairs can give, 2 / 2^n.
     """
 
     row: str
@@ -114,13 +116,13 @@ def lines(groups: Sequence[Group], metric: Metric) -> list[Line]:
 
 
 def paired_tests(members: Sequence[Group], metric: Metric) -> list[PairedTest]:
-    """Test each row of a setting against the first one, where they have at least two seeds in common."""
+    """Test each row of a setting against the first one, where they have `FEWEST_PAIRS` seeds in common."""
     from scipy.stats import permutation_test
 
     tests = []
     for group in members[1:]:
         differences = _differences(group, members[0], metric.last)
-        if len(differences) > 1:
+        if len(differences) >= FEWEST_PAIRS:
             found = permutation_test((differences,), mean, permutation_type="samples", vectorized=False, rng=0)
             tests.append(PairedTest(group.row, len(differences), float(found.pvalue), 2.0 ** (1 - len(differences))))
     return tests

@@ -3,7 +3,7 @@
 TEMPLATE = r"""{% extends "page" %}
 {% macro figure(name, caption) %}
 <figure>
-  <div class="plot">{{ svg[name] | safe }}</div>
+  <div class="plot" tabindex="0">{{ svg[name] | safe }}</div>
   <figcaption>{{ caption }} <span>(plots/{{ name }}.svg, .png)</span></figcaption>
 </figure>
 {% endmacro %}
@@ -34,22 +34,21 @@ TEMPLATE = r"""{% extends "page" %}
 {% endif %}
 
 <h2>Average and last</h2>
-<p>Average: mean over tasks of the {{ metric.words }} after each task. Last: after the last task. Forgetting is measured on the accuracy, in points. Mean ± sample standard deviation over the seeds; Δ is the difference from the first row, paired by seed. ECE, the expected calibration error in points: how far the probability of an answer and how often it is right are apart, after the last task. AUROC, how often an image of a learnt class has a higher open-set score than one of a future class, and FPR95, how many images of future classes reach the score that 95 % of those of learnt classes reach: means over the tasks after which more classes follow. A cell is empty where a run did not measure it. Test images: behind the figures after the last task; a site that does not answer a test takes its own out.</p>
+<p>Average: mean over tasks of the {{ metric.words }} after each task. Last: after the last task. Forgetting is measured on the accuracy, in points. Mean ± sample standard deviation over the seeds; Δ is the difference from the first row, paired by seed. ECE, the expected calibration error in points: how far the probability of an answer and how often it is right are apart, after the last task. AUROC, how often an image of a learnt class has a higher open-set score than one of a future class, and FPR95, how many images of future classes reach the score that 95 % of those of learnt classes reach: means over the tasks after which more classes follow. A cell is empty where a run did not measure it. Seeds: how many, and each with a link to the report of its run. Test images: behind the figures after the last task; a site that does not answer a test takes its own out.</p>
 {% for setting in settings %}
 {{ heading(setting) }}
-<div class="scroll"><table>
-  <thead><tr><th>Method</th><th class="n">seeds</th><th class="n">test images</th><th class="n">average, %</th><th class="n">last, %</th><th class="n">forgetting</th><th class="n">Δ average</th><th class="n">Δ last</th><th class="n">ECE</th><th class="n">AUROC, %</th><th class="n">FPR95, %</th></tr></thead>
+<div class="scroll" tabindex="0"><table>
+  <thead><tr><th>Method</th><th class="n">seeds</th><th class="n">test images</th><th class="n">average, %</th><th class="n">last, %</th><th class="n">forgetting, points</th><th class="n">Δ average, points</th><th class="n">Δ last, points</th><th class="n">ECE, points</th><th class="n">AUROC, %</th><th class="n">FPR95, %</th></tr></thead>
   <tbody>
-  {% for line in setting.lines %}
-  <tr><th scope="row">{{ line.row }}</th><td class="n">{{ line.seeds | length }}</td><td class="n">{{ line.tested }}</td>{% for value in line.spreads.values() %}<td class="n">{{ value | spread }}</td>{% endfor %}</tr>
+  {% for line, reports in setting.lines %}
+  <tr><th scope="row">{{ line.row }}</th><td class="n">{{ line.seeds | length }}{% if reports %}: {% for seed, address in reports %}{% if address %}<a href="{{ address }}" aria-label="report of {{ line.row }}, seed {{ seed }}">{{ seed }}</a>{% else %}{{ seed }}{% endif %}{{ ", " if not loop.last }}{% endfor %}{% endif %}</td><td class="n">{{ line.tested }}</td>{% for value in line.spreads.values() %}<td class="n">{{ value | spread }}</td>{% endfor %}</tr>
   {% endfor %}
   </tbody>
 </table></div>
-{% if setting.tests %}
-<p class="made">Is Δ last more than chance? Paired over seeds, by an exact test that flips signs: {% for test in setting.tests %}{{ test.row }} p = {{ "%.3g" | format(test.p) }} ({{ test.seeds }} seeds, which cannot give less than {{ "%.2g" | format(test.least) }}){{ "; " if not loop.last else "." }} {% endfor %}Seeds vary the training and the split, not the data set.</p>
+{% if setting.lines | length > 1 %}
+<p class="made">Is Δ last more than chance? {% if setting.tests %}Paired over seeds, by an exact test that flips signs: {% for test in setting.tests %}{{ test.row }} p = {{ "%.3g" | format(test.p) }} ({{ test.seeds }} seeds, which cannot give less than {{ "%.2g" | format(test.least) }}){{ "; " if not loop.last else "." }} {% endfor %}Nothing corrects for the number of rows. {% else %}No row has {{ fewest_pairs }} seeds in common with the first one; with fewer, an exact paired test cannot tell. {% endif %}Seeds vary the training and the split, not the data set.</p>
 {% endif %}
 {{ made(setting.made, "table.csv, tables/runs.csv") }}
-<p class="made">Reports of runs, by seed: {% for row, runs in setting.reports if runs %}{{ row }}: {% for seed, address in runs %}<a href="{{ address }}">{{ seed }}</a>{{ ", " if not loop.last }}{% endfor %}{{ "; " if not loop.last else "." }} {% else %}none is here.{% endfor %}</p>
 {% endfor %}
 
 {% if finished and sweep %}
@@ -112,7 +111,7 @@ TEMPLATE = r"""{% extends "page" %}
 <p>Billions of multiply-accumulates (GMAC; published “GFLOPS” count one of them as one operation) and millions of parameters of the deployed model after T tasks, each with as many classes as the first one of the runs, for the networks, image sizes and settings that were run.</p>
 {% for backbone, rows in cost.items() %}
 <h3>{{ backbone }}</h3>
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <thead><tr><th>Method</th>{% for tasks in cost_tasks %}<th class="n">GMAC, T = {{ tasks }}</th>{% endfor %}{% for tasks in cost_tasks %}<th class="n">parameters, T = {{ tasks }}</th>{% endfor %}</tr></thead>
   <tbody>
   {% for row, own in rows.items() %}
@@ -129,7 +128,7 @@ TEMPLATE = r"""{% extends "page" %}
 <p>Bytes of tensors in all rounds, means over the seeds. Up: sent to the server; down: sent to the sites. Images never travel.</p>
 {% for setting in settings if setting.traffic %}
 {{ heading(setting) }}
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <thead><tr><th>Method</th><th class="n">sites</th><th class="n">up, total</th><th class="n">down, total</th><th class="n">up per task</th><th class="n">down per task</th><th class="n">up per site</th><th class="n">down per site</th></tr></thead>
   <tbody>
   {% for row in setting.traffic %}
@@ -137,7 +136,7 @@ TEMPLATE = r"""{% extends "page" %}
   {% endfor %}
   </tbody>
 </table></div>
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <caption>In each task: up / down</caption>
   <thead><tr><th>Method</th>{% for task in range(1, setting.traffic | map(attribute="tasks") | max + 1) %}<th class="n">task {{ task }}</th>{% endfor %}</tr></thead>
   <tbody>

@@ -47,7 +47,7 @@ def test_a_program_runs_a_method_from_outside(outside: Path, file: Path, tmp_pat
     """By this engine; the test of the wheel has both run it."""
     config = load_config(file)
     assert config.method.share == 0.25
-    summary = json.loads((run(config, runs=tmp_path / "runs") / "summary.json").read_text())
+    summary = run(config, runs=tmp_path / "runs").summary
     assert (summary["method"], summary["status"]) == ("half_replay", "completed")
     assert summary["code_hash"] == code_hash(config) != project_hash()
 

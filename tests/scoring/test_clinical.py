@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dynammo_core.scoring.clinical import class_measures, share
+from dynammo_core.scoring.clinical import class_measures, mean_share, share
 
 
 def test_intervals_are_wilsons() -> None:
@@ -16,6 +16,15 @@ def test_intervals_are_wilsons() -> None:
     assert (found.low[1], found.high[2]) == pytest.approx((0, 100))
     assert found.high[1] == pytest.approx(100 - found.low[2]) == pytest.approx(27.75, abs=0.005)
     assert np.isnan([found.value[3], found.low[3], found.high[3]]).all()
+
+
+def test_a_mean_of_shares_is_as_uncertain_as_they_are() -> None:
+    one, four = (mean_share(share([80] * n + [0], [100] * n + [0])) for n in (1, 4))
+    assert (float(one.low), float(one.high)) == pytest.approx((71.11, 86.66), abs=0.01)  # Wilson's own
+    assert float(four.value) == pytest.approx(80)
+    for of_one, of_four in ((one.low, four.low), (one.high, four.high)):
+        assert float(of_four) - 80 == pytest.approx((float(of_one) - 80) / 2)  # a quarter of the variance
+    assert np.isnan(float(mean_share(share([0], [0])).value))
 
 
 def test_one_class_against_the_others() -> None:

@@ -50,6 +50,19 @@ def partition_sites(dataset: Dataset, settings: FederationSettings, seed: int) -
     return PARTITIONERS[settings.partition](dataset, settings, rng)
 
 
+def patients_by_class(dataset: Dataset, partition: SitePartition, classes: int) -> NDArray[np.int64]:
+    """Count each site's patients, of training and test together, who have images of each class: [K, C]."""
+    counts = np.zeros((len(partition), classes), dtype=np.int64)
+    for site, parts in enumerate(zip(partition.train, partition.test, strict=True)):
+        seen = {
+            (split.patients[index], int(split.labels[index]))
+            for split, held in zip((dataset.train, dataset.test), parts, strict=True)
+            for index in held.tolist()
+        }
+        np.add.at(counts[site], [label for _, label in seen], 1)
+    return counts
+
+
 def _by_class(site_counts: SiteCounts) -> Partitioner:
     """Return a partitioner that deals training images by `site_counts`, and test images per class in proportion.
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from dynammo_core.configuration.federation import FederationSettings
 from dynammo_core.data.samples import Dataset, Split
 from dynammo_core.data.sites.patients import deal_patients
-from dynammo_core.data.sites.site_partition import partition_sites
+from dynammo_core.data.sites.site_partition import SitePartition, partition_sites, patients_by_class
 from dynammo_core.data.sources import ArraySource
 from dynammo_core.support.errors import DataError
 
@@ -88,3 +88,9 @@ def test_who_has_a_site_keeps_it() -> None:
     labels, patients = np.zeros(4, dtype=np.int64), ["a", "b", "a", "c"]
     sites = deal_patients(labels, patients, np.array([[4], [0]]), np.random.default_rng(0), {"a": 1})
     assert sites == {"a": 1, "b": 0, "c": 0}
+
+
+def test_patients_are_counted_by_site_and_class() -> None:
+    dataset = data([(0, 1), (0, 1), (1, 1), (1, 2), (3, 3)], [(0, 1), (1, 4)])
+    partition = SitePartition((np.array([0, 1, 2]), np.array([3, 4])), (np.array([0]), np.array([1])))
+    assert patients_by_class(dataset, partition, 4).tolist() == [[1, 1, 0, 0], [0, 2, 0, 1]]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from safetensors import safe_open
@@ -35,6 +36,7 @@ from client.app import app
 from dynammo_core.configuration.config import Config, Scalar
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import CheckpointError, ConfigError, DataError, RunError
+from server.run_directory.run_files import RunFiles
 from simulations.engines.local_grid import LocalGrid
 
 Event = dict[str, Any]
@@ -81,6 +83,19 @@ def test_a_run_announces_its_plan_and_does_each_step_of_it(finished: Finished, m
     assert [event["accuracy"] for event in events(run.path, "task_evaluated")] == run.summary["accuracy_after_tasks"]
     (end,) = events(run.path, "run_finished")
     assert end["summary"].items() >= run.summary.items()
+
+
+def test_the_log_tells_how_many_training_images_of_each_class_each_site_has(finished: Finished) -> None:
+    for method in ("dynammo", "replay", SHORT):
+        run = finished(method)
+        labels, parts = run.experiment.dataset.train.labels, run.experiment.partition.train
+        told = RunFiles.read(run.path).training_images
+        for site, part in enumerate(parts):
+            held = np.bincount(labels[part], minlength=4)[:4].reshape(2, 2)
+            for task, counts in enumerate(held):
+                if counts.sum() > 1:  # a site with fewer abstains from most stages
+                    own = told[str(site)][2 * task : 2 * task + 2]
+                    assert own.tolist() == counts.tolist(), (method, site, task)
 
 
 @every_method

@@ -23,7 +23,7 @@ TEMPLATE = r"""
   ~ "one on the dashed line guesses. The numbers are tasks.") }}
 {% endif %}
 </div>
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <caption>After each task, over all sites. Calibration error: points between confidence and accuracy. AUROC: how often
   an image of a learnt class has a higher open-set score than one of a class to come. FPR95: the share of images of
   classes to come above the threshold that 95 % of the images of learnt classes reach</caption>

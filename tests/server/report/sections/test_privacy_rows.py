@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from dynammo_core.configuration.config import load_config
-from server.report.privacy_rows import privacy_rows
+from server.report.sections.privacy_rows import privacy_rows
 from server.run_directory.run_files import Json, RunFiles
 from simulations.engines.engines import run_local
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 SMALL: dict[str, str | int] = {
     "tasks.sizes": "[2]",
     "tasks.class_order": "[0, 1]",

@@ -20,7 +20,7 @@ TEMPLATE = r"""
 most frequent class for {{ clinical.majority | number }} %. The intervals take images to be independent: where a patient
 has several, they are too narrow. Areas under ROC curves by class are not shown: they need scores, and only counts of
 answers leave a site.</p>
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <caption>Sensitivity: of images of the class, those recognised. Specificity: of other images, those not taken for it.
   Precision: of images taken for it, those that are of it; it changes with how frequent the class is</caption>
   <thead><tr><th>Class</th><th class="n">test images</th><th class="n">sensitivity</th><th class="n">specificity</th>
@@ -32,7 +32,7 @@ answers leave a site.</p>
   {% endfor %}
   </tbody>
 </table></div>
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <caption>Balanced accuracy is the mean sensitivity over the classes of which a site has test images</caption>
   <thead><tr><th>Site</th><th class="n">test images</th><th class="n">accuracy</th>
   <th class="n">balanced accuracy</th></tr></thead>
@@ -43,17 +43,6 @@ answers leave a site.</p>
   {% endfor %}
   </tbody>
 </table></div>
-{% if clinical.columns %}
-<div class="scroll"><table>
-  <caption>Test images by class and site</caption>
-  <thead><tr><th>Class</th>{% for name in clinical.columns %}<th class="n">{{ name }}</th>{% endfor %}</tr></thead>
-  <tbody>
-  {% for row in clinical.classes %}
-  <tr><th scope="row">{{ row.name }}</th>{% for count in row.by_site %}<td class="n">{{ count }}</td>{% endfor %}</tr>
-  {% endfor %}
-  </tbody>
-</table></div>
-{% endif %}
 {% endif %}
 """
 """A template that is used with the page's own filters."""
@@ -69,7 +58,7 @@ def clinical_section(run: RunFiles) -> Json:
     counts = after_tasks[-1, :, : len(names), : len(names)]
     pooled = counts.sum(axis=0)
     measures = class_measures(pooled)
-    columns = [_site(run, site) for site in sites] if len(sites) <= MOST_SITES else []
+    columns = [run.site_name(site) for site in sites] if len(sites) <= MOST_SITES else []
     rows = [*zip(columns, counts, strict=False)] + ([("all sites", pooled)] if len(columns) != 1 else [])
     shares = [_texts(getattr(measures, name)) for name in MEASURES]
     return {
@@ -82,7 +71,6 @@ def clinical_section(run: RunFiles) -> Json:
                 "name": name,
                 "images": int(measures.images[label]),
                 "shares": [texts[label] for texts in shares],
-                "by_site": counts[:, label].sum(axis=1).tolist(),
             }
             for label, name in enumerate(names)
         ],
@@ -95,14 +83,7 @@ def clinical_section(run: RunFiles) -> Json:
             }
             for name, table in rows
         ],
-        "columns": columns if len(columns) > 1 else [],
     }
-
-
-def accuracy_with_interval(part: int, whole: int) -> str:
-    """Return words such as `95 % interval 88.3–94.1, of 359 test images`."""
-    known = share([part], [whole])
-    return f"95 % interval {number(known.low[0])}–{number(known.high[0])}, of {whole} test images"
 
 
 def _texts(shares: Share) -> list[str]:
@@ -110,11 +91,3 @@ def _texts(shares: Share) -> list[str]:
         "–" if np.isnan(value) else f"{number(value)} ({number(low)}–{number(high)})"
         for value, low, high in zip(shares.value, shares.low, shares.high, strict=True)
     ]
-
-
-def _site(run: RunFiles, site: str) -> str:
-    """Return the name of a site that the files know by its index."""
-    labels = run.started.get("site_names") or []
-    if site.isdigit():
-        return str(labels[int(site)]) if int(site) < len(labels) else f"site {site}"
-    return "all sites" if site == "all" else site
