@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import runpy
@@ -12,6 +13,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -71,6 +73,25 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(output_of: Callable[.
     assert [line.split(":")[0] for line in said[:4]] == ["task 1", "task 2"] * 2
     assert said[4].startswith("fine_tune [") and said[5].startswith("replay [")
     assert said[6] == "('0', '1', '2', '3') 16"
+
+
+def test_a_manifest_over_two_domains_keeps_sides_and_patients(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{side}/{label}/{number}.png" for side in ("train", "test") for label in "ab" for number in range(2)]
+    for place, name in enumerate(names):
+        path = tmp_path / "skin" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), place).save(path)
+    rows = [f"skin/{name},{name[-7]},P{place},{name.split('/')[0]}" for place, name in enumerate(names)]
+    (tmp_path / "scans.csv").write_text("\n".join(["path,label,patient,split", *rows]), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [])
+    script(EXAMPLES / "domains.py", "near=image_folder:skin", "far=manifest:scans.csv")
+    near, far = list(csv.DictReader(capsys.readouterr().out.splitlines()))[::8]
+    assert (near["label"], near["split"]) == ("near/a", "train")
+    assert (far["label"], far["patient"], far["split"]) == ("far/a", "far/P0", "train")
+    assert Path(far["path"]) == tmp_path / "skin" / names[0]
 
 
 def test_notebooks_are_stored_without_results() -> None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from dynammo_core.configuration.pixels import KnownNormalisation, KnownWindow
 from dynammo_core.data.datasets import DATASETS
-from dynammo_core.data.images.reading import Fit, Reading, Window
-from dynammo_core.data.images.windows import FROM_FILE, WINDOWS, is_window
+from dynammo_core.data.images.reading import Fit, Reading
+from dynammo_core.data.images.windows import FROM_FILE, WINDOWS
 from dynammo_core.models import BACKBONES
 from dynammo_core.support.errors import require_printable, unknown_name
 from dynammo_core.support.registry import UNKNOWN
@@ -66,7 +67,7 @@ class DataSettings(Section):
         description="how an image that is not square becomes one: stretch it, pad the shorter side with black, or crop "
         "the longer side to its middle",
     )
-    window: Window = Field(
+    window: KnownWindow = Field(
         default=FROM_FILE,
         description="how values of more than 8 bits, and grey ones of DICOM, become 0..255: `file` as each DICOM file "
         "declares, refusing other files of more than 8 bits; `[centre, width]` in the file's own units; or a window "
@@ -75,14 +76,16 @@ class DataSettings(Section):
     frame: int | None = Field(
         default=None, ge=1, description="frame or page to take from files with several, from 1; null: refuse such files"
     )
-    normalisation: Literal["half", "imagenet", "backbone"] = Field(
+    normalisation: KnownNormalisation = Field(
         default="half",
         description="half: (x - 0.5) / 0.5; imagenet: ImageNet's mean and standard deviation; backbone: those that the "
-        "backbone's pretrained weights were trained with",
+        "backbone's pretrained weights were trained with; or `[[R, G, B], [R, G, B]]`: a mean and a standard deviation "
+        "of each channel of images scaled to 0..1",
     )
-    augmentation: Literal["none", "crop", "crop_flip"] = Field(
+    augmentation: Literal["none", "flip", "crop", "crop_flip"] = Field(
         default="none",
-        description="crop: random shifts of up to an eighth of the side; crop_flip: left-right mirroring too",
+        description="flip: left-right mirroring of every second image, at random; crop: random shifts of up to an "
+        "eighth of the side; crop_flip: both",
     )
     train_per_class: int | None = Field(default=None, ge=1, description="keep this many training images per class")
     test_per_class: int | None = Field(default=None, ge=1, description="keep this many test images per class")
@@ -96,23 +99,6 @@ class DataSettings(Section):
     def reading(self) -> Reading:
         """Return how image files are read."""
         return Reading(self.window, self.frame)
-
-    @field_validator("window", mode="before")
-    @classmethod
-    def _a_name_or_two_numbers(cls, window: Any) -> Any:
-        names = (FROM_FILE, *WINDOWS)
-        if isinstance(window, str) and window not in names:
-            raise PydanticCustomError(
-                UNKNOWN,
-                "{unknown}; accepted: {accepted}",
-                {
-                    "unknown": unknown_name("window", window, names),
-                    "accepted": f"{', '.join(names)}, or [centre, width]",
-                },
-            )
-        if not isinstance(window, str) and not is_window(window):
-            raise ValueError(f"{window} must be a name or two finite numbers, [centre, width], the width above 0")
-        return window
 
     @field_validator("classes")
     @classmethod

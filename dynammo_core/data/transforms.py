@@ -19,7 +19,7 @@ NORMALISATIONS: dict[str, Normalisation] = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-AUGMENTATIONS = ("none", "crop", "crop_flip")
+AUGMENTATIONS = ("none", "flip", "crop", "crop_flip")
 
 
 def to_input(images: Tensor, normalisation: str | Normalisation, device: torch.device) -> Tensor:
@@ -64,11 +64,11 @@ def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     """Vary each image by itself: Tensor[B, C, H, W] of any type -> the same shape and type.
 
     `crop` shifts by up to an eighth of the side in each direction and fills the border by reflection (random crops of
-    the reflect-padded image); `crop_flip` then mirrors left and right with probability 1/2.
+    the reflect-padded image); `flip` mirrors left and right with probability 1/2; `crop_flip` does both.
 
     Args:
         images: the batch, on the device that is to vary it.
-        kind: none, crop or crop_flip.
+        kind: none, flip, crop or crop_flip.
         generator: where all randomness comes from, the same whatever the device; `none` draws nothing.
 
     Raises:
@@ -80,9 +80,10 @@ def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
         return images
     batch, _, height, width = images.shape
     device = images.device
-    rows = _shifted(batch, height, generator, device)
-    columns = _shifted(batch, width, generator, device)
-    if kind == "crop_flip":
+    rows, columns = (torch.arange(side, device=device).expand(batch, side) for side in (height, width))
+    if "crop" in kind:
+        rows, columns = (_shifted(places, generator) for places in (rows, columns))
+    if "flip" in kind:
         drawn = torch.rand(batch, 1, generator=generator, device=generator.device)
         columns = torch.where(moved(drawn, device) < 0.5, columns.flip(1), columns)
     which = torch.arange(batch, device=device)[:, None, None]
@@ -90,9 +91,10 @@ def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     return shifted.permute(0, 3, 1, 2).contiguous()
 
 
-def _shifted(batch: int, side: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Draw where each row (or column) of the shifted images comes from, Tensor[B, side] on `device`."""
+def _shifted(places: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a shift for each image, and return where its rows (or columns) come from, Tensor[B, side] as `places`."""
+    batch, side = places.shape
     reach = side // 8
     shift = torch.randint(-reach, reach + 1, (batch, 1), generator=generator, device=generator.device)
-    position = (torch.arange(side, device=device) + moved(shift, device)).abs()
+    position = (places + moved(shift, places.device)).abs()
     return side - 1 - (side - 1 - position).abs()

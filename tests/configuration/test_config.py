@@ -260,6 +260,15 @@ def test_a_mistyped_name_is_answered_with_the_nearest_and_all(key: str, typo: st
         small_config(overrides={key: typo})
 
 
+def test_a_normalisation_may_be_means_and_deviations() -> None:
+    config = small_config(overrides={"data.normalisation": "[[0.6, 0.5, 0.46], [0.26, 0.24, 1]]"})
+    assert config.normalisation == ((0.6, 0.5, 0.46), (0.26, 0.24, 1.0))
+    assert resolve(json.loads(config.canonical_json()), "wire", {}) == config
+    for wrong in ("[[0, 0, 0]]", "[[0, 0], [1, 1]]", "[[0, 0, 0], [1, 1, 0]]", "[[0, 0, .inf], [1, 1, 1]]", "3"):
+        with pytest.raises(ConfigError, match=r"data\.normalisation.*must be a name or \[\[R, G, B\]"):
+            small_config(overrides={"data.normalisation": wrong})
+
+
 def test_canonical_json_makes_the_same_config_again() -> None:
     for method in ALL_METHODS:
         config = small_config(method)

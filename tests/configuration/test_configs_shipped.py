@@ -28,7 +28,7 @@ def named(path: Path) -> str:
 
 def test_what_the_readme_and_scripts_name_is_there() -> None:
     assert {"digits.yaml", "fashion_mnist.yaml"} <= {named(path) for path in EXPERIMENTS}
-    assert {named(path).split("/")[0] for path in COMPARISONS} == {"compare", "paper"}
+    assert {named(path).split("/")[0] for path in COMPARISONS} == {"compare", "medical", "paper"}
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=named)
