@@ -20,6 +20,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run config names; an empty value there means "as the YAML file says"."""
     from dynammo_core.support.terminal import Terminal  # all this takes seconds that `flwr` itself need not wait for
     from server.run.run import run_and_report
+    from server.run_directory.directory import run_place
+    from server.trackers.tracking import tracking
     from server.watch.progress import ProgressView, final_table
 
     values = context.run_config
@@ -43,14 +45,16 @@ def main(grid: Grid, context: Context) -> None:
 
         forget_run(grid, config, Path(resume), Path(forget))
         return
-    with ProgressView() as view:
+    runs, resumed = base / str(values.get("runs") or "runs"), base / resume if resume else None
+    track = str(values.get("track", "")).split()
+    with ProgressView() as view, tracking(track, config, run_place(runs, config, resumed), view.update) as listener:
         directory = run_and_report(
             grid,
             config,
-            runs=base / str(values.get("runs") or "runs"),
-            resume=base / resume if resume else None,
+            runs=runs,
+            resume=resumed,
             accept_new_code=str(values.get("accept-new-code", "")) == "yes",
-            listeners=[view.update],
+            listeners=[listener],
         )
     console = Terminal(width=100)
     summary = json.loads((directory.path / "summary.json").read_text(encoding="utf-8"))

@@ -23,7 +23,12 @@ Overrides = Annotated[
 ]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run.", show_default=False)]
 Detach = Annotated[bool, typer.Option("--detach", help="Return once the run is submitted; `status` shows it.")]
-
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME", help="Show the run in tensorboard, mlflow or wandb, too. Repeatable.", show_default=False
+    ),
+]
 NewCode = Annotated[
     bool,
     typer.Option("--accept-new-code", help="Continue although the code has changed; recorded in the run."),
@@ -84,6 +89,7 @@ def start(folder: Folder = HERE) -> None:
 def run(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The experiment's YAML file.", show_default=False)],
     set_: Overrides = None,
+    track: Track = None,
     detach: Detach = False,
     folder: Folder = HERE,
 ) -> None:
@@ -94,7 +100,8 @@ def run(
         from server.watch.follow import launch_and_follow
 
         experiment = load_config(config, parse_overrides(set_ or []))
-        launch_and_follow(load_server(folder), experiment, resume=None, detach=detach, console=console)
+        settings = load_server(folder)
+        launch_and_follow(settings, experiment, resume=None, track=track or (), detach=detach, console=console)
 
 
 @app.command()
@@ -102,6 +109,7 @@ def resume(
     run_dir: RunDir,
     set_: Overrides = None,
     accept_new_code: NewCode = False,
+    track: Track = None,
     detach: Detach = False,
     folder: Folder = HERE,
 ) -> None:
@@ -117,6 +125,7 @@ def resume(
             experiment,
             resume=run_dir.absolute(),
             accept_new_code=accept_new_code,
+            track=track or (),
             detach=detach,
             console=console,
         )
@@ -147,6 +156,7 @@ def extend(
     ] = False,
     site: Annotated[list[str] | None, typer.Option(help="A site that joins. Repeatable.")] = None,
     accept_new_code: NewCode = False,
+    track: Track = None,
     detach: Detach = False,
     folder: Folder = HERE,
 ) -> None:
@@ -169,6 +179,7 @@ def extend(
             experiment,
             resume=run_dir.absolute(),
             accept_new_code=accept_new_code,
+            track=track or (),
             detach=detach,
             console=console,
         )

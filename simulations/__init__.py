@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ def run(
     resume: Path | None = None,
     listener: Listener = lambda _: None,
     accept_new_code: bool = False,
+    track: Iterable[str] = (),
 ) -> RunResults:
     """Run an experiment with simulated sites and return its results, which stand for the run directory, too.
 
@@ -43,11 +45,15 @@ def run(
         resume: directory of a run that was cut off, to go on with it.
         listener: called with each event as it happens, a mapping with the key `event`; what it raises ends the run.
         accept_new_code: go on with a run that other code has begun.
+        track: names of trackers that show the run too, such as `mlflow`.
 
     Raises:
-        DynammoError: the engine is unknown, the configuration cannot work, or the run cannot go on.
+        DynammoError: the engine or a tracker is unknown, the configuration cannot work, or the run cannot go on.
     """
+    from server.run_directory.directory import run_place
+    from server.trackers.tracking import tracking
     from simulations.engines.engines import find_engine
     from simulations.run_results import RunResults
 
-    return RunResults(find_engine(engine)(config, runs, resume, listener, accept_new_code=accept_new_code))
+    with tracking(track, config, run_place(runs, config, resume), listener) as listen:
+        return RunResults(find_engine(engine)(config, runs, resume, listen, accept_new_code=accept_new_code))

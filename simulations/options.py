@@ -18,3 +18,13 @@ Workers = Annotated[
         min=1, help="Number of runs at a time; with 1, runs stay in this process.", show_default="GPUs or cores"
     ),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="NAME",
+        envvar="DYNAMMO_TRACK",
+        help="Show the run in tensorboard, mlflow or wandb, too. Repeatable.",
+        show_default=False,
+    ),
+]

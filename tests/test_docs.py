@@ -123,7 +123,7 @@ def test_flower_knows_the_run_config_that_is_shown(page: str) -> None:
     for words in shell(page):
         if words[:2] == ["flwr", "run"]:
             values = dict(pair.split("=") for pair in shlex.split(words[words.index("--run-config") + 1]))
-            assert set(values) <= {*leaf_keys(), "config", "runs", "resume"}
+            assert set(values) <= {*leaf_keys(), "config", "runs", "resume", "track"}
             assert values["config"].startswith("/path/") or (ROOT / values["config"]).is_file()
 
 
@@ -219,6 +219,8 @@ def test_every_file_and_key_of_a_run_directory_is_documented(tmp_path: Path) -> 
         "sites/site-NNN/tested/task-NN.sealed",
         "privacy_audit.json",
         "privacy_audit.html",
+        "trackers.json",
+        "tensorboard/",
     }
     cells = {code(row[0])[0]: row[1] for row in listed}
     for name in ("accuracy_matrix.csv", "confusion_matrix.csv"):

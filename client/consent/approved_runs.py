@@ -40,8 +40,8 @@ class ApprovedRuns:
             ) from error
         return names
 
-    def bind(self, proposal: Proposal, run: str, began_as_this: Callable[[str], bool]) -> str | None:
-        """Count a run towards the approval of its experiment; return the run that it replaces, if any.
+    def replaced(self, proposal: Proposal, run: str, began_as_this: Callable[[str], bool]) -> str | None:
+        """Return the run whose place another one takes, or None if the approval covers both.
 
         Args:
             proposal: the experiment.
@@ -51,22 +51,31 @@ class ApprovedRuns:
 
         Raises:
             NotApproved: the approval covers other runs.
+            CheckpointError: the list cannot be read.
+        """
+        known = self.of(proposal)
+        if run in known or len(known) < (covered := self._approvals.covered(proposal)):
+            return None
+        before = next((other for other in reversed(known) if began_as_this(other)), None)
+        if before is None:
+            raise NotApproved(
+                f"the experiment {proposal.plain['name']} ({proposal.id[:16]}) is approved for {covered} run"
+                f"{'s' if covered > 1 else ''} ({', '.join(known[-3:])}), and {run} is another one",
+                remedy="The sums of two runs may differ by a single image. To allow this run all the same: "
+                f"`dynammo-site approve --yes {proposal.id[:16]} --runs {len(known) + 1}`",
+            )
+        return before
+
+    def count(self, proposal: Proposal, run: str, began_as_this: Callable[[str], bool]) -> str | None:
+        """Count a run that is about to get its first answer towards the approval; return as `replaced` does.
+
+        Raises:
+            NotApproved: the approval covers other runs, one of which was perhaps counted a moment ago.
             CheckpointError: the list cannot be read or written.
         """
         with locked_folder(self._path.parent):
-            known = self.of(proposal)
-            if run in known:
-                return None
-            entry = {"experiment": proposal.experiment_hash, "run": run}
-            if len(known) >= (covered := self._approvals.covered(proposal)):
-                before = next((other for other in reversed(known) if began_as_this(other)), None)
-                if before is None:
-                    raise NotApproved(
-                        f"the experiment {proposal.plain['name']} ({proposal.id[:16]}) is approved for {covered} run"
-                        f"{'s' if covered > 1 else ''} ({', '.join(known[-3:])}), and {run} is another one",
-                        remedy="The sums of two runs may differ by a single image. To allow this run all the same: "
-                        f"`dynammo-site approve --yes {proposal.id[:16]} --runs {len(known) + 1}`",
-                    )
-                entry["instead"] = before
-            write_line(self._path, entry)
-        return entry.get("instead")
+            before = self.replaced(proposal, run, began_as_this)
+            if run not in self.of(proposal):
+                instead = {"instead": before} if before else {}
+                write_line(self._path, {"experiment": proposal.experiment_hash, "run": run, **instead})
+        return before

@@ -54,9 +54,9 @@ def refuse_unapproved(proposal: Proposal, decision: Mapping[str, Any] | None) ->
 
 
 def answers_to_take_over(
-    approvals: Approvals, proposal: Proposal, question: Question, run: str, site: Site
+    approvals: Approvals, proposal: Proposal, question: Question, run: str, site: Site, *, count: bool
 ) -> AnswerLedger | None:
-    """Count a run towards its approval; return the answers of the run that it replaces, if any.
+    """Check that an approval covers a run, or `count` it; return the answers of the run that it replaces, if any.
 
     An earlier run may have stopped after this very question, because another site refused it, for example. The new run
     then replaces it among the runs that the approval covers, and gets the answer that was given then.
@@ -67,10 +67,12 @@ def answers_to_take_over(
     ledger = site.answers
     if ledger is None:
         return None
-    before = ApprovedRuns(approvals).bind(proposal, run, lambda other: ledger.of_run(other).began_with(question))
+    runs = ApprovedRuns(approvals)
+    bind = runs.count if count else runs.replaced
+    before = bind(proposal, run, lambda other: ledger.of_run(other).began_with(question))
     if before is None:
         return None
-    if site.sums is not None:
+    if count and site.sums is not None:
         site.sums.adopt(before)
     return ledger.of_run(before)
 

@@ -164,10 +164,11 @@ class Hospital:
         """Return an object that answers a request, from the ledger or by work that the ledger records."""
         question = Question.of(request.instruction, request.hashes, request.proposal)
 
-        def bind() -> AnswerLedger | None:
+        def bind(*, count: bool) -> AnswerLedger | None:
             if not self._asks_for_approval:
                 return None
-            return answers_to_take_over(self.approvals, request.proposal, question, request.instruction.run, site)
+            run = request.instruction.run
+            return answers_to_take_over(self.approvals, request.proposal, question, run, site, count=count)
 
         return Answering(site.answers, question, bind)
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from safetensors.torch import load, save
 
@@ -31,8 +32,12 @@ Recording = Callable[[Callable[[], Report]], Report]
 """Returns the recorded answer, or the one that the given work computes."""
 
 
-Bind = Callable[[], "AnswerLedger | None"]
-"""Counts the run towards its approval; returns the ledger of the run that it replaces, if any."""
+class Bind(Protocol):
+    """Raises if the run may ask nothing new; returns the ledger of the run that it replaces, if any."""
+
+    def __call__(self, *, count: bool) -> AnswerLedger | None:
+        """Check, and with `count` also count the run towards its approval, once there is an answer to be given."""
+        ...
 
 
 def anew(work: Callable[[], Report]) -> Report:
@@ -101,7 +106,7 @@ class AnswerLedger:
         Args:
             question: what is asked.
             work: makes the answer, if there is none yet.
-            bind: raises if the run may ask nothing new; gives the ledger of the run whose place this one takes.
+            bind: checks before the work, and counts after it: a run that failed here has learnt nothing.
 
         Raises:
             AnsweredBefore: this step was answered for other weights, or the recorded answer was dropped.
@@ -118,9 +123,10 @@ class AnswerLedger:
                     remedy="The server has lost its checkpoint, or is probing this site: start a new run, which a "
                     "person here has to approve",
                 )
-            before = bind()
+            before = bind(count=False)
             report = work() if before is None else before.recall(question)
             assert report is not None  # or that run would not have begun with this question
+            bind(count=True)
             fields = {name: str(value) for name, value in vars(question).items()}
             owner = self._owner | fields | {"tensors": str(len(report.weights))}
             SealedFile(path, owner, self._key).write(_packed_report(report))
@@ -195,7 +201,7 @@ class Answering:
 
     ledger: AnswerLedger | None = None
     question: Question | None = None
-    bind: Bind = lambda: None
+    bind: Bind = lambda *, count: None
     again: bool = False
 
     def __call__(self, work: Callable[[], Report]) -> Report:

@@ -30,6 +30,8 @@ port: {port}
 operators: [127.0.0.1, "::1"]
 # Largest request with weights in megabytes, 8 to 1024. Flower sends weights in parts of 5 MiB.
 largest_message_megabytes: 32
+# Trackers that show every run, besides its report: tensorboard, mlflow, wandb. No site hears of this.
+track: []
 """
 
 

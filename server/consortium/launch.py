@@ -6,7 +6,7 @@ import json
 import shlex
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,25 @@ FOLLOW_SECONDS, ASK_SECONDS, END_SECONDS = 0.5, 10.0, 30.0
 
 
 def launch(
-    settings: ServerSettings, config: Config[Any], *, resume: Path | None = None, accept_new_code: bool = False
+    settings: ServerSettings,
+    config: Config[Any],
+    *,
+    resume: Path | None = None,
+    accept_new_code: bool = False,
+    track: Iterable[str] = (),
 ) -> Path:
     """Submit an experiment, or the rest of one, to the SuperLink, and return the run directory.
 
     Raises:
-        ConfigError: the experiment names no sites, or one that is not registered.
+        ConfigError: the experiment names no sites, or one that is not registered; or a tracker is not there.
         CheckpointError: the run to resume has no checkpoint; its log stays as it is.
         RunError: the run is already going on.
         DynammoError: the experiment cannot work, or the SuperLink refuses it.
     """
     from dynammo_core.experiment import Experiment  # and only here: `status` needs no PyTorch
+    from server.trackers.tracking import find_trackers
 
+    trackers = find_trackers([*settings.track, *track])
     control = Control(settings)
     place = run_place(settings.runs, config, resume)
     _require_registered(config, SiteRegister(settings, control))
@@ -57,6 +64,7 @@ def launch(
             "runs": str(settings.runs),
             "resume": str(resume) if resume else "",
             "accept-new-code": "yes" if accept_new_code else "",
+            "track": " ".join(trackers),
         }
         submitted_run = {"run-id": submit(settings, control, run_config), "consortium": str(settings.folder)}
         directory.write_json(FLOWER_RUN, submitted_run)

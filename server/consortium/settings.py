@@ -7,12 +7,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
 from dynammo_core.configuration.settings import Section
 from dynammo_core.support.errors import ConfigError
 from dynammo_core.support.yaml_files import read_yaml, validate
+from server.trackers import TRACKERS
 
 FILE_NAME = "server.yaml"
 HOST_NAME = r"(?=.{1,253}$)[A-Za-z0-9][A-Za-z0-9-]{0,62}(\.[A-Za-z0-9][A-Za-z0-9-]{0,62})*"
@@ -32,6 +34,9 @@ class ServerSettings(Section):
     )
     largest_message_megabytes: int = Field(
         default=32, ge=8, le=1024, description="largest request with weights; Flower sends parts of 5 MiB"
+    )
+    track: Annotated[tuple[str, ...], TRACKERS] = Field(
+        default=(), description="trackers that show every run: tensorboard, mlflow, wandb"
     )
     folder: Path = Field(default=Path(), exclude=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ def launch_and_follow(
     *,
     resume: Path | None,
     accept_new_code: bool = False,
+    track: Iterable[str] = (),
     detach: bool,
     console: Terminal,
 ) -> None:
@@ -32,7 +34,7 @@ def launch_and_follow(
         DynammoError: it cannot start, or it fails.
     """
     before = EventTail(resume / EVENTS, from_end=True) if resume else None
-    directory = launch(settings, config, resume=resume, accept_new_code=accept_new_code)
+    directory = launch(settings, config, resume=resume, accept_new_code=accept_new_code, track=track)
     console.say(f"Run directory: {directory}")
     if detach:
         return

@@ -22,7 +22,7 @@ from client.hospital.admission import approve_proposal
 from client.state.withdrawal import WithdrawalLedger
 from dynammo_core.configuration.config import Config
 from dynammo_core.experiment import Experiment
-from dynammo_core.support.errors import AnsweredBefore, NotApproved, PolicyError, ProtocolError, RunError
+from dynammo_core.support.errors import AnsweredBefore, DataError, NotApproved, PolicyError, ProtocolError, RunError
 from dynammo_core.wire.envelope import MESSAGE_TYPES
 from dynammo_core.wire.protocol import Instruction
 
@@ -290,6 +290,20 @@ def test_a_run_that_came_no_further_than_its_first_question_may_start_anew(tmp_p
     assert attack.refusal(attack.asked(1, "sum")) == error(NotApproved)
     attack.run = "second"
     attack.answer(attack.asked(1, "sum"))
+
+
+def test_a_run_that_failed_before_it_was_answered_uses_no_approval_up(tmp_path: Path) -> None:
+    attack = Attack.on(tmp_path)
+    damaged = tmp_path / "alpha" / "images" / names(0, 1)[0]
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:40])
+    first = attack.asked(0, "sum")
+    assert attack.refusal(first) == error(DataError)
+    assert attack.refusal(replace(first, run="again")) == error(DataError)
+    damaged.write_bytes(whole)
+    assert not attack.send(replace(first, run="second")).has_error()
+    for run in ("first", "again", "third"):  # those that failed have learnt nothing, and now they do not either
+        assert attack.refusal(replace(attack.asked(1, "sum"), run=run)) == error(NotApproved)
 
 
 def test_two_runs_under_secure_aggregation_open_the_same_sites(tmp_path: Path) -> None:

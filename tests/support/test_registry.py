@@ -30,6 +30,7 @@ from dynammo_core.models.backbones import SMALL_CNN, BackboneSpec
 from dynammo_core.support.errors import ConfigError
 from dynammo_core.support.plugins import Plugin
 from dynammo_core.support.registry import Registry, plugins_in
+from server.trackers import TRACKERS
 
 ROOT = Path(__file__).parents[2]
 TABLES = (METHODS, DATASETS, LABELS, BACKBONES, MERGE_OPERATORS, AGGREGATORS)
@@ -53,7 +54,7 @@ def test_every_entry_of_a_table_is_of_its_kind(table: Registry[object]) -> None:
 
 
 def test_groups_of_entry_points_are_different() -> None:
-    assert len({table.group for table in TABLES}) == len(TABLES)
+    assert len({table.group for table in (*TABLES, TRACKERS)}) == len(TABLES) + 1
 
 
 def test_names_cost_no_torch() -> None:
@@ -220,7 +221,7 @@ def test_the_package_of_the_guide_works(tmp_path: Path) -> None:
 
 def test_the_guide_lists_every_table() -> None:
     rows = tables(text_of("docs/how-to/plugins.md"))[0]
-    assert {row[1].strip("`") for row in rows} == {table.group for table in TABLES}
+    assert {row[1].strip("`") for row in rows} == {table.group for table in (*TABLES, TRACKERS)}
 
 
 # --- decorators

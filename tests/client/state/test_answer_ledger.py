@@ -42,7 +42,7 @@ def no_work() -> Report:
     raise AssertionError("it was computed anew")
 
 
-def free() -> None:
+def free(*, count: bool) -> None:
     """Binds no run, and takes no other's place."""
 
 
@@ -86,7 +86,7 @@ def test_work_that_fails_is_no_answer(tmp_path: Path) -> None:
 
 
 def test_a_run_that_may_not_ask_is_told_before_any_work(tmp_path: Path) -> None:
-    def refuse() -> None:
+    def refuse(*, count: bool) -> None:
         raise PermissionError
 
     with pytest.raises(PermissionError):

@@ -36,7 +36,8 @@ def test_it_is_made_as_its_settings_say(tmp_path: Path) -> None:
     for name in ("fl.example.org", "10.1.2.3", "localhost", "127.0.0.1"):
         assert handshake(folder, folder, name) == ""
     text = (folder / "server.yaml").read_text()
-    assert set(yaml.safe_load(text)) == {"host_names", "listen", "port", "operators", "largest_message_megabytes"}
+    named = {"host_names", "listen", "port", "operators", "largest_message_megabytes", "track"}
+    assert set(yaml.safe_load(text)) == named
     assert sum(line.startswith("#") for line in text.splitlines()) > 5
 
 

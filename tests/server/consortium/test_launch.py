@@ -104,7 +104,7 @@ def submitted(
     register = SiteRegister(superlink, Control(superlink))
     register.add("general", key)
     config = deployed(["general"], CLASSES, "replay", {"federation": {"patience_seconds": 3600}})
-    yield launch(superlink, config), config
+    yield launch(superlink, config, track=["tensorboard"]), config
     register.remove("general")
 
 
@@ -122,6 +122,7 @@ def test_a_run_waits_for_its_site_and_ends_when_it_is_stopped(
         time.sleep(0.2)
     assert events(path, "waiting")[0]["sites"] == [0]
     assert events(path, "run_started")[0]["site_names"] == ["general"]
+    assert list(path.glob("tensorboard/events.*"))
 
     stop = f"dynammo-server stop {path} --folder {superlink.folder}"
     for resume in (None, path):  # neither the same experiment again nor the rest of it
