@@ -24,6 +24,7 @@ from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method, plan_steps
 from dynammo_core.models.backbones import Backbone, build_backbone
 from dynammo_core.models.copies import copied
+from dynammo_core.models.heads import summed_names
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Action, Forget, Step, Summarise
 from dynammo_core.privacy.checks import check_samples_apart
@@ -209,12 +210,13 @@ class Experiment:
 
     def build_model(self, task: int) -> IncrementalModel:
         """Build a network with the structure of `task`, into which all that changes in a run has yet to be loaded."""
-        if self.method.freezes_backbone:  # then heads are large, and all else is shared
-            return self._built(task)
         if task not in self._templates:
             self._templates = {kept: self._templates[kept] for kept in self._templates if kept == task - 1}
             self._templates[task] = self._built(task)
-        return copied(self._templates[task])
+        template = self._templates[task]
+        if summed_names(template):  # sums are large, and made of zeros that nothing has touched
+            return self._built(task)
+        return copied(template, shared=[self._backbone] if self.method.freezes_backbone else [])
 
     def _built(self, task: int) -> IncrementalModel:
         model = self.new_model()

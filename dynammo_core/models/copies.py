@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -13,9 +14,14 @@ PLAIN = (type(None), bool, int, float, str)
 TABLES = (dict, OrderedDict, set, list)
 
 
-def copied(module: M) -> M:
-    """Return what `copy.deepcopy` returns; most of a module is plain values and empty tables, which hide nothing."""
-    return _copied(module, {})
+def copied(module: M, shared: Iterable[nn.Module] = ()) -> M:
+    """Return what `copy.deepcopy` returns; most of a module is plain values and empty tables, which hide nothing.
+
+    Args:
+        module: what is copied.
+        shared: modules in it that the copy has as they are, such as a frozen backbone.
+    """
+    return _copied(module, {id(one): one for one in shared})
 
 
 def _copied(module: M, memo: dict[int, Any]) -> M:

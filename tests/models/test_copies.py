@@ -41,3 +41,11 @@ def test_what_is_shared_inside_stays_shared_inside() -> None:
     assert mine.again is mine.one[0]
     assert mine.listed[0] is mine.one[0].weight
     assert mine.method.__self__ is mine.one
+
+
+def test_what_a_copy_shares_with_the_first_is_named() -> None:
+    first = Odd()
+    mine = copied(first, shared=[first.one])
+    assert mine.one is first.one
+    assert mine.again is first.again and mine.listed[0] is first.listed[0]
+    assert mine.fixed is not first.fixed
