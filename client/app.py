@@ -12,7 +12,7 @@ from types import MappingProxyType
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.hospital.door import declared, error_words, let_announcement_out, let_out
+from client.hospital.door import declared, error_words, let_announcement_out, let_out, let_statistics_out
 from client.hospital.hospital import Answer, Host, Request, host_of
 from client.steps.actions import answer
 from client.steps.parcels import opened, packed
@@ -26,7 +26,7 @@ from dynammo_core.support.errors import (
     PolicyError,
     ProtocolError,
 )
-from dynammo_core.wire.envelope import decode_instruction, encode_announcement, encode_report
+from dynammo_core.wire.envelope import decode_instruction, encode_announcement, encode_report, encode_statistics
 from dynammo_core.wire.protocol import MOST, Phase
 from dynammo_core.wire.secure_aggregation.phases import SITES
 
@@ -176,7 +176,17 @@ def announce(content: RecordDict, host: Host) -> RecordDict:
     """Announce the site's classes, and about how many images it has of each."""
     announced = host.announce()
     leaving = let_announcement_out(encode_announcement(announced))
-    host.record_announcement(announced)
+    host.record_told(announced)
+    return leaving
+
+
+@app.query("statistics")
+@sanitised
+def statistics(content: RecordDict, host: Host) -> RecordDict:
+    """Count the site's images by class, size and brightness."""
+    told, fewest = host.statistics()
+    leaving = let_statistics_out(encode_statistics(told), fewest)
+    host.record_told(told)
     return leaving
 
 

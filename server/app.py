@@ -30,6 +30,11 @@ def main(grid: Grid, context: Context) -> None:
 
         ask_all(grid, Path(announce))
         return
+    if statistics := str(values.get("statistics", "")):
+        from server.jobs.announce import ask_for_statistics
+
+        ask_for_statistics(grid, Path(statistics))
+        return
     overrides: dict[str, Scalar] = {key: values[key] for key in leaf_keys() if values.get(key, "") != ""}
     config = load_config(APP_ROOT / str(values["config"]), overrides)
     # A SuperLink runs this in a folder of its own; `.venv/bin/flwr` says where the user's checkout is.

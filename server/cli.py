@@ -148,6 +148,20 @@ def classes(
 
 
 @app.command()
+def statistics(folder: Folder = HERE) -> None:
+    """Count the images and patients of connected sites by class, size and brightness, where their policies permit."""
+    with readable_errors():
+        from server.consortium.settings import load_server
+        from server.jobs.jobs import statistics as ask
+        from server.watch.tables import statistics_tables
+
+        settings = load_server(folder)
+        for table in statistics_tables(ask(settings)):
+            console.print(table)
+        console.say(f"Kept in {settings.folder / 'statistics.json'}")
+
+
+@app.command()
 def extend(
     run_dir: RunDir,
     new: Annotated[list[str], typer.Option("--class", help="A new class, by the name the sites use. Repeatable.")],

@@ -26,11 +26,13 @@ from simulations.options import Overrides, Workers
 from simulations.rehearsal.deploy_command import deploy
 from simulations.rehearsal.faults_command import faults
 from simulations.run_command import run
+from simulations.statistics_command import statistics
 from simulations.tune_command import tune
 
 app = command_line("Run, check and measure federated class-incremental experiments.")
 console = Terminal()
 app.command()(run)
+app.command()(statistics)
 
 
 @app.command()

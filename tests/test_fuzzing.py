@@ -145,7 +145,7 @@ def changed_plain(draw: st.DrawFn, whole: Any) -> Any:
 @st.composite
 def instructions(draw: st.DrawFn, contents: dict[str, RecordDict]) -> tuple[str, RecordDict]:
     """A valid instruction of which something is wrong, under any message type."""
-    kind = draw(st.sampled_from([*MESSAGE_TYPES.values(), "query.announce"]))
+    kind = draw(st.sampled_from([*MESSAGE_TYPES.values(), "query.announce", "query.statistics"]))
     whole = contents[draw(st.sampled_from(sorted(contents)))]
     fields, weights = dict(whole.config_records["instruction"]), dict(whole.array_records["weights"])
     named = ConfigRecord(dict(whole.config_records["tensors"]))

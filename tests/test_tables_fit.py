@@ -17,7 +17,7 @@ from server.watch.lookout import Overview
 from server.watch.progress import final_table
 from server.watch.status import RunStatus
 from server.watch.status_command import run_view, runs_table
-from server.watch.tables import classes_table, evaluation_tables
+from server.watch.tables import classes_table, evaluation_tables, statistics_tables
 
 HOSPITALS = ("mercy", "the-general-hospital-of-the-county-of-the-lakes-and-mountains-4")
 CLASSES = ("naevus", "squamous cell carcinoma, in situ, of the lower leg", "x" * 90)
@@ -42,6 +42,14 @@ def tables() -> Iterator[tuple[RenderableType, tuple[str, ...]]]:
     yield sites_table(dict.fromkeys(HOSPITALS, (site, "registered", since))), ("registered", since, "2026-01-31")
     announced = {name: {"classes": dict.fromkeys(CLASSES, 100_000)} for name in HOSPITALS}
     yield classes_table(announced, CLASSES[:1]), ("carcinoma,", "known", "100000+", "mercy")
+    counts = ("train_images", "train_patients", "test_images", "test_patients")
+    bins = {str(edge): 100_000 for edge in (1, 64, 128, 256, 512, 1024, 2048, 4096)}
+    by_class = dict.fromkeys(CLASSES, dict.fromkeys(counts, 100_000))
+    told = {name: {"classes": by_class, "sides": bins, "greys": bins} for name in HOSPITALS}
+    first, *histograms = statistics_tables(told)
+    yield first, ("carcinoma,", "100000")
+    for histogram in histograms:
+        yield histogram, ("4096+", "100000")
     tested = {"images": 100_000, "accuracy": 87.5, "mean_class_recall": None}
     result = {
         **{"after_task": 2, "accuracy": 87.5, "mean_class_recall": 80.0, "calibration_error": 4.0},

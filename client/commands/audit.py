@@ -96,6 +96,8 @@ def _report(entries: list[Fields], log: AuditLog) -> None:
             for decided in _of(entries, verdict):
                 what = f"{decided['name']} ({decided['proposal'][:16]}), code {decided['code'][:12]}"
                 console.say(f"{decided['time']} {verdict} by {decided['by']}: {what}")
+        for told in _of(entries, "counted"):
+            console.say(f"{told['time']} told numbers of images and patients of {len(told['classes'])} classes")
         for announced in _of(entries, "announced"):
             bands = ", ".join(f"{name}: {band}+" for name, band in announced["classes"].items())
             console.say(f"{announced['time']} announced classes and bands: {bands or 'none'}")

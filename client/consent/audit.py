@@ -17,6 +17,7 @@ from dynammo_core.plan import Action, Step
 from dynammo_core.support.errors import CheckpointError
 from dynammo_core.wire.announcement import Announcement
 from dynammo_core.wire.protocol import Instruction, Phase, Report, tensor_bytes
+from dynammo_core.wire.statistics import Statistics
 
 TEXT = 2000
 """Most characters kept of an error's text, so that a server cannot fill the disk."""
@@ -100,6 +101,10 @@ class AuditLog:
     def announced(self, announcement: Announcement) -> None:
         """Record names of classes and bands of their numbers of images, which are about to leave."""
         self._append({"event": "announced", "classes": dict(announcement.bands)})
+
+    def counted(self, statistics: Statistics) -> None:
+        """Record the statistics of this site's images, which are about to leave."""
+        self._append({"event": "counted", **statistics.as_fields()})
 
     def purged(self, records: int, exemplars: int, selection: str, *, patients: int = 0) -> None:
         """Record a withdrawal: its numbers of records and patients, and the `selection` that named them.

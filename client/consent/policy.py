@@ -35,6 +35,9 @@ fewest_images: 5
 fewest_patients: 1
 # Whether the operator may ask which classes this site holds, with bands of their numbers of images.
 announce: true
+# Whether the operator may ask how many images and patients of each class there are, how large and how bright the images
+# are. Numbers are exact from fewest_images on, and one site's stand beside another's, secure aggregation or not.
+statistics: false
 
 # The methods of learning that are allowed.
 # methods: [dynammo, replay]
@@ -73,6 +76,11 @@ class Policy(Section):
     )
     announce: bool = Field(
         default=True, description="whether the operator may ask for class names and bands of image counts"
+    )
+    statistics: bool = Field(
+        default=False,
+        description="whether the operator may ask for numbers of images and patients by class, and of images by size "
+        "and brightness; none below fewest_images",
     )
     methods: tuple[str, ...] | None = Field(default=None, description="methods that are allowed; null: all")
     classes: tuple[str, ...] | None = Field(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache, partial
 from typing import Any
 
@@ -26,11 +26,13 @@ from dynammo_core.support.errors import DynammoError, ProtocolError
 from dynammo_core.wire.announcement import Announcement
 from dynammo_core.wire.arrays import header
 from dynammo_core.wire.compression import CODECS, packed_form
+from dynammo_core.wire.envelope import decode_statistics
 from dynammo_core.wire.protocol import TABLES, Phase, lengths_of, numbers_of
 from dynammo_core.wire.report_contents import check_tests
 from dynammo_core.wire.secure_aggregation.encoding import Encoding
 from dynammo_core.wire.secure_aggregation.phases import PHASE_UP, phase_shape
 from dynammo_core.wire.sparse_counts import dense
+from dynammo_core.wire.statistics import Statistics
 
 UNEXPECTED = 199
 """The code of an unexpected error."""
@@ -146,6 +148,22 @@ def let_announcement_out(content: RecordDict) -> RecordDict:
     if {type(name) for name in names} - {str} or {type(band) for band in bands} - {int} or len(names) != len(bands):
         raise ProtocolError("the announcement is not a list of names with bands")
     Announcement(dict(zip(names, bands, strict=True)))
+    return content
+
+
+def let_statistics_out(content: RecordDict, fewest: int) -> RecordDict:
+    """Return the statistics of a site's images, if they hold nothing else and no count from 1 to `fewest` - 1.
+
+    Raises:
+        ProtocolError: they do; nothing of it may leave.
+    """
+    (record,) = _records(content, statistics=ConfigRecord)
+    _same_keys(record, [field.name for field in fields(Statistics)])
+    for name in record:
+        if {type(one) for one in _value(record, name, list)} - {str if name == "classes" else int}:
+            raise ProtocolError(f"{name!r} holds something other than it is for")
+    if few := [cell for cell, count in decode_statistics(content).cells().items() if 0 < count < fewest]:
+        raise ProtocolError(f"the statistics tell of fewer than {fewest} images: {few[0]}")
     return content
 
 

@@ -16,6 +16,7 @@ from client.consent.settings import load_site
 from client.hospital.admission import answers_to_take_over, refuse_forbidden, refuse_unapproved
 from client.hospital.announcement import announcement
 from client.hospital.site_opening import deployed_site, localised, simulated_site
+from client.hospital.statistics import own_statistics
 from client.state.answer_ledger import Answering, AnswerLedger, Question
 from client.steps.parcels import arriving
 from client.steps.site import Site
@@ -25,6 +26,7 @@ from dynammo_core.plan import Action
 from dynammo_core.support.errors import ConfigError
 from dynammo_core.wire.announcement import Announcement
 from dynammo_core.wire.protocol import Instruction, Phase, Report
+from dynammo_core.wire.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,11 @@ class Host(Protocol):
     def announce(self) -> Announcement:
         """Return the classes that can be learnt here, with bands of their numbers of images."""
 
-    def record_announcement(self, announced: Announcement) -> None:
-        """Record an announcement before it leaves."""
+    def statistics(self) -> tuple[Statistics, int]:
+        """Return counts of the images, and the least number of images that one may tell."""
+
+    def record_told(self, told: Announcement | Statistics) -> None:
+        """Record, before it leaves, what is told without an experiment."""
 
 
 class Hospital:
@@ -211,13 +216,25 @@ class Hospital:
         """
         return announcement(self.settings, self.policy)
 
-    def record_announcement(self, announced: Announcement) -> None:
-        """Write an announcement into the audit log.
+    def statistics(self) -> tuple[Statistics, int]:
+        """Return counts of this hospital's images, and its `fewest_images`.
+
+        Raises:
+            DynammoError: as `own_statistics`; or the site answers at other times.
+        """
+        refuse_when_closed(self.policy, datetime.now().astimezone())
+        return own_statistics(self.settings, self.policy), self.policy.fewest.images
+
+    def record_told(self, told: Announcement | Statistics) -> None:
+        """Write an announcement or statistics into the audit log.
 
         Raises:
             CheckpointError: the log cannot be written.
         """
-        self.audit.announced(announced)
+        if isinstance(told, Announcement):
+            self.audit.announced(told)
+        else:
+            self.audit.counted(told)
 
     @property
     def _asks_for_approval(self) -> bool:
@@ -260,7 +277,15 @@ class SimulatedHost:
             "a simulated site cannot announce classes", remedy="Start a real site with `dynammo-site start`"
         )
 
-    def record_announcement(self, announced: Announcement) -> None:
+    def statistics(self) -> tuple[Statistics, int]:
+        """Refuse: `dynammo-sim statistics` counts without a message.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError("a simulated site is not asked for statistics", remedy="Use `dynammo-sim statistics`")
+
+    def record_told(self, told: Announcement | Statistics) -> None:
         """Record nothing."""
 
 

@@ -40,6 +40,10 @@ class Bind(Protocol):
         ...
 
 
+def unlimited(*, count: bool) -> None:
+    """Let any run ask; it takes no other's place."""
+
+
 def anew(work: Callable[[], Report]) -> Report:
     """Compute the answer without a record: asking a simulated site twice does no harm."""
     return work()
@@ -201,7 +205,7 @@ class Answering:
 
     ledger: AnswerLedger | None = None
     question: Question | None = None
-    bind: Bind = lambda *, count: None
+    bind: Bind = unlimited
     again: bool = False
 
     def __call__(self, work: Callable[[], Report]) -> Report:

@@ -32,15 +32,28 @@ class Announcement:
     bands: Mapping[str, int]
 
     def __post_init__(self) -> None:
+        require_names(self.bands)
         for name, band in self.bands.items():
-            # What cannot be printed could command the operator's terminal.
-            if not name or len(name) > LONGEST_NAME or not name.isprintable() or band not in BANDS:
+            if band not in BANDS:
                 raise ProtocolError(
-                    f"the class {name[:LONGEST_NAME]!r} cannot be announced with {band} images",
-                    accepted=f"a name of 1 to {LONGEST_NAME} printable characters, with one of {BANDS} images",
+                    f"the class {name!r} cannot be announced with {band} images", accepted=f"one of {BANDS}"
                 )
-        if len(self.bands) > MOST_NAMES:
-            raise ProtocolError(f"an announcement names {len(self.bands)} classes", accepted=f"at most {MOST_NAMES}")
+
+
+def require_names(names: Collection[str]) -> None:
+    """Refuse names of classes that no site has, or that could command the operator's terminal.
+
+    Raises:
+        ProtocolError: there is such a name, one twice, or too many.
+    """
+    if len(names) > MOST_NAMES or len(set(names)) < len(names):
+        raise ProtocolError(f"{len(names)} classes are named", accepted=f"at most {MOST_NAMES}, none of them twice")
+    for name in names:
+        if not name or len(name) > LONGEST_NAME or not name.isprintable():
+            raise ProtocolError(
+                f"{name[:LONGEST_NAME]!r} is no name of a class",
+                accepted=f"1 to {LONGEST_NAME} printable characters",
+            )
 
 
 def band(count: int) -> int:

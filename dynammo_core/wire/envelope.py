@@ -25,13 +25,16 @@ from dynammo_core.support.errors import ProtocolError
 from dynammo_core.wire.announcement import Announcement
 from dynammo_core.wire.arrays import read, written
 from dynammo_core.wire.protocol import Instruction, Phase, Report, tensor_bytes
+from dynammo_core.wire.statistics import Statistics
 from dynammo_core.wire.tensor_store import tensor_hash
 
 ANNOUNCE = "query.announce"
 """The type of the message that asks for an announcement; it has no content."""
+STATISTICS = "query.statistics"
+"""The same for the statistics of a site's images."""
 
 TENSORS, HASHES, INSTRUCTION = "weights", "tensors", "instruction"
-NUMBERS, REPORT, ANNOUNCEMENT = "numbers", "report", "announcement"
+NUMBERS, REPORT, ANNOUNCEMENT, COUNTS = "numbers", "report", "announcement", "statistics"
 """Names of the records in a message."""
 
 BUNDLE, SMALL, INDEX_BYTES = ":bundle", 1 << 18, 8
@@ -247,6 +250,23 @@ def decode_announcement(content: RecordDict) -> Announcement:
         if not isinstance(classes, list) or not isinstance(bands, list):
             raise ProtocolError("classes and bands are not lists")
         return Announcement({str(name): int(str(band)) for name, band in zip(classes, bands, strict=True)})
+
+
+def encode_statistics(statistics: Statistics) -> RecordDict:
+    """Encode the statistics of a site's images."""
+    return RecordDict({COUNTS: ConfigRecord({name: list(value) for name, value in vars(statistics).items()})})
+
+
+def decode_statistics(content: RecordDict) -> Statistics:
+    """Decode the statistics of a site's images.
+
+    Raises:
+        ProtocolError: the content is no such statistics.
+    """
+    with decoding("statistics"):
+        record = dict(_opened(content).config_records[COUNTS])
+        classes = tuple(map(str, record.pop("classes")))  # type: ignore[arg-type]  # or it raises
+        return Statistics(classes, **{name: tuple(value) for name, value in record.items()})  # type: ignore[arg-type]
 
 
 def _field(name: str, value: object) -> str | int | list[int]:

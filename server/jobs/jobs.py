@@ -14,6 +14,7 @@ from dynammo_core.wire.protocol import Phase
 from server.consortium.control import Control
 from server.consortium.launch import refuse_a_second, status_of, submit
 from server.consortium.settings import ServerSettings
+from server.jobs.announce import COUNTING_SECONDS
 
 SECONDS = 300.0
 """Seconds that a job may take besides the sites' work: Flower starts several processes."""
@@ -26,6 +27,15 @@ def announcements(settings: ServerSettings) -> dict[str, dict[str, Any]]:
         RunError: the SuperLink does not answer, or the job fails.
     """
     return _ask(settings, settings.folder / "announcements.json", {"announce": ""})
+
+
+def statistics(settings: ServerSettings) -> dict[str, dict[str, Any]]:
+    """Return what every connected site counts of its images, kept in `statistics.json` of the consortium's folder.
+
+    Raises:
+        RunError: the SuperLink does not answer, or the job fails.
+    """
+    return _ask(settings, settings.folder / "statistics.json", {"statistics": ""}, SECONDS + COUNTING_SECONDS)
 
 
 def evaluation(settings: ServerSettings, run: Path) -> dict[str, Any]:

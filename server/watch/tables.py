@@ -32,6 +32,26 @@ def classes_table(announced: Mapping[str, Mapping[str, Any]], registry: Collecti
     return table
 
 
+def statistics_tables(told: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]:
+    """Return the tables of the sites' statistics: by class, then by size and by brightness; `-` means not given."""
+    heads = ("images to\ntrain on", "their\npatients", "images to\ntest on", "their\npatients")
+    table = listing("site", "class", *heads, fold=("site", "class"))
+    for site, answer in told.items():
+        for name, counts in answer.get("classes", {}).items():
+            table.add_row(cell(site), cell(name), *(str(count or "-") for count in counts.values()))
+        if "error" in answer:
+            table.add_row(cell(f"{site}: {answer['error']}", "red"))
+    yield table
+    titles = {"sides": "Images by their shorter side, pixels", "greys": "Images by their mean value, 0 to 255"}
+    answers = {site: answer for site, answer in told.items() if "error" not in answer}
+    for name, title in titles.items() if answers else ():
+        edges = next(iter(answers.values()))[name]
+        histogram = listing("site", *(f"{edge}+" for edge in edges), title=title)
+        for site, answer in answers.items():
+            histogram.add_row(cell(site), *(str(count or "-") for count in answer[name].values()))
+        yield histogram
+
+
 def evaluation_tables(result: Mapping[str, Any]) -> Iterator[Table]:
     """Return the tables of an evaluation, by site and by class."""
     sites = listing("site", "images", "accuracy", "mean class\nrecall", title=f"After task {result['after_task']}")

@@ -62,7 +62,7 @@ def recorded_task(experiment: Experiment) -> list[RecordingCost]:
     """Do the first task's steps at one site, and record and repeat each answer."""
     from client.consent.settings import SiteMemory
     from client.hospital.site_opening import simulated_site
-    from client.state.answer_ledger import AnswerLedger, Question
+    from client.state.answer_ledger import AnswerLedger, Question, unlimited
     from client.steps.actions import answer
     from dynammo_core.code_identity import code_hash
     from dynammo_core.models.names import matching, travelling_names
@@ -80,9 +80,9 @@ def recorded_task(experiment: Experiment) -> list[RecordingCost]:
             report = answer(Instruction(text, code_hash(experiment.config), "bench", step.index, 0, folder, sent), site)
             done = time.perf_counter()
             question = Question(step.index, 0, 0, "a" * 64, "b" * 64)
-            ledger.once(question, lambda report=report: report, lambda: None)  # type: ignore[misc]
+            ledger.once(question, lambda report=report: report, unlimited)  # type: ignore[misc]
             kept = time.perf_counter()
-            ledger.once(question, lambda report=report: report, lambda: None)  # type: ignore[misc]
+            ledger.once(question, lambda report=report: report, unlimited)  # type: ignore[misc]
             again = time.perf_counter()
             size = (ledger.folder / question.file).stat().st_size
             name = f"{step.stage.name} {step.round + 1}/{step.stage.rounds}"

@@ -67,7 +67,7 @@ def test_an_announcement_of_bands_is_taken() -> None:
 @pytest.mark.parametrize("count", [0, -1, 2, 299, 301, 10**12])
 def test_an_exact_count_is_no_band(count: int) -> None:
     with pytest.raises(
-        ProtocolError, match=f"'melanoma' cannot be announced with {count} images. Accepted: .* with one of .1, 10, 30"
+        ProtocolError, match=f"'melanoma' cannot be announced with {count} images. Accepted: one of .1, 10, 30"
     ):
         Announcement({"nevus": 10, "melanoma": count})
 
@@ -86,7 +86,7 @@ def test_a_text_is_no_name() -> None:
 
 
 def test_a_flood_of_names_is_refused() -> None:
-    with pytest.raises(ProtocolError, match=r"an announcement names 1001 classes. Accepted: at most 1000"):
+    with pytest.raises(ProtocolError, match=r"1001 classes are named. Accepted: at most 1000"):
         Announcement({str(i): 1 for i in range(MOST_NAMES + 1)})
 
 

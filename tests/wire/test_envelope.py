@@ -23,6 +23,7 @@ from dynammo_core.wire.envelope import (
     MESSAGE_TYPES,
     PHASE_TYPES,
     SMALL,
+    STATISTICS,
     TENSORS,
     TEXTS,
     Parcel,
@@ -30,6 +31,7 @@ from dynammo_core.wire.envelope import (
     decode_announcement,
     decode_instruction,
     decode_report,
+    decode_statistics,
     encode_announcement,
     encode_instruction,
     encode_report,
@@ -177,7 +179,7 @@ def test_every_field_of_an_instruction_is_encoded_by_its_type() -> None:
 def test_every_question_has_a_message_type_of_its_own() -> None:
     assert set(MESSAGE_TYPES) == set(Action)
     assert set(PHASE_TYPES) == set(Phase)
-    every = [*MESSAGE_TYPES.values(), *PHASE_TYPES.values(), ANNOUNCE]
+    every = [*MESSAGE_TYPES.values(), *PHASE_TYPES.values(), ANNOUNCE, STATISTICS]
     assert len(set(every)) == len(every)
 
 
@@ -185,6 +187,7 @@ DECODERS = {
     "an instruction": decode_instruction,
     "a report": decode_report,
     "an announcement": decode_announcement,
+    "statistics": decode_statistics,
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from hospitals import Hospitals, make_hospital, make_hospitals, with_images
 
-from server.jobs.announce import ask_all
+from server.jobs.announce import ask_all, ask_for_statistics
 from simulations.engines.local_grid import LocalGrid
 
 
@@ -28,6 +28,19 @@ def test_every_connected_site_is_asked(tmp_path: Path) -> None:
         "alpha": {"classes": {"0": 10, "1": 1}},
         "beta": {"classes": {"1": 10, "7": 1}},
     }
+
+
+def test_statistics_are_asked_of_all_and_refused_by_policy(tmp_path: Path) -> None:
+    grid = make_hospitals(tmp_path, {"alpha": {"0": 9}, "beta": {"1": 12}})
+    (tmp_path / "alpha" / "policy.yaml").write_text("statistics: true\n")
+    ask_for_statistics(grid, tmp_path / "told.json")
+    said = json.loads((tmp_path / "told.json").read_text())
+    counts = {"train_images": 9, "train_patients": 9, "test_images": 0, "test_patients": 0}
+    assert said["alpha"]["classes"] == {"0": counts} and said["alpha"]["sides"]["1"] == 9
+    assert said["beta"] == {"error": "PolicyError"}
+    forged = Forged(grid, lambda message: Message(RecordDict({"statistics": ConfigRecord({})}), reply_to=message))
+    ask_for_statistics(forged, tmp_path / "told.json")
+    assert json.loads((tmp_path / "told.json").read_text())["beta"] == {"error": "ProtocolError"}
 
 
 def test_with_nobody_there_nobody_is_asked(tmp_path: Path) -> None:
