@@ -71,7 +71,7 @@ def predict(
         Path | None,
         typer.Option(
             metavar="SITE.YAML",
-            help="This site's settings, for a model that it tested with batch-norm statistics of its own.",
+            help="This site's settings, for a model that it tested with statistics or a head of its own.",
             show_default=False,
         ),
     ] = None,
@@ -116,7 +116,7 @@ def predict(
 
 
 def open_model(path: Path, settings: SiteSettings | None, device: str) -> tuple[Predictor, str | None]:
-    """Open a run directory or a model's file; also return the site whose own statistics it answers with, if any.
+    """Open a run directory or a model's file; also return the site as which it answers, if any.
 
     Raises:
         WeightsError: a file is missing, damaged or foreign.
@@ -129,41 +129,44 @@ def open_model(path: Path, settings: SiteSettings | None, device: str) -> tuple[
 
     if path.suffix.lower() == ".onnx":
         predictor = onnx_predictor(path, device)
-        if settings is not None and predictor.facts.own_statistics:
-            what = f"--site: the batch-norm statistics of {settings.site} cannot be put into {path}"
+        if settings is not None and (predictor.facts.own_statistics or predictor.facts.own_heads_sha256):
+            what = f"--site: the statistics or the head of {settings.site} cannot be put into {path}"
             raise ConfigError(what, accepted="a run directory or a safetensors file")
         return predictor, None
     files = ModelFiles.read(path)
-    own = settings.site if settings and files.facts.own_statistics else None
+    own = settings.site if settings and (files.facts.own_statistics or files.facts.own_heads_sha256) else None
     return Predictor.of_files(as_tested(files, settings), device), own
 
 
 def as_tested(files: ModelFiles, settings: SiteSettings | None) -> ModelFiles:
-    """Return a model as this site tested it: with the site's own statistics, if sites have any and settings are given.
+    """Return a model as the site of these settings tested it, with its own statistics and head, if sites have any.
 
     Raises:
-        MemoryStoreError: the site keeps no statistics for this very model, or cannot read them.
+        MemoryStoreError: the site keeps none for this very model, or cannot read them.
         ConfigError: the key of its memory cannot be read.
     """
-    from client.state.statistics_file import statistics_for_model
+    from client.state.statistics_file import HEAD, TESTED, own_tensors_for_model
     from dynammo_core.memory.encryption import load_key
 
-    own = files.facts.own_statistics
-    if own is None or settings is None:
+    if settings is None:
         return files
-    memory = settings.memory
-    statistics = statistics_for_model(
-        runs_folder(memory.folder),
-        task=files.facts.lineage.after_task - 1,
-        model=own.tested_sha256,
-        site=settings.site,
-        key=load_key(memory.key) if memory.key else None,
-    )
-    return replace(files, tensors={**files.tensors, **statistics})
+    memory, facts, tensors = settings.memory, files.facts, dict(files.tensors)
+    wanted = {TESTED: facts.own_statistics and facts.own_statistics.tested_sha256, HEAD: facts.own_heads_sha256}
+    for content, model in wanted.items():
+        if model is not None:
+            tensors |= own_tensors_for_model(
+                runs_folder(memory.folder),
+                task=facts.lineage.after_task - 1,
+                model=model,
+                site=settings.site,
+                key=load_key(memory.key) if memory.key else None,
+                content=content,
+            )
+    return replace(files, tensors=tensors)
 
 
 def warnings_about(predictor: Predictor, own: str | None) -> list[str]:
-    """What is to be known of all answers; `own` is the site whose own statistics are in the model."""
+    """What is to be known of all answers; `own` is the site whose own statistics or head are in the model."""
     return [NOT_AS_TESTED] if predictor.facts.own_statistics and own is None else []
 
 
@@ -220,7 +223,8 @@ def as_plain_data(
             "classes": list(predictor.classes),
             "open_set_threshold": facts.open_set_threshold,
             "lineage": facts.lineage.model_dump(),
-            "statistics_of": own,
+            "statistics_of": own if facts.own_statistics else None,
+            "head_of": own if facts.own_heads_sha256 else None,
         },
         "warnings": warnings_about(predictor, own),
         "images": [

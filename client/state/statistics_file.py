@@ -1,4 +1,4 @@
-"""Keep a site's own batch-norm statistics for a run: sealed like its memory, and never sent."""
+"""Keep what a site has of its own for a run, statistics or a head: sealed like its memory, and never sent."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from dynammo_core.support.errors import MemoryStoreError
 STATISTICS_FILE = "statistics.sealed"
 TESTED_FILE = "tested/task-{:02d}.sealed"
 TESTED = "tested statistics"
+HEAD_FILE = "heads/task-{:02d}.sealed"
+HEAD = "own head"
+PLACES = {TESTED: TESTED_FILE, HEAD: HEAD_FILE}
 
 
 class StatisticsFile:
-    """The file of one site in one run, estimated once; beside it those that each task's model was tested with."""
+    """The file of one site in one run, estimated once; beside it what the site tested each task's model with."""
 
     def __init__(self, folder: Path, *, run: str, site: str, key: bytes | None = None) -> None:
         self._owner = {"run": run, "site": site, "content": "statistics"}
@@ -36,20 +39,23 @@ class StatisticsFile:
         """Keep these tensors in the place of those that were kept."""
         self._file.write_tensors(tensors)
 
-    def save_tested(self, tensors: Mapping[str, Tensor], *, task: int, model: str) -> None:
-        """Keep the statistics that a model was tested with after a task, for its use later.
+    def save_tested(self, tensors: Mapping[str, Tensor], *, task: int, model: str, content: str = TESTED) -> None:
+        """Keep what a model was tested with after a task, for its use later.
 
         Args:
             tensors: by name.
             task: counted from 0.
             model: SHA-256 of the model as it was received, in hex.
+            content: `TESTED` for statistics, `HEAD` for a head.
         """
-        path = self.path.parent / TESTED_FILE.format(task + 1)
-        SealedFile(path, {**self._owner, "content": TESTED, "model": model}, self._key).write_tensors(tensors)
+        path = self.path.parent / PLACES[content].format(task + 1)
+        SealedFile(path, {**self._owner, "content": content, "model": model}, self._key).write_tensors(tensors)
 
 
-def statistics_for_model(folder: Path, *, task: int, model: str, site: str, key: bytes | None) -> dict[str, Tensor]:
-    """Return the statistics that this site tested a model with, in whichever of its runs.
+def own_tensors_for_model(
+    folder: Path, *, task: int, model: str, site: str, key: bytes | None, content: str = TESTED
+) -> dict[str, Tensor]:
+    """Return what this site tested a model with, in whichever of its runs.
 
     Args:
         folder: of the site's runs, with a folder for each of them.
@@ -57,12 +63,13 @@ def statistics_for_model(folder: Path, *, task: int, model: str, site: str, key:
         model: SHA-256 of the model as sites received it, in hex.
         site: name of the site.
         key: of its memory.
+        content: `TESTED` for statistics, `HEAD` for a head.
 
     Raises:
-        MemoryStoreError: it keeps no statistics for this model, or the file is damaged, sealed with another key, or
+        MemoryStoreError: it keeps none for this model, or the file is damaged, sealed with another key, or
             belongs to another site.
     """
-    paths = sorted(folder.glob(f"*/{TESTED_FILE.format(task + 1)}"))
+    paths = sorted(folder.glob(f"*/{PLACES[content].format(task + 1)}"))
     damaged: MemoryStoreError | None = None
     for path in paths:
         try:
@@ -71,11 +78,12 @@ def statistics_for_model(folder: Path, *, task: int, model: str, site: str, key:
             damaged = error
             continue
         if owner.get("model") == model:
-            return SealedFile(path, {**owner, "site": site, "content": TESTED}, key).read_tensors()
+            return SealedFile(path, {**owner, "site": site, "content": content}, key).read_tensors()
     if damaged is not None:
         raise damaged
+    what = "head" if content == HEAD else "statistics"
     others = f"; it keeps those of {', '.join(path.parent.parent.name for path in paths)}" if paths else ""
     raise MemoryStoreError(
-        f"{folder} does not hold the statistics with which {site} tested this model after its task {task + 1}{others}",
+        f"{folder} does not hold the {what} with which {site} tested this model after its task {task + 1}{others}",
         accepted="a model that this site tested, unchanged: the same run, task, weights and backbone",
     )

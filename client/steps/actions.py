@@ -9,13 +9,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from client.state.statistics_file import HEAD
 from client.steps.assignment import Assignment, EpochBatches, names_of_answer, receive, start_level, take
 from client.steps.forgetting import kept_apart, withdrawn_from
 from client.steps.private_actions import answer_fit_privately, answer_remember_privately, answer_summarise_privately
 from client.steps.site import Site
 from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
+from dynammo_core.deployed.model_files import answering_tensors, tensors_sha256
 from dynammo_core.memory.rehearsal import remember
-from dynammo_core.plan import Evaluate, Fit, Forget, LossContext, Remember, Summarise
+from dynammo_core.plan import PERSONAL, Evaluate, Fit, Forget, LossContext, Remember, Summarise
 from dynammo_core.privacy.client_level import shortened_update
 from dynammo_core.scoring.evaluation import answer_counts, confusion_counts, predictions
 from dynammo_core.support.devices import shortage_explained
@@ -211,6 +213,8 @@ def _own_tables(assignment: Assignment, stage: Evaluate, features: Tensor, label
         images.labels[order],
         [images.patient_ids[place] for place in order.tolist()],
     )
+    received = tensors_sha256(answering_tensors(experiment.method, assignment.model))
+    assignment.site.statistics.save_tested(heads[PERSONAL], task=assignment.step.task, model=received, content=HEAD)
     tables = dict.fromkeys(stage.tables, [0] * experiment.classes**2)
     for name, tensors in heads.items():
         assignment.model.load_state_dict(tensors, strict=False)

@@ -63,7 +63,8 @@ class ModelFacts(BaseModel):
 
     Files of versions without `fit`, `window` and `frame` are of models that took stretched images of 8 bits. Of the
     sites' test images of learnt classes, 95 % have an open-set score of at least `open_set_threshold`; it is
-    None if nobody counted. Without `own_statistics` all sites were tested with the statistics in the file.
+    None if nobody counted. Without `own_statistics` all sites were tested with the statistics in the file. With
+    `own_heads_sha256` each has a head of its own, for the common one with that hash as it arrived there.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -82,6 +83,7 @@ class ModelFacts(BaseModel):
     heads: dict[str, tuple[int, ...]]
     open_set_threshold: float | None = None
     own_statistics: OwnStatistics | None = None
+    own_heads_sha256: str | None = None
     versions: dict[str, str]
     lineage: Lineage
 
@@ -184,6 +186,11 @@ def deployed_tensors(method: Method[Any], model: IncrementalModel) -> dict[str, 
     state = model.state_dict()
     first = {state[name].data_ptr(): name for name in reversed(deployed_names(method, model))}
     return {name: state[name].cpu().contiguous() for name in sorted(first.values())}
+
+
+def answering_tensors(method: Method[Any], model: IncrementalModel) -> dict[str, Tensor]:
+    """Return the tensors of the heads that answer, by which a site knows the model that its own head stands beside."""
+    return {name: tensor for name, tensor in deployed_tensors(method, model).items() if name.startswith("heads.")}
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

@@ -50,10 +50,11 @@ class FeatureSettings(MethodSettings):
 class ClosedFormSettings(FeatureSettings):
     """The features, and how smooth the solution is."""
 
-    regulariser: float | None = Field(
+    regulariser: Annotated[float, Field(gt=0)] | Literal["dimension"] | None = Field(
         default=None,
-        gt=0,
-        description="regulariser of the ridge regression; null: chosen by generalised cross-validation on the sums",
+        description="regulariser of the ridge regression, a number above 0; dimension: features for each image, "
+        "where uneven classes make fewer of many, which serves those better and is solved many times faster; null: "
+        "chosen by generalised cross-validation on the sums",
     )
     prior: Prior = Field(
         default="equal",
@@ -73,6 +74,8 @@ def by_example_alone(params: ClosedFormSettings, mechanism: str) -> str:
         return "tests of personal heads tell of training images that no noise hides; set method.personal: false"
     if mechanism != "example":
         return "its sums over samples have no mean over sites; set privacy.mechanism: example"
+    if params.regulariser == "dimension":
+        return "noise is as large as features; set method.regulariser: null, which follows the noise, or to a number"
     return "" if params.prior == "equal" else "noised sums are solved for equal classes alone; set method.prior: equal"
 
 
@@ -83,13 +86,6 @@ SUMS_GOVERNANCE = Governance(obstacle_to_privacy=by_example_alone)
 def scales(params: FeatureSettings, backbone: Backbone) -> AdaptedBackbone:
     """Make the extractor that the settings name, on a backbone, without adapters."""
     return MultiScaleBackbone(backbone, params.pooling) if params.multi_scale else AdaptedBackbone(backbone)
-
-
-def grow_scales(params: ClosedFormSettings, model: IncrementalModel, task: int) -> None:
-    """Give the model, with its first task, the features that the settings name."""
-    if params.multi_scale and task == 0:
-        assert isinstance(model.extractor, AdaptedBackbone)
-        model.extractor = scales(params, model.extractor.backbone)
 
 
 def grow_ridge(model: IncrementalModel, stream: TaskStream, task: int) -> None:

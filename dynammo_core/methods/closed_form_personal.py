@@ -16,6 +16,7 @@ from dynammo_core.methods.closed_form_sums import SUMS, check_weights
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.ridge.head import RidgeHead
 from dynammo_core.models.ridge.personal import OwnImages, best_beta, mixed, own_sums
+from dynammo_core.models.ridge.solution import Regulariser
 from dynammo_core.plan import ALONE, PERSONAL, Evaluate, LearnsFrom, Sums
 
 logger = logging.getLogger("dynammo.personal")
@@ -58,12 +59,12 @@ def own_heads(
         return {PERSONAL: {}}
     own = own_sums(images, common.rows)
 
-    def solve(head: RidgeHead, regulariser: float | None) -> float:
+    def solve(head: RidgeHead, regulariser: Regulariser) -> float:
         return head.solve(regulariser, shares(method.params.prior, head, method.stream))
 
     alone = mixed(common, own, math.inf)
     apart = solve(alone, method.params.regulariser)
-    together = method.params.regulariser or solve(mixed(common, own, 0.0), None)
+    together = solve(mixed(common, own, 0.0), method.params.regulariser)
     beta = best_beta(common, own, images, lambda head, beta: solve(head, apart if math.isinf(beta) else together))
     logger.info("the site's own head: common sums + %g own", beta)
     if not beta:

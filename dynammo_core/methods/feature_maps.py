@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated, TypeAlias
+
+from pydantic import Field
 from torch import Tensor, nn
 
-from dynammo_core.methods.closed_form import FeatureSettings, scales
+from dynammo_core.methods.closed_form import ClosedFormSettings, FeatureSettings, scales
 from dynammo_core.models.incremental_model import AdaptedBackbone, Extractor, IncrementalModel
 
 
@@ -16,6 +19,33 @@ class FeatureMap(nn.Module):
     """
 
     feature_dim: int
+
+
+Tukey: TypeAlias = Annotated[
+    float, Field(gt=0, le=1, description="power of the features (their sign is kept); 1: as they are")
+]
+
+
+class TukeyPower(FeatureMap):
+    """A power of each feature below 1, on Tukey's ladder, which makes skewed features more like normal ones."""
+
+    def __init__(self, feature_dim: int, power: float) -> None:
+        super().__init__()
+        self.feature_dim = feature_dim
+        self.power = power
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the powers Tensor[B, D] of features Tensor[B, D], with their signs."""
+        return features.sign() * features.abs() ** self.power
+
+
+class FrozenFeatureSettings(ClosedFormSettings):
+    """The features of a frozen network, and what is made of each image's before they are summed."""
+
+    tukey: Tukey = 1.0
+    mirrored: bool = Field(
+        default=False, description="average each image's features with those of its mirror image, at a second pass"
+    )
 
 
 class MappedBackbone(Extractor):
@@ -35,7 +65,33 @@ class MappedBackbone(Extractor):
         return mapped
 
 
+class MirroredBackbone(Extractor):
+    """Averages the features of an image and of its mirror image, left and right, which most diagnoses do not tell."""
+
+    def __init__(self, inner: Extractor) -> None:
+        super().__init__()
+        self.inner = inner
+        self.feature_dim = inner.feature_dim
+
+    def _prefix(self, images: Tensor) -> Tensor:
+        return images
+
+    def _from_prefix(self, maps: Tensor) -> Tensor:
+        both: Tensor = self.inner(maps) + self.inner(maps.flip(3))
+        return both / 2
+
+
 def features_to_map(params: FeatureSettings, model: IncrementalModel) -> AdaptedBackbone:
     """Make the extractor of the features that the settings name, on the backbone of a model that has not grown yet."""
     assert isinstance(model.extractor, AdaptedBackbone)
     return scales(params, model.extractor.backbone)
+
+
+def grow_frozen(params: FrozenFeatureSettings, model: IncrementalModel, task: int) -> None:
+    """Give the model, with its first task, the features that the settings name."""
+    if task:
+        return
+    made: Extractor = features_to_map(params, model)
+    if params.tukey != 1:
+        made = MappedBackbone(made, TukeyPower(made.feature_dim, params.tukey))
+    model.extractor = MirroredBackbone(made) if params.mirrored else made

@@ -7,12 +7,11 @@ from functools import partial
 from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
-from torch import Tensor
 
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.closed_form import FeatureSettings
 from dynammo_core.methods.decisions import CLASSES
-from dynammo_core.methods.feature_maps import FeatureMap, MappedBackbone, features_to_map
+from dynammo_core.methods.feature_maps import MappedBackbone, Tukey, TukeyPower, features_to_map
 from dynammo_core.methods.governance import Governance
 from dynammo_core.methods.nearest_mean import SUMS, NearestMean, add_to_totals, heads_of, sums_by_head
 from dynammo_core.methods.rehearsal import new_images
@@ -30,9 +29,7 @@ class FeCAMSettings(FeatureSettings):
         description="which covariances there are; shared: one within all classes; class: one for each, of which every "
         "evaluation sends a matrix",
     )
-    tukey: float = Field(
-        default=0.5, gt=0, le=1, description="power of the features (their sign is kept); 1: as they are"
-    )
+    tukey: Tukey = 0.5
     variance_shrinkage: float = Field(
         default=1.0, gt=0, description="how many times the mean variance is added to each variance"
     )
@@ -47,19 +44,6 @@ class FeCAMSettings(FeatureSettings):
         if most is not None and shrinkage > most:
             raise ValueError(f"{shrinkage:g} must be at most variance_shrinkage, {most:g}, or no inverse need exist")
         return shrinkage
-
-
-class TukeyPower(FeatureMap):
-    """A power of each feature below 1, on Tukey's ladder, which makes skewed features more like normal ones."""
-
-    def __init__(self, feature_dim: int, power: float) -> None:
-        super().__init__()
-        self.feature_dim = feature_dim
-        self.power = power
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the powers Tensor[B, D] of features Tensor[B, D], with their signs."""
-        return features.sign() * features.abs() ** self.power
 
 
 def not_noised(params: FeCAMSettings, mechanism: str) -> str:

@@ -8,19 +8,18 @@ from dynammo_core.methods.base import Method
 from dynammo_core.methods.closed_form import (
     ANSWERS,
     SUMS_GOVERNANCE,
-    ClosedFormSettings,
     LargestLabel,
     grow_ridge,
-    grow_scales,
 )
 from dynammo_core.methods.closed_form_personal import evaluation
 from dynammo_core.methods.closed_form_sums import balanced_sums
+from dynammo_core.methods.feature_maps import FrozenFeatureSettings, grow_frozen
 from dynammo_core.methods.rehearsal import exemplars
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Evaluate, Remember, Stage
 
 
-class Ridge(Method[ClosedFormSettings]):
+class Ridge(Method[FrozenFeatureSettings]):
     """The balanced closed form on the frozen network."""
 
     name = "ridge"
@@ -31,7 +30,7 @@ class Ridge(Method[ClosedFormSettings]):
     governance = SUMS_GOVERNANCE
 
     def grow(self, model: IncrementalModel, task: int) -> None:
-        grow_scales(self.params, model, task)
+        grow_frozen(self.params, model, task)
         grow_ridge(model, self.stream, task)
 
     def stages(self, task: int) -> Sequence[Stage]:

@@ -9,19 +9,18 @@ from dynammo_core.methods.base import Method
 from dynammo_core.methods.closed_form import (
     ANSWERS,
     SUMS_GOVERNANCE,
-    ClosedFormSettings,
     LargestLabel,
     grow_ridge,
-    grow_scales,
 )
 from dynammo_core.methods.closed_form_personal import evaluation
 from dynammo_core.methods.closed_form_sums import streamed_sums
+from dynammo_core.methods.feature_maps import FrozenFeatureSettings, grow_frozen
 from dynammo_core.methods.rehearsal import everything_seen
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Evaluate, Stage
 
 
-class StreamingRidge(Method[ClosedFormSettings]):
+class StreamingRidge(Method[FrozenFeatureSettings]):
     """The classifier is that of ridge regression on all images so far, although none of them is kept.
 
     Its statistics speak of all past data: a class of method of its own, and a privacy question of its own, as the Gram
@@ -37,7 +36,7 @@ class StreamingRidge(Method[ClosedFormSettings]):
     governance = replace(SUMS_GOVERNANCE, forgets=True)
 
     def grow(self, model: IncrementalModel, task: int) -> None:
-        grow_scales(self.params, model, task)
+        grow_frozen(self.params, model, task)
         grow_ridge(model, self.stream, task)
 
     def stages(self, task: int) -> Sequence[Stage]:

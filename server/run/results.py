@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dynammo_core.code_identity import code_hash
-from dynammo_core.deployed.model_files import FACTS, WEIGHTS, deployed_tensors, tensors_sha256
+from dynammo_core.deployed.model_files import FACTS, WEIGHTS, answering_tensors, deployed_tensors, tensors_sha256
 from dynammo_core.experiment import Experiment
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.backbones import weights_sha256
@@ -185,6 +185,7 @@ def write_model(
         "heads": {name: list(model.head(name).rows) for name in _deployed_heads(experiment, model)},
         "open_set_threshold": _fine(known_threshold(tested)),
         "own_statistics": _own_statistics(experiment, model, tensors),
+        "own_heads_sha256": _own_heads_sha256(experiment, model),
         "versions": package_versions(),
         "lineage": {
             "config_hash": config.content_hash,
@@ -210,6 +211,14 @@ def _own_statistics(
     sent = {name: tensors[name] for name in travelling_names(model) if name in tensors}
     arrived = {**tensors, **carried(CODECS[config.federation.compression], sent)}
     return {"kind": config.scanners.own_statistics, "tested_sha256": tensors_sha256(arrived)}
+
+
+def _own_heads_sha256(experiment: Experiment, model: IncrementalModel) -> str | None:
+    """Return the hash of the common head as it arrived where sites solved their own; None if they solve none."""
+    if not experiment.method.evaluation().tables:
+        return None
+    sent = answering_tensors(experiment.method, model)
+    return tensors_sha256(carried(CODECS[experiment.config.federation.compression], sent))
 
 
 def _deployed_heads(experiment: Experiment, model: IncrementalModel) -> list[str]:

@@ -8,6 +8,7 @@ from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.closed_form import ClosedFormSettings
 from dynammo_core.methods.decisions import CLASSES
+from dynammo_core.methods.feature_maps import FrozenFeatureSettings, grow_frozen
 from dynammo_core.models.backbones import build_backbone
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.ridge.head import RidgeHead
@@ -21,6 +22,20 @@ def reads_labels() -> tuple[Method, IncrementalModel]:
     model.heads[CLASSES] = head = RidgeHead(3, (4, 1, 7))
     head.weight.copy_(torch.eye(3))
     return method, model
+
+
+@torch.no_grad()
+def test_features_are_powers_averaged_with_those_of_the_mirror_image() -> None:
+    backbone = build_backbone(BackboneSettings(name="small_cnn", weights="random"), seed=0).freeze()
+    plain, made = IncrementalModel(backbone), IncrementalModel(backbone)
+    settings = FrozenFeatureSettings(name="streaming_ridge", tukey=0.5, mirrored=True)
+    grow_frozen(FrozenFeatureSettings(name="streaming_ridge"), plain, 0)
+    grow_frozen(settings, made, 0)
+    images = torch.randn(2, 3, 16, 16, generator=seeded_generator("images"))
+    signed = [plain.extractor(seen) for seen in (images, images.flip(3))]
+    assert min(features.min() for features in signed) >= 0  # behind a ReLU
+    torch.testing.assert_close(made.extractor(images), (signed[0].sqrt() + signed[1].sqrt()) / 2)
+    torch.testing.assert_close(made.extractor(images.flip(3)), made.extractor(images))
 
 
 def test_probabilities_are_sharpened_and_answers_are_those_of_the_regressed_labels() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from dynammo_core.models.heads import Head
 from dynammo_core.models.ridge.checks import MOST_NOISED_WEIGHT, obstacle_to_sums, obstacle_to_thin_sums
 from dynammo_core.models.ridge.gram import pack, thin_factor, travelling_shape, triangle_of, unpack, upper
-from dynammo_core.models.ridge.solution import Solution, ridge_solution, shrunken_discriminant
+from dynammo_core.models.ridge.solution import Regulariser, Solution, ridge_solution, shrunken_discriminant
 from dynammo_core.support.errors import ProtocolError
 
 GRAM_SHARE = 0.1
@@ -217,7 +217,7 @@ class RidgeHead(Head):
             self.gram.zero_()
 
     @torch.no_grad()
-    def solve(self, regulariser: float | None = None, shares: Tensor | None = None) -> float:
+    def solve(self, regulariser: Regulariser = None, shares: Tensor | None = None) -> float:
         """Set weight and bias to the ridge solution of the sums, and return the regulariser used (`ridge_solution`)."""
         return self._answer_by(
             ridge_solution(self.gram, self.products, self.counts, self.sample_weight, regulariser, shares)

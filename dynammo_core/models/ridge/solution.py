@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from dynammo_core.models.ridge.gram import unpack
 from dynammo_core.models.ridge.spectrum import CANDIDATES, FullSpectrum, cholesky, least_error, spectrum
+
+Regulariser: TypeAlias = float | Literal["dimension"] | None
+"""A number, the rule `dimension`, or what cross-validation chooses; `ridge_solution` explains all three."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ def ridge_solution(
     products: Tensor,
     counts: Tensor,
     sample_weight: Tensor,
-    regulariser: float | None = None,
+    regulariser: Regulariser = None,
     shares: Tensor | None = None,
 ) -> Solution:
     """Return the ridge solution on standardised features; the bias is not penalised.
@@ -39,26 +43,33 @@ def ridge_solution(
         sample_weight: what each sample of a class weighs in the sums, Tensor[R].
         regulariser: times the number of samples; by default the candidate with the least generalised cross-validation
             error (Golub, Heath and Wahba, 1979), which needs nothing but the sums, and all their eigenvalues: a given
-            regulariser is solved many times faster.
+            regulariser is solved many times faster. `dimension` is D over the effective number of samples: the best for
+            weights drawn at random whose signal is as large as the noise (Dobriban and Wager, arXiv 1507.03003, theorem
+            2.1). Cross-validation smooths too much where classes are uneven, as it takes the leverage of rare and
+            common samples for the same.
         shares: how frequent each class is taken to be, Tensor[R], 1 in all; by default as its samples weigh. The
             scatter within classes stays that of the sums.
     """
-    samples = gram[-1]
-    if not samples:
+    weight_of_all = gram[-1]
+    if not weight_of_all:
         zeros = torch.zeros_like(products)
-        return Solution(zeros[:, :-1], zeros[:, -1], float(CANDIDATES[-1]) if regulariser is None else regulariser)
+        used = regulariser if isinstance(regulariser, float) else float(CANDIDATES[-1])
+        return Solution(zeros[:, :-1], zeros[:, -1], used)
     whole = unpack(gram, products.shape[1])
     if shares is not None:
         products = _shared(whole, products, shares)
     correlation, mean, scale = standardised(whole)
     del whole
-    means = products[:, -1] / samples
-    cross = (products[:, :-1] / samples - torch.outer(means, mean)) / scale  # [R, D]
+    means = products[:, -1] / weight_of_all
+    cross = (products[:, :-1] / weight_of_all - torch.outer(means, mean)) / scale  # [R, D]
+    samples = effective_samples(counts, sample_weight)
+    if regulariser == "dimension":
+        regulariser = int(scale.isfinite().sum()) / samples
     if regulariser is None:
         found = spectrum(correlation, rank=int(counts.sum()) - 1)
         values, projected = found.values.clamp_min(0), found.project(cross)
         variance = (means - means.square()).sum()  # of one-hot labels
-        regulariser = least_error(values, projected, variance, effective_samples(counts, sample_weight))
+        regulariser = least_error(values, projected, variance, samples)
         weight = found.combine(projected / (values + regulariser)) / scale
     else:
         weight = torch.cholesky_solve(cross.T, cholesky(correlation, regulariser)).T / scale

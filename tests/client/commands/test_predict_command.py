@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from dynammo_core.data.samples import Samples
 from dynammo_core.data.transforms import to_input
 from dynammo_core.deployed.model_files import ModelFiles
 from dynammo_core.deployed.predictor import Predictor
+from dynammo_core.methods import closed_form_personal
 from dynammo_core.models.names import Level
+from dynammo_core.plan import Sums
 
 app = typer.Typer()
 app.command()(predict)
@@ -302,6 +305,25 @@ def test_the_command_takes_the_sites_statistics_and_warns_without(
     beta.write_text(beta.read_text().replace("site: beta", "site: gamma"))
     refused = asked(run, *images, "--site", beta)
     assert (refused.exit_code, "belongs to" in refused.stderr) == (1, True)
+
+
+def test_a_site_answers_with_the_head_that_it_solved_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads, answers = list[Sums](), closed_form_personal._answers
+    monkeypatch.setattr(
+        closed_form_personal, "best_beta", lambda *_: math.inf
+    )  # few images would choose the common one
+    monkeypatch.setattr(closed_form_personal, "_answers", lambda head: heads.append(answers(head)) or heads[-1])
+    hospitals = make_hospitals(tmp_path, {"alpha": HELD, "beta": HELD})
+    settings = {"method": {"personal": True, "regulariser": 1.0}, "federation": {"compression": "float16"}}
+    config = deployed(list(hospitals.files), list(HELD), "streaming_ridge", settings)
+    files = ModelFiles.read(run_small(config, tmp_path / "runs", grid=hospitals).path)
+    solved = [heads[-4], heads[-2]]  # each site's own and the one it would have alone, after the last task
+    for site_yaml, wanted in zip(hospitals.files.values(), solved, strict=True):
+        found = as_tested(files, load_site(site_yaml)).tensors
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+        assert not torch.equal(found["heads.classes.weight"], files.tensors["heads.classes.weight"])
 
 
 def test_a_model_without_such_statistics_needs_no_site(model: Path, images: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from client.state.statistics_file import StatisticsFile, statistics_for_model
+from client.state.statistics_file import StatisticsFile, own_tensors_for_model
 from dynammo_core.support.errors import MemoryStoreError
 
 KEY = bytes(range(32))
@@ -23,7 +23,7 @@ def kept(folder: Path) -> Path:
 
 def test_they_are_found_by_the_model_in_whichever_run(tmp_path: Path) -> None:
     for model, wanted in (("aa", ONE), ("bb", TWO)):
-        found = statistics_for_model(kept(tmp_path), task=0, model=model, site="north", key=KEY)
+        found = own_tensors_for_model(kept(tmp_path), task=0, model=model, site="north", key=KEY)
         assert found.keys() == wanted.keys()
         assert torch.equal(found["norm.running_mean"], wanted["norm.running_mean"])
     file = tmp_path / "run-a" / "tested" / "task-01.sealed"
@@ -43,7 +43,7 @@ def test_they_are_found_by_the_model_in_whichever_run(tmp_path: Path) -> None:
 def test_no_others_are_taken_for_them(tmp_path: Path, changes: dict[str, object], said: str) -> None:
     wanted: dict[str, object] = {"task": 0, "model": "aa", "site": "north", "key": KEY} | changes
     with pytest.raises(MemoryStoreError, match=said):
-        statistics_for_model(kept(tmp_path), **wanted)  # type: ignore[arg-type]
+        own_tensors_for_model(kept(tmp_path), **wanted)  # type: ignore[arg-type]
 
 
 def test_a_changed_bit_is_noticed(tmp_path: Path) -> None:
@@ -52,15 +52,15 @@ def test_a_changed_bit_is_noticed(tmp_path: Path) -> None:
     content[-40] ^= 1
     file.write_bytes(content)
     with pytest.raises(MemoryStoreError, match="cannot be read"):
-        statistics_for_model(tmp_path, task=0, model="aa", site="north", key=KEY)
+        own_tensors_for_model(tmp_path, task=0, model="aa", site="north", key=KEY)
 
 
 def test_a_damaged_file_of_another_run_is_in_the_way_of_its_own_model_alone(tmp_path: Path) -> None:
     file = kept(tmp_path) / "run-a" / "tested" / "task-01.sealed"
     file.write_bytes(b"")
     assert torch.equal(
-        statistics_for_model(tmp_path, task=0, model="bb", site="north", key=KEY)["norm.running_mean"],
+        own_tensors_for_model(tmp_path, task=0, model="bb", site="north", key=KEY)["norm.running_mean"],
         TWO["norm.running_mean"],
     )
     with pytest.raises(MemoryStoreError, match=f"the sealed file {file} cannot be read"):
-        statistics_for_model(tmp_path, task=0, model="aa", site="north", key=KEY)
+        own_tensors_for_model(tmp_path, task=0, model="aa", site="north", key=KEY)

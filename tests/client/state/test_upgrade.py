@@ -16,7 +16,7 @@ from client.state.error_feedback import ErrorFeedback
 from client.state.feature_files import FeatureFiles
 from client.state.privacy_ledger import LedgerFile, NamedCharge, SiteLedger
 from client.state.secure_ledger import OpenedSums, SecureLedger
-from client.state.statistics_file import StatisticsFile, statistics_for_model
+from client.state.statistics_file import StatisticsFile, own_tensors_for_model
 from client.state.sums_note import SumsNote, describe
 from client.state.withdrawal import WithdrawalLedger
 from dynammo_core.data.samples import Samples
@@ -98,7 +98,7 @@ def test_what_an_earlier_version_wrote_is_read(disk: tuple[Path, bytes | None]) 
     assert torch.equal(held.samples.images, SAMPLES.images)
     assert (held.record_ids, held.taken, held.arrived) == (MEMORY.record_ids, MEMORY.taken, MEMORY.arrived)
     kept = StatisticsFile(folder, run=RUN, site=SITE, key=key).load()
-    tested = statistics_for_model(memory / "runs", task=0, model="ab", site=SITE, key=key)
+    tested = own_tensors_for_model(memory / "runs", task=0, model="ab", site=SITE, key=key)
     for statistics in (kept, tested):
         assert torch.equal(statistics["norm.running_mean"], STATISTICS["norm.running_mean"])
     assert SumsNote(folder, run=RUN, site=SITE, key=key).load() == {0: describe(SAMPLES)}

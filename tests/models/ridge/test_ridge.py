@@ -148,6 +148,19 @@ def test_heavy_samples_count_for_fewer() -> None:
     )  # (30 + 10 + 10)^2 / (90 + 10 + 10)
 
 
+def test_by_dimension_the_regulariser_is_features_over_effective_samples() -> None:
+    features, labels = data(5, samples=40)
+    features[:, 2] = 3.0  # says nothing, and does not count
+    head = RidgeHead(DIM, ROWS)
+    head.sample_weight[1] = 4
+    head.add(features, labels)
+    expected = (DIM - 1) / effective_samples(head.counts, head.sample_weight)
+    assert head.solve("dimension") == pytest.approx(expected)
+    by_rule = head.weight.clone()
+    head.solve(expected)
+    assert torch.equal(head.weight, by_rule)
+
+
 def test_a_constant_feature_says_nothing_and_breaks_nothing() -> None:
     features, labels = data(6)
     features[:, 2] = 3.0
