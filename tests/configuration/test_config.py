@@ -324,6 +324,7 @@ def another(value: Any, key: str) -> Any:
         "method.merge_alpha": "fold",
         "method.padding": 0,
         "method.prior": "observed",
+        "method.adapter": "bottleneck",
         "method.pooling": "spread" if value == "mean" else "mean",
         "method.variance_shrinkage": 2.0,
         "method.prediction": "classifier" if value == "nearest_mean" else "nearest_mean",

@@ -141,9 +141,13 @@ def _adding(branch: nn.Module) -> Any:
 
 @lru_cache(maxsize=1024)
 def _orthonormal(place: str, inputs: int, rank: int) -> Tensor:
-    """Draw orthonormal rows Tensor[rank, inputs]: in float64, so that rounding hides how a processor does it."""
-    drawn = torch.randn(
-        inputs, rank, dtype=torch.float64, device="cpu", generator=seeded_generator("lora", place, inputs, rank)
-    )
-    rows: Tensor = torch.linalg.qr(drawn).Q.T.float().contiguous()
+    """Draw orthonormal rows Tensor[rank, inputs].
+
+    They must be the same at all sites: in float64, so that rounding hides how a processor adds, and with a positive
+    diagonal of R, since libraries of linear algebra are free in the signs.
+    """
+    generator = seeded_generator("lora", place, inputs, rank)
+    drawn = torch.randn(inputs, rank, dtype=torch.float64, device="cpu", generator=generator)
+    basis, triangle = torch.linalg.qr(drawn)
+    rows: Tensor = (basis * triangle.diagonal().sign()).T.float().contiguous()
     return rows

@@ -52,6 +52,12 @@ def test_lora_travels_alone_and_what_is_exported_is_folded(tmp_path: Path) -> No
         assert export_model(files, kind, tmp_path / f"model.{kind}").difference < 1e-4
 
 
+def test_adapters_of_a_transformer_may_be_private_as_they_are() -> None:
+    for kind in ("lora", "bottleneck"):
+        private = {"backbone.name": VIT, "method.adapter": kind, "privacy.mechanism": "example"}
+        Experiment(small_config("dynammo", private)).check()
+
+
 def test_what_a_network_does_not_take_is_refused_before_the_first_step() -> None:
     convolutions = config("dynammo", VIT, adapter="convolution")
     for asked, words in (

@@ -105,6 +105,8 @@ def test_a_projection_is_the_same_wherever_it_is_made_and_never_travels(backbone
     drawn = [branch.projection for _, branch in one.branches()]
     assert all(torch.equal(mine, branch.projection) for mine, (_, branch) in zip(drawn, other.branches(), strict=True))
     assert len({mine.sum().item() for mine in drawn}) == len(drawn)  # each place has its own
+    for mine in drawn:
+        torch.testing.assert_close(mine @ mine.T, torch.eye(RANK))
     copied = copy.deepcopy(one)
     assert torch.equal(copied[0]["attn_qkv"].projection, drawn[0])
 
