@@ -50,6 +50,10 @@ sys.dont_write_bytecode = False
 # Tests leave nothing in the cache of whoever runs them; those of the cache itself name a folder of their own.
 os.environ["DYNAMMO_IMAGES_MEGABYTES"] = "0"
 
+# No test cuts the power, so none waits for the disk: a small run would do so a hundred times, for a third of its time.
+# Tests of how files are written put their own in its place, and programs that tests start wait as ever.
+os.fsync = lambda _: None
+
 # Nearly all that collecting makes stays: no garbage is looked for meanwhile, nor among it later.
 gc.disable()
 

@@ -19,7 +19,7 @@ def copied(module: M, shared: Iterable[nn.Module] = ()) -> M:
 
     Args:
         module: what is copied.
-        shared: modules in it that the copy has as they are, such as a frozen backbone.
+        shared: modules in it that the copy has as they are, each as a whole, such as a frozen backbone.
     """
     return _copied(module, {id(one): one for one in shared})
 

@@ -47,7 +47,8 @@ def spectrum(matrix: Tensor, rank: int) -> Spectrum:
 
     Args:
         matrix: Tensor[N, N], float64; it is used up. At most two more of its size are made.
-        rank: the largest that it can have, but for rounding; below N, the matrix is positive semidefinite.
+        rank: the largest that it can have, but for rounding; below N, the matrix is positive semidefinite. Cut sums
+            (`gram.shortened`) have a larger one, which takes longer and is as exact.
     """
     if find_spec("scipy") is None:
         return WholeSpectrum(matrix)
