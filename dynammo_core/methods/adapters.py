@@ -26,7 +26,9 @@ ADAPTERS = "extractor.*adapters.*"
 class AdapterSettings(MethodSettings):
     """Adapters, and the stage that tunes them."""
 
-    alpha: float = Field(default=0.02, gt=0, description="initial value of an adapter's learnable scale")
+    alpha: float = Field(
+        default=0.5, gt=0, description="initial value of an adapter's learnable scale; the paper starts at 0.02"
+    )
     padding: Literal[0, 1] = Field(
         default=1,
         description="padding of the adapters' convolutions; 0: as in the paper, needs feature maps of at least 3x3 "

@@ -304,7 +304,7 @@ def test_a_wrong_comparison_is_refused_by_name(tmp_path: Path, changes: dict[str
 
 
 def test_an_experiment_is_no_comparison() -> None:
-    with pytest.raises(ConfigError, match="is no comparison.*`run` takes an experiment"):
+    with pytest.raises(ConfigError, match=r"is no comparison.*`run` takes an experiment"):
         load_comparison(Path(__file__).parents[3] / "configs" / "digits.yaml")
 
 
