@@ -43,11 +43,12 @@ def read_yaml(path: Path, *, remedy: str = "") -> tuple[Any, yaml.Node | None]:
     if not path.is_file():
         folder = path if path.is_dir() else path.parent
         here = [str(file) for file in sorted(folder.glob("*.yaml")) if not file.name.startswith(".")]
-        what = f"{path} is a folder, and no configuration file" if path.is_dir() else f"no configuration file '{path}'"
-        what += "" if folder.is_dir() else f": there is no folder '{folder}'"
-        raise ConfigError(
-            what + nearest_match(str(path), here), accepted=", ".join(here) or "a YAML file", remedy=remedy
-        )
+        what = f"no configuration file '{path}'{nearest_match(str(path), here)}"
+        if path.is_dir():
+            what = f"{path} is a folder, and no configuration file"
+        elif not folder.is_dir():
+            what += f": there is no folder '{folder}'"
+        raise ConfigError(what, accepted=", ".join(here) or "a YAML file", remedy=remedy)
     try:
         loader = LOADER(path.read_text(encoding="utf-8"))
         try:

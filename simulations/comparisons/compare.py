@@ -247,7 +247,7 @@ def load_comparison(path: Path) -> Comparison:
         raise ConfigError(
             f"{path} is no comparison",
             accepted=", ".join(ComparisonFile.model_fields),
-            remedy="Run an experiment with `run`",
+            remedy="`run` takes an experiment",
         )
     read = validate(ComparisonFile, data, str(path), tree)
     cells: list[Cell] = []
