@@ -90,7 +90,8 @@ def load_site(path: Path) -> SiteSettings:
         ConfigError: the file is missing or not YAML, or a key or value is invalid (the error names file, line and key);
             or two settings name the same path, or one names a path among the memories of runs.
     """
-    data, tree = read_yaml(path)
+    remedy = "Go to the folder that holds it, name it behind the command, or make one with `dynammo-site init`"
+    data, tree = read_yaml(path, remedy=remedy)
     settings = validate(SiteSettings, data, str(path), tree)
     base = path.absolute().parent
 

@@ -39,7 +39,9 @@ class AdapterSettings(MethodSettings):
     )
     adapter_rank: int = Field(default=8, ge=1, description="rank of lora, or width of bottleneck")
     alpha: float = Field(
-        default=0.02, gt=0, description="initial value of the learnable scale of an adapter of convolutions"
+        default=0.5,
+        gt=0,
+        description="initial value of the learnable scale of an adapter of convolutions; the paper starts at 0.02",
     )
     padding: Literal[0, 1] = Field(
         default=1,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import Field
-
 from dynammo_core.methods.adapted_closed_form import (
     DEPLOYED,
     NEEDED,
@@ -30,7 +28,6 @@ from dynammo_core.plan import Evaluate, Stage
 class FirstSessionSettings(AdaptedClosedFormSettings):
     """As measured best on validation images: both networks' features, with their spread."""
 
-    alpha: float = Field(default=0.5, gt=0, description="initial value of an adapter's learnable scale")
     pooling: Pooling = "spread"
     frozen_beside: bool = True
 

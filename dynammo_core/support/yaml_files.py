@@ -30,18 +30,25 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=LOADER)
 
 
-def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
+def read_yaml(path: Path, *, remedy: str = "") -> tuple[Any, yaml.Node | None]:
     """Read the plain data of a YAML file, and its tree, which knows the lines.
+
+    Args:
+        path: the file.
+        remedy: what to do if there is none.
 
     Raises:
         ConfigError: the file is missing, cannot be read, or is not YAML.
     """
     if not path.is_file():
-        here = sorted(str(file) for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise ConfigError(
-            f"no configuration file {str(path)!r}{nearest_match(str(path), here)}",
-            accepted=", ".join(here) or "a YAML file",
-        )
+        folder = path if path.is_dir() else path.parent
+        here = [str(file) for file in sorted(folder.glob("*.yaml")) if not file.name.startswith(".")]
+        what = f"no configuration file '{path}'{nearest_match(str(path), here)}"
+        if path.is_dir():
+            what = f"{path} is a folder, and no configuration file"
+        elif not folder.is_dir():
+            what += f": there is no folder '{folder}'"
+        raise ConfigError(what, accepted=", ".join(here) or "a YAML file", remedy=remedy)
     try:
         loader = LOADER(path.read_text(encoding="utf-8"))
         try:

@@ -11,13 +11,13 @@ from types import MappingProxyType
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config, Scalar, load_config
 from dynammo_core.configuration.settings import MethodSettings, Section
 from dynammo_core.support.errors import ConfigError, unknown_name
-from dynammo_core.support.yaml_files import parse_yaml
+from dynammo_core.support.yaml_files import parse_yaml, read_yaml, validate
 
 Json = dict[str, Any]
 OnEvent = Callable[[str, Mapping[str, Any]], None]
@@ -246,15 +246,14 @@ def load_comparison(path: Path) -> Comparison:
     Raises:
         ConfigError: the file or one of its rows is wrong, or two rows of a setting are the same experiment.
     """
-    try:
-        read = ComparisonFile.model_validate(parse_yaml(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"the comparison {path} cannot be read: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"])
-        accepted = ", ".join(ComparisonFile.model_fields)
-        raise ConfigError(f"{path}, {place}: {problem['msg']}", accepted=accepted) from error
+    data, tree = read_yaml(path)
+    if isinstance(data, dict) and not {"base", "rows"} & set(data):
+        raise ConfigError(
+            f"{path} is no comparison",
+            accepted=", ".join(ComparisonFile.model_fields),
+            remedy="`run` takes an experiment",
+        )
+    read = validate(ComparisonFile, data, str(path), tree)
     cells: list[Cell] = []
     for setting, shared in read.conditions.items():
         alike: dict[str, Cell] = {}

@@ -46,6 +46,19 @@ def test_what_is_right_is_read(tmp_path: Path) -> None:
     )
 
 
+def test_what_is_not_there_is_named_with_what_is(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").touch()
+    (tmp_path / ".hidden.yaml").touch()
+    for path, words in (
+        (tmp_path, f"is a folder, and no configuration file. Accepted: {tmp_path}/site.yaml. Make one."),
+        (tmp_path / "sit.yaml", f"site.yaml'?). Accepted: {tmp_path}/site.yaml."),
+        (tmp_path / "gone" / "site.yaml", f": there is no folder '{tmp_path}/gone'. Accepted: a YAML file."),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            read_yaml(path, remedy="Make one")
+        assert words in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -304,7 +304,8 @@ def test_two_processes_at_once_share_a_folder_and_the_last_writes_the_page(
     [
         ({"rows": {}}, "rows"),
         ({"settings": {}}, "settings"),
-        ({"seedz": [1]}, "seedz"),
+        ({"seedz": [1]}, r"seedz: unknown key \(did you mean 'seeds'"),
+        ({"rows": {0.5: {}}}, 'write it in quotation marks: "0.5"'),
         ({"metric": "recall"}, "mean_class_recall"),
         ({"rows": {"x": {"method.alfa": 1}}}, "method.alfa"),
         ({"base": "nowhere.yaml"}, "nowhere.yaml"),
@@ -314,6 +315,11 @@ def test_two_processes_at_once_share_a_folder_and_the_last_writes_the_page(
 def test_a_wrong_comparison_is_refused_by_name(tmp_path: Path, changes: dict[str, object], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         load_comparison(write_comparison(tmp_path, **changes))
+
+
+def test_an_experiment_is_no_comparison() -> None:
+    with pytest.raises(ConfigError, match=r"is no comparison.*`run` takes an experiment"):
+        load_comparison(Path(__file__).parents[3] / "configs" / "digits.yaml")
 
 
 def test_a_row_may_stand_under_two_settings_and_is_run_once(tmp_path: Path) -> None:
