@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config, Scalar, load_config
