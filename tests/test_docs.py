@@ -217,6 +217,7 @@ def test_every_file_and_key_of_a_run_directory_is_documented(tmp_path: Path) -> 
     assert {name for row in listed for name in code(row[0])} == files | {
         "flower.log",
         "sites/site-NNN/feedback.safetensors",
+        "sites/site-NNN/heads/task-NN.sealed",
         "sites/site-NNN/privacy.json",
         "sites/site-NNN/statistics.sealed",
         "sites/site-NNN/tested/task-NN.sealed",

@@ -151,7 +151,8 @@ def as_tested(files: ModelFiles, settings: SiteSettings | None) -> ModelFiles:
     if settings is None:
         return files
     memory, facts, tensors = settings.memory, files.facts, dict(files.tensors)
-    wanted = {TESTED: facts.own_statistics and facts.own_statistics.tested_sha256, HEAD: facts.own_heads_sha256}
+    statistics = facts.own_statistics
+    wanted = {TESTED: statistics.tested_sha256 if statistics else None, HEAD: facts.own_heads_sha256}
     for content, model in wanted.items():
         if model is not None:
             tensors |= own_tensors_for_model(

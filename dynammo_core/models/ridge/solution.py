@@ -63,7 +63,7 @@ def ridge_solution(
     means = products[:, -1] / weight_of_all
     cross = (products[:, :-1] / weight_of_all - torch.outer(means, mean)) / scale  # [R, D]
     samples = effective_samples(counts, sample_weight)
-    if regulariser == "dimension":
+    if isinstance(regulariser, str):
         regulariser = int(scale.isfinite().sum()) / samples
     if regulariser is None:
         found = spectrum(correlation, rank=int(counts.sum()) - 1)

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from click.testing import Result
 from hospitals import Hospitals, deployed, make_hospitals
 from PIL import Image
 from small_runs import Finished, run_id, run_small
+from torch import Tensor
 from typer.testing import CliRunner
 
 from client.commands.predict import as_tested, predict
@@ -28,7 +30,7 @@ from dynammo_core.deployed.model_files import ModelFiles
 from dynammo_core.deployed.predictor import Predictor
 from dynammo_core.methods import closed_form_personal
 from dynammo_core.models.names import Level
-from dynammo_core.plan import Sums
+from dynammo_core.models.ridge.head import RidgeHead
 
 app = typer.Typer()
 app.command()(predict)
@@ -310,11 +312,14 @@ def test_the_command_takes_the_sites_statistics_and_warns_without(
 def test_a_site_answers_with_the_head_that_it_solved_for_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heads, answers = list[Sums](), closed_form_personal._answers
-    monkeypatch.setattr(
-        closed_form_personal, "best_beta", lambda *_: math.inf
-    )  # few images would choose the common one
-    monkeypatch.setattr(closed_form_personal, "_answers", lambda head: heads.append(answers(head)) or heads[-1])
+    heads, answers = list[Mapping[str, Tensor]](), closed_form_personal._answers
+
+    def noted(head: RidgeHead) -> Mapping[str, Tensor]:
+        heads.append(answers(head))
+        return heads[-1]
+
+    monkeypatch.setattr(closed_form_personal, "best_beta", lambda *_: math.inf)  # few images would choose 0
+    monkeypatch.setattr(closed_form_personal, "_answers", noted)
     hospitals = make_hospitals(tmp_path, {"alpha": HELD, "beta": HELD})
     settings = {"method": {"personal": True, "regulariser": 1.0}, "federation": {"compression": "float16"}}
     config = deployed(list(hospitals.files), list(HELD), "streaming_ridge", settings)
