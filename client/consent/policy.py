@@ -38,6 +38,8 @@ announce: true
 
 # The methods of learning that are allowed.
 # methods: [dynammo, replay]
+# The pretrained networks that are allowed, by name, or by the SHA-256 that backbone.sha256 pins.
+# backbones: [efficientnet_lite0]
 # The classes that may be learnt; an experiment with any other is refused.
 # classes: [normal, pneumonia]
 # After withdrawn records were taken out of a run's sums, its steps may be asked anew; at most so many times.
@@ -75,6 +77,11 @@ class Policy(Section):
         default=True, description="whether the operator may ask for class names and bands of image counts"
     )
     methods: tuple[str, ...] | None = Field(default=None, description="methods that are allowed; null: all")
+    backbones: tuple[str, ...] | None = Field(
+        default=None,
+        description="pretrained networks that are allowed, each by its name or by the SHA-256 that `backbone.sha256` "
+        "pins; null: all",
+    )
     classes: tuple[str, ...] | None = Field(
         default=None, description="classes that may be learnt; an experiment with another one is refused; null: all"
     )
@@ -179,6 +186,9 @@ def _violations(policy: Policy, config: Config[Any]) -> Iterator[str]:
     experiment = Experiment(config)
     if policy.methods is not None and (name := config.method.name) not in policy.methods:
         yield f"the method {name} is not among those allowed{nearest_match(name, policy.methods)}"
+    backbone = config.backbone
+    if policy.backbones is not None and not {backbone.name, backbone.sha256} & {*policy.backbones}:
+        yield f"the backbone {backbone.name} is not among those allowed{nearest_match(backbone.name, policy.backbones)}"
     if policy.classes is not None:
         unknown = [name for name in config.data.classes if name not in policy.classes]
         if unknown:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
+from dynammo_core.configuration.compute import ComputeSettings
 from dynammo_core.configuration.federation import FederationSettings
 from dynammo_core.configuration.gate import GateSettings
 from dynammo_core.configuration.limits import LimitSettings
@@ -18,9 +19,9 @@ from dynammo_core.configuration.privacy import PrivacySettings
 from dynammo_core.configuration.scanners import ScannerSettings
 from dynammo_core.configuration.settings import (
     FOLDER,
+    RANDOM,
     WEIGHTS_BY_NAME,
     BackboneSettings,
-    ComputeSettings,
     DataSettings,
     MemorySettings,
     MethodSettings,
@@ -150,6 +151,22 @@ class Config(Section, Generic[M]):
                 "federation.site_names needs data.classes: the server has no images from which to read the class names"
             )
         return self
+
+    @model_validator(mode="after")
+    def _pinned_among_hospitals(self) -> Self:
+        """Whoever makes the weights can make sums reveal images: what was approved must be what is loaded."""
+        backbone = self.backbone
+        if not self.federation.site_names or backbone.sha256 or not backbone.comes_from_the_net:
+            return self
+        if backbone.weights == RANDOM:
+            raise ValueError(
+                f"backbone.name: {backbone.name} with weights: random takes its shape from the net, and nothing pins "
+                "it; name the architecture as timm/NAME"
+            )
+        raise ValueError(
+            f"backbone.sha256 must pin what hospitals load as {backbone.name}: whoever owns the file could exchange it "
+            f"after approval; `dynammo-sim backbone fetch {backbone.name} --out FOLDER` prints it"
+        )
 
     @property
     def normalisation(self) -> str | Normalisation:

@@ -43,6 +43,10 @@ class AdapterSettings(MethodSettings):
     )
     adapt: Optimisation = Optimisation(epochs=10, learning_rate=0.02)
 
+    def misfit_of_places(self, places: int) -> str:
+        """Explain why these parameters do not go with so many adapters in a set; empty if they do."""
+        return ""
+
 
 def adapt(
     params: AdapterSettings,
@@ -93,7 +97,7 @@ def new_adapters(extractor: AdaptedBackbone, params: AdapterSettings) -> Adapter
     """Make a fresh adapter set that fits an extractor.
 
     Raises:
-        ConfigError: the backbone has no place for adapters.
+        ConfigError: the backbone has no place for adapters, or other places than the parameters speak of.
     """
     if extractor.backbone.obstacle:
         raise ConfigError(
@@ -101,6 +105,8 @@ def new_adapters(extractor: AdaptedBackbone, params: AdapterSettings) -> Adapter
             accepted="a network that is a chain of stages on maps, such as efficientnet_lite0 or timm/convnext_atto",
             remedy="Or set method.name: streaming_ridge, which needs its features alone",
         )
+    if misfit := params.misfit_of_places(len(extractor.backbone.channels)):
+        raise ConfigError(f"method.{misfit}")
     return AdapterSet(
         extractor.backbone.channels, params.alpha, params.padding, norm=params.norm, form=params.adapter_form
     )

@@ -7,11 +7,17 @@ from pathlib import Path
 from dynammo_core.support.errors import WeightsError
 
 
-def hub_file(repository: str, name: str) -> Path:
+def hub_file(repository: str, name: str, *, most: int) -> Path:
     """Return the path of a file of a repository, `OWNER/NAME` or `OWNER/NAME@REVISION`, in the hub's cache.
 
+    Args:
+        repository: where it lies.
+        name: of the file.
+        most: bytes; a larger file is not downloaded.
+
     Raises:
-        WeightsError: the file is a pickle, is not there, needs an accepted licence, or cannot be downloaded.
+        WeightsError: the file is a pickle, is not there, is too large, needs an accepted licence, or cannot be
+            downloaded.
     """
     import huggingface_hub
     from huggingface_hub import errors
@@ -25,6 +31,9 @@ def hub_file(repository: str, name: str) -> Path:
             remedy="Convert the file on a machine without patient data, and set backbone.weights to the result",
         )
     try:
+        found = huggingface_hub.hf_hub_download(where, name, revision=revision or None, dry_run=True)
+        if found.file_size > most:
+            raise WeightsError(f"{name} of {where} has {found.file_size:,} bytes", accepted=f"at most {most:,}")
         return Path(huggingface_hub.hf_hub_download(where, name, revision=revision or None))
     except errors.GatedRepoError as error:
         raise WeightsError(
