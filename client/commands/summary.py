@@ -142,7 +142,8 @@ def page(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> Iterat
         yield f"               tensors: {', '.join(stage['tensors']) or 'none'}"
         yield f"               numbers: {', '.join(stage['numbers'])}"
     if shown["sums_come_down"]:
-        yield "  comes down   the sums over all sites; who knows those of all others but one can compute that one's"
+        yield "  comes down   to every site: the sums over all sites; who knows those of all others but one can compute"
+        yield "               that one's, and what one site alone has images of shows that site's"
     yield f"  takes part   with {shown['fewest']}"
     if shown["epsilon"] is None:
         yield "  privacy      no differential privacy"

@@ -33,6 +33,8 @@ fewest_images: 5
 # The same for the number of patients whom they show. Raise it where the data name patients, since five images of
 # one patient are one person's. Where the data name none, each image counts as a patient.
 fewest_patients: 1
+# Whether sums over all sites' images may go to every site (method.personal): others could subtract what they know.
+sums_of_others: false
 # Whether the operator may ask which classes this site holds, with bands of their numbers of images.
 announce: true
 
@@ -72,6 +74,10 @@ class Policy(Section):
         ge=1,
         description="a class whose images show fewer patients takes no part; each image counts as a patient where the "
         "data name none",
+    )
+    sums_of_others: bool = Field(
+        default=False,
+        description="whether sums in which this site's are may go to the other sites, as `method.personal` asks",
     )
     announce: bool = Field(
         default=True, description="whether the operator may ask for class names and bands of image counts"
@@ -186,6 +192,8 @@ def _violations(policy: Policy, config: Config[Any]) -> Iterator[str]:
     experiment = Experiment(config)
     if policy.methods is not None and (name := config.method.name) not in policy.methods:
         yield f"the method {name} is not among those allowed{nearest_match(name, policy.methods)}"
+    if not policy.sums_of_others and experiment.method.evaluation().tables:
+        yield "it sends sums in which this site's are to the other sites, and sums_of_others is false"
     backbone = config.backbone
     if policy.backbones is not None and not {backbone.name, backbone.sha256} & {*policy.backbones}:
         yield f"the backbone {backbone.name} is not among those allowed{nearest_match(backbone.name, policy.backbones)}"

@@ -82,6 +82,24 @@ class Config(Section, Generic[M]):
             )
         return scanners
 
+    @field_validator("backbone")
+    @classmethod
+    def _pinned_among_hospitals(cls, backbone: BackboneSettings, info: ValidationInfo) -> BackboneSettings:
+        """Whoever makes the weights can make sums reveal images: what was approved must be what is loaded."""
+        federation = info.data.get("federation")
+        among_hospitals = federation is not None and federation.site_names
+        if not among_hospitals or backbone.sha256 or not backbone.comes_from_the_net:
+            return backbone
+        if backbone.weights == RANDOM:
+            raise ValueError(
+                f"{backbone.name} with weights: random takes its shape from the net, and nothing pins it; name the "
+                "architecture as timm/NAME"
+            )
+        raise ValueError(
+            f"sha256 must pin what hospitals load as {backbone.name}: whoever owns the file could exchange it after "
+            f"approval; `dynammo-sim backbone fetch {backbone.name} --out FOLDER` prints it"
+        )
+
     @field_validator("method")
     @classmethod
     def _fits(cls, method: M, info: ValidationInfo) -> M:
@@ -151,22 +169,6 @@ class Config(Section, Generic[M]):
                 "federation.site_names needs data.classes: the server has no images from which to read the class names"
             )
         return self
-
-    @model_validator(mode="after")
-    def _pinned_among_hospitals(self) -> Self:
-        """Whoever makes the weights can make sums reveal images: what was approved must be what is loaded."""
-        backbone = self.backbone
-        if not self.federation.site_names or backbone.sha256 or not backbone.comes_from_the_net:
-            return self
-        if backbone.weights == RANDOM:
-            raise ValueError(
-                f"backbone.name: {backbone.name} with weights: random takes its shape from the net, and nothing pins "
-                "it; name the architecture as timm/NAME"
-            )
-        raise ValueError(
-            f"backbone.sha256 must pin what hospitals load as {backbone.name}: whoever owns the file could exchange it "
-            f"after approval; `dynammo-sim backbone fetch {backbone.name} --out FOLDER` prints it"
-        )
 
     @property
     def normalisation(self) -> str | Normalisation:

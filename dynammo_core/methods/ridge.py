@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.closed_form import (
@@ -12,12 +13,11 @@ from dynammo_core.methods.closed_form import (
     LargestLabel,
     grow_ridge,
     grow_scales,
+    misfit_of_memories,
 )
-from dynammo_core.methods.closed_form_personal import evaluation
 from dynammo_core.methods.closed_form_sums import balanced_sums
-from dynammo_core.methods.rehearsal import exemplars
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.plan import Evaluate, Remember, Stage
+from dynammo_core.plan import Remember, Stage
 
 
 class Ridge(Method[ClosedFormSettings]):
@@ -28,7 +28,7 @@ class Ridge(Method[ClosedFormSettings]):
     freezes_backbone = True
     deployed = ANSWERS
     decision = LargestLabel()
-    governance = SUMS_GOVERNANCE
+    governance = replace(SUMS_GOVERNANCE, misfit=misfit_of_memories)
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         grow_scales(self.params, model, task)
@@ -36,6 +36,3 @@ class Ridge(Method[ClosedFormSettings]):
 
     def stages(self, task: int) -> Sequence[Stage]:
         return (*balanced_sums(self), Remember(down=self.deployed))
-
-    def evaluation(self) -> Evaluate:
-        return evaluation(self, exemplars)

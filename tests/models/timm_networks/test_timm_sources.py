@@ -242,15 +242,19 @@ def test_among_hospitals_what_the_net_brings_is_pinned_and_nothing_is_asked_of_i
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", ask)
     hub, pin = "hf_hub:nice/backbone", "a" * 64
     for backbone, words in (
-        ({"name": hub}, r"backbone.sha256 must pin .*nice/backbone.*backbone fetch"),
-        ({"name": VIT}, "backbone.sha256 must pin"),
+        ({"name": hub, "weights": "pretrained"}, r"backbone: sha256 must pin .*nice/backbone.*backbone fetch"),
+        ({"name": VIT, "weights": "pretrained"}, "backbone: sha256 must pin"),
         ({"name": hub, "weights": "random"}, "takes its shape from the net"),
         ({"name": "hf_hub:../.."}, "names no repository"),
         ({"name": "hf_hub:nice/backbone@.."}, "names no repository"),
     ):
         with pytest.raises(ConfigError, match=words):
             deployed(["alpha"], ["0", "1"], "dynammo", {"backbone": backbone, "method": {"merge": ["mean"] * 4}})
-    for backbone in ({"name": hub, "sha256": pin}, {"name": VIT, "sha256": pin}, {"name": VIT, "weights": "random"}):
+    for backbone in (
+        {"name": hub, "weights": "pretrained", "sha256": pin},
+        {"name": VIT, "weights": "pretrained", "sha256": pin},
+        {"name": VIT, "weights": "random"},
+    ):
         config = deployed(["alpha"], ["0", "1"], "dynammo", {"backbone": backbone, "method": {"merge": ["mean"] * 4}})
         code_hash(config)
     assert origin_of(BackboneSettings(name=hub, sha256=pin)) == (
