@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 
 from dynammo_core.support.errors import WeightsError
+
+_here_alone = ContextVar("here_alone", default=False)
+
+
+@contextmanager
+def without_the_net() -> Iterator[None]:
+    """Take files of the hub from its cache alone: a model file that somebody sent decides no download."""
+    token = _here_alone.set(True)
+    try:
+        yield
+    finally:
+        _here_alone.reset(token)
 
 
 def hub_file(repository: str, name: str, *, most: int) -> Path:
@@ -30,11 +46,13 @@ def hub_file(repository: str, name: str, *, most: int) -> Path:
             accepted="safetensors",
             remedy="Convert the file on a machine without patient data, and set backbone.weights to the result",
         )
+    get = partial(huggingface_hub.hf_hub_download, where, name, revision=revision or None)
     try:
-        found = huggingface_hub.hf_hub_download(where, name, revision=revision or None, dry_run=True)
-        if found.file_size > most:
-            raise WeightsError(f"{name} of {where} has {found.file_size:,} bytes", accepted=f"at most {most:,}")
-        return Path(huggingface_hub.hf_hub_download(where, name, revision=revision or None))
+        if _here_alone.get():
+            return Path(get(local_files_only=True))
+        if (size := get(dry_run=True).file_size) > most:
+            raise WeightsError(f"{name} of {where} has {size:,} bytes", accepted=f"at most {most:,}")
+        return Path(get())
     except errors.GatedRepoError as error:
         raise WeightsError(
             f"{where} is gated: its owner gives it to people who accepted its licence",
