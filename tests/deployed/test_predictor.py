@@ -185,9 +185,9 @@ def test_other_tensors_are_refused(finished: Finished, images: Tensor) -> None:
 # --- files
 
 
-def test_answers_that_do_not_fit_the_description_are_refused(finished: Finished, images: Tensor) -> None:
+def test_answers_that_do_not_fit_the_description_are_refused(finished: Finished) -> None:
     """As a foreign ONNX file can give them."""
-    loaded = Predictor.load(finished("replay").path)
+    loaded, images = Predictor.load(finished("dynammo").path), torch.zeros(2, 3, 16, 16).byte()
     n, c = len(images), len(loaded.classes)
     labels, even, known = torch.zeros(n, dtype=torch.int64), torch.full((n, c), 1 / c), torch.ones(n)
     for answers in ((labels + c, even, known), (labels, even[:, :1], known), (labels, even, known * torch.nan)):
@@ -208,8 +208,10 @@ def test_a_model_file_that_was_sent_makes_nothing_ask_the_net(
         raise LocalEntryNotFoundError("")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", ask)
-    folder = edit_facts(copied(finished("replay").path, tmp_path), lambda facts: facts.update(backbone="hf_hub:evil/n"))
-    with pytest.raises(WeightsError, match="config.json of evil/n is not in the cache"):
+    folder = edit_facts(
+        copied(finished("dynammo").path, tmp_path), lambda facts: facts.update(backbone="hf_hub:evil/n")
+    )
+    with pytest.raises(WeightsError, match=r"config\.json of evil/n is not in the cache"):
         Predictor.load(folder)
 
 
