@@ -38,6 +38,8 @@ def largest_maps(network: nn.Module, image_size: int) -> int:
     shapes = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
     with ExitStack() as hooks:
         for module in network.modules():
+            hooks.callback(setattr, module, "training", module.training)
+            module.training = False  # a single image has no batch statistics
             if next(module.children(), None) is None:
                 hooks.callback(module.register_forward_hook(note).remove)
         try:
@@ -49,7 +51,8 @@ def largest_maps(network: nn.Module, image_size: int) -> int:
 
 def batch_within(bytes_per_image: int, most: int = MOST_BYTES) -> int:
     """Return the largest power of two, 128 at most, whose images together take no more than so many bytes."""
-    return min(BATCH, 2 ** (max(most // max(bytes_per_image, 1), 1).bit_length() - 1))
+    fitting = max(most // max(bytes_per_image, 1), 1)
+    return min(BATCH, 1 << fitting.bit_length() - 1)
 
 
 @torch.no_grad()

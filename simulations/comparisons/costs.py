@@ -14,9 +14,9 @@ from rich.table import Table
 
 from dynammo_core.support.csv_text import csv_table
 from dynammo_core.support.files import write_atomically
-from server.report.plots import INK, RULE, Drawing, drawing
+from server.report.plots import RULE, Drawing, drawing
 from simulations.comparisons.compare import Group, Metric
-from simulations.comparisons.plots import COLOURS, MARKERS
+from simulations.comparisons.plots import COLOURS, LEGEND_COLUMNS, MARKERS
 from simulations.comparisons.table import Spread, table
 
 MEASURED: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -128,16 +128,17 @@ def _scatter(name: str, every: Sequence[Costs], metric: Metric, cost: str) -> Dr
     values = [getattr(one, cost) / unit for one in every]
     told = "; ".join(f"{one.row} {one.last} at {value:.3g}" for one, value in zip(every, values, strict=True))
     label = f"Last {metric.words} in percent against {words}: {told}."
-    with drawing(name, label, 4.9, 3.4) as drawn:
+    with drawing(name, label, 4.9, 3.2 + 0.22 * -(-len(every) // LEGEND_COLUMNS)) as drawn:
         axes = drawn.axes
         for place, (one, value) in enumerate(zip(every, values, strict=True)):
-            colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+            colour = COLOURS[place % len(COLOURS)]
+            marker = MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]  # no pair of both comes twice
             point, spread = (value, one.last.mean), one.last.deviation
-            axes.errorbar(*point, yerr=spread, fmt=marker, color=colour, markersize=7, capsize=3)
-            axes.annotate(one.row, point, xytext=(7, 5), textcoords="offset points", color=INK, fontsize=8)
+            axes.errorbar(*point, yerr=spread, fmt=marker, color=colour, markersize=7, capsize=3, label=one.row)
         if min(values) > 0 and max(values) > 10 * min(values):
             axes.set_xscale("log")
-        axes.margins(x=0.25, y=0.2)
+        axes.margins(x=0.1, y=0.15)
         axes.set(xlabel=words, ylabel=f"last {metric.words}, %")
         axes.grid(color=RULE, linewidth=0.6)
+        drawn.figure.legend(loc="outside lower left", ncols=LEGEND_COLUMNS, fontsize=8)
     return drawn

@@ -16,10 +16,11 @@ from dynammo_core.scoring.maps import batch_within, largest_maps
 
 
 def test_the_largest_maps_are_those_of_one_layer() -> None:
-    network = build_backbone(BackboneSettings(name="small_cnn", weights="random"), 0).eval()
+    network = build_backbone(BackboneSettings(name="small_cnn", weights="random"), 0).train()
     # The first convolution reads 3 x 32 x 32 numbers and writes 8 x 16 x 16, more than any layer behind it moves.
     assert largest_maps(network, 32) == 4 * (3 * 32**2 + 8 * 16**2)
     assert all(parameter.device.type == "cpu" for parameter in network.parameters())
+    assert all(module.training for module in network.modules())
     transformer = build_backbone(BackboneSettings(name="timm/test_vit", weights="random"), 0).eval()
     assert largest_maps(transformer, 160) > 4 * 3 * 160**2
 
