@@ -19,7 +19,6 @@ from dynammo_core.configuration.privacy import PrivacySettings
 from dynammo_core.configuration.scanners import ScannerSettings
 from dynammo_core.configuration.settings import (
     FOLDER,
-    RANDOM,
     WEIGHTS_BY_NAME,
     BackboneSettings,
     DataSettings,
@@ -90,7 +89,7 @@ class Config(Section, Generic[M]):
         among_hospitals = federation is not None and federation.site_names
         if not among_hospitals or backbone.sha256 or not backbone.comes_from_the_net:
             return backbone
-        if backbone.weights == RANDOM:
+        if backbone.weights == "random":
             raise ValueError(
                 f"{backbone.name} with weights: random takes its shape from the net, and nothing pins it; name the "
                 "architecture as timm/NAME"

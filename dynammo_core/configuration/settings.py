@@ -23,7 +23,6 @@ SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 WEIGHTS_BY_NAME = ("imagenet", "pretrained", "random")
 WEIGHTS_SUFFIXES, FOLDER = (".pth", ".pt", ".safetensors"), "/"
 """Names of pretrained weights, the kinds of files that other weights are in, and how the name of a folder ends."""
-IMAGENET, PRETRAINED, RANDOM = WEIGHTS_BY_NAME
 HUB = "hf_hub:"
 """How the names of networks begin that a repository of the Hugging Face hub describes."""
 _KINDS = ", ".join(WEIGHTS_SUFFIXES)
@@ -204,7 +203,7 @@ class BackboneSettings(Section):
     @property
     def comes_from_the_net(self) -> bool:
         """Tell whether the owner of a hub's repository decides what is loaded: its weights, or its description."""
-        return self.name.startswith(HUB) or (BACKBONES.is_open(self.name) and self.weights == PRETRAINED)
+        return self.name.startswith(HUB) or (BACKBONES.is_open(self.name) and self.weights == "pretrained")
 
     @field_validator("weights")
     @classmethod

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from dynammo_core.configuration.settings import HUB, RANDOM, WEIGHTS_BY_NAME, BackboneSettings
+from dynammo_core.configuration.settings import HUB, WEIGHTS_BY_NAME, BackboneSettings
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.backbones import Backbone, build_backbone
+from dynammo_core.models.pretrained import RANDOM
 from dynammo_core.models.timm_networks.catalogue import TimmSpec, source_of
 
 

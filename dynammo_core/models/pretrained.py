@@ -17,15 +17,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dynammo_core.configuration.settings import (
-    ACCEPTED_WEIGHTS,
-    IMAGENET,
-    PRETRAINED,
-    RANDOM,
-    WEIGHTS_SUFFIXES,
-    BackboneSettings,
-)
+from dynammo_core.configuration.settings import ACCEPTED_WEIGHTS, WEIGHTS_BY_NAME, WEIGHTS_SUFFIXES, BackboneSettings
 from dynammo_core.support.errors import ConfigError, WeightsError, nearest_match
+
+IMAGENET, PRETRAINED, RANDOM = WEIGHTS_BY_NAME
 
 
 @dataclass(frozen=True)
@@ -59,18 +54,15 @@ class WeightsFile:
         found = self._digest(content)
         for digits in self.required:
             if not found.startswith(digits):
-                covered = f"{self.path} with its repository's description" if self.described else self.path
+                covered = " with its repository's description" if self.described else ""
                 raise WeightsError(
-                    f"{covered} has the SHA-256 {found}, but {digits} is required",
+                    f"{self.path}{covered} has the SHA-256 {found}, but {digits} is required",
                     remedy="The file is damaged or the wrong one; fetch it again, or correct backbone.sha256 if set",
                 )
         return content
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the content, in hex; raises what `read` raises.
-
-        With a description it is that of the content's digest and the description, so that neither changes alone.
-        """
+        """Return the SHA-256 of the content, in hex, or of its digest and the description; raises as `read`."""
         return self._digest(self.read())
 
     def _digest(self, content: bytes) -> str:
@@ -86,11 +78,6 @@ def locate_weights(
     settings: BackboneSettings, pretrained: WeightsSource | None, described: bytes = b""
 ) -> WeightsFile | None:
     """Locate the file of weights that `settings` asks for, downloading it if necessary; None for random weights.
-
-    Args:
-        settings: the network and its weights.
-        pretrained: finds the weights of the name.
-        described: what of the name's description `sha256` covers.
 
     Raises:
         ConfigError: the backbone has no pretrained weights, or `sha256` is not a hash or is given without a file.
