@@ -33,7 +33,7 @@ fewest_images: 5
 # The same for the number of patients whom they show. Raise it where the data name patients, since five images of
 # one patient are one person's. Where the data name none, each image counts as a patient.
 fewest_patients: 1
-# Whether sums over all sites' images may go to every site (method.personal): others could subtract what they know.
+# Whether sums over all sites' images may go to every site (method.personal), which can subtract what it knows.
 sums_of_others: false
 # Whether the operator may ask which classes this site holds, with bands of their numbers of images.
 announce: true
