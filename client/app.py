@@ -26,6 +26,7 @@ from dynammo_core.support.errors import (
     PolicyError,
     ProtocolError,
 )
+from dynammo_core.support.terminal import printable
 from dynammo_core.wire.envelope import decode_instruction, encode_announcement, encode_report, encode_statistics
 from dynammo_core.wire.protocol import MOST, Phase
 from dynammo_core.wire.secure_aggregation.phases import SITES
@@ -34,6 +35,8 @@ app = ClientApp()
 logger = logging.getLogger("dynammo.client")
 Handler = Callable[[RecordDict, Host], RecordDict]
 PACKAGES = re.compile(r"[\w.+-]{1,60}( [\w.+-]{1,60})?(, [\w.+-]{1,60}( [\w.+-]{1,60})?){0,9}", re.ASCII)
+LONGEST = 2000
+"""Most characters of an error's text in the log: a server may have written it."""
 REFUSALS = (NotApproved, PolicyError, ForeignApp, AnsweredBefore)
 """Errors by which a site declines a step that it could do."""
 
@@ -73,7 +76,7 @@ def refusal(message: Message, host: Host | None, error: Exception) -> Message:
 
 def _log(error: Exception) -> None:
     """Write an error into the site's log, in one line that its engineer sees; an unexpected one with its traceback."""
-    words = " ".join(str(error).split())
+    words = printable(" ".join(str(error)[:LONGEST].split()))
     if isinstance(error, REFUSALS):
         logger.error("step refused: %s", words)
     elif isinstance(error, DynammoError):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dynammo_core.support.processes import account
 from dynammo_core.support.terminal import Terminal, command_line, parse_overrides, printable_lines, readable_errors
 from server.consortium.sites_command import HERE, Folder, sites_app
 from server.report.export_command import export
@@ -257,7 +257,7 @@ def rollback(
         from server.run_directory.deployed import deploy
         from server.run_directory.directory import RunDirectory
 
-        deploy(RunDirectory(run_dir), task - 1, "rolled_back", getpass.getuser())
+        deploy(RunDirectory(run_dir), task - 1, "rolled_back", account())
         console.say(f"{run_dir}/model.safetensors is the model after task {task}.")
 
 
@@ -270,7 +270,7 @@ def release(run_dir: RunDir) -> None:
 
         directory = RunDirectory(run_dir)
         task = newest_task(directory)
-        deploy(directory, task, "released", getpass.getuser())
+        deploy(directory, task, "released", account())
         console.say(f"{run_dir}/model.safetensors is the model after task {task + 1}.")
 
 

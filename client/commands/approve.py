@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from client.consent.settings import SiteSettings, load_site
 from dynammo_core.support.errors import CheckpointError, ConfigError
+from dynammo_core.support.processes import account
 from dynammo_core.support.terminal import Terminal, readable_errors
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def approve(
         if given:
             ((hash_, verdict),) = given
             proposal = _found(known, hash_)
-            _decide(site, approvals, proposal, verdict, by or getpass.getuser(), runs)
+            _decide(site, approvals, proposal, verdict, by or account(), runs)
             return
         chosen = known if all_ else [one for one in known if approvals.state(one) is None]
         if as_json:
@@ -69,7 +69,7 @@ def approve(
             for proposal in chosen:
                 console.say(f"{proposal.id[:16]}  {_state(approvals, proposal):<40} {proposal.plain['name']}")
         else:
-            _ask(site, approvals, chosen, by or getpass.getuser(), runs)
+            _ask(site, approvals, chosen, by or account(), runs)
         if contradictions:
             raise CheckpointError(
                 f"the decisions in {site.approvals} contradict {site.audit}: {'; '.join(contradictions)}",

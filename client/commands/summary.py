@@ -16,6 +16,7 @@ from client.consent.settings import SiteSettings
 from client.state.privacy_budget import PrivacyBudget
 from dynammo_core.code_identity import code_hash, plugins_of
 from dynammo_core.experiment import Experiment
+from dynammo_core.models.description import origin_of
 from dynammo_core.support.errors import DataError
 from dynammo_core.wire.protocol import numbers_of
 
@@ -77,6 +78,7 @@ def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict
         "new_sites": [name for name in proposal.config.federation.site_names or () if name not in sites],
         "new_classes": [name for name in names if name not in classes],
         "training_rounds": training_rounds(experiment),
+        "backbone": f"{proposal.config.backbone.name}, {_origin(site, proposal)}",
         "stages": [
             {
                 "stage": stage.name,
@@ -98,6 +100,11 @@ def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict
         "misspelt": _misspelt(site, proposal),
         "same_sums": [other.id for other in same_sums(approvals, proposal)],
     }
+
+
+def _origin(site: SiteSettings, proposal: Proposal) -> str:
+    own = {"weights": str(site.weights)} if site.weights else {}
+    return origin_of(proposal.config.backbone.model_copy(update=own))
 
 
 def _misspelt(site: SiteSettings, proposal: Proposal) -> list[str]:
@@ -123,6 +130,8 @@ def page(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> Iterat
     for plugin in shown["plugins"]:
         yield f"  plug-in      {plugin}"
     yield f"  method       {shown['method']}, {shown['training_rounds']} rounds of training in all"
+    yield f"  backbone     {shown['backbone']}"
+    yield "               who makes these weights can make sums reveal images: approve only weights that you trust"
     yield f"  sites        {_marked(shown['sites'], shown['new_sites'])}"
     for name, key in zip(shown["sites"], shown["site_keys"], strict=False):
         yield f"  key          {key} of {name}"
@@ -133,7 +142,8 @@ def page(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> Iterat
         yield f"               tensors: {', '.join(stage['tensors']) or 'none'}"
         yield f"               numbers: {', '.join(stage['numbers'])}"
     if shown["sums_come_down"]:
-        yield "  comes down   the sums over all sites; who knows those of all others but one can compute that one's"
+        yield "  comes down   to every site: the sums over all sites; who knows those of all others but one can compute"
+        yield "               that one's, and what one site alone has images of shows that site's"
     yield f"  takes part   with {shown['fewest']}"
     if shown["epsilon"] is None:
         yield "  privacy      no differential privacy"

@@ -33,6 +33,8 @@ fewest_images: 5
 # The same for the number of patients whom they show. Raise it where the data name patients, since five images of
 # one patient are one person's. Where the data name none, each image counts as a patient.
 fewest_patients: 1
+# Whether sums over all sites' images may go to every site (method.personal), which can subtract what it knows.
+sums_of_others: false
 # Whether the operator may ask which classes this site holds, with bands of their numbers of images.
 announce: true
 # Whether the operator may ask how many images and patients of each class there are, how large and how bright the images
@@ -41,6 +43,8 @@ statistics: false
 
 # The methods of learning that are allowed.
 # methods: [dynammo, replay]
+# The pretrained networks that are allowed, by name, or by the SHA-256 that backbone.sha256 pins.
+# backbones: [efficientnet_lite0]
 # The classes that may be learnt; an experiment with any other is refused.
 # classes: [normal, pneumonia]
 # After withdrawn records were taken out of a run's sums, its steps may be asked anew; at most so many times.
@@ -74,6 +78,10 @@ class Policy(Section):
         description="a class whose images show fewer patients takes no part; each image counts as a patient where the "
         "data name none",
     )
+    sums_of_others: bool = Field(
+        default=False,
+        description="whether sums in which this site's are may go to the other sites, as `method.personal` asks",
+    )
     announce: bool = Field(
         default=True, description="whether the operator may ask for class names and bands of image counts"
     )
@@ -83,6 +91,11 @@ class Policy(Section):
         "and brightness; none below fewest_images",
     )
     methods: tuple[str, ...] | None = Field(default=None, description="methods that are allowed; null: all")
+    backbones: tuple[str, ...] | None = Field(
+        default=None,
+        description="pretrained networks that are allowed, each by its name or by the SHA-256 that `backbone.sha256` "
+        "pins; null: all",
+    )
     classes: tuple[str, ...] | None = Field(
         default=None, description="classes that may be learnt; an experiment with another one is refused; null: all"
     )
@@ -187,6 +200,11 @@ def _violations(policy: Policy, config: Config[Any]) -> Iterator[str]:
     experiment = Experiment(config)
     if policy.methods is not None and (name := config.method.name) not in policy.methods:
         yield f"the method {name} is not among those allowed{nearest_match(name, policy.methods)}"
+    if not policy.sums_of_others and experiment.method.evaluation().tables:
+        yield "it sends sums in which this site's are to the other sites, and sums_of_others is false"
+    backbone = config.backbone
+    if policy.backbones is not None and not {backbone.name, backbone.sha256} & {*policy.backbones}:
+        yield f"the backbone {backbone.name} is not among those allowed{nearest_match(backbone.name, policy.backbones)}"
     if policy.classes is not None:
         unknown = [name for name in config.data.classes if name not in policy.classes]
         if unknown:

@@ -79,7 +79,7 @@ def deployed_site(
         experiment,
         index,
         MemoryStore(folder, run=run, site=settings.site, key=key),
-        TensorStore(folder),
+        TensorStore(folder, {"run": run, "site": settings.site}, key),
         StatisticsFile(folder, run=run, site=settings.site, key=key),
         today=datetime.now(UTC).date(),
         ledger=WithdrawalLedger(own.folder),

@@ -23,6 +23,7 @@ from client.service.daemon import OWN_LINE
 from client.service.foreign_app import difference
 from dynammo_core.support.errors import ForeignApp
 from dynammo_core.support.processes import answer_by_copies
+from dynammo_core.support.terminal import printable
 from dynammo_core.wire.waiting import SOON
 
 NAME_LENGTH = 100
@@ -113,8 +114,8 @@ class OwnLines(logging.Formatter):
     """Marks the first line of a message alone: what a message quotes may look like a line of ours."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the message with the mark, its other lines indented."""
-        return OWN_LINE + super().format(record).replace("\n", "\n  ")
+        """Return the message with the mark, its other lines indented, and nothing in it but printable signs."""
+        return OWN_LINE + "\n  ".join(map(printable, super().format(record).splitlines()))
 
 
 def _mark_own_lines() -> None:

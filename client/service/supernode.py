@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 
 from client.consent.labels import misspelt_in_approved
@@ -21,6 +22,7 @@ from client.service.daemon import OWN_LINE, Backoff, Stop, log_file, only_one, s
 from client.service.own_code import start_command
 from dynammo_core.support.errors import ConfigError
 from dynammo_core.support.processes import process_group
+from dynammo_core.support.terminal import printable
 
 ENVIRONMENT: Mapping[str, str] = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -118,8 +120,10 @@ def _run(command: list[str], settings: SiteSettings, log: logging.Logger, tell: 
 def relay(child: subprocess.Popen[str], log: logging.Logger, tell: Say, tail: deque[str]) -> None:
     """Write every line to the log; show refusals, failures and connections, and repeated warnings only once."""
     last, own, shown = "", "", 0.0
+    if isinstance(child.stdout, TextIOWrapper):
+        child.stdout.reconfigure(newline="\n")  # a carriage return that a message quotes begins no line
     for line in child.stdout or ():
-        text = COLOURS.sub("", line.rstrip("\n"))
+        text = printable(COLOURS.sub("", line.rstrip("\r\n")))
         tail.append(text)
         if text.startswith(OWN_LINE) and (text != own or time.monotonic() - shown > REPEATED_SECONDS):
             own, shown = text, time.monotonic()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
+from dynammo_core.configuration.compute import ComputeSettings
 from dynammo_core.configuration.federation import FederationSettings
 from dynammo_core.configuration.gate import GateSettings
 from dynammo_core.configuration.limits import LimitSettings
@@ -20,7 +21,6 @@ from dynammo_core.configuration.settings import (
     FOLDER,
     WEIGHTS_BY_NAME,
     BackboneSettings,
-    ComputeSettings,
     DataSettings,
     MemorySettings,
     MethodSettings,
@@ -80,6 +80,24 @@ class Config(Section, Generic[M]):
                 "and their images are not changed; set scanners.kind: same"
             )
         return scanners
+
+    @field_validator("backbone")
+    @classmethod
+    def _pinned_among_hospitals(cls, backbone: BackboneSettings, info: ValidationInfo) -> BackboneSettings:
+        """Whoever makes the weights can make sums reveal images: what was approved must be what is loaded."""
+        federation = info.data.get("federation")
+        among_hospitals = federation is not None and federation.site_names
+        if not among_hospitals or backbone.sha256 or not backbone.comes_from_the_net:
+            return backbone
+        if backbone.weights == "random":
+            raise ValueError(
+                f"{backbone.name} with weights: random takes its shape from the net, and nothing pins it; name the "
+                "architecture as timm/NAME"
+            )
+        raise ValueError(
+            f"sha256 must pin what hospitals load as {backbone.name}: whoever owns the file could exchange it after "
+            f"approval; `dynammo-sim backbone fetch {backbone.name} --out FOLDER` prints it"
+        )
 
     @field_validator("method")
     @classmethod

@@ -24,6 +24,8 @@ SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 WEIGHTS_BY_NAME = ("imagenet", "pretrained", "random")
 WEIGHTS_SUFFIXES, FOLDER = (".pth", ".pt", ".safetensors"), "/"
 """Names of pretrained weights, the kinds of files that other weights are in, and how the name of a folder ends."""
+HUB = "hf_hub:"
+"""How the names of networks begin that a repository of the Hugging Face hub describes."""
 _KINDS = ", ".join(WEIGHTS_SUFFIXES)
 ACCEPTED_WEIGHTS = f"{', '.join(WEIGHTS_BY_NAME)}, or the path of a file ({_KINDS}) or, ending in {FOLDER}, a folder"
 
@@ -162,7 +164,11 @@ class BackboneSettings(Section):
         "imagenet), random (drawn from the seed), or the path of a weights file, or of a folder with one "
         "`.safetensors` in it, ending in a slash; default with `timm/` and `hf_hub:`: pretrained",
     )
-    sha256: str | None = Field(default=None, description="required SHA-256 of the weights file; null: any")
+    sha256: str | None = Field(
+        default=None,
+        description="required SHA-256 of the weights file, with `hf_hub:` of the file and its description, as "
+        "`dynammo-sim backbone show` prints it; null: any, but not among hospitals if the weights come from the net",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -179,6 +185,11 @@ class BackboneSettings(Section):
                 "path of a file"
             )
         return self
+
+    @property
+    def comes_from_the_net(self) -> bool:
+        """Tell whether the owner of a hub's repository decides what is loaded: its weights, or its description."""
+        return self.name.startswith(HUB) or (BACKBONES.is_open(self.name) and self.weights == "pretrained")
 
     @field_validator("weights")
     @classmethod
@@ -204,39 +215,6 @@ class MemorySettings(Section):
     )
     quota_megabytes: float = Field(
         default=1024, gt=0, description="disk space for the images in one site's memory, in MB"
-    )
-
-
-class ComputeSettings(Section):
-    """Where the arithmetic happens. Another number of threads may change the last bits of a result."""
-
-    device: str = Field(
-        default="auto", description="device that computes: auto (CUDA if there is a GPU), cpu, cuda or cuda:N"
-    )
-    threads: int = Field(
-        default=1, ge=1, description="CPU threads per site; a different number may change the last bits of a result"
-    )
-    precision: Literal["float32", "bf16"] = Field(
-        default="float32",
-        description="type in which networks multiply; bf16: for GPUs, half the memory and many times the speed, fewer "
-        "digits; weights, sums, statistics and private training stay in float32",
-    )
-    device_megabytes: int | None = Field(
-        default=None, ge=1, description="memory that a process may take on a GPU, in MB; null: all that is free"
-    )
-    batch_size_frozen: int | None = Field(
-        default=None,
-        ge=1,
-        description="images at a time that pass through the network where nothing is trained; null: 128, or as many "
-        "fewer as keep the largest maps of one layer within 2 GB",
-    )
-    features: Literal["float32", "float16"] = Field(
-        default="float32", description="type of the features that are cached for later rounds"
-    )
-    feature_megabytes: int = Field(
-        default=512,
-        ge=0,
-        description="memory for cached features in each process, in MB; 0: no cache, with the same results",
     )
 
 

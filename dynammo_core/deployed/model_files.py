@@ -22,6 +22,7 @@ from dynammo_core.methods.base import Method
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import matching, travelling_names
+from dynammo_core.models.timm_networks.hub import without_the_net
 from dynammo_core.support.errors import WeightsError, nearest_match, unknown_name
 
 WEIGHTS = "model.safetensors"
@@ -217,7 +218,8 @@ def read_model_file(path: Path) -> bytes:
 def parse_facts(text: str | bytes, origin: Path) -> ModelFacts:
     """Parse a model's description; a WeightsError names the file that it is from, and what is wrong."""
     try:
-        return ModelFacts.model_validate_json(text)
+        with without_the_net():
+            return ModelFacts.model_validate_json(text)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc'])) or 'the whole'}: {e['msg']}" for e in error.errors()]
         raise WeightsError(

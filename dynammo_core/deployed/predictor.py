@@ -141,6 +141,7 @@ class Predictor:
 
         Raises:
             ValueError: the images have another shape or type.
+            WeightsError: the model answers otherwise than its description says, as a foreign ONNX file can.
         """
         size = self.facts.image_size
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
@@ -149,7 +150,22 @@ class Predictor:
             raise ValueError(f"this model takes images of {size}x{size} pixels, got {tuple(images.shape[2:])}")
         batches = torch.split(images.expand(-1, 3, -1, -1), batch_size)
         parts = [[part.cpu() for part in self.module(batch.to(self.device))] for batch in batches]
-        return Answers(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        answers = Answers(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        _check(answers, len(images), len(self.classes))
+        return answers
+
+
+def _check(answers: Answers, images: int, classes: int) -> None:
+    """Refuse answers that do not fit N images and C classes."""
+    labels, numbers = answers.labels, (answers.probabilities, answers.open_set_scores)
+    shapes = [tuple(one.shape) for one in (labels, *numbers)]
+    fits = shapes == [(images,), (images, classes), (images,)] and not labels.is_floating_point()
+    if not fits or bool(((labels < 0) | (labels >= classes)).any()) or any(bool(one.isnan().any()) for one in numbers):
+        raise WeightsError(
+            f"the model says that it has learnt {classes} classes, and answers {images} images with labels of others, "
+            f"numbers that are none, or tables of other shapes: {shapes}",
+            remedy="Use the file that the run or its export wrote",
+        )
 
 
 def _build(files: ModelFiles) -> tuple[Method[Any], IncrementalModel]:

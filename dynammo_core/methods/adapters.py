@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dynammo_core.configuration.federation import FederationSettings
-from dynammo_core.configuration.settings import BackboneSettings, MethodSettings, Optimisation
+from dynammo_core.configuration.settings import HUB, BackboneSettings, MethodSettings, Optimisation
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods.rehearsal import if_it_holds
 from dynammo_core.models import BACKBONES
@@ -61,9 +61,19 @@ class AdapterSettings(MethodSettings):
     adapt: Optimisation = Optimisation(epochs=10, learning_rate=0.02)
 
     def fitted_to(self, backbone: BackboneSettings, federation: FederationSettings) -> Self:
-        """Return these parameters with the kind of adapters that goes with the network, if they leave it open."""
+        """Return these parameters with the kind of adapters that goes with the network, if they leave it open.
+
+        Raises:
+            ConfigError: the network is a repository's, which nobody asks for what it holds before an approval.
+        """
         if self.adapter != "auto":
             return self
+        if backbone.name.startswith(HUB):
+            raise ConfigError(
+                f"method.adapter: auto cannot be chosen for {backbone.name}, which is read only once it is approved",
+                accepted="lora or bottleneck for a transformer, convolution for a chain of stages",
+                remedy=f"See which it is: dynammo-sim backbone show {backbone.name}",
+            )
         blocks = BACKBONES[backbone.name].blocks if BACKBONES.is_open(backbone.name) else ()
         return self.model_copy(update={"adapter": _kind(blocks)})
 
@@ -71,6 +81,10 @@ class AdapterSettings(MethodSettings):
     def keeps_statistics(self) -> bool:
         """Whether the adapters have batch norm, whose statistics are taken over images."""
         return self.norm == "batch" and self.adapter not in get_args(Kind)
+
+    def misfit_of_places(self, places: int) -> str:
+        """Explain why these parameters do not go with so many adapters in a set; empty if they do."""
+        return ""
 
 
 def adapt(
@@ -122,12 +136,14 @@ def new_adapters(extractor: AdaptedBackbone, params: AdapterSettings) -> nn.Modu
     """Make a fresh adapter set that fits an extractor.
 
     Raises:
-        ConfigError: the backbone has no place for adapters of that kind, or the rank exceeds its width.
+        ConfigError: the backbone has no place for adapters of that kind, or other places than the parameters speak of,
+            or the rank exceeds its width.
     """
     backbone = extractor.backbone
     kind = _kind(backbone.blocks) if params.adapter == "auto" else params.adapter
     if kind != "convolution":
         if backbone.blocks:
+            _require_places(params, len(backbone.blocks))
             return TransformerAdapters(backbone.blocks, kind, params.adapter_rank)
         raise ConfigError(
             f"method.adapter: {kind} goes into blocks whose attention and MLP are linear layers, and this "
@@ -142,7 +158,13 @@ def new_adapters(extractor: AdaptedBackbone, params: AdapterSettings) -> nn.Modu
             + ("; or method.adapter: lora with this network" if backbone.blocks else ""),
             remedy="Or set method.name: streaming_ridge, which needs its features alone",
         )
+    _require_places(params, len(backbone.channels))
     return AdapterSet(backbone.channels, params.alpha, params.padding, norm=params.norm, form=params.adapter_form)
+
+
+def _require_places(params: AdapterSettings, places: int) -> None:
+    if misfit := params.misfit_of_places(places):
+        raise ConfigError(f"method.{misfit}")
 
 
 def _kind(blocks: Sequence[Block]) -> Literal["convolution", "lora"]:

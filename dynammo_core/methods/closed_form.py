@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -9,7 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dynammo_core.configuration.settings import MethodSettings
+from dynammo_core.configuration.federation import FederationSettings, RoundRules
+from dynammo_core.configuration.settings import BackboneSettings, MethodSettings
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.decisions import CLASSES, DecisionRule, Prediction
@@ -79,7 +81,36 @@ def by_example_alone(params: ClosedFormSettings, mechanism: str) -> str:
     return "" if params.prior == "equal" else "noised sums are solved for equal classes alone; set method.prior: equal"
 
 
-SUMS_GOVERNANCE = Governance(obstacle_to_privacy=by_example_alone)
+FEWEST_SITES = 3
+"""Fewest sites whose sums may come down together: who sent one of two could subtract it, and read the other."""
+
+
+def misfit_of_personal(params: ClosedFormSettings, federation: FederationSettings, backbone: BackboneSettings) -> str:
+    """Explain why the common sums may not go to these hospitals; empty if they may, or stay at the server."""
+    if not params.personal or not federation.site_names:
+        return ""
+    if federation.evaluate_only:
+        return "personal would send the sums to sites that gave none of their own; leave federation.evaluate_only empty"
+    quorum = min(rules.quorum or federation.quorum for rules in (RoundRules(), *(federation.stages or {}).values()))
+    if (answer := math.ceil(round(quorum * federation.sites, 6))) < FEWEST_SITES:
+        return (
+            f"personal would send out the sums of as few as {answer} sites, of which one could read another's; at "
+            f"least {FEWEST_SITES} must answer each step: more federation.site_names, or a higher federation.quorum"
+        )
+    return ""
+
+
+def misfit_of_memories(params: ClosedFormSettings, federation: FederationSettings, backbone: BackboneSettings) -> str:
+    """Explain why sums over memories never come down; empty if they are not asked to."""
+    if not params.personal:
+        return ""
+    return (
+        "personal cannot be combined with sums over memories: these shrink as classes arrive, and the difference of "
+        "two sums shows another site a single exemplar; set method.personal: false, or method.name: streaming_ridge"
+    )
+
+
+SUMS_GOVERNANCE = Governance(obstacle_to_privacy=by_example_alone, misfit=misfit_of_personal)
 """Describes a method that sends nothing but sums over samples on frozen features."""
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dynammo_core.configuration.federation import FederationSettings
+from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.methods.adapted_closed_form import (
     DEPLOYED,
     NEEDED,
@@ -16,8 +18,8 @@ from dynammo_core.methods.base import Method
 from dynammo_core.methods.closed_form import (
     LargestLabel,
     grow_ridge,
+    misfit_of_memories,
 )
-from dynammo_core.methods.closed_form_personal import evaluation
 from dynammo_core.methods.closed_form_sums import balanced_sums
 from dynammo_core.methods.governance import Governance
 from dynammo_core.methods.merged_adapters import (
@@ -28,9 +30,8 @@ from dynammo_core.methods.merged_adapters import (
     obstacle_of_merge,
     recalibrate,
 )
-from dynammo_core.methods.rehearsal import exemplars
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.plan import Archive, Evaluate, Remember, Stage
+from dynammo_core.plan import Archive, Remember, Stage
 
 
 class DynaMMoRidgeSettings(MergeSettings, AdaptedClosedFormSettings):
@@ -40,6 +41,11 @@ class DynaMMoRidgeSettings(MergeSettings, AdaptedClosedFormSettings):
 def obstacle_to_privacy(params: DynaMMoRidgeSettings, mechanism: str) -> str:
     """Explain what of the merge, or of adapters and sums together, cannot be private."""
     return obstacle_of_merge(params, mechanism) or not_accounted(params, mechanism)
+
+
+def misfit(params: DynaMMoRidgeSettings, federation: FederationSettings, backbone: BackboneSettings) -> str:
+    """Explain what of the merge, or of the sums, does not go with those sections."""
+    return misfit_of_merge(params, federation, backbone) or misfit_of_memories(params, federation, backbone)
 
 
 class DynaMMoRidge(Method[DynaMMoRidgeSettings]):
@@ -53,7 +59,7 @@ class DynaMMoRidge(Method[DynaMMoRidgeSettings]):
     freezes_backbone = True
     deployed = DEPLOYED
     decision = LargestLabel()
-    governance = Governance(obstacle_to_privacy=obstacle_to_privacy, misfit=misfit_of_merge)
+    governance = Governance(obstacle_to_privacy=obstacle_to_privacy, misfit=misfit)
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         if task == 0:
@@ -72,6 +78,3 @@ class DynaMMoRidge(Method[DynaMMoRidgeSettings]):
             *balanced_sums(self, NEEDED),
             Remember(down=self.deployed),
         )
-
-    def evaluation(self) -> Evaluate:
-        return evaluation(self, exemplars)

@@ -16,6 +16,7 @@ from dynammo_core.methods.base import Method
 from dynammo_core.methods.closed_form import (
     LargestLabel,
     grow_ridge,
+    misfit_of_personal,
 )
 from dynammo_core.methods.closed_form_personal import evaluation
 from dynammo_core.methods.closed_form_sums import streamed_sums
@@ -46,7 +47,7 @@ class FirstSession(Method[FirstSessionSettings]):
     freezes_backbone = True
     deployed = DEPLOYED
     decision = LargestLabel()
-    governance = Governance(obstacle_to_privacy=not_accounted, forgets=True)
+    governance = Governance(obstacle_to_privacy=not_accounted, misfit=misfit_of_personal, forgets=True)
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         if task == 0:

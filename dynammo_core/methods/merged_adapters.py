@@ -56,6 +56,15 @@ class MergeSettings(AdapterSettings):
     )
     recalibrate: bool = Field(default=True, description="re-estimate the merged adapters' batch-norm statistics")
 
+    def misfit_of_places(self, places: int) -> str:
+        """Explain why the operators do not go with so many adapters in a set; empty if they do."""
+        if isinstance(self.merge, str) or len(self.merge) == places:
+            return ""
+        return (
+            f"merge lists {len(self.merge)} operators, but the backbone has {places} insertion points; give one "
+            "operator for each, or one for all"
+        )
+
     @property
     def operators(self) -> frozenset[str]:
         """The names of all operators in use."""
@@ -164,12 +173,10 @@ def merged_statistics(model: IncrementalModel, batches: Iterable[Batch]) -> dict
 
 def misfit_of_merge(params: MergeSettings, federation: FederationSettings, backbone: BackboneSettings) -> str:
     """Explain why the merge operators do not go with the backbone or the federation; empty if they do."""
-    spec = None if isinstance(params.merge, str) else BACKBONES.get(backbone.name)
-    if spec and len(params.merge) != len(spec.places):
-        return (
-            f"merge lists {len(params.merge)} operators, but {backbone.name} has {len(spec.places)} insertion "
-            "points; give one operator for each, or one for all"
-        )
+    # A network of an open name is built, and asked for on the net, only once its experiment is admitted.
+    spec = None if BACKBONES.is_open(backbone.name) else BACKBONES.get(backbone.name)
+    if spec and (misfit := params.misfit_of_places(len(spec.places))):
+        return misfit
     if FISHER not in params.operators:
         return ""
     if federation.compression != "none":

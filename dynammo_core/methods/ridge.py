@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.closed_form import (
@@ -10,13 +11,12 @@ from dynammo_core.methods.closed_form import (
     SUMS_GOVERNANCE,
     LargestLabel,
     grow_ridge,
+    misfit_of_memories,
 )
-from dynammo_core.methods.closed_form_personal import evaluation
 from dynammo_core.methods.closed_form_sums import balanced_sums
 from dynammo_core.methods.feature_maps import FrozenFeatureSettings, grow_frozen
-from dynammo_core.methods.rehearsal import exemplars
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.plan import Evaluate, Remember, Stage
+from dynammo_core.plan import Remember, Stage
 
 
 class Ridge(Method[FrozenFeatureSettings]):
@@ -27,7 +27,7 @@ class Ridge(Method[FrozenFeatureSettings]):
     freezes_backbone = True
     deployed = ANSWERS
     decision = LargestLabel()
-    governance = SUMS_GOVERNANCE
+    governance = replace(SUMS_GOVERNANCE, misfit=misfit_of_memories)
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         grow_frozen(self.params, model, task)
@@ -35,6 +35,3 @@ class Ridge(Method[FrozenFeatureSettings]):
 
     def stages(self, task: int) -> Sequence[Stage]:
         return (*balanced_sums(self), Remember(down=self.deployed))
-
-    def evaluation(self) -> Evaluate:
-        return evaluation(self, exemplars)

@@ -131,6 +131,7 @@ class BackboneSpec:
         normalisation: mean and standard deviation of the images that these weights were trained on.
         licence: of these weights.
         blocks: where adapters for transformers can go.
+        described: what a repository says of them that is pinned with them, by `backbone.sha256`.
     """
 
     build: Callable[[], nn.Module]
@@ -143,6 +144,7 @@ class BackboneSpec:
     normalisation: Normalisation = NORMALISATIONS["imagenet"]
     licence: str = "unknown"
     blocks: tuple[Block, ...] = ()
+    described: bytes = b""
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -193,19 +195,20 @@ def build_backbone(settings: BackboneSettings, seed: int, image_size: int | None
         WeightsError: the weights cannot be found or do not fit.
     """
     spec = BACKBONES[settings.name]
-    file = locate_weights(settings, spec.imagenet)
+    file = locate_weights(settings, spec.imagenet, spec.described)
     with seeded_initialisation(seed, "backbone"):
         network = spec.assemble(file, image_size)
     return spec.cut(network)
 
 
 def weights_sha256(settings: BackboneSettings) -> str:
-    """Return the SHA-256 of the file that `build_backbone` would load, for sites to compare; `random` if none.
+    """Return the SHA-256 of what `build_backbone` would load, for sites to compare; `random` if no file.
 
     Raises:
         ConfigError, WeightsError: as `build_backbone`, except for tensors that do not fit.
     """
-    file = locate_weights(settings, BACKBONES[settings.name].imagenet)
+    spec = BACKBONES[settings.name]
+    file = locate_weights(settings, spec.imagenet, spec.described)
     return RANDOM if file is None else file.sha256()
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from dynammo_core.configuration.settings import WEIGHTS_BY_NAME, BackboneSettings
+from dynammo_core.configuration.settings import HUB, WEIGHTS_BY_NAME, BackboneSettings
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.backbones import Backbone, BackboneSpec, build_backbone
 from dynammo_core.models.pretrained import RANDOM
-from dynammo_core.models.timm_networks.catalogue import TimmSpec
+from dynammo_core.models.timm_networks.catalogue import TimmSpec, source_of
 
 
 def licence_of(settings: BackboneSettings) -> str:
@@ -18,6 +18,21 @@ def licence_of(settings: BackboneSettings) -> str:
     licence = BACKBONES[settings.name].licence
     named = settings.weights in WEIGHTS_BY_NAME
     return licence if named else f"that of the file; the weights that {settings.name} stands for: {licence}"
+
+
+def origin_of(settings: BackboneSettings) -> str:
+    """Say who makes the weights that a run starts from, and where they come from; nothing is asked of the net."""
+    if settings.weights == RANDOM:
+        return "weights drawn at random"
+    if settings.weights not in WEIGHTS_BY_NAME:
+        return f"weights from the file {settings.weights}"
+    pinned = f", SHA-256 {settings.sha256}" if settings.sha256 else ""
+    if not settings.comes_from_the_net:
+        return f"weights that this project names{pinned}"
+    repository = settings.name.removeprefix(HUB)
+    if not settings.name.startswith(HUB):
+        repository = source_of(settings.name).repository or "timm"
+    return f"weights downloaded from {repository} on the Hugging Face hub{pinned}"
 
 
 def native_size(name: str) -> int:

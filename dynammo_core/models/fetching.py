@@ -6,8 +6,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from dynammo_core.configuration.settings import HUB
 from dynammo_core.models import BACKBONES
-from dynammo_core.models.timm_networks.catalogue import HUB, TimmSpec
+from dynammo_core.models.timm_networks.catalogue import TimmSpec
 from dynammo_core.support.errors import ConfigError, WeightsError
 
 

@@ -30,10 +30,12 @@ class WeightsFile:
     Attributes:
         path: where the file is.
         required: prefixes in hex that its SHA-256 must all have; torch.hub's file names give eight digits.
+        described: what a repository says of the weights and the SHA-256 covers, too; empty if the name says it all.
     """
 
     path: Path
     required: tuple[str, ...] = ()
+    described: bytes = b""
 
     def read(self) -> bytes:
         """Read the content and check its hash.
@@ -49,25 +51,32 @@ class WeightsFile:
                 f"backbone.weights: cannot read the file {self.path}: {reason}",
                 accepted=ACCEPTED_WEIGHTS,
             ) from error
-        found = hashlib.sha256(content).hexdigest()
+        found = self._digest(content)
         for digits in self.required:
             if not found.startswith(digits):
+                covered = " with its repository's description" if self.described else ""
                 raise WeightsError(
-                    f"{self.path} has the SHA-256 {found}, but {digits} is required",
+                    f"{self.path}{covered} has the SHA-256 {found}, but {digits} is required",
                     remedy="The file is damaged or the wrong one; fetch it again, or correct backbone.sha256 if set",
                 )
         return content
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the content, in hex; raises what `read` raises."""
-        return hashlib.sha256(self.read()).hexdigest()
+        """Return the SHA-256 of the content, in hex, or of its digest and the description; raises as `read`."""
+        return self._digest(self.read())
+
+    def _digest(self, content: bytes) -> str:
+        digest = hashlib.sha256(content)
+        return (hashlib.sha256(digest.digest() + self.described) if self.described else digest).hexdigest()
 
 
 WeightsSource = Callable[[], WeightsFile]
 """Finds a backbone's pretrained weights, and downloads them if necessary."""
 
 
-def locate_weights(settings: BackboneSettings, pretrained: WeightsSource | None) -> WeightsFile | None:
+def locate_weights(
+    settings: BackboneSettings, pretrained: WeightsSource | None, described: bytes = b""
+) -> WeightsFile | None:
     """Locate the file of weights that `settings` asks for, downloading it if necessary; None for random weights.
 
     Raises:
@@ -89,7 +98,8 @@ def locate_weights(settings: BackboneSettings, pretrained: WeightsSource | None)
             f"backbone.weights: {settings.name} has no pretrained weights",
             accepted=f"{RANDOM}, or the path of a file ({', '.join(WEIGHTS_SUFFIXES)})",
         )
-    return WeightsFile(file.path, (*file.required, settings.sha256.lower())) if settings.sha256 else file
+    required = (settings.sha256.lower(),) if settings.sha256 else ()
+    return WeightsFile(file.path, (*file.required, *required), described)
 
 
 def _file_in(path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -23,6 +24,14 @@ for group in sys.stdin.read().split():
     except OSError:
         pass
 """
+
+
+def account() -> str:
+    """Return the name of the account that this process runs under, whatever its environment says."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # as in a container whose account has no entry
+        return f"account {os.getuid()}"
 
 
 @contextmanager

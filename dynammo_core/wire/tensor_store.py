@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,7 +16,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dynammo_core.memory.private_files import make_private
-from dynammo_core.support.errors import DynammoError, MissingTensorsError
+from dynammo_core.memory.sealed_file import SealedFile
+from dynammo_core.support.errors import DynammoError, MemoryStoreError, MissingTensorsError
 from dynammo_core.support.files import write_atomically
 
 FILE = "received.safetensors"
@@ -37,15 +39,27 @@ def _index_of(path: Path, file: int, changed: int) -> Mapping[str, str]:
     return {str(name): str(known) for name, known in index.items()}
 
 
+def _index_in(content: bytes | bytearray) -> Mapping[str, str]:
+    """Return the index in the content of a file."""
+    length = int.from_bytes(content[:8], "little")  # of the header, which safetensors reads from files alone
+    return dict(json.loads(json.loads(bytes(content[8 : 8 + length]))["__metadata__"]["index"]))
+
+
 class TensorStore:
     """One file of tensors by hash, replaced as a whole; for each name it keeps only what was last sent under it.
 
     It holds nothing that cannot be sent again: a lost or damaged file counts as empty, and a file that cannot be
     written costs bytes, not the step.
+
+    Args:
+        folder: where the file lies.
+        owner: whose file it is, such as run and site, if it is encrypted.
+        key: encrypts it, since sums over other sites' images can be in it; None for a plain file.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, owner: Mapping[str, str] = MappingProxyType({}), key: bytes | None = None) -> None:
         self.path = folder / FILE
+        self._sealed = None if key is None else SealedFile(self.path, owner, key)
 
     def complete(self, hashes: Mapping[str, str], received: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return all tensors that an instruction names: those that came with it, and those held since earlier steps.
@@ -77,23 +91,29 @@ class TensorStore:
         index = {name: digest for name, digest in index.items() if digest in known}
         content = {digest: known[digest] for digest in sorted(set(index.values()))}
         try:
+            written = save(content, metadata={"index": json.dumps(index)})
             make_private(self.path.parent)
-            write_atomically(self.path, save(content, metadata={"index": json.dumps(index)}), mode=0o600)
+            write_atomically(self.path, self._sealed.sealed(written) if self._sealed else written, mode=0o600)
         except DynammoError as error:
             logger.warning("the received weights could not be saved: %s", error)
 
     def _index(self) -> Mapping[str, str]:
         """Return the hash last sent under each name; empty if the file is missing or damaged."""
         try:
+            if self._sealed:
+                return _index_in(self._sealed.read())
             found = self.path.stat()
             return _index_of(self.path, found.st_ino, found.st_mtime_ns)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError):
+        except (OSError, MemoryStoreError, SafetensorError, KeyError, TypeError, ValueError, AttributeError):
             return {}
 
     def _read(self, requested: Iterable[str]) -> dict[str, Tensor]:
         """Read those of the wanted tensors that are held and intact."""
         found: dict[str, Tensor] = {}
         try:
+            if self._sealed:  # a tag over the whole file speaks for its tensors
+                held = self._sealed.read_tensors()
+                return {known: held[known] for known in sorted(set(requested) & held.keys())}
             # "pt" would open the file twice, and another site's process may have replaced it in between.
             with safe_open(self.path, framework="np") as file:
                 for known in sorted(set(requested) & set(file.keys())):
@@ -102,6 +122,6 @@ class TensorStore:
                         self.path.unlink(missing_ok=True)  # or what is sent anew would be thought to be in it
                         return {}
                     found[known] = tensor
-        except (OSError, SafetensorError) as error:
+        except (OSError, MemoryStoreError, SafetensorError) as error:
             logger.debug("cannot read tensors from %s: %s", self.path, error)
         return found

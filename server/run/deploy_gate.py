@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
+from dynammo_core.aggregation.voices import shares_kept
 from dynammo_core.scoring.metrics import Counts, Percent
+
+Table: TypeAlias = tuple[NDArray[Any], NDArray[Any]]
+"""Right answers and all images, each [K, classes]."""
+FEWEST_IMAGES = 10
+"""Fewest test images of known classes by which a site can be the worst: one or two say nothing of a model."""
 
 
 @dataclass(frozen=True)
@@ -16,38 +25,49 @@ class Broken:
 
     Attributes:
         bound: `retention`, `worst_site` or `class_recall`.
-        points: percentage points that were lost.
+        points: percentage points that were lost; None if no site answered both tests.
         limit: most that may be lost.
         site: the site that lost most; None if no site is measured by itself.
         label: the class that lost most, for `class_recall`.
     """
 
     bound: str
-    points: float
+    points: float | None
     limit: float
     site: int | None = None
     label: int | None = None
 
 
-def broken_bounds(before: Counts, after: Counts, known: Sequence[int], bounds: Mapping[str, float]) -> list[Broken]:
+def broken_bounds(
+    before: Counts, after: Counts, known: Sequence[int], bounds: Mapping[str, float], largest_share: float = 1.0
+) -> list[Broken]:
     """Return the bounds that a model breaks on the classes which the deployed one knows.
 
-    Only sites whose test images both models answered are compared. A share without images is no loss.
+    Only sites whose test images both models answered are compared, and if there is none, every bound is broken. A share
+    without images is no loss. What a site claims can be a lie: of what is counted over all sites it has only a share.
 
     Args:
         before: int64 [K, C, C] test images by site, true class and answer of the deployed model.
         after: the same of the new model.
         known: the classes that the deployed model has learnt.
         bounds: most points that may be lost, as `GateSettings.bounds`.
+        largest_share: of one site in the images of several, as `limits.largest_share`.
     """
     sites = np.flatnonzero((before.sum(axis=(1, 2)) > 0) & (after.sum(axis=(1, 2)) > 0))
+    if not len(sites):
+        return [Broken(name, None, limit) for name, limit in bounds.items()]
     then, now = (_right_and_all(counts[sites], known) for counts in (before, after))
-    by_site, by_class, by_both = (_lost(then, now, axis) for axis in ((1,), (0,), ()))
+    by_site, by_both = (_lost(then, now, axis) for axis in ((1,), ()))
+    over_all = _lost(*(_held_to_share(counts, largest_share, axis=1) for counts in (then, now)), (0, 1))
+    by_class = _lost(*(_held_to_share(counts, largest_share, axis=None) for counts in (then, now)), (0,))
     worst, label = _largest(by_site), _largest(by_class)
+    enough = [min(images[site].sum() for _, images in (then, now)) >= FEWEST_IMAGES for site in range(len(sites))]
+    worst_of_enough = _largest(np.where(enough, by_site, np.nan))
     losses: list[tuple[str, float, int | None, int | None]] = []
     if worst is not None:
-        losses.append(("retention", float(_lost(then, now, (0, 1))), worst, None))
-        losses.append(("worst_site", float(by_site[worst]), worst, None))
+        losses.append(("retention", float(over_all), worst, None))
+    if worst_of_enough is not None:
+        losses.append(("worst_site", float(by_site[worst_of_enough]), worst_of_enough, None))
     if label is not None:
         losses.append(("class_recall", float(by_class[label]), _largest(by_both[:, label]), known[label]))
     apart = len(before) > 1  # otherwise there is one site, or only sums are known
@@ -58,12 +78,26 @@ def broken_bounds(before: Counts, after: Counts, known: Sequence[int], bounds: M
     ]
 
 
-def _right_and_all(counts: Counts, known: Sequence[int]) -> tuple[Counts, Counts]:
+def _right_and_all(counts: Counts, known: Sequence[int]) -> Table:
     """Return the correct answers and the test images of each known class, each as int64 [K, classes]."""
     return counts[:, list(known), list(known)], counts[:, list(known)].sum(axis=2)
 
 
-def _lost(then: tuple[Counts, Counts], now: tuple[Counts, Counts], axis: tuple[int, ...]) -> Percent:
+def _held_to_share(counts: Table, largest: float, axis: int | None) -> Table:
+    """Scale the numbers of each site, or of each site and class, so that none exceeds a share of the images of all."""
+    right, images = (np.asarray(one, dtype=np.float64) for one in counts)
+    if axis is None:
+        columns = [_held_to_share((right[:, [c]], images[:, [c]]), largest, axis=1) for c in range(images.shape[1])]
+        return tuple(np.concatenate(parts, axis=1) for parts in zip(*columns, strict=True))  # type: ignore[return-value]
+    of_sites = images.sum(axis=axis)
+    kept = np.ones_like(of_sites)
+    tested = of_sites > 0
+    if tested.any():
+        kept[tested] = shares_kept(torch.from_numpy(of_sites[tested]), largest).numpy()
+    return right * kept[:, None], images * kept[:, None]
+
+
+def _lost(then: Table, now: Table, axis: tuple[int, ...]) -> Percent:
     """Return the points of accuracy that were lost, summed over axes; nan where either model was not tested."""
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = [100.0 * right.sum(axis=axis) / images.sum(axis=axis) for right, images in (then, now)]

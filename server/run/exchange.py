@@ -24,6 +24,8 @@ from server.run.roster import POLL_SECONDS, Roster
 LOOK_SECONDS = 5.0
 LONGEST_POLL_SECONDS = 2.0
 """Seconds between polls: simulated rounds take tenths of a second, hospitals' take minutes."""
+LONGEST_CLASS = 60
+"""Most characters of an error's class, which a site reports."""
 
 Check = Callable[[int, Report], Report]
 """Decodes a site's report, or raises ProtocolError to refuse it; the site then counts as failed."""
@@ -243,4 +245,4 @@ def _take(answers: Answers, site: int, reply: Message, check: Check) -> None:
 def error_class(reason: str | None) -> str:
     """Return the class of an error that a site reports, without its text, which may quote the site's disk."""
     word = (reason or "").split("(")[0].split(":")[0].strip()
-    return word if word.isidentifier() else "Error"
+    return word if word.isidentifier() and len(word) <= LONGEST_CLASS else "Error"

@@ -255,7 +255,8 @@ class TaskLoop:
             return {}
         known = [label for task in self.experiment.stream.tasks[: before + 1] for label in task]
         counts = confusion_of(self.experiment, self.progress)
-        broken = broken_bounds(counts[before], counts[step.task], known, bounds)
+        share = self.experiment.config.limits.largest_share
+        broken = broken_bounds(counts[before], counts[step.task], known, bounds, share)
         names = self.experiment.class_names
         named = [{**vars(one), "label": None if one.label is None else names[one.label]} for one in broken]
         return {"task": step.task, "deployed": before, "broken": named}

@@ -84,6 +84,9 @@ def held_words(judged: Mapping[str, Any], site_names: Sequence[str]) -> str:
     """
     losses = []
     for one in judged["broken"]:
+        if one["points"] is None:
+            losses.append(f"no site answered both tests ({one['bound']}: {one['limit']:g})")
+            continue
         where = "" if one["site"] is None else f", most at {site_label(site_names, one['site'])}"
         losses.append(
             f"{one['label'] or 'known classes'} lost {one['points']:.1f} points "

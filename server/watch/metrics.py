@@ -17,7 +17,7 @@ def metrics(overview: Overview, now: float) -> str:
     """Return the metrics; what is not known has no line. `now` in unix seconds."""
     lines: list[str] = []
     for name, kind, words, samples in _families(overview, now):
-        known = [f"{name}{_braced(labels)} {value:g}" for labels, value in samples if value is not None]
+        known = [f"{name}{_braced(labels)} {value:.15g}" for labels, value in samples if value is not None]
         lines += [f"# HELP {name} {words}", f"# TYPE {name} {kind}", *known] if known else []
     return "\n".join([*lines, ""])
 

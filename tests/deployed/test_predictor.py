@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_runs import ALL_METHODS, Finished, run_small, small_config
@@ -181,6 +183,36 @@ def test_other_tensors_are_refused(finished: Finished, images: Tensor) -> None:
 
 
 # --- files
+
+
+def test_answers_that_do_not_fit_the_description_are_refused(finished: Finished) -> None:
+    """As a foreign ONNX file can give them."""
+    loaded, images = Predictor.load(finished("dynammo").path), torch.zeros(2, 3, 16, 16).byte()
+    n, c = len(images), len(loaded.classes)
+    labels, even, known = torch.zeros(n, dtype=torch.int64), torch.full((n, c), 1 / c), torch.ones(n)
+    for answers in ((labels + c, even, known), (labels, even[:, :1], known), (labels, even, known * torch.nan)):
+
+        class Foreign(torch.nn.Module):
+            def forward(self, _: Tensor, given: tuple[Tensor, ...] = answers) -> tuple[Tensor, ...]:
+                return given
+
+        with pytest.raises(WeightsError, match=f"has learnt {c} classes, and answers {n} images"):
+            Predictor(loaded.facts, Foreign(), torch.device("cpu")).predict(images)
+
+
+def test_a_model_file_that_was_sent_makes_nothing_ask_the_net(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*_: object, local_files_only: bool = False, **__: object) -> str:
+        assert local_files_only
+        raise LocalEntryNotFoundError("")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", ask)
+    folder = edit_facts(
+        copied(finished("dynammo").path, tmp_path), lambda facts: facts.update(backbone="hf_hub:evil/n")
+    )
+    with pytest.raises(WeightsError, match=r"config\.json of evil/n is not in the cache"):
+        Predictor.load(folder)
 
 
 def test_a_model_can_be_named_in_three_ways(finished: Finished, tmp_path: Path) -> None:

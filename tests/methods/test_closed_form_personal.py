@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from hospitals import deployed
 from method_bench import STREAM, Bench, bench, toy_images
 
+from client.consent.policy import Policy, violations
 from dynammo_core.configuration.privacy import PrivacySettings
 from dynammo_core.data.samples import Samples
 from dynammo_core.methods.closed_form_personal import own_heads
 from dynammo_core.methods.closed_form_sums import SUMS
 from dynammo_core.plan import ALONE, PERSONAL, Sums
+from dynammo_core.support.errors import ConfigError
 
-CLOSED_FORMS = ("streaming_ridge", "first_session", "ridge", "dynammo_ridge")
+CLOSED_FORMS = ("streaming_ridge", "first_session", "ranpac")
 HELD = toy_images((0,), each=9), toy_images((1,), each=4)
 
 
@@ -57,3 +61,22 @@ def test_tests_of_own_heads_would_tell_what_noise_hides() -> None:
     params = kind.Params(name=kind.name, personal=True)
     obstacle = kind(params, STREAM, PrivacySettings(mechanism="example")).governance.obstacle_to_privacy
     assert "set method.personal: false" in obstacle(params, "example")
+
+
+def test_sums_come_down_to_no_site_that_could_read_another_ones() -> None:
+    sites, classes = ["alpha", "beta", "gamma"], ["0", "1", "2", "3"]
+    for method, names, federation, words in (
+        ("ridge", sites, {}, "the difference of two sums shows another site a single exemplar"),
+        ("dynammo_ridge", sites, {}, "set method.personal: false"),
+        ("streaming_ridge", sites[:2], {}, "as few as 2 sites"),
+        ("ranpac", sites, {"quorum": 0.6}, "as few as 2 sites"),
+        ("first_session", sites, {"stages": {"sum": {"quorum": 0.3}}}, "as few as 1 sites"),
+        ("streaming_ridge", sites, {"evaluate_only": ["gamma"]}, "gave none of their own"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            deployed(names, classes, method, {"federation": federation, "method": {"personal": True}})
+    allowed = deployed(sites, classes, "streaming_ridge", {"method": {"personal": True}})
+    assert violations(Policy(), allowed) == [
+        "it sends sums in which this site's are to the other sites, and sums_of_others is false"
+    ]
+    assert violations(Policy(sums_of_others=True), allowed) == []

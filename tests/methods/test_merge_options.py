@@ -165,8 +165,8 @@ def test_sites_derive_by_what_is_merged() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"method.merge": "[mean, last]"}, "2 operators, but small_cnn has 3 insertion points"),
-        ({"method.merge": "[]"}, "0 operators, but small_cnn has 3"),
+        ({"method.merge": "[mean, last]"}, "2 operators, but the backbone has 3 insertion points"),
+        ({"method.merge": "[]"}, "0 operators, but the backbone has 3"),
         ({"method.merge": "fisher", "federation.compression": "float16"}, "federation.compression: float16"),
         ({"method.merge": "[last, last, fisher]", "federation.compression": "int8"}, "federation.compression: int8"),
         ({"method.merge": "fisher", "federation.aggregator": "norm_clipping"}, "aggregator: norm_clipping"),

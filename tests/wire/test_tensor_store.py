@@ -93,6 +93,22 @@ def test_a_damaged_file_is_asked_for_again(tmp_path: Path, damage: str) -> None:
     assert torch.equal(TensorStore(tmp_path).complete(hashes(a=A, b=B), {})["b"], B)
 
 
+def test_with_a_key_nobody_else_reads_what_came(tmp_path: Path) -> None:
+    """Sums over the images of other sites can be among it."""
+    owner, key = {"run": "r", "site": "alpha"}, b"k" * 32
+    TensorStore(tmp_path).keep(hashes(a=B), {"a": B})  # a plain file of an earlier version is replaced
+    store = TensorStore(tmp_path, owner, key)
+    store.keep(hashes(a=A), {"a": A})
+    store.keep(hashes(b=B), {"b": B})
+    content = store.path.read_bytes()
+    assert not any(tensor.numpy().tobytes() in content for tensor in (A, B))
+    again = TensorStore(tmp_path, owner, key).complete(hashes(a=A, b=B), {})
+    assert all(torch.equal(again[name], tensor) for name, tensor in (("a", A), ("b", B)))
+    for other in (TensorStore(tmp_path), TensorStore(tmp_path, owner, b"x" * 32)):
+        with pytest.raises(MissingTensorsError):
+            other.complete(hashes(a=A), {})
+
+
 def test_a_file_that_cannot_be_written_costs_bytes_and_not_the_step(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cache
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import nn
 
+from dynammo_core.configuration.settings import HUB
 from dynammo_core.models.backbones import Backbone, BackboneSpec
 from dynammo_core.models.pretrained import WeightsFile
 from dynammo_core.models.timm_networks.cuts import CannotBeCut, Cut, find_cut
-from dynammo_core.models.timm_networks.hub import hub_file
+from dynammo_core.models.timm_networks.repository import read_description
 from dynammo_core.models.timm_networks.sources import Source
 from dynammo_core.models.timm_networks.uncut import UncutBackbone
 from dynammo_core.models.transformers.blocks import find_blocks
-from dynammo_core.support.errors import ConfigError, WeightsError, unknown_name
+from dynammo_core.support.errors import ConfigError, unknown_name
 
-TIMM, HUB = "timm/", "hf_hub:"
+TIMM = "timm/"
 PACKAGE = "timm"
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/\w[\w.-]{0,95}(@\w[\w.-]{0,95})?", re.ASCII)
 MAPS = 4
 """A transformer, whose blocks are all alike, gives its maps after each quarter of them."""
 
@@ -103,6 +102,7 @@ def find(name: str) -> TimmSpec:
             imagenet=source.weights,
             normalisation=source.normalisation,
             licence=source.licence,
+            described=source.described,
             source=source,
             cut_at=None,
             obstacle="",
@@ -125,30 +125,10 @@ def source_of(name: str) -> Source:
         known = name.removeprefix(TIMM)
         return Source(name, known.partition(".")[0], _facts(known), {})
     repository = name.removeprefix(HUB)
-    return Source(name, *_configuration(json.loads(hub_file(repository, "config.json").read_text()), repository))
-
-
-def _configuration(content: dict[str, Any], repository: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Return architecture, configuration of the weights and constructor's arguments that a `config.json` states."""
-    from timm import create_model, is_model
-    from timm.models import PretrainedCfg
-
-    stated = content.get("pretrained_cfg", content)  # older files have one level
-    architecture = content.get("architecture", "")
-    if not isinstance(architecture, str) or not is_model(architecture):
-        raise WeightsError(
-            f"config.json of {repository} describes no network of timm (architecture: {architecture!r})",
-            accepted="repositories whose page says how timm loads them",
-        )
-    facts = {key: value for key, value in stated.items() if key in PretrainedCfg.__dataclass_fields__}
-    of_architecture = _facts(architecture, remove_source=True)  # where a file is silent, but for the licence
-    facts = {**of_architecture, "license": None, **facts, "hf_hub_id": repository}
-    arguments = dict(content.get("model_args", {}))
-    if alien := sorted(arguments.keys() & signature(create_model).parameters.keys()):
-        raise WeightsError(
-            f"config.json of {repository} sets {alien[0]!r}, no argument of a network, which could load other files"
-        )
-    return architecture, facts, arguments
+    said = read_description(repository)
+    # Where the repository is silent, timm's own entry of the architecture speaks, but not for the licence.
+    facts = {**_facts(said.architecture, remove_source=True), "license": None, **said.facts, "hf_hub_id": repository}
+    return Source(name, said.architecture, facts, said.arguments, said.canonical)
 
 
 def _maps(network: Any, image: torch.Tensor) -> dict[int, int]:

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 
 from dynammo_core.support.errors import WeightsError
 
+_here_alone = ContextVar("here_alone", default=False)
 
-def hub_file(repository: str, name: str) -> Path:
+
+@contextmanager
+def without_the_net() -> Iterator[None]:
+    """Take files of the hub from its cache alone: a model file that somebody sent decides no download."""
+    token = _here_alone.set(True)
+    try:
+        yield
+    finally:
+        _here_alone.reset(token)
+
+
+def hub_file(repository: str, name: str, *, most: int) -> Path:
     """Return the path of a file of a repository, `OWNER/NAME` or `OWNER/NAME@REVISION`, in the hub's cache.
 
+    Args:
+        repository: where it lies.
+        name: of the file.
+        most: bytes; a larger file is not downloaded.
+
     Raises:
-        WeightsError: the file is a pickle, is not there, needs an accepted licence, or cannot be downloaded.
+        WeightsError: the file is a pickle, is not there, is too large, needs an accepted licence, or cannot be
+            downloaded.
     """
     import huggingface_hub
     from huggingface_hub import errors
@@ -24,8 +46,13 @@ def hub_file(repository: str, name: str) -> Path:
             accepted="safetensors",
             remedy="Convert the file on a machine without patient data, and set backbone.weights to the result",
         )
+    get = partial(huggingface_hub.hf_hub_download, where, name, revision=revision or None)
     try:
-        return Path(huggingface_hub.hf_hub_download(where, name, revision=revision or None))
+        if _here_alone.get():
+            return Path(get(local_files_only=True))
+        if (size := get(dry_run=True).file_size) > most:
+            raise WeightsError(f"{name} of {where} has {size:,} bytes", accepted=f"at most {most:,}")
+        return Path(get())
     except errors.GatedRepoError as error:
         raise WeightsError(
             f"{where} is gated: its owner gives it to people who accepted its licence",

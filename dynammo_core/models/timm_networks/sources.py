@@ -19,6 +19,10 @@ from dynammo_core.support.errors import ConfigError, WeightsError
 NON_COMMERCIAL = re.compile(r"(^|[-_ ])(nc|non-?commercial)([-_ ]|$)")
 PERMISSIVE = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0")
 CLASSES = 1000
+MOST_BYTES = 8 * 10**9
+"""Largest file of weights that is downloaded; the largest open image encoders have 5 GB."""
+NOWHERE_ELSE = dict.fromkeys(("source", "url", "file", "hf_hub_id", "hf_hub_filename", "custom_load"))
+"""Where timm would find weights: nowhere but in the tensors that it is given, whose hash was checked."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,15 @@ class Source:
         architecture: timm's name of the network.
         facts: timm's configuration of the weights: input size, mean, deviation, licence, where they are.
         arguments: what the constructor needs beside its defaults.
+        described: what a repository says of all this, which its weights are pinned with; empty for timm's own entries,
+            which are part of the code.
     """
 
     name: str
     architecture: str
     facts: Mapping[str, Any]
     arguments: Mapping[str, Any]
+    described: bytes = b""
 
     @property
     def image_size(self) -> int:
@@ -75,7 +82,7 @@ class Source:
             raise WeightsError(
                 f"{self.name} has no pretrained weights on the hub", accepted="random, or the path of a file"
             )
-        return WeightsFile(hub_file(self.repository, self._file_name))
+        return WeightsFile(hub_file(self.repository, self._file_name, most=MOST_BYTES), described=self.described)
 
     def held(self) -> WeightsFile | None:
         """Return the file of the pretrained weights if it is in the hub's cache; nothing is downloaded."""
@@ -85,7 +92,7 @@ class Source:
             return None
         where, _, revision = self.repository.partition("@")
         path = try_to_load_from_cache(where, self._file_name, revision=revision or None)
-        return WeightsFile(Path(path)) if isinstance(path, str) else None
+        return WeightsFile(Path(path), described=self.described) if isinstance(path, str) else None
 
     @property
     def _file_name(self) -> str:
@@ -106,9 +113,11 @@ class Source:
         from timm import create_model  # seconds of import that other backbones need not pay
 
         # No classes here and there: then timm demands every tensor, and none beside the classifier's, left out below.
-        facts = {**self.facts, "num_classes": 0, "label_offset": 0, "source": None}
+        facts = {**self.facts, "num_classes": 0, "label_offset": 0, **NOWHERE_ELSE}
         if file is not None:
             facts["state_dict"] = self._without_classifier(finite_tensors(file))
+            if not facts["state_dict"]:
+                raise misfit(file.path, "it holds no tensor of the network")
         size = {} if image_size == self.image_size else self._size(image_size)
         try:
             network: nn.Module = create_model(
@@ -119,7 +128,7 @@ class Source:
             )
         except TypeError as error:
             if "img_size" not in str(error):
-                raise
+                raise ConfigError(f"backbone.name: {self.name} cannot be built ({_first_problem(error)})") from error
             raise self._wrong_size(image_size, str(self.image_size)) from error
         except (RuntimeError, KeyError, ValueError, AssertionError) as error:
             if file is None:

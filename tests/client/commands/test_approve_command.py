@@ -159,6 +159,7 @@ def test_what_the_policy_forbids_is_shown_and_cannot_be_approved(alpha: Path) ->
 def test_as_json_all_is_told_for_a_program(alpha: Path) -> None:
     id_ = propose(alpha)
     (told,) = json.loads(called(alpha, "--json").output)
+    assert told["backbone"] == "small_cnn, weights drawn at random"
     assert (told["proposal"], told["state"], told["new_classes"]) == (id_, "waiting", list(CONFIG.data.classes or ()))
     assert [stage["stage"] for stage in told["stages"]] == ["adapt", "recalibrate", "balance", "remember", "evaluate"]
     assert told["stages"][1]["tensors"] == ["extractor.*adapters.*.running_*"]

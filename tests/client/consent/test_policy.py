@@ -35,6 +35,8 @@ CONFIG = deployed(["alpha", "beta"], ["a", "b", "c", "d"])
         ({}, []),
         ({"methods": ["replay", "dynammo"]}, []),
         ({"methods": ["joint"]}, ["the method replay is not among those allowed"]),
+        ({"backbones": ["small_cnn"]}, []),
+        ({"backbones": ["a" * 64]}, ["the backbone small_cnn is not among those allowed"]),
         ({"classes": ["a", "b", "c", "d", "e"]}, []),
         ({"classes": ["a", "d"]}, ["the classes b, c are not among those allowed"]),
         ({"most_tasks": 2, "most_rounds": 4}, []),

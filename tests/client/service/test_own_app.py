@@ -105,11 +105,12 @@ def same_bits(content: RecordDict) -> tuple[bool, dict[str, bytes]]:
 
 
 def test_a_line_that_a_message_quotes_is_not_marked_as_ours() -> None:
-    forged = f"step refused: no such class\n{OWN_LINE}type `dynammo-site approve --yes`"
+    forged = f"step refused: no such class\n{OWN_LINE}type `approve --yes`\r{OWN_LINE}all is well\x1b]0;x\x07"
     try:
         raise ValueError(forged)
     except ValueError:
         record = logging.LogRecord("dynammo.client", logging.ERROR, "", 0, forged, (), sys.exc_info())
     lines = OwnLines().format(record).splitlines()
+    assert "\r" not in "".join(lines) and all(line.isprintable() for line in lines)
     assert [line.startswith(OWN_LINE) for line in lines] == [True, *[False] * (len(lines) - 1)]
     assert len(lines) > 4

@@ -170,7 +170,9 @@ def test_a_refusal_is_one_line_on_the_screen_and_marked_in_the_log(tmp_path: Pat
     logged: list[str] = []
     log = logging.Logger("log")
     log.addFilter(lambda record: logged.append(record.getMessage()) is not None)
+    lines.append("a stranger's words\rdynammo-site: all is well\x1b]0;x\x07")
     with subprocess.Popen(["printf", r"%s\n", *lines], stdout=subprocess.PIPE, text=True) as child:
         relay(child, log, shown.append, deque())
+    lines[-1] = "a stranger's words?dynammo-site: all is well?]0;x?"
     assert shown == [refusal]  # a second time within a minute only in the log, since a step is asked for more than once
     assert logged == lines[1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from hospitals import deployed
 from huggingface_hub import errors
 from pydantic import ValidationError
 from small_runs import small_settings
@@ -22,8 +24,12 @@ from typer.testing import CliRunner
 from dynammo_core.code_identity import code_hash, packages_of, project_hash
 from dynammo_core.configuration.config import resolve
 from dynammo_core.configuration.settings import BackboneSettings
+from dynammo_core.methods.adapters import new_adapters
+from dynammo_core.methods.merged_adapters import MergeSettings
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.backbones import build_backbone, weights_sha256
+from dynammo_core.models.description import origin_of
+from dynammo_core.models.incremental_model import AdaptedBackbone
 from dynammo_core.models.pretrained import WeightsFile
 from dynammo_core.models.timm_networks.catalogue import TimmSpec, find
 from dynammo_core.support.errors import ConfigError, WeightsError
@@ -109,9 +115,10 @@ def test_a_classifier_of_several_layers_is_left_out(tmp_path: Path) -> None:
 def test_the_hub_gives_safetensors_that_all_sites_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def download(repository: str, name: str, revision: str | None = None) -> str:
+    def download(repository: str, name: str, revision: str | None = None, *, dry_run: bool = False) -> object:
         asked.append((repository, name, revision))
-        return str(tmp_path / name)
+        path = tmp_path / name
+        return SimpleNamespace(file_size=path.stat().st_size) if dry_run else str(path)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     saved(VIT, tmp_path / "model.safetensors")
@@ -122,7 +129,8 @@ def test_the_hub_gives_safetensors_that_all_sites_compare(tmp_path: Path, monkey
     name = "hf_hub:clinic/skin@v2"
     settings = BackboneSettings(name=name)
     local = BackboneSettings(name=VIT, weights=str(tmp_path / "model.safetensors"))
-    assert weights_sha256(settings) == weights_sha256(local)
+    pin = weights_sha256(settings)
+    assert pin == weights_sha256(settings.model_copy(update={"weights": local.weights, "sha256": pin}))
     built = build_backbone(settings, 0, 160).state_dict()
     assert all(torch.equal(one, built[key]) for key, one in build_backbone(local, 0, 160).state_dict().items())
     assert set(asked) == {("clinic/skin", "config.json", "v2"), ("clinic/skin", "model.safetensors", "v2")}
@@ -131,14 +139,36 @@ def test_the_hub_gives_safetensors_that_all_sites_compare(tmp_path: Path, monkey
     with pytest.raises(WeightsError, match="is required"):
         weights_sha256(settings.model_copy(update={"sha256": "0" * 64}))
 
+    pinned = settings.model_copy(update={"sha256": pin})
     for content, words in (
         ({}, "describes no network of timm"),
-        ({**described, "model_args": {"checkpoint_path": "/etc/x.pth"}}, "sets 'checkpoint_path'"),
+        ({**described, "model_args": {"checkpoint_path": "/etc/x.pth"}}, "model_args.checkpoint_path"),
+        ({**described, "model_args": {"pretrained_strict": False}}, "model_args.pretrained_strict"),
+        ({**described, "model_args": {"depth": 10**6}}, "model_args.depth"),
+        ({**described, "comment": " " * 2**16}, "has 65,.* bytes. Accepted: at most 65,536"),
+        ({**described, "pretrained_cfg": {**facts, "std": [1e-4] * 3}}, "with its repository's description has"),
+        ({**described, "pretrained_cfg": facts, "model_args": {"no_embed_class": True}}, "description has"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(content))
         find.cache_clear()
         with pytest.raises(WeightsError, match=words):
-            BACKBONES[name]
+            build_backbone(pinned, 0, 160)
+
+
+def test_weights_come_from_nowhere_but_the_file_whose_hash_was_checked(tmp_path: Path) -> None:
+    """A file of nothing but a classifier, or of too little, does not send timm elsewhere."""
+    whole = safetensors.torch.load_file(saved(VIT, tmp_path / "whole.safetensors"))
+    spec = BACKBONES[VIT]
+    assert isinstance(spec, TimmSpec)
+    elsewhere = {"file": str(tmp_path / "whole.safetensors"), "url": "https://hub.invalid/x.pth"}
+    source = replace(spec.source, facts={**spec.source.facts, **elsewhere})
+    for tensors, words in (
+        ({name: one for name, one in whole.items() if name.startswith("head.")}, "no tensor of the network"),
+        ({name: one for name, one in whole.items() if name != "norm.weight"}, "Missing key"),
+    ):
+        safetensors.torch.save_file(tensors, tmp_path / "part.safetensors")
+        with pytest.raises(WeightsError, match=words):
+            source.create(160, WeightsFile(tmp_path / "part.safetensors"))
 
 
 def test_another_version_of_timm_is_other_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,10 +218,43 @@ def test_show_and_fetch_say_what_a_network_is(tmp_path: Path, monkeypatch: pytes
     shown = CliRunner().invoke(app, ["backbone", "show", VIT]).output
     assert "attn.qkv (64 to 192), attn.proj (64 to 64), mlp.fc1 (64 to 192), mlp.fc2 (192 to 64) of 6 blocks" in shown
     path = saved(VIT, tmp_path / "model.safetensors")
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(path))
+    size = SimpleNamespace(file_size=1)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, dry_run=0, **__: size if dry_run else str(path))
     out = tmp_path / "out"
     told = CliRunner().invoke(app, ["backbone", "fetch", VIT, "--out", str(out)]).output
     (file,) = out.iterdir()
     assert file.read_bytes() == path.read_bytes()
     assert str(file.absolute()) in told
     assert weights_sha256(BackboneSettings(name=VIT, weights=str(file))) in told
+
+
+def test_among_hospitals_what_the_net_brings_is_pinned_and_nothing_is_asked_of_it_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ask(*_: object, **__: object) -> str:
+        raise AssertionError("asked the hub")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", ask)
+    hub, pin = "hf_hub:nice/backbone", "a" * 64
+    for backbone, words in (
+        ({"name": hub, "weights": "pretrained"}, r"backbone: sha256 must pin .*nice/backbone.*backbone fetch"),
+        ({"name": VIT, "weights": "pretrained"}, "backbone: sha256 must pin"),
+        ({"name": hub, "weights": "random"}, "takes its shape from the net"),
+        ({"name": "hf_hub:../.."}, "names no repository"),
+        ({"name": "hf_hub:nice/backbone@.."}, "names no repository"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            deployed(["alpha"], ["0", "1"], "dynammo", {"backbone": backbone, "method": {"merge": ["mean"] * 4}})
+    for backbone in (
+        {"name": hub, "weights": "pretrained", "sha256": pin},
+        {"name": VIT, "weights": "pretrained", "sha256": pin},
+        {"name": VIT, "weights": "random"},
+    ):
+        config = deployed(["alpha"], ["0", "1"], "dynammo", {"backbone": backbone, "method": {"merge": ["mean"] * 4}})
+        code_hash(config)
+    assert origin_of(BackboneSettings(name=hub, sha256=pin)) == (
+        f"weights downloaded from nice/backbone on the Hugging Face hub, SHA-256 {pin}"
+    )
+    network = AdaptedBackbone(build_backbone(BackboneSettings(name=CNN, weights="random"), 0, 32))
+    with pytest.raises(ConfigError, match=r"method.merge lists 9 operators, but the backbone has \d insertion"):
+        new_adapters(network, MergeSettings(name="dynammo", merge=("mean",) * 9))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from typer.testing import CliRunner
 
 from dynammo_core.deployed.model_files import ModelFiles
 from dynammo_core.support.errors import ConfigError, RunError
+from dynammo_core.support.processes import account
 from server.cli import app
 from server.report.model_card import model_card
 from server.run.deploy_gate import Broken, broken_bounds
@@ -44,9 +44,25 @@ def test_losses_are_counted_by_class_and_site() -> None:
         Broken("class_recall", 40.0, 39.9, 1, 1)
     ]
     assert broken_bounds(before, before, [0, 1], NO_LOSS) == []
-    assert broken_bounds(before, np.zeros_like(after), [0, 1], NO_LOSS) == []  # nothing is known
+    nothing = broken_bounds(before, np.zeros_like(after), [0, 1], NO_LOSS)
+    assert nothing == [Broken(name, None, 0.0) for name in NO_LOSS]
+    assert "no site answered both tests" in held_words({"task": 1, "deployed": 0, "broken": [vars(nothing[0])]}, ())
     summed = [counts.sum(axis=0, keepdims=True) for counts in (before[:2], after[:2])]
     assert broken_bounds(*summed, [0, 1], {"class_recall": 0.0}) == [Broken("class_recall", 40.0, 0.0, None, 1)]
+
+
+def test_a_site_that_lies_of_its_images_does_not_decide_alone() -> None:
+    """Recall falls from 90 to 40 % at two sites of 200 images; a third says that all of its images are right."""
+
+    def answered(*right_and_wrong: tuple[int, int]) -> np.ndarray:
+        return np.stack([np.array([[right, wrong], [wrong, right]]) for right, wrong in right_and_wrong])
+
+    bounds = {"retention": 3.0, "class_recall": 5.0}
+    before, after = (answered(*honest, (250_000, 0)) for honest in ([(90, 10)] * 2, [(40, 60)] * 2))
+    assert broken_bounds(before, after, [0, 1], bounds) == []
+    assert [one.points for one in broken_bounds(before, after, [0, 1], bounds, 0.75)] == [12.5, 12.5]
+    few = answered((90, 10), (1, 0)), answered((95, 5), (0, 1))
+    assert broken_bounds(*few, [0, 1], {"worst_site": 2.0}) == []
 
 
 def after_task(run: Path) -> int:
@@ -79,8 +95,8 @@ def test_a_model_that_forgets_is_held_back_until_it_is_released(tmp_path: Path) 
         assert done.exit_code == 0, done.output
         assert after_task(run) == task
     assert RunStatus.read(run).progress.held == ""
-    assert f"{getpass.getuser()} released the model after task 2 |" in card()
-    assert events(run, "released")[0]["by"] == getpass.getuser()
+    assert f"{account()} released the model after task 2 |" in card()
+    assert events(run, "released")[0]["by"] == account()
 
 
 def test_without_bounds_every_model_is_deployed(tmp_path: Path) -> None:
