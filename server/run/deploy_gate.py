@@ -58,8 +58,8 @@ def broken_bounds(
         return [Broken(name, None, limit) for name, limit in bounds.items()]
     then, now = (_right_and_all(counts[sites], known) for counts in (before, after))
     by_site, by_both = (_lost(then, now, axis) for axis in ((1,), ()))
-    over_all = _lost(*(_held_to_share(counts, largest_share, axis=1) for counts in (then, now)), (0, 1))
-    by_class = _lost(*(_held_to_share(counts, largest_share, axis=None) for counts in (then, now)), (0,))
+    over_all = _lost(_held_to_share(then, largest_share, axis=1), _held_to_share(now, largest_share, axis=1), (0, 1))
+    by_class = _lost(_held_to_share(then, largest_share, None), _held_to_share(now, largest_share, None), (0,))
     worst, label = _largest(by_site), _largest(by_class)
     enough = [min(images[site].sum() for _, images in (then, now)) >= FEWEST_IMAGES for site in range(len(sites))]
     worst_of_enough = _largest(np.where(enough, by_site, np.nan))

@@ -240,7 +240,8 @@ def test_a_site_that_holds_nothing_abstains_and_one_without_exemplars_learns_wha
 
 ONCE: Mapping[str, object] = {"rounds": 1, "epochs": 1, "learning_rate": 0.02}
 ON_TOKENS: Mapping[str, tuple[str, dict[str, object]]] = {
-    **{name: VARIANTS[name] for name in (*METHODS, "dynammo by Fisher information")},
+    **{name: VARIANTS[name] for name in METHODS},
+    "dynammo by Fisher information": ("dynammo", {"merge": "fisher"}),
     "dynammo with bottlenecks": ("dynammo", {"adapter": "bottleneck"}),
     "dynammo by an operator for each block": ("dynammo", {"merge": ("mean", "ties", "slerp") * 2}),
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from simulations.comparisons.compare import Outcome
+from simulations.comparisons.process_pool import Outcome
 from simulations.comparisons.progress import ComparisonView
 
 PLAN = [{"task": 0, "stage": "train", "round": index, "rounds": 4} for index in range(4)]
