@@ -58,8 +58,11 @@ def broken_bounds(
         return [Broken(name, None, limit) for name, limit in bounds.items()]
     then, now = (_right_and_all(counts[sites], known) for counts in (before, after))
     by_site, by_both = (_lost(then, now, axis) for axis in ((1,), ()))
-    over_all = _lost(_held_to_share(then, largest_share, axis=1), _held_to_share(now, largest_share, axis=1), (0, 1))
-    by_class = _lost(_held_to_share(then, largest_share, None), _held_to_share(now, largest_share, None), (0,))
+    held, held_by_class = (
+        [_held_to_share(counts, largest_share, by_class=by_class) for counts in (then, now)]
+        for by_class in (False, True)
+    )
+    over_all, by_class = _lost(held[0], held[1], (0, 1)), _lost(held_by_class[0], held_by_class[1], (0,))
     worst, label = _largest(by_site), _largest(by_class)
     enough = [min(images[site].sum() for _, images in (then, now)) >= FEWEST_IMAGES for site in range(len(sites))]
     worst_of_enough = _largest(np.where(enough, by_site, np.nan))
@@ -83,18 +86,20 @@ def _right_and_all(counts: Counts, known: Sequence[int]) -> Table:
     return counts[:, list(known), list(known)], counts[:, list(known)].sum(axis=2)
 
 
-def _held_to_share(counts: Table, largest: float, axis: int | None) -> Table:
+def _held_to_share(counts: Table, largest: float, *, by_class: bool) -> Table:
     """Scale the numbers of each site, or of each site and class, so that none exceeds a share of the images of all."""
-    right, images = (np.asarray(one, dtype=np.float64) for one in counts)
-    if axis is None:
-        columns = [_held_to_share((right[:, [c]], images[:, [c]]), largest, axis=1) for c in range(images.shape[1])]
-        return tuple(np.concatenate(parts, axis=1) for parts in zip(*columns, strict=True))  # type: ignore[return-value]
-    of_sites = images.sum(axis=axis)
-    kept = np.ones_like(of_sites)
-    tested = of_sites > 0
+    right, images = counts
+    compared = images if by_class else images.sum(axis=1, keepdims=True)
+    kept = np.stack([_kept(column, largest) for column in compared.T], axis=1)
+    return right * kept, images * kept
+
+
+def _kept(images: NDArray[Any], largest: float) -> NDArray[Any]:
+    """Return the factor by which each site's images count, float64 [K]."""
+    kept, tested = np.ones(len(images)), images > 0
     if tested.any():
-        kept[tested] = shares_kept(torch.from_numpy(of_sites[tested]), largest).numpy()
-    return right * kept[:, None], images * kept[:, None]
+        kept[tested] = shares_kept(torch.from_numpy(images[tested].astype(np.float64)), largest).numpy()
+    return kept
 
 
 def _lost(then: Table, now: Table, axis: tuple[int, ...]) -> Percent:
