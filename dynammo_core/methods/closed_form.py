@@ -87,6 +87,8 @@ FEWEST_SITES = 3
 
 def misfit_of_personal(params: ClosedFormSettings, federation: FederationSettings, backbone: BackboneSettings) -> str:
     """Explain why the common sums may not go to these hospitals; empty if they may, or stay at the server."""
+    if params.personal and federation.sums_rows is not None:
+        return "personal subtracts a site's sums from the common ones, which federation.sums_rows cuts; leave it null"
     if not params.personal or not federation.site_names:
         return ""
     if federation.evaluate_only:

@@ -70,6 +70,7 @@ def test_sums_come_down_to_no_site_that_could_read_another_ones() -> None:
         ("dynammo_ridge", sites, {}, "set method.personal: false"),
         ("streaming_ridge", sites[:2], {}, "as few as 2 sites"),
         ("ranpac", sites, {"quorum": 0.6}, "as few as 2 sites"),
+        ("streaming_ridge", sites, {"sums_rows": 8}, "sums_rows cuts"),
         ("first_session", sites, {"stages": {"sum": {"quorum": 0.3}}}, "as few as 1 sites"),
         ("streaming_ridge", sites, {"evaluate_only": ["gamma"]}, "gave none of their own"),
     ):
