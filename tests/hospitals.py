@@ -76,7 +76,7 @@ def make_hospital(folder: Path, name: str, root: Path, **changes: Any) -> Path:
         )
     )
     site = {"site": name, "superlink": "localhost:9092", "data": {"root": str(root)}, "device": "cpu"} | changes
-    (folder / "policy.yaml").write_text("fewest_images: 1\n")
+    (folder / "policy.yaml").write_text("fewest_images: 1\nsums_of_others: true\n")
     (folder / "site.yaml").write_text(yaml.safe_dump({"policy": "policy.yaml", **site}))
     return folder / "site.yaml"
 

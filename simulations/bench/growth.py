@@ -235,11 +235,11 @@ class Meter(LocalGrid):
 
 
 def _weight(message: Message) -> int:
-    """Count the bytes of a message as Flower does, whose count fails at an empty list."""
+    """Count the bytes of a message as Flower does, whose count fails at an empty list or text."""
     counted = 0
     for record in message.content.values():
         if isinstance(record, ConfigRecord):
-            record = ConfigRecord({name: value for name, value in record.items() if value != []})
+            record = ConfigRecord({name: value for name, value in record.items() if value not in ([], "")})
         counted += record.count_bytes()
     return counted
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from dynammo_core.support.csv_text import csv_table
 from dynammo_core.support.files import write_atomically
-from server.report.plots import RULE, Drawing, drawing
+from server.report.plots import RULE, Drawing, drawing, shortened
 from simulations.comparisons.compare import Group, Metric
 from simulations.comparisons.plots import COLOURS, LEGEND_COLUMNS, MARKERS
 from simulations.comparisons.table import Spread, table
@@ -134,7 +134,9 @@ def _scatter(name: str, every: Sequence[Costs], metric: Metric, cost: str) -> Dr
             colour = COLOURS[place % len(COLOURS)]
             marker = MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]  # no pair of both comes twice
             point, spread = (value, one.last.mean), one.last.deviation
-            axes.errorbar(*point, yerr=spread, fmt=marker, color=colour, markersize=7, capsize=3, label=one.row)
+            axes.errorbar(
+                *point, yerr=spread, fmt=marker, color=colour, markersize=7, capsize=3, label=shortened(one.row)
+            )
         if min(values) > 0 and max(values) > 10 * min(values):
             axes.set_xscale("log")
         axes.margins(x=0.1, y=0.15)

@@ -89,7 +89,7 @@ TEMPLATE = r"""{% extends "page" %}
 <p>The {{ metric.words }} after the last task beside what the runs measured, means over the seeds: billions of multiply-accumulates of one prediction (GMAC), parameters of the deployed model, bytes of all sites in all rounds, and seconds of all steps by the clock, in which runs at the same time disturb each other. In a figure the best is at the top left.</p>
 {% for setting in settings if setting.costs %}
 {{ heading(setting) }}
-<div class="scroll"><table>
+<div class="scroll" tabindex="0"><table>
   <thead><tr><th>Method</th><th class="n">last, %</th><th class="n">GMAC</th><th class="n">parameters</th><th class="n">up</th><th class="n">down</th><th class="n">seconds</th></tr></thead>
   <tbody>
   {% for row in setting.costs %}

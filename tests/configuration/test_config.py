@@ -345,6 +345,7 @@ def another(value: Any, key: str) -> Any:
 
 OWN = {method: small_config(method).method for method in ALL_METHODS}
 TRAINING = {method for method in ALL_METHODS if {"train", "adapt"} & OWN[method].model_fields_set}
+OVER_MEMORIES = ("ridge", "dynammo_ridge")  # refuse `method.personal`
 OF_TRAINING = ("federation.proximal", "federation.server_optimizer")
 LEAVES = [
     (method, key)
@@ -352,6 +353,7 @@ LEAVES = [
     for key, _ in leaves(small_config(method).model_dump(mode="json"))
     if key != "method.name"
     and (method in TRAINING or key not in OF_TRAINING)
+    and not (key == "method.personal" and method in OVER_MEMORIES)
     and not (key == "privacy.mechanism" and METHODS[method].governance.obstacle_to_privacy(OWN[method], "example"))
 ]
 

@@ -79,14 +79,14 @@ def test_the_archive_holds_every_set_as_it_was_learnt() -> None:
 
 def test_eleven_sets_keep_apart() -> None:
     # set1 and set10 begin alike. Task t adds 0.5 * (t + 1)^2 to what the task before learnt, so the alphas of the sets
-    # are 0.02 plus the running sums of that, and the merged alpha is their mean.
+    # are 0.5 plus the running sums of that, and the merged alpha is their mean.
     made = bench("dynammo")
     made.method.stream = replace(STREAM, tasks=tuple((label,) for label in range(11)))
     for task in range(11):
         made.begin(task)
         finish_stage_1(made, task)
     sums = np.cumsum([0.5 * (task + 1) ** 2 for task in range(11)])
-    assert adapters(made)[0].alpha.item() == pytest.approx(0.02 + sums.mean())
+    assert adapters(made)[0].alpha.item() == pytest.approx(0.5 + sums.mean())
 
 
 def test_only_the_end_of_stage_1_changes_anything() -> None:

@@ -142,9 +142,9 @@ def test_folded_alphas_are_merged_as_what_they_multiply() -> None:
         if task == 0:
             assert same(adapter_state(made), sets[0])
     assert same(adapter_state(made), merge_mean(TaskSets([folded_alphas(own) for own in sets])))
-    # Alphas 0.02 + 0.5, + 2, + 4.5, beside scales of 1 + the same, all positive: the mean of the products.
+    # Alphas 0.5 + 0.5, + 2, + 4.5, beside scales of 1 + the same, all positive: the mean of the products.
     learnt = [0.5, 2.5, 7.0]
-    products = sum((0.02 + x) * (1 + x) for x in learnt) / 3
+    products = sum((0.5 + x) * (1 + x) for x in learnt) / 3
     assert adapters(made)[1].alpha.item() == 1
     assert adapters(made)[1].residual[4].weight[0].item() == pytest.approx(products)
 

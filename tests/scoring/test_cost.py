@@ -134,7 +134,7 @@ def test_a_table_has_a_row_for_each_method_and_number_of_tasks() -> None:
 def test_adapters_of_each_form_are_counted_where_they_have_a_place() -> None:
     rows = {(row["backbone"], row["adapters"]): row for row in adapter_costs(["small_cnn", "timm/test_vit"], 160)}
     assert list(rows) == [("small_cnn", form) for form in ("none", "full", "low_rank", "depthwise")] + [
-        ("timm/test_vit", "none")
+        ("timm/test_vit", form) for form in ("none", "lora", "bottleneck")
     ]
     # Channels 8, 16, 32: kernels, then two batch norms (of c / 8 and c channels for low rank) and an alpha.
     beside = 4 * (8 + 16 + 32) + 3

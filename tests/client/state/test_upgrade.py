@@ -11,7 +11,7 @@ import torch
 
 from client.consent.approvals import Proposal
 from client.consent.settings import SiteMemory
-from client.state.answer_ledger import AnswerLedger, Question
+from client.state.answer_ledger import AnswerLedger, Question, unlimited
 from client.state.error_feedback import ErrorFeedback
 from client.state.feature_files import FeatureFiles
 from client.state.privacy_ledger import LedgerFile, NamedCharge, SiteLedger
@@ -67,7 +67,7 @@ def write(memory: Path, key: bytes | None) -> None:
     statistics.save_tested(STATISTICS, task=0, model="ab")
     SumsNote(folder, run=RUN, site=SITE, key=key).note(0, SAMPLES)
     features(memory, key).get(("features",), SAMPLES, lambda: FEATURES)
-    answers(memory, key).once(QUESTION, lambda: REPORT, lambda: None)
+    answers(memory, key).once(QUESTION, lambda: REPORT, unlimited)
     ErrorFeedback(folder).keep(STEP, LOST, LOST_AFTER)
     with LedgerFile(folder).changing() as ledger:
         ledger.charges["1/census/1"] = CHARGE
@@ -102,7 +102,7 @@ def test_what_an_earlier_version_wrote_is_read(disk: tuple[Path, bytes | None]) 
     for statistics in (kept, tested):
         assert torch.equal(statistics["norm.running_mean"], STATISTICS["norm.running_mean"])
     assert SumsNote(folder, run=RUN, site=SITE, key=key).load() == {0: describe(SAMPLES)}
-    again, was_recorded = answers(memory, key).once(QUESTION, lambda: Report(abstained=True), lambda: None)
+    again, was_recorded = answers(memory, key).once(QUESTION, lambda: Report(abstained=True), unlimited)
     assert was_recorded
     assert (again.abstained, again.numbers) == (False, REPORT.numbers)
     assert torch.equal(again.weights["head"], REPORT.weights["head"])

@@ -236,6 +236,7 @@ def test_among_hospitals_what_the_net_brings_is_pinned_and_nothing_is_asked_of_i
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", ask)
     hub, pin = "hf_hub:nice/backbone", "a" * 64
+    method = {"adapter": "convolution", "merge": ["mean"] * 4}
     for backbone, words in (
         ({"name": hub, "weights": "pretrained"}, r"backbone: sha256 must pin .*nice/backbone.*backbone fetch"),
         ({"name": VIT, "weights": "pretrained"}, "backbone: sha256 must pin"),
@@ -244,13 +245,15 @@ def test_among_hospitals_what_the_net_brings_is_pinned_and_nothing_is_asked_of_i
         ({"name": "hf_hub:nice/backbone@.."}, "names no repository"),
     ):
         with pytest.raises(ConfigError, match=words):
-            deployed(["alpha"], ["0", "1"], "dynammo", {"backbone": backbone, "method": {"merge": ["mean"] * 4}})
+            deployed(["alpha"], ["0", "1"], "dynammo", {"backbone": backbone, "method": method})
+    with pytest.raises(ConfigError, match=r"auto cannot be chosen .*only once it is approved"):
+        deployed(["alpha"], ["0", "1"], "dynammo", {"backbone": {"name": hub, "weights": "pretrained", "sha256": pin}})
     for backbone in (
         {"name": hub, "weights": "pretrained", "sha256": pin},
         {"name": VIT, "weights": "pretrained", "sha256": pin},
         {"name": VIT, "weights": "random"},
     ):
-        config = deployed(["alpha"], ["0", "1"], "dynammo", {"backbone": backbone, "method": {"merge": ["mean"] * 4}})
+        config = deployed(["alpha"], ["0", "1"], "dynammo", {"backbone": backbone, "method": method})
         code_hash(config)
     assert origin_of(BackboneSettings(name=hub, sha256=pin)) == (
         f"weights downloaded from nice/backbone on the Hugging Face hub, SHA-256 {pin}"

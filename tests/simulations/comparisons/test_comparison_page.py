@@ -226,12 +226,12 @@ def test_bytes_are_those_of_the_summaries(write: Write, groups: list[Group], tmp
 def test_accuracy_stands_beside_what_the_runs_cost(write: Write, groups: list[Group], tmp_path: Path) -> None:
     page = Page(write(tmp_path))
     first, second = (result.summary for result in groups[0].results)
-    row, dynammo = rows(tmp_path, "accuracy_and_cost.csv")  # what has not run has no cost
+    row, ours = rows(tmp_path, "accuracy_and_cost.csv")  # what has not run has no cost
     assert float(row["last_mean"]) == pytest.approx((first["last_accuracy"] + second["last_accuracy"]) / 2)
     assert float(row["macs"]) == first["macs_per_image"] == second["macs_per_image"]
     assert float(row["bytes"]) == sum(one[way] for one in (first, second) for way in ("bytes_up", "bytes_down")) / 2
     only = groups[1].results[0].summary
-    assert (float(dynammo["parameters"]), float(dynammo["seconds"])) == (only["deployed_parameters"], only["seconds"])
+    assert (float(ours["parameters"]), float(ours["seconds"])) == (only["deployed_parameters"], only["seconds"])
     assert f"dynammo {only['last_accuracy']:.1f} {only['macs_per_image'] / 1e9:.3g} " in page.text
     shown = io.StringIO()
     Console(width=80, file=shown).print(*tables(groups, METRICS["accuracy"], "small"))
