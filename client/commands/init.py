@@ -252,11 +252,26 @@ def _is_folder(memory: str) -> None:
         raise ConfigError(f"{place} is a file", accepted="a folder for the exemplars, which need not exist yet")
 
 
+def _is_certificate(ca: str) -> None:
+    """Refuse a file that is none; one that is not there yet can be put there later."""
+    from cryptography import x509
+
+    place = Path(ca).expanduser()
+    try:
+        x509.load_pem_x509_certificates(place.read_bytes())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        what = f"{place} is no certificate in PEM format"
+        raise ConfigError(what, remedy="Ask the operator for the consortium's ca.pem") from error
+
+
 CHECKS: Mapping[str, Callable[[str], object]] = {
     "site": _is_site_name,
     "superlink": _is_address,
     "dataset": _is_dataset,
     "memory": _is_folder,
+    "ca": _is_certificate,
 }
 
 

@@ -156,6 +156,7 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path) -> None:
         ({"data": "nowhere.csv"}, "there is no file nowhere.csv. Accepted: the manifest"),
         ({"data": "/"}, "there is no file /"),
         ({"dataset": "image_folder"}, f"there is no folder {__file__}"),
+        ({"ca": __file__}, f"{__file__} is no certificate in PEM format. Ask the operator"),
         ({"memory": __file__}, f"{__file__} is a file. Accepted: a folder for the exemplars"),
     ],
 )
