@@ -262,8 +262,7 @@ def _is_certificate(ca: str) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
-        what = f"{place} is no certificate in PEM format"
-        raise ConfigError(what, remedy="Ask the operator for the consortium's ca.pem") from error
+        raise ConfigError(f"{place} is no certificate in PEM format", remedy="Ask the operator for ca.pem") from error
 
 
 CHECKS: Mapping[str, Callable[[str], object]] = {
