@@ -11,7 +11,7 @@ from door import play
 def test_a_researcher_compares_methods_and_loses_no_run(tmp_path: Path) -> None:
     played = play("researcher", tmp_path)
     (mistake,) = played.errors  # which the page makes on purpose
-    assert "federation.sites" in mistake, "it names what was meant"
+    assert "did you mean 'sites'" in mistake, "it names what was meant"
     runs = tmp_path / "runs"
     summaries = [json.loads(path.read_text()) for path in sorted(runs.glob("*/summary.json"))]
     first, second = (one for one in summaries if (one["seed"], one["sites"]) == (1, 3))
