@@ -118,6 +118,7 @@ def test_the_hub_gives_safetensors_that_all_sites_compare(tmp_path: Path, monkey
     def download(repository: str, name: str, revision: str | None = None, *, dry_run: bool = False) -> object:
         asked.append((repository, name, revision))
         path = tmp_path / name
+        assert dry_run or name != "config.json" or path.stat().st_size <= 2**16, "the size is asked before the file"
         return SimpleNamespace(file_size=path.stat().st_size) if dry_run else str(path)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
