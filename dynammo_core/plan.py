@@ -185,6 +185,7 @@ class Summarise(LearningStage):
         computes: what they compute.
         computes_privately: the same under `privacy.mechanism: example`.
         counts_alone: whether the private answer holds nothing but noised numbers that are paid for already.
+        beside_teacher: whether the features are those of the previous task's model, then those of this one.
         correct: what the server does once sites have taken withdrawn records out of the sums that it keeps of all past
             images; None if it keeps no such sums.
     """
@@ -195,6 +196,7 @@ class Summarise(LearningStage):
     computes: Computes = field(compare=False, repr=False)
     computes_privately: ComputesPrivately = field(default=_no_private_twin, compare=False, repr=False)
     counts_alone: bool = False
+    beside_teacher: bool = False
     correct: Finish | None = field(default=None, compare=False, repr=False)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -21,7 +21,7 @@ from dynammo_core.experiment import Experiment
 from dynammo_core.methods.base import TEACHER_PREFIX
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import Level, matching, travelling_names
-from dynammo_core.plan import Batch, Fit, Stage, Step
+from dynammo_core.plan import Batch, Fit, Stage, Step, Summarise
 from dynammo_core.scoring.evaluation import BATCH, embed_samples
 from dynammo_core.support.devices import fits, moved
 from dynammo_core.support.errors import ProtocolError
@@ -87,6 +87,12 @@ class Assignment:
         what = (end, compute.precision, fingerprint({name: state[name] for name in names}))
         return self.site.once(what, samples, lambda: self.embed(samples, end).to(getattr(torch, compute.features)))
 
+    def embed_by_teacher(self, samples: Samples) -> Tensor:
+        """Return the features that the previous task's model makes of samples, as `embed_once` does."""
+        assert self.teacher is not None
+        earlier = with_own_statistics(self.teacher, self.step, self.site)
+        return replace(self, model=earlier).embed_once(samples, "features")
+
 
 def receive(instruction: Instruction, site: Site) -> Assignment:
     """Build the assignment that an instruction gives a site, with the weights received in its models.
@@ -103,15 +109,22 @@ def receive(instruction: Instruction, site: Site) -> Assignment:
     _load(model, own, names_down(experiment, step.task, step.stage))
     step.stage.check_received(model)
     teacher = None
-    if taught:
+    if taught or beside_teacher(step.stage):
         teacher = copy.deepcopy(experiment.build_model(step.task - 1))
         declared = matching((f"{TEACHER_PREFIX}{name}" for name in travelling_names(teacher)), step.stage.down)
         _load(teacher, taught, [name.removeprefix(TEACHER_PREFIX) for name in declared])
-        teacher.requires_grad_(False).eval().to(experiment.device)
+        teacher.requires_grad_(False).eval()
     if experiment.device.type != "cpu":
         model.to(experiment.device)
+        if teacher:
+            teacher.to(experiment.device)
     normalised = with_own_statistics(model, step, site)
     return Assignment(step, site, normalised, teacher, instruction.taken)
+
+
+def beside_teacher(stage: Stage) -> bool:
+    """Tell whether a stage's features are those of two models, the previous task's first."""
+    return isinstance(stage, Summarise) and stage.beside_teacher
 
 
 def check_values(received: Mapping[str, Tensor]) -> None:
@@ -171,6 +184,8 @@ class EpochBatches:
             self._inputs = near(samples.images, assignment.experiment)
         elif len(samples):
             self._inputs = assignment.embed_once(samples, level)
+            if beside_teacher(assignment.step.stage):
+                self._inputs = torch.cat([assignment.embed_by_teacher(samples), self._inputs], dim=1)
         self._on_device = isinstance(self._inputs, Tensor) and self._inputs.device == self._labels.device
         stage = assignment.step.stage
         frozen = assignment.experiment.frozen_batch

@@ -36,6 +36,7 @@ METHODS: Registry[type[Method[Any]]] = Registry(
         "ridge": "dynammo_core.methods.ridge:Ridge",
         "streaming_ridge": "dynammo_core.methods.streaming_ridge:StreamingRidge",
         "dynammo_ridge": "dynammo_core.methods.dynammo_ridge:DynaMMoRidge",
+        "moving_ridge": "dynammo_core.methods.moving_ridge:MovingRidge",
         "first_session": "dynammo_core.methods.first_session:FirstSession",
         "ranpac": "dynammo_core.methods.ranpac:RanPAC",
         "fecam": "dynammo_core.methods.fecam:FeCAM",

@@ -130,9 +130,9 @@ def grow_ridge(model: IncrementalModel, stream: TaskStream, task: int) -> None:
     model.heads[CLASSES] = head
 
 
-def ridge_head(model: IncrementalModel) -> RidgeHead:
-    """Find the classifier and its sums."""
-    head = model.head(CLASSES)
+def ridge_head(model: IncrementalModel, name: str = CLASSES) -> RidgeHead:
+    """Find the classifier, or another head, and its sums."""
+    head = model.head(name)
     assert isinstance(head, RidgeHead)
     return head
 

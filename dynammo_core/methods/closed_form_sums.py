@@ -12,7 +12,8 @@ from torch import Tensor
 from dynammo_core.configuration.privacy import PrivacySettings
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.closed_form import HEAD, check_prior, ridge_head, solve
-from dynammo_core.methods.rehearsal import new_and_exemplars, new_images
+from dynammo_core.methods.decisions import CLASSES
+from dynammo_core.methods.rehearsal import everything_seen, new_and_exemplars, new_images
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.ridge.checks import MOST_NOISED_WEIGHT
 from dynammo_core.models.ridge.head import MOST_WEIGHT
@@ -30,9 +31,14 @@ from dynammo_core.plan import (
     WeighedBatch,
 )
 
-COUNTS = (f"{HEAD}.counts",)
-GRAM = f"{HEAD}.gram"
-SUMS = (*COUNTS, GRAM, f"{HEAD}.products")
+
+def sums_of(head: str) -> tuple[str, ...]:
+    """Return the names of the sums of a head."""
+    return tuple(f"heads.{head}.{name}" for name in ("counts", "gram", "products"))
+
+
+SUMS = sums_of(CLASSES)
+COUNTS, (GRAM, PRODUCTS) = SUMS[:1], SUMS[1:]
 
 WEIGHTS = "weights_of_classes"
 """Name, in the archive, of what each sample of a class weighs in the totals, Tensor[R]; 0 for one that has no image."""
@@ -59,6 +65,14 @@ def streamed_sums(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[St
     """
     correct = partial(add_to_totals, method, corrects=True)
     return _counted_sums(method, needed, new_images, weigh_new_classes, add_to_totals, correct)
+
+
+def resummed(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[Stage, ...]:
+    """List the stages that sum in each task over every image of all tasks, as if none ever had to be given up.
+
+    The result is that of `streamed_sums`, whose arguments these are, had the network been as it is now from the start.
+    """
+    return _counted_sums(method, needed, everything_seen, weigh_new_classes, solve)
 
 
 def _counted_sums(
@@ -114,14 +128,14 @@ def counts() -> Computes:
     return compute
 
 
-def sums() -> Computes:
+def sums(head: str = CLASSES) -> Computes:
     """Make a function that returns the sums of a site's images, the Gram matrix as a thin factor if that is shorter."""
 
     def compute(model: IncrementalModel, batches: Iterable[Batch]) -> dict[str, Tensor]:
-        factor = ridge_head(model).add_thinly(batches)
+        factor = ridge_head(model, head).add_thinly(batches)
         state = model.state_dict()
-        found = {name: state[name] for name in SUMS}
-        return found if factor is None else {**found, GRAM: factor}
+        found = {name: state[name] for name in sums_of(head)}
+        return found if factor is None else {**found, f"heads.{head}.gram": factor}
 
     return compute
 

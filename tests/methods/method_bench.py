@@ -83,8 +83,10 @@ class Bench:
     model: IncrementalModel
     archive: dict[str, Tensor] = field(default_factory=dict)
     network: BackboneSettings = RANDOM_NETWORK
+    task: int = 0
 
     def begin(self, task: int) -> None:
+        self.task = task
         with seeded_initialisation("begin", task):
             self.method.begin_task(self.model, self.archive, task)
 
@@ -142,6 +144,15 @@ class Bench:
 
         return [fit(parameters, loss, batches, how, round_=round_) for round_ in range(stage.rounds)]
 
+    def summarised(self, stage: Summarise, images: Samples) -> Tensor:
+        """The inputs of a stage without gradients, beside those that the previous task's model makes if it asks."""
+        inputs = self.inputs(stage, images)
+        if not stage.beside_teacher:
+            return inputs
+        teacher = self.teacher(stage, self.task)
+        assert teacher is not None
+        return torch.cat([embed_samples(teacher, images, "half", CPU), inputs], dim=1)
+
     @torch.no_grad()
     def summarise(self, stage: Summarise, sites: Sequence[Samples]) -> dict[str, Tensor]:
         """What the server makes of the sites' answers to a stage."""
@@ -150,7 +161,7 @@ class Bench:
             site = deepcopy(self.model).eval()  # a site builds a model of its own, which has summed nothing
             for name in summed_names(site):
                 site.get_buffer(name).zero_()
-            batches = [(self.inputs(stage, half), half.labels) for half in halves(images) if len(half)]
+            batches = [(self.summarised(stage, half), half.labels) for half in halves(images) if len(half)]
             sums = stage.computes(site, batches)
             updates.append(Update(whole(sums, site), images.class_counts(CLASS_COUNT)))
         rows, summed = head_rows(self.model), summed_names(self.model)

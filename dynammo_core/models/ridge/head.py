@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynammo_core.models.heads import Head
+from dynammo_core.models.heads import OTHERS, Head
 from dynammo_core.models.ridge.checks import MOST_NOISED_WEIGHT, obstacle_to_sums, obstacle_to_thin_sums
 from dynammo_core.models.ridge.gram import pack, thin_factor, travelling_shape, triangle_of, unpack, upper
 from dynammo_core.models.ridge.solution import Regulariser, Solution, ridge_solution, shrunken_discriminant
@@ -64,7 +64,7 @@ class RidgeHead(Head):
 
     def travelling_shapes(self, class_counts: Sequence[int], rows: int | None = None) -> dict[str, tuple[int, ...]]:
         """Return the shape in which the Gram matrix of samples of so many of each class travels."""
-        return {"gram": travelling_shape([class_counts[row] for row in self.rows], self.weight.shape[1], rows)}
+        return {"gram": travelling_shape(self._counted(class_counts), self.weight.shape[1], rows)}
 
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return sums with the Gram matrix in place of its thin factor, if that came."""
@@ -83,7 +83,7 @@ class RidgeHead(Head):
         rounding: float = 0.0,
     ) -> str:
         """Say why no samples have these sums, as `obstacle_to_sums` does; empty if some samples have them."""
-        counts = torch.tensor([class_counts[row] for row in self.rows], dtype=torch.float64)
+        counts = torch.tensor(self._counted(class_counts), dtype=torch.float64)
         if not torch.equal(tensors["counts"], counts):
             return "'counts' differ from 'class_counts'"
         return self._obstacle(tensors, noised=noised, own=own, rounding=rounding) if "gram" in tensors else ""
@@ -95,6 +95,11 @@ class RidgeHead(Head):
         remaining = {name: self.get_buffer(name).cpu() for name in self.summed_tensors}
         before = upper(remaining["gram"] + taken["gram"], self.weight.shape[1] + 1).diagonal()
         return self._obstacle(remaining, before=before)
+
+    def _counted(self, class_counts: Sequence[int]) -> list[int]:
+        """Return the number of samples of each row; those of `OTHERS` are of all classes without a row."""
+        unnamed = sum(count for label, count in enumerate(class_counts) if label not in self.rows)
+        return [unnamed if row == OTHERS else class_counts[row] for row in self.rows]
 
     def _obstacle(
         self,

@@ -131,10 +131,15 @@ def standardised(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean = gram[:-1, -1] / gram[-1, -1]
     covariance = gram[:-1, :-1] / gram[-1, -1]
     covariance -= torch.outer(mean, mean)
-    scale = covariance.diagonal().clamp_min(0).sqrt()
-    scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.inf)
+    scale = deviations(covariance)
     covariance /= torch.outer(scale, scale)
     return covariance, mean, scale
+
+
+def deviations(covariance: Tensor) -> Tensor:
+    """Return the features' standard deviations Tensor[D], of constant ones infinite, from their covariance."""
+    scale = covariance.diagonal().clamp_min(0).sqrt()
+    return torch.where(scale > 1e-6 * scale.max(), scale, torch.inf)
 
 
 def effective_samples(counts: Tensor, sample_weight: Tensor) -> float:

@@ -1,0 +1,129 @@
+"""Merged adapters that go on adapting, and sums of everything ever seen, which are moved along with the features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from dynammo_core.configuration.federation import FederationSettings
+from dynammo_core.configuration.settings import BackboneSettings
+from dynammo_core.methods.adapted_closed_form import DEPLOYED, NEEDED, grow_adapted_scales, not_accounted
+from dynammo_core.methods.adapters import ADAPTERS, grow_auxiliary
+from dynammo_core.methods.base import TEACHER_PREFIX, Method
+from dynammo_core.methods.closed_form import LargestLabel, grow_ridge, ridge_head
+from dynammo_core.methods.closed_form_sums import GRAM, PRODUCTS, resummed, streamed_sums, sums, sums_of
+from dynammo_core.methods.dynammo_ridge import DynaMMoRidgeSettings
+from dynammo_core.methods.governance import Governance
+from dynammo_core.methods.merged_adapters import (
+    adapt_and_merge,
+    inherit,
+    misfit_of_merge,
+    obstacle_of_merge,
+    recalibrate,
+)
+from dynammo_core.methods.rehearsal import new_and_exemplars
+from dynammo_core.models.heads import OTHERS
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.models.names import matching
+from dynammo_core.models.ridge.drift import estimate_drift
+from dynammo_core.models.ridge.head import RidgeHead
+from dynammo_core.plan import Archive, Remember, Stage, Summarise
+
+PAIRS = "pairs"
+"""Name of the stage, and of the head that holds its sums: over old features beside new ones, all classes together."""
+
+
+class MovingRidgeSettings(DynaMMoRidgeSettings):
+    """Parameters of merged adapters, of the classifier on their features, and of what becomes of its sums."""
+
+    past: Literal["moved", "kept", "anew"] = Field(
+        default="moved",
+        description="sums of past images after features have changed; moved: carried along by a map from old to new "
+        "features; for comparison, kept: as they are; anew: summed again from all past images, which hospitals need "
+        "not have any more",
+    )
+    residual: bool = Field(
+        default=True, description="add the covariance that the map leaves unexplained to sums that are moved"
+    )
+
+
+def obstacle_to_privacy(params: MovingRidgeSettings, mechanism: str) -> str:
+    """Explain what of the merge, or of adapters and sums together, cannot be private."""
+    return obstacle_of_merge(params, mechanism) or not_accounted(params, mechanism)
+
+
+def misfit(params: MovingRidgeSettings, federation: FederationSettings, backbone: BackboneSettings) -> str:
+    """Explain why the merge does not go with those sections, or why sums that have moved serve no site's own head."""
+    if params.personal:
+        return "personal needs sums that still hold a site's own images as they are; set method.personal: false"
+    return misfit_of_merge(params, federation, backbone)
+
+
+class MovingRidge(Method[MovingRidgeSettings]):
+    """Adapters are DynaMMo's, and change the features with every task; the sums of all past images follow.
+
+    Sites send sums over the exemplars' and new images' features before and after the change, and the server estimates
+    from them how the old sums would be under the new features (`models/ridge/drift.py`). So features adapt for ever,
+    with the memory of exact sums, which no exemplars replace. How the features of a class drift beyond the map is lost;
+    that its images vary there is not.
+    """
+
+    name = "moving_ridge"
+    paper_url = "https://arxiv.org/abs/2404.14099"
+    freezes_backbone = True
+    deployed = DEPLOYED
+    decision = LargestLabel()
+    governance = Governance(obstacle_to_privacy=obstacle_to_privacy, misfit=misfit)
+
+    def grow(self, model: IncrementalModel, task: int) -> None:
+        if task == 0:
+            grow_adapted_scales(self.params, model)
+        earlier = model.feature_dim
+        grow_auxiliary(model, self.stream, task)
+        grow_ridge(model, self.stream, task)
+        if task:
+            model.heads[PAIRS] = RidgeHead(earlier + model.feature_dim, (OTHERS,))
+
+    def begin_task(self, model: IncrementalModel, archive: Archive, task: int) -> None:
+        if task:
+            state = model.state_dict()
+            archive.update({f"{TEACHER_PREFIX}{name}": state[name].clone() for name in matching(state, NEEDED)})
+        self.grow(model, task)
+        inherit(self.params, model, archive, task)
+
+    def stages(self, task: int) -> Sequence[Stage]:
+        return (
+            *adapt_and_merge(self.params, self.stream, task),
+            *recalibrate(self.params, task),
+            *self._pairs(task),
+            *(resummed(self, NEEDED) if self.params.past == "anew" else streamed_sums(self, NEEDED)),
+            Remember(down=self.deployed),
+        )
+
+    def _pairs(self, task: int) -> tuple[Stage, ...]:
+        """List the stage in which sites sum over old features beside new ones; nothing changes in the first task."""
+        if not task or self.params.past != "moved":
+            return ()
+        stage = Summarise(
+            PAIRS,
+            down=(ADAPTERS, f"{TEACHER_PREFIX}{ADAPTERS}"),
+            up=sums_of(PAIRS),
+            inputs="features",
+            beside_teacher=True,
+            learns_from=new_and_exemplars,
+            computes=sums(PAIRS),
+            finish=self.move_sums,
+        )
+        return (stage,)
+
+    def move_sums(self, model: IncrementalModel, archive: Archive, task: int) -> None:
+        """Carry the archive's sums over the change of features that the pairs show."""
+        pairs, new = ridge_head(model, PAIRS), model.feature_dim
+        old = pairs.weight.shape[1] - new
+        if pairs.counts.any():
+            drift = estimate_drift(pairs.gram, old, new, alike=old == new)
+            moved = drift.moved(archive[GRAM], archive[PRODUCTS], residual=self.params.residual)
+            archive[GRAM], archive[PRODUCTS] = moved
+        del model.heads[PAIRS]  # it has served, and is as large as several networks
