@@ -328,6 +328,19 @@ def test_a_step_that_was_opened_is_not_opened_for_other_sites(tmp_path: Path) ->
     assert run_small(config, tmp_path, grid=grid_of(), resume=cut_off)
 
 
+def test_sums_over_pairs_add_up_under_masks_as_they_do_without(tmp_path: Path) -> None:
+    """Masks need whole matrices where plain sums travel as thin factors; the classifier is the same."""
+    quick: dict[str, Scalar] = {"method.adapt.rounds": 1, "method.multi_scale": False, "method.regulariser": 0.1}
+    models = [
+        run_small(small_config("moving_ridge", {**quick, **more}), tmp_path / name).path / "model.safetensors"
+        for name, more in (("plain", {}), ("masked", SECURE))
+    ]
+    plain, masked = (load(model.read_bytes()) for model in models)
+    assert plain.keys() == masked.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(masked[name], tensor, atol=2e-4, rtol=1e-3)
+
+
 # --- what the server is sent
 
 
