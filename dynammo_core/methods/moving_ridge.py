@@ -10,9 +10,9 @@ from pydantic import Field
 from dynammo_core.configuration.federation import FederationSettings
 from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.methods.adapted_closed_form import DEPLOYED, NEEDED, grow_adapted_scales, not_accounted
-from dynammo_core.methods.adapters import ADAPTERS, grow_auxiliary
+from dynammo_core.methods.adapters import ADAPTERS, grow_auxiliary, tuned
 from dynammo_core.methods.base import TEACHER_PREFIX, Method
-from dynammo_core.methods.closed_form import LargestLabel, grow_ridge, ridge_head
+from dynammo_core.methods.closed_form import LargestLabel, grow_ridge, ridge_head, scales
 from dynammo_core.methods.closed_form_sums import GRAM, PRODUCTS, resummed, streamed_sums, sums, sums_of
 from dynammo_core.methods.dynammo_ridge import DynaMMoRidgeSettings
 from dynammo_core.methods.governance import Governance
@@ -38,6 +38,9 @@ PAIRS = "pairs"
 class MovingRidgeSettings(DynaMMoRidgeSettings):
     """Parameters of merged adapters, of the classifier on their features, and of what becomes of its sums."""
 
+    adapters: bool = Field(
+        default=True, description="tune adapters in each task; false: features change with the network alone"
+    )
     past: Literal["moved", "kept", "anew"] = Field(
         default="moved",
         description="sums of past images after features have changed; moved: carried along by a map from old to new "
@@ -78,10 +81,14 @@ class MovingRidge(Method[MovingRidgeSettings]):
     governance = Governance(obstacle_to_privacy=obstacle_to_privacy, misfit=misfit)
 
     def grow(self, model: IncrementalModel, task: int) -> None:
+        params, earlier = self.params, model.feature_dim
         if task == 0:
-            grow_adapted_scales(self.params, model)
-        earlier = model.feature_dim
-        grow_auxiliary(model, self.stream, task)
+            if params.adapters:
+                grow_adapted_scales(params, model)
+            else:
+                model.extractor = scales(params, tuned(model).backbone)
+        if params.adapters:
+            grow_auxiliary(model, self.stream, task)
         grow_ridge(model, self.stream, task)
         if task:
             model.heads[PAIRS] = RidgeHead(earlier + model.feature_dim, (OTHERS,))
@@ -91,12 +98,14 @@ class MovingRidge(Method[MovingRidgeSettings]):
             state = model.state_dict()
             archive.update({f"{TEACHER_PREFIX}{name}": state[name].clone() for name in matching(state, NEEDED)})
         self.grow(model, task)
-        inherit(self.params, model, archive, task)
+        if self.params.adapters:
+            inherit(self.params, model, archive, task)
 
     def stages(self, task: int) -> Sequence[Stage]:
+        params = self.params
+        adapted = (*adapt_and_merge(params, self.stream, task), *recalibrate(params, task)) if params.adapters else ()
         return (
-            *adapt_and_merge(self.params, self.stream, task),
-            *recalibrate(self.params, task),
+            *adapted,
             *self._pairs(task),
             *(resummed(self, NEEDED) if self.params.past == "anew" else streamed_sums(self, NEEDED)),
             Remember(down=self.deployed),

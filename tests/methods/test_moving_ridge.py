@@ -63,7 +63,7 @@ def test_features_before_and_after_are_summed_from_the_second_task_on() -> None:
 
 
 def test_sums_stay_where_adapters_stay() -> None:
-    made = bench("moving_ridge", **QUICK)
+    made, frozen = bench("moving_ridge", **QUICK), bench("moving_ridge", adapters=False, regulariser=0.1)
     learn(made, 1)
     made.begin(1)
     before = totals(made)
@@ -71,6 +71,8 @@ def test_sums_stay_where_adapters_stay() -> None:
     made.model.load_state_dict(taught, strict=False)
     pairs_of(made)
     torch.testing.assert_close(totals(made), before, rtol=1e-12, atol=1e-12)
+    learn(frozen, 2)
+    torch.testing.assert_close(ridge_head(frozen.model).gram, anew(frozen, 1).gram, rtol=1e-9, atol=1e-12)
 
 
 def test_moved_sums_are_near_those_taken_anew_and_kept_ones_are_not() -> None:
