@@ -112,9 +112,9 @@ class Bench:
         return self.model.head(CLASSES)
 
     def teacher(self, stage: Stage, task: int) -> IncrementalModel | None:
-        """The previous task's model, as a site makes it of what the stage brings; None if it brings none."""
+        """The previous task's model, as a site makes it of what the stage brings; None if none is wanted."""
         sent = [name for name in matching(self.archive, stage.down) if name.startswith(TEACHER_PREFIX)]
-        if not sent:
+        if not sent and not (isinstance(stage, Summarise) and stage.beside_teacher):
             return None
         teacher = new_model(type(self.method), self.network)
         for earlier in range(task):
