@@ -25,7 +25,7 @@ def taught(made: Bench) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", METHODS)
 def test_these_alone_send_a_teacher(name: str) -> None:
     sent = [pattern for stage in bench(name).method.all_stages(1) for pattern in stage.down]
-    assert any(pattern.startswith(TEACHER_PREFIX) for pattern in sent) is (name in DISTILLING)
+    assert any(pattern.startswith(TEACHER_PREFIX) for pattern in sent) is (name in (*DISTILLING, "moving_ridge"))
 
 
 @every_one
