@@ -126,3 +126,16 @@ def test_moving_twice_is_moving_by_both() -> None:
     whole = both @ unpack(sums(past).gram, DIM + 1) @ both.T
     whole[:-1, :-1] += sums(past).gram[-1] * left
     close(unpack(moved[0], DIM + 1), whole, 1e-12)
+
+
+def test_a_class_projected_onto_the_row_space_of_its_own_images_moves_the_same() -> None:
+    """A projection by class, as in DPCR (arXiv 2503.05423), leaves sums as they are: the images lie in that space."""
+    old, few = features(80), features(4, seed=1)
+    drift = drift_of(old, linear(old, noise=1))
+    space = torch.linalg.svd(few, full_matrices=False).Vh
+    projected = few @ space.T @ space
+    close(
+        drift.moved(sums(projected).gram, sums(projected).products)[0],
+        drift.moved(sums(few).gram, sums(few).products)[0],
+        1e-9,
+    )
