@@ -169,4 +169,6 @@ def test_a_refresh_leaves_the_keyboard_where_it_is(browser: Browser, pages: dict
     page.clock.run_for(3100)
     page.wait_for_function("!('before' in document.querySelector('main').dataset)")
     assert page.evaluate("document.activeElement.getAttribute('href')") == "/status.json"
+    page.goto(pages[f"status /run/{LONG}"])
+    assert "held back" in page.inner_text("main")
     page.close()
