@@ -177,8 +177,8 @@ def warnings_about(predictor: Predictor, own: str | None) -> list[str]:
     made, here = facts.versions.get("timm"), version("timm")
     if BACKBONES.is_open(facts.backbone) and made not in (None, here):
         found.append(
-            f"The network {facts.backbone} was trained as timm {made} builds it, and timm {here} answers here, which may "
-            f"build it otherwise: what the run measured may not hold. Install timm=={made}"
+            f"The network {facts.backbone} was trained as timm {made} builds it, and timm {here} answers here, which "
+            f"may build it otherwise: what the run measured may not hold. Install timm=={made}"
         )
     return found
 
