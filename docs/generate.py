@@ -21,7 +21,7 @@ from client.cli import app as site_app
 from client.consent.policy import Policy
 from client.consent.settings import SiteSettings
 from dynammo_core.configuration.config import Config
-from dynammo_core.configuration.settings import Optimisation
+from dynammo_core.configuration.optimisation import Optimisation
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from dynammo_core.configuration.settings import Optimisation
+from dynammo_core.configuration.optimisation import Optimisation
 
 Batches = Callable[[int], Iterator[tuple[Tensor, ...]]]
 """Returns the batches of one local epoch, given its number: shuffled, augmented and on the device.

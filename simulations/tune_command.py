@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from dynammo_core.support.errors import ConfigError
+from dynammo_core.support.errors import ConfigError, unknown_name
 from dynammo_core.support.terminal import Terminal, readable_errors
 from simulations.options import Workers
 
@@ -46,10 +46,13 @@ def tune(
             "--try",
             metavar="KEY=V1,V2",
             help="Values of a key to choose from, such as method.train.learning_rate=0.01,0.03. Repeatable: every "
-            "combination is tried. Rows without the key stay as they are.",
+            "combination is tried. Rows whose method lacks the key stay as they are.",
             show_default=False,
         ),
     ],
+    row: Annotated[
+        list[str] | None, typer.Option(help="Name of a row to tune; repeatable. By default all.", show_default=False)
+    ] = None,
     validation: Annotated[int, typer.Option(min=1, help="Training images per class to hold out and test on.")] = 50,
     runs: Annotated[Path, typer.Option(help="Folder for run directories.")] = Path("runs/tune"),
     workers: Workers = None,
@@ -63,7 +66,7 @@ def tune(
         from simulations.comparisons.progress import run_under_display
 
         comparison = load_comparison(file)
-        made = trials(comparison, parse_tries(try_), validation)
+        made = trials(comparison, parse_tries(try_), validation, row or ())
         failed = run_under_display([trial.cell for trial in made], runs, console, workers=workers)
         for trial in made:
             summary = trial.cell.summary(runs) or {}
@@ -93,26 +96,33 @@ def parse_tries(texts: Sequence[str]) -> dict[str, list[Any]]:
     return tried
 
 
-def trials(comparison: Comparison, tried: Mapping[str, Sequence[Any]], validation: int) -> list[Trial]:
+def trials(
+    comparison: Comparison, tried: Mapping[str, Sequence[Any]], validation: int, rows: Sequence[str] = ()
+) -> list[Trial]:
     """List every combination of values for each row that has one of the keys, under each setting.
 
     Args:
         comparison: whose first seed is used.
         tried: values by dotted key.
         validation: training images per class to hold out.
+        rows: those that are tuned; none: all.
 
     Raises:
-        ConfigError: no row has such a key, or a value is not accepted.
+        ConfigError: no row has such a name or key, or a value is not accepted.
     """
     from dynammo_core.configuration.config import resolve
     from simulations.comparisons.run_groups import leaves_of
 
+    names = list(dict.fromkeys(cell.row for cell in comparison.cells))
+    for name in rows:
+        if name not in names:
+            raise ConfigError(f"{comparison.file}: {unknown_name('row', name, names)}", accepted=", ".join(names))
     made = []
     for cell in comparison.cells:
         settings = cell.config.model_dump(mode="json")
         known = dict(leaves_of(settings))
         keys = [key for key in tried if key in known]
-        if not keys or cell.seed != comparison.cells[0].seed:
+        if not keys or cell.seed != comparison.cells[0].seed or cell.row not in (rows or names):
             continue
         for values in product(*(tried[key] for key in keys)):
             own = dict(zip(keys, values, strict=True))

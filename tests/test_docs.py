@@ -243,7 +243,7 @@ def _as_letters(number: re.Match[str]) -> str:
 
 RARE = {
     *("gate_judged", "released", "rolled_back", "share_limited", "run_failed"),
-    *("waiting", "asking_again", "code_changed", "forgotten"),
+    *("waiting", "asking_again", "code_changed", "forgotten", "round_kept"),
 }
 
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pytest
 from small_runs import make_pages_small
-from status_runs import failed, first_task, write_run
+from status_runs import START, failed, first_task, write_run
 
 from dynammo_core.data.sheet.contact_sheet import contact_sheet
 from dynammo_core.data.sheet.data_sheet import data_sheet
@@ -20,6 +20,10 @@ from server.report.report import write_report
 from server.run_directory.run_files import RunFiles
 from server.watch.lookout import Lookout
 from server.watch.status_page import StatusServer
+from simulations.attacks.audit import Audit, rows
+from simulations.attacks.audited_run import AuditedRun
+from simulations.attacks.findings import AttackResult, Finding
+from simulations.attacks.page import page as audit_page
 from simulations.comparisons.compare import METRICS, Group, Result
 from simulations.comparisons.page import write_page
 
@@ -72,7 +76,20 @@ def pages(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Itera
     dataset = finished("dynammo").experiment.dataset
     sheet = folder / "sheet.html"
     sheet.write_text(contact_sheet(dataset, data_sheet(dataset), LONG, per_class=2), encoding="utf-8")
-    write_run(folder / "runs" / LONG, [*first_task(), *failed()[-1:]], 17)
+    audited = Audit(
+        AuditedRun.open(finished("dynammo").path),
+        {
+            f"membership {LONG}": AttackResult(
+                [Finding(LONG, "exemplars", "AUC", "", 0.61, 0.5, 0.55, 0.67, 40, 60, LONG)]
+            ),
+            "inversion": AttackResult(skipped=f"its step sends no weights {LONG}"),
+        },
+    )
+    audit = folder / "audit.html"
+    audit.write_text(audit_page([audited], rows([audited]), LONG), encoding="utf-8")
+    broken = {"bound": "worst_site", "points": 12.5, "limit": 2.0, "site": 0, "label": None}
+    held = {"event": "gate_judged", "time": START + 60, "task": 0, "deployed": 0, "broken": [broken]}
+    write_run(folder / "runs" / LONG, [*first_task(), held, *failed()[-1:]], 17)
     with StatusServer(Lookout(lambda: [folder / "runs" / LONG], lambda: []), 0) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
@@ -80,6 +97,7 @@ def pages(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Itera
             "report": report.as_uri(),
             "comparison": comparison.as_uri(),
             "contact sheet": sheet.as_uri(),
+            "privacy audit": audit.as_uri(),
             **{f"status /{path}": server.url + quote(path) for path in ("", f"run/{LONG}", "nothing")},
         }
         server.shutdown()
@@ -139,4 +157,18 @@ def test_the_keyboard_reaches_every_control_and_shows_where_it_is(browser: Brows
             assert found["outlined"], (name, found)
             reached.add(found["place"])
         assert len(reached) == controls, name
+    page.close()
+
+
+def test_a_refresh_leaves_the_keyboard_where_it_is(browser: Browser, pages: dict[str, str]) -> None:
+    page = browser.new_page()
+    page.clock.install()
+    page.goto(pages["status /"])
+    page.focus("footer a")
+    page.evaluate("document.querySelector('main').dataset.before = 'yes'")
+    page.clock.run_for(3100)
+    page.wait_for_function("!('before' in document.querySelector('main').dataset)")
+    assert page.evaluate("document.activeElement.getAttribute('href')") == "/status.json"
+    page.goto(pages[f"status /run/{LONG}"])
+    assert "held back" in page.inner_text("main")
     page.close()

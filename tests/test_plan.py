@@ -6,7 +6,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynammo_core.configuration.settings import Optimisation
+from dynammo_core.configuration.optimisation import Optimisation
 from dynammo_core.methods.base import plan_steps
 from dynammo_core.plan import Evaluate, Fit, Remember, Stage, nothing
 

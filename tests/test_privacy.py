@@ -213,7 +213,8 @@ def test_of_a_real_site_no_name_place_or_record_leaves_but_announced_classes(tmp
             (tmp_path / "beta" / "images" / "manifest.csv").unlink(missing_ok=True)
 
     run_small(config, tmp_path / "runs", grid=grid, listeners=[move_away])
-    grid.send_and_receive([Message(RecordDict(), node, "query.announce", ttl=60.0) for node in grid.get_node_ids()])
+    for kind in ("query.announce", "query.statistics"):
+        grid.send_and_receive([Message(RecordDict(), node, kind, ttl=60.0) for node in grid.get_node_ids()])
     forbidden = [str(tmp_path), ".png", "manifest", ".yaml", "safetensors", "Traceback", "alpha-", "beta-"]
     for kind, reply in sent:
         inside = payload(reply)
@@ -223,4 +224,10 @@ def test_of_a_real_site_no_name_place_or_record_leaves_but_announced_classes(tmp
         )
         assert not [word for word in forbidden if word.encode() in inside]
     assert {reply.has_error() for _, reply in sent} == {True, False}
-    assert {kind for kind, _ in sent} >= {"train.fit", "train.remember", "evaluate", "query.announce"}
+    assert {kind for kind, _ in sent} >= {
+        "train.fit",
+        "train.remember",
+        "evaluate",
+        "query.announce",
+        "query.statistics",
+    }

@@ -13,7 +13,8 @@ from torch._ops import OpOverload
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dynammo_core.configuration.settings import BackboneSettings, Optimisation
+from dynammo_core.configuration.optimisation import Optimisation
+from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.backbones import build_backbone
 from dynammo_core.models.heads import LinearHead

@@ -168,7 +168,19 @@ def as_tested(files: ModelFiles, settings: SiteSettings | None) -> ModelFiles:
 
 def warnings_about(predictor: Predictor, own: str | None) -> list[str]:
     """What is to be known of all answers; `own` is the site whose own statistics or head are in the model."""
-    return [NOT_AS_TESTED] if predictor.facts.own_statistics and own is None else []
+    from importlib.metadata import version
+
+    from dynammo_core.models import BACKBONES
+
+    facts = predictor.facts
+    found = [NOT_AS_TESTED] if facts.own_statistics and own is None else []
+    made, here = facts.versions.get("timm"), version("timm")
+    if BACKBONES.is_open(facts.backbone) and made not in (None, here):
+        found.append(
+            f"The network {facts.backbone} was trained as timm {made} builds it, and timm {here} answers here, which "
+            f"may build it otherwise: what the run measured may not hold. Install timm=={made}"
+        )
+    return found
 
 
 def find_images(places: Sequence[Path], passed_over: PassedOver | None = None) -> list[Path]:

@@ -13,7 +13,7 @@ from pydantic import Field
 from client.consent.fewest import Fewest
 from dynammo_core.configuration.config import Config
 from dynammo_core.configuration.settings import Section
-from dynammo_core.plan import Action
+from dynammo_core.plan import Fit
 from dynammo_core.support.errors import PolicyError, nearest_match
 from dynammo_core.support.yaml_files import read_yaml, validate
 
@@ -234,7 +234,7 @@ def _weak_privacy(policy: Policy, config: Config[Any]) -> Iterator[str]:
 def training_rounds(experiment: Experiment) -> int:
     """Return the rounds of training of all tasks together, without listing them: a server may ask for a billion."""
     stages = (stage for task in range(len(experiment.stream)) for stage in experiment.method.all_stages(task))
-    return sum(stage.rounds for stage in stages if stage.action is Action.FIT)
+    return sum(stage.rounds for stage in stages if isinstance(stage, Fit))
 
 
 def promised_epsilon(config: Config[Any]) -> float:

@@ -14,6 +14,7 @@ from client.steps.assignment import Assignment, EpochBatches, names_of_answer, r
 from client.steps.forgetting import kept_apart, withdrawn_from
 from client.steps.private_actions import answer_fit_privately, answer_remember_privately, answer_summarise_privately
 from client.steps.site import Site
+from dynammo_core.best_round import Check
 from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
 from dynammo_core.deployed.model_files import answering_tensors, tensors_sha256
 from dynammo_core.memory.rehearsal import remember
@@ -81,6 +82,8 @@ def _answer(assignment: Assignment) -> Report:
     """Do what the kind of the stage asks for, in its private way if training images are protected one by one."""
     private = assignment.experiment.protects_images
     match assignment.step.stage:
+        case Check() as stage:
+            return answer_check(assignment, stage)
         case Fit() as stage:
             return answer_fit_privately(assignment, stage) if private else answer_fit(assignment, stage)
         case Forget() as stage:
@@ -117,6 +120,23 @@ def answer_fit(assignment: Assignment, stage: Fit) -> Report:
     if config.privacy.mechanism == "client":
         trained = shortened_update(trained, received, config.privacy.clip)
     return Report(False, trained, {"class_counts": _counts(assignment, samples), "loss": loss})
+
+
+@torch.no_grad()
+def answer_check(assignment: Assignment, stage: Check) -> Report:
+    """Compute the mean loss of the weights received on images that the stage does not train on; abstain with few."""
+    samples = stage.learns_from(assignment.site.rehearsal(assignment.step.task))
+    if not len(samples) or not assignment.site.fewest.enough(samples.patient_ids):
+        return Report(abstained=True)
+    batches = EpochBatches(assignment, samples, stage.inputs)
+    assignment.model.eval()
+    context = LossContext(assignment.step.task, batches.level, assignment.teacher)
+    total = torch.zeros((), dtype=torch.float64, device=assignment.experiment.device)
+    for inputs, labels in batches(0):
+        with assignment.experiment.autocast():
+            total += stage.of.loss(assignment.model, inputs, labels, context).double() * len(labels)
+    loss = float(total) / len(samples)
+    return Report(False, {}, {"class_counts": _counts(assignment, samples), "loss": loss})
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from client.steps.own_statistics import deciding_names, with_own_statistics
 from client.steps.site import Site
+from dynammo_core.best_round import Check
 from dynammo_core.data.decoded.stored_images import Images
 from dynammo_core.data.feature_cache import fingerprint
 from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
@@ -189,6 +190,7 @@ class EpochBatches:
         self._on_device = isinstance(self._inputs, Tensor) and self._inputs.device == self._labels.device
         stage = assignment.step.stage
         frozen = assignment.experiment.frozen_batch
+        self._augmentation = "none" if isinstance(stage, Check) else assignment.experiment.config.data.augmentation
         self._batch_size = stage.optimisation.batch_size if isinstance(stage, Fit) else max(frozen, FEWEST_SAMPLES)
 
     def order(self, epoch: int) -> tuple[list[Tensor], torch.Generator]:
@@ -210,7 +212,7 @@ class EpochBatches:
             if self.level != "images":
                 inputs = inputs.float()
             elif len(index):
-                inputs = to_input(augment(inputs, config.data.augmentation, generator), config.normalisation, device)
+                inputs = to_input(augment(inputs, self._augmentation, generator), config.normalisation, device)
             yield index, inputs, self._labels[place]
 
 

@@ -15,6 +15,7 @@ from dynammo_core.configuration.compute import ComputeSettings
 from dynammo_core.configuration.federation import FederationSettings
 from dynammo_core.configuration.gate import GateSettings
 from dynammo_core.configuration.limits import LimitSettings
+from dynammo_core.configuration.optimisation import Optimisation
 from dynammo_core.configuration.privacy import PrivacySettings
 from dynammo_core.configuration.scanners import ScannerSettings
 from dynammo_core.configuration.settings import (
@@ -24,7 +25,6 @@ from dynammo_core.configuration.settings import (
     DataSettings,
     MemorySettings,
     MethodSettings,
-    Optimisation,
     Section,
     TaskSettings,
 )
@@ -124,6 +124,11 @@ class Config(Section, Generic[M]):
             raise ValueError(
                 f"{mechanism} cannot be combined with federation.secure_aggregation: each site sends the server its "
                 "own spent budget and noised counts; turn one of the two off"
+            )
+        if kept := [name for name, value in method if isinstance(value, Optimisation) and value.keep == "best"]:
+            raise ValueError(
+                f"{mechanism} cannot be combined with method.{kept[0]}.keep: best: the loss on images held out tells "
+                "of them without noise; set it to last"
             )
         if obstacle := METHODS[method.name].governance.obstacle_to_privacy(method, mechanism):
             raise ValueError(f"{mechanism} cannot be combined with method.name: {method.name}: {obstacle}")

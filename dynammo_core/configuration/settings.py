@@ -218,26 +218,6 @@ class MemorySettings(Section):
     )
 
 
-class Optimisation(Section):
-    """How one training stage is optimised: rounds across sites, local epochs, optimiser and schedule."""
-
-    rounds: int = Field(default=1, ge=1, description="number of rounds of averaging across sites")
-    epochs: int = Field(default=5, ge=1, description="number of local epochs in each round")
-    optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="optimiser; its state is reset in each round")
-    learning_rate: float = Field(default=0.01, gt=0, description="initial learning rate")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of SGD; adam ignores it")
-    weight_decay: float = Field(default=5e-4, ge=0, description="L2 penalty on the trained weights")
-    batch_size: int = Field(
-        default=32, ge=2, description="samples per batch; at least 2, since one image has no batch statistics"
-    )
-    schedule: Literal["constant", "step", "cosine"] = Field(
-        default="constant", description="learning-rate schedule over all rounds of the stage"
-    )
-    milestones: tuple[int, ...] = Field(
-        default=(), description="epochs after which the schedule step divides the learning rate by 10"
-    )
-
-
 class MethodSettings(Section):
     """The section `method`: each method adds its own parameters to the name."""
 

@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dynammo_core.configuration.federation import FederationSettings
-from dynammo_core.configuration.settings import HUB, BackboneSettings, MethodSettings, Optimisation
+from dynammo_core.configuration.optimisation import Optimisation
+from dynammo_core.configuration.settings import HUB, BackboneSettings, MethodSettings
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods.rehearsal import if_it_holds
 from dynammo_core.models import BACKBONES

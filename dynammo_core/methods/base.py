@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, ClassVar, Generic, Protocol, get_args
 
+from dynammo_core.best_round import rounds_of, with_check
 from dynammo_core.configuration.privacy import PrivacySettings
 from dynammo_core.configuration.settings import MethodSettings
 from dynammo_core.data.task_stream import TaskStream
@@ -66,8 +68,9 @@ class Method(ABC, Generic[P]):
         self.grow(model, task)
 
     def all_stages(self, task: int) -> Sequence[Stage]:
-        """List every stage of a task: the method's own, then every site evaluates."""
-        return (*self.stages(task), self.evaluation())
+        """List every stage of a task: the method's own, with the checks of their rounds, then every site evaluates."""
+        parts = (with_check(stage) for stage in self.stages(task))
+        return (*chain.from_iterable(parts), self.evaluation())
 
     def evaluation(self) -> Evaluate:
         """Make the stage that ends each task, in which every site tests the model."""
@@ -89,10 +92,5 @@ class StagePlanner(Protocol):
 
 def plan_steps(method: StagePlanner, tasks: int) -> tuple[Step, ...]:
     """List all steps of a run: for each task, each of its stages, each round."""
-    order = [
-        (task, stage, round_)
-        for task in range(tasks)
-        for stage in method.all_stages(task)
-        for round_ in range(stage.rounds)
-    ]
+    order = [(task, stage, round_) for task in range(tasks) for stage, round_ in rounds_of(method.all_stages(task))]
     return tuple(Step(index, task, stage, round_) for index, (task, stage, round_) in enumerate(order))

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynammo_core.configuration.settings import Optimisation
+from dynammo_core.configuration.optimisation import Optimisation
 from dynammo_core.methods.adapters import AUXILIARY
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.decisions import CLASSES

@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dynammo_core.configuration.federation import FederationSettings
-from dynammo_core.configuration.settings import BackboneSettings, MethodSettings, Optimisation
+from dynammo_core.configuration.optimisation import Optimisation
+from dynammo_core.configuration.settings import BackboneSettings, MethodSettings
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods.decisions import CLASSES, MEANS
 from dynammo_core.methods.rehearsal import exemplars

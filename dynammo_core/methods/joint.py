@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from dynammo_core.configuration.settings import Optimisation
+from dynammo_core.configuration.optimisation import Optimisation
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.decisions import CLASSES
 from dynammo_core.methods.heads import SingleHeadSettings, grow_classifier, train

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynammo_core.configuration.settings import Optimisation
+from dynammo_core.configuration.optimisation import Optimisation
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.distillation import cosine_distance, keep_teacher, teacher
 from dynammo_core.methods.heads import (

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dynammo_core.configuration.settings import Optimisation
+from dynammo_core.configuration.optimisation import Optimisation
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods.adapters import AUXILIARY, AdapterSettings
 from dynammo_core.methods.decisions import DecisionRule, Prediction

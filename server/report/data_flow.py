@@ -12,6 +12,7 @@ import torch
 from rich import filesize
 from torch import Tensor
 
+from dynammo_core.best_round import Check
 from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config, load_config
 from dynammo_core.experiment import Experiment
@@ -35,6 +36,8 @@ WHY: Mapping[Action, str] = MappingProxyType(
         Action.FORGET: "statistics of the withdrawn images, to be subtracted",
     }
 )
+
+CHECKED = "the mean loss of a round's weights on images that the site holds out of training, to choose a round"
 
 TEMPLATE = """\
 # Data flow: {{ name | cell }}
@@ -156,7 +159,7 @@ def _rows(experiment: Experiment, task: int, stages: Iterable[Stage]) -> Iterato
             "task": task + 1,
             "stage": stage.name,
             "rounds": stage.rounds,
-            "why": WHY[stage.action],
+            "why": CHECKED if isinstance(stage, Check) else WHY[stage.action],
             "up": _groups(up),
             "down": _groups(pack(codec.downwards, _down(model, stage), {})),
             "numbers": ", ".join(f"`{name}`" for name in sorted(numbers)),

@@ -24,7 +24,7 @@ from server.report.report_template import TEMPLATE
 from server.report.sections.card_notes import card_notes
 from server.report.sections.clinical_section import clinical_section
 from server.report.sections.images_section import images_section
-from server.report.sections.loss_section import loss_plot
+from server.report.sections.loss_section import kept_rounds, loss_plot
 from server.report.sections.privacy_rows import privacy_rows
 from server.report.sections.provenance_section import provenance_section
 from server.report.sections.reliability_section import reliability_section
@@ -71,6 +71,7 @@ def _contents(run: RunFiles) -> Json:
         "notes": defaultdict(str, card_notes(run)),
         "images": images_section(run),
         "losses": loss_plot(run),
+        "kept": kept_rounds(run),
         "provenance": provenance_section(run),
         "confusions": _confusions(run),
         "reliability": reliability_section(run.reliability),

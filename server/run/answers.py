@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +77,16 @@ class Answers:
         return {"sites": sites} | (
             {"total": {**total.as_fields(), **_by_class(total.class_counts, classes)}} if total else {}
         )
+
+    @property
+    def loss(self) -> float:
+        """Return the mean loss over the images of all sites; nan if none told."""
+        if self.total:
+            return math.nan if self.total.loss is None else self.total.loss
+        told = [report for report in self.reports.values() if not report.abstained]
+        losses = [(float(report.numbers["loss"]), sum(report.class_counts)) for report in told]  # type: ignore[arg-type]
+        images = sum(count for _, count in losses)
+        return sum(loss * count for loss, count in losses) / images if images else math.nan
 
     def table(self, name: str, sites: Iterable[int], classes: int) -> list[list[int]]:
         """Return a table of a test's counts, [C * C] for each site, or for all together if that is all there is.

@@ -10,16 +10,18 @@ from typing import Any
 from torch import Tensor
 
 from dynammo_core.aggregation.server_optimizer import forget_rounds, stepped
+from dynammo_core.best_round import LOSS, ROUND, Check, close, left_out, note_round
 from dynammo_core.code_identity import code_hash
 from dynammo_core.experiment import Experiment
 from dynammo_core.models.backbones import weights_sha256
 from dynammo_core.models.heads import head_rows
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import matching, travelling_names
-from dynammo_core.plan import Action, LearningStage, Step, Summarise
+from dynammo_core.plan import Action, Finish, LearningStage, Step, Summarise
 from dynammo_core.support.errors import RunError
 from dynammo_core.support.seeding import seeded_initialisation
 from dynammo_core.wire.compression import CODECS, carried
+from dynammo_core.wire.protocol import names_up
 from server.run.answers import Answers, TooFewAnswers
 from server.run.asking import Asking
 from server.run.deploy_gate import broken_bounds
@@ -118,6 +120,9 @@ class TaskLoop:
         return summary
 
     def _do(self, step: Step) -> None:
+        if left_out(self.archive, step):
+            self.progress.next_step = step.index + 1
+            return
         started = time.monotonic()
         self.directory.log("step_started", step=step.index, **step.as_fields())
         if self._opens_task(step):
@@ -127,10 +132,25 @@ class TaskLoop:
         answers = self._asking.ask(step, sent, self.model, self.progress, needed=self._asking.needed(step))
         self._require_quorum(step, answers)
         self._take_in(step, answers)
-        if step.is_last_round:
-            with seeded_initialisation(self.experiment.config.seed, "finish", step.task, step.stage.name):
-                step.stage.finish(self.model, self.archive, step.task)
+        if isinstance(step.stage, Check):
+            self._note_round(step, step.stage, answers.loss)
+        elif step.is_last_round:
+            self._finish(step.task, step.stage.name, step.stage.finish)
         self._count(step, answers, time.monotonic() - started)
+
+    def _finish(self, task: int, name: str, finish: Finish) -> None:
+        with seeded_initialisation(self.experiment.config.seed, "finish", task, name):
+            finish(self.model, self.archive, task)
+
+    def _note_round(self, step: Step, check: Check, loss: float) -> None:
+        """Note how good a round's weights are; at the end of its stage go back to the best."""
+        if note_round(self.model, self.archive, step, names_up(self.model, check.of), loss):
+            best, least = int(self.archive[ROUND]), float(self.archive[LOSS])
+            fields = {**step.as_fields(), "stage": check.of.name, "kept": best, "loss": least}
+            self.directory.log("round_kept", step=step.index, **fields)
+            close(self.archive, early=not step.is_last_round)
+            forget_rounds(self.archive)
+            self._finish(step.task, check.of.name, check.ends_with)
 
     def _require_quorum(self, step: Step, answers: Answers) -> None:
         needed = self._asking.needed(step)
@@ -148,7 +168,7 @@ class TaskLoop:
         self.progress.epsilon |= {site: spent for site, spent in epsilons.items() if isinstance(spent, float)}
         if step.stage.action is Action.EVALUATE:
             self._note_tests(step, answers)
-        elif isinstance(step.stage, LearningStage):
+        elif isinstance(step.stage, LearningStage) and not isinstance(step.stage, Check):
             self._learn(step, step.stage, answers)
 
     def _note_tests(self, step: Step, answers: Answers) -> None:

@@ -2,18 +2,20 @@
 
 SCRIPT = """
 setInterval(async () => {
-  const lost = document.getElementById("lost");
+  const lost = document.getElementById("lost"), stops = () => [...document.querySelectorAll("main a, main [tabindex]")];
   try {
     const answer = await fetch(location.href, { signal: AbortSignal.timeout(20000) });
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const focused = stops().indexOf(document.activeElement);
     document.querySelector("main").replaceWith(page.querySelector("main") ?? "");
+    stops()[focused]?.focus({ preventScroll: true });
     lost.hidden = true;
   } catch {
     lost.hidden = false;
   }
 }, 3000);
 """
-"""Refreshes the page; if nobody answers, a banner says that it is out of date."""
+"""Refreshes the page and leaves the keyboard where it is; if nobody answers, a banner says that it is out of date."""
 
 BASE = (
     """{% extends "page" %}

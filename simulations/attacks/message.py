@@ -13,7 +13,7 @@ from torch import Tensor
 from client.hospital.site_opening import simulated_site
 from client.steps.actions import answer
 from dynammo_core.code_identity import code_hash
-from dynammo_core.configuration.settings import Optimisation
+from dynammo_core.configuration.optimisation import Optimisation
 from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
 from dynammo_core.experiment import Experiment, experiment_from_json
 from dynammo_core.models.incremental_model import IncrementalModel

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, total_variation
 
-from dynammo_core.configuration.settings import Optimisation
+from dynammo_core.configuration.optimisation import Optimisation
 from dynammo_core.data.samples import Samples
 from dynammo_core.training import fit
 from server.report.plots import STYLE

@@ -329,7 +329,7 @@ def another(value: Any, key: str) -> Any:
         "method.variance_shrinkage": 2.0,
         "method.prediction": "classifier" if value == "nearest_mean" else "nearest_mean",
     }
-    endings = {"optimizer": "sgd" if value == "adam" else "adam", "schedule": "step", "milestones": [3]}
+    endings = {"optimizer": "sgd" if value == "adam" else "adam", "schedule": "step", "milestones": [3], "keep": "best"}
     if key in choices:
         return choices[key]
     if (ending := key.split(".")[-1]) in endings:
@@ -379,6 +379,7 @@ NEEDS: dict[str, dict[str, Scalar]] = {
     "federation.site_names": {"data.classes": "[a, b, c, d]"},
     "federation.evaluate_only": {"data.classes": "[a, b, c, d]", "federation.site_names": "[a, b, c]"},
     "federation.site_keys": {"data.classes": "[a, b, c, d]", "federation.site_names": "[a, b, c]"},
+    **{f"method.{stage}.patience": {f"method.{stage}.keep": "best"} for stage in ("adapt", "balance", "train")},
 }
 
 

@@ -28,6 +28,10 @@ def test_each_row_tries_every_combination_of_the_keys_that_it_has_on_held_out_im
     assert {trial.cell.config.data.validation_per_class for trial in made} == {3}
     assert {trial.cell.config.seed for trial in made} == {1}
     assert made[2].cell.config.method.train.learning_rate == 0.01
+    one = trials(load_comparison(file), {"federation.proximal": [0.1]}, 3, ["replay"])
+    assert {trial.row for trial in one} == {"replay"}
+    with pytest.raises(ConfigError, match=r"row 'replayed'.*Accepted: dynammo, replay, sums"):
+        trials(load_comparison(file), TRIED, 3, ["replayed"])
     with pytest.raises(ConfigError, match=r"no row .*method\.margin"):
         trials(load_comparison(file), {"method.margin": [1]}, validation=3)
 

@@ -16,7 +16,10 @@ TEMPLATE = r"""
 <h2>Loss, round after round</h2>
 {{ figure(losses, "Mean training loss of a round’s last epoch, over the images of all sites that answered. A line is "
   ~ "one stage of one task; losses of different stages are on different scales. Lines that still fall would gain from "
-  ~ "more rounds.") }}
+  ~ "more rounds." ~ (" A stage named “check” gives the loss on images held out of training." if kept else "")) }}
+{% if kept %}
+<p>Of each stage that keeps its best round, the next one starts with: {{ kept | join("; ") }}.</p>
+{% endif %}
 {% endif %}
 """
 """A template that is used with the page's own macros."""
@@ -55,6 +58,15 @@ def loss_plot(run: RunFiles) -> str:
         axes.grid(axis="y", color=RULE, linewidth=0.6)
         drawn.figure.legend(loc="outside upper left", ncols=len(stages), fontsize=8)
     return drawn.svg
+
+
+def kept_rounds(run: RunFiles) -> list[str]:
+    """Return which round each stage ended with that keeps its best one, in words."""
+    return [
+        f"task {event['task'] + 1}, {event['stage']}: round {event['kept'] + 1} of {event['round'] + 1} done, "
+        f"loss {event['loss']:.3g} on images held out"
+        for event in run.of_kind("round_kept")
+    ]
 
 
 def _loss(step: Json) -> float | None:

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from small_runs import Finished, run_id, run_small
 from torch import Tensor
 from typer.testing import CliRunner
 
-from client.commands.predict import as_tested, predict
+from client.commands.predict import as_tested, predict, warnings_about
 from client.consent.settings import load_site
 from client.steps.assignment import Assignment
 from dynammo_core.data.samples import Samples
@@ -335,6 +336,14 @@ def test_a_model_without_such_statistics_needs_no_site(model: Path, images: Path
     site_yaml = make_hospitals(tmp_path, {"alpha": HELD}).files["alpha"]
     assert asked_json(model, images, "--site", site_yaml) == asked_json(model, images)
     assert asked_json(model, images)["warnings"] == []
+
+
+def test_a_network_of_another_timm_is_named(model: Path) -> None:
+    facts = ModelFiles.read(model).facts
+    other = facts.model_copy(update={"backbone": "timm/test_vit", "versions": {"timm": "0.9.1"}})
+    for described, expected in ((facts, False), (other, True), (other.model_copy(update={"versions": {}}), False)):
+        words = warnings_about(SimpleNamespace(facts=described), own=None)
+        assert bool(words) is expected and all("Install timm==0.9.1" in line for line in words)
 
 
 def test_files_of_other_runtimes_are_opened_or_refused_in_one_sentence(
