@@ -12,7 +12,7 @@ import torch
 
 from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.configuration.limits import most_samples
-from dynammo_core.data.feature_cache import FeatureCache, fingerprint
+from dynammo_core.data.feature_cache import FeatureCache
 from dynammo_core.data.index.contents import HashCache, hashes_kept_in
 from dynammo_core.data.index.opening import open_dataset, open_own
 from dynammo_core.data.samples import Dataset
@@ -22,15 +22,15 @@ from dynammo_core.data.task_stream import TaskStream, build_task_stream
 from dynammo_core.memory.rehearsal import check_room
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method, plan_steps
-from dynammo_core.models.backbones import Backbone, build_backbone
 from dynammo_core.models.copies import copied
 from dynammo_core.models.heads import summed_names
 from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.networks import Networks
 from dynammo_core.plan import Action, Forget, Step, Summarise
 from dynammo_core.privacy.checks import check_samples_apart
 from dynammo_core.privacy.plan import noise_of_run
 from dynammo_core.privacy.units import require_patients
-from dynammo_core.scoring.maps import batch_within, largest_maps, require_passage
+from dynammo_core.scoring.maps import require_passage
 from dynammo_core.support.devices import find_device, limit_memory, repeat_bits
 from dynammo_core.support.errors import ConfigError, ProtocolError, RunError, unknown_name
 from dynammo_core.support.seeding import seeded_initialisation
@@ -181,22 +181,19 @@ class Experiment:
         return find_device(self.config.compute.device, "compute.device")
 
     @cached_property
-    def _backbone(self) -> Backbone:
-        backbone = build_backbone(self.config.backbone, self.config.seed, self.config.data.image_size)
-        if self.method.freezes_backbone:
-            backbone.freeze()
-        return backbone
+    def networks(self) -> Networks:
+        """Return the pretrained networks."""
+        return Networks(self.config, frozen=self.method.freezes_backbone)
 
     @cached_property
     def frozen_batch(self) -> int:
         """Return how many images at a time pass through what is not trained; the configuration decides, not a site."""
-        given = self.config.compute.batch_size_frozen
-        return given or batch_within(largest_maps(self._backbone, self.config.data.image_size))
+        return self.config.compute.batch_size_frozen or self.networks.frozen_batch
 
     @cached_property
     def backbone_fingerprint(self) -> str:
         """Return a hash of the pretrained weights, so that cached features of other weights are not used."""
-        return fingerprint(self._backbone.state_dict())
+        return self.networks.fingerprint
 
     @cached_property
     def feature_cache(self) -> FeatureCache:
@@ -205,23 +202,29 @@ class Experiment:
 
     def new_model(self) -> IncrementalModel:
         """Build the network before the first task; all models of this experiment share a frozen backbone."""
-        shared = self.method.freezes_backbone
-        return IncrementalModel(self._backbone if shared else copied(self._backbone))
+        return self.networks.model(0)
 
     def build_model(self, task: int) -> IncrementalModel:
         """Build a network with the structure of `task`, into which all that changes in a run has yet to be loaded."""
         if task not in self._templates:
             self._templates = {kept: self._templates[kept] for kept in self._templates if kept == task - 1}
-            self._templates[task] = self._built(task)
+            self._templates[task] = self._grown(task, task + 1)
         template = self._templates[task]
         if summed_names(template):  # sums are large, and made of zeros that nothing has touched
-            return self._built(task)
-        return copied(template, shared=[self._backbone] if self.method.freezes_backbone else [])
+            return self._grown(task, task + 1)
+        return copied(template, shared=[self.networks.of(task)] if self.method.freezes_backbone else [])
 
-    def _built(self, task: int) -> IncrementalModel:
-        model = self.new_model()
+    def model_before(self, task: int) -> IncrementalModel:
+        """Build the network of a task with the structure that the task before left."""
+        return self._grown(task, task)
+
+    def _grown(self, task: int, tasks: int) -> IncrementalModel:
+        """Build the network of a task with the structure that so many tasks give it."""
+        model = self.networks.model(task)
+        if self.networks.changes(task):
+            model.features_before = self.build_model(task - 1).feature_dim
         with seeded_initialisation(self.config.seed, "structure"):
-            for earlier in range(task + 1):
+            for earlier in range(tasks):
                 self.method.grow(model, earlier)
         return model.to(memory_format=torch.channels_last)
 
@@ -257,7 +260,10 @@ class Experiment:
             sites, image_bytes = self.config.federation.sites, 3 * size**2
             check_room(self.config.memory, classes=classes, sites=sites, image_bytes=image_bytes)
         _ = self.device
-        require_passage(self.build_model(0).extractor, self.config.data.image_size, self.config.backbone.name)
+        self.networks.check_normalisation()
+        for task in self.networks.first_tasks:
+            size, name = self.config.data.image_size, self.config.backbone_of(task).name
+            require_passage(self.build_model(task).extractor, size, name)
 
     def _check_data(self) -> None:
         """Check what a simulation can know before it starts, and a server without images cannot."""

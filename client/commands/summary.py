@@ -78,7 +78,8 @@ def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict
         "new_sites": [name for name in proposal.config.federation.site_names or () if name not in sites],
         "new_classes": [name for name in names if name not in classes],
         "training_rounds": training_rounds(experiment),
-        "backbone": f"{proposal.config.backbone.name}, {_origin(site, proposal)}",
+        "backbone": f"{proposal.config.backbone.name}, {_origin(site, proposal)}"
+        + "".join(f"; from task {n.task} on {n.name}, {origin_of(n)}" for n in proposal.config.backbone.changes),
         "stages": [
             {
                 "stage": stage.name,

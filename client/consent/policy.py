@@ -202,9 +202,10 @@ def _violations(policy: Policy, config: Config[Any]) -> Iterator[str]:
         yield f"the method {name} is not among those allowed{nearest_match(name, policy.methods)}"
     if not policy.sums_of_others and experiment.method.evaluation().tables:
         yield "it sends sums in which this site's are to the other sites, and sums_of_others is false"
-    backbone = config.backbone
-    if policy.backbones is not None and not {backbone.name, backbone.sha256} & {*policy.backbones}:
-        yield f"the backbone {backbone.name} is not among those allowed{nearest_match(backbone.name, policy.backbones)}"
+    for network in (config.backbone, *config.backbone.changes):
+        if policy.backbones is not None and not {network.name, network.sha256} & {*policy.backbones}:
+            near = nearest_match(network.name, policy.backbones)
+            yield f"the backbone {network.name} is not among those allowed{near}"
     if policy.classes is not None:
         unknown = [name for name in config.data.classes if name not in policy.classes]
         if unknown:

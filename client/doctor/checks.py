@@ -187,12 +187,13 @@ def weights(settings: SiteSettings, config: Config[Any]) -> Iterator[Finding]:
         what = f"the experiment takes the weights of {backbone.name} from a file of its own, {backbone.weights}"
         yield Finding("weights", "wrong", what, "Name this site's copy of that file as weights in site.yaml")
         return
-    found = weights_sha256(backbone)  # refuses another hash than backbone.sha256
-    what = f"{backbone.name} from {backbone.weights}, SHA-256 {found}"
-    if backbone.sha256:
-        yield Finding("weights", "ok", f"{what}, as the experiment requires")
-    else:
-        yield Finding("weights", "note", f"{what}; the experiment's backbone.sha256 is not set, so no other is refused")
+    for network in (backbone, *config.backbone.changes):
+        found = weights_sha256(network)  # refuses another hash than backbone.sha256
+        what = f"{network.name} from {network.weights}, SHA-256 {found}"
+        if network.sha256:
+            yield Finding("weights", "ok", f"{what}, as the experiment requires")
+        else:
+            yield Finding("weights", "note", f"{what}; the experiment sets no sha256, so no other is refused")
 
 
 def membership(settings: SiteSettings, config: Config[Any]) -> Iterator[Finding]:

@@ -85,7 +85,7 @@ class Assignment:
         state = self.model.state_dict()
         names = [name for name in deciding_names(self.model) if end == "features" or ".adapters." not in name]
         compute = self.experiment.config.compute
-        what = (end, compute.precision, fingerprint({name: state[name] for name in names}))
+        what = (self.model.network, end, compute.precision, fingerprint({name: state[name] for name in names}))
         return self.site.once(what, samples, lambda: self.embed(samples, end).to(getattr(torch, compute.features)))
 
     def embed_by_teacher(self, samples: Samples) -> Tensor:

@@ -23,6 +23,7 @@ from dynammo_core.configuration.settings import (
     WEIGHTS_BY_NAME,
     BackboneSettings,
     DataSettings,
+    FirstBackbone,
     MemorySettings,
     MethodSettings,
     Section,
@@ -51,7 +52,7 @@ class Config(Section, Generic[M]):
     federation: FederationSettings = FederationSettings()
     limits: LimitSettings = LimitSettings()
     scanners: ScannerSettings = ScannerSettings()
-    backbone: BackboneSettings = BackboneSettings()
+    backbone: FirstBackbone = FirstBackbone()
     method: M
     memory: MemorySettings = MemorySettings()
     privacy: PrivacySettings = PrivacySettings()
@@ -83,21 +84,24 @@ class Config(Section, Generic[M]):
 
     @field_validator("backbone")
     @classmethod
-    def _pinned_among_hospitals(cls, backbone: BackboneSettings, info: ValidationInfo) -> BackboneSettings:
+    def _pinned_among_hospitals(cls, backbone: FirstBackbone, info: ValidationInfo) -> FirstBackbone:
         """Whoever makes the weights can make sums reveal images: what was approved must be what is loaded."""
         federation = info.data.get("federation")
-        among_hospitals = federation is not None and federation.site_names
-        if not among_hospitals or backbone.sha256 or not backbone.comes_from_the_net:
+        if federation is None or not federation.site_names:
             return backbone
-        if backbone.weights == "random":
+        for network in (backbone, *backbone.changes):
+            if network.sha256 or not network.comes_from_the_net:
+                continue
+            if network.weights == "random":
+                raise ValueError(
+                    f"{network.name} with weights: random takes its shape from the net, and nothing pins it; name the "
+                    "architecture as timm/NAME"
+                )
             raise ValueError(
-                f"{backbone.name} with weights: random takes its shape from the net, and nothing pins it; name the "
-                "architecture as timm/NAME"
+                f"sha256 must pin what hospitals load as {network.name}: whoever owns the file could exchange it after "
+                f"approval; `dynammo-sim backbone fetch {network.name} --out FOLDER` prints it"
             )
-        raise ValueError(
-            f"sha256 must pin what hospitals load as {backbone.name}: whoever owns the file could exchange it after "
-            f"approval; `dynammo-sim backbone fetch {backbone.name} --out FOLDER` prints it"
-        )
+        return backbone
 
     @field_validator("method")
     @classmethod
@@ -107,6 +111,9 @@ class Config(Section, Generic[M]):
             return method
         if misfit := METHODS[method.name].governance.misfit(method, federation, backbone):
             raise ValueError(misfit)
+        if backbone.changes and not METHODS[method.name].outlives_network:
+            able = ", ".join(name for name, each in METHODS.items() if each.outlives_network)
+            raise ValueError(f"{method.name} cannot go over to another network (backbone.changes); accepted: {able}")
         if federation.optimises and not any(isinstance(value, Optimisation) for _, value in method):
             raise ValueError(
                 f"{method.name} trains nothing by gradients, and federation.{federation.optimises} changes training; "
@@ -179,6 +186,11 @@ class Config(Section, Generic[M]):
         """Return how pixels are normalised: by its name, or as mean and deviation where the backbone's weights say."""
         named = self.data.normalisation
         return BACKBONES[self.backbone.name].normalisation if named == "backbone" else named
+
+    def backbone_of(self, task: int) -> BackboneSettings:
+        """Return the network of a task, which counts from 0: the first one, or the last that came until then."""
+        found = [self.backbone, *(later for later in self.backbone.changes if later.task <= task + 1)][-1]
+        return BackboneSettings(name=found.name, weights=found.weights, sha256=found.sha256)
 
     def canonical_json(self) -> str:
         """Return the resolved configuration as JSON with sorted keys: the same content gives the same text."""

@@ -151,7 +151,7 @@ class TaskSettings(Section):
 
 
 class BackboneSettings(Section):
-    """The pretrained network and where its weights come from."""
+    """A pretrained network and where its weights come from."""
 
     name: Annotated[str, BACKBONES] = Field(
         default="efficientnet_lite0",
@@ -199,6 +199,33 @@ class BackboneSettings(Section):
             words = {"unknown": unknown, "accepted": ACCEPTED_WEIGHTS}
             raise PydanticCustomError(UNKNOWN, "{unknown}; accepted: {accepted}", words)
         return weights
+
+
+class LaterBackbone(BackboneSettings):
+    """A network that takes the place of the one before, from a task on."""
+
+    task: int = Field(ge=2, description="the first task that it learns, counted from 1")
+
+
+class FirstBackbone(BackboneSettings):
+    """The pretrained network, and those that come after it."""
+
+    changes: tuple[LaterBackbone, ...] = Field(
+        default=(),
+        description="networks that take its place, each from a task on: `{task: 3, name: efficientnet_lite2}`, and "
+        "weights and sha256 as above; their weights have a name, since a site names one file",
+    )
+
+    @field_validator("changes")
+    @classmethod
+    def _in_order(cls, changes: tuple[LaterBackbone, ...]) -> tuple[LaterBackbone, ...]:
+        tasks = [later.task for later in changes]
+        if tasks != sorted(set(tasks)):
+            raise ValueError(f"changes at the tasks {tasks} must ascend, one network a task")
+        for later in changes:
+            if later.weights not in WEIGHTS_BY_NAME:
+                raise ValueError(f"weights {later.weights} of {later.name} must be one of {', '.join(WEIGHTS_BY_NAME)}")
+        return changes
 
 
 class MemorySettings(Section):

@@ -29,7 +29,9 @@ class Method(ABC, Generic[P]):
         name: the method's name in configurations and tables.
         paper_url: where it is published.
         Params: type of the parameters, taken from the brackets.
-        freezes_backbone: whether the pretrained network never changes (and so never travels).
+        freezes_backbone: whether the pretrained network is never trained (and so never travels).
+        outlives_network: whether what it has learnt goes over to another network, which `grow` and `begin_task` then
+            meet in a model with `features_before`.
         deployed: patterns of the tensors that prediction needs.
         decision: how the trained model answers.
         governance: what an auditor asks.
@@ -39,6 +41,7 @@ class Method(ABC, Generic[P]):
     paper_url: ClassVar[str]
     Params: ClassVar[type[MethodSettings]]
     freezes_backbone: ClassVar[bool] = False
+    outlives_network: ClassVar[bool] = False
     deployed: ClassVar[tuple[str, ...]] = ("extractor.*", "heads.*")
     decision: ClassVar[DecisionRule] = DecisionRule()
     governance: ClassVar[Governance[Any]] = Governance()

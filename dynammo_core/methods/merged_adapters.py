@@ -74,10 +74,16 @@ class MergeSettings(AdapterSettings):
 def inherit(params: MergeSettings, model: IncrementalModel, archive: Archive, task: int) -> None:
     """Start a task's set as a copy of the previous task's own: sets that start afresh cancel when averaged."""
     adapters = adapters_of(tuned(model))
-    if task:
-        adapters.load_state_dict(_archived(archive, _set(task - 1)))
+    if earlier := _archived(archive, _set(task - 1)):
+        adapters.load_state_dict(earlier)
     elif params.operators & TASK_VECTORS.keys():
         _put(archive, INITIAL, adapters.state_dict())
+
+
+def forget_sets(archive: Archive) -> None:
+    """Remove the sets of all tasks, which fit another network, and what is noted of them."""
+    for name in [name for name in archive if name.startswith(("set", INITIAL, FISHER, SAMPLES))]:
+        del archive[name]
 
 
 def adapt_and_merge(params: MergeSettings, stream: TaskStream, task: int, then: Finish = nothing) -> tuple[Stage, ...]:
@@ -142,10 +148,10 @@ def recalibrate(params: MergeSettings, task: int) -> tuple[Stage, ...]:
 
 def merge_sets(params: MergeSettings, model: IncrementalModel, archive: Archive, task: int) -> None:
     """Merge the archived sets of tasks 0..`task` into the network."""
-    tasks, operators = range(task + 1), params.operators
+    tasks, operators = [each for each in range(task + 1) if _archived(archive, _set(each))], params.operators
     sets = [_archived(archive, _set(earlier)) for earlier in tasks]
     task_sets = TaskSets(
-        [prepared(params, adapter_set) for adapter_set in sets] if task else sets,
+        [prepared(params, adapter_set) for adapter_set in sets] if len(sets) > 1 else sets,
         initial=_archived(archive, INITIAL),
         samples=[archive[f"{SAMPLES}{t}"].item() for t in tasks] if WEIGHTED in operators else (),
         importance=[_archived(archive, _fisher(t)) for t in tasks] if FISHER in operators else (),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from pydantic import Field
 
 from dynammo_core.configuration.federation import FederationSettings
@@ -18,6 +19,7 @@ from dynammo_core.methods.dynammo_ridge import DynaMMoRidgeSettings
 from dynammo_core.methods.governance import Governance
 from dynammo_core.methods.merged_adapters import (
     adapt_and_merge,
+    forget_sets,
     inherit,
     misfit_of_merge,
     obstacle_of_merge,
@@ -31,6 +33,8 @@ from dynammo_core.models.ridge.drift import estimate_drift
 from dynammo_core.models.ridge.head import RidgeHead
 from dynammo_core.plan import Archive, Remember, Stage, Summarise
 
+NEW_NETWORK = "new_network"
+"""Name, in the archive, of the task, Tensor[], with which the last new network came."""
 PAIRS = "pairs"
 """Name of the stage, and of the head that holds its sums: over old features beside new ones, all classes together."""
 
@@ -76,12 +80,13 @@ class MovingRidge(Method[MovingRidgeSettings]):
     name = "moving_ridge"
     paper_url = "https://arxiv.org/abs/2404.14099"
     freezes_backbone = True
+    outlives_network = True
     deployed = DEPLOYED
     decision = LargestLabel()
     governance = Governance(obstacle_to_privacy=obstacle_to_privacy, misfit=misfit)
 
     def grow(self, model: IncrementalModel, task: int) -> None:
-        params, earlier = self.params, model.feature_dim
+        params = self.params
         if task == 0:
             if params.adapters:
                 grow_adapted_scales(params, model)
@@ -91,15 +96,23 @@ class MovingRidge(Method[MovingRidgeSettings]):
             grow_auxiliary(model, self.stream, task)
         grow_ridge(model, self.stream, task)
         if task:
-            model.heads[PAIRS] = RidgeHead(earlier + model.feature_dim, (OTHERS,))
+            model.heads[PAIRS] = RidgeHead((model.features_before or model.feature_dim) + model.feature_dim, (OTHERS,))
 
     def begin_task(self, model: IncrementalModel, archive: Archive, task: int) -> None:
-        if task:
-            state = model.state_dict()
-            archive.update({f"{TEACHER_PREFIX}{name}": state[name].clone() for name in matching(state, NEEDED)})
         self.grow(model, task)
+        if model.features_before is not None:
+            archive[NEW_NETWORK] = torch.tensor(task)
+            forget_sets(archive)
+            model.features_before = None
         if self.params.adapters:
             inherit(self.params, model, archive, task)
+
+    def keep_teacher(self, model: IncrementalModel, archive: Archive, task: int) -> None:
+        """Keep the adapters that the sums were taken with: the features of the next task are compared with theirs."""
+        for name in matching(list(archive), [f"{TEACHER_PREFIX}*"]):
+            del archive[name]
+        state = model.state_dict()
+        archive.update({f"{TEACHER_PREFIX}{name}": state[name].clone() for name in matching(state, NEEDED)})
 
     def stages(self, task: int) -> Sequence[Stage]:
         params = self.params
@@ -108,7 +121,7 @@ class MovingRidge(Method[MovingRidgeSettings]):
             *adapted,
             *self._pairs(task),
             *(resummed(self, NEEDED) if self.params.past == "anew" else streamed_sums(self, NEEDED)),
-            Remember(down=self.deployed),
+            Remember(down=self.deployed, finish=self.keep_teacher),
         )
 
     def _pairs(self, task: int) -> tuple[Stage, ...]:
@@ -132,7 +145,8 @@ class MovingRidge(Method[MovingRidgeSettings]):
         pairs, new = ridge_head(model, PAIRS), model.feature_dim
         old = pairs.weight.shape[1] - new
         if pairs.counts.any():
-            drift = estimate_drift(pairs.gram, old, new, alike=old == new)
+            same = NEW_NETWORK not in archive or int(archive[NEW_NETWORK]) != task
+            drift = estimate_drift(pairs.gram, old, new, alike=same)
             moved = drift.moved(archive[GRAM], archive[PRODUCTS], residual=self.params.residual)
             archive[GRAM], archive[PRODUCTS] = moved
         del model.heads[PAIRS]  # it has served, and is as large as several networks

@@ -161,10 +161,18 @@ class ParallelBackbones(Extractor):
 
 
 class IncrementalModel(nn.Module):
-    """A feature extractor and the heads that the method has grown, by name."""
+    """A feature extractor and the heads that the method has grown, by name.
 
-    def __init__(self, backbone: Backbone) -> None:
+    Attributes:
+        network: name of the backbone in this run, which tells apart what different ones compute.
+        features_before: width of the features of another backbone, up to the task that this one is about to learn
+            first; None in all other tasks.
+    """
+
+    def __init__(self, backbone: Backbone, network: str = "") -> None:
         super().__init__()
+        self.network = network
+        self.features_before: int | None = None
         self.extractor: Extractor = AdaptedBackbone(backbone)
         self.heads = nn.ModuleDict()
 

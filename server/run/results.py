@@ -69,7 +69,7 @@ def summarise(experiment: Experiment, model: IncrementalModel, progress: Progres
         "name": config.name,
         "method": config.method.name,
         "dataset": config.data.dataset,
-        "backbone": config.backbone.name,
+        "backbone": config.backbone_of(len(confusion) - 1).name,
         "seed": config.seed,
         "tasks": len(tasks),
         "sites": config.federation.sites,
@@ -170,12 +170,13 @@ def write_model(
     """
     tensors = deployed_tensors(experiment.method, model)
     config, class_names = experiment.config, experiment.class_names
+    network = config.backbone_of(task)
     facts = {
         "class_names": list(class_names),
         "tasks": [[class_names[label] for label in classes] for classes in experiment.stream.tasks[: task + 1]],
-        "backbone": config.backbone.name,
-        "backbone_licence": licence_of(config.backbone),
-        "insertion_points": list(BACKBONES[config.backbone.name].insertion_points),
+        "backbone": network.name,
+        "backbone_licence": licence_of(network),
+        "insertion_points": list(BACKBONES[network.name].insertion_points),
         "method": config.method.model_dump(mode="json"),
         "image_size": config.data.image_size,
         "normalisation": config.normalisation,
@@ -190,7 +191,7 @@ def write_model(
         "lineage": {
             "config_hash": config.content_hash,
             "code_hash": code_hash(config),
-            "backbone_sha256": weights_sha256(config.backbone),
+            "backbone_sha256": weights_sha256(network),
             "after_task": task + 1,
             "tensors_sha256": tensors_sha256(tensors),
         },

@@ -126,6 +126,8 @@ class TaskLoop:
         started = time.monotonic()
         self.directory.log("step_started", step=step.index, **step.as_fields())
         if self._opens_task(step):
+            if self.experiment.networks.changes(step.task):
+                self.model = self.experiment.model_before(step.task)
             with seeded_initialisation(self.experiment.config.seed, "grow", step.task):
                 self.experiment.method.begin_task(self.model, self.archive, step.task)
         sent = carried(self._codec, self._tensors(step.stage.down))
@@ -145,9 +147,8 @@ class TaskLoop:
     def _note_round(self, step: Step, check: Check, loss: float) -> None:
         """Note how good a round's weights are; at the end of its stage go back to the best."""
         if note_round(self.model, self.archive, step, names_up(self.model, check.of), loss):
-            best, least = int(self.archive[ROUND]), float(self.archive[LOSS])
-            fields = {**step.as_fields(), "stage": check.of.name, "kept": best, "loss": least}
-            self.directory.log("round_kept", step=step.index, **fields)
+            kept = {"stage": check.of.name, "kept": int(self.archive[ROUND]), "loss": float(self.archive[LOSS])}
+            self.directory.log("round_kept", step=step.index, **{**step.as_fields(), **kept})
             close(self.archive, early=not step.is_last_round)
             forget_rounds(self.archive)
             self._finish(step.task, check.of.name, check.ends_with)

@@ -25,8 +25,11 @@ OPERATION = (
 )
 """Settings that the operator may change at any time: whose answers a round waits for, and what is deployed."""
 
-GROWTH = ("data.classes", "tasks.sizes", "tasks.class_order", "federation.site_names", "federation.sites")
-"""Settings that may grow at the end: existing classes, tasks and sites keep their numbers."""
+GROWTH = (
+    *("data.classes", "tasks.sizes", "tasks.class_order", "federation.site_names", "federation.sites"),
+    "backbone.changes",
+)
+"""Settings that may grow at the end: existing classes, tasks and sites keep their numbers, and tasks their networks."""
 
 
 def forbidden_changes(then: str, now: str) -> list[str]:
@@ -114,6 +117,7 @@ def _grows(then: Config[Any], now: Config[Any]) -> bool:
         (before, after),
         # Simulated sites share out one data set anew when their number changes.
         (then.federation.site_names or (then.federation.sites,), now.federation.site_names or (now.federation.sites,)),
+        tuple([each.backbone_of(task) for task in range(len(before))] for each in (then, now)),
     )
     return all(new[: len(old)] == old for old, new in pairs)
 

@@ -1,0 +1,78 @@
+"""The pretrained networks of an experiment: the first one, and those that take its place from a task on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dynammo_core.configuration.config import Config
+from dynammo_core.configuration.settings import BackboneSettings
+from dynammo_core.data.feature_cache import fingerprint
+from dynammo_core.models import BACKBONES
+from dynammo_core.models.backbones import Backbone, build_backbone
+from dynammo_core.models.copies import copied
+from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.scoring.maps import batch_within, largest_maps
+from dynammo_core.support.errors import ConfigError
+
+
+class Networks:
+    """Builds each network once, when it is first asked for; tasks count from 0.
+
+    Args:
+        config: names the networks.
+        frozen: whether they are never trained, so that all models share them.
+    """
+
+    def __init__(self, config: Config[Any], *, frozen: bool) -> None:
+        self._config = config
+        self.frozen = frozen
+        self._built: dict[BackboneSettings, Backbone] = {}
+
+    def of(self, task: int) -> Backbone:
+        """Return the network of a task, the same object for all tasks that it learns."""
+        settings = self._config.backbone_of(task)
+        if settings not in self._built:
+            backbone = build_backbone(settings, self._config.seed, self._config.data.image_size)
+            self._built[settings] = backbone.freeze() if self.frozen else backbone
+        return self._built[settings]
+
+    def changes(self, task: int) -> bool:
+        """Tell whether another network takes over with a task."""
+        return any(later.task == task + 1 for later in self._config.backbone.changes)
+
+    def model(self, task: int) -> IncrementalModel:
+        """Build a model on the network of a task, with no structure yet."""
+        settings, backbone = self._config.backbone_of(task), self.of(task)
+        return IncrementalModel(backbone if self.frozen else copied(backbone), f"{settings.name} {settings.weights}")
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a hash of the first network's weights, so that cached features of other weights are not used."""
+        return fingerprint(self.of(0).state_dict())
+
+    @property
+    def first_tasks(self) -> tuple[int, ...]:
+        """Return the first task of each network."""
+        return (0, *(later.task - 1 for later in self._config.backbone.changes))
+
+    def check_normalisation(self) -> None:
+        """Refuse networks that want their pixels normalised each in its own way: exemplars serve all of them.
+
+        Raises:
+            ConfigError: `data.normalisation` is `backbone`, and the networks differ.
+        """
+        names = dict.fromkeys(self._config.backbone_of(task).name for task in self.first_tasks)
+        if self._config.data.normalisation == "backbone" and len(names) > 1:
+            ways = {name: BACKBONES[name].normalisation for name in names}
+            if len(set(ways.values())) > 1:
+                raise ConfigError(
+                    "data.normalisation: backbone differs between the networks of backbone.changes: "
+                    + "; ".join(f"{name} {way}" for name, way in ways.items()),
+                    remedy="Set data.normalisation to a name or to numbers, which serve all of them",
+                )
+
+    @property
+    def frozen_batch(self) -> int:
+        """Return how many images fit through every network at a time."""
+        size = self._config.data.image_size
+        return min(batch_within(largest_maps(self.of(task), size)) for task in self.first_tasks)
