@@ -82,7 +82,8 @@ bench: install ## Speed, as ratios within one run: answers, training, memory, by
 	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 20 --engine local $(MANY_SITES)
 	@'$(BIN)/dynammo-sim' bench engines '$(ROOT)/configs/fashion_mnist.yaml' --only loop --only local --only flower \
 		--set federation.sites=20 $(MANY_SITES)
-	@'$(BIN)/dynammo-sim' bench growth --out '$(ROOT)/runs/growth'
+	@'$(BIN)/dynammo-sim' bench growth --out '$(ROOT)/runs/growth' \
+		--only tasks=1,5,20 --only sites=1,10,100 --only classes=10,100 --only exemplars=40,640
 
 gpu: install ## A GPU: its tests, and images a second of each stage, into runs/gpu/gpu.json; minutes; skips without one
 	@'$(BIN)/dynammo-sim' bench gpu '$(ROOT)/configs/digits.yaml' --out '$(ROOT)/runs/gpu' --tests '$(ROOT)/tests' $(ON_A_GPU)

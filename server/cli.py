@@ -169,22 +169,30 @@ def extend(
         bool, typer.Option("--distinct", help="Confirm that names that look alike mean different diseases.")
     ] = False,
     site: Annotated[list[str] | None, typer.Option(help="A site that joins. Repeatable.")] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="A pretrained network that takes over with this task, if the method can (moving_ridge)."),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Its weights, by name.", show_default="pretrained")] = None,
+    sha256: Annotated[str | None, typer.Option(help="SHA-256 of its weights, which every site must hold.")] = None,
     accept_new_code: NewCode = False,
     track: Track = None,
     detach: Detach = False,
     folder: Folder = HERE,
 ) -> None:
-    """Extend a finished run by one task with new classes; what it has learnt stays."""
+    """Extend a finished run by one task with new classes; what it has learnt stays, even on another network."""
     with readable_errors():
         from dynammo_core.configuration.config import load_config
         from dynammo_core.wire.announcement import with_new_task
         from server.consortium.control import Control
         from server.consortium.settings import load_server
         from server.consortium.sites import SiteRegister
-        from server.run_directory.lineage import with_sites
+        from server.run_directory.lineage import with_network, with_sites
         from server.watch.follow import launch_and_follow
 
         experiment = with_new_task(load_config(run_dir / "config.yaml"), new, distinct=distinct)
+        if backbone is not None:
+            experiment = with_network(experiment, backbone, weights=weights, sha256=sha256)
         settings = load_server(folder)
         known = SiteRegister(settings, Control(settings)).load()
         experiment = with_sites(experiment, site or [], {name: one.fingerprint for name, one in known.items()})

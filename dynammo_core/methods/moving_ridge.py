@@ -10,14 +10,20 @@ from pydantic import Field
 
 from dynammo_core.configuration.federation import FederationSettings
 from dynammo_core.configuration.settings import BackboneSettings
-from dynammo_core.methods.adapted_closed_form import DEPLOYED, NEEDED, grow_adapted_scales, not_accounted
+from dynammo_core.methods.adapted_closed_form import (
+    DEPLOYED,
+    NEEDED,
+    AdaptedClosedFormSettings,
+    grow_adapted_scales,
+    not_accounted,
+)
 from dynammo_core.methods.adapters import ADAPTERS, grow_auxiliary, tuned
 from dynammo_core.methods.base import TEACHER_PREFIX, Method
 from dynammo_core.methods.closed_form import LargestLabel, grow_ridge, ridge_head, scales
 from dynammo_core.methods.closed_form_sums import GRAM, PRODUCTS, resummed, streamed_sums, sums, sums_of
-from dynammo_core.methods.dynammo_ridge import DynaMMoRidgeSettings
 from dynammo_core.methods.governance import Governance
 from dynammo_core.methods.merged_adapters import (
+    MergeSettings,
     adapt_and_merge,
     forget_sets,
     inherit,
@@ -39,7 +45,7 @@ PAIRS = "pairs"
 """Name of the stage, and of the head that holds its sums: over old features beside new ones, all classes together."""
 
 
-class MovingRidgeSettings(DynaMMoRidgeSettings):
+class MovingRidgeSettings(MergeSettings, AdaptedClosedFormSettings):
     """Parameters of merged adapters, of the classifier on their features, and of what becomes of its sums."""
 
     adapters: bool = Field(

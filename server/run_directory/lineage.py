@@ -105,6 +105,27 @@ def with_sites(
     return resolve(data, "the extended experiment", {})
 
 
+def with_network(
+    config: Config[Any], name: str, *, weights: str | None = None, sha256: str | None = None
+) -> Config[Any]:
+    """Return the experiment in which another pretrained network takes over with the last task.
+
+    Args:
+        config: the experiment, with the new task in it.
+        name: name of the network, as in `backbone.name`.
+        weights: by name; None for the pretrained ones.
+        sha256: hash of its weights.
+
+    Raises:
+        ConfigError: there is no such network, or the method cannot go over to another one.
+    """
+    tasks = build_task_stream(config.tasks, config.data.classes or (), config.seed).tasks
+    data = config.model_dump(mode="json")
+    chosen = {"task": len(tasks), "name": name, "sha256": sha256} | ({"weights": weights} if weights else {})
+    data["backbone"]["changes"] = [*data["backbone"]["changes"], chosen]
+    return resolve(data, "the extended experiment", {})
+
+
 def _grows(then: Config[Any], now: Config[Any]) -> bool:
     """Return whether classes, tasks and sites of one begin with those of the other, in the same order."""
     if then.data.classes is None or now.data.classes is None:

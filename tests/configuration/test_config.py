@@ -290,6 +290,8 @@ def another(value: Any, key: str) -> Any:
         "data.window": [40.0, 400.0],
         "data.dataset": "fashion_mnist",
         "data.root": "elsewhere",
+        "method.past": "anew",
+        "backbone.changes": [{"task": 2, "name": "small_cnn", "weights": "random"}],
         "data.classes": ["a", "b"],
         "data.sets": ["a", "b"],
         "tasks.sizes": [3, 1],
@@ -345,7 +347,7 @@ def another(value: Any, key: str) -> Any:
 
 OWN = {method: small_config(method).method for method in ALL_METHODS}
 TRAINING = {method for method in ALL_METHODS if {"train", "adapt"} & OWN[method].model_fields_set}
-OVER_MEMORIES = ("ridge", "dynammo_ridge")  # refuse `method.personal`
+OVER_MEMORIES = ("ridge", "dynammo_ridge", "moving_ridge")  # refuse `method.personal`
 OF_TRAINING = ("federation.proximal", "federation.server_optimizer")
 LEAVES = [
     (method, key)
@@ -354,6 +356,7 @@ LEAVES = [
     if key != "method.name"
     and (method in TRAINING or key not in OF_TRAINING)
     and not (key == "method.personal" and method in OVER_MEMORIES)
+    and not (key == "backbone.changes" and not METHODS[method].outlives_network)
     and not (key == "privacy.mechanism" and METHODS[method].governance.obstacle_to_privacy(OWN[method], "example"))
 ]
 
