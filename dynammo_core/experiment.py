@@ -226,6 +226,8 @@ class Experiment:
         with seeded_initialisation(self.config.seed, "structure"):
             for earlier in range(tasks):
                 self.method.grow(model, earlier)
+        if tasks > task:  # it has met what came before
+            model.features_before = None
         return model.to(memory_format=torch.channels_last)
 
     def use_torch(self) -> None:
@@ -260,7 +262,7 @@ class Experiment:
             sites, image_bytes = self.config.federation.sites, 3 * size**2
             check_room(self.config.memory, classes=classes, sites=sites, image_bytes=image_bytes)
         _ = self.device
-        self.networks.check_normalisation()
+        self.networks.check()
         for task in self.networks.first_tasks:
             size, name = self.config.data.image_size, self.config.backbone_of(task).name
             require_passage(self.build_model(task).extractor, size, name)

@@ -55,12 +55,19 @@ class Networks:
         """Return the first task of each network."""
         return (0, *(later.task - 1 for later in self._config.backbone.changes))
 
-    def check_normalisation(self) -> None:
-        """Refuse networks that want their pixels normalised each in its own way: exemplars serve all of them.
+    def check(self) -> None:
+        """Refuse networks that want each its own pixels, as exemplars serve all, and sites' statistics of one alone.
 
         Raises:
-            ConfigError: `data.normalisation` is `backbone`, and the networks differ.
+            ConfigError: `data.normalisation` is `backbone` and the networks differ, or sites keep statistics of their
+                own.
         """
+        own = self._config.scanners.own_statistics
+        if self._config.backbone.changes and own != "none":
+            raise ConfigError(
+                f"scanners.own_statistics: {own} keeps statistics of one network, and backbone.changes brings another",
+                remedy="Set scanners.own_statistics: none",
+            )
         names = dict.fromkeys(self._config.backbone_of(task).name for task in self.first_tasks)
         if self._config.data.normalisation == "backbone" and len(names) > 1:
             ways = {name: BACKBONES[name].normalisation for name in names}

@@ -25,6 +25,7 @@ def config(*changes: dict[str, Any], method: str = "moving_ridge", **more: Any) 
     settings = small_settings(method)
     settings["backbone"]["changes"] = list(changes)
     settings["data"]["image_size"] = 32
+    settings["tasks"] = {"sizes": [2, 1, 1]}
     settings["method"] |= more
     return resolve(settings, "small.yaml", {})
 
@@ -52,9 +53,9 @@ def test_a_run_goes_over_to_another_network_and_its_models_answer(moved: Path) -
     first, second = (moved / "models" / f"task-{task:02d}" for task in (1, 2))
     named = [json.loads((model / "model.json").read_text())["backbone"] for model in (first, second)]
     assert named == ["small_cnn", OTHER]
-    for model in (first, second):
+    for model in (first, second, moved):
         assert len(Predictor.load(model / "model.safetensors").predict(torch.zeros(1, 3, 32, 32).byte()).labels) == 1
-    assert [each["stage"] for each in events(moved) if each["event"] == "step_finished"].count("pairs") == 1
+    assert [each["stage"] for each in events(moved) if each["event"] == "step_finished"].count("pairs") == 2
 
 
 def test_a_run_that_stops_at_the_change_goes_on_to_the_same_end(moved: Path, tmp_path: Path) -> None:
@@ -74,9 +75,9 @@ def test_a_network_comes_with_a_new_task_and_never_with_one_that_was_planned() -
     settings = json.loads(config().canonical_json())
     settings["data"] |= {"classes": [str(digit) for digit in range(10)]}
     then = resolve(settings, "then", {})
-    grown = resolve({**settings, "tasks": {"sizes": [2, 2, 2]}}, "grown", {})
+    grown = resolve({**settings, "tasks": {"sizes": [2, 1, 1, 2]}}, "grown", {})
     now = with_network(grown, OTHER, weights="random")
-    assert [later.task for later in now.backbone.changes] == [3]
+    assert [later.task for later in now.backbone.changes] == [4]
     assert forbidden_changes(then.canonical_json(), now.canonical_json()) == []
     settings["backbone"]["changes"] = [LATER]
     planned = resolve(settings, "planned", {})
@@ -96,4 +97,8 @@ def test_what_cannot_change_networks_is_refused_in_a_sentence() -> None:
     settings = config({**LATER, "name": "resnet18"}).model_dump(mode="json")
     settings["data"]["normalisation"] = "backbone"
     with pytest.raises(ConfigError, match=r"differs between the networks.*Set data.normalisation"):
+        Experiment(resolve(settings, "test", {})).check()
+    settings = config(LATER).model_dump(mode="json")
+    settings["scanners"]["own_statistics"] = "frozen"
+    with pytest.raises(ConfigError, match="own_statistics: frozen keeps statistics of one network"):
         Experiment(resolve(settings, "test", {})).check()
