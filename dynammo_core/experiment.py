@@ -98,7 +98,9 @@ class Experiment:
     @cached_property
     def method(self) -> Method[Any]:
         """Return the continual-learning method."""
-        return METHODS[self.config.method.name](self.config.method, self.stream, self.config.privacy)
+        method = METHODS[self.config.method.name](self.config.method, self.stream, self.config.privacy)
+        method.new_networks = frozenset(later.task - 1 for later in self.config.backbone.changes)
+        return method
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -219,15 +221,14 @@ class Experiment:
         return self._grown(task, task)
 
     def _grown(self, task: int, tasks: int) -> IncrementalModel:
-        """Build the network of a task with the structure that so many tasks give it."""
         model = self.networks.model(task)
-        if self.networks.changes(task):
-            model.features_before = self.build_model(task - 1).feature_dim
+        before = self.build_model(task - 1).feature_dim if task in self.method.new_networks else None
         with seeded_initialisation(self.config.seed, "structure"):
-            for earlier in range(tasks):
+            for earlier in range(task):
                 self.method.grow(model, earlier)
-        if tasks > task:  # it has met what came before
-            model.features_before = None
+            model.features_before = before
+            for last in range(task, tasks):
+                self.method.grow(model, last)
         return model.to(memory_format=torch.channels_last)
 
     def use_torch(self) -> None:

@@ -36,10 +36,6 @@ class Networks:
             self._built[settings] = backbone.freeze() if self.frozen else backbone
         return self._built[settings]
 
-    def changes(self, task: int) -> bool:
-        """Tell whether another network takes over with a task."""
-        return any(later.task == task + 1 for later in self._config.backbone.changes)
-
     def model(self, task: int) -> IncrementalModel:
         """Build a model on the network of a task, with no structure yet."""
         settings, backbone = self._config.backbone_of(task), self.of(task)

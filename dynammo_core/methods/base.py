@@ -30,8 +30,9 @@ class Method(ABC, Generic[P]):
         paper_url: where it is published.
         Params: type of the parameters, taken from the brackets.
         freezes_backbone: whether the pretrained network is never trained (and so never travels).
-        outlives_network: whether what it has learnt goes over to another network, which `grow` and `begin_task` then
-            meet in a model with `features_before`.
+        outlives_network: whether what it has learnt goes over to another network, which `grow` then meets in a model
+            with `features_before`.
+        new_networks: tasks, from 0, with which another network takes over; the experiment sets it.
         deployed: patterns of the tensors that prediction needs.
         decision: how the trained model answers.
         governance: what an auditor asks.
@@ -42,6 +43,7 @@ class Method(ABC, Generic[P]):
     Params: ClassVar[type[MethodSettings]]
     freezes_backbone: ClassVar[bool] = False
     outlives_network: ClassVar[bool] = False
+    new_networks: frozenset[int] = frozenset()
     deployed: ClassVar[tuple[str, ...]] = ("extractor.*", "heads.*")
     decision: ClassVar[DecisionRule] = DecisionRule()
     governance: ClassVar[Governance[Any]] = Governance()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from dynammo_core.configuration.federation import FederationSettings
@@ -39,8 +38,6 @@ from dynammo_core.models.ridge.drift import estimate_drift
 from dynammo_core.models.ridge.head import RidgeHead
 from dynammo_core.plan import Archive, Remember, Stage, Summarise
 
-NEW_NETWORK = "new_network"
-"""Name, in the archive, of the task, Tensor[], with which the last new network came."""
 PAIRS = "pairs"
 """Name of the stage, and of the head that holds its sums: over old features beside new ones, all classes together."""
 
@@ -102,14 +99,13 @@ class MovingRidge(Method[MovingRidgeSettings]):
             grow_auxiliary(model, self.stream, task)
         grow_ridge(model, self.stream, task)
         if task:
-            model.heads[PAIRS] = RidgeHead((model.features_before or model.feature_dim) + model.feature_dim, (OTHERS,))
+            earlier, model.features_before = model.features_before or model.feature_dim, None
+            model.heads[PAIRS] = RidgeHead(earlier + model.feature_dim, (OTHERS,))
 
     def begin_task(self, model: IncrementalModel, archive: Archive, task: int) -> None:
         self.grow(model, task)
-        if model.features_before is not None:
-            archive[NEW_NETWORK] = torch.tensor(task)
+        if task in self.new_networks:
             forget_sets(archive)
-            model.features_before = None
         if self.params.adapters:
             inherit(self.params, model, archive, task)
 
@@ -131,8 +127,9 @@ class MovingRidge(Method[MovingRidgeSettings]):
         )
 
     def _pairs(self, task: int) -> tuple[Stage, ...]:
-        """List the stage in which sites sum over old features beside new ones; nothing changes in the first task."""
-        if not task or self.params.past != "moved":
+        """List the stage in which sites sum over old features beside new ones, if features change with the task."""
+        changes = task > 0 and (self.params.adapters or task in self.new_networks)
+        if not changes or self.params.past != "moved":
             return ()
         stage = Summarise(
             PAIRS,
@@ -151,8 +148,7 @@ class MovingRidge(Method[MovingRidgeSettings]):
         pairs, new = ridge_head(model, PAIRS), model.feature_dim
         old = pairs.weight.shape[1] - new
         if pairs.counts.any():
-            same = NEW_NETWORK not in archive or int(archive[NEW_NETWORK]) != task
-            drift = estimate_drift(pairs.gram, old, new, alike=same)
+            drift = estimate_drift(pairs.gram, old, new, alike=task not in self.new_networks)
             moved = drift.moved(archive[GRAM], archive[PRODUCTS], residual=self.params.residual)
             archive[GRAM], archive[PRODUCTS] = moved
         del model.heads[PAIRS]  # it has served, and is as large as several networks

@@ -126,7 +126,7 @@ class TaskLoop:
         started = time.monotonic()
         self.directory.log("step_started", step=step.index, **step.as_fields())
         if self._opens_task(step):
-            if self.experiment.networks.changes(step.task):
+            if step.task in self.experiment.method.new_networks:
                 self.model = self.experiment.model_before(step.task)
             with seeded_initialisation(self.experiment.config.seed, "grow", step.task):
                 self.experiment.method.begin_task(self.model, self.archive, step.task)

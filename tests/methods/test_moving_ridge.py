@@ -58,8 +58,8 @@ def test_features_before_and_after_are_summed_from_the_second_task_on() -> None:
     made = bench("moving_ridge")
     assert names(made, 0) == ["adapt", "count", "sum", "remember", "evaluate"]
     assert names(made, 1) == ["adapt", "recalibrate", PAIRS, "count", "sum", "remember", "evaluate"]
-    for past in ("kept", "anew"):
-        assert PAIRS not in names(bench("moving_ridge", past=past), 1)
+    for still in ({"past": "kept"}, {"past": "anew"}, {"adapters": False}):
+        assert PAIRS not in names(bench("moving_ridge", **still), 1)
 
 
 def test_sums_stay_where_adapters_stay() -> None:
