@@ -87,7 +87,7 @@ def test_what_a_run_trained_is_where_another_starts(finished: Finished, tmp_path
 
 @pytest.mark.soak
 def test_a_small_transformer_is_pretrained_and_then_deployed(tmp_path: Path) -> None:
-    """As in configs/deployed_vit.yaml, with less of everything: three real sites, equal to the simulation."""
+    """As in configs/deployed_vit.yaml, with less of everything, and LoRA: three real sites, equal to the simulation."""
     configs, file = Path(__file__).parents[3] / "configs", tmp_path / "vit.safetensors"
     short = ["data.dataset=digits", "data.train_per_class=20", "data.test_per_class=5", "method.train.rounds=2"]
     words = [word for pair in short for word in ("--set", pair)]
@@ -96,9 +96,11 @@ def test_a_small_transformer_is_pretrained_and_then_deployed(tmp_path: Path) -> 
     (run,) = (tmp_path / "runs").iterdir()
     assert CliRunner().invoke(app, ["backbone", "take", str(run), "--out", str(file)]).exit_code == 0
     few = ["data.train_per_class=20", "data.test_per_class=5", f"backbone.weights={file}"]
-    words = [word for pair in few for word in ("--set", pair)]
-    done = CliRunner().invoke(app, ["deploy", str(configs / "deployed_vit.yaml"), *words])
-    assert done.exit_code == 0, done.output
+    lora = ["method.name=dynammo", "method.adapt.epochs=1", "method.balance.epochs=1", "memory.exemplars=60"]
+    for method in ([], lora):
+        words = [word for pair in (*few, *method) for word in ("--set", pair)]
+        done = CliRunner().invoke(app, ["deploy", str(configs / "deployed_vit.yaml"), *words])
+        assert done.exit_code == 0, done.output
 
 
 @pytest.mark.soak
