@@ -59,7 +59,7 @@ class FeatureSettings(MethodSettings):
     multi_scale: MultiScale = True
     pooling: Pooling = Field(
         default="mean",
-        description="pooling of these maps; mean: each channel's mean; spread: its mean and standard "
+        description="pooling of maps from inside the network; mean: each channel's mean; spread: its mean and standard "
         "deviation; grid: its mean in each quarter of the map, and its standard deviation",
     )
 
