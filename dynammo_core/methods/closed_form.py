@@ -17,7 +17,13 @@ from dynammo_core.methods.base import Method
 from dynammo_core.methods.decisions import CLASSES, DecisionRule, Prediction
 from dynammo_core.methods.governance import Governance
 from dynammo_core.models.backbones import Backbone
-from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, MultiScaleBackbone, Pooling
+from dynammo_core.models.incremental_model import (
+    AdaptedBackbone,
+    BlockwiseBackbone,
+    IncrementalModel,
+    MultiScaleBackbone,
+    Pooling,
+)
 from dynammo_core.models.ridge.head import RidgeHead
 from dynammo_core.plan import (
     Archive,
@@ -38,13 +44,22 @@ STRETCH = 4
 """Power of the odds of the open-set score: it keeps their order, and spreads them over the bins that sites count in."""
 
 
+MultiScale: TypeAlias = Annotated[
+    bool | Literal["blocks"],
+    Field(
+        description="use maps from inside the network, pooled, beside the last features; true: the inputs of every "
+        "stage; blocks: the outputs of every block, before the first stage too"
+    ),
+]
+
+
 class FeatureSettings(MethodSettings):
     """The features of the frozen network that are classified."""
 
-    multi_scale: bool = Field(default=True, description="use the pooled inputs of every stage beside the last features")
+    multi_scale: MultiScale = True
     pooling: Pooling = Field(
         default="mean",
-        description="pooling of the stages' inputs; mean: each channel's mean; spread: its mean and standard "
+        description="pooling of maps from inside the network; mean: each channel's mean; spread: its mean and standard "
         "deviation; grid: its mean in each quarter of the map, and its standard deviation",
     )
 
@@ -118,6 +133,8 @@ SUMS_GOVERNANCE = Governance(obstacle_to_privacy=by_example_alone, misfit=misfit
 
 def scales(params: FeatureSettings, backbone: Backbone) -> AdaptedBackbone:
     """Make the extractor that the settings name, on a backbone, without adapters."""
+    if params.multi_scale == "blocks":
+        return BlockwiseBackbone(backbone, params.pooling)
     return MultiScaleBackbone(backbone, params.pooling) if params.multi_scale else AdaptedBackbone(backbone)
 
 

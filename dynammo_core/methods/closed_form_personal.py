@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from dynammo_core.methods.base import Method
-from dynammo_core.methods.closed_form import HEAD, ridge_head, shares
+from dynammo_core.methods.closed_form import HEAD, SHARPNESS, ridge_head, shares
 from dynammo_core.methods.closed_form_sums import SUMS, check_weights
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.ridge.head import RidgeHead
@@ -65,7 +65,9 @@ def own_heads(
     alone = mixed(common, own, math.inf)
     apart = solve(alone, method.params.regulariser)
     together = solve(mixed(common, own, 0.0), method.params.regulariser)
-    beta = best_beta(common, own, images, lambda head, beta: solve(head, apart if math.isinf(beta) else together))
+    beta = best_beta(
+        common, own, images, lambda head, beta: solve(head, apart if math.isinf(beta) else together), SHARPNESS
+    )
     logger.info("the site's own head: common sums + %g own", beta)
     if not beta:
         return {PERSONAL: {}, ALONE: _answers(alone)}

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from dynammo_core.methods.base import Method
-from dynammo_core.methods.closed_form import FeatureSettings
+from dynammo_core.methods.closed_form import FeatureSettings, MultiScale
 from dynammo_core.methods.decisions import CLASSES
 from dynammo_core.methods.feature_maps import MappedBackbone, Tukey, TukeyPower, features_to_map
 from dynammo_core.methods.governance import Governance
@@ -23,7 +23,7 @@ from dynammo_core.plan import Archive, Stage, Summarise
 class FeCAMSettings(FeatureSettings):
     """The features, by default the last ones alone, and how their covariance is estimated."""
 
-    multi_scale: bool = False
+    multi_scale: MultiScale = False
     covariance: Literal["shared", "class"] = Field(
         default="shared",
         description="which covariances there are; shared: one within all classes; class: one for each, of which every "

@@ -16,6 +16,7 @@ from dynammo_core.methods.closed_form import (
     SUMS_GOVERNANCE,
     ClosedFormSettings,
     LargestLabel,
+    MultiScale,
     grow_ridge,
 )
 from dynammo_core.methods.closed_form_personal import evaluation
@@ -30,7 +31,7 @@ from dynammo_core.support.seeding import seeded_generator
 class RanPACSettings(ClosedFormSettings):
     """The random layer, by default on the last features alone, as published."""
 
-    multi_scale: bool = False
+    multi_scale: MultiScale = False
     projection_size: int = Field(default=2000, ge=1, description="number of random features that are classified")
     projection_seed: int = Field(
         default=0, ge=0, description="seed of the random features, with which the server and all sites draw the same"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -123,6 +124,68 @@ class MultiScaleBackbone(AdaptedBackbone):
         inputs, features = self.backbone.stage_inputs(maps, self.adapters)
         pooled = [pool(own) for pool in POOLS[self.pooling] for own in inputs]
         return torch.cat([*pooled, features], dim=1)
+
+
+class BlockwiseBackbone(AdaptedBackbone):
+    """Puts the pooled outputs of every block before the features: all scales that the same pass goes through.
+
+    A block is a step of the network, before the first stage too, that is made of modules with weights.
+
+    Args:
+        backbone: the network.
+        pooling: how the blocks' outputs are pooled, as by `MultiScaleBackbone`.
+
+    Raises:
+        ConfigError: the network is no chain of blocks.
+    """
+
+    def __init__(self, backbone: Backbone, pooling: Pooling = "mean") -> None:
+        if not backbone.stages:
+            raise ConfigError(
+                "method.multi_scale: blocks needs a backbone that is a chain of blocks, and this one is not",
+                remedy="Set method.multi_scale: true to use the maps of its stages, or false if it gives none",
+            )
+        super().__init__(backbone)
+        self.pooling = pooling
+        with torch.no_grad():  # shapes alone: nothing is computed, and no batch-norm statistics move
+            shapes, _ = _block_outputs(copy.deepcopy(backbone).to("meta"), torch.empty(2, 3, 224, 224, device="meta"))
+        self.feature_dim = len(POOLS[pooling]) * sum(maps.shape[1] for maps in shapes) + backbone.feature_dim
+
+    def embed_last(self, inputs: Tensor, *, start: Level) -> Tensor:
+        """Return the backbone's own features Tensor[B, D]; the level of its prefix is the images themselves."""
+        if start == "features":
+            return super().embed_last(inputs, start=start)
+        features: Tensor = self.backbone(inputs, self.adapters)
+        return features
+
+    def _prefix(self, images: Tensor) -> Tensor:
+        return images  # the blocks of the backbone's prefix are pooled, too
+
+    def _from_prefix(self, maps: Tensor) -> Tensor:
+        outputs, features = _block_outputs(self.backbone, maps, self.adapters)
+        pooled = [pool(own) for pool in POOLS[self.pooling] for own in outputs]
+        return torch.cat([*pooled, features], dim=1)
+
+
+def _block_outputs(
+    backbone: Backbone, images: Tensor, adapters: Iterable[nn.Module] | None = None
+) -> tuple[list[Tensor], Tensor]:
+    """Return the maps Tensor[B, C_i, H_i, W_i] after every block, and the features Tensor[B, D]."""
+    outputs, maps = list[Tensor](), images
+    before = [nn.Identity()] * len(backbone.stages) if adapters is None else adapters
+    for adapter, section in zip((nn.Identity(), *before), (backbone.prefix, *backbone.stages), strict=True):
+        maps = adapter(maps)
+        for step in section.children():
+            maps = step(maps)
+            if _is_block(step):
+                outputs.append(maps)
+    return outputs, backbone.head(maps)
+
+
+def _is_block(step: nn.Module) -> bool:
+    """Say whether a step of a network is made of modules with weights, and has none of its own."""
+    own, all_ = ({*step.parameters(recurse=recurse)} for recurse in (False, True))
+    return not own and bool(all_)
 
 
 class ParallelBackbones(Extractor):

@@ -36,6 +36,8 @@ def test_features_are_powers_averaged_with_those_of_the_mirror_image() -> None:
     assert min(features.min() for features in signed) >= 0  # behind a ReLU
     torch.testing.assert_close(made.extractor(images), (signed[0].sqrt() + signed[1].sqrt()) / 2)
     torch.testing.assert_close(made.extractor(images.flip(3)), made.extractor(images))
+    grow_frozen(settings.model_copy(update={"multi_scale": "blocks"}), made := IncrementalModel(backbone), 0)
+    assert made.extractor.feature_dim == plain.extractor.feature_dim + backbone.feature_dim  # the last of its blocks
 
 
 def test_probabilities_are_sharpened_and_answers_are_those_of_the_regressed_labels() -> None:

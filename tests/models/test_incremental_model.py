@@ -10,16 +10,19 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.models.adapters import AdapterSet
-from dynammo_core.models.backbones import build_backbone
+from dynammo_core.models.backbones import Backbone, build_backbone
+from dynammo_core.models.description import untrained
 from dynammo_core.models.heads import LinearHead
 from dynammo_core.models.incremental_model import (
     POOLS,
     AdaptedBackbone,
+    BlockwiseBackbone,
     IncrementalModel,
     MultiScaleBackbone,
     ParallelBackbones,
 )
 from dynammo_core.models.names import Level, matching, travelling_names
+from dynammo_core.support.errors import ConfigError
 from dynammo_core.support.seeding import seeded_initialisation
 
 LEVELS: tuple[Level, ...] = ("images", "prefix", "features")
@@ -231,11 +234,28 @@ def test_pooled_are_the_means_and_spreads_of_each_stages_inputs_before_the_featu
 
 
 @torch.no_grad()
+def test_blocks_are_pooled_before_the_first_stage_too() -> None:
+    plain = extractor()
+    made = BlockwiseBackbone(plain.backbone).eval()
+    made.adapters = plain.adapters
+    maps, last = plain.backbone.stage_outputs(images(), plain.adapters)
+    expected = [one.mean(dim=(2, 3)) for one in (plain.backbone.prefix(images()), *maps)]
+    torch.testing.assert_close(made(images()), torch.cat([*expected, last], dim=1))
+    for network, widths in (("small_cnn", (8, 16, 32, 64)), ("efficientnet_lite0", (16, 24, 40, 80, 112, 192, 320))):
+        shapes = untrained(network, None)  # a Lite0 has seven blocks; its stem and head, single layers, are none
+        assert BlockwiseBackbone(shapes, "spread").feature_dim == 2 * sum(widths) + shapes.feature_dim
+    with pytest.raises(ConfigError, match="chain of blocks"):
+        BlockwiseBackbone(Backbone(nn.Identity(), (), (), 4))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("start", LEVELS)
 def test_the_last_features_are_the_backbones_own_from_every_level(start: Level) -> None:
     plain = extractor()
-    for pooling in POOLS:
-        made = MultiScaleBackbone(plain.backbone, pooling).eval()
+    for made in (
+        BlockwiseBackbone(plain.backbone).eval(),
+        *(MultiScaleBackbone(plain.backbone, pooling).eval() for pooling in POOLS),
+    ):
         made.adapters = plain.adapters
         inputs = made.embed(images(), start="images", end=start)
         torch.testing.assert_close(made.embed_last(inputs, start=start), plain(images()))

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from dynammo_core.models.ridge.head import RidgeHead
 
@@ -85,23 +86,29 @@ def folds(images: OwnImages, count: int = FOLDS) -> Tensor:
 
 
 def best_beta(
-    common: RidgeHead, own: RidgeHead, images: OwnImages, solve: Callable[[RidgeHead, float], object]
+    common: RidgeHead,
+    own: RidgeHead,
+    images: OwnImages,
+    solve: Callable[[RidgeHead, float], object],
+    sharpness: float,
 ) -> float:
-    """Choose how much a site's own sums count: the beta with the highest mean class recall over its own images.
+    """Choose how much a site's own sums count: the beta that explains its own images best, each class alike.
 
     Each fold of patients is tested with sums from which it is subtracted; the common ones stay whole where they cannot
-    hold the images, as those of a site that was away. Of equal betas the smallest is chosen, and 0 unless another gains
-    more than one standard error: few images decide nothing.
+    hold the images, as those of a site that was away. What counts is the log-likelihood of the labels, a mean of the
+    classes' means: where a class has nine images, their recall moves in ninths, and chance decides. Of equal betas the
+    smallest is chosen, and 0 unless another gains more than one standard error: few images decide nothing.
 
     Args:
         common: the sums of all sites, this one's among them.
         own: the site's own, as `own_sums` makes them.
         images: those that the own sums consist of, or some of them.
         solve: sets a head's weights from its sums, for a beta.
+        sharpness: what a head's outputs are multiplied by before their softmax, which makes probabilities of them.
     """
     fold, places = folds(images), own.targets(images.labels)
     contained = bool((common.counts >= own.counts).all())
-    right = torch.zeros(len(BETAS), len(images.labels), dtype=torch.float64)
+    likelihood = torch.zeros(len(BETAS), len(images.labels), dtype=torch.float64)
     for number in range(int(fold.max()) + 1):
         tested = fold == number
         left_out = images.subset(tested)
@@ -109,20 +116,20 @@ def best_beta(
         for at, beta in enumerate(BETAS):
             head = mixed(shared, kept, beta)
             solve(head, beta)
-            answered = head(images.features[tested]).argmax(dim=1)
-            right[at, tested] = (answered == places[tested]).double().cpu()
-    gain, error = _gains(right - right[0], images.labels.cpu())
+            outputs = sharpness * head(images.features[tested])
+            likelihood[at, tested] = -cross_entropy(outputs, places[tested], reduction="none").double().cpu()
+    gain, error = _gains(likelihood - likelihood[0], images.labels.cpu())
     best = int(gain.argmax())
     return BETAS[best] if gain[best] > error[best] else 0.0
 
 
 def _gains(better: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return by how much the mean class recall differs, Tensor[B], and the standard errors of that.
+    """Return the mean of the classes' means of what is gained, Tensor[B], and the standard errors of that.
 
     All classes are taken to vary alike about their means, lest one of few images count as certain.
 
     Args:
-        better: 1 where an answer is right and was wrong, -1 where it is wrong and was right, else 0: Tensor[B, N].
+        better: what each image gains over the common classifier, Tensor[B, N].
         labels: of the images, Tensor[N].
     """
     classes, place, counts = torch.unique(labels, return_inverse=True, return_counts=True)

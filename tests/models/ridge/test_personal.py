@@ -70,5 +70,5 @@ def test_a_site_like_the_others_takes_the_common_classifier_and_an_odd_one_its_o
     for shift, least, most in ((0.0, 0.0, 0.0), (4.0, 1.0, math.inf)):
         images = site(1, shift)
         common, own = together([images, *others]), own_sums(images, ROWS)
-        assert least <= best_beta(common, own, images, solve) <= most
+        assert least <= best_beta(common, own, images, solve, 8) <= most
     assert BETAS[0] == 0 and math.isinf(BETAS[-1])
