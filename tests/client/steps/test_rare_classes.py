@@ -120,6 +120,31 @@ def test_a_small_memory_is_no_small_count(tmp_path: Path) -> None:
     assert site.memory().samples.class_counts(4) == [4, 4, 0, 0]
 
 
+@pytest.mark.parametrize(("fewest", "sent"), [(4, [4, 0, 0, 0]), (5, [])])
+def test_features_before_and_after_are_summed_over_enough_images_or_not_at_all(
+    tmp_path: Path, fewest: int, sent: list[int]
+) -> None:
+    """They are sums over all classes together; this site has four exemplars, and none of the new classes."""
+    sections = {
+        "memory": {"exemplars": 4},
+        "tasks": {"sizes": [2, 2]},
+        "backbone": {
+            "name": "small_cnn",
+            "weights": "random",
+            "changes": [{"task": 2, "name": "small_cnn", "weights": "random"}],
+        },
+    }
+    experiment = Experiment(deployed(["alpha"], CLASSES, "moving_ridge", {**sections, "method": {"adapters": False}}))
+    site_yaml = make_hospital(tmp_path / "alpha", "alpha", with_images(tmp_path, "alpha", {"0": 12}))
+    (site_yaml.parent / "policy.yaml").write_text(f"fewest_images: {fewest}")
+    asked = {}
+    for task, stage in ((0, "remember"), (1, "pairs")):
+        question = instruction(experiment, step_of(experiment, task, stage), 0, Path("/server"))
+        asked[stage] = answer(question, Hospital(site_yaml).open(Request(question, {})))
+    assert asked["remember"].class_counts == [4, 0, 0, 0]
+    assert ([] if asked["pairs"].abstained else asked["pairs"].class_counts) == sent
+
+
 def test_a_class_that_becomes_common_is_learnt_with_the_next_task(tmp_path: Path) -> None:
     config = deployed(["alpha"], ["0", "1", "2", "3"])
     site_yaml = make_hospital(tmp_path / "alpha", "alpha", with_images(tmp_path, "alpha", {"0": 9, "1": 3, "2": 9}))
