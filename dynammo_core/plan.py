@@ -186,8 +186,8 @@ class Summarise(LearningStage):
         computes_privately: the same under `privacy.mechanism: example`.
         counts_alone: whether the private answer holds nothing but noised numbers that are paid for already.
         beside_teacher: whether the features are those of the previous task's model, then those of this one.
-        correct: what the server does once sites have taken withdrawn records out of the sums that it keeps of all past
-            images; None if it keeps no such sums.
+        keeps_sums: whether the server adds what this stage brings to sums of all past images.
+        correct: what the server does once sites have taken withdrawn records out of these sums; None if they cannot.
     """
 
     action = Action.SUMMARISE
@@ -197,17 +197,13 @@ class Summarise(LearningStage):
     computes_privately: ComputesPrivately = field(default=_no_private_twin, compare=False, repr=False)
     counts_alone: bool = False
     beside_teacher: bool = False
+    keeps_sums: bool = False
     correct: Finish | None = field(default=None, compare=False, repr=False)
 
     @property
     def costs_privacy(self) -> bool:
         """Whether a site's answer says more of its images than their noised numbers do, and is paid for."""
         return not self.counts_alone
-
-    @property
-    def keeps_sums(self) -> bool:
-        """Whether the server adds what this stage brings to sums of all past images."""
-        return self.correct is not None
 
     def correction(self) -> Forget | None:
         """Make the stage, beside the plan, in which withdrawn records leave the sums that this one brought, if any."""
@@ -221,6 +217,7 @@ class Summarise(LearningStage):
             learns_from=self.learns_from,
             computes=self.computes,
             finish=self.correct,
+            keeps_sums=True,
         )
 
 
@@ -229,11 +226,6 @@ class Forget(Summarise):
     """Sites send the negative of what they computed of withdrawn records, and the server corrects its sums."""
 
     action = Action.FORGET
-
-    @property
-    def keeps_sums(self) -> bool:
-        """Whether the server adds what this stage brings to sums of all past images: it always does."""
-        return True
 
 
 @dataclass(frozen=True)

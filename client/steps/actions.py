@@ -147,7 +147,7 @@ def answer_summarise(assignment: Assignment, stage: Summarise) -> Report:
         return Report(abstained=True)
     if stage.beside_teacher and not assignment.site.fewest.enough(samples.patient_ids):
         return Report(abstained=True)  # they are summed as if of one class
-    if assignment.site.sums is not None and stage.correct is not None:
+    if assignment.site.sums is not None and stage.keeps_sums:
         samples = kept_apart(assignment.site, assignment.site.sums, samples)
         if len(samples) < FEWEST_SAMPLES:
             return Report(abstained=True)

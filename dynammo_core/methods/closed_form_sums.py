@@ -57,14 +57,19 @@ def balanced_sums(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[St
     return _counted_sums(method, needed, new_and_exemplars, balance_classes, solve)
 
 
-def streamed_sums(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[Stage, ...]:
+def streamed_sums(method: Method[Any], needed: tuple[str, ...] = (), *, corrected: bool = True) -> tuple[Stage, ...]:
     """List the stages that sum over every image once, at its site, in the task with which its class reaches the site.
 
-    Sites first count, as for `balanced_sums`, whose arguments these are. The server keeps the totals, so that withdrawn
-    records can be subtracted again.
+    Sites first count, as for `balanced_sums`. The server keeps the totals, so that withdrawn records can be subtracted
+    again.
+
+    Args:
+        method: whose stages they are.
+        needed: patterns of the tensors that a site must be sent before it can compute features.
+        corrected: whether they can: not if the totals have moved since.
     """
-    correct = partial(add_to_totals, method, corrects=True)
-    return _counted_sums(method, needed, new_images, weigh_new_classes, add_to_totals, correct)
+    correct = partial(add_to_totals, method, corrects=True) if corrected else None
+    return _counted_sums(method, needed, new_images, weigh_new_classes, add_to_totals, correct, keeps_sums=True)
 
 
 def resummed(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[Stage, ...]:
@@ -82,6 +87,8 @@ def _counted_sums(
     weigh: Callable[[Method[Any], IncrementalModel, Archive, int], None],
     finish: Callable[[Method[Any], IncrementalModel, Archive, int], None],
     correct: Finish | None = None,
+    *,
+    keeps_sums: bool = False,
 ) -> tuple[Stage, ...]:
     """List two stages: in one sites count their images of each class, in the other they sum with weights made of it.
 
@@ -110,6 +117,7 @@ def _counted_sums(
         computes=sums(),
         computes_privately=noised_sums(method.privacy.feature_norm),
         finish=partial(finish, method),
+        keeps_sums=keeps_sums,
         correct=correct,
     )
     return count, add

@@ -89,6 +89,7 @@ class FeCAM(Method[FeCAMSettings]):
             learns_from=new_images,
             computes=sums_by_head,
             finish=self.solve,
+            keeps_sums=True,
             correct=partial(self.solve, corrects=True),
         )
         return (add,)

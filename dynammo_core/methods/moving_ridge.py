@@ -122,7 +122,7 @@ class MovingRidge(Method[MovingRidgeSettings]):
         return (
             *adapted,
             *self._pairs(task),
-            *(resummed(self, NEEDED) if self.params.past == "anew" else streamed_sums(self, NEEDED)),
+            *(resummed(self, NEEDED) if params.past == "anew" else streamed_sums(self, NEEDED, corrected=False)),
             Remember(down=self.deployed, finish=self.keep_teacher),
         )
 
