@@ -8,6 +8,8 @@ so far stands in the archive, so that a resumed run goes on as if it had never s
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -77,11 +79,28 @@ def rounds_of(stages: Sequence[Stage]) -> Iterator[tuple[Stage, int]]:
 def _part(learns_from: LearnsFrom, share: float, *, held_out: bool) -> LearnsFrom:
     def chosen(rehearsal: Rehearsal) -> Samples:
         samples = learns_from(rehearsal)
-        seeds = (derive_seed(rehearsal.seed, "held out", patient) for patient in samples.patient_ids)
-        drawn = [seed < share * 2**63 for seed in seeds]
-        return samples.subset([place for place, out in enumerate(drawn) if out is held_out])
+        out = _held_out(samples, share, rehearsal)
+        return samples.subset([at for at, who in enumerate(samples.patient_ids) if (who in out) is held_out])
 
     return chosen
+
+
+def _held_out(samples: Samples, share: float, rehearsal: Rehearsal) -> set[str]:
+    """Draw the patients that are held out: of no class so that the part held out, or the rest, would be too few."""
+    out = {who for who in samples.patient_ids if derive_seed(rehearsal.seed, "held out", who) < share * 2**63}
+    shown_in: dict[int, list[str]] = defaultdict(list)
+    for who, label in zip(samples.patient_ids, samples.labels.tolist(), strict=True):
+        shown_in[label].append(who)
+
+    def too_few(part: list[str]) -> bool:
+        return len(part) < rehearsal.fewest_images or len(set(part)) < rehearsal.fewest_patients
+
+    for _ in shown_in:  # whoever comes back for one class may leave another with too few
+        for shown in shown_in.values():
+            held, rest = ([who for who in shown if (who in out) is side] for side in (True, False))
+            if held and (too_few(held) or too_few(rest)):
+                out -= {*held}
+    return out
 
 
 def note_round(model: IncrementalModel, archive: Archive, step: Step, trained: Sequence[str], loss: float) -> bool:
@@ -99,7 +118,7 @@ def note_round(model: IncrementalModel, archive: Archive, step: Step, trained: S
     """
     assert isinstance(step.stage, Check)
     state = model.state_dict()
-    if LOSS not in archive or not loss >= float(archive[LOSS]):  # nan is not: the newest is kept
+    if LOSS not in archive or loss < float(archive[LOSS]) or math.isnan(float(archive[LOSS])):  # of none the newest
         archive[LOSS] = torch.tensor(loss, dtype=torch.float64)
         archive[ROUND] = torch.tensor(step.round)
         archive.update({f"{BEST}{name}": state[name].clone() for name in trained})

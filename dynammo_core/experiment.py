@@ -263,7 +263,7 @@ class Experiment:
             sites, image_bytes = self.config.federation.sites, 3 * size**2
             check_room(self.config.memory, classes=classes, sites=sites, image_bytes=image_bytes)
         _ = self.device
-        self.networks.check()
+        self.networks.check(len(self.stream))
         for task in self.networks.first_tasks:
             size, name = self.config.data.image_size, self.config.backbone_of(task).name
             require_passage(self.build_model(task).extractor, size, name)

@@ -51,13 +51,18 @@ class Networks:
         """Return the first task of each network."""
         return (0, *(later.task - 1 for later in self._config.backbone.changes))
 
-    def check(self) -> None:
+    def check(self, tasks: int) -> None:
         """Refuse networks that want each its own pixels, as exemplars serve all, and sites' statistics of one alone.
 
         Raises:
-            ConfigError: `data.normalisation` is `backbone` and the networks differ, or sites keep statistics of their
-                own.
+            ConfigError: `data.normalisation` is `backbone` and the networks differ, sites keep statistics of their
+                own, or a network would come after the last of so many tasks.
         """
+        for later in self._config.backbone.changes:
+            if later.task > tasks:
+                raise ConfigError(
+                    f"backbone.changes brings {later.name} with task {later.task} of {tasks}", accepted=f"2 to {tasks}"
+                )
         own = self._config.scanners.own_statistics
         if self._config.backbone.changes and own != "none":
             raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from small_runs import Outcome, Stopped, events, run_small, small_config, small_
 
 from dynammo_core.best_round import BEST, OVER, Check, close, left_out, note_round
 from dynammo_core.configuration.config import resolve
+from dynammo_core.data.samples import Samples
 from dynammo_core.experiment import Experiment
 from dynammo_core.models.heads import LinearHead
 from dynammo_core.plan import Fit, Step
@@ -53,6 +55,20 @@ def test_no_patient_is_trained_on_and_tested_on_and_the_same_are_held_out_each_t
         assert 0.2 < len(tested) / len(everything) < 0.6  # a share of 0.4
 
 
+@pytest.mark.parametrize(("fewest", "split"), [(1, {0, 1}), (8, {0})])
+def test_no_class_is_split_so_that_a_part_of_it_is_too_few(tmp_path: Path, fewest: int, split: set[int]) -> None:
+    """Of 100 and of 8 images: a hospital that tells of 8 or more trains on all 8, and holds out none of them."""
+    fit, check = checked()
+    held = small_site(Experiment(small_config("dynammo", KEEP)), 0, tmp_path).rehearsal(0)
+    labels = torch.tensor([0] * 100 + [1] * 8)
+    images = Samples(torch.zeros(108, 1, 8, 8, dtype=torch.uint8), labels, tuple(map(str, range(108))))
+    few = replace(held, new=images, memory=Samples.empty(), fewest_images=fewest)
+    trained, tested = (stage.learns_from(few).class_counts(2) for stage in (fit, check))
+    assert [one + other for one, other in zip(trained, tested, strict=True)] == [100, 8]
+    assert {label for label in (0, 1) if tested[label]} == split
+    assert all(count == 0 or count >= fewest for count in (*trained, *tested))
+
+
 def noted(losses: list[float], patience: int | None) -> tuple[float, int]:
     """The weight that is left after rounds with these losses, in each of which it grows by 1, and the rounds done."""
     _, check = checked(len(losses), patience)
@@ -73,6 +89,7 @@ def noted(losses: list[float], patience: int | None) -> tuple[float, int]:
         ([3, 1, 2, 0.5], 2, 3, 4),
         ([1, 1, 1], 2, 0, 3),
         ([math.nan, math.nan, math.nan], None, 2, 3),
+        ([0.1, math.nan, 5, 9], None, 0, 4),
     ],
 )
 def test_the_round_with_the_least_loss_is_kept(

@@ -98,6 +98,10 @@ def test_what_cannot_change_networks_is_refused_in_a_sentence() -> None:
     settings["data"]["normalisation"] = "backbone"
     with pytest.raises(ConfigError, match=r"differs between the networks.*Set data.normalisation"):
         Experiment(resolve(settings, "test", {})).check()
+    with pytest.raises(ConfigError, match="past: kept leaves sums of another network's features"):
+        config(LATER, past="kept")
+    with pytest.raises(ConfigError, match=r"with task 9 of 3.*2 to 3"):
+        Experiment(config({**LATER, "task": 9})).check()
     settings = config(LATER).model_dump(mode="json")
     settings["scanners"]["own_statistics"] = "frozen"
     with pytest.raises(ConfigError, match="own_statistics: frozen keeps statistics of one network"):

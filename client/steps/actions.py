@@ -18,6 +18,7 @@ from dynammo_core.best_round import Check
 from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
 from dynammo_core.deployed.model_files import answering_tensors, tensors_sha256
 from dynammo_core.memory.rehearsal import remember
+from dynammo_core.methods.rehearsal import Rehearsal
 from dynammo_core.plan import PERSONAL, Evaluate, Fit, Forget, LossContext, Remember, Summarise
 from dynammo_core.privacy.client_level import shortened_update
 from dynammo_core.scoring.evaluation import answer_counts, confusion_counts, predictions
@@ -124,9 +125,9 @@ def answer_fit(assignment: Assignment, stage: Fit) -> Report:
 
 @torch.no_grad()
 def answer_check(assignment: Assignment, stage: Check) -> Report:
-    """Compute the mean loss of the weights received on images that the stage does not train on; abstain with few."""
+    """Compute the mean loss of the weights received on images that the stage holds out; abstain without any."""
     samples = stage.learns_from(assignment.site.rehearsal(assignment.step.task))
-    if not len(samples) or not assignment.site.fewest.enough(samples.patient_ids):
+    if not len(samples):
         return Report(abstained=True)
     batches = EpochBatches(assignment, samples, stage.inputs)
     assignment.model.eval()
@@ -142,17 +143,33 @@ def answer_check(assignment: Assignment, stage: Check) -> Report:
 @torch.no_grad()
 def answer_summarise(assignment: Assignment, stage: Summarise) -> Report:
     """Compute the stage's statistics over its training set; abstain without samples."""
-    samples = stage.learns_from(assignment.site.rehearsal(assignment.step.task))
+    site = assignment.site
+    rehearsal = site.rehearsal(assignment.step.task)
+    if stage.beside_teacher:
+        rehearsal = _enough_beside(assignment, rehearsal)
+    samples = stage.learns_from(rehearsal)
+    if site.sums is not None and stage.keeps_sums and len(samples):
+        samples = kept_apart(site, site.sums, samples)
     if len(samples) < FEWEST_SAMPLES:
         return Report(abstained=True)
-    if stage.beside_teacher and not assignment.site.fewest.enough(samples.patient_ids):
-        return Report(abstained=True)  # they are summed as if of one class
-    if assignment.site.sums is not None and stage.keeps_sums:
-        samples = kept_apart(assignment.site, assignment.site.sums, samples)
-        if len(samples) < FEWEST_SAMPLES:
-            return Report(abstained=True)
-        assignment.site.sums.note(assignment.step.contribution, samples)
+    if site.sums is not None and stage.keeps_sums:
+        site.sums.note(assignment.step.contribution, samples)
     return Report(False, _sums(assignment, stage, samples), {"class_counts": _counts(assignment, samples)})
+
+
+def _enough_beside(assignment: Assignment, rehearsal: Rehearsal) -> Rehearsal:
+    """Leave out what the difference of two sums over old and new features, or of one and a sum kept, would tell of.
+
+    New images are held apart from all that was summed, and noted as a sum of their own; exemplars, which a difference
+    shows by themselves, are enough or none.
+    """
+    site, new, memory = assignment.site, rehearsal.new, rehearsal.memory
+    if site.sums is not None and len(new):
+        new = kept_apart(site, site.sums, new)
+        site.sums.note(assignment.step.contribution, new)
+    if not site.fewest.enough(memory.patient_ids):
+        memory = Samples.empty()
+    return replace(rehearsal, new=new, memory=memory)
 
 
 @torch.no_grad()

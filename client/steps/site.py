@@ -154,6 +154,7 @@ class Site:
             site=self.index,
             learnt=len(self.experiment.stream.seen(task - 1)),
             fewest_patients=self.fewest.patients,
+            fewest_images=self.fewest.images,
         )
 
     def new_images(self, task: int) -> Samples:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from dynammo_core.configuration.federation import FederationSettings
-from dynammo_core.configuration.settings import BackboneSettings
+from dynammo_core.configuration.settings import BackboneSettings, FirstBackbone
 from dynammo_core.methods.adapted_closed_form import (
     DEPLOYED,
     NEEDED,
@@ -68,6 +68,10 @@ def misfit(params: MovingRidgeSettings, federation: FederationSettings, backbone
     """Explain why the merge does not go with those sections, or why sums that have moved serve no site's own head."""
     if params.personal:
         return "personal needs sums that still hold a site's own images as they are; set method.personal: false"
+    if params.past == "kept" and isinstance(backbone, FirstBackbone) and backbone.changes:
+        return "past: kept leaves sums of another network's features, which fit no other; set method.past: moved"
+    if params.past == "anew" and federation.site_names:
+        return "past: anew sums all past images in each task, a comparison for simulations; set method.past: moved"
     return misfit_of_merge(params, federation, backbone)
 
 
@@ -98,8 +102,8 @@ class MovingRidge(Method[MovingRidgeSettings]):
         if params.adapters:
             grow_auxiliary(model, self.stream, task)
         grow_ridge(model, self.stream, task)
-        if task:
-            earlier, model.features_before = model.features_before or model.feature_dim, None
+        earlier, model.features_before = model.features_before or model.feature_dim, None
+        if self._pairs(task):
             model.heads[PAIRS] = RidgeHead(earlier + model.feature_dim, (OTHERS,))
 
     def begin_task(self, model: IncrementalModel, archive: Archive, task: int) -> None:

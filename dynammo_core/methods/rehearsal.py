@@ -30,6 +30,7 @@ class Rehearsal:
         site: index of the site.
         learnt: number of classes that were learnt at any site in earlier tasks.
         fewest_patients: number of patients that what is drawn of a class shows, if so many stand behind it.
+        fewest_images: number of images of a class below which none of it is drawn.
     """
 
     task: int
@@ -42,6 +43,7 @@ class Rehearsal:
     site: int = 0
     learnt: int = 0
     fewest_patients: int = 1
+    fewest_images: int = 1
 
     def has_new(self, classes: Sequence[int]) -> bool:
         """Tell whether there are new images of any of these classes."""

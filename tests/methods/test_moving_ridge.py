@@ -106,3 +106,9 @@ def test_sums_move_the_same_however_sites_hold_the_pairs() -> None:
 def test_a_head_of_a_sites_own_is_refused_as_its_images_are_no_longer_in_the_sums() -> None:
     with pytest.raises(ConfigError, match=r"set method.personal: false"):
         resolve({"method": {"name": "moving_ridge", "personal": True}}, "test", {})
+
+
+def test_summing_all_past_images_again_is_for_simulations() -> None:
+    sites = {"federation": {"site_names": ["a", "b", "c"]}, "data": {"dataset": "manifest", "classes": ["x", "y"]}}
+    with pytest.raises(ConfigError, match="past: anew sums all past images"):
+        resolve({"name": "t", "method": {"name": "moving_ridge", "past": "anew"}, **sites}, "test", {})

@@ -120,21 +120,23 @@ def test_a_small_memory_is_no_small_count(tmp_path: Path) -> None:
     assert site.memory().samples.class_counts(4) == [4, 4, 0, 0]
 
 
+TWO_NETWORKS = {
+    "memory": {"exemplars": 4},
+    "method": {"adapters": False},
+    "backbone": {
+        "name": "small_cnn",
+        "weights": "random",
+        "changes": [{"task": 2, "name": "small_cnn", "weights": "random"}],
+    },
+}
+
+
 @pytest.mark.parametrize(("fewest", "sent"), [(4, [4, 0, 0, 0]), (5, [])])
 def test_features_before_and_after_are_summed_over_enough_images_or_not_at_all(
     tmp_path: Path, fewest: int, sent: list[int]
 ) -> None:
     """They are sums over all classes together; this site has four exemplars, and none of the new classes."""
-    sections = {
-        "memory": {"exemplars": 4},
-        "tasks": {"sizes": [2, 2]},
-        "backbone": {
-            "name": "small_cnn",
-            "weights": "random",
-            "changes": [{"task": 2, "name": "small_cnn", "weights": "random"}],
-        },
-    }
-    experiment = Experiment(deployed(["alpha"], CLASSES, "moving_ridge", {**sections, "method": {"adapters": False}}))
+    experiment = Experiment(deployed(["alpha"], CLASSES, "moving_ridge", TWO_NETWORKS))
     site_yaml = make_hospital(tmp_path / "alpha", "alpha", with_images(tmp_path, "alpha", {"0": 12}))
     (site_yaml.parent / "policy.yaml").write_text(f"fewest_images: {fewest}")
     asked = {}
@@ -143,6 +145,20 @@ def test_features_before_and_after_are_summed_over_enough_images_or_not_at_all(
         asked[stage] = answer(question, Hospital(site_yaml).open(Request(question, {})))
     assert asked["remember"].class_counts == [4, 0, 0, 0]
     assert ([] if asked["pairs"].abstained else asked["pairs"].class_counts) == sent
+
+
+def test_an_image_that_waits_is_in_no_sum_of_features_before_and_after(tmp_path: Path) -> None:
+    """Or the difference of the two sums would be that image."""
+    experiment = Experiment(deployed(["alpha"], CLASSES, "moving_ridge", TWO_NETWORKS))
+    site_yaml = make_hospital(tmp_path / "alpha", "alpha", with_images(tmp_path, "alpha", {"2": 7}))
+    (site_yaml.parent / "policy.yaml").write_text("fewest_images: 4")
+    for stage in ("pairs", "count", "sum"):
+        question = instruction(experiment, step_of(experiment, 1, stage), 0, Path("/server"))
+        site = Hospital(site_yaml).open(Request(question, {}))
+        assert site.sums is not None
+        if stage == "pairs":
+            site.sums.note(0, site.new_images(1).subset(range(6)))  # in an earlier sum
+        assert (stage, answer(question, site).class_counts[2]) == (stage, 7 if stage == "count" else 6)
 
 
 def test_a_class_that_becomes_common_is_learnt_with_the_next_task(tmp_path: Path) -> None:

@@ -74,6 +74,16 @@ def test_it_is_that_of_its_stage_and_of_no_step_to_come(tmp_path: Path) -> None:
         assert feedback.before(step_of(EXPERIMENT, task, stage)) == {}
 
 
+def test_a_check_between_the_rounds_loses_nothing(tmp_path: Path) -> None:
+    checked = Experiment(small_config(overrides={"method.balance.rounds": 2, "method.balance.keep": "best"}))
+    first, second = (step_of(checked, 0, "balance", round_) for round_ in (0, 1))
+    assert second.index == first.index + 2
+    feedback = ErrorFeedback(tmp_path)
+    feedback.keep(first, A, B)
+    assert torch.equal(feedback.before(second)[NAME], B[NAME])
+    assert feedback.before(step_of(checked, 1, "balance")) == {}
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "text"])
 def test_a_damaged_file_is_as_none(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     feedback = ErrorFeedback(tmp_path)
