@@ -12,10 +12,11 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 
+from dynammo_core.models.names import remove
 from dynammo_core.plan import Action, Archive, Finish, Fit, LearningStage, LearnsFrom, Stage, Step, nothing
 from dynammo_core.support.seeding import derive_seed
 
@@ -50,9 +51,14 @@ class Check(LearningStage):
         return self.of.rounds
 
 
+def keeps_best(stage: Stage) -> TypeGuard[Fit]:
+    """Tell whether a stage trains, and ends with its best round."""
+    return isinstance(stage, Fit) and stage.optimisation.keep == "best"
+
+
 def with_check(stage: Stage) -> tuple[Stage, ...]:
     """Return a stage, or, if it keeps its best round, the stage on a part of its images and the check on the rest."""
-    if not isinstance(stage, Fit) or stage.optimisation.keep == "last":
+    if not keeps_best(stage):
         return (stage,)
     share = stage.optimisation.held_out
     trains = replace(stage, learns_from=_part(stage.learns_from, share, held_out=False), finish=nothing)
@@ -74,6 +80,11 @@ def rounds_of(stages: Sequence[Stage]) -> Iterator[tuple[Stage, int]]:
             check = stages[place + 1 : place + 2]
             follows = [each for each in check if isinstance(each, Check)]
             yield from ((each, round_) for round_ in range(stage.rounds) for each in (stage, *follows))
+
+
+def first_step(step: Step) -> int:
+    """Return the index of the step with which a stage began that sites train in, by the order of `rounds_of`."""
+    return step.index - step.round * (2 if keeps_best(step.stage) else 1)
 
 
 def _part(learns_from: LearnsFrom, share: float, *, held_out: bool) -> LearnsFrom:
@@ -132,8 +143,7 @@ def note_round(model: IncrementalModel, archive: Archive, step: Step, trained: S
 
 def close(archive: Archive, *, early: bool) -> None:
     """Remove what was noted of a stage's rounds; if it ends `early`, note that those to come are left out."""
-    for name in [name for name in archive if name.startswith(BEST)]:
-        del archive[name]
+    remove(archive, BEST)
     if early:
         archive[OVER] = torch.tensor(1)
 

@@ -25,7 +25,7 @@ class Networks:
 
     def __init__(self, config: Config[Any], *, frozen: bool) -> None:
         self._config = config
-        self.frozen = frozen
+        self._frozen = frozen
         self._built: dict[BackboneSettings, Backbone] = {}
 
     def of(self, task: int) -> Backbone:
@@ -33,13 +33,13 @@ class Networks:
         settings = self._config.backbone_of(task)
         if settings not in self._built:
             backbone = build_backbone(settings, self._config.seed, self._config.data.image_size)
-            self._built[settings] = backbone.freeze() if self.frozen else backbone
+            self._built[settings] = backbone.freeze() if self._frozen else backbone
         return self._built[settings]
 
     def model(self, task: int) -> IncrementalModel:
         """Build a model on the network of a task, with no structure yet."""
         settings, backbone = self._config.backbone_of(task), self.of(task)
-        return IncrementalModel(backbone if self.frozen else copied(backbone), f"{settings.name} {settings.weights}")
+        return IncrementalModel(backbone if self._frozen else copied(backbone), f"{settings.name} {settings.weights}")
 
     @property
     def fingerprint(self) -> str:

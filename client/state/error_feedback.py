@@ -11,9 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from dynammo_core.best_round import first_step
 from dynammo_core.deployed.model_files import tensors_sha256
 from dynammo_core.memory.private_files import write_private
-from dynammo_core.plan import Fit, Step
+from dynammo_core.plan import Step
 
 FILE = "feedback.safetensors"
 BEFORE, AFTER = "before/", "after/"
@@ -44,7 +45,7 @@ class ErrorFeedback:
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             logger.warning("%s is damaged, so its rounding errors are ignored: %s", self.path, error)
             return {}
-        if first != _first(step) or last > step.index:
+        if first != first_step(step) or last > step.index:
             return {}
         part = BEFORE if last == step.index else AFTER
         return {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
@@ -57,11 +58,5 @@ class ErrorFeedback:
         """
         tensors = {f"{BEFORE}{name}": tensor.contiguous() for name, tensor in before.items()}
         tensors |= {f"{AFTER}{name}": tensor.contiguous() for name, tensor in after.items()}
-        notes = {"first": _first(step), "last": step.index, "sha256": tensors_sha256(tensors)}
+        notes = {"first": first_step(step), "last": step.index, "sha256": tensors_sha256(tensors)}
         write_private(self.path, save(tensors, metadata={"notes": json.dumps(notes)}))
-
-
-def _first(step: Step) -> int:
-    """Return the index of the first step of a stage, between whose rounds there may be checks."""
-    checked = isinstance(step.stage, Fit) and step.stage.optimisation.keep == "best"
-    return step.index - step.round * (2 if checked else 1)

@@ -147,13 +147,13 @@ def answer_summarise(assignment: Assignment, stage: Summarise) -> Report:
     rehearsal = site.rehearsal(assignment.step.task)
     if stage.beside_teacher:
         rehearsal = _enough_beside(assignment, rehearsal)
-    samples = stage.learns_from(rehearsal)
-    if site.sums is not None and stage.keeps_sums and len(samples):
-        samples = kept_apart(site, site.sums, samples)
+    samples, note = stage.learns_from(rehearsal), site.sums if stage.keeps_sums else None
+    if note is not None and len(samples):
+        samples = kept_apart(site, note, samples)
     if len(samples) < FEWEST_SAMPLES:
         return Report(abstained=True)
-    if site.sums is not None and stage.keeps_sums:
-        site.sums.note(assignment.step.contribution, samples)
+    if note is not None:
+        note.note(assignment.step.contribution, samples)
     return Report(False, _sums(assignment, stage, samples), {"class_counts": _counts(assignment, samples)})
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dynammo_core.aggregation.batch_norm import is_batch_norm_statistic
 from dynammo_core.configuration.federation import FederationSettings
+from dynammo_core.models.names import remove
 
 FIRST, SECOND = "server_optimizer.m.", "server_optimizer.v."
 """Prefixes of the names, in the archive, of m and v of each tensor, float64."""
@@ -85,5 +86,4 @@ def _still(merged: Tensor, current: Tensor) -> Tensor:
 
 def forget_rounds(archive: MutableMapping[str, Tensor]) -> None:
     """Remove what the optimiser remembers of the rounds of a stage, once that has ended."""
-    for name in [name for name in archive if name.startswith((FIRST, SECOND))]:
-        del archive[name]
+    remove(archive, FIRST, SECOND)

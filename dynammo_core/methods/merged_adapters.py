@@ -23,7 +23,7 @@ from dynammo_core.models import BACKBONES
 from dynammo_core.models.adapters import folded_alphas
 from dynammo_core.models.batch_statistics import batch_statistics
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.models.names import matching
+from dynammo_core.models.names import matching, remove
 from dynammo_core.plan import Archive, Batch, Finish, Stage, Summarise, nothing
 
 STATISTICS = ("extractor.*adapters.*.running_*",)
@@ -82,8 +82,7 @@ def inherit(params: MergeSettings, model: IncrementalModel, archive: Archive, ta
 
 def forget_sets(archive: Archive) -> None:
     """Remove the sets of all tasks, which fit another network, and what is noted of them."""
-    for name in [name for name in archive if name.startswith(("set", INITIAL, FISHER, SAMPLES))]:
-        del archive[name]
+    remove(archive, "set", INITIAL, FISHER, SAMPLES)
 
 
 def adapt_and_merge(params: MergeSettings, stream: TaskStream, task: int, then: Finish = nothing) -> tuple[Stage, ...]:

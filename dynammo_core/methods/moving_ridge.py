@@ -33,7 +33,7 @@ from dynammo_core.methods.merged_adapters import (
 from dynammo_core.methods.rehearsal import new_and_exemplars
 from dynammo_core.models.heads import OTHERS
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.models.names import matching
+from dynammo_core.models.names import matching, remove
 from dynammo_core.models.ridge.drift import estimate_drift
 from dynammo_core.models.ridge.head import RidgeHead
 from dynammo_core.plan import Archive, Remember, Stage, Summarise
@@ -103,7 +103,7 @@ class MovingRidge(Method[MovingRidgeSettings]):
             grow_auxiliary(model, self.stream, task)
         grow_ridge(model, self.stream, task)
         earlier, model.features_before = model.features_before or model.feature_dim, None
-        if self._pairs(task):
+        if self._moves(task):
             model.heads[PAIRS] = RidgeHead(earlier + model.feature_dim, (OTHERS,))
 
     def begin_task(self, model: IncrementalModel, archive: Archive, task: int) -> None:
@@ -115,8 +115,7 @@ class MovingRidge(Method[MovingRidgeSettings]):
 
     def keep_teacher(self, model: IncrementalModel, archive: Archive, task: int) -> None:
         """Keep the adapters that the sums were taken with: the features of the next task are compared with theirs."""
-        for name in matching(list(archive), [f"{TEACHER_PREFIX}*"]):
-            del archive[name]
+        remove(archive, TEACHER_PREFIX)
         state = model.state_dict()
         archive.update({f"{TEACHER_PREFIX}{name}": state[name].clone() for name in matching(state, NEEDED)})
 
@@ -130,10 +129,14 @@ class MovingRidge(Method[MovingRidgeSettings]):
             Remember(down=self.deployed, finish=self.keep_teacher),
         )
 
-    def _pairs(self, task: int) -> tuple[Stage, ...]:
-        """List the stage in which sites sum over old features beside new ones, if features change with the task."""
+    def _moves(self, task: int) -> bool:
+        """Tell whether features change with a task, and the sums of past images with them."""
         changes = task > 0 and (self.params.adapters or task in self.new_networks)
-        if not changes or self.params.past != "moved":
+        return changes and self.params.past == "moved"
+
+    def _pairs(self, task: int) -> tuple[Stage, ...]:
+        """List the stage in which sites sum over old features beside new ones, if the sums are to move."""
+        if not self._moves(task):
             return ()
         stage = Summarise(
             PAIRS,

@@ -98,6 +98,11 @@ POOLS: Mapping[Pooling, tuple[Callable[[Tensor], Tensor], ...]] = {
 """Functions that each turn maps Tensor[B, C, H, W] into one feature per channel, Tensor[B, C]."""
 
 
+def _pooled_before(features: Tensor, maps: Sequence[Tensor], pooling: Pooling) -> Tensor:
+    """Return the pooled maps Tensor[B, C_i, H_i, W_i] and behind them the features Tensor[B, D], in one row."""
+    return torch.cat([*(pool(own) for pool in POOLS[pooling] for own in maps), features], dim=1)
+
+
 class MultiScaleBackbone(AdaptedBackbone):
     """Puts the pooled inputs of every stage before the features: fine and coarse features from the same pass.
 
@@ -122,8 +127,7 @@ class MultiScaleBackbone(AdaptedBackbone):
 
     def _from_prefix(self, maps: Tensor) -> Tensor:
         inputs, features = self.backbone.stage_inputs(maps, self.adapters)
-        pooled = [pool(own) for pool in POOLS[self.pooling] for own in inputs]
-        return torch.cat([*pooled, features], dim=1)
+        return _pooled_before(features, inputs, self.pooling)
 
 
 class BlockwiseBackbone(AdaptedBackbone):
@@ -163,8 +167,7 @@ class BlockwiseBackbone(AdaptedBackbone):
 
     def _from_prefix(self, maps: Tensor) -> Tensor:
         outputs, features = _block_outputs(self.backbone, maps, self.adapters)
-        pooled = [pool(own) for pool in POOLS[self.pooling] for own in outputs]
-        return torch.cat([*pooled, features], dim=1)
+        return _pooled_before(features, outputs, self.pooling)
 
 
 def _block_outputs(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal, Protocol
 
@@ -36,6 +36,12 @@ def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     wanted = [pattern for pattern in every if not pattern.startswith("!")]
     left_out = [pattern[1:] for pattern in every if pattern.startswith("!")]
     return [name for name in names if _fits(name, wanted) and not _fits(name, left_out)]
+
+
+def remove(tensors: MutableMapping[str, Any], *prefixes: str) -> None:
+    """Remove the tensors whose names begin with one of the prefixes."""
+    for name in [name for name in tensors if name.startswith(prefixes)]:
+        del tensors[name]
 
 
 def _fits(name: str, patterns: Iterable[str]) -> bool:
