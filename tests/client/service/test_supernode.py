@@ -139,7 +139,7 @@ def stopped_copy(state: Path) -> Path | None:
     copy = Path("/proc", copies[0])
     with suppress(OSError):
         os.kill(int(copies[0]), signal.SIGSTOP)
-        wait_until(lambda: (state_of(copy) in "TZX"), seconds=5)
+        wait_until(lambda: state_of(copy) in "TZX", seconds=5)
         if state_of(copy) == "T":
             return copy
     return None
