@@ -17,7 +17,7 @@ from packaging.specifiers import SpecifierSet
 from client.consent.settings import SiteSettings
 from client.doctor.findings import Finding
 from dynammo_core.configuration.config import Config
-from dynammo_core.configuration.settings import WEIGHTS_BY_NAME
+from dynammo_core.configuration.settings import WEIGHTS_BY_NAME, BackboneSettings
 from dynammo_core.support.errors import ConfigError
 
 PACKAGE = "federated-dynammo"
@@ -180,14 +180,16 @@ def weights(settings: SiteSettings, config: Config[Any]) -> Iterator[Finding]:
     """Check that this site would start from the same backbone as the others."""
     from dynammo_core.models.backbones import weights_sha256
 
-    backbone = config.backbone
+    networks: list[BackboneSettings] = [*config.backbone.changes]
+    first = config.backbone
     if settings.weights is not None:
-        backbone = backbone.model_copy(update={"weights": settings.weights})
-    elif backbone.weights not in WEIGHTS_BY_NAME:
-        what = f"the experiment takes the weights of {backbone.name} from a file of its own, {backbone.weights}"
+        networks.insert(0, first.model_copy(update={"weights": settings.weights}))
+    elif first.weights in WEIGHTS_BY_NAME:
+        networks.insert(0, first)
+    else:
+        what = f"the experiment takes the weights of {first.name} from a file of its own, {first.weights}"
         yield Finding("weights", "wrong", what, "Name this site's copy of that file as weights in site.yaml")
-        return
-    for network in (backbone, *config.backbone.changes):
+    for network in networks:
         found = weights_sha256(network)  # refuses another hash than backbone.sha256
         what = f"{network.name} from {network.weights}, SHA-256 {found}"
         if network.sha256:

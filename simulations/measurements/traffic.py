@@ -10,7 +10,7 @@ from rich.filesize import decimal
 
 from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.experiment import Experiment
-from dynammo_core.plan import Action
+from dynammo_core.plan import Fit
 from dynammo_core.scoring.cost import method_settings
 from dynammo_core.support.terminal import parse_overrides
 from dynammo_core.wire.compression import CODECS
@@ -57,7 +57,7 @@ def whole_network(config: Config[Any]) -> int:
     state = experiment.build_model(len(experiment.stream) - 1).state_dict()
     network = {name: tensor for name, tensor in state.items() if ".adapters." not in name}
     size = sum(tensor.numel() * tensor.element_size() for tensor in network.values() if tensor.is_floating_point())
-    rounds = sum(step.stage.action is Action.FIT for step in experiment.steps)
+    rounds = sum(isinstance(step.stage, Fit) for step in experiment.steps)
     rounds = rounds or sum(bool(step.stage.up) for step in experiment.steps)
     return int(rounds * size)
 

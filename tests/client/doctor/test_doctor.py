@@ -294,6 +294,11 @@ def test_an_experiment_brings_its_registry_its_sites_and_its_weights(tmp_path: P
     assert f"{'0' * 64} is required" in only(found["weights"], "wrong").what
     found = checked(file, experiment(backbone={"name": "efficientnet_lite0", "weights": "/server/only.pth"}))
     assert "weights in site.yaml" in only(found["weights"], "wrong").remedy
+    later = [{"task": 2, "name": "efficientnet_lite0", "weights": "imagenet"}]
+    grown = {"name": "small_cnn", "weights": "/server/only.pth", "changes": later}
+    found = checked(file, experiment(backbone=grown, method={"name": "moving_ridge"}))
+    assert "from a file of its own, /server/only.pth" in only(found["weights"], "wrong").what
+    assert PACKAGE_SHA256 in only(found["weights"], "note").what  # the network to come is looked at, too
     own = image_site(tmp_path / "own", tmp_path, weights="/site/own.pth")
     assert "/site/own.pth" in only(checked(own, experiment(backbone={"weights": "imagenet"}))["weights"], "wrong").what
     found = checked(file, experiment(federation={"sites": 1, "site_names": ["there"]}, memory={"quota_megabytes": 1e9}))

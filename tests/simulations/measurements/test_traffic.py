@@ -48,6 +48,8 @@ def test_the_whole_network_is_counted_by_hand() -> None:
     whole, channels = whole_network(small_config()), (3, 8, 16, 32, 64)
     network = sum(9 * a * b + 4 * b for a, b in pairwise(channels)) + 3 * 3 * 65
     assert whole == 6 * 4 * network
+    kept = small_config(overrides={"method.adapt.keep": "best", "method.balance.keep": "best"})
+    assert whole_network(kept) == whole  # what tests a round does not train
 
 
 def test_another_method_keeps_what_it_shares() -> None:
