@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from functools import reduce
 from typing import Annotated, TypeAlias
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from dynammo_core.methods.closed_form import ClosedFormSettings, FeatureSettings, scales
 from dynammo_core.models.incremental_model import AdaptedBackbone, Extractor, IncrementalModel
-from dynammo_core.support.errors import ConfigError
 
 
 class FeatureMap(nn.Module):
@@ -49,10 +46,6 @@ class FrozenFeatureSettings(ClosedFormSettings):
     mirrored: bool = Field(
         default=False, description="average each image's features with those of its mirror image, at a second pass"
     )
-    halved: bool = Field(
-        default=False,
-        description="average each image's features with those at half its side, at a pass of a quarter of the cost",
-    )
 
 
 class MappedBackbone(Extractor):
@@ -72,31 +65,20 @@ class MappedBackbone(Extractor):
         return mapped
 
 
-class AveragedViews(Extractor):
-    """Averages the features of several views of an image, so that what changes between them weighs less.
+class MirroredBackbone(Extractor):
+    """Averages the features of an image and of its mirror image, left and right, which most diagnoses do not tell."""
 
-    Args:
-        inner: gives the features of each view.
-        mirrored: also show the mirror image, left and right, which most diagnoses do not tell.
-        halved: also show means of 2 x 2 pixels: a network sees a lesion's structure in one size, its shape in another.
-    """
-
-    def __init__(self, inner: Extractor, mirrored: bool, halved: bool) -> None:
+    def __init__(self, inner: Extractor) -> None:
         super().__init__()
         self.inner = inner
-        self.mirrored = mirrored
-        self.halved = halved
         self.feature_dim = inner.feature_dim
 
     def _prefix(self, images: Tensor) -> Tensor:
         return images
 
     def _from_prefix(self, maps: Tensor) -> Tensor:
-        views = [maps, nn.functional.avg_pool2d(maps, 2)] if self.halved else [maps]
-        if self.mirrored:
-            views = [view for size in views for view in (size, size.flip(3))]
-        total: Tensor = reduce(torch.add, map(self.inner, views))
-        return total / len(views)
+        both: Tensor = self.inner(maps) + self.inner(maps.flip(3))
+        return both / 2
 
 
 def features_to_map(params: FeatureSettings, model: IncrementalModel) -> AdaptedBackbone:
@@ -109,13 +91,7 @@ def grow_frozen(params: FrozenFeatureSettings, model: IncrementalModel, task: in
     """Give the model, with its first task, the features that the settings name."""
     if task:
         return
-    pooled = features_to_map(params, model)
-    made: Extractor = pooled
-    if params.halved and not pooled.backbone.stages:
-        raise ConfigError(
-            "method.halved needs a backbone that is a chain of convolutional stages, which take images of any size",
-            remedy="Set method.halved: false, or choose such a network",
-        )
+    made: Extractor = features_to_map(params, model)
     if params.tukey != 1:
         made = MappedBackbone(made, TukeyPower(made.feature_dim, params.tukey))
-    model.extractor = AveragedViews(made, params.mirrored, params.halved) if params.mirrored or params.halved else made
+    model.extractor = MirroredBackbone(made) if params.mirrored else made

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 import torch
 
 from dynammo_core.configuration.settings import BackboneSettings
@@ -13,7 +12,6 @@ from dynammo_core.methods.feature_maps import FrozenFeatureSettings, grow_frozen
 from dynammo_core.models.backbones import build_backbone
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.ridge.head import RidgeHead
-from dynammo_core.support.errors import ConfigError
 from dynammo_core.support.seeding import seeded_generator
 
 
@@ -38,18 +36,8 @@ def test_features_are_powers_averaged_with_those_of_the_mirror_image() -> None:
     assert min(features.min() for features in signed) >= 0  # behind a ReLU
     torch.testing.assert_close(made.extractor(images), (signed[0].sqrt() + signed[1].sqrt()) / 2)
     torch.testing.assert_close(made.extractor(images.flip(3)), made.extractor(images))
-    grow_frozen(settings.model_copy(update={"halved": True}), halved := IncrementalModel(backbone), 0)
-    means = images.unfold(2, 2, 2).unfold(3, 2, 2).mean(dim=(4, 5))
-    torch.testing.assert_close(halved.extractor(images), (made.extractor(images) + made.extractor(means)) / 2)
     grow_frozen(settings.model_copy(update={"multi_scale": "blocks"}), made := IncrementalModel(backbone), 0)
     assert made.extractor.feature_dim == plain.extractor.feature_dim + backbone.feature_dim  # the last of its blocks
-
-
-def test_half_the_side_needs_a_network_that_takes_any() -> None:
-    model = IncrementalModel(build_backbone(BackboneSettings(name="timm/test_vit", weights="random"), 0, 16))
-    settings = FrozenFeatureSettings(name="streaming_ridge", multi_scale=False, halved=True)
-    with pytest.raises(ConfigError, match="halved needs a backbone that is a chain of convolutional stages"):
-        grow_frozen(settings, model, 0)
 
 
 def test_probabilities_are_sharpened_and_answers_are_those_of_the_regressed_labels() -> None:
