@@ -78,9 +78,7 @@ class SiteRegister:
         nodes = self._control.nodes()
         table = {}
         for name, site in self.load().items():
-            node = nodes.get(site.node, {"status": "unknown to the SuperLink"})
-            since = node.get({"online": "online-at", "offline": "offline-at"}.get(node["status"], ""), "")
-            table[name] = (site, str(node["status"]), str(since))
+            table[name] = (site, *nodes.get(site.node, ("unknown to the SuperLink", "")))
         return table
 
     def add(self, name: str, public_key: Path) -> RegisteredSite:
