@@ -84,11 +84,16 @@ def run_own_server_app(*_: object, grid: Any, context: Any, **__: object) -> Any
     return run(grid=grid, context=context, server_app_dir=str(APP_DIRECTORY), loaded_server_app=app)
 
 
-def keep_to_own_server_app() -> None:
-    """Keep this process from unpacking or loading what a run brings; it uses the installed settings instead."""
+def keep_to_own_server_app(own: bytes = b"") -> None:
+    """Keep this process from unpacking or loading what a run brings; it uses the installed settings instead.
+
+    Args:
+        own: a bundle of the installed code that was made before; another one is compared with what is installed now.
+    """
 
     def compared(bundle: bytes, **_: object) -> Path:
-        refuse_foreign_app(bundle)
+        if bundle != own:
+            refuse_foreign_app(bundle)
         return APP_DIRECTORY
 
     def directory(*_: object) -> Path:
@@ -165,7 +170,7 @@ def become_loaded() -> None:
     """Load what a ServerApp needs, and answer each line of standard input, its arguments, by a copy that is one."""
     from dynammo_core.code_identity import installed_hash, project_hash
 
-    keep_to_own_server_app()
+    keep_to_own_server_app(installed_bundle())
     program = load_program(SERVER_APP)
     for module in ("server.app", "server.run.run", "server.watch.progress"):
         import_module(module)

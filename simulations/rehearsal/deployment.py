@@ -30,7 +30,7 @@ from dynammo_core.configuration.settings import WEIGHTS_BY_NAME
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import RunError
 from dynammo_core.support.files import write_atomically
-from dynammo_core.support.processes import process_group
+from dynammo_core.support.processes import pauses, process_group
 from server.consortium.consortium import make_consortium
 from server.consortium.control import Control
 from server.consortium.settings import ServerSettings
@@ -115,12 +115,13 @@ class Deployment:
         for name in self.names:
             self.start_site(name)
         control, limit = Control(self.server), time.monotonic() + START_SECONDS
-        while away := [node for node, (status, _) in control.nodes().items() if status != "online"]:
+        for pause in pauses(POLL_SECONDS, longest=1.0):
+            away = [status for status, _ in control.nodes().values() if status != "online"]
+            if not away:
+                return
             if time.monotonic() > limit:
-                raise RunError(
-                    f"{len(away)} of {len(self.names)} sites did not connect", remedy=f"Look at {self.folder}/*.out"
-                )
-            time.sleep(POLL_SECONDS)
+                raise RunError(f"{len(away)} sites do not connect", remedy=f"Look at {self.folder}/*.out")
+            time.sleep(pause)
 
     def start_server(self) -> None:
         """Start the SuperLink and wait until it answers.
