@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
-
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
 from dynammo_core.support.errors import RunError
 from server.consortium.settings import ServerSettings
@@ -26,11 +23,9 @@ class Control:
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
 
-    def register(self, name: str, public_key: Path) -> int:
-        """Register a site's public key under a name, and return its node id."""
-        key = load_ssh_public_key(public_key.read_bytes())
-        pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        return int(self._ask("register-node", public_key=pem, name=name).node_id)
+    def register(self, name: str, public_key: bytes) -> int:
+        """Register a site's public key, as PEM, under a name, and return its node id."""
+        return int(self._ask("register-node", public_key=public_key, name=name).node_id)
 
     def unregister(self, node: int) -> None:
         """Stop a node from connecting."""

@@ -8,18 +8,20 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynammo_core.configuration.config import Config
 from dynammo_core.support.errors import CheckpointError, ConfigError, RunError, nearest_match
 from server.consortium.control import Control
 from server.consortium.flower_app import installed_bundle
 from server.consortium.settings import ServerSettings
-from server.consortium.sites import SiteRegister
 from server.run_directory.advice import failure_words
 from server.run_directory.directory import Event, Listener, RunDirectory, run_place
 from server.run_directory.event_tail import EventTail
 from server.run_directory.lock import only_run, only_start
+
+if TYPE_CHECKING:
+    from server.consortium.sites import SiteRegister
 
 FLOWER_RUN = "flower_run.json"
 FOLLOW_SECONDS, ASK_SECONDS, END_SECONDS = 0.5, 10.0, 30.0
@@ -41,7 +43,8 @@ def launch(
         RunError: the run is already going on.
         DynammoError: the experiment cannot work, or the SuperLink refuses it.
     """
-    from dynammo_core.experiment import Experiment  # and only here: `status` needs no PyTorch
+    from dynammo_core.experiment import Experiment  # and only here: `status` needs neither PyTorch nor sites' keys
+    from server.consortium.sites import SiteRegister
     from server.trackers.tracking import find_trackers
 
     trackers = find_trackers([*settings.track, *track])
