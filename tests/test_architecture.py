@@ -219,7 +219,7 @@ def _asks(node: ast.Compare | ast.Match) -> bool:
         ("client.consent.policy", ("torch", "flwr")),
         ("server.consortium.settings", ("torch", "flwr")),
         ("dynammo_core.models.names", ("torch",)),
-        ("dynammo_core.wire.protocol", ("torch", "dynammo_core.models.", "dynammo_core.methods", "timm")),
+        ("dynammo_core.wire.protocol", ("dynammo_core.models.", "dynammo_core.methods", "torchvision", "timm")),
         ("client.consent.approvals", ("torch", "flwr")),
         ("server.consortium.launch", ("torch", "flwr")),
     ],

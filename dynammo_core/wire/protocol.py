@@ -6,16 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
 from dynammo_core.models.names import Network, matching, travelling_names
 from dynammo_core.plan import ALONE, PERSONAL, Action, Stage
 from dynammo_core.scoring.reliability import LENGTHS as RELIABILITY
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Numbers = Mapping[str, float | list[int]]
 """Numbers by name: a float, or a list of counts."""
