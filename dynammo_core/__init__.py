@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dynammo_core.data.datasets import register_dataset
     from dynammo_core.deployed.predictor import Predictor
     from dynammo_core.experiment import Experiment
-    from dynammo_core.merging.operators import register_merge_operator
+    from dynammo_core.merging import register_merge_operator
     from dynammo_core.methods import register_method
     from dynammo_core.models import register_backbone
     from dynammo_core.support.errors import DynammoError
@@ -42,7 +42,7 @@ _HOMES = {
     "register_aggregator": "dynammo_core.aggregation",
     "register_backbone": "dynammo_core.models",
     "register_dataset": "dynammo_core.data.datasets",
-    "register_merge_operator": "dynammo_core.merging.operators",
+    "register_merge_operator": "dynammo_core.merging",
     "register_method": "dynammo_core.methods",
 }
 

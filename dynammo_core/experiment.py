@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from types import MappingProxyType
@@ -10,7 +9,8 @@ from typing import Any
 
 import torch
 
-from dynammo_core.configuration.config import Config, resolve
+from dynammo_core.configuration.approval import config_from_json
+from dynammo_core.configuration.config import Config
 from dynammo_core.configuration.limits import most_samples
 from dynammo_core.data.feature_cache import FeatureCache
 from dynammo_core.data.index.contents import HashCache, hashes_kept_in
@@ -163,7 +163,7 @@ class Experiment:
         if stage is None:
             raise RunError(
                 f"the method {self.config.method.name} keeps no sums from which a record can be removed",
-                accepted=", ".join(name for name, method in METHODS.items() if method.governance.forgets),
+                accepted=", ".join(name for name, method in METHODS.items() if method.Params.forgets),
                 remedy="To remove what this model has learnt from a record, start a new run without the record",
             )
         return Step(index, step.task, stage, correction)
@@ -284,17 +284,3 @@ def experiment_from_json(text: str) -> Experiment:
         ProtocolError: the text is not JSON; ConfigError: it is not a configuration.
     """
     return Experiment(config_from_json(text))
-
-
-@lru_cache(maxsize=4)
-def config_from_json(text: str) -> Config[Any]:
-    """Validate the configuration that a server sends as JSON; the same text gives the same object in a process.
-
-    Raises:
-        ProtocolError: the text is not JSON; ConfigError: it is not a configuration.
-    """
-    try:
-        plain = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"the experiment is not valid JSON ({type(error).__name__}: {error})") from error
-    return resolve(plain, "the server's configuration", {})

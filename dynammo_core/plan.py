@@ -98,9 +98,7 @@ def nothing(*_: object) -> None:
 
 
 def _no_private_twin(*_: object) -> Sums:
-    raise NotImplementedError(
-        "this stage has no `computes_privately`, so its method's `governance` must rule out privacy"
-    )
+    raise NotImplementedError("this stage has no `computes_privately`, so its method's settings must rule out privacy")
 
 
 @dataclass(frozen=True)

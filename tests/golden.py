@@ -32,7 +32,7 @@ from client.consent.settings import load_site
 from client.state.withdrawal import WithdrawalLedger
 from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.memory.store import MemoryStore
-from dynammo_core.merging.operators import MERGE_OPERATORS
+from dynammo_core.merging import MERGE_OPERATORS
 from dynammo_core.methods import METHODS
 from dynammo_core.support.errors import DynammoError
 from dynammo_core.wire.tensor_store import tensor_hash

@@ -20,9 +20,9 @@ from client.consent.approvals import Approvals, Proposal
 from client.consent.settings import load_site
 from client.hospital.admission import approve_proposal
 from client.hospital.site_opening import shared_experiment
+from dynammo_core.configuration.approval import config_from_json
 from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.data.index.opening import open_dataset
-from dynammo_core.experiment import config_from_json
 from dynammo_core.support.errors import DynammoError
 from dynammo_core.wire.secure_aggregation.offers import fingerprint
 from simulations.engines.local_grid import LocalGrid

@@ -15,7 +15,8 @@ METHOD = """
 from pydantic import Field
 
 from dynammo_core.methods.base import Method
-from dynammo_core.methods.heads import SingleHeadSettings, grow_classifier, train
+from dynammo_core.methods.heads import grow_classifier, train
+from dynammo_core.methods.settings.heads import SingleHeadSettings
 from dynammo_core.methods.rehearsal import new_and_exemplars
 from dynammo_core.plan import Remember
 

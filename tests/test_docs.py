@@ -34,7 +34,7 @@ from dynammo_core.data.datasets import DATASETS
 from dynammo_core.data.index.opening import open_dataset
 from dynammo_core.data.loading import load_samples
 from dynammo_core.data.sites.scanners import SCANNERS
-from dynammo_core.merging.operators import MERGE_OPERATORS
+from dynammo_core.merging import MERGE_OPERATORS
 from dynammo_core.methods import METHODS
 from dynammo_core.models import BACKBONES, backbones
 from dynammo_core.support.errors import DataError, DynammoError

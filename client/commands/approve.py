@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,7 +45,6 @@ def approve(
 ) -> None:
     """Show the experiments that wait to run on this site's images, and approve or reject them."""
     with readable_errors():
-        from client.commands.summary import fields
         from client.consent.approvals import Approvals, Proposal
         from client.consent.audit import AuditLog
         from dynammo_core.configuration.config import load_config
@@ -64,10 +63,12 @@ def approve(
             return
         chosen = known if all_ else [one for one in known if approvals.state(one) is None]
         if as_json:
-            typer.echo(json.dumps([fields(site, approvals, proposal) for proposal in chosen], indent=2))
+            typer.echo(json.dumps(_fields(site, approvals, chosen), indent=2))
         elif all_:
             for proposal in chosen:
                 console.say(f"{proposal.id[:16]}  {_state(approvals, proposal):<40} {proposal.plain['name']}")
+        elif not chosen:
+            console.say("No experiment is waiting for approval.")
         else:
             _ask(site, approvals, chosen, by or account(), runs)
         if contradictions:
@@ -75,6 +76,14 @@ def approve(
                 f"the decisions in {site.approvals} contradict {site.audit}: {'; '.join(contradictions)}",
                 remedy="A crash interrupted the writing, or somebody truncated a file: decide on each again",
             )
+
+
+def _fields(site: SiteSettings, approvals: Approvals, chosen: Sequence[Proposal]) -> list[dict[str, Any]]:
+    if not chosen:
+        return []
+    from client.commands.summary import fields  # and PyTorch: the methods know what leaves a site
+
+    return [fields(site, approvals, proposal) for proposal in chosen]
 
 
 def _verdicts(yes: str | None, reject: str | None, revoke: str | None) -> dict[Verdict, str | None]:
@@ -86,8 +95,6 @@ def _ask(site: SiteSettings, approvals: Approvals, waiting: Sequence[Proposal], 
     from client.commands.summary import forbidden, page
 
     answers: dict[str, Verdict | None] = {"approve": "approved", "reject": "rejected", "later": None}
-    if not waiting:
-        console.say("No experiment is waiting for approval.")
     for proposal in waiting:
         for line in page(site, approvals, proposal):
             console.say(line)
@@ -104,9 +111,10 @@ def _decide(
     site: SiteSettings, approvals: Approvals, proposal: Proposal, verdict: Verdict, person: str, runs: int
 ) -> None:
     from client.consent.audit import AuditLog
-    from client.hospital.admission import approve_proposal
 
     if verdict == "approved":
+        from client.hospital.admission import approve_proposal
+
         approve_proposal(site, proposal, person, runs)
     else:
         approvals.decide(proposal, verdict, person, AuditLog(site.audit))

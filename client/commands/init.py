@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from client.consent.policy import POLICY_TEMPLATE
 from client.consent.settings import SiteSettings, load_site
 from dynammo_core.configuration.settings import SITE_NAME
 from dynammo_core.support.errors import ConfigError
@@ -123,6 +122,7 @@ def write_site(output: Path, options: Mapping[str, str | None]) -> tuple[SiteSet
     Raises:
         ConfigError: a value is missing or invalid, a file exists already, or one cannot be written.
     """
+    from client.consent.policy import POLICY_TEMPLATE
     from client.state.node_key import fingerprint, load_private_key, new_key_pair
     from dynammo_core.memory.encryption import new_key_file
 

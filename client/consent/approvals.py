@@ -18,9 +18,8 @@ from typing import Any, Literal, get_args
 from client.consent.audit import AuditLog
 from client.consent.chained_log import append, read_chain
 from dynammo_core.code_identity import code_hash
-from dynammo_core.configuration.approval import approval_hash, experiment_hash, without_paths
+from dynammo_core.configuration.approval import approval_hash, config_from_json, experiment_hash, without_paths
 from dynammo_core.configuration.config import Config
-from dynammo_core.experiment import config_from_json
 from dynammo_core.support.errors import CheckpointError, NotApproved
 from dynammo_core.support.files import write_atomically
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from client.consent.chained_log import Chain, append, read_chain
-from dynammo_core.plan import Action, Step
 from dynammo_core.support.errors import CheckpointError
-from dynammo_core.wire.announcement import Announcement
-from dynammo_core.wire.protocol import Instruction, Phase, Report, tensor_bytes
-from dynammo_core.wire.statistics import Statistics
+
+if TYPE_CHECKING:
+    from dynammo_core.wire.announcement import Announcement
+    from dynammo_core.wire.statistics import Statistics
 
 TEXT = 2000
 """Most characters kept of an error's text, so that a server cannot fill the disk."""
@@ -41,57 +36,13 @@ class AuditLog:
         """
         self._append()
 
-    def answered(
-        self,
-        instruction: Instruction,
-        step: Step,
-        report: Report,
-        class_names: tuple[str, ...],
-        wire: Mapping[str, Tensor],
-        phase: Phase | None = None,
-        exemplars_held: Sequence[int] | None = None,
-        *,
-        again: bool = False,
-    ) -> None:
-        """Record an answer before it leaves, and after `remember` the content of the memory.
-
-        Args:
-            instruction: what was asked; the log keeps a hash of its experiment.
-            step: the step it names.
-            report: the checked answer.
-            class_names: the experiment's classes, in the order of `class_counts`.
-            wire: its tensors as they travel, whose bytes are recorded; norms are those of the report.
-            phase: the exchange of secure aggregation that it answers, if any.
-            exemplars_held: exemplars per class after `remember`, if the report does not hold them.
-            again: whether the answer was recorded when it was first asked for.
+    def answered(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Record an answer before it leaves, as `answer_entries` describes it.
 
         Raises:
             CheckpointError: the log cannot be written; so do all other methods.
         """
-        run, counts = {"run": instruction.run}, report.numbers.get("class_counts")
-        entries: list[dict[str, Any]] = []
-        kept = counts if exemplars_held is None else exemplars_held
-        if step.stage.action is Action.REMEMBER and isinstance(kept, Sequence):
-            exemplars = {name: count for name, count in zip(class_names, kept, strict=True) if count}
-            entries.append({"event": "memory", **run, "task": step.task, "exemplars": exemplars})
-        place = {"task": step.task, "stage": step.stage.name, "round": step.round, "action": step.stage.action.value}
-        if phase is not None:
-            place["exchange"] = phase.value
-        left = {
-            "abstained": report.abstained,
-            "bytes": tensor_bytes(wire),
-            "norm": norm(report.weights),
-            "tensors": _groups(report.weights, wire),
-            "numbers": sorted(report.numbers),
-            "class_counts": counts,
-        }
-        if again:
-            left["again"] = True
-        if "epsilon" in report.numbers:
-            left["epsilon"] = report.numbers["epsilon"]
-        experiment = hashlib.sha256(instruction.experiment.encode("utf-8", "surrogatepass")).hexdigest()
-        hashes = {"experiment": experiment, "code": instruction.code_hash}
-        self._append(*entries, {"event": "answered", **run, **hashes, **place, **left})
+        self._append(*entries)
 
     def refused(self, asked: str, code: int, error: Exception) -> None:
         """Record a failed step with its text, which does not leave; `asked` is the message's type."""
@@ -151,21 +102,3 @@ class AuditLog:
                 f"cannot write the audit log {self.path}: {error.strerror}",
                 remedy="Free disk space or give write permission: nothing leaves this site unrecorded",
             ) from error
-
-
-def norm(weights: Mapping[str, Tensor]) -> float:
-    """Return the L2 norm of all tensors together, added up in float64."""
-    return math.sqrt(sum(float(torch.linalg.vector_norm(t.double())) ** 2 for t in weights.values()))
-
-
-def _groups(weights: Mapping[str, Tensor], wire: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-    """Return number, bytes and norm of the tensors by the first two parts of their names, such as heads.task1."""
-    groups: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
-    for place, tensors in enumerate((weights, wire)):
-        for name, tensor in tensors.items():
-            group = ".".join(name.partition(":")[0].split(".")[:2])
-            groups.setdefault(group, ({}, {}))[place][name] = tensor
-    return {
-        group: {"count": len(own), "bytes": tensor_bytes(sent), "norm": norm(own)}
-        for group, (own, sent) in groups.items()
-    }

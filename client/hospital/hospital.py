@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from client.consent.answered import answer_entries
 from client.consent.approvals import Approvals, Proposal
 from client.consent.audit import AuditLog
 from client.consent.policy import Policy, load_policy, refuse_corrections, refuse_when_closed
@@ -20,8 +21,9 @@ from client.hospital.statistics import own_statistics
 from client.state.answer_ledger import Answering, AnswerLedger, Question
 from client.steps.parcels import arriving
 from client.steps.site import Site
+from dynammo_core.configuration.approval import config_from_json
 from dynammo_core.configuration.config import Config
-from dynammo_core.experiment import config_from_json, experiment_from_json
+from dynammo_core.experiment import experiment_from_json
 from dynammo_core.plan import Action
 from dynammo_core.support.errors import ConfigError
 from dynammo_core.wire.announcement import Announcement
@@ -189,16 +191,10 @@ class Hospital:
         exemplars = None
         if step.stage.action is Action.REMEMBER:
             exemplars = site.memory().samples.class_counts(experiment.classes)
-        self.audit.answered(
-            instruction,
-            step,
-            arriving(answer.wire, instruction, site) if phase is None else answer.wire,
-            experiment.class_names,
-            answer.wire.weights,
-            phase,
-            exemplars,
-            again=answer.again,
-        )
+        report = arriving(answer.wire, instruction, site) if phase is None else answer.wire
+        names, sent = experiment.class_names, answer.wire.weights
+        entries = answer_entries(instruction, step, report, names, sent, phase, exemplars, again=answer.again)
+        self.audit.answered(entries)
 
     def record_refusal(self, asked: str, code: int, error: Exception) -> None:
         """Write a refusal into the audit log, with the error's text, which does not leave.

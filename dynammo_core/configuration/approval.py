@@ -1,13 +1,30 @@
-"""Name what a hospital approves: an experiment without the operator's paths, in one version of the code."""
+"""What a hospital is asked to approve: an experiment without the operator's paths, in one version of the code."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dynammo_core.configuration.config import Config
+from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.configuration.settings import FOLDER, WEIGHTS_BY_NAME
+from dynammo_core.support.errors import ProtocolError
+
+
+@lru_cache(maxsize=4)
+def config_from_json(text: str) -> Config[Any]:
+    """Validate the configuration that a server sends as JSON; the same text gives the same object in a process.
+
+    Raises:
+        ProtocolError: the text is not JSON; ConfigError: it is not a configuration.
+    """
+    try:
+        plain = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"the experiment is not valid JSON ({type(error).__name__}: {error})") from error
+    return resolve(plain, "the server's configuration", {})
 
 
 def without_paths(config: Config[Any]) -> Config[Any]:

@@ -29,7 +29,7 @@ from dynammo_core.configuration.settings import (
     Section,
     TaskSettings,
 )
-from dynammo_core.methods import METHODS
+from dynammo_core.methods import METHODS, settings_of
 from dynammo_core.models import BACKBONES
 from dynammo_core.support.errors import ConfigError, unknown_name
 from dynammo_core.support.yaml_files import parse_yaml, read_yaml, validate
@@ -109,10 +109,10 @@ class Config(Section, Generic[M]):
         federation, backbone = info.data.get("federation"), info.data.get("backbone")
         if federation is None or backbone is None:  # what is missing is refused already
             return method
-        if misfit := METHODS[method.name].governance.misfit(method, federation, backbone):
+        if misfit := method.misfit(federation, backbone):
             raise ValueError(misfit)
-        if backbone.changes and not METHODS[method.name].outlives_network:
-            able = ", ".join(name for name, each in METHODS.items() if each.outlives_network)
+        if backbone.changes and not method.outlives_network:
+            able = ", ".join(name for name in METHODS if settings_of(name, "method.name").outlives_network)
             raise ValueError(f"{method.name} cannot go over to another network (backbone.changes); accepted: {able}")
         if federation.optimises and not any(isinstance(value, Optimisation) for _, value in method):
             raise ValueError(
@@ -137,7 +137,7 @@ class Config(Section, Generic[M]):
                 f"{mechanism} cannot be combined with method.{kept[0]}.keep: best: the loss on images held out tells "
                 "of them without noise; set it to last"
             )
-        if obstacle := METHODS[method.name].governance.obstacle_to_privacy(method, mechanism):
+        if obstacle := method.obstacle_to_privacy(mechanism):
             raise ValueError(f"{mechanism} cannot be combined with method.name: {method.name}: {obstacle}")
         scanners = info.data.get("scanners")
         if mechanism == "example" and scanners is not None and scanners.own_statistics != "none":
@@ -241,13 +241,13 @@ def resolve(data: Any, source: str, overrides: Mapping[str, Scalar], tree: yaml.
         _set_leaf(data, key, _parsed(key, value))
     method = data.get("method")
     name = str(method.get("name")) if isinstance(method, dict) else ""
-    params = METHODS.find(name, f"{source}, method.name").Params
+    params = settings_of(name, f"{source}, method.name")
     return validate(_config_of(params), data, source, tree, overrides)
 
 
 def leaf_keys() -> list[str]:
     """Return the dotted key of every leaf that a method of this project may have in its configuration, sorted."""
-    models = [_config_of(METHODS[name].Params) for name in METHODS.built_in]
+    models = [_config_of(settings_of(name, "method.name")) for name in METHODS.built_in]
     return sorted({leaf for model in models for leaf in _leaves(model)})
 
 

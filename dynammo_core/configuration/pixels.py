@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
-from dynammo_core.data.images.reading import Window
-from dynammo_core.data.images.windows import FROM_FILE, WINDOWS, is_window
+from dynammo_core.data.images.reading import FROM_FILE, WINDOWS, Window, is_window
 from dynammo_core.support.errors import unknown_name
 from dynammo_core.support.registry import UNKNOWN
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from dynammo_core.configuration.pixels import KnownNormalisation, KnownWindow
 from dynammo_core.data.datasets import DATASETS
-from dynammo_core.data.images.reading import Fit, Reading
-from dynammo_core.data.images.windows import FROM_FILE, WINDOWS
+from dynammo_core.data.images.reading import FROM_FILE, WINDOWS, Fit, Reading
 from dynammo_core.models import BACKBONES
 from dynammo_core.support.errors import require_printable, unknown_name
 from dynammo_core.support.registry import UNKNOWN
@@ -246,13 +245,35 @@ class MemorySettings(Section):
 
 
 class MethodSettings(Section):
-    """The section `method`: each method adds its own parameters to the name."""
+    """The section `method`: each method adds its own parameters to the name, and says what these do not go with.
+
+    Attributes:
+        forgets: whether withdrawn records can be taken out of the model: a stage keeps sums and says how to `correct`
+            them.
+        outlives_network: whether what the method has learnt goes over to another network, which `grow` then meets in a
+            model with `features_before`.
+    """
+
+    forgets: ClassVar[bool] = False
+    outlives_network: ClassVar[bool] = False
 
     name: str = Field(description="name of the method")
 
     def fitted_to(self, backbone: BackboneSettings, federation: FederationSettings) -> Self:
         """Return these parameters with the defaults that depend on those sections."""
         return self
+
+    def misfit(self, federation: FederationSettings, backbone: BackboneSettings) -> str:
+        """Explain why these parameters do not go with those sections, with the remedy; empty if they do."""
+        return ""
+
+    def obstacle_to_privacy(self, mechanism: str) -> str:
+        """Explain why noise by a mechanism (`example` or `client`) protects nobody, with the remedy; empty if it does.
+
+        It does if one image changes a training set by itself alone, a batch's loss is the mean of its samples' own, and
+        what is sent are gradients, or sums that a stage `computes_privately`.
+        """
+        return "there is no bound on how much one image can change what a site sends"
 
     @model_validator(mode="before")
     @classmethod

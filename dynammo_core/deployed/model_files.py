@@ -13,8 +13,7 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from dynammo_core.data.images.reading import Fit, Reading, Window
-from dynammo_core.data.images.windows import FROM_FILE, WINDOWS
+from dynammo_core.data.images.reading import FROM_FILE, WINDOWS, Fit, Reading, Window
 from dynammo_core.data.transforms import Normalisation
 from dynammo_core.deployed.preparation import preparation_in_words
 from dynammo_core.methods import METHODS

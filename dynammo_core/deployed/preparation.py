@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dynammo_core.data.images.reading import Fit, Window
-from dynammo_core.data.images.windows import FROM_FILE, WINDOWS
+from dynammo_core.data.images.reading import FROM_FILE, WINDOWS, Fit, Window
 
 FRAMES = {
     None: "A file with several frames or pages is refused.",

@@ -7,26 +7,15 @@ from functools import partial
 
 from torch import Tensor
 
-from dynammo_core.merging.averages import merge_last, merge_mean, merge_slerp, merge_weighted
-from dynammo_core.merging.fisher import merge_fisher
-from dynammo_core.merging.task_sets import MergeOperator, TaskSets
+from dynammo_core.merging import MERGE_OPERATORS
+from dynammo_core.merging.averages import merge_last
+from dynammo_core.merging.task_sets import TaskSets
 from dynammo_core.merging.task_vectors import TASK_VECTORS, WHOLE, merge_task_vectors
-from dynammo_core.support.registry import Registry
 
-MERGE_OPERATORS: Registry[MergeOperator] = Registry(
-    "merge operator",
-    "dynammo.merging",
-    {
-        "mean": merge_mean,
-        "last": merge_last,
-        "weighted": merge_weighted,
-        "slerp": merge_slerp,
-        "fisher": merge_fisher,
-        **{name: partial(merge_task_vectors, combine, whole=name in WHOLE) for name, combine in TASK_VECTORS.items()},
-    },
-    accepted="a function that takes TaskSets and returns one set of tensors by name",
+TASK_ARITHMETIC, TIES, DARE, MAGMAX, BREADCRUMBS = (
+    partial(merge_task_vectors, combine, whole=name in WHOLE) for name, combine in TASK_VECTORS.items()
 )
-register_merge_operator = MERGE_OPERATORS.decorator
+"""Operators on task vectors, in the order of their table."""
 
 
 def merge(operator: str | Sequence[str], task_sets: TaskSets) -> dict[str, Tensor]:

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dynammo_core.methods.adapters import (
-    adapt,
-    adapters_of,
-    grow_auxiliary,
-    new_adapters,
-    obstacle_of_batch_norm,
-    tuned,
-)
+from dynammo_core.methods.adapters import adapt, adapters_of, grow_auxiliary, new_adapters, tuned
 from dynammo_core.methods.base import Method
-from dynammo_core.methods.governance import Governance
+from dynammo_core.methods.settings.adapters import TaskHeadsSettings
 from dynammo_core.methods.task_heads import (
     TASK_HEADS,
     SurestTask,
-    TaskHeadsSettings,
     balance,
     grow_task_head,
     own_pass,
@@ -41,9 +33,6 @@ class ACL(Method[TaskHeadsSettings]):
     freezes_backbone = True
     deployed = (ADAPTER_SETS, TASK_HEADS)
     decision = SurestTask(own_pass)
-    governance = Governance[TaskHeadsSettings](
-        obstacle_to_privacy=lambda params, mechanism: obstacle_of_batch_norm(params)
-    )
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         added = AdaptedBackbone(tuned(model).backbone)

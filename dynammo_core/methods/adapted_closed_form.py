@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
-from dynammo_core.methods.adapters import ADAPTERS, AdapterSettings, new_adapters, tuned
-from dynammo_core.methods.closed_form import ANSWERS, ClosedFormSettings, scales
+from dynammo_core.methods.adapters import ADAPTERS, new_adapters, tuned
+from dynammo_core.methods.closed_form import ANSWERS, scales
+from dynammo_core.methods.settings.adapted_closed_form import AdaptedClosedFormSettings
 from dynammo_core.models.incremental_model import IncrementalModel, ParallelBackbones
 
 NEEDED = (ADAPTERS,)
 """Patterns of the tensors that a site must be sent before it can compute features."""
 DEPLOYED = (ADAPTERS, *ANSWERS)
 """Patterns of the tensors that prediction needs."""
-
-
-class AdaptedClosedFormSettings(AdapterSettings, ClosedFormSettings):
-    """The features with adapters."""
-
-    frozen_beside: bool = Field(
-        default=False,
-        description="use the bare network's features beside those with adapters, at the cost of a second pass",
-    )
 
 
 def grow_adapted_scales(params: AdaptedClosedFormSettings, model: IncrementalModel) -> None:
@@ -30,8 +20,3 @@ def grow_adapted_scales(params: AdaptedClosedFormSettings, model: IncrementalMod
     adapted.adapters = new_adapters(adapted, params)
     beside = params.frozen_beside
     model.extractor = ParallelBackbones([scales(params, backbone), adapted]) if beside else adapted
-
-
-def not_accounted(params: AdaptedClosedFormSettings, mechanism: str) -> str:
-    """Explain why adapters and sums cannot be private together."""
-    return "there is no joint privacy accounting for its adapters and its sums; choose dynammo or streaming_ridge"

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Self, get_args
-
-from pydantic import Field
 from torch import Tensor, nn
 
-from dynammo_core.configuration.federation import FederationSettings
-from dynammo_core.configuration.optimisation import Optimisation
-from dynammo_core.configuration.settings import HUB, BackboneSettings, MethodSettings
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods.rehearsal import if_it_holds
-from dynammo_core.models import BACKBONES
-from dynammo_core.models.adapters import AdapterSet, Form
+from dynammo_core.methods.settings.adapters import AdapterSettings, kind_for
+from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.heads import OTHERS, LinearHead
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, ParallelBackbones
 from dynammo_core.models.names import Level
-from dynammo_core.models.transformers.adapters import Kind, TransformerAdapters
-from dynammo_core.models.transformers.blocks import Block
+from dynammo_core.models.transformers.adapters import TransformerAdapters
 from dynammo_core.plan import Finish, Fit, LossContext, NotesCounts, nothing
 from dynammo_core.support.errors import ConfigError
 
@@ -27,65 +19,6 @@ AUXILIARY = "auxiliary"
 """Name of the head that tells a task's new classes from all others, while its adapters are tuned."""
 ADAPTERS = "extractor.*adapters.*"
 """Pattern of the tensors of adapters, be the network alone or beside another."""
-
-
-class AdapterSettings(MethodSettings):
-    """Adapters, and the stage that tunes them."""
-
-    adapter: Literal["auto", "convolution", "lora", "bottleneck"] = Field(
-        default="auto",
-        description="kind of the adapters; convolution: DynaMMo's, between the stages of a CNN; lora: beside the "
-        "linear layers of a transformer's blocks, folded into them after training; bottleneck: beside the MLPs of "
-        "these blocks; auto: lora for a transformer, else convolution",
-    )
-    adapter_rank: int = Field(default=8, ge=1, description="rank of lora, or width of bottleneck")
-    alpha: float = Field(
-        default=0.5,
-        gt=0,
-        description="initial value of the learnable scale of an adapter of convolutions; the paper starts at 0.02",
-    )
-    padding: Literal[0, 1] = Field(
-        default=1,
-        description="padding of the adapters' convolutions; 0: as in the paper, needs feature maps of at least 3x3 "
-        "pixels at every stage",
-    )
-    norm: Literal["batch", "group"] = Field(
-        default="batch",
-        description="normalisation in adapters of convolutions; group keeps no statistics across images, which privacy "
-        "requires",
-    )
-    adapter_form: Form = Field(
-        default="full",
-        description="convolutions of an adapter on maps of c channels: full, as in the paper, with 18 c² weights; "
-        "low_rank, by way of c/8 channels, with c²/2; depthwise, a kernel for each channel, with 2 c²",
-    )
-    adapt: Optimisation = Optimisation(epochs=10, learning_rate=0.02)
-
-    def fitted_to(self, backbone: BackboneSettings, federation: FederationSettings) -> Self:
-        """Return these parameters with the kind of adapters that goes with the network, if they leave it open.
-
-        Raises:
-            ConfigError: the network is a repository's, which nobody asks for what it holds before an approval.
-        """
-        if self.adapter != "auto":
-            return self
-        if backbone.name.startswith(HUB):
-            raise ConfigError(
-                f"method.adapter: auto cannot be chosen for {backbone.name}, which is read only once it is approved",
-                accepted="lora or bottleneck for a transformer, convolution for a chain of stages",
-                remedy=f"See which it is: dynammo-sim backbone show {backbone.name}",
-            )
-        blocks = BACKBONES[backbone.name].blocks if BACKBONES.is_open(backbone.name) else ()
-        return self.model_copy(update={"adapter": _kind(blocks)})
-
-    @property
-    def keeps_statistics(self) -> bool:
-        """Whether the adapters have batch norm, whose statistics are taken over images."""
-        return self.norm == "batch" and self.adapter not in get_args(Kind)
-
-    def misfit_of_places(self, places: int) -> str:
-        """Explain why these parameters do not go with so many adapters in a set; empty if they do."""
-        return ""
 
 
 def adapt(
@@ -141,7 +74,7 @@ def new_adapters(extractor: AdaptedBackbone, params: AdapterSettings) -> nn.Modu
             or the rank exceeds its width.
     """
     backbone = extractor.backbone
-    kind = _kind(backbone.blocks) if params.adapter == "auto" else params.adapter
+    kind = kind_for(backbone.blocks) if params.adapter == "auto" else params.adapter
     if kind != "convolution":
         if backbone.blocks:
             _require_places(params, len(backbone.blocks))
@@ -168,11 +101,6 @@ def _require_places(params: AdapterSettings, places: int) -> None:
         raise ConfigError(f"method.{misfit}")
 
 
-def _kind(blocks: Sequence[Block]) -> Literal["convolution", "lora"]:
-    """Choose the kind of adapters for a network with these blocks."""
-    return "lora" if blocks else "convolution"
-
-
 def tuned(model: IncrementalModel) -> AdaptedBackbone:
     """Find the extractor whose adapters the stage `adapt` tunes: the newest of several side by side."""
     extractor = model.extractor.newest if isinstance(model.extractor, ParallelBackbones) else model.extractor
@@ -184,13 +112,3 @@ def adapters_of(extractor: AdaptedBackbone) -> nn.ModuleList:
     """Find the adapters of an extractor that has been given some."""
     assert extractor.adapters is not None
     return extractor.adapters
-
-
-def obstacle_of_batch_norm(params: AdapterSettings) -> str:
-    """Explain why adapters with batch norm cannot be tuned privately; empty if they have none."""
-    if not params.keeps_statistics:
-        return ""
-    return (
-        "batch norm mixes the images of a batch, and gradient clipping does not bound the statistics that it sends; "
-        "set method.norm: group"
-    )

@@ -5,14 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, ClassVar, Generic, Protocol, get_args
+from typing import ClassVar, Generic, Protocol, TypeVar, get_args
 
 from dynammo_core.best_round import rounds_of, with_check
 from dynammo_core.configuration.privacy import PrivacySettings
 from dynammo_core.configuration.settings import MethodSettings
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods.decisions import DecisionRule
-from dynammo_core.methods.governance import Governance, P
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Archive, Evaluate, Remember, Stage, Step
 
@@ -20,6 +19,8 @@ TEACHER_PREFIX = "teacher."
 """Tensors of the archive under this prefix make the model of the previous task, for methods that distil."""
 
 NO_PRIVACY = PrivacySettings()
+
+P = TypeVar("P", bound=MethodSettings)
 
 
 class Method(ABC, Generic[P]):
@@ -30,23 +31,18 @@ class Method(ABC, Generic[P]):
         paper_url: where it is published.
         Params: type of the parameters, taken from the brackets.
         freezes_backbone: whether the pretrained network is never trained (and so never travels).
-        outlives_network: whether what it has learnt goes over to another network, which `grow` then meets in a model
-            with `features_before`.
         new_networks: tasks, from 0, with which another network takes over; the experiment sets it.
         deployed: patterns of the tensors that prediction needs.
         decision: how the trained model answers.
-        governance: what an auditor asks.
     """
 
     name: ClassVar[str]
     paper_url: ClassVar[str]
     Params: ClassVar[type[MethodSettings]]
     freezes_backbone: ClassVar[bool] = False
-    outlives_network: ClassVar[bool] = False
     new_networks: frozenset[int] = frozenset()
     deployed: ClassVar[tuple[str, ...]] = ("extractor.*", "heads.*")
     decision: ClassVar[DecisionRule] = DecisionRule()
-    governance: ClassVar[Governance[Any]] = Governance()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

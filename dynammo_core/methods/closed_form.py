@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from dynammo_core.configuration.federation import FederationSettings, RoundRules
-from dynammo_core.configuration.settings import BackboneSettings, MethodSettings
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.decisions import CLASSES, DecisionRule, Prediction
-from dynammo_core.methods.governance import Governance
+from dynammo_core.methods.settings.closed_form import FeatureSettings, Prior
 from dynammo_core.models.backbones import Backbone
 from dynammo_core.models.incremental_model import (
     AdaptedBackbone,
     BlockwiseBackbone,
     IncrementalModel,
     MultiScaleBackbone,
-    Pooling,
 )
 from dynammo_core.models.ridge.head import RidgeHead
-from dynammo_core.plan import (
-    Archive,
-)
+from dynammo_core.plan import Archive
 from dynammo_core.support.errors import ConfigError, nearest_match
-
-Prior: TypeAlias = Literal["equal", "observed"] | dict[str, Annotated[float, Field(gt=0)]]
 
 HEAD = f"heads.{CLASSES}"
 ANSWERS = (f"{HEAD}.weight", f"{HEAD}.bias")
@@ -42,93 +33,6 @@ the number of classes; a power of two leaves every answer as it is, bit for bit.
 
 STRETCH = 4
 """Power of the odds of the open-set score: it keeps their order, and spreads them over the bins that sites count in."""
-
-
-MultiScale: TypeAlias = Annotated[
-    bool | Literal["blocks"],
-    Field(
-        description="use maps from inside the network, pooled, beside the last features; true: the inputs of every "
-        "stage; blocks: the outputs of every block, before the first stage too"
-    ),
-]
-
-
-class FeatureSettings(MethodSettings):
-    """The features of the frozen network that are classified."""
-
-    multi_scale: MultiScale = True
-    pooling: Pooling = Field(
-        default="mean",
-        description="pooling of maps from inside the network; mean: each channel's mean; spread: its mean and standard "
-        "deviation; grid: its mean in each quarter of the map, and its standard deviation",
-    )
-
-
-class ClosedFormSettings(FeatureSettings):
-    """The features, and how smooth the solution is."""
-
-    regulariser: Annotated[float, Field(gt=0)] | Literal["dimension"] | None = Field(
-        default=None,
-        description="regulariser of the ridge regression, a number above 0; dimension: features for each image, "
-        "where uneven classes make fewer of many, which serves those better and is solved many times faster; null: "
-        "chosen by generalised cross-validation on the sums",
-    )
-    prior: Prior = Field(
-        default="equal",
-        description="how frequent the classifier takes each class to be; equal: all the same, so that rare ones are "
-        "recognised as well as common ones; observed: as in the training images; or a share for each class, by name",
-    )
-    personal: bool = Field(
-        default=False,
-        description="send the common sums to the sites, so that each solves a classifier of its own; report for each "
-        "site the common one, its own, and the one it would have alone",
-    )
-
-
-def by_example_alone(params: ClosedFormSettings, mechanism: str) -> str:
-    """Explain why sums cannot be private by client, or under another prior; empty for `example`."""
-    if params.personal:
-        return "tests of personal heads tell of training images that no noise hides; set method.personal: false"
-    if mechanism != "example":
-        return "its sums over samples have no mean over sites; set privacy.mechanism: example"
-    if params.regulariser == "dimension":
-        return "noise is as large as features; set method.regulariser: null, which follows the noise, or to a number"
-    return "" if params.prior == "equal" else "noised sums are solved for equal classes alone; set method.prior: equal"
-
-
-FEWEST_SITES = 3
-"""Fewest sites whose sums may come down together: who sent one of two could subtract it, and read the other."""
-
-
-def misfit_of_personal(params: ClosedFormSettings, federation: FederationSettings, backbone: BackboneSettings) -> str:
-    """Explain why the common sums may not go to these hospitals; empty if they may, or stay at the server."""
-    if params.personal and federation.sums_rows is not None:
-        return "personal subtracts a site's sums from the common ones, which federation.sums_rows cuts; leave it null"
-    if not params.personal or not federation.site_names:
-        return ""
-    if federation.evaluate_only:
-        return "personal would send the sums to sites that gave none of their own; leave federation.evaluate_only empty"
-    quorum = min(rules.quorum or federation.quorum for rules in (RoundRules(), *(federation.stages or {}).values()))
-    if (answer := math.ceil(round(quorum * federation.sites, 6))) < FEWEST_SITES:
-        return (
-            f"personal would send out the sums of as few as {answer} sites, of which one could read another's; at "
-            f"least {FEWEST_SITES} must answer each step: more federation.site_names, or a higher federation.quorum"
-        )
-    return ""
-
-
-def misfit_of_memories(params: ClosedFormSettings, federation: FederationSettings, backbone: BackboneSettings) -> str:
-    """Explain why sums over memories never come down; empty if they are not asked to."""
-    if not params.personal:
-        return ""
-    return (
-        "personal cannot be combined with sums over memories: these shrink as classes arrive, and the difference of "
-        "two sums shows another site a single exemplar; set method.personal: false, or method.name: streaming_ridge"
-    )
-
-
-SUMS_GOVERNANCE = Governance(obstacle_to_privacy=by_example_alone, misfit=misfit_of_personal)
-"""Describes a method that sends nothing but sums over samples on frozen features."""
 
 
 def scales(params: FeatureSettings, backbone: Backbone) -> AdaptedBackbone:

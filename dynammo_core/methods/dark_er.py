@@ -4,26 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.decisions import CLASSES
 from dynammo_core.methods.distillation import keep_teacher, taught_logits, teacher
-from dynammo_core.methods.heads import RehearsalSettings, grow_class_means, grow_classifier, remember, train
+from dynammo_core.methods.heads import grow_class_means, grow_classifier, remember, train
 from dynammo_core.methods.rehearsal import is_any_of, new_and_exemplars
+from dynammo_core.methods.settings.heads import DarkERSettings
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Archive, LossContext, Stage
-
-
-class DarkERSettings(RehearsalSettings):
-    """Weights of the two terms of replay."""
-
-    alpha: float = Field(
-        default=0.2, ge=0, description="weight of the distance to the stored logits (alpha in the paper)"
-    )
-    beta: float = Field(default=0.5, ge=0, description="weight of the exemplars' cross-entropy (beta in the paper)")
 
 
 class DarkER(Method[DarkERSettings]):

@@ -5,27 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynammo_core.configuration.optimisation import Optimisation
 from dynammo_core.methods.adapters import AUXILIARY
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.decisions import CLASSES
-from dynammo_core.methods.heads import HEAD, NETWORK, RehearsalSettings, grow_class_means, remember, train
+from dynammo_core.methods.heads import HEAD, NETWORK, grow_class_means, remember, train
 from dynammo_core.methods.rehearsal import balanced, new_and_exemplars
+from dynammo_core.methods.settings.heads import DynamicERSettings
 from dynammo_core.models.heads import OTHERS, LinearHead
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, ParallelBackbones
 from dynammo_core.plan import Archive, Fit, LossContext, Stage
-
-
-class DynamicERSettings(RehearsalSettings):
-    """Stage 1 trains the newest network and the classifier; stage 2 trains the classifier anew."""
-
-    auxiliary: float = Field(default=1.0, ge=0, description="weight of the auxiliary loss (lambda_a in the paper)")
-    temperature: float = Field(default=5.0, gt=0, description="temperature of the softmax in stage 2")
-    balance: Optimisation = Optimisation(epochs=30, learning_rate=0.1)
 
 
 class DynamicER(Method[DynamicERSettings]):

@@ -4,40 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import Field
-
-from dynammo_core.methods.adapters import ADAPTERS, grow_auxiliary, new_adapters, obstacle_of_batch_norm, tuned
+from dynammo_core.methods.adapters import ADAPTERS, grow_auxiliary, new_adapters, tuned
 from dynammo_core.methods.base import Method
-from dynammo_core.methods.governance import Governance
-from dynammo_core.methods.merged_adapters import (
-    MergeSettings,
-    adapt_and_merge,
-    inherit,
-    misfit_of_merge,
-    obstacle_of_merge,
-    recalibrate,
-)
-from dynammo_core.methods.task_heads import (
-    TASK_HEADS,
-    SurestTask,
-    TaskHeadsSettings,
-    balance,
-    grow_task_head,
-    start_head_from_auxiliary,
-)
+from dynammo_core.methods.merged_adapters import adapt_and_merge, inherit, recalibrate
+from dynammo_core.methods.settings.adapters import DynaMMoSettings
+from dynammo_core.methods.task_heads import TASK_HEADS, SurestTask, balance, grow_task_head, start_head_from_auxiliary
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Archive, Remember, Stage
-
-
-class DynaMMoSettings(MergeSettings, TaskHeadsSettings):
-    """Parameters of DynaMMo."""
-
-    adapters: bool = Field(default=True, description="train adapters; false: a control with heads on the bare backbone")
-
-
-def obstacle_to_privacy(params: DynaMMoSettings, mechanism: str) -> str:
-    """Explain what of the merge, or of batch norm in adapters, cannot be private."""
-    return obstacle_of_merge(params, mechanism) or (obstacle_of_batch_norm(params) if params.adapters else "")
 
 
 class DynaMMo(Method[DynaMMoSettings]):
@@ -56,7 +29,6 @@ class DynaMMo(Method[DynaMMoSettings]):
     freezes_backbone = True
     deployed = (ADAPTERS, TASK_HEADS)
     decision = SurestTask()
-    governance = Governance(obstacle_to_privacy=obstacle_to_privacy, misfit=misfit_of_merge)
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         if self.params.adapters:

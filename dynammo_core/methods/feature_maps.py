@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
-
-from pydantic import Field
 from torch import Tensor, nn
 
-from dynammo_core.methods.closed_form import ClosedFormSettings, FeatureSettings, scales
+from dynammo_core.methods.closed_form import scales
+from dynammo_core.methods.settings.closed_form import FeatureSettings, FrozenFeatureSettings
 from dynammo_core.models.incremental_model import AdaptedBackbone, Extractor, IncrementalModel
 
 
@@ -21,11 +19,6 @@ class FeatureMap(nn.Module):
     feature_dim: int
 
 
-Tukey: TypeAlias = Annotated[
-    float, Field(gt=0, le=1, description="power of the features (their sign is kept); 1: as they are")
-]
-
-
 class TukeyPower(FeatureMap):
     """A power of each feature below 1, on Tukey's ladder, which makes skewed features more like normal ones."""
 
@@ -37,15 +30,6 @@ class TukeyPower(FeatureMap):
     def forward(self, features: Tensor) -> Tensor:
         """Return the powers Tensor[B, D] of features Tensor[B, D], with their signs."""
         return features.sign() * features.abs() ** self.power
-
-
-class FrozenFeatureSettings(ClosedFormSettings):
-    """The features of a frozen network, and what is made of each image's before they are summed."""
-
-    tukey: Tukey = 1.0
-    mirrored: bool = Field(
-        default=False, description="average each image's features with those of its mirror image, at a second pass"
-    )
 
 
 class MappedBackbone(Extractor):

@@ -4,51 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
-
-from pydantic import Field, ValidationInfo, field_validator
 
 from dynammo_core.methods.base import Method
-from dynammo_core.methods.closed_form import FeatureSettings, MultiScale
 from dynammo_core.methods.decisions import CLASSES
-from dynammo_core.methods.feature_maps import MappedBackbone, Tukey, TukeyPower, features_to_map
-from dynammo_core.methods.governance import Governance
+from dynammo_core.methods.feature_maps import MappedBackbone, TukeyPower, features_to_map
 from dynammo_core.methods.nearest_mean import SUMS, NearestMean, add_to_totals, heads_of, sums_by_head
 from dynammo_core.methods.rehearsal import new_images
+from dynammo_core.methods.settings.closed_form import FeCAMSettings
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.mahalanobis import OwnCovarianceHead, SharedCovarianceHead
 from dynammo_core.plan import Archive, Stage, Summarise
-
-
-class FeCAMSettings(FeatureSettings):
-    """The features, by default the last ones alone, and how their covariance is estimated."""
-
-    multi_scale: MultiScale = False
-    covariance: Literal["shared", "class"] = Field(
-        default="shared",
-        description="which covariances there are; shared: one within all classes; class: one for each, of which every "
-        "evaluation sends a matrix",
-    )
-    tukey: Tukey = 0.5
-    variance_shrinkage: float = Field(
-        default=1.0, gt=0, description="how many times the mean variance is added to each variance"
-    )
-    covariance_shrinkage: float = Field(
-        default=1.0, ge=0, description="how many times the mean covariance is added to each; at most variance_shrinkage"
-    )
-
-    @field_validator("covariance_shrinkage")
-    @classmethod
-    def _at_most(cls, shrinkage: float, info: ValidationInfo) -> float:
-        most = info.data.get("variance_shrinkage")
-        if most is not None and shrinkage > most:
-            raise ValueError(f"{shrinkage:g} must be at most variance_shrinkage, {most:g}, or no inverse need exist")
-        return shrinkage
-
-
-def not_noised(params: FeCAMSettings, mechanism: str) -> str:
-    """Explain why covariances cannot be private here."""
-    return "its covariances are not made for noised sums; choose streaming_ridge"
 
 
 class FeCAM(Method[FeCAMSettings]):
@@ -67,7 +32,6 @@ class FeCAM(Method[FeCAMSettings]):
     freezes_backbone = True
     deployed = ("heads.*.weight", "heads.*.bias")
     decision = NearestMean()
-    governance = Governance(obstacle_to_privacy=not_noised, forgets=True)
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         if task == 0:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dynammo_core.methods.base import Method
-from dynammo_core.methods.heads import SingleHeadSettings, grow_classifier, train
+from dynammo_core.methods.heads import grow_classifier, train
 from dynammo_core.methods.rehearsal import new_images
+from dynammo_core.methods.settings.heads import SingleHeadSettings
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Stage
 

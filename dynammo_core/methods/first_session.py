@@ -4,33 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dynammo_core.methods.adapted_closed_form import (
-    DEPLOYED,
-    NEEDED,
-    AdaptedClosedFormSettings,
-    grow_adapted_scales,
-    not_accounted,
-)
+from dynammo_core.methods.adapted_closed_form import DEPLOYED, NEEDED, grow_adapted_scales
 from dynammo_core.methods.adapters import adapt, grow_auxiliary
 from dynammo_core.methods.base import Method
-from dynammo_core.methods.closed_form import (
-    LargestLabel,
-    grow_ridge,
-    misfit_of_personal,
-)
+from dynammo_core.methods.closed_form import LargestLabel, grow_ridge
 from dynammo_core.methods.closed_form_personal import evaluation
 from dynammo_core.methods.closed_form_sums import streamed_sums
-from dynammo_core.methods.governance import Governance
 from dynammo_core.methods.rehearsal import everything_seen
-from dynammo_core.models.incremental_model import IncrementalModel, Pooling
+from dynammo_core.methods.settings.adapted_closed_form import FirstSessionSettings
+from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Evaluate, Stage
-
-
-class FirstSessionSettings(AdaptedClosedFormSettings):
-    """As measured best on validation images: both networks' features, with their spread."""
-
-    pooling: Pooling = "spread"
-    frozen_beside: bool = True
 
 
 class FirstSession(Method[FirstSessionSettings]):
@@ -47,7 +30,6 @@ class FirstSession(Method[FirstSessionSettings]):
     freezes_backbone = True
     deployed = DEPLOYED
     decision = LargestLabel()
-    governance = Governance(obstacle_to_privacy=not_accounted, misfit=misfit_of_personal, forgets=True)
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         if task == 0:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Literal, Self
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from dynammo_core.configuration.federation import FederationSettings
-from dynammo_core.configuration.optimisation import Optimisation
-from dynammo_core.configuration.settings import BackboneSettings, MethodSettings
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods.decisions import CLASSES, MEANS
 from dynammo_core.methods.rehearsal import exemplars
+from dynammo_core.methods.settings.heads import RehearsalSettings, SingleHeadSettings
 from dynammo_core.models.batch_statistics import batch_statistics
 from dynammo_core.models.heads import Head, LinearHead, NearestMeanHead
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.models.pretrained import RANDOM
 from dynammo_core.plan import Batch, Finish, Fit, LearnsFrom, Loss, LossContext, Remember, Stage, Summarise, nothing
 
 HEAD = (f"heads.{CLASSES}.*",)
@@ -27,35 +22,6 @@ NETWORK = ("extractor.*", *HEAD)
 """The whole network and its classifier."""
 STATISTICS = ".running_*"
 """How the patterns of batch-norm statistics end."""
-
-
-class SingleHeadSettings(MethodSettings):
-    """One training stage over the whole network."""
-
-    train: Optimisation = Optimisation(rounds=10, epochs=1, learning_rate=0.01)
-    batch_norm: Literal["frozen", "averaged", "reestimated"] = Field(
-        default="frozen",
-        description="statistics that batch norm divides by; frozen: the pretrained network's, in training too; "
-        "averaged: each batch's, and in tests the sites' running ones, pooled; reestimated: as averaged, but estimated "
-        "anew after the last round; default with one site, and for random weights, which have none to freeze: averaged",
-    )
-
-    def fitted_to(self, backbone: BackboneSettings, federation: FederationSettings) -> Self:
-        """Return these parameters, with statistics averaged by default at one site and for random weights."""
-        usual = backbone.weights == RANDOM or federation.sites == 1
-        if "batch_norm" in self.model_fields_set or not usual:
-            return self
-        return self.model_copy(update={"batch_norm": "averaged"})
-
-
-class RehearsalSettings(SingleHeadSettings):
-    """Which of the two answers that a rehearsed network can give is taken."""
-
-    prediction: Literal["classifier", "nearest_mean"] = Field(
-        default="classifier",
-        description="how to predict; classifier: by the trained head; nearest_mean: the class whose exemplars have the "
-        "nearest mean feature (iCaRL)",
-    )
 
 
 def grow_classifier(

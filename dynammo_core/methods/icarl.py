@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,16 +11,11 @@ from torch.nn import functional as F
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.decisions import CLASSES
 from dynammo_core.methods.distillation import keep_teacher, taught_logits, teacher
-from dynammo_core.methods.heads import RehearsalSettings, grow_class_means, grow_classifier, remember, train
+from dynammo_core.methods.heads import grow_class_means, grow_classifier, remember, train
 from dynammo_core.methods.rehearsal import new_and_exemplars
+from dynammo_core.methods.settings.heads import ICaRLSettings
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Archive, LossContext, Stage
-
-
-class ICaRLSettings(RehearsalSettings):
-    """As for rehearsal, but the paper answers by the nearest mean; `classifier` asks the sigmoid outputs instead."""
-
-    prediction: Literal["classifier", "nearest_mean"] = "nearest_mean"
 
 
 class ICaRL(Method[ICaRLSettings]):

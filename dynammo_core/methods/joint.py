@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import Field
-
-from dynammo_core.configuration.optimisation import Optimisation
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.decisions import CLASSES
-from dynammo_core.methods.heads import SingleHeadSettings, grow_classifier, train
+from dynammo_core.methods.heads import grow_classifier, train
 from dynammo_core.methods.rehearsal import everything_seen
+from dynammo_core.methods.settings.heads import JointSettings
 from dynammo_core.models.heads import LinearHead
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import matching, travelling_names
@@ -18,16 +16,6 @@ from dynammo_core.plan import Archive, Stage
 
 PRETRAINED = "pretrained."
 """Where the archive keeps the network that the first task started from."""
-
-
-class JointSettings(SingleHeadSettings):
-    """As for one training stage, but long enough for a network that starts anew in each task."""
-
-    train: Optimisation = Optimisation(rounds=25, epochs=1, learning_rate=0.01, schedule="cosine")
-    restart: bool = Field(
-        default=True,
-        description="start each task from the pretrained network; false: from the network that the task before left",
-    )
 
 
 class Joint(Method[JointSettings]):

@@ -7,31 +7,18 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.distillation import cosine_distance, keep_teacher, teacher
-from dynammo_core.methods.heads import RehearsalSettings, grow_class_means, grow_classifier, remember, train
+from dynammo_core.methods.heads import grow_class_means, grow_classifier, remember, train
 from dynammo_core.methods.imprinting import cosine_head, imprint
 from dynammo_core.methods.rehearsal import new_and_exemplars
+from dynammo_core.methods.settings.heads import LUCIRSettings
 from dynammo_core.models.heads import CosineHead
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Archive, LossContext, Stage
-
-
-class LUCIRSettings(RehearsalSettings):
-    """The paper's constants, except the scale."""
-
-    scale: float = Field(default=10.0, gt=0, description="initial value of the learnable scale of the cosines")
-    less_forget: float = Field(
-        default=5.0, ge=0, description="base weight of the less-forget constraint (lambda_base in the paper)"
-    )
-    margin: float = Field(default=0.5, ge=0, description="margin of the ranking loss (m in the paper)")
-    hard_negatives: int = Field(
-        default=2, ge=1, description="number of new classes that each exemplar is pushed away from (K in the paper)"
-    )
 
 
 class LUCIR(Method[LUCIRSettings]):

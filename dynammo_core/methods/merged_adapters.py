@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from dynammo_core.aggregation.batch_norm import is_batch_norm_statistic
-from dynammo_core.configuration.federation import FederationSettings
-from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.merging.fisher import comparable, diagonal_fisher
-from dynammo_core.merging.operators import MERGE_OPERATORS, merge
+from dynammo_core.merging.operators import merge
 from dynammo_core.merging.task_sets import TaskSets
 from dynammo_core.merging.task_vectors import TASK_VECTORS
-from dynammo_core.methods.adapters import ADAPTERS, AdapterSettings, adapt, adapters_of, auxiliary_logits, tuned
+from dynammo_core.methods.adapters import ADAPTERS, adapt, adapters_of, auxiliary_logits, tuned
 from dynammo_core.methods.rehearsal import balanced, if_it_holds
-from dynammo_core.models import BACKBONES
+from dynammo_core.methods.settings.adapters import FISHER, WEIGHTED, MergeSettings
 from dynammo_core.models.adapters import folded_alphas
 from dynammo_core.models.batch_statistics import batch_statistics
 from dynammo_core.models.incremental_model import IncrementalModel
@@ -30,45 +26,6 @@ STATISTICS = ("extractor.*adapters.*.running_*",)
 PARAMETERS = tuple(f"extractor.*adapters.*.{kind}" for kind in ("alpha", "weight", "bias"))
 INITIAL = "initial."
 SAMPLES = "samples"
-WEIGHTED = "weighted"
-FISHER = "fisher"
-"""The operator, its stage, and where the archive keeps what that stage brings."""
-
-
-class MergeSettings(AdapterSettings):
-    """How the sets of all tasks become one."""
-
-    merge: Annotated[str | tuple[str, ...], MERGE_OPERATORS] = Field(
-        default="mean",
-        description="operator that merges the adapter sets of all tasks; or a list with one for each insertion point "
-        "of the backbone, or for each block of a transformer, first to last",
-    )
-    merge_density: float = Field(
-        default=0.2, gt=0, le=1, description="fraction of a task vector that ties, dare and breadcrumbs keep"
-    )
-    merge_scale: float = Field(
-        default=1.0, gt=0, description="factor on the merged task vector, for operators on task vectors"
-    )
-    merge_alpha: Literal["average", "fold"] = Field(
-        default="average",
-        description="merging of the adapters' learnt scales; average: separately; fold: as part of the last norm that "
-        "each of them multiplies",
-    )
-    recalibrate: bool = Field(default=True, description="re-estimate the merged adapters' batch-norm statistics")
-
-    def misfit_of_places(self, places: int) -> str:
-        """Explain why the operators do not go with so many adapters in a set; empty if they do."""
-        if isinstance(self.merge, str) or len(self.merge) == places:
-            return ""
-        return (
-            f"merge lists {len(self.merge)} operators, but the backbone has {places} insertion points; give one "
-            "operator for each, or one for all"
-        )
-
-    @property
-    def operators(self) -> frozenset[str]:
-        """The names of all operators in use."""
-        return frozenset([self.merge] if isinstance(self.merge, str) else self.merge)
 
 
 def inherit(params: MergeSettings, model: IncrementalModel, archive: Archive, task: int) -> None:
@@ -174,39 +131,6 @@ def fisher_information(model: IncrementalModel, batches: Iterable[Batch]) -> dic
 def merged_statistics(model: IncrementalModel, batches: Iterable[Batch]) -> dict[str, Tensor]:
     """Compute the merged adapters' batch-norm statistics, pooled over batches of images."""
     return batch_statistics(model, STATISTICS, batches, tuned(model))
-
-
-def misfit_of_merge(params: MergeSettings, federation: FederationSettings, backbone: BackboneSettings) -> str:
-    """Explain why the merge operators do not go with the backbone or the federation; empty if they do."""
-    # A network of an open name is built, and asked for on the net, only once its experiment is admitted.
-    spec = None if BACKBONES.is_open(backbone.name) else BACKBONES.get(backbone.name)
-    if spec and (misfit := params.misfit_of_places(len(spec.places))):
-        return misfit
-    if FISHER not in params.operators:
-        return ""
-    if federation.compression != "none":
-        return (
-            f"merge: {FISHER} cannot be combined with federation.compression: {federation.compression}, which would "
-            "round small squared gradients to 0, or send them as differences from weights; set compression: none"
-        )
-    if federation.aggregator == "norm_clipping":
-        return (
-            f"merge: {FISHER} cannot be combined with federation.aggregator: norm_clipping: squared gradients are not "
-            "an update of the weights, so there is no length to clip; choose another aggregator"
-        )
-    return ""
-
-
-def obstacle_of_merge(params: MergeSettings, mechanism: str) -> str:
-    """Explain why a merge operator cannot be private by a mechanism; empty if all of them can."""
-    if FISHER in params.operators:
-        return "no noise hides an image in the mean of squared gradients; choose a method.merge other than fisher"
-    if mechanism == "client" and WEIGHTED in params.operators:
-        return (
-            "it weighs by the exact numbers of images at all sites, and the merged adapters reveal them; choose a "
-            "method.merge other than weighted"
-        )
-    return ""
 
 
 def _set(task: int) -> str:

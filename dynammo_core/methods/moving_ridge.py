@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
-from pydantic import Field
-
-from dynammo_core.configuration.federation import FederationSettings
-from dynammo_core.configuration.settings import BackboneSettings, FirstBackbone
-from dynammo_core.methods.adapted_closed_form import (
-    DEPLOYED,
-    NEEDED,
-    AdaptedClosedFormSettings,
-    grow_adapted_scales,
-    not_accounted,
-)
+from dynammo_core.methods.adapted_closed_form import DEPLOYED, NEEDED, grow_adapted_scales
 from dynammo_core.methods.adapters import ADAPTERS, grow_auxiliary, tuned
 from dynammo_core.methods.base import TEACHER_PREFIX, Method
 from dynammo_core.methods.closed_form import LargestLabel, grow_ridge, ridge_head, scales
 from dynammo_core.methods.closed_form_sums import GRAM, PRODUCTS, resummed, streamed_sums, sums, sums_of
-from dynammo_core.methods.governance import Governance
-from dynammo_core.methods.merged_adapters import (
-    MergeSettings,
-    adapt_and_merge,
-    forget_sets,
-    inherit,
-    misfit_of_merge,
-    obstacle_of_merge,
-    recalibrate,
-)
+from dynammo_core.methods.merged_adapters import adapt_and_merge, forget_sets, inherit, recalibrate
 from dynammo_core.methods.rehearsal import new_and_exemplars
+from dynammo_core.methods.settings.adapted_closed_form import MovingRidgeSettings
 from dynammo_core.models.heads import OTHERS
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import matching, remove
@@ -40,39 +21,6 @@ from dynammo_core.plan import Archive, Remember, Stage, Summarise
 
 PAIRS = "pairs"
 """Name of the stage, and of the head that holds its sums: over old features beside new ones, all classes together."""
-
-
-class MovingRidgeSettings(MergeSettings, AdaptedClosedFormSettings):
-    """Parameters of merged adapters, of the classifier on their features, and of what becomes of its sums."""
-
-    adapters: bool = Field(
-        default=True, description="tune adapters in each task; false: features change with the network alone"
-    )
-    past: Literal["moved", "kept", "anew"] = Field(
-        default="moved",
-        description="sums of past images after features have changed; moved: carried along by a map from old to new "
-        "features; for comparison, kept: as they are; anew: summed again from all past images, which hospitals need "
-        "not have any more",
-    )
-    residual: bool = Field(
-        default=True, description="add the covariance that the map leaves unexplained to sums that are moved"
-    )
-
-
-def obstacle_to_privacy(params: MovingRidgeSettings, mechanism: str) -> str:
-    """Explain what of the merge, or of adapters and sums together, cannot be private."""
-    return obstacle_of_merge(params, mechanism) or not_accounted(params, mechanism)
-
-
-def misfit(params: MovingRidgeSettings, federation: FederationSettings, backbone: BackboneSettings) -> str:
-    """Explain why the merge does not go with those sections, or why sums that have moved serve no site's own head."""
-    if params.personal:
-        return "personal needs sums that still hold a site's own images as they are; set method.personal: false"
-    if params.past == "kept" and isinstance(backbone, FirstBackbone) and backbone.changes:
-        return "past: kept leaves sums of another network's features, which fit no other; set method.past: moved"
-    if params.past == "anew" and federation.site_names:
-        return "past: anew sums all past images in each task, a comparison for simulations; set method.past: moved"
-    return misfit_of_merge(params, federation, backbone)
 
 
 class MovingRidge(Method[MovingRidgeSettings]):
@@ -87,10 +35,8 @@ class MovingRidge(Method[MovingRidgeSettings]):
     name = "moving_ridge"
     paper_url = "https://arxiv.org/abs/2404.14099"
     freezes_backbone = True
-    outlives_network = True
     deployed = DEPLOYED
     decision = LargestLabel()
-    governance = Governance(obstacle_to_privacy=obstacle_to_privacy, misfit=misfit)
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         params = self.params

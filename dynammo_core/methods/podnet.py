@@ -7,44 +7,18 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from dynammo_core.configuration.optimisation import Optimisation
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.distillation import cosine_distance, keep_teacher, teacher
-from dynammo_core.methods.heads import (
-    HEAD,
-    NETWORK,
-    RehearsalSettings,
-    grow_class_means,
-    grow_classifier,
-    remember,
-    train,
-)
+from dynammo_core.methods.heads import HEAD, NETWORK, grow_class_means, grow_classifier, remember, train
 from dynammo_core.methods.imprinting import cosine_head, imprint
 from dynammo_core.methods.rehearsal import balanced, new_and_exemplars
+from dynammo_core.methods.settings.heads import PODNetSettings
 from dynammo_core.models.heads import CosineHead
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel
 from dynammo_core.plan import Archive, Fit, LossContext, Stage
-
-
-class PODNetSettings(RehearsalSettings):
-    """The paper's constants for CIFAR100, except scale and margin."""
-
-    proxies: int = Field(default=10, ge=1, description="proxies per class (K in the paper)")
-    scale: float = Field(default=10.0, gt=0, description="initial value of the learnable scale (eta in the paper)")
-    margin: float = Field(
-        default=0.06, ge=0, description="margin of the classification loss, as a similarity (delta in the paper)"
-    )
-    spatial: float = Field(
-        default=3.0, ge=0, description="weight of the distance between pooled maps (lambda_c in the paper)"
-    )
-    flat: float = Field(
-        default=1.0, ge=0, description="weight of the distance between features (lambda_f in the paper)"
-    )
-    balance: Optimisation = Optimisation(epochs=20, learning_rate=0.01)
 
 
 class PODNet(Method[PODNetSettings]):

@@ -3,39 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from dynammo_core.methods.base import Method
-from dynammo_core.methods.closed_form import (
-    ANSWERS,
-    SUMS_GOVERNANCE,
-    ClosedFormSettings,
-    LargestLabel,
-    MultiScale,
-    grow_ridge,
-)
+from dynammo_core.methods.closed_form import ANSWERS, LargestLabel, grow_ridge
 from dynammo_core.methods.closed_form_personal import evaluation
 from dynammo_core.methods.closed_form_sums import streamed_sums
 from dynammo_core.methods.feature_maps import FeatureMap, MappedBackbone, features_to_map
 from dynammo_core.methods.rehearsal import everything_seen
+from dynammo_core.methods.settings.closed_form import RanPACSettings
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Evaluate, Stage
 from dynammo_core.support.seeding import seeded_generator
-
-
-class RanPACSettings(ClosedFormSettings):
-    """The random layer, by default on the last features alone, as published."""
-
-    multi_scale: MultiScale = False
-    projection_size: int = Field(default=2000, ge=1, description="number of random features that are classified")
-    projection_seed: int = Field(
-        default=0, ge=0, description="seed of the random features, with which the server and all sites draw the same"
-    )
 
 
 class RandomProjection(FeatureMap):
@@ -76,7 +58,6 @@ class RanPAC(Method[RanPACSettings]):
     freezes_backbone = True
     deployed = ANSWERS
     decision = LargestLabel()
-    governance = replace(SUMS_GOVERNANCE, forgets=True)
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         if task == 0:

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dynammo_core.methods.base import Method
-from dynammo_core.methods.heads import (
-    RehearsalSettings,
-    grow_class_means,
-    grow_classifier,
-    remember,
-    train,
-)
+from dynammo_core.methods.heads import grow_class_means, grow_classifier, remember, train
 from dynammo_core.methods.rehearsal import new_and_exemplars
+from dynammo_core.methods.settings.heads import RehearsalSettings
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Stage
 

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from dynammo_core.methods.base import Method
-from dynammo_core.methods.closed_form import (
-    ANSWERS,
-    SUMS_GOVERNANCE,
-    LargestLabel,
-    grow_ridge,
-    misfit_of_memories,
-)
+from dynammo_core.methods.closed_form import ANSWERS, LargestLabel, grow_ridge
 from dynammo_core.methods.closed_form_sums import balanced_sums
-from dynammo_core.methods.feature_maps import FrozenFeatureSettings, grow_frozen
+from dynammo_core.methods.feature_maps import grow_frozen
+from dynammo_core.methods.settings.closed_form import RidgeSettings
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Remember, Stage
 
 
-class Ridge(Method[FrozenFeatureSettings]):
+class Ridge(Method[RidgeSettings]):
     """The balanced closed form on the frozen network."""
 
     name = "ridge"
@@ -27,7 +21,6 @@ class Ridge(Method[FrozenFeatureSettings]):
     freezes_backbone = True
     deployed = ANSWERS
     decision = LargestLabel()
-    governance = replace(SUMS_GOVERNANCE, misfit=misfit_of_memories)
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         grow_frozen(self.params, model, task)

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from dynammo_core.methods.base import Method
-from dynammo_core.methods.closed_form import (
-    ANSWERS,
-    SUMS_GOVERNANCE,
-    LargestLabel,
-    grow_ridge,
-)
+from dynammo_core.methods.closed_form import ANSWERS, LargestLabel, grow_ridge
 from dynammo_core.methods.closed_form_personal import evaluation
 from dynammo_core.methods.closed_form_sums import streamed_sums
-from dynammo_core.methods.feature_maps import FrozenFeatureSettings, grow_frozen
+from dynammo_core.methods.feature_maps import grow_frozen
 from dynammo_core.methods.rehearsal import everything_seen
+from dynammo_core.methods.settings.closed_form import StreamingRidgeSettings
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Evaluate, Stage
 
 
-class StreamingRidge(Method[FrozenFeatureSettings]):
+class StreamingRidge(Method[StreamingRidgeSettings]):
     """The classifier is that of ridge regression on all images so far, although none of them is kept.
 
     Its statistics speak of all past data: a class of method of its own, and a privacy question of its own, as the Gram
@@ -33,7 +28,6 @@ class StreamingRidge(Method[FrozenFeatureSettings]):
     freezes_backbone = True
     deployed = ANSWERS
     decision = LargestLabel()
-    governance = replace(SUMS_GOVERNANCE, forgets=True)
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         grow_frozen(self.params, model, task)

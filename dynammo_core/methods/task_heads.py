@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dynammo_core.configuration.optimisation import Optimisation
 from dynammo_core.data.task_stream import TaskStream
-from dynammo_core.methods.adapters import AUXILIARY, AdapterSettings
+from dynammo_core.methods.adapters import AUXILIARY
 from dynammo_core.methods.decisions import DecisionRule, Prediction
 from dynammo_core.methods.rehearsal import balanced
+from dynammo_core.methods.settings.adapters import TaskHeadsSettings
 from dynammo_core.models.heads import OTHERS, Head, LinearHead
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Archive, Fit, LossContext
@@ -21,12 +21,6 @@ TASK_HEADS = "heads.task*"
 
 Views = Callable[[Tensor, int], list[Tensor]]
 """Splits features Tensor[B, D] into what each head, of so many, sees."""
-
-
-class TaskHeadsSettings(AdapterSettings):
-    """The two training stages: adapter tuning and the balanced fine-tuning of the heads."""
-
-    balance: Optimisation = Optimisation(epochs=50, optimizer="adam", learning_rate=1e-3, weight_decay=0.0)
 
 
 def everything(features: Tensor, heads: int) -> list[Tensor]:

@@ -5,23 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.decisions import CLASSES
 from dynammo_core.methods.distillation import keep_teacher, soft_cross_entropy, taught_logits, teacher
-from dynammo_core.methods.heads import RehearsalSettings, grow_class_means, grow_classifier, remember, train
+from dynammo_core.methods.heads import grow_class_means, grow_classifier, remember, train
 from dynammo_core.methods.rehearsal import new_and_exemplars
+from dynammo_core.methods.settings.heads import WASettings
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import Archive, LossContext, Stage
-
-
-class WASettings(RehearsalSettings):
-    """How soft the teacher's answers are."""
-
-    temperature: float = Field(default=2.0, gt=0, description="temperature of the distillation loss")
 
 
 class WA(Method[WASettings]):

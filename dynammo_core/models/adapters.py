@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dynammo_core.models.names import Form
+
 GROUPS = 8
 
-Form = Literal["full", "low_rank", "depthwise"]
-"""How the two convolutions of an adapter of width C are written: with 18 C^2 weights, with 2 C w + 18 w^2 by way of w
-channels, or with 2 C^2 + 18 C."""
 REDUCTION = 8
 """How many times fewer channels the convolutions of low rank have between them: w = C / 8."""
 

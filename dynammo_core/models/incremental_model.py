@@ -6,14 +6,13 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from dynammo_core.models.backbones import Backbone
 from dynammo_core.models.heads import Head
-from dynammo_core.models.names import Level
+from dynammo_core.models.names import Level, Pooling
 from dynammo_core.support.errors import ConfigError
 
 
@@ -85,10 +84,6 @@ def _quarter(row: int, column: int, maps: Tensor) -> Tensor:
     )
     return _mean(maps[:, :, rows, columns])
 
-
-Pooling = Literal["mean", "spread", "grid"]
-"""What is kept of each channel of a map: its mean over the pixels; its standard deviation as well; or that deviation
-and the mean of each quarter, so that positions count, too (spatial pyramids, arXiv 1406.4729)."""
 
 POOLS: Mapping[Pooling, tuple[Callable[[Tensor], Tensor], ...]] = {
     "mean": (_mean,),

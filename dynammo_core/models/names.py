@@ -9,6 +9,16 @@ from typing import Any, Literal, Protocol
 Level = Literal["images", "prefix", "features"]
 """How far an input has come: normalised images, the maps before the first adapter, or the features for the heads."""
 
+Form = Literal["full", "low_rank", "depthwise"]
+"""How the two convolutions of an adapter of width C are written: with 18 C^2 weights, with 2 C w + 18 w^2 by way of w
+channels, or with 2 C^2 + 18 C."""
+
+Kind = Literal["lora", "bottleneck"]
+
+Pooling = Literal["mean", "spread", "grid"]
+"""What is kept of each channel of a map: its mean over the pixels; its standard deviation as well; or that deviation
+and the mean of each quarter, so that positions count, too (spatial pyramids, arXiv 1406.4729)."""
+
 
 class Network(Protocol):
     """Anything whose tensors and modules have names, as those of a PyTorch module have."""

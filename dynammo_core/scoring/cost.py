@@ -17,12 +17,10 @@ from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.adapters import ADAPTERS
 from dynammo_core.methods.base import Method
-from dynammo_core.models.adapters import Form
 from dynammo_core.models.backbones import Backbone, build_backbone
 from dynammo_core.models.folding import fold_low_rank
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.models.names import matching, travelling_names
-from dynammo_core.models.transformers.adapters import Kind
+from dynammo_core.models.names import Form, Kind, matching, travelling_names
 from dynammo_core.support.errors import ConfigError
 from dynammo_core.support.seeding import seeded_initialisation
 

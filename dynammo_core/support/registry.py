@@ -98,7 +98,7 @@ class Registry(Mapping[str, T]):
         if name in self._registered:
             return self._registered[name].value
         if name in self.built_in:
-            return _resolved(self.built_in[name])
+            return resolved(self.built_in[name])
         return self._load(name, self._entry_points[name][0])
 
     def __iter__(self) -> Iterator[str]:
@@ -180,9 +180,9 @@ class Registry(Mapping[str, T]):
             package = found.PACKAGE
             sha256 = code_sha256(found, package, package)
             return Plugin(self.kind, name, package, distribution(package).version, package, sha256)
-        value = self[name]
-        if name in self.built_in:
+        if name in self.built_in and not self._conflict(name):
             return None
+        value = self[name]
         if name not in self._entry_points:
             made = self._registered[name]
             package, version, reference, definition = "", "", made.reference, made.definition
@@ -282,7 +282,8 @@ def _named(settings: BaseModel) -> Iterator[tuple[Registry[Any], str]]:
                 yield from ((table, name) for name in _names(value))
 
 
-def _resolved(entry: str | T) -> T:
+def resolved(entry: str | T) -> T:
+    """Return an entry, imported if it is a reference."""
     if not isinstance(entry, str):
         return entry
     module, _, attribute = entry.partition(":")

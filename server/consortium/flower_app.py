@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,3 +67,15 @@ def staged_app(app_dir: Path, target: Path) -> Path:
     except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
         raise RunError(f"{pyproject} does not describe a Flower app with a `fab-include`: {error!r}") from error
     return target
+
+
+def installed_bundle() -> bytes:
+    """Return a bundle of the app that is installed here, as Flower makes it: the same files give the same bytes.
+
+    Raises:
+        RunError: the installation is damaged.
+    """
+    from flwr.cli.build import build_fab_from_disk  # and only here: most that is prepared here needs no Flower
+
+    with tempfile.TemporaryDirectory() as folder:
+        return build_fab_from_disk(staged_app(APP_DIRECTORY, Path(folder) / "app"))

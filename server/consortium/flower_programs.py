@@ -14,18 +14,18 @@ import os
 import shlex
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from functools import partial
 from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Message
-from flwr.cli.build import build_fab_from_disk
 from flwr.server.run_serverapp import run
 from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
+from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
 from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
 from flwr.superlink.grid import HttpGrid
@@ -33,8 +33,8 @@ from flwr.superlink.grid import HttpGrid
 from dynammo_core.support.errors import ConfigError, RunError
 from dynammo_core.support.processes import answer_by_copies
 from dynammo_core.wire.waiting import SOON
-from server.consortium.flower_app import APP_DIRECTORY, description_of, staged_app
-from server.consortium.flower_command_line import load_program, show_token
+from server.consortium.flower_app import APP_DIRECTORY, description_of, installed_bundle
+from server.gate.operator_token import FILE_VARIABLE, HEADER, read_token
 
 EXECUTOR, SERVER_APP = "flower-superexec", "flwr-serverapp"
 STARTED = (EXECUTOR, *sorted(set(TASK_TYPE_TO_COMMAND.values())))
@@ -70,9 +70,7 @@ def refuse_foreign_app(bundle: bytes) -> None:
     Raises:
         RunError: they differ in any byte.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        installed = build_fab_from_disk(staged_app(APP_DIRECTORY, Path(folder) / "app"))
-    if bundle != installed:
+    if bundle != installed_bundle():
         raise RunError(
             "the app of this run differs from the one installed on the server, so it was not started",
             remedy="Submit runs with `dynammo-server run`, from the installation that started the server",
@@ -86,11 +84,16 @@ def run_own_server_app(*_: object, grid: Any, context: Any, **__: object) -> Any
     return run(grid=grid, context=context, server_app_dir=str(APP_DIRECTORY), loaded_server_app=app)
 
 
-def keep_to_own_server_app() -> None:
-    """Keep this process from unpacking or loading what a run brings; it uses the installed settings instead."""
+def keep_to_own_server_app(own: bytes = b"") -> None:
+    """Keep this process from unpacking or loading what a run brings; it uses the installed settings instead.
+
+    Args:
+        own: a bundle of the installed code that was made before; another one is compared with what is installed now.
+    """
 
     def compared(bundle: bytes, **_: object) -> Path:
-        refuse_foreign_app(bundle)
+        if bundle != own:
+            refuse_foreign_app(bundle)
         return APP_DIRECTORY
 
     def directory(*_: object) -> Path:
@@ -102,6 +105,23 @@ def keep_to_own_server_app() -> None:
     replace(runner, "run_", run_own_server_app)
     replace(runner, "HttpGrid", BundlingGrid)
     replace("flwr.superlink.grid.http_grid", "pull_objects", partial(pull_objects, **SOON))
+
+
+def show_token() -> None:
+    """Make every Flower client of this process send the operator's token with each request from now on."""
+    token, plain = read_token(Path(os.environ[FILE_VARIABLE])), ProtobufClient._send
+
+    def send(self: Any, context: Any, *, stream: bool = False) -> Any:
+        context.request.headers[HEADER] = token
+        return plain(self, context, stream=stream)
+
+    ProtobufClient._send = send  # type: ignore[method-assign]
+
+
+def load_program(name: str) -> Any:
+    """Return the function that is one of Flower's programs, by its name."""
+    (program,) = entry_points(group="console_scripts", name=name)
+    return program.load()
 
 
 def replace(module: str, name: str, stand_in: object) -> None:
@@ -150,7 +170,7 @@ def become_loaded() -> None:
     """Load what a ServerApp needs, and answer each line of standard input, its arguments, by a copy that is one."""
     from dynammo_core.code_identity import installed_hash, project_hash
 
-    keep_to_own_server_app()
+    keep_to_own_server_app(installed_bundle())
     program = load_program(SERVER_APP)
     for module in ("server.app", "server.run.run", "server.watch.progress"):
         import_module(module)

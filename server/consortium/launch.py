@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import shlex
-import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dynammo_core.configuration.config import Config, Scalar
+from dynammo_core.configuration.config import Config
 from dynammo_core.support.errors import CheckpointError, ConfigError, RunError, nearest_match
 from server.consortium.control import Control
-from server.consortium.flower_app import APP_DIRECTORY, staged_app
+from server.consortium.flower_app import installed_bundle
 from server.consortium.settings import ServerSettings
-from server.consortium.sites import SiteRegister
 from server.run_directory.advice import failure_words
 from server.run_directory.directory import Event, Listener, RunDirectory, run_place
 from server.run_directory.event_tail import EventTail
 from server.run_directory.lock import only_run, only_start
+
+if TYPE_CHECKING:
+    from server.consortium.sites import SiteRegister
 
 FLOWER_RUN = "flower_run.json"
 FOLLOW_SECONDS, ASK_SECONDS, END_SECONDS = 0.5, 10.0, 30.0
@@ -42,7 +43,8 @@ def launch(
         RunError: the run is already going on.
         DynammoError: the experiment cannot work, or the SuperLink refuses it.
     """
-    from dynammo_core.experiment import Experiment  # and only here: `status` needs no PyTorch
+    from dynammo_core.experiment import Experiment  # and only here: `status` needs neither PyTorch nor sites' keys
+    from server.consortium.sites import SiteRegister
     from server.trackers.tracking import find_trackers
 
     trackers = find_trackers([*settings.track, *track])
@@ -59,23 +61,16 @@ def launch(
         submitted = settings.flower_home / "submitted" / f"{config.run_name}.yaml"
         submitted.parent.mkdir(parents=True, exist_ok=True)
         submitted.write_text(config.to_yaml(), encoding="utf-8")
-        run_config: Mapping[str, Scalar] = {
+        run_config = {
             "config": str(submitted),
             "runs": str(settings.runs),
             "resume": str(resume) if resume else "",
             "accept-new-code": "yes" if accept_new_code else "",
             "track": " ".join(trackers),
         }
-        submitted_run = {"run-id": submit(settings, control, run_config), "consortium": str(settings.folder)}
-        directory.write_json(FLOWER_RUN, submitted_run)
+        run = control.submit(installed_bundle(), run_config)
+        directory.write_json(FLOWER_RUN, {"run-id": run, "consortium": str(settings.folder)})
     return directory.path
-
-
-def submit(settings: ServerSettings, control: Control, run_config: Mapping[str, Scalar]) -> int:
-    """Hand the app of this checkout to the SuperLink and return Flower's id of the run."""
-    settings.flower_home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="app-", dir=settings.flower_home) as folder:
-        return control.submit(staged_app(APP_DIRECTORY, Path(folder) / "app"), run_config)
 
 
 def follow(settings: ServerSettings, directory: Path, tail: EventTail, listener: Listener) -> None:
@@ -131,10 +126,7 @@ def flower_run(directory: Path) -> int:
 
 def status_of(control: Control, run: int) -> tuple[str, str]:
     """Return Flower's status of a run, such as `finished:failed`, and its details."""
-    for known in control.runs():
-        if int(known["run-id"]) == run:
-            return str(known["status"]), str(known.get("status-details", ""))
-    return "finished:unknown", "the run is not in the SuperLink's database"
+    return control.runs().get(run, ("finished:unknown", "the run is not in the SuperLink's database"))
 
 
 def refuse_a_second(control: Control, directory: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
 from dynammo_core.configuration.settings import SITE_NAME
 from dynammo_core.support.errors import CheckpointError, ConfigError, unknown_name
@@ -78,9 +78,7 @@ class SiteRegister:
         nodes = self._control.nodes()
         table = {}
         for name, site in self.load().items():
-            node = nodes.get(site.node, {"status": "unknown to the SuperLink"})
-            since = node.get({"online": "online-at", "offline": "offline-at"}.get(node["status"], ""), "")
-            table[name] = (site, str(node["status"]), str(since))
+            table[name] = (site, *nodes.get(site.node, ("unknown to the SuperLink", "")))
         return table
 
     def add(self, name: str, public_key: Path) -> RegisteredSite:
@@ -93,7 +91,8 @@ class SiteRegister:
         sites = self.load()
         if not re.fullmatch(SITE_NAME, name):
             raise ConfigError(f"{name!r} is not a valid site name", accepted="small letters, digits and hyphens")
-        found = fingerprint(public_key)
+        key = _key_in(public_key)
+        found = fingerprint_of(key)
         for other, site in sites.items():
             if other == name or site.fingerprint == found:
                 raise ConfigError(
@@ -101,7 +100,8 @@ class SiteRegister:
                     f"{site.added} with the key {site.fingerprint}",
                     remedy=f"If the site has a new key, run `dynammo-server sites remove {other}` first",
                 )
-        site = RegisteredSite(self._control.register(name, public_key), found, datetime.now(UTC).date().isoformat())
+        node = self._control.register(name, key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        site = RegisteredSite(node, found, datetime.now(UTC).date().isoformat())
         try:
             self._save({**sites, name: site})
         except CheckpointError:
@@ -136,11 +136,15 @@ def fingerprint(public_key: Path) -> str:
     Raises:
         ConfigError: the file is not an elliptic-curve public key.
     """
+    return fingerprint_of(_key_in(public_key))
+
+
+def _key_in(public_key: Path) -> ec.EllipticCurvePublicKey:
     try:
         key = load_ssh_public_key(public_key.read_bytes())
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise ValueError("it is another kind of key")
-        return fingerprint_of(key)
+        return key
     except (OSError, ValueError, IndexError, UnsupportedAlgorithm) as error:
         raise ConfigError(
             f"{public_key} is not the public key of a site ({error})",

@@ -12,7 +12,8 @@ from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import RunError
 from dynammo_core.wire.protocol import Phase
 from server.consortium.control import Control
-from server.consortium.launch import refuse_a_second, status_of, submit
+from server.consortium.flower_app import installed_bundle
+from server.consortium.launch import refuse_a_second, status_of
 from server.consortium.settings import ServerSettings
 from server.jobs.announce import COUNTING_SECONDS
 
@@ -82,7 +83,8 @@ def _ask(settings: ServerSettings, output: Path, values: dict[str, str], seconds
     output.unlink(missing_ok=True)
     first = next(iter(values))
     control = Control(settings)
-    run = submit(settings, control, {**values, first: str(output.absolute())})  # the ServerApp has another directory
+    absolute = {**values, first: str(output.absolute())}  # the ServerApp has another directory
+    run = control.submit(installed_bundle(), absolute)
     limit = time.monotonic() + seconds
     status = ""
     while time.monotonic() < limit and not output.exists():

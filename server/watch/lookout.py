@@ -76,7 +76,7 @@ class Lookout:
     def __init__(
         self,
         directories: Callable[[], Iterable[Path]],
-        flower_runs: Callable[[], list[dict[str, Any]]],
+        flower_runs: Callable[[], Mapping[int, tuple[str, str]]],
         runs: Path | None = None,
     ) -> None:
         self._folder = runs
@@ -107,7 +107,7 @@ class Lookout:
     def _ask(self) -> None:
         asked = time.time()
         try:
-            statuses = {int(run["run-id"]): str(run["status"]) for run in self._flower_runs()}
+            statuses = {run: status for run, (status, _) in self._flower_runs().items()}
             self._word = _Word(asked, statuses)
         except DynammoError as error:
             self._word = _Word(asked, silence=str(error))

@@ -53,7 +53,6 @@ def status(
         from server.consortium.settings import load_server
         from server.watch.lookout import Lookout, run_directories
         from server.watch.status import RunStatus
-        from server.watch.status_page import serve_status
 
         if serve is not None and (once or as_json):
             raise ConfigError(
@@ -68,6 +67,8 @@ def status(
         )
         console = Terminal()
         if serve is not None:
+            from server.watch.status_page import serve_status
+
             serve_status(
                 lookout, serve, on_ready=lambda url: console.print(f"{url} shows the status. Ctrl-C stops serving it.")
             )

@@ -98,7 +98,7 @@ def _events(run: Path) -> list[dict[str, Any]]:
 
 def _run_deployed(experiment: Any, names: list[str], place: Path) -> tuple[Path, float]:
     """Return the run directory, and when the run was submitted, in unix seconds."""
-    from server.consortium.launch import follow, launch
+    from server.consortium.launch import follow
     from server.run_directory.directory import EVENTS
     from server.run_directory.event_tail import EventTail
     from server.watch.progress import ProgressView
@@ -112,7 +112,7 @@ def _run_deployed(experiment: Any, names: list[str], place: Path) -> tuple[Path,
             config = consortium.config()
             consortium.approve(config)
             began = time.time()
-            run = launch(consortium.server, config)
+            run = consortium.run(config)
         with ProgressView() as view:
             follow(consortium.server, run, EventTail(run / EVENTS, from_end=False), view.update)
     return run, began

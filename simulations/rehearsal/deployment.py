@@ -30,11 +30,12 @@ from dynammo_core.configuration.settings import WEIGHTS_BY_NAME
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import RunError
 from dynammo_core.support.files import write_atomically
-from dynammo_core.support.processes import process_group
+from dynammo_core.support.processes import pauses, process_group
 from server.consortium.consortium import make_consortium
 from server.consortium.control import Control
 from server.consortium.settings import ServerSettings
 from server.consortium.sites import SiteRegister, fingerprint
+from server.run_directory.directory import run_place
 from simulations.rehearsal.site_export import export_sites
 
 START_SECONDS = 90.0
@@ -104,15 +105,23 @@ class Deployment:
         return self.site_folder(name) / "site.yaml"
 
     def open(self) -> None:
-        """Start the SuperLink, register the prepared sites and start them.
+        """Start the SuperLink, register the prepared sites, start them and wait until they are connected.
 
         Raises:
-            RunError: the SuperLink does not start.
+            RunError: the SuperLink does not start, or a site does not connect.
         """
         self.start_server()
         self.register_sites()
         for name in self.names:
             self.start_site(name)
+        control, limit = Control(self.server), time.monotonic() + START_SECONDS
+        for pause in pauses(POLL_SECONDS, longest=1.0):
+            away = [status for status, _ in control.nodes().values() if status != "online"]
+            if not away:
+                return
+            if time.monotonic() > limit:
+                raise RunError(f"{len(away)} sites do not connect", remedy=f"Look at {self.folder}/*.out")
+            time.sleep(pause)
 
     def start_server(self) -> None:
         """Start the SuperLink and wait until it answers.
@@ -148,6 +157,21 @@ class Deployment:
         for name in self.names:
             approve_proposal(load_site(self.site_yaml(name)), Proposal.of(config), f"engineer of {name}", runs)
 
+    def run(self, config: Config[Any]) -> Path:
+        """Start the experiment by the operator's command, without watching it, and return the run directory.
+
+        Raises:
+            RunError: the command refuses; the message is the command's.
+        """
+        file = self.folder / "experiment.yaml"
+        file.write_text(config.to_yaml(), encoding="utf-8")
+        options = ["--detach", "--folder", str(self.server.folder)]
+        command = [_program("dynammo-server"), "run", str(file), *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RunError(" ".join(done.stderr.split()))
+        return run_place(self.server.runs, config, None)
+
     def start_site(self, name: str, environment: Mapping[str, str] | None = None) -> None:
         """Start a site, with more in its `environment` if given; it connects when it can."""
         self._start(name, ["dynammo-site", "start", str(self.site_yaml(name))], environment)
@@ -180,9 +204,8 @@ class Deployment:
 
     def _start(self, name: str, words: list[str], environment: Mapping[str, str] | None = None) -> None:
         stack = ExitStack()
-        program = str(Path(sys.executable).with_name(words[0]))
         output = stack.enter_context((self.folder / f"{name}.out").open("a", encoding="utf-8"))
-        command = [program, *words[1:]]
+        command = [_program(words[0]), *words[1:]]
         self._printed[name] = output.tell()
         full = {**os.environ, **(environment or {})}
         process = stack.enter_context(process_group(command, cwd=self.folder, environment=full, output=output))
@@ -197,6 +220,10 @@ def deployment(folder: Path, experiment: Experiment, names: Sequence[str]) -> It
         yield made
     finally:
         made.close()
+
+
+def _program(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
 
 
 def _free_port() -> int:

@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from small_runs import ALL_METHODS, small_config, small_settings
 
 from dynammo_core.configuration.config import Config, Scalar, leaf_keys, load_config, resolve
-from dynammo_core.methods import METHODS
 from dynammo_core.support.errors import ConfigError
 
 YAML = """\
@@ -356,8 +355,8 @@ LEAVES = [
     if key != "method.name"
     and (method in TRAINING or key not in OF_TRAINING)
     and not (key == "method.personal" and method in OVER_MEMORIES)
-    and not (key == "backbone.changes" and not METHODS[method].outlives_network)
-    and not (key == "privacy.mechanism" and METHODS[method].governance.obstacle_to_privacy(OWN[method], "example"))
+    and not (key == "backbone.changes" and not OWN[method].outlives_network)
+    and not (key == "privacy.mechanism" and OWN[method].obstacle_to_privacy("example"))
 ]
 
 

@@ -27,7 +27,7 @@ from dynammo_core.deployed.model_files import FACTS, WEIGHTS, ModelFiles, tensor
 from dynammo_core.deployed.predictor import Predictor
 from dynammo_core.experiment import Experiment
 from dynammo_core.methods import METHODS
-from dynammo_core.methods.closed_form import FeatureSettings
+from dynammo_core.methods.settings.closed_form import FeatureSettings
 from dynammo_core.support.errors import DataError, WeightsError
 
 every_method = pytest.mark.parametrize("method", ALL_METHODS)

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from client.app import app as client_app
 from client.consent.approvals import Proposal
 from dynammo_core.code_identity import code_hash, plugins_of, project_hash
+from dynammo_core.configuration.approval import config_from_json
 from dynammo_core.configuration.config import Config, load_config, resolve
-from dynammo_core.experiment import Experiment, config_from_json
+from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import ConfigError
 from simulations import run
 from simulations.cli import app as command_line

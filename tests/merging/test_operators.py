@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dynammo_core.merging import MERGE_OPERATORS
 from dynammo_core.merging.averages import merge_last, merge_mean, merge_slerp, merge_weighted
 from dynammo_core.merging.fisher import comparable
-from dynammo_core.merging.operators import MERGE_OPERATORS, merge
+from dynammo_core.merging.operators import merge
 from dynammo_core.merging.task_sets import TaskSets
 from dynammo_core.merging.task_vectors import WHOLE
-from dynammo_core.methods.dynammo import DynaMMoSettings
+from dynammo_core.methods.settings.adapters import DynaMMoSettings
 from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.support.seeding import seeded_initialisation
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dynammo_core.merging import MERGE_OPERATORS
 from dynammo_core.merging.averages import merge_mean
-from dynammo_core.merging.operators import MERGE_OPERATORS
 from dynammo_core.merging.task_sets import TaskSets
 from dynammo_core.merging.task_vectors import (
     TASK_VECTORS,

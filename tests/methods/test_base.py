@@ -9,7 +9,7 @@ from method_bench import STREAM, bench, rehearsal
 from torch import nn
 
 from dynammo_core.configuration.settings import MethodSettings
-from dynammo_core.methods import METHODS
+from dynammo_core.methods import METHODS, settings_of
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.decisions import CLASSES, DecisionRule
 from dynammo_core.methods.rehearsal import Rehearsal, balanced, everything_seen, if_it_holds, new_images, of_classes
@@ -111,10 +111,15 @@ def test_a_method_knows_its_stream_and_parameters() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_governance_says_of_forgetting_is_what_the_stages_do(name: str) -> None:
+def test_parameters_are_found_without_the_method(name: str) -> None:
+    assert settings_of(name, "method.name") is METHODS[name].Params
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_settings_say_of_forgetting_is_what_the_stages_do(name: str) -> None:
     stages = [stage for task in range(2) for stage in bench(name).method.stages(task)]
     corrections = [stage.correction() for stage in stages if isinstance(stage, Summarise)]
-    assert any(corrections) is METHODS[name].governance.forgets
+    assert any(corrections) is METHODS[name].Params.forgets
     for correction in filter(None, corrections):
         assert correction.action is Action.FORGET
         assert correction.keeps_sums
@@ -124,7 +129,7 @@ def test_what_governance_says_of_forgetting_is_what_the_stages_do(name: str) -> 
 def test_a_method_that_can_be_private_has_a_private_twin_of_all_that_it_computes(name: str) -> None:
     group = {"norm": "group"} if "norm" in METHODS[name].Params.model_fields else {}
     made = bench(name, **group).method
-    if made.governance.obstacle_to_privacy(made.params, "example"):
+    if made.params.obstacle_to_privacy("example"):
         return
     for stage in made.stages(1):
         assert not isinstance(stage, Summarise) or stage.computes_privately is not Summarise.computes_privately

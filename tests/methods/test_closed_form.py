@@ -6,9 +6,9 @@ from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import Method
-from dynammo_core.methods.closed_form import ClosedFormSettings
 from dynammo_core.methods.decisions import CLASSES
-from dynammo_core.methods.feature_maps import FrozenFeatureSettings, grow_frozen
+from dynammo_core.methods.feature_maps import grow_frozen
+from dynammo_core.methods.settings.closed_form import ClosedFormSettings, FrozenFeatureSettings
 from dynammo_core.models.backbones import build_backbone
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.ridge.head import RidgeHead

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from hospitals import deployed
-from method_bench import STREAM, Bench, bench, toy_images
+from method_bench import Bench, bench, toy_images
 
 from client.consent.policy import Policy, violations
-from dynammo_core.configuration.privacy import PrivacySettings
 from dynammo_core.data.samples import Samples
 from dynammo_core.methods.closed_form_personal import own_heads
 from dynammo_core.methods.closed_form_sums import SUMS
+from dynammo_core.methods.settings.closed_form import StreamingRidgeSettings
 from dynammo_core.plan import ALONE, PERSONAL, Sums
 from dynammo_core.support.errors import ConfigError
 
@@ -57,10 +57,8 @@ def test_a_site_without_training_images_answers_by_the_common_head() -> None:
 
 
 def test_tests_of_own_heads_would_tell_what_noise_hides() -> None:
-    kind = type(bench("streaming_ridge").method)
-    params = kind.Params(name=kind.name, personal=True)
-    obstacle = kind(params, STREAM, PrivacySettings(mechanism="example")).governance.obstacle_to_privacy
-    assert "set method.personal: false" in obstacle(params, "example")
+    params = StreamingRidgeSettings(name="streaming_ridge", personal=True)
+    assert "set method.personal: false" in params.obstacle_to_privacy("example")
 
 
 def test_sums_come_down_to_no_site_that_could_read_another_ones() -> None:

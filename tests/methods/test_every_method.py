@@ -18,7 +18,7 @@ from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.base import plan_steps
 from dynammo_core.methods.decisions import MEANS
-from dynammo_core.methods.heads import RehearsalSettings
+from dynammo_core.methods.settings.heads import RehearsalSettings
 from dynammo_core.models.heads import head_rows
 from dynammo_core.models.names import matching, travelling_names
 from dynammo_core.plan import Action, Evaluate, Fit, LearningStage, Remember, Stage, Summarise

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dynammo_core.data.samples import Samples
-from dynammo_core.methods.fecam import FeCAMSettings
+from dynammo_core.methods.settings.closed_form import FeCAMSettings
 from dynammo_core.plan import Summarise
 from dynammo_core.wire.report_contents import check_tensors
 from dynammo_core.wire.sums_form import THIN, whole

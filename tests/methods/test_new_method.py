@@ -78,13 +78,14 @@ def test_a_whole_method_is_short() -> None:
     assert len(GUIDE.read_text().partition("```python\n")[2].partition("```")[0].splitlines()) < 70
 
 
-def test_the_guide_lists_all_that_a_method_says_and_all_that_a_stage_carries() -> None:
-    says, carries = (
+def test_the_guide_lists_all_that_a_method_and_its_settings_say_and_all_that_a_stage_carries() -> None:
+    says, settings, carries = (
         {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)", row.split("|")[1])}
         for table in re.findall(r"(?:^\|.*\n)+", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
     )
     own = {name for name in vars(Method) if not name.startswith("_")} - {"all_stages", "uses_memory"}
     assert says == own | {"Method"}
+    assert settings == {name for name in vars(MethodSettings) if not name.startswith(("_", "model_"))}
     assert carries == {field.name for kind in (Fit, Summarise) for field in fields(kind)} - {"name"}
 
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynammo_core.models.adapters import Adapter, AdapterSet, Form, folded_alphas
+from dynammo_core.models.adapters import Adapter, AdapterSet, folded_alphas
 from dynammo_core.models.folding import fold_batch_norm
+from dynammo_core.models.names import Form
 
 RESNET18 = (64, 64, 128, 256)
 

@@ -12,7 +12,8 @@ from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from dynammo_core.models.adapters import Adapter, Form
+from dynammo_core.models.adapters import Adapter
+from dynammo_core.models.names import Form
 from dynammo_core.privacy import gradients as gradients_module
 from dynammo_core.privacy.gradients import PrivateGradients
 from dynammo_core.privacy.noise import SeededNoise

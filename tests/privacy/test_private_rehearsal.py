@@ -13,7 +13,8 @@ from dynammo_core.data.samples import Samples
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.memory.rehearsal import SIMULATED_DAY
 from dynammo_core.memory.store import ReplayMemory, Taken
-from dynammo_core.methods.dynammo import DynaMMo, DynaMMoSettings
+from dynammo_core.methods.dynammo import DynaMMo
+from dynammo_core.methods.settings.adapters import DynaMMoSettings
 from dynammo_core.plan import LearningStage
 from dynammo_core.privacy.rehearsal import PrivateRehearsal, hashed, kept, remember_by_record
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from dynammo_core.configuration.settings import BackboneSettings, MethodSettings
 from dynammo_core.methods import METHODS
-from dynammo_core.methods.dynammo import DynaMMoSettings
+from dynammo_core.methods.settings.adapters import DynaMMoSettings
 from dynammo_core.models.backbones import Backbone
 from dynammo_core.scoring.cost import (
     COMPARED,

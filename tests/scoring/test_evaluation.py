@@ -13,7 +13,7 @@ from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.data.transforms import to_input
 from dynammo_core.methods.decisions import CLASSES
 from dynammo_core.methods.fine_tune import FineTune
-from dynammo_core.methods.heads import SingleHeadSettings
+from dynammo_core.methods.settings.heads import SingleHeadSettings
 from dynammo_core.models.adapters import AdapterSet
 from dynammo_core.models.backbones import build_backbone
 from dynammo_core.models.heads import LinearHead

@@ -21,7 +21,8 @@ from tables import registered
 import dynammo_core
 from dynammo_core.aggregation import AGGREGATORS
 from dynammo_core.data.datasets import DATASETS, LABELS
-from dynammo_core.merging.operators import MERGE_OPERATORS, merge
+from dynammo_core.merging import MERGE_OPERATORS
+from dynammo_core.merging.operators import merge
 from dynammo_core.merging.task_sets import TaskSets
 from dynammo_core.methods import METHODS, register_method
 from dynammo_core.methods.fine_tune import FineTune

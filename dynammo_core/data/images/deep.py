@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from dynammo_core.data.images.reading import Reading
+from dynammo_core.data.images.reading import FROM_FILE, WINDOWS, Reading
 from dynammo_core.data.images.refusal import ImageRefusal
-from dynammo_core.data.images.windows import FROM_FILE, WINDOWS, Function, apply_window
+from dynammo_core.data.images.windows import Function, apply_window
 
 PNG_DEPTH_AT = 24
 """Where a PNG's first chunk says how many bits a channel has."""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dynammo_core.data.images.reading import Reading
+from dynammo_core.data.images.reading import FROM_FILE, WINDOWS, Reading
 from dynammo_core.data.images.refusal import ImageRefusal
-from dynammo_core.data.images.windows import FROM_FILE, WINDOWS, Function, apply_window, by_table
+from dynammo_core.data.images.windows import Function, apply_window, by_table
 
 if TYPE_CHECKING:
     from pydicom import Dataset

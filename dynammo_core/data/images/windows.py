@@ -1,35 +1,15 @@
-"""Windows, which map stored values to 0..255: DICOM's formulas (PS3.3, C.11.2.1.2 and C.11.2.1.3), and named ones."""
+"""Windows, which map stored values to 0..255, by DICOM's formulas (PS3.3, C.11.2.1.2 and C.11.2.1.3)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dynammo_core.data.images.refusal import ImageRefusal
-
-FROM_FILE = "file"
-"""Name of the window that each file declares itself."""
-WINDOWS: Mapping[str, tuple[float, float]] = MappingProxyType(
-    {
-        "brain": (40.0, 80.0),
-        "subdural": (75.0, 215.0),
-        "stroke": (40.0, 40.0),
-        "temporal_bone": (600.0, 2800.0),
-        "lung": (-600.0, 1500.0),
-        "mediastinum": (50.0, 350.0),
-        "soft_tissue": (50.0, 400.0),
-        "liver": (30.0, 150.0),
-        "spine": (50.0, 250.0),
-        "bone": (400.0, 1800.0),
-    }
-)
-"""Centre and width, in Hounsfield units, of the windows that radiologists read CT with. A name never changes its
-numbers, since model files carry names."""
 
 
 class Function(StrEnum):
@@ -38,12 +18,6 @@ class Function(StrEnum):
     LINEAR = "LINEAR"
     LINEAR_EXACT = "LINEAR_EXACT"
     SIGMOID = "SIGMOID"
-
-
-def is_window(value: Any) -> bool:
-    """Tell whether a value is a centre and a width: two finite numbers, of which the second is above 0."""
-    numbers = isinstance(value, (list, tuple)) and all(type(number) in (int, float) for number in value)
-    return numbers and len(value) == 2 and bool(np.isfinite(value).all()) and value[1] > 0
 
 
 def apply_window(

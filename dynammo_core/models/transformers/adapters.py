@@ -6,17 +6,17 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dynammo_core.models.names import Kind
 from dynammo_core.models.transformers.blocks import MLP, Block
 from dynammo_core.support.errors import ConfigError
 from dynammo_core.support.seeding import seeded_generator
 
-Kind = Literal["lora", "bottleneck"]
 SCALE = 0.1
 """What a bottleneck's answer is multiplied by, as in AdaptFormer."""
 

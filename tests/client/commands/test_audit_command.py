@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from client.cli import app
 from client.commands import audit as audit_command
+from client.consent.answered import answer_entries
 from client.consent.audit import AuditLog
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import DataError
@@ -42,7 +43,7 @@ def log(site: Path) -> AuditLog:
         "remember": Report(False, {}, {**counts, "memory_bytes": 9.0}),
     }.items():
         step = step_of(EXPERIMENT, 0, stage)
-        log.answered(instruction(EXPERIMENT, step, 0, site), step, report, NAMES, report.weights)
+        log.answered(answer_entries(instruction(EXPERIMENT, step, 0, site), step, report, NAMES, report.weights))
     log.refused("train.fit", 102, DataError("/images/patient-4711.png"))
     log.purged(2, 3, "record")
     return log

@@ -21,8 +21,9 @@ from client.hospital.admission import approve_proposal
 from client.hospital.hospital import Hospital, Request, SimulatedHost, host_of
 from client.steps.site import SimulatedSite
 from dynammo_core.configuration import config as configuration
+from dynammo_core.configuration.approval import config_from_json
 from dynammo_core.configuration.config import Config
-from dynammo_core.experiment import Experiment, config_from_json
+from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import ConfigError, NotApproved, PolicyError
 
 SECURE = {"federation": {"secure_aggregation": True}}

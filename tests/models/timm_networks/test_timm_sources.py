@@ -25,7 +25,7 @@ from dynammo_core.code_identity import code_hash, packages_of, project_hash
 from dynammo_core.configuration.config import resolve
 from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.methods.adapters import new_adapters
-from dynammo_core.methods.merged_adapters import MergeSettings
+from dynammo_core.methods.settings.adapters import MergeSettings
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.backbones import build_backbone, weights_sha256
 from dynammo_core.models.description import origin_of

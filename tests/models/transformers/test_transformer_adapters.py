@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dynammo_core.methods.adapters import AdapterSettings, new_adapters
+from dynammo_core.methods.adapters import new_adapters
+from dynammo_core.methods.settings.adapters import AdapterSettings
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.folding import fold_low_rank
 from dynammo_core.models.incremental_model import AdaptedBackbone, MultiScaleBackbone, ParallelBackbones
+from dynammo_core.models.names import Kind
 from dynammo_core.models.timm_networks.uncut import UncutBackbone
-from dynammo_core.models.transformers.adapters import Kind, TransformerAdapters
+from dynammo_core.models.transformers.adapters import TransformerAdapters
 from dynammo_core.models.transformers.blocks import Block
 from dynammo_core.privacy.gradients import PrivateGradients
 from dynammo_core.privacy.noise import SeededNoise

@@ -48,7 +48,7 @@ def unpacked(settings: ServerSettings) -> set[Path]:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_foreign_app_is_not_started(superlink: ServerSettings, tmp_path: Path, version: str) -> None:
     control, before = Control(superlink), unpacked(superlink)
-    run = control.submit(foreign_app(tmp_path, version), {"config": "x"})
+    run = control.submit(build_fab_from_disk(foreign_app(tmp_path, version)), {"config": "x"})
     limit = time.monotonic() + 120
     while not (status := status_of(control, run))[0].startswith("finished"):
         assert time.monotonic() < limit, control.log_of(run)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from status_runs import START, append, completed, failed, first_task, write_run
@@ -24,11 +23,11 @@ class SuperLink:
         self.asked = 0
         self.answers = True
 
-    def __call__(self) -> list[dict[str, Any]]:
+    def __call__(self) -> dict[int, tuple[str, str]]:
         self.asked += 1
         if not self.answers:
             raise RunError("the SuperLink at 127.0.0.1:1 does not answer")
-        return [{"run-id": str(run), "status": status} for run, status in self.runs]
+        return {run: (status, "") for run, status in self.runs}
 
 
 def states(lookout: Lookout) -> dict[str, str]:
@@ -97,9 +96,9 @@ def test_run_submitted_since_the_question_is_not_dead(tmp_path: Path, monkeypatc
 def test_run_that_ends_while_flower_is_asked_has_not_died(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", first_task(), 17)
 
-    def ending() -> list[dict[str, Any]]:
+    def ending() -> dict[int, tuple[str, str]]:
         append(run, completed()[-1])
-        return [{"run-id": "17", "status": "finished:completed"}]
+        return {17: ("finished:completed", "")}
 
     assert states(Lookout(lambda: [run], ending)) == {"a": "completed"}
 

@@ -140,7 +140,7 @@ def test_live_view_follows_the_run_to_its_end(tmp_path: Path) -> None:
         return [run]
 
     console = Console(file=io.StringIO(), width=80, height=40, force_terminal=True)
-    watch(Lookout(directories, lambda: [{"run-id": "17", "status": "running"}]), console)
+    watch(Lookout(directories, lambda: {17: ("running", "")}), console)
     assert isinstance(console.file, io.StringIO)
     drawn = Text.from_ansi(console.file.getvalue()).plain
     places = [drawn.index(words) for words in ("waiting for hospital-b", "2/3 answered", "Ended      completed")]

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,7 +24,7 @@ from server.watch.lookout import Lookout, run_directories
 from server.watch.metrics import metrics
 from server.watch.status_page import StatusServer
 
-FlowerRuns = Callable[[], list[dict[str, Any]]]
+FlowerRuns = Callable[[], Mapping[int, tuple[str, str]]]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ODD = 'skin & "1"'  # a directory may be called so
 
@@ -42,8 +42,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def superlink() -> list[dict[str, Any]]:
-    return [{"run-id": "17", "status": "running"}, {"run-id": "3", "status": "finished:failed"}]
+def superlink() -> dict[int, tuple[str, str]]:
+    return {17: ("running", ""), 3: ("finished:failed", "")}
 
 
 @contextmanager
