@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE
 from rich.table import Table
 
 from dynammo_core.support.errors import ConfigError
-from dynammo_core.support.terminal import Terminal, command_line, readable_errors
+from dynammo_core.support.terminal import Terminal, cell, command_line, listing, readable_errors
 
 backbone = command_line("Describe and compare pretrained networks, or fetch their weights.")
 console = Terminal()
@@ -47,11 +47,16 @@ def costs(
     with readable_errors():
         from dynammo_core.scoring.cost import adapter_costs
 
-        headings = ("network", "adapters", "M params", "GMAC", "adapters, M", "MB a round", "MB of sums")
-        table = Table(*headings, box=SIMPLE, padding=0, show_edge=False)
-        for row in adapter_costs(names, image_size):
-            table.add_row(*(f"{value / 1e6:.3g}" if isinstance(value, int) else str(value) for value in row.values()))
-        console.print(table)
+        console.print(costs_table(adapter_costs(names, image_size)))
+
+
+def costs_table(rows: Iterable[Mapping[str, object]]) -> Table:
+    """Lay out the rows of `adapter_costs`; numbers of parameters are in millions."""
+    columns = ("network", "adapters", "M\nparameters", "GMAC", "adapters,\nM", "MB a\nround", "MB of\nsums")
+    table = listing(*columns, right=columns[2:])
+    for row in rows:
+        table.add_row(*(cell(f"{value / 1e6:.3g}" if isinstance(value, int) else value) for value in row.values()))
+    return table
 
 
 @backbone.command()
