@@ -83,6 +83,12 @@ def test_unknown_key(config: Path) -> None:
         ("federation.sites", "many", "federation.sites: Input should be a valid integer"),
         ("federation.sites", "[1", "is not valid YAML"),
         ("backbone.name", "smal_cnn", "unknown backbone 'smal_cnn' (did you mean 'small_cnn'?); accepted: resnet18, "),
+        (
+            "method",
+            "replay",
+            "method: 'replay' is not a section. Write method: {name: replay} or --set method.name=replay",
+        ),
+        ("method.name", "", "method.name: no method is named; accepted: dynammo, "),
         ("method.name", "fine_tuned", "unknown method 'fine_tuned' (did you mean 'fine_tune'?); accepted: dynammo, "),
         ("data.dataset", "digit", "unknown data set 'digit' (did you mean 'digits'?); accepted: cifar100, "),
         (

@@ -66,7 +66,7 @@ def problem(name: str) -> str:
         return "" if fits else f"{name!r} names no repository; accepted: {HUB}OWNER/NAME or {HUB}OWNER/NAME@REVISION"
     architecture, _, tag = name.removeprefix(TIMM).partition(".")
     if not timm.is_model(architecture):
-        known = unknown_name("network of timm", architecture, timm.list_models())
+        known = unknown_name("network of timm", architecture, timm.list_models(), most=3)
         return f"{known}; timm {timm.__version__} is installed here, and a newer one may have it"
     tags = _tags(architecture)
     if tag and tag not in tags:

@@ -53,7 +53,9 @@ def saved(name: str, path: Path, **other: Tensor) -> Path:
 
 def test_names_that_do_not_exist_are_answered_with_the_nearest() -> None:
     for name, words in {
-        "timm/vit_tiny_patch16_242": r"unknown network of timm .*did you mean 'vit_tiny_patch16_224'.*timm \d",
+        "timm/vit_tiny_patch16_242": r"unknown network of timm .*did you mean 'vit_tiny_patch16_224' or .*timm \d",
+        "resnet50": r"unknown backbone 'resnet50' \(did you mean 'timm/resnet50'\?\); accepted: resnet18, ",
+        "MahmoodLab/UNI": r"unknown backbone .*did you mean 'hf_hub:MahmoodLab/UNI'",
         "timm/resnet50.a1_in2k": r"unknown tag 'a1_in2k' \(did you mean 'a1_in1k'\?\) of resnet50; accepted: ",
         "hf_hub:uni": "names no repository; accepted: hf_hub:OWNER/NAME",
         "timmy/resnet50": r"unknown backbone .*accepted: .*timm/\.\.\.",
