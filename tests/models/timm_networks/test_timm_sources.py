@@ -96,7 +96,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     for path, words in {
         surplus: "does not fit the backbone.*extra",
         saved(CNN, tmp_path / "cnn.safetensors"): "does not fit the backbone",
-        pickled: "cannot be decoded",
+        pickled: "holds objects beside tensors, and could execute what is in it.*backbone convert",
         tmp_path / "absent.safetensors": "cannot read the file",
     }.items():
         with pytest.raises(WeightsError, match=words):
