@@ -284,3 +284,14 @@ def test_validate_names_each_wrong_file_and_passes_the_others(config: Path) -> N
     assert second.startswith("wrong")
     assert f"{wrong} line " in second
     assert CliRunner().invoke(app, ["validate", str(config)]).exit_code == 0
+
+
+def test_validate_tells_what_a_network_has_no_place_for(config: Path) -> None:
+    for changed, said in (
+        ({"backbone__name": "timm/hrnet_w18_small"}, "hrnet_w18_small cannot be cut: between 'layer1'"),
+        ({"backbone__name": "timm/test_vit", "data__image_size": 33}, "does not take images of 33 pixels"),
+        ({"backbone__name": "timm/test_vit", "method__adapter_rank": 65}, "65 is more than the width of blocks.0"),
+    ):
+        words = setting(method__name="dynammo", backbone__weights="random", **changed)
+        result = CliRunner().invoke(app, ["validate", str(config), *words])
+        assert (result.exit_code, said in " ".join(result.output.split())) == (1, True), result.output

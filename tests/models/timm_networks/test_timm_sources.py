@@ -206,6 +206,16 @@ def test_what_the_hub_refuses_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
             weights_sha256(BackboneSettings(name="timm/test_vit.r160_in1k"))
 
 
+def test_what_is_in_the_cache_is_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: object, **__: object) -> str:
+        raise AssertionError("asked the hub")
+
+    path = saved(VIT, tmp_path / "model.safetensors")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", ask)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(path))
+    assert weights_sha256(BackboneSettings(name=f"{VIT}.r160_in1k")) == WeightsFile(path).sha256()
+
+
 def test_show_and_fetch_say_what_a_network_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = CliRunner().invoke(app, ["backbone", "show", CNN, "--image-size", "64"]).output
     for words in (
