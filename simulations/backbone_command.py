@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE
 from rich.table import Table
 
 from dynammo_core.support.errors import ConfigError
-from dynammo_core.support.terminal import Terminal, command_line, readable_errors
+from dynammo_core.support.terminal import Terminal, cell, command_line, listing, readable_errors
 
 backbone = command_line("Describe and compare pretrained networks, or fetch their weights.")
 console = Terminal()
@@ -47,11 +47,16 @@ def costs(
     with readable_errors():
         from dynammo_core.scoring.cost import adapter_costs
 
-        headings = ("network", "adapters", "M params", "GMAC", "adapters, M", "MB a round", "MB of sums")
-        table = Table(*headings, box=SIMPLE, padding=0, show_edge=False)
-        for row in adapter_costs(names, image_size):
-            table.add_row(*(f"{value / 1e6:.3g}" if isinstance(value, int) else str(value) for value in row.values()))
-        console.print(table)
+        console.print(costs_table(adapter_costs(names, image_size)))
+
+
+def costs_table(rows: Iterable[Mapping[str, object]]) -> Table:
+    """Lay out the rows of `adapter_costs`; numbers of parameters are in millions."""
+    columns = ("network", "adapters", "M\nparameters", "GMAC", "adapters,\nM", "MB a\nround", "MB of\nsums")
+    table = listing(*columns, right=columns[2:])
+    for row in rows:
+        table.add_row(*(cell(f"{value / 1e6:.3g}" if isinstance(value, int) else value) for value in row.values()))
+    return table
 
 
 @backbone.command()
@@ -64,8 +69,7 @@ def take(
         from dynammo_core.deployed.backbone_file import write_backbone
         from dynammo_core.models.pretrained import WeightsFile
 
-        if out.suffix != ".safetensors":
-            raise ConfigError(f"--out {out} is no file of weights", accepted="a name that ends in .safetensors")
+        _require_safetensors(out)
         name = write_backbone(run, out)
         lines = f"backbone:\n  name: {name}\n  weights: {out.absolute()}\n  sha256: {WeightsFile(out).sha256()}"
         console.print(lines, soft_wrap=True, markup=False, highlight=False)
@@ -82,3 +86,32 @@ def fetch(
 
         for line in fetched(name, out):
             console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+@backbone.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A file that another program saved.", show_default=False)],
+    name: Annotated[str, typer.Option(help="The network in it, timm/NAME.", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write, .safetensors.", show_default=False)],
+    place: Annotated[
+        str | None,
+        typer.Option(help="What stands before its names, if it is there several times.", show_default=False),
+    ] = None,
+) -> None:
+    """Take a network's weights out of a checkpoint: from its sections, without prefixes, classifier and decoder."""
+    with readable_errors():
+        from dynammo_core.models.pretrained import WeightsFile
+        from dynammo_core.models.timm_networks.checkpoints import convert as converted
+
+        _require_safetensors(out)
+        found = converted(checkpoint, name, out, place)
+        left_out = ", ".join(f"{beginning} ({count})" for beginning, count in found.left_out.items())
+        console.say(f"Taken: {len(found.tensors)} tensors{f' from {found.place}' if found.place else ''}")
+        console.say(f"Left out: {left_out or 'nothing'}")
+        lines = f"backbone:\n  name: {name}\n  weights: {out.absolute()}\n  sha256: {WeightsFile(out).sha256()}"
+        console.print(lines, soft_wrap=True, markup=False, highlight=False)
+
+
+def _require_safetensors(out: Path) -> None:
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"--out {out} is no file of weights", accepted="a name that ends in .safetensors")

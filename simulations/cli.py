@@ -6,15 +6,17 @@ import json
 import shlex
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from client.commands.predict import predict
-from dynammo_core.configuration.config import Scalar, load_config
+from dynammo_core.configuration.config import Config, Scalar, load_config
+from dynammo_core.configuration.settings import HUB
 from dynammo_core.support.errors import ConfigError, DynammoError, unknown_name
+from dynammo_core.support.registry import plugins_in
 from dynammo_core.support.terminal import Terminal, command_line, parse_overrides, readable_errors
 from server.report.export_command import export
 from simulations.attacks.command import audit_privacy
@@ -218,8 +220,34 @@ def _checked(file: Path, overrides: dict[str, Scalar]) -> str:
     from simulations.comparisons.compare import is_comparison, load_comparison
 
     if is_comparison(file):
-        return f"{len(load_comparison(file).cells)} runs"
-    return load_config(file, overrides).content_hash[:8]
+        cells = load_comparison(file).cells
+        for config in {_shapes_of(cell.config): cell.config for cell in cells}.values():
+            _check_shapes(config)
+        return f"{len(cells)} runs"
+    config = load_config(file, overrides)
+    _check_shapes(config)
+    return config.content_hash[:8]
+
+
+def _shapes_of(config: Config[Any]) -> str:
+    return f"{config.backbone.name} {config.data.image_size} {config.method!r}"
+
+
+def _check_shapes(config: Config[Any]) -> None:
+    """Refuse plug-ins that cannot be imported, and a network that does not go with method or images; no data is read.
+
+    What a repository of the hub holds is not asked for.
+    """
+    import torch  # seconds that other commands need not pay
+
+    from dynammo_core.models.description import untrained
+    from dynammo_core.scoring.cost import trained_after
+
+    plugins_in(config)
+    if not config.backbone.name.startswith(HUB):
+        network = untrained(config.backbone.name, config.data.image_size)
+        with torch.device("meta"):
+            trained_after(1, config.method, network, 2)
 
 
 def _numbers(text: str) -> list[int]:

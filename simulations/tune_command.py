@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from dynammo_core.support.errors import ConfigError, unknown_name
+from dynammo_core.support.errors import ConfigError, nearest_match, unknown_name
 from dynammo_core.support.terminal import Terminal, readable_errors
 from simulations.options import Workers
 
@@ -73,6 +73,7 @@ def tune(
             figures = ", ".join(f"{summary.get(key)}" for key in (comparison.metric.average, comparison.metric.last))
             console.print(f"{trial.cell.label}: average and last {figures}", soft_wrap=True, markup=False)
         block = yaml.safe_dump({"chosen": chosen(made, comparison.metric, runs)}, sort_keys=False)
+        block = block.replace("? ''\n  : ", "'':\n    ")  # the setting of a comparison without settings has no name
         console.print(f"\n{block}", soft_wrap=True, markup=False, highlight=False)
         if failed:
             raise typer.Exit(1)
@@ -117,6 +118,10 @@ def trials(
     for name in rows:
         if name not in names:
             raise ConfigError(f"{comparison.file}: {unknown_name('row', name, names)}", accepted=", ".join(names))
+    every = {key for cell in comparison.cells for key, _ in leaves_of(cell.config.model_dump(mode="json"))}
+    for key in tried:
+        if key not in every:
+            raise ConfigError(f"no row of {comparison.file} has the key --try {key}{nearest_match(key, sorted(every))}")
     made = []
     for cell in comparison.cells:
         settings = cell.config.model_dump(mode="json")

@@ -83,6 +83,12 @@ def test_unknown_key(config: Path) -> None:
         ("federation.sites", "many", "federation.sites: Input should be a valid integer"),
         ("federation.sites", "[1", "is not valid YAML"),
         ("backbone.name", "smal_cnn", "unknown backbone 'smal_cnn' (did you mean 'small_cnn'?); accepted: resnet18, "),
+        (
+            "method",
+            "replay",
+            "method: 'replay' is not a section. Write method: {name: replay} or --set method.name=replay",
+        ),
+        ("method.name", "", "method.name: no method is named; accepted: dynammo, "),
         ("method.name", "fine_tuned", "unknown method 'fine_tuned' (did you mean 'fine_tune'?); accepted: dynammo, "),
         ("data.dataset", "digit", "unknown data set 'digit' (did you mean 'digits'?); accepted: cifar100, "),
         (
@@ -278,3 +284,14 @@ def test_validate_names_each_wrong_file_and_passes_the_others(config: Path) -> N
     assert second.startswith("wrong")
     assert f"{wrong} line " in second
     assert CliRunner().invoke(app, ["validate", str(config)]).exit_code == 0
+
+
+def test_validate_tells_what_a_network_has_no_place_for(config: Path) -> None:
+    for changed, said in (
+        ({"backbone__name": "timm/hrnet_w18_small"}, "hrnet_w18_small cannot be cut: between 'layer1'"),
+        ({"backbone__name": "timm/test_vit", "data__image_size": 33}, "does not take images of 33 pixels"),
+        ({"backbone__name": "timm/test_vit", "method__adapter_rank": 65}, "65 is more than the width of blocks.0"),
+    ):
+        words = setting(method__name="dynammo", backbone__weights="random", **changed)
+        result = CliRunner().invoke(app, ["validate", str(config), *words])
+        assert (result.exit_code, said in " ".join(result.output.split())) == (1, True), result.output

@@ -18,6 +18,7 @@ from server.watch.progress import final_table
 from server.watch.status import RunStatus
 from server.watch.status_command import run_view, runs_table
 from server.watch.tables import classes_table, evaluation_tables, statistics_tables
+from simulations.backbone_command import costs_table
 
 HOSPITALS = ("mercy", "the-general-hospital-of-the-county-of-the-lakes-and-mountains-4")
 CLASSES = ("naevus", "squamous cell carcinoma, in situ, of the lower leg", "x" * 90)
@@ -66,6 +67,9 @@ def tables() -> Iterator[tuple[RenderableType, tuple[str, ...]]]:
     yield run_table(f"{'skin-' * 18}1", [entry]), audited
     finding = Finding(Path("/srv/images") / ("a" * 200), tuple((name, 0.5) for name in CLASSES[1:]), 0.999)
     yield as_table([finding], 1, 0.9999999), ("squamous", "carcinoma,", "0.500", "0.999 *")
+    costs = {"backbone": "timm/vit_small_patch14_reg4_dinov2.lvd142m", "adapters": "bottleneck", "parameters": 10**9}
+    costs |= {"gmac": "1.23e+03", "adapter_parameters": 78_400, "round_mb": "0.314", "sums_mb": "14.8"}
+    yield costs_table([costs]), ("lvd142m", "bottleneck", "parameters", "1.23e+03", "0.0784", "14.8")
 
 
 def test_tables_fit_and_break_no_words() -> None:

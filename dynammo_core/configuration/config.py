@@ -240,7 +240,12 @@ def resolve(data: Any, source: str, overrides: Mapping[str, Scalar], tree: yaml.
     for key, value in overrides.items():
         _set_leaf(data, key, _parsed(key, value))
     method = data.get("method")
-    name = str(method.get("name")) if isinstance(method, dict) else ""
+    if method is not None and not isinstance(method, dict):
+        raise ConfigError(
+            f"{source}, method: {method!r} is not a section",
+            remedy=f"Write method: {{name: {method}}} or --set method.name={method}",
+        )
+    name = str(method.get("name") or "") if method else ""
     params = settings_of(name, f"{source}, method.name")
     return validate(_config_of(params), data, source, tree, overrides)
 

@@ -142,10 +142,12 @@ class TaskSettings(Section):
     @classmethod
     def _no_class_twice(cls, order: str | tuple[int | str, ...]) -> str | tuple[int | str, ...]:
         if isinstance(order, tuple):
-            below = any(isinstance(label, int) and label < 0 for label in order)
-            if not order or below or len(set(order)) < len(order):
-                what = "must contain at least one class, by its name or its index from 0, without duplicates"
-                raise ValueError(f"{list(order)} {what}")
+            if not order or any(isinstance(label, int) and label < 0 for label in order):
+                raise ValueError("name at least one class, by its name or its index from 0")
+            if twice := [label for label in dict.fromkeys(order) if order.count(label) > 1]:
+                raise ValueError(
+                    f"each class must be named once, and {twice[0]!r} is there {order.count(twice[0])} times"
+                )
         return order
 
 

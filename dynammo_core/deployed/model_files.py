@@ -142,6 +142,9 @@ class ModelFiles:
             WeightsError: a file is missing, unreadable or corrupt, or its model is unknown to this version.
         """
         weights = path / WEIGHTS if path.is_dir() else path
+        if path.is_dir() and not weights.exists() and (path / "config.yaml").exists():
+            told = f"{path} is a run without a model: its first task has not ended"
+            raise WeightsError(told, remedy="Wait for it, or resume the run")
         return cls.parse(read_model_file(weights), weights)
 
     @classmethod

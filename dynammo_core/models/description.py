@@ -88,5 +88,5 @@ def _places(spec: BackboneSpec) -> dict[str, str]:
     layers = ", ".join(f"{layer.name} ({layer.inputs} to {layer.outputs})" for layer in first.layers)
     return {
         "LoRA beside": f"{layers} of {len(spec.blocks)} blocks, {first.name} (these widths) to {last.name}",
-        "Bottlenecks beside": f"the MLP of each of these blocks ({first.width} channels in the first)",
+        "Bottlenecks beside": f"the MLP of each of these blocks ({first.mlp.inputs} channels in the first)",
     }

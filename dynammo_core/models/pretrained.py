@@ -21,6 +21,8 @@ from dynammo_core.configuration.settings import ACCEPTED_WEIGHTS, WEIGHTS_BY_NAM
 from dynammo_core.support.errors import ConfigError, WeightsError, nearest_match
 
 IMAGENET, PRETRAINED, RANDOM = WEIGHTS_BY_NAME
+FOREIGN = "Unsupported global"
+"""What PyTorch says of a pickle that holds more than tensors."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,8 @@ def _file_in(path: Path) -> Path:
         return path
     if len(found) != 1:
         named = f"{len(found)} ({', '.join(file.name for file in found[:3])})" if found else "none"
-        raise WeightsError(
-            f"backbone.weights: the folder {path} must hold one .safetensors file, and it holds {named}",
-            remedy="Name the file itself; weights in several parts must be joined into one first",
-        )
+        told = f"backbone.weights: the folder {path} must hold one .safetensors file, and it holds {named}"
+        raise WeightsError(told, remedy="Name the file itself; weights in several parts must be joined into one first")
     return found[0]
 
 
@@ -225,8 +225,7 @@ def load_pretrained(
     for name, tensor in expected.items():
         if name not in optional:
             _check_tensor(name, weights, tensor.shape, file.path)
-    surplus = [name for name in weights if name not in expected and name not in optional]
-    if surplus:
+    if surplus := [name for name in weights if name not in expected and name not in optional]:
         raise misfit(file.path, f"it contains {surplus[0]!r}, which the network lacks ({len(surplus)} such tensors)")
     fitting = {name: weights[name] for name in expected if name in weights}
     network.load_state_dict(
@@ -237,10 +236,8 @@ def load_pretrained(
 def _check_tensor(name: str, weights: Mapping[str, Tensor], shape: torch.Size, path: Path) -> None:
     if name not in weights:
         raise misfit(path, f"it lacks {name!r} with shape {tuple(shape)}{nearest_match(name, weights)}")
-    if weights[name].shape != shape:
-        raise misfit(
-            path, f"it contains {name!r} with shape {tuple(weights[name].shape)}; the network needs {tuple(shape)}"
-        )
+    if (own := tuple(weights[name].shape)) != tuple(shape):
+        raise misfit(path, f"it contains {name!r} with shape {own}; the network needs {tuple(shape)}")
     _check_finite(name, weights[name], path)
 
 
@@ -273,17 +270,19 @@ def read_tensors(file: WeightsFile) -> dict[str, Tensor]:
     """
     content = file.read()
     if file.path.suffix not in WEIGHTS_SUFFIXES:
-        raise WeightsError(
-            f"{file.path}: {file.path.suffix or 'no suffix'} is not a known type of weights file",
-            accepted=", ".join(WEIGHTS_SUFFIXES),
-        )
+        told = f"{file.path}: {file.path.suffix or 'no suffix'} is not a known type of weights file"
+        raise WeightsError(told, accepted=", ".join(WEIGHTS_SUFFIXES))
     try:
         if file.path.suffix == ".safetensors":
             loaded = safetensors.torch.load(content)
         else:
             loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # what decoders raise for damaged files has no common type
-        raise _no_state_dict(file.path, f"cannot be decoded ({type(error).__name__})") from error
+        if FOREIGN in str(error):
+            raise _no_state_dict(file.path, "holds objects beside tensors, and could execute what is in it") from error
+        told = f"{file.path}, of {len(content):,} bytes, cannot be decoded ({type(error).__name__})"
+        again = "Fetch it again: it may be half a download, or a page or a pointer in its place"
+        raise WeightsError(told, remedy=again) from error
     if not isinstance(loaded, Mapping):
         raise _no_state_dict(file.path, f"contains a {type(loaded).__name__}")
     for name, tensor in loaded.items():
@@ -296,4 +295,5 @@ def _no_state_dict(path: Path, what: str) -> WeightsError:
     return WeightsError(
         f"{path} {what}",
         accepted="tensors by name, as written by torch.save(network.state_dict(), path) or safetensors",
+        remedy="`dynammo-sim backbone convert` takes a network of timm out of a checkpoint",
     )

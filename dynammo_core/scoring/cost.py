@@ -59,7 +59,14 @@ class Deployed(nn.Module):
 
 
 def deployed_after(tasks: int, method: MethodSettings, backbone: Backbone, classes_per_task: int) -> Deployed:
-    """Build a method's untrained model after `tasks` tasks of `classes_per_task` classes each."""
+    """Build a method's untrained model after `tasks` tasks of `classes_per_task` classes each, LoRA folded."""
+    deployed = trained_after(tasks, method, backbone, classes_per_task)
+    fold_low_rank(deployed.model.extractor)
+    return deployed
+
+
+def trained_after(tasks: int, method: MethodSettings, backbone: Backbone, classes_per_task: int) -> Deployed:
+    """Build the same model as it is trained: LoRA stands beside the weights that it is folded into afterwards."""
     stream = TaskStream(
         tuple(tuple(range(task * classes_per_task, (task + 1) * classes_per_task)) for task in range(tasks))
     )
@@ -68,7 +75,6 @@ def deployed_after(tasks: int, method: MethodSettings, backbone: Backbone, class
     model = IncrementalModel(network.freeze() if grown.freezes_backbone else network)
     for task in range(tasks):
         grown.grow(model, task)
-    fold_low_rank(model.extractor)
     return Deployed(grown, model.eval())
 
 
@@ -168,11 +174,12 @@ def _adapter_costs(name: str, image_size: int) -> Iterator[dict[str, object]]:
     for label, settings in ADAPTERS_COMPARED.items():
         params = method.Params.model_validate({"name": method.name, **settings})
         try:
-            model = deployed_after(1, params, backbone, 1)
+            model = trained_after(1, params, backbone, 1)
         except ConfigError:  # these adapters have no place in this network
             continue
         tensors = model.model.state_dict()
         own = matching(tensors, (ADAPTERS,))
+        fold_low_rank(model.model.extractor)  # a prediction's cost is that of the deployed model
         trained = sum(tensors[one].numel() for one in own)
         yield {
             "backbone": name,

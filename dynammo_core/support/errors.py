@@ -102,10 +102,10 @@ class DeviceMemoryError(DynammoError):
     code = 113
 
 
-def nearest_match(name: str, options: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the option closest to `name`, or an empty string if none is close."""
-    close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+def nearest_match(name: str, options: Iterable[str], most: int = 1) -> str:
+    """Return ` (did you mean 'x'?)` for the options closest to `name`, or an empty string if none is close."""
+    close = difflib.get_close_matches(name, list(options), n=most, cutoff=0.5)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 
 def unprintable(name: str) -> str:
@@ -116,9 +116,9 @@ def unprintable(name: str) -> str:
     return ", ".join(f"U+{ord(sign):04X}" for sign in dict.fromkeys(name) if not sign.isprintable())
 
 
-def unknown_name(kind: str, name: str, options: Iterable[str]) -> str:
-    """Return words such as `unknown backbone 'resnet81' (did you mean 'resnet18'?)`."""
-    return f"unknown {kind} {name!r}{nearest_match(name, options)}"
+def unknown_name(kind: str, name: str, options: Iterable[str], most: int = 1) -> str:
+    """Return words such as `unknown backbone 'resnet81' (did you mean 'resnet18'?)`, with the `most` nearest."""
+    return f"unknown {kind} {name!r}{nearest_match(name, options, most)}"
 
 
 def require_printable(kind: str, names: Iterable[str]) -> None:

@@ -48,11 +48,13 @@ class Format:
     Attributes:
         write: returns the content of the file.
         open: returns a function that answers, made from that content alone.
+        suffixes: how the names of such files end; other software goes by them.
         needs: packages that are not always installed.
     """
 
     write: Callable[[ModelFiles, Predictor], bytes]
     open: Callable[[bytes], Asked]
+    suffixes: tuple[str, ...]
     needs: tuple[str, ...] = ()
 
 
@@ -86,6 +88,25 @@ def export_model(files: ModelFiles, format_name: str, output: Path) -> Exported:
     difference = check(predictor, chosen.open(content), format_name)
     write_atomically(output, content)
     return Exported(output, hashlib.sha256(content).hexdigest(), difference)
+
+
+def format_of(output: Path, asked: str | None) -> str:
+    """Return the format that was asked for, or else the one that the file's name says.
+
+    Raises:
+        ConfigError: neither says one, or they contradict each other.
+    """
+    said = next((name for name, one in FORMATS.items() if output.suffix.lower() in one.suffixes), None)
+    if asked in FORMATS and said not in (None, asked):
+        raise ConfigError(
+            f"--format {asked} contradicts the name {output.name}, which says {said}", remedy="Leave one out"
+        )
+    if chosen := asked or said:
+        return chosen
+    endings = ", ".join(ending for one in FORMATS.values() for ending in one.suffixes)
+    raise ConfigError(
+        f"the name {output.name} says no format", accepted=f"names that end in {endings}; or add --format"
+    )
 
 
 def check_format(name: str) -> None:
@@ -236,9 +257,9 @@ def _open_onnx(content: bytes) -> Asked:
 
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
-        "safetensors": Format(_write_safetensors, _open_safetensors),
-        "torchscript": Format(_write_torchscript, _open_torchscript),
-        "onnx": Format(_write_onnx, _open_onnx, needs=("onnx", "onnxruntime", "onnxscript")),
+        "safetensors": Format(_write_safetensors, _open_safetensors, (".safetensors",)),
+        "torchscript": Format(_write_torchscript, _open_torchscript, (".pt", ".torchscript")),
+        "onnx": Format(_write_onnx, _open_onnx, (".onnx",), needs=("onnx", "onnxruntime", "onnxscript")),
     }
 )
 """The formats by name. A new one is two functions and one line here."""

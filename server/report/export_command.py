@@ -15,9 +15,14 @@ from dynammo_core.support.terminal import Terminal, readable_errors
 def export(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The run directory.", show_default=False)],
     output: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.", show_default=False)],
-    format_name: Annotated[
-        str, typer.Option("--format", help="safetensors, torchscript, or onnx (pip install '.\\[onnx]').")
-    ] = "safetensors",
+    asked: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="safetensors, torchscript, or onnx (pip install '.\\[onnx]').",
+            show_default="what the name of the file says",
+        ),
+    ] = None,
     card: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write the model card here.", show_default="beside the model, as .md"),
@@ -31,18 +36,19 @@ def export(
     """
     with readable_errors():
         from dynammo_core.deployed.model_files import ModelFiles
-        from server.report.export import TOLERANCE, check_format, export_model
+        from server.report.export import TOLERANCE, check_format, export_model, format_of
         from server.report.model_card import model_card
 
-        check_format(format_name)
         card = card or output.with_suffix(".md")
         if card == output:
             raise ConfigError(
                 f"the model and its card would both be written to {output}", accepted="two different files"
             )
+        format_name = format_of(output, asked)
+        check_format(format_name)
         there = [str(path) for path in (output, card) if path.exists()]
         if there and not force:
-            raise ConfigError(f"{' and '.join(there)} already exists", remedy="Name another file, or add --force")
+            raise ConfigError(f"already there: {' and '.join(there)}", remedy="Name another file, or add --force")
         files = ModelFiles.read(run_directory)
 
         def describe(sha256: str) -> str:

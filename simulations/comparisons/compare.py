@@ -248,11 +248,8 @@ def load_comparison(path: Path) -> Comparison:
     """
     data, tree = read_yaml(path)
     if isinstance(data, dict) and not {"base", "rows"} & set(data):
-        raise ConfigError(
-            f"{path} is no comparison",
-            accepted=", ".join(ComparisonFile.model_fields),
-            remedy="`run` takes an experiment",
-        )
+        keys = ", ".join(ComparisonFile.model_fields)
+        raise ConfigError(f"{path} is no comparison", accepted=keys, remedy="`run` takes an experiment")
     read = validate(ComparisonFile, data, str(path), tree)
     cells: list[Cell] = []
     for setting, shared in read.conditions.items():
@@ -261,12 +258,19 @@ def load_comparison(path: Path) -> Comparison:
         for seed in read.seeds:
             for row, own in read.every_row.items():
                 overrides = {**read.overrides, **shared, **own, **best.get(row, {}), "seed": seed}
-                cell = Cell(setting, row, seed, load_config(path.parent / read.base, overrides))
+                cell = Cell(setting, row, seed, _configured(path, read.base, overrides, setting, row))
                 if (same := alike.setdefault(cell.config.content_hash, cell)) is not cell:
                     what = f"{path}: {cell.label!r} is the same experiment as {same.label!r}"
                     raise ConfigError(what, remedy="Leave out one of them, or give it different overrides")
         cells += alike.values()
     return Comparison(path, METRICS[read.metric], tuple(cells), read.sweep)
+
+
+def _configured(path: Path, base: str, overrides: dict[str, Scalar], setting: str, row: str) -> Config[Any]:
+    try:
+        return load_config(path.parent / base, overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{path}, {' · '.join(filter(None, (setting, row)))}: {error}") from error
 
 
 def grouped(cells: Sequence[Cell], runs: Path) -> list[Group]:

@@ -54,8 +54,11 @@ def test_an_explicit_order_may_name_its_classes() -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             build_task_stream(TaskSettings(sizes=1, class_order=order), names, 7)
-    with pytest.raises(ValidationError, match="by its name or its index from 0, without duplicates"):
-        TaskSettings(class_order=["normal", "normal"])
+    with pytest.raises(ValidationError, match="each class must be named once, and 'normal' is there 2 times"):
+        TaskSettings(class_order=["effusion", "normal", "normal"])
+    for order in ((), (-1,)):
+        with pytest.raises(ValidationError, match="at least one class, by its name or its index from 0"):
+            TaskSettings(class_order=order)
 
 
 def test_classes_that_an_explicit_order_leaves_out_take_no_part() -> None:

@@ -213,7 +213,10 @@ def test_a_demanded_hash_is_no_matter_of_letter_case(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (lambda whole: whole[: len(whole) // 2], r"cannot be decoded \(\w+\).*Accepted: tensors by name"),
+        (
+            lambda whole: whole[: len(whole) // 2],
+            r"cannot be decoded \(\w+\)\. Fetch it again: it may be half a download",
+        ),
         (lambda whole: b"", r"cannot be decoded \(\w+\)"),
         (lambda whole: bytes(range(256)), r"cannot be decoded \(\w+\)"),
     ],
@@ -224,7 +227,7 @@ def test_a_corrupt_file_is_named(content: Callable[[bytes], bytes], words: str, 
     path = tmp_path / f"corrupt.{kind}"
     whole = saved(tmp_path / "whole.pt", small_state()).read_bytes()
     path.write_bytes(content(safetensors.torch.save(small_state()) if kind == "safetensors" else whole))
-    with pytest.raises(WeightsError, match=rf"corrupt\.{kind} {words}"):
+    with pytest.raises(WeightsError, match=rf"corrupt\.{kind}, of [\d,]+ bytes, {words}"):
         load_small(path)
 
 
@@ -233,7 +236,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[object, tuple[str, str]]:
             return Path.write_text, (Path(tmp_path, "exploded"), "")
 
-    with pytest.raises(WeightsError, match=r"cannot be decoded \(UnpicklingError\)"):
+    with pytest.raises(WeightsError, match=r"holds objects beside tensors, and could execute"):
         load_small(saved(tmp_path / "bomb.pth", {"block0.0.weight": Bomb()}))
     assert not (tmp_path / "exploded").exists()
 

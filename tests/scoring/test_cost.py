@@ -146,3 +146,9 @@ def test_adapters_of_each_form_are_counted_where_they_have_a_place() -> None:
         assert counted["round_mb"] == f"{(weights + beside + statistics) * 4 / 1e6:.3g}"
     features = 8 + 16 + 32 + 64
     assert rows["small_cnn", "none"]["sums_mb"] == f"{features * (features + 1) * 4 / 1e6:.3g}"
+    # LoRA trains and sends B of each of six blocks' four layers, and costs a prediction nothing.
+    layers = 6 * 8 * (192 + 64 + 192 + 64)
+    lora, bare = rows["timm/test_vit", "lora"], rows["timm/test_vit", "none"]
+    assert (lora["adapter_parameters"], lora["round_mb"]) == (layers, f"{layers * 4 / 1e6:.3g}")
+    assert (lora["gmac"], lora["sums_mb"]) == (bare["gmac"], "")
+    assert rows["timm/test_vit", "bottleneck"]["adapter_parameters"] == 6 * (2 * 8 * 64 + 8 + 64)

@@ -32,8 +32,14 @@ def test_each_row_tries_every_combination_of_the_keys_that_it_has_on_held_out_im
     assert {trial.row for trial in one} == {"replay"}
     with pytest.raises(ConfigError, match=r"row 'replayed'.*Accepted: dynammo, replay, sums"):
         trials(load_comparison(file), TRIED, 3, ["replayed"])
-    with pytest.raises(ConfigError, match=r"no row .*method\.margin"):
-        trials(load_comparison(file), {"method.margin": [1]}, validation=3)
+    for key, said in (
+        ("method.margin", r"no row .* has the key --try method\.margin"),
+        ("method.train.learning_rat", r"\(did you mean 'method\.train\.learning_rate'\?\)"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            trials(load_comparison(file), TRIED | {key: [1]}, validation=3)
+    with pytest.raises(ConfigError, match=r"no row .* has a key of --try: method\.train"):
+        trials(load_comparison(file), {"method.train.learning_rate": [0.1]}, 3, ["dynammo"])
 
 
 def test_the_best_on_average_is_chosen_and_a_comparison_takes_it(tmp_path: Path) -> None:
@@ -54,6 +60,18 @@ def test_the_best_on_average_is_chosen_and_a_comparison_takes_it(tmp_path: Path)
     taken = load_comparison(write_comparison(tmp_path, settings=SETTINGS, rows=ROWS, overrides={}, chosen=best))
     rates = {(cell.setting, cell.config.method.train.learning_rate) for cell in taken.cells if cell.row == "replay"}
     assert rates == {("three", 0.01), ("two", 0.1)}
+
+
+def test_what_is_chosen_without_settings_is_easy_to_read_and_taken(tmp_path: Path) -> None:
+    file = write_comparison(tmp_path, rows={"dynammo": {}}, overrides={})
+    (trial,) = trials(load_comparison(file), {"method.alpha": [0.5]}, validation=50)
+    pretend(trial.cell, tmp_path / "runs", average=70.0)
+    command = ["tune", str(file), "--try", "method.alpha=0.5", "--runs", str(tmp_path / "runs")]
+    lines = CliRunner().invoke(app, command).stdout
+    block = lines[lines.index("chosen:") :]
+    assert block.strip() == "chosen:\n  '':\n    dynammo:\n      method.alpha: 0.5"
+    taken = load_comparison(write_comparison(tmp_path, rows={"dynammo": {}}, **yaml.safe_load(block)))
+    assert {cell.config.method.alpha for cell in taken.cells} == {0.5}
 
 
 def test_what_names_nothing_is_refused(tmp_path: Path) -> None:

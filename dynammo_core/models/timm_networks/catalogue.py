@@ -66,7 +66,7 @@ def problem(name: str) -> str:
         return "" if fits else f"{name!r} names no repository; accepted: {HUB}OWNER/NAME or {HUB}OWNER/NAME@REVISION"
     architecture, _, tag = name.removeprefix(TIMM).partition(".")
     if not timm.is_model(architecture):
-        known = unknown_name("network of timm", architecture, timm.list_models())
+        known = unknown_name("network of timm", architecture, timm.list_models(), most=3)
         return f"{known}; timm {timm.__version__} is installed here, and a newer one may have it"
     tags = _tags(architecture)
     if tag and tag not in tags:
@@ -90,7 +90,13 @@ def find(name: str) -> TimmSpec:
         if not hasattr(network, "forward_head"):
             raise ConfigError(f"backbone.name: {name} does not tell its features from its answers")
         image = torch.empty(1, 3, source.image_size, source.image_size)
-        features = network.forward_head(network.forward_features(image), pre_logits=True)
+        try:
+            features = network.forward_head(network.forward_features(image), pre_logits=True)
+        except Exception as error:  # encoders of language models have neither classes nor shapes that are fixed
+            told = f"backbone.name: {name} gives no features for classes ({type(error).__name__}: {error})"
+            raise ConfigError(
+                told, remedy="Choose an image classifier of timm; `dynammo-sim backbone show` tells"
+            ) from error
         if features.ndim != 2:
             raise ConfigError(f"backbone.name: {name} pools its maps to no vector of features")
         spec = TimmSpec(
@@ -143,7 +149,10 @@ def _maps(network: Any, image: torch.Tensor) -> dict[int, int]:
         chosen = list(range(max(0, count - 1 - MAPS), count - 1))
     if not chosen:
         return {}
-    _, maps = network.forward_intermediates(image, indices=chosen, output_fmt="NCHW")
+    try:
+        _, maps = network.forward_intermediates(image, indices=chosen, output_fmt="NCHW")
+    except Exception:  # a network whose maps take their shape from values, which shapes alone do not tell
+        return {}
     return {index: one.shape[1] for index, one in zip(chosen, maps, strict=True)}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from logging import ERROR, getLogger
 from pathlib import Path
 
 from dynammo_core.support.errors import WeightsError
@@ -48,8 +49,11 @@ def hub_file(repository: str, name: str, *, most: int) -> Path:
         )
     get = partial(huggingface_hub.hf_hub_download, where, name, revision=revision or None)
     try:
-        if _here_alone.get():
-            return Path(get(local_files_only=True))
+        # Without the net, asking whether a newer file is there would take half a minute, each time.
+        held = huggingface_hub.try_to_load_from_cache(where, name, revision=revision or None)
+        if isinstance(held, str) or _here_alone.get():
+            return Path(held if isinstance(held, str) else get(local_files_only=True))
+        getLogger(huggingface_hub.__name__).setLevel(ERROR)  # of each attempt: what failed is said below
         if (size := get(dry_run=True).file_size) > most:
             raise WeightsError(f"{name} of {where} has {size:,} bytes", accepted=f"at most {most:,}")
         return Path(get())

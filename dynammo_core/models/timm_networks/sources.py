@@ -115,9 +115,10 @@ class Source:
         # No classes here and there: then timm demands every tensor, and none beside the classifier's, left out below.
         facts = {**self.facts, "num_classes": 0, "label_offset": 0, **NOWHERE_ELSE}
         if file is not None:
-            facts["state_dict"] = self._without_classifier(finite_tensors(file))
+            facts["state_dict"] = self.without_classifier(finite_tensors(file))
             if not facts["state_dict"]:
                 raise misfit(file.path, "it holds no tensor of the network")
+            self._refuse_other_patches(facts["state_dict"], file.path)
         size = {} if image_size == self.image_size else self._size(image_size)
         try:
             network: nn.Module = create_model(
@@ -133,7 +134,10 @@ class Source:
         except (RuntimeError, KeyError, ValueError, AssertionError) as error:
             if file is None:
                 raise self._wrong_size(image_size, f"{self.image_size}, and others that it can divide") from error
-            raise misfit(file.path, f"does not fit {self.architecture} ({_first_problem(error)})") from error
+            what = f"it is not {self.architecture} ({_first_problem(error)})"
+            if "key(s)" in what:  # tensors too few or too many: a prefix, or parts that only training needs
+                what += "; `dynammo-sim backbone convert` takes a network out of a checkpoint"
+            raise misfit(file.path, what) from error
         vars(network).update(pretrained_cfg={}, default_cfg={})  # they would carry the weights a second time
         self._check_patches(network, image_size)
         return network
@@ -149,12 +153,28 @@ class Source:
             nearest = max(side, round(image_size / side) * side)
             raise self._wrong_size(image_size, f"multiples of {side}, the side of its patches, such as {nearest}")
 
+    def _refuse_other_patches(self, tensors: Mapping[str, Tensor], path: Path) -> None:
+        """Refuse weights for patches of another size, which timm would resample, and the features be others."""
+        from timm import create_model
+
+        with torch.device("meta"):
+            network = create_model(self.architecture, **{**self.arguments, "num_classes": 0})
+        patches = getattr(getattr(network, "patch_embed", None), "proj", None)
+        if not isinstance(patches, nn.Conv2d):
+            return
+        own = tuple(patches.weight.shape)
+        for name, tensor in tensors.items():
+            if tensor.ndim == len(own) and tensor.shape[:2] == own[:2] and tuple(tensor.shape) != own:
+                theirs, ours = ("x".join(map(str, shape[2:])) for shape in (tensor.shape, own))
+                what = f"{name!r} takes patches of {theirs} pixels, and those of {self.architecture} have {ours}"
+                raise misfit(path, what)
+
     def _wrong_size(self, image_size: int, accepted: str) -> ConfigError:
         return ConfigError(
             f"data.image_size: {self.name} does not take images of {image_size} pixels", accepted=accepted
         )
 
-    def _without_classifier(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def without_classifier(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Leave out what the network has for classes alone, of however many layers."""
         from timm import create_model
 

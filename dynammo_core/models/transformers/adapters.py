@@ -57,19 +57,20 @@ class Bottleneck(nn.Module):
     Source: AdaptFormer (Chen et al., arXiv 2205.13535, equation 4).
 
     Args:
-        width: width of the tokens.
+        inputs: width of the tokens that the MLP takes.
+        outputs: width of those that it gives.
         rank: width in between.
     """
 
-    def __init__(self, width: int, rank: int) -> None:
+    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
         super().__init__()
-        self.down, self.up = nn.Linear(width, rank), nn.Linear(rank, width)
+        self.down, self.up = nn.Linear(inputs, rank), nn.Linear(rank, outputs)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         for tensor in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(tensor)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return what is added, Tensor[..., C], for Tensor[..., C]."""
+        """Return what is added, Tensor[..., outputs], for Tensor[..., inputs]."""
         added: Tensor = SCALE * self.up(self.down(tokens).relu())
         return added
 
@@ -84,16 +85,17 @@ class BlockAdapter(nn.ModuleDict):
     """
 
     def __init__(self, block: Block, kind: Kind, rank: int) -> None:
-        places = {MLP: block.width} if kind == "bottleneck" else {layer.name: layer.inputs for layer in block.layers}
-        name, least = min(places.items(), key=lambda place: place[1])
-        if rank > least:
-            raise ConfigError(f"method.adapter_rank: {rank} is more than the width of {block.name}.{name}, {least}")
+        layers = (block.mlp,) if kind == "bottleneck" else block.layers
+        narrowest = min(layers, key=lambda layer: layer.inputs)
+        if rank > narrowest.inputs:
+            place = f"{block.name}.{narrowest.name}, {narrowest.inputs}"
+            raise ConfigError(f"method.adapter_rank: {rank} is more than the width of {place}")
         super().__init__()
-        self.places = [f"{block.name}.{name}" for name in places]
+        self.places = [f"{block.name}.{layer.name}" for layer in layers]
         if kind == "bottleneck":
-            self[MLP] = Bottleneck(block.width, rank)
+            self[MLP] = Bottleneck(block.mlp.inputs, block.mlp.outputs, rank)
             return
-        for layer, place in zip(block.layers, self.places, strict=True):
+        for layer, place in zip(layers, self.places, strict=True):
             self[layer.name.replace(".", "_")] = LowRank(place, layer.inputs, layer.outputs, rank)
 
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 ATTENTION, MLP = "attn", "mlp"
 """The children by which a block is known: the names that they have in all of timm's transformers."""
+NARROW = 4
+"""A layer of attention takes tokens if its inputs are at least one in this many of those of the MLP."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,12 @@ class Block:
     Attributes:
         name: of the module, within the network.
         layers: the linear layers of both, attention's first.
-        width: width of the tokens that the MLP takes and gives.
+        mlp: the MLP as a whole, which may give tokens of another width than it takes.
     """
 
     name: str
     layers: tuple[Layer, ...]
-    width: int
+    mlp: Layer
 
 
 @torch.no_grad()
@@ -49,7 +51,8 @@ def find_blocks(network: Any, image: Tensor) -> tuple[Block, ...]:
     """Find the blocks of a network of timm, in order; empty if it is no transformer.
 
     A layer counts if the network calls it as a module, so that something can run beside it: BEiT and Swin V2 read the
-    weights of their `attn.qkv` and multiply by themselves. Attention or MLP by convolutions makes no block.
+    weights of their `attn.qkv` and multiply by themselves. It must take tokens: one that is much narrower mixes heads
+    (CaiT) or positions (ConViT). Attention or MLP by convolutions makes no block.
 
     Args:
         network: the uncut network in evaluation mode.
@@ -73,7 +76,11 @@ def find_blocks(network: Any, image: Tensor) -> tuple[Block, ...]:
 def _block(name: str, module: nn.Module, called: Collection[nn.Module]) -> Block | None:
     layers = [Layer(own, layer.in_features, layer.out_features) for own, layer in _linear(module) if layer in called]
     of_mlp = [layer for layer in layers if layer.name.startswith(f"{MLP}.")]
-    return Block(name, tuple(layers), of_mlp[0].inputs) if 0 < len(of_mlp) < len(layers) else None
+    if not of_mlp:
+        return None
+    mlp = Layer(MLP, of_mlp[0].inputs, of_mlp[-1].outputs)
+    of_tokens = tuple(layer for layer in layers if layer.inputs * NARROW >= mlp.inputs)
+    return Block(name, of_tokens, mlp) if len(of_tokens) > len(of_mlp) else None
 
 
 def _linear(block: nn.Module) -> Iterator[tuple[str, nn.Linear]]:

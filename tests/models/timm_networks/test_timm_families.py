@@ -8,11 +8,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dynammo_core.methods.adapters import AdapterSettings
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.adapters import AdapterSet
-from dynammo_core.models.incremental_model import MultiScaleBackbone
-from dynammo_core.models.transformers.adapters import TransformerAdapters
+from dynammo_core.models.backbones import Backbone
+from dynammo_core.models.description import untrained
+from dynammo_core.models.folding import fold_low_rank
+from dynammo_core.models.incremental_model import AdaptedBackbone, MultiScaleBackbone
+from dynammo_core.models.timm_networks.catalogue import TimmSpec, find
+from dynammo_core.models.transformers.adapters import Kind, TransformerAdapters
+from dynammo_core.support.errors import ConfigError
 from dynammo_core.support.seeding import seeded_initialisation
+
+KINDS: tuple[Kind, ...] = ("lora", "bottleneck")
 
 CHAINS = {
     "resnet10t": (64, 64, 128, 256),
@@ -42,8 +50,30 @@ MORE = {
     **{"crossvit_tiny_240": 240, "hrnet_w18_small": 64, "fastvit_t8": 64, "edgenext_xx_small": 64, "levit_128s": 64},
     **{"pvt_v2_b0": 64, "mixer_s32_224": 224, "davit_tiny": 64, "hiera_tiny_224": 224, "inception_v3": 96},
     **{"vit_small_r26_s32_224": 64, "inception_next_atto": 64, "test_vit_relpos": 160},
+    **{"cait_xxs24_224": 32, "convit_tiny": 224, "mvitv2_tiny": 224, "volo_d1_224": 224, "pit_ti_224": 224},
+    **{"eva02_base_patch14_224": 28, "naflexvit_base_patch16_gap": 32, "swinv2_tiny_window8_256": 256},
 }
 """The side of the images for the smallest members of many families."""
+
+FUSED, GATED = {"attn.qkv", "attn.proj"}, {"mlp.fc1_g", "mlp.fc1_x", "mlp.fc2"}
+PLAIN = {"mlp.fc1", "mlp.fc2"}
+LAYERS = {
+    "vit_small_plus_patch16_dinov3": FUSED | GATED,
+    "eva02_base_patch14_224": {"attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.proj"} | GATED,
+    "cait_xxs24_224": FUSED | PLAIN | {"attn.q", "attn.k", "attn.v"},  # not proj_l and proj_w, which mix heads
+    "mvitv2_large": FUSED | PLAIN,  # with MLPs that give more than they take
+}
+"""The layers beside which LoRA goes."""
+MORE_LAYERS = {
+    "vit_small_patch14_reg4_dinov2": FUSED | PLAIN,
+    "vit_giant_patch14_dinov2": FUSED | PLAIN,  # both halves of its gate are one layer
+    "aimv2_large_patch14_224": FUSED | GATED,
+    "eva02_tiny_patch14_224": {"attn.proj"} | PLAIN,  # it reads the weights of attn.qkv, and never calls it
+    "vit_base_patch16_siglip_224": FUSED | PLAIN,
+    "convit_tiny": FUSED | PLAIN | {"attn.qk", "attn.v"},  # not pos_proj, which takes positions
+    "hiera_tiny_224": FUSED | PLAIN,
+    "pvt_v2_b0": {"attn.q", "attn.kv", "attn.proj"} | PLAIN,
+}
 
 
 def images(side: int) -> Tensor:
@@ -74,20 +104,41 @@ def check(name: str, side: int) -> tuple[int, ...]:
     return backbone.map_channels
 
 
-def acts_everywhere(name: str, backbone: nn.Module, side: int) -> None:
-    """Put an adapter of its own at each insertion point, and LoRA into blocks; networks without say why."""
+def acts_everywhere(name: str, backbone: Backbone, side: int) -> None:
+    """Put an adapter of its own at each insertion point, or at each place in blocks; networks without say why."""
     plain = backbone(images(side))
     adapters = AdapterSet(backbone.channels, alpha=1.0).train()
     for index in range(len(adapters)):
         alone = [adapter if place == index else nn.Identity() for place, adapter in enumerate(adapters)]
         assert not torch.equal(backbone(images(side), alone), plain), (name, index)
     assert bool(len(adapters)) != bool(backbone.obstacle), name
-    if backbone.blocks:
-        tokens = TransformerAdapters(backbone.blocks, "lora", 1)
+    for kind in KINDS if backbone.blocks else ():
+        tokens = TransformerAdapters(backbone.blocks, kind, 1)
         assert torch.equal(backbone(images(side), tokens), plain), name
-        for parameter in tokens.parameters():
-            nn.init.ones_(parameter)
-        assert not torch.equal(backbone(images(side), tokens), plain), name
+        for place, branch in tokens.branches():
+            *_, last = branch.parameters()
+            nn.init.ones_(last)
+            assert not torch.equal(backbone(images(side), tokens), plain), (name, kind, place)
+            nn.init.zeros_(last)
+    if backbone.blocks:
+        folds(name, backbone, side)
+
+
+def folds(name: str, backbone: Backbone, side: int) -> None:
+    """Compare LoRA beside a network with LoRA in its weights."""
+    extractor = AdaptedBackbone(copy.deepcopy(backbone))
+    for key, parameter in extractor.backbone.named_parameters():
+        if "gamma" in key:
+            nn.init.ones_(parameter)  # a LayerScale that starts near 0 would hide what a block adds
+    bare = extractor(images(side))
+    extractor.adapters = TransformerAdapters(backbone.blocks, "lora", 2)
+    with seeded_initialisation(2):
+        for parameter in extractor.adapters.parameters():
+            nn.init.normal_(parameter, std=0.1)
+    beside = extractor(images(side))
+    assert (beside - bare).abs().max() > 1e-2 * bare.abs().max(), name
+    fold_low_rank(extractor)
+    assert (extractor(images(side)) - beside).abs().max() <= 1e-4 * beside.abs().max(), name
 
 
 def test_the_common_families_give_what_their_uncut_networks_give() -> None:
@@ -103,8 +154,39 @@ def test_the_common_families_give_what_their_uncut_networks_give() -> None:
 
 @pytest.mark.soak
 def test_all_other_families_do_too() -> None:
-    assert {layer.name for layer in BACKBONES["timm/eva02_tiny_patch14_224"].blocks[0].layers} == {
-        *("attn.proj", "mlp.fc1", "mlp.fc2"),  # it reads the weights of attn.qkv, and never calls it
-    }
     for name, side in MORE.items():
         check(name, side)
+
+
+def test_adapters_go_beside_every_layer_of_tokens_and_the_default_rank_fits() -> None:
+    adapters_go_beside(LAYERS)
+
+
+@pytest.mark.soak
+def test_so_they_do_in_more_families() -> None:
+    adapters_go_beside(MORE_LAYERS)
+
+
+@torch.no_grad()
+def adapters_go_beside(expected: dict[str, set[str]]) -> None:
+    for name, layers in expected.items():
+        spec = BACKBONES[f"timm/{name}"]
+        assert isinstance(spec, TimmSpec)
+        assert {layer.name for block in spec.blocks for layer in block.layers} == layers, name
+        backbone = untrained(f"timm/{name}", None)
+        with torch.device("meta"):
+            for kind in KINDS:
+                adapters = TransformerAdapters(spec.blocks, kind, AdapterSettings(name="dynammo").adapter_rank)
+                image = torch.empty(1, 3, spec.source.image_size, spec.source.image_size)
+                assert backbone(image, adapters).shape == (1, spec.feature_dim), (name, kind)
+
+
+@pytest.mark.parametrize("name", ["gemma4_vit_167m_enc", "mobilenetv5_300m_enc"])
+def test_a_network_without_features_for_classes_is_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"timm/{name} gives no features for classes .*image classifier"):
+        find(f"timm/{name}")
+
+
+def test_a_network_whose_maps_are_not_told_by_shapes_alone_gives_none() -> None:
+    spec = find("timm/gemma4_vit_167m")
+    assert (spec.maps, spec.feature_dim) == ({}, 768)

@@ -53,7 +53,9 @@ def saved(name: str, path: Path, **other: Tensor) -> Path:
 
 def test_names_that_do_not_exist_are_answered_with_the_nearest() -> None:
     for name, words in {
-        "timm/vit_tiny_patch16_242": r"unknown network of timm .*did you mean 'vit_tiny_patch16_224'.*timm \d",
+        "timm/vit_tiny_patch16_242": r"unknown network of timm .*did you mean 'vit_tiny_patch16_224' or .*timm \d",
+        "resnet50": r"unknown backbone 'resnet50' \(did you mean 'timm/resnet50'\?\); accepted: resnet18, ",
+        "MahmoodLab/UNI": r"unknown backbone .*did you mean 'hf_hub:MahmoodLab/UNI'",
         "timm/resnet50.a1_in2k": r"unknown tag 'a1_in2k' \(did you mean 'a1_in1k'\?\) of resnet50; accepted: ",
         "hf_hub:uni": "names no repository; accepted: hf_hub:OWNER/NAME",
         "timmy/resnet50": r"unknown backbone .*accepted: .*timm/\.\.\.",
@@ -94,7 +96,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     for path, words in {
         surplus: "does not fit the backbone.*extra",
         saved(CNN, tmp_path / "cnn.safetensors"): "does not fit the backbone",
-        pickled: "cannot be decoded",
+        pickled: "holds objects beside tensors, and could execute what is in it.*backbone convert",
         tmp_path / "absent.safetensors": "cannot read the file",
     }.items():
         with pytest.raises(WeightsError, match=words):
@@ -202,6 +204,16 @@ def test_what_the_hub_refuses_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
         with pytest.raises(WeightsError, match=words):
             weights_sha256(BackboneSettings(name="timm/test_vit.r160_in1k"))
+
+
+def test_what_is_in_the_cache_is_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: object, **__: object) -> str:
+        raise AssertionError("asked the hub")
+
+    path = saved(VIT, tmp_path / "model.safetensors")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", ask)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(path))
+    assert weights_sha256(BackboneSettings(name=f"{VIT}.r160_in1k")) == WeightsFile(path).sha256()
 
 
 def test_show_and_fetch_say_what_a_network_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

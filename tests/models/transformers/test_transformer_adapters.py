@@ -16,7 +16,7 @@ from dynammo_core.models.incremental_model import AdaptedBackbone, MultiScaleBac
 from dynammo_core.models.names import Kind
 from dynammo_core.models.timm_networks.uncut import UncutBackbone
 from dynammo_core.models.transformers.adapters import TransformerAdapters
-from dynammo_core.models.transformers.blocks import Block
+from dynammo_core.models.transformers.blocks import Block, Layer
 from dynammo_core.privacy.gradients import PrivateGradients
 from dynammo_core.privacy.noise import SeededNoise
 from dynammo_core.support.errors import ConfigError
@@ -53,7 +53,7 @@ def learnt(kind: Kind, backbone: UncutBackbone, seed: int = 0) -> TransformerAda
 def test_blocks_are_found_with_the_widths_of_their_layers(backbone: UncutBackbone) -> None:
     assert [block.name for block in backbone.blocks] == [f"blocks.{index}" for index in range(6)]
     for block in backbone.blocks:
-        assert block.width == 64
+        assert block.mlp == Layer("mlp", 64, 64)
         widths = {layer.name: (layer.outputs, layer.inputs) for layer in block.layers}
         assert list(widths) == ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
         for name, shape in widths.items():
@@ -163,4 +163,4 @@ def test_what_does_not_fit_is_refused(backbone: UncutBackbone) -> None:
 
 def test_a_block_is_as_it_was_told() -> None:
     with pytest.raises(ConfigError, match=r"2 is more than the width of b\.mlp, 1"):
-        TransformerAdapters([Block("b", (), 1)], "bottleneck", 2)
+        TransformerAdapters([Block("b", (), Layer("mlp", 1, 1))], "bottleneck", 2)

@@ -307,8 +307,8 @@ def test_two_processes_at_once_share_a_folder_and_the_last_writes_the_page(
         ({"seedz": [1]}, r"seedz: unknown key \(did you mean 'seeds'"),
         ({"rows": {0.5: {}}}, 'write it in quotation marks: "0.5"'),
         ({"metric": "recall"}, "mean_class_recall"),
-        ({"rows": {"x": {"method.alfa": 1}}}, "method.alfa"),
-        ({"base": "nowhere.yaml"}, "nowhere.yaml"),
+        ({"rows": {"x": {"method.alfa": 1}}}, r"comparison\.yaml, x: .*small\.yaml, method\.alfa"),
+        ({"base": "nowhere.yaml"}, r"comparison\.yaml, dynammo: .*nowhere\.yaml"),
         ({"rows": {"one": {}, "other": {"method.adapters": True}}}, "'other · seed 1' is the same .* 'one · seed 1'"),
     ],
 )
