@@ -241,12 +241,9 @@ def resolve(data: Any, source: str, overrides: Mapping[str, Scalar], tree: yaml.
         _set_leaf(data, key, _parsed(key, value))
     method = data.get("method")
     if method is not None and not isinstance(method, dict):
-        raise ConfigError(
-            f"{source}, method: {method!r} is not a section",
-            remedy=f"Write method: {{name: {method}}} or --set method.name={method}",
-        )
-    name = str(method.get("name") or "") if method else ""
-    params = settings_of(name, f"{source}, method.name")
+        remedy = f"Write method: {{name: {method}}} or --set method.name={method}"
+        raise ConfigError(f"{source}, method: {method!r} is not a section", remedy=remedy)
+    params = settings_of(str((method or {}).get("name") or ""), f"{source}, method.name")
     return validate(_config_of(params), data, source, tree, overrides)
 
 
@@ -273,7 +270,6 @@ def _place(value: str, folder: Path) -> str:
 
 
 def _config_of(params: type[MethodSettings]) -> type[Config[Any]]:
-    """Return the type of configuration whose section `method` has the type `params`."""
     return Config.__class_getitem__(params)  # type: ignore[return-value]
 
 

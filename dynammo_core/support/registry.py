@@ -214,23 +214,21 @@ class Registry(Mapping[str, T]):
         return installed_entry_points(self.group)
 
     def _open(self, name: str) -> OpenNames[T] | None:
-        module = next((module for start, module in self._open_names.items() if name.startswith(start)), None)
-        return None if module is None else import_module(module)
+        return next((import_module(module) for start, module in self._open_names.items() if name.startswith(start)), None)
 
     def _conflict(self, name: str) -> str:
         """Say why a name that a package claims cannot be used; empty if there is no such package, or no reason."""
         points = self._entry_points.get(name, ())
         claims = " and ".join(_origin(point) for point in points)
+        provided = f"the {self.kind} {name!r} is provided by"
         if points and not NAME.fullmatch(name):
             return f"{claims} registers the {self.kind} {name!r}; accepted: {NAMES}; install another version of it"
         if len(points) > 1 or (points and name in self.built_in):
             own = "this project and " if name in self.built_in else ""
-            return f"the {self.kind} {name!r} is provided by {own}{claims}; uninstall all but one of them"
+            return f"{provided} {own}{claims}; uninstall all but one of them"
         if points and name in self._registered and self._load(name, points[0]) is not self._registered[name].value:
             other = self._registered[name].reference
-            return (
-                f"the {self.kind} {name!r} is provided by {claims} and also registered by {other}; rename one of them"
-            )
+            return f"{provided} {claims} and also registered by {other}; rename one of them"
         return ""
 
     def _load(self, name: str, point: EntryPoint) -> T:
@@ -270,8 +268,7 @@ def plugins_in(settings: BaseModel) -> set[Plugin]:
     Raises:
         ConfigError: an entry cannot be imported, or its code cannot be compared.
     """
-    found = {table.plugin(name) for table, name in _named(settings)}
-    return {plugin for plugin in found if plugin is not None}
+    return {plugin for table, name in _named(settings) if (plugin := table.plugin(name)) is not None}
 
 
 def _named(settings: BaseModel) -> Iterator[tuple[Registry[Any], str]]:
