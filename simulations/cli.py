@@ -15,6 +15,9 @@ from rich.table import Table
 from client.commands.predict import predict
 from dynammo_core.configuration.config import Config, Scalar, load_config
 from dynammo_core.configuration.settings import HUB
+from dynammo_core.methods import METHODS
+from dynammo_core.methods.settings.adapters import AdapterSettings
+from dynammo_core.models import BACKBONES
 from dynammo_core.support.errors import ConfigError, DynammoError, unknown_name
 from dynammo_core.support.registry import plugins_in
 from dynammo_core.support.terminal import Terminal, command_line, parse_overrides, readable_errors
@@ -238,16 +241,24 @@ def _check_shapes(config: Config[Any]) -> None:
 
     What a repository of the hub holds is not asked for.
     """
-    import torch  # seconds that other commands need not pay
-
-    from dynammo_core.models.description import untrained
-    from dynammo_core.scoring.cost import trained_after
-
     plugins_in(config)
-    if not config.backbone.name.startswith(HUB):
+    if not (config.backbone.name.startswith(HUB) or fits_for_sure(config)):
+        import torch  # seconds that this project's own networks need not cost
+
+        from dynammo_core.models.description import untrained
+        from dynammo_core.scoring.cost import trained_after
+
         network = untrained(config.backbone.name, config.data.image_size)
         with torch.device("meta"):
             trained_after(1, config.method, network, 2)
+
+
+def fits_for_sure(config: Config[Any]) -> bool:
+    """Tell whether network and method are this project's own, and these settings ask for what every such CNN has."""
+    method, own = config.method, config.backbone.name in BACKBONES.built_in and config.method.name in METHODS.built_in
+    if not own or not isinstance(method, AdapterSettings):
+        return own
+    return method.adapter == "convolution" and not method.misfit_of_places(0)  # no list of so many places
 
 
 def _numbers(text: str) -> list[int]:

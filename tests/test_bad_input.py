@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from click.testing import Result
 from safetensors.torch import save_file
 from small_runs import Finished, events, small_settings, write_hospitals
 from typer.testing import CliRunner
 
-from dynammo_core.models.backbones import BACKBONES
+from dynammo_core.configuration.config import load_config
+from dynammo_core.methods import METHODS
+from dynammo_core.models import BACKBONES
+from dynammo_core.models.description import untrained
+from dynammo_core.scoring.cost import trained_after
 from server.run_directory.checkpoint import CheckpointStore, Progress
-from simulations.cli import app
+from simulations.cli import app, fits_for_sure
 
 
 @pytest.fixture
@@ -295,3 +300,19 @@ def test_validate_tells_what_a_network_has_no_place_for(config: Path) -> None:
         words = setting(method__name="dynammo", backbone__weights="random", **changed)
         result = CliRunner().invoke(app, ["validate", str(config), *words])
         assert (result.exit_code, said in " ".join(result.output.split())) == (1, True), result.output
+
+
+def test_what_validate_passes_unbuilt_can_be_built(config: Path) -> None:
+    methods = {name: ("small_cnn", {"method.name": name}) for name in METHODS.built_in}
+    blocks = {"method.name": "streaming_ridge", "method.multi_scale": "blocks"}
+    networks = {f"on {name}": (name, more) for name in BACKBONES.built_in for more in ({"method.name": "acl"}, blocks)}
+    for name, more in (methods | networks).values():
+        settings = load_config(config, {**more, "backbone.name": name, "backbone.weights": "random"})
+        assert fits_for_sure(settings)
+        with torch.device("meta"):
+            trained_after(1, settings.method, untrained(name, settings.data.image_size), 2)
+    for unsure in ({"method.adapter": "lora"}, {"method.merge": "[mean, fisher]"}):
+        changes = {"method.name": "dynammo", "backbone.name": "resnet18", "backbone.weights": "random", **unsure}
+        assert not fits_for_sure(load_config(config, changes))
+        words = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+        assert CliRunner().invoke(app, ["validate", str(config), *words]).exit_code == 1

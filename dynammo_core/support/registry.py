@@ -109,7 +109,7 @@ class Registry(Mapping[str, T]):
         return len(list(iter(self)))
 
     def __contains__(self, name: object) -> bool:
-        return name in list(self)
+        return name in [*self]
 
     def find(self, name: str, key: str) -> T:
         """Return the entry that a key of a configuration names.
@@ -187,8 +187,8 @@ class Registry(Mapping[str, T]):
             return None
         value = self[name]
         if name not in self._entry_points:
-            made = self._registered[name]
-            package, version, reference, definition = "", "", made.reference, made.definition
+            package, version, made = "", "", self._registered[name]
+            reference, definition = made.reference, made.definition
         else:
             point = self._entry_points[name][0]
             assert point.dist is not None  # every entry point that was found in an installation has one
@@ -214,7 +214,8 @@ class Registry(Mapping[str, T]):
         return installed_entry_points(self.group)
 
     def _open(self, name: str) -> OpenNames[T] | None:
-        return next((import_module(module) for start, module in self._open_names.items() if name.startswith(start)), None)
+        module = next((module for start, module in self._open_names.items() if name.startswith(start)), None)
+        return import_module(module) if module else None
 
     def _conflict(self, name: str) -> str:
         """Say why a name that a package claims cannot be used; empty if there is no such package, or no reason."""
@@ -287,8 +288,7 @@ def resolved(entry: str | T) -> T:
     if not isinstance(entry, str):
         return entry
     module, _, attribute = entry.partition(":")
-    found: T = getattr(import_module(module), attribute)
-    return found
+    return getattr(import_module(module), attribute)  # type: ignore[no-any-return]
 
 
 def _names(value: str | Sequence[str]) -> Sequence[str]:
