@@ -254,11 +254,9 @@ def _check_shapes(config: Config[Any]) -> None:
 
 
 def fits_for_sure(config: Config[Any]) -> bool:
-    """Tell whether network and method are this project's own, and these settings ask for what every such CNN has."""
-    method, own = config.method, config.backbone.name in BACKBONES.built_in and config.method.name in METHODS.built_in
-    if not own or not isinstance(method, AdapterSettings):
-        return own
-    return method.adapter == "convolution" and not method.misfit_of_places(0)  # no list of so many places
+    """Tell whether network and method are this project's own, and adapters, if any, those that each such CNN has."""
+    own = config.backbone.name in BACKBONES.built_in and config.method.name in METHODS.built_in
+    return own and (not isinstance(config.method, AdapterSettings) or config.method.adapter == "convolution")
 
 
 def _numbers(text: str) -> list[int]:
