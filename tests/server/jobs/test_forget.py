@@ -254,6 +254,14 @@ def test_twice_is_as_good_as_once(place: Place) -> None:
     assert place.note("alpha").read_bytes() == note
 
 
+def test_asked_before_anything_is_withdrawn_it_corrects_what_is_withdrawn_later(
+    place: Place, without_some: Place
+) -> None:
+    assert place.forget()["corrected"] == []
+    assert place.withdraw(*SOME).forget()["corrected"] == ["alpha", "gamma"]
+    same(place, without_some)
+
+
 @pytest.mark.parametrize("asked_again", ["at once", "after the others", "after another purge"])
 def test_an_answer_that_is_lost_is_asked_for_again(
     place: Place, without_some: Place, tmp_path: Path, asked_again: str
