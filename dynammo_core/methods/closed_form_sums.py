@@ -215,6 +215,13 @@ def weigh_new_classes(method: Method[Any], model: IncrementalModel, archive: Arc
     head.sample_weight.copy_(torch.where(weights > 0, weights, 1.0))
 
 
+def use_weights(model: IncrementalModel, archive: Archive) -> None:
+    """Give the model's classes the weights that the archive holds; those without any weigh 1."""
+    head = ridge_head(model)
+    weights = archive[WEIGHTS][: len(head.rows)]
+    head.sample_weight.copy_(torch.where(weights > 0, weights, 1.0))
+
+
 def check_weights(privacy: PrivacySettings, model: IncrementalModel) -> None:
     """Refuse, at a site, weights of samples out of their range, which noise is made for."""
     ridge_head(model).check_weights(MOST_WEIGHT if privacy.mechanism == "none" else MOST_NOISED_WEIGHT)
@@ -234,6 +241,7 @@ def add_to_totals(
     """
     state, head = model.state_dict(), ridge_head(model)
     weights = archive[WEIGHTS]
+    summed = len(archive[COUNTS[0]]) if corrects else len(weights)  # classes; others may be counted already
     brought = head.counts > 0
     if method.privacy.mechanism != "none" and brought.any():
         largest = (weights / head.sample_weight)[brought].max()
@@ -245,7 +253,8 @@ def add_to_totals(
             state[name][tuple(slice(size) for size in earlier.shape)] += earlier
     if corrects:
         head.clear_absent()
-    archive[WEIGHTS] = torch.where(head.counts > 0, weights, 0.0)
-    head.sample_weight.copy_(torch.where(archive[WEIGHTS] > 0, weights, 1.0))
+    held = torch.where(head.counts[:summed] > 0, weights[:summed], 0.0)
+    archive[WEIGHTS] = torch.cat([held, weights[summed:]])
+    use_weights(model, archive)
     archive.update({name: state[name].clone() for name in SUMS})
     solve(method, model, archive, task)

@@ -211,6 +211,14 @@ def test_what_stays_is_what_a_run_without_the_records_has(place: Place, tmp_path
         assert not place.state()["archive/heads.classes.products"][3].any()  # 0, and no rounding error
 
 
+def test_withdrawn_while_a_task_is_counted_and_not_yet_summed(tmp_path: Path) -> None:
+    """Its classes keep the weights that were made of their numbers."""
+    gone = [*records("alpha", "0", 2), *records("beta", "0", 1)]
+    place = Place(tmp_path / "with").run_until("step_started", task=1, stage="sum").withdraw(*gone)
+    assert place.forget()["corrected"] == ["alpha", "beta"]
+    same(place.run(resume=True), Place(tmp_path / "never", without=gone).run())
+
+
 def test_one_site_alone(tmp_path: Path) -> None:
     held = {"alpha": HELD["alpha"]}
     gone = records("alpha", "1", 1, 3)
