@@ -25,7 +25,6 @@ from dynammo_core.plan import (
     ComputesPrivately,
     Finish,
     LearnsFrom,
-    Stage,
     Summarise,
     SumNoise,
     WeighedBatch,
@@ -44,7 +43,7 @@ WEIGHTS = "weights_of_classes"
 """Name, in the archive, of what each sample of a class weighs in the totals, Tensor[R]; 0 for one that has no image."""
 
 
-def balanced_sums(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[Stage, ...]:
+def balanced_sums(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[Summarise, Summarise]:
     """List the stages that sum over exemplars and new images so that each class weighs the same.
 
     Sites first count, then sum with weights that the server makes of the counts. The result is that of pooling all
@@ -57,7 +56,7 @@ def balanced_sums(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[St
     return _counted_sums(method, needed, new_and_exemplars, balance_classes, solve)
 
 
-def streamed_sums(method: Method[Any], needed: tuple[str, ...] = (), *, corrected: bool = True) -> tuple[Stage, ...]:
+def streamed_sums(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[Summarise, Summarise]:
     """List the stages that sum over every image once, at its site, in the task with which its class reaches the site.
 
     Sites first count, as for `balanced_sums`. The server keeps the totals, so that withdrawn records can be subtracted
@@ -66,13 +65,12 @@ def streamed_sums(method: Method[Any], needed: tuple[str, ...] = (), *, correcte
     Args:
         method: whose stages they are.
         needed: patterns of the tensors that a site must be sent before it can compute features.
-        corrected: whether they can: not if the totals have moved since.
     """
-    correct = partial(add_to_totals, method, corrects=True) if corrected else None
+    correct = partial(add_to_totals, method, corrects=True)
     return _counted_sums(method, needed, new_images, weigh_new_classes, add_to_totals, correct, keeps_sums=True)
 
 
-def resummed(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[Stage, ...]:
+def resummed(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[Summarise, Summarise]:
     """List the stages that sum in each task over every image of all tasks, as if none ever had to be given up.
 
     The result is that of `streamed_sums`, whose arguments these are, had the network been as it is now from the start.
@@ -89,7 +87,7 @@ def _counted_sums(
     correct: Finish | None = None,
     *,
     keeps_sums: bool = False,
-) -> tuple[Stage, ...]:
+) -> tuple[Summarise, Summarise]:
     """List two stages: in one sites count their images of each class, in the other they sum with weights made of it.
 
     Raises:
