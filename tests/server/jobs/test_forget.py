@@ -444,10 +444,21 @@ def test_a_method_without_sums_is_refused_before_a_job_is_submitted(tmp_path: Pa
         correction(make_consortium(tmp_path / "consortium", ["localhost"], port=9092, listen="127.0.0.1"), tmp_path)
 
 
-def test_hidden_sums_are_not_corrected_in_the_open() -> None:
+@pytest.mark.parametrize("method", [METHOD, "moving_ridge"])
+def test_hidden_sums_are_not_corrected_in_the_open(method: str) -> None:
     sections = {"federation": {"secure_aggregation": True}}
     with pytest.raises(RunError, match="noise or masks hide"):
-        Experiment(deployed(list(HELD), CLASSES, METHOD, sections)).step(0, correction=1)
+        Experiment(deployed(list(HELD), CLASSES, method, sections)).step(0, correction=1)
+
+
+@pytest.mark.parametrize("method", ["first_session", "moving_ridge"])
+def test_sums_of_features_that_no_step_can_repeat_are_not_corrected(method: str) -> None:
+    """Each site estimated the adapters' statistics over what it held in that very step."""
+    config = deployed(list(HELD), CLASSES, method, {"scanners": {"own_statistics": "trained"}})
+    with pytest.raises(RunError, match="own_statistics: trained each step has its own features"):
+        Experiment(config).step(0, correction=1)
+    frozen = deployed(list(HELD), CLASSES, METHOD, {"scanners": {"own_statistics": "trained"}})
+    assert Experiment(frozen).step(0, correction=1).correction == 1
 
 
 def test_the_operator_reads_who_took_part() -> None:
