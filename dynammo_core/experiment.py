@@ -12,6 +12,7 @@ import torch
 from dynammo_core.configuration.approval import config_from_json
 from dynammo_core.configuration.config import Config
 from dynammo_core.configuration.limits import most_samples
+from dynammo_core.corrections import require_correctable
 from dynammo_core.data.feature_cache import FeatureCache
 from dynammo_core.data.index.contents import HashCache, hashes_kept_in
 from dynammo_core.data.index.opening import open_dataset, open_own
@@ -146,19 +147,13 @@ class Experiment:
 
         Raises:
             ProtocolError: the plan has no such step.
-            RunError: the method keeps no sums.
+            RunError: the method keeps no sums, or what a record brought to them is not known.
         """
         if not 0 <= index < len(self.steps):
             raise ProtocolError(f"the plan has no step {index}", accepted=f"0 to {len(self.steps) - 1}")
         step = self.steps[index]
         if not correction:
             return step
-        if not self.keeps_plain_sums:
-            if self.config.federation.sums_rows is not None:
-                raise RunError("sums of which federation.sums_rows left out a part cannot be corrected: it is unknown")
-            raise RunError(
-                "sums that noise or masks hide cannot be corrected: the correction would reveal the withdrawn records"
-            )
         stage = self.correction_stage(step.task)
         if stage is None:
             raise RunError(
@@ -166,6 +161,7 @@ class Experiment:
                 accepted=", ".join(name for name, method in METHODS.items() if method.Params.forgets),
                 remedy="To remove what this model has learnt from a record, start a new run without the record",
             )
+        require_correctable(self, step.task)
         return Step(index, step.task, stage, correction)
 
     def correction_stage(self, task: int) -> Forget | None:

@@ -176,6 +176,19 @@ class Fit(LearningStage):
 
 
 @dataclass(frozen=True)
+class Carry:
+    """How sums follow their features: withdrawn records are summed under those of their task, and then carried along.
+
+    Attributes:
+        recall: gives a model of a task the weights with which that task's sums were computed.
+        forward: moves the sums in a model of one task into a model of another, as if computed with its features.
+    """
+
+    recall: Finish
+    forward: Callable[[IncrementalModel, Archive, int, IncrementalModel, int], None]
+
+
+@dataclass(frozen=True)
 class Summarise(LearningStage):
     """Sites compute statistics of their images, without gradients.
 
@@ -186,6 +199,7 @@ class Summarise(LearningStage):
         beside_teacher: whether the features are those of the previous task's model, then those of this one.
         keeps_sums: whether the server adds what this stage brings to sums of all past images.
         correct: what the server does once sites have taken withdrawn records out of these sums; None if they cannot.
+        carry: how these sums follow features that change; None if the features stay as they are.
     """
 
     action = Action.SUMMARISE
@@ -197,6 +211,7 @@ class Summarise(LearningStage):
     beside_teacher: bool = False
     keeps_sums: bool = False
     correct: Finish | None = field(default=None, compare=False, repr=False)
+    carry: Carry | None = field(default=None, compare=False, repr=False)
 
     @property
     def costs_privacy(self) -> bool:
@@ -205,18 +220,7 @@ class Summarise(LearningStage):
 
     def correction(self) -> Forget | None:
         """Make the stage, beside the plan, in which withdrawn records leave the sums that this one brought, if any."""
-        if self.correct is None:
-            return None
-        return Forget(
-            "forget",
-            down=self.down,
-            up=self.up,
-            inputs=self.inputs,
-            learns_from=self.learns_from,
-            computes=self.computes,
-            finish=self.correct,
-            keeps_sums=True,
-        )
+        return Forget(**{**vars(self), "name": "forget", "finish": self.correct}) if self.correct else None
 
 
 @dataclass(frozen=True)

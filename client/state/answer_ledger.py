@@ -131,6 +131,8 @@ class AnswerLedger:
             report = work() if before is None else before.recall(question)
             assert report is not None  # or that run would not have begun with this question
             bind(count=True)
+            if question.correction and report.abstained:  # it told nothing, and records may be withdrawn later
+                return report, False
             fields = {name: str(value) for name, value in vars(question).items()}
             owner = self._owner | fields | {"tensors": str(len(report.weights))}
             SealedFile(path, owner, self._key).write(_packed_report(report))

@@ -90,9 +90,12 @@ class SumsNote:
         return _sum(noted, taken)
 
     def sent(self) -> Counter[Summed]:
-        """Return the images that are in the sums if all that was sent arrived."""
+        """Return the images that are in the sums if all that was sent arrived; each is in them once."""
         noted = self.load()
-        total = _sum(noted, [number for number in noted if number >= 0])
+        total = Counter[Summed]()
+        for number in noted:
+            if number >= 0:
+                total |= Counter(noted[number])  # a sum over features before and after shows it too, and is not kept
         return total - taken_out(noted, [number for number in noted if number < 0])
 
     def adopt(self, run: str) -> None:

@@ -25,7 +25,6 @@ from dynammo_core.plan import (
     ComputesPrivately,
     Finish,
     LearnsFrom,
-    Stage,
     Summarise,
     SumNoise,
     WeighedBatch,
@@ -44,7 +43,7 @@ WEIGHTS = "weights_of_classes"
 """Name, in the archive, of what each sample of a class weighs in the totals, Tensor[R]; 0 for one that has no image."""
 
 
-def balanced_sums(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[Stage, ...]:
+def balanced_sums(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[Summarise, Summarise]:
     """List the stages that sum over exemplars and new images so that each class weighs the same.
 
     Sites first count, then sum with weights that the server makes of the counts. The result is that of pooling all
@@ -57,7 +56,7 @@ def balanced_sums(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[St
     return _counted_sums(method, needed, new_and_exemplars, balance_classes, solve)
 
 
-def streamed_sums(method: Method[Any], needed: tuple[str, ...] = (), *, corrected: bool = True) -> tuple[Stage, ...]:
+def streamed_sums(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[Summarise, Summarise]:
     """List the stages that sum over every image once, at its site, in the task with which its class reaches the site.
 
     Sites first count, as for `balanced_sums`. The server keeps the totals, so that withdrawn records can be subtracted
@@ -66,13 +65,12 @@ def streamed_sums(method: Method[Any], needed: tuple[str, ...] = (), *, correcte
     Args:
         method: whose stages they are.
         needed: patterns of the tensors that a site must be sent before it can compute features.
-        corrected: whether they can: not if the totals have moved since.
     """
-    correct = partial(add_to_totals, method, corrects=True) if corrected else None
+    correct = partial(add_to_totals, method, corrects=True)
     return _counted_sums(method, needed, new_images, weigh_new_classes, add_to_totals, correct, keeps_sums=True)
 
 
-def resummed(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[Stage, ...]:
+def resummed(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[Summarise, Summarise]:
     """List the stages that sum in each task over every image of all tasks, as if none ever had to be given up.
 
     The result is that of `streamed_sums`, whose arguments these are, had the network been as it is now from the start.
@@ -89,7 +87,7 @@ def _counted_sums(
     correct: Finish | None = None,
     *,
     keeps_sums: bool = False,
-) -> tuple[Stage, ...]:
+) -> tuple[Summarise, Summarise]:
     """List two stages: in one sites count their images of each class, in the other they sum with weights made of it.
 
     Raises:
@@ -215,6 +213,13 @@ def weigh_new_classes(method: Method[Any], model: IncrementalModel, archive: Arc
     head.sample_weight.copy_(torch.where(weights > 0, weights, 1.0))
 
 
+def use_weights(model: IncrementalModel, archive: Archive) -> None:
+    """Give the model's classes the weights that the archive holds; those without any weigh 1."""
+    head = ridge_head(model)
+    weights = archive[WEIGHTS][: len(head.rows)]
+    head.sample_weight.copy_(torch.where(weights > 0, weights, 1.0))
+
+
 def check_weights(privacy: PrivacySettings, model: IncrementalModel) -> None:
     """Refuse, at a site, weights of samples out of their range, which noise is made for."""
     ridge_head(model).check_weights(MOST_WEIGHT if privacy.mechanism == "none" else MOST_NOISED_WEIGHT)
@@ -234,6 +239,7 @@ def add_to_totals(
     """
     state, head = model.state_dict(), ridge_head(model)
     weights = archive[WEIGHTS]
+    summed = len(archive[COUNTS[0]]) if corrects else len(weights)  # classes; others may be counted already
     brought = head.counts > 0
     if method.privacy.mechanism != "none" and brought.any():
         largest = (weights / head.sample_weight)[brought].max()
@@ -245,7 +251,8 @@ def add_to_totals(
             state[name][tuple(slice(size) for size in earlier.shape)] += earlier
     if corrects:
         head.clear_absent()
-    archive[WEIGHTS] = torch.where(head.counts > 0, weights, 0.0)
-    head.sample_weight.copy_(torch.where(archive[WEIGHTS] > 0, weights, 1.0))
+    held = torch.where(head.counts[:summed] > 0, weights[:summed], 0.0)
+    archive[WEIGHTS] = torch.cat([held, weights[summed:]])
+    use_weights(model, archive)
     archive.update({name: state[name].clone() for name in SUMS})
     solve(method, model, archive, task)

@@ -19,7 +19,7 @@ from dynammo_core.methods.settings.adapters import FISHER, WEIGHTED, MergeSettin
 from dynammo_core.models.adapters import folded_alphas
 from dynammo_core.models.batch_statistics import batch_statistics
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.models.names import matching, remove
+from dynammo_core.models.names import matching, remove, under
 from dynammo_core.plan import Archive, Batch, Finish, Stage, Summarise, nothing
 
 STATISTICS = ("extractor.*adapters.*.running_*",)
@@ -31,7 +31,7 @@ SAMPLES = "samples"
 def inherit(params: MergeSettings, model: IncrementalModel, archive: Archive, task: int) -> None:
     """Start a task's set as a copy of the previous task's own: sets that start afresh cancel when averaged."""
     adapters = adapters_of(tuned(model))
-    if earlier := _archived(archive, _set(task - 1)):
+    if earlier := under(archive, _set(task - 1)):
         adapters.load_state_dict(earlier)
     elif params.operators & TASK_VECTORS.keys():
         _put(archive, INITIAL, adapters.state_dict())
@@ -104,13 +104,13 @@ def recalibrate(params: MergeSettings, task: int) -> tuple[Stage, ...]:
 
 def merge_sets(params: MergeSettings, model: IncrementalModel, archive: Archive, task: int) -> None:
     """Merge the archived sets of tasks 0..`task` into the network."""
-    tasks, operators = [each for each in range(task + 1) if _archived(archive, _set(each))], params.operators
-    sets = [_archived(archive, _set(earlier)) for earlier in tasks]
+    tasks, operators = [each for each in range(task + 1) if under(archive, _set(each))], params.operators
+    sets = [under(archive, _set(earlier)) for earlier in tasks]
     task_sets = TaskSets(
         [prepared(params, adapter_set) for adapter_set in sets] if len(sets) > 1 else sets,
-        initial=_archived(archive, INITIAL),
+        initial=under(archive, INITIAL),
         samples=[archive[f"{SAMPLES}{t}"].item() for t in tasks] if WEIGHTED in operators else (),
-        importance=[_archived(archive, _fisher(t)) for t in tasks] if FISHER in operators else (),
+        importance=[under(archive, _fisher(t)) for t in tasks] if FISHER in operators else (),
         density=params.merge_density,
         scale=params.merge_scale,
     )
@@ -143,7 +143,3 @@ def _fisher(task: int) -> str:
 
 def _put(archive: Archive, prefix: str, state: dict[str, Tensor]) -> None:
     archive.update({f"{prefix}{name}": tensor.clone() for name, tensor in state.items()})
-
-
-def _archived(archive: Archive, prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in archive.items() if name.startswith(prefix)}

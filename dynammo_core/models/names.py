@@ -48,6 +48,11 @@ def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
     return [name for name in names if _fits(name, wanted) and not _fits(name, left_out)]
 
 
+def under(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the tensors whose names begin with a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def remove(tensors: MutableMapping[str, Any], *prefixes: str) -> None:
     """Remove the tensors whose names begin with one of the prefixes."""
     for name in [name for name in tensors if name.startswith(prefixes)]:

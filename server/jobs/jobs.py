@@ -63,10 +63,12 @@ def correction(settings: ServerSettings, run: Path) -> dict[str, Any]:
     config = run / "config.yaml"
     experiment = Experiment(load_config(config))
     experiment.step(0, correction=1)
+    stage = experiment.correction_stage(0)
+    parts = len(experiment.stream) if stage and stage.carry else 1
     refuse_a_second(Control(settings), run)
     output = run / "corrections" / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.json"
     values = {"forget": "", "config": str(config.absolute()), "resume": str(run.absolute())}
-    return _ask(settings, output, values, longest(experiment.config, "forget", "evaluate"))
+    return _ask(settings, output, values, longest(experiment.config, *["forget"] * parts, "evaluate"))
 
 
 def longest(config: Config[Any], *stages: str) -> float:

@@ -78,6 +78,20 @@ class Answers:
             {"total": {**total.as_fields(), **_by_class(total.class_counts, classes)}} if total else {}
         )
 
+    def brought(self, site: int) -> bool:
+        """Tell whether a site answered and did not abstain."""
+        return site in self.reports and not self.reports[site].abstained
+
+    def required(self) -> Answers:
+        """Return these answers.
+
+        Raises:
+            RunError: there is none.
+        """
+        if not self.reports:
+            raise RunError("no site answered", remedy="See which are connected with `dynammo-server sites list`")
+        return self
+
     @property
     def loss(self) -> float:
         """Return the mean loss over the images of all sites; nan if none told."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from dynammo_core.code_identity import code_hash, packages_of
 from dynammo_core.experiment import Experiment
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.plan import Action, Step
+from dynammo_core.plan import Action, Forget, Step
 from dynammo_core.support.errors import ProtocolError, RunError
 from dynammo_core.wire.compression import CODECS
 from dynammo_core.wire.protocol import SUMMED, Instruction, Phase, Report, names_up, tensors_of
@@ -39,7 +39,7 @@ class Asking:
     def ask(self, step: Step, sent: Tensors, model: IncrementalModel, progress: Progress, *, needed: int) -> Answers:
         """Ask every site that takes part in a step, retry those that fail, and return the answers.
 
-        A correction asks, once, the sites that `progress.taken` names.
+        A correction asks, once, the sites whose answers are in the sums.
 
         Args:
             step: the step.
@@ -54,7 +54,7 @@ class Asking:
         check = partial(self._check, step, model, sent, tensors_of(model, names_up(model, step.stage)))
         question = self._question(step, step.stage.action, sent, progress, check)
         if step.stage.action is Action.FORGET:
-            return self._ask_once(question, sorted(map(int, progress.taken)), needed)
+            return self._ask_once(question, sorted(map(int, question.taken)), needed)
         if self._federation.secure_aggregation and step.stage.action in SUMMED:
             return self._ask_for_sum(step, sent, model, progress, needed)
         return self._ask(question, self.taking_part(step), needed)
@@ -102,7 +102,7 @@ class Asking:
         check: Check,
         individual: Mapping[int, Tensors] | None = None,
     ) -> Question:
-        correcting, secure = action is Action.FORGET, isinstance(action, Phase)
+        secure = isinstance(action, Phase)
         instruction = Instruction(
             experiment=self._experiment.config.canonical_json(),
             code_hash=code_hash(self._experiment.config),
@@ -121,7 +121,7 @@ class Asking:
             check,
             deadline=self._federation.rules(step.stage.name)[1],
             group=f"task{step.task + 1}/{step.stage.name}/{step.round + 1}",
-            taken=progress.taken if correcting else {},
+            taken=_taken(step, progress) if action is Action.FORGET else {},
             individual=individual or {},
         )
 
@@ -193,3 +193,11 @@ class Asking:
                 f"secure aggregation, step {step.index}: no honest answers could add up to this sum ({error})",
                 remedy="A site lies, and the sum does not show which; have each site run `dynammo-site doctor`",
             ) from error
+
+
+def _taken(step: Step, progress: Progress) -> Mapping[str, list[int]]:
+    """Return, by site, the contributions that a correction is about: if sums are carried, those of one step alone."""
+    if not isinstance(step.stage, Forget) or step.stage.carry is None:
+        return progress.taken
+    asked = {site: taken for site, taken in progress.taken.items() if step.index in taken}
+    return {site: [each for each in taken if each < 0 or each == step.index] for site, taken in asked.items()}

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from dynammo_core.models.names import under
 from dynammo_core.support.errors import CheckpointError
 from dynammo_core.support.files import write_atomically
 from server.run_directory.directory import LATEST
@@ -124,7 +125,7 @@ class CheckpointStore:
         if identity.code_hash != self._identity.code_hash:
             hashes = {"then": identity.code_hash, "now": self._identity.code_hash}
             progress.code_changes.append({"step": progress.next_step, **hashes})
-        return progress, _part(tensors, "model/"), _part(tensors, "archive/")
+        return progress, under(tensors, "model/"), under(tensors, "archive/")
 
     def _check(self, found: Identity, accept_new_code: bool) -> None:
         differences = forbidden_changes(found.config, self._identity.config)
@@ -150,7 +151,3 @@ def _digest(notes: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -46,6 +46,7 @@ class DynaMMoRidgeSettings(MergeSettings, AdaptedClosedFormSettings):
 class MovingRidgeSettings(MergeSettings, AdaptedClosedFormSettings):
     """Parameters of merged adapters, of the classifier on their features, and of what becomes of its sums."""
 
+    forgets: ClassVar[bool] = True
     outlives_network: ClassVar[bool] = True
 
     adapters: bool = Field(

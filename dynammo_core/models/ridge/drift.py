@@ -14,6 +14,7 @@ map, residual covariance and regulariser follow from sums alone, so from as many
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,16 @@ class Drift:
 
     matrix: Tensor
     residual: Tensor
+
+    @classmethod
+    def kept(cls, tensors: Mapping[str, Tensor]) -> Drift:
+        """Return what `tensors` returned."""
+        matrix = tensors["matrix"].double()
+        return cls(matrix, unpack(tensors["residual"].double(), len(matrix) - 1))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return it to be kept, in float32, which rounds off far less than pairs leave open; R is a triangle."""
+        return {"matrix": self.matrix.float(), "residual": pack(self.residual).float()}
 
     def moved(self, gram: Tensor, products: Tensor, *, residual: bool = True) -> tuple[Tensor, Tensor]:
         """Return sums as a `RidgeHead` keeps them, as if they had been taken of the new features.

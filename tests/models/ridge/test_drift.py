@@ -128,6 +128,34 @@ def test_moving_twice_is_moving_by_both() -> None:
     close(unpack(moved[0], DIM + 1), whole, 1e-12)
 
 
+@pytest.mark.parametrize("width", [4, DIM, 9])
+def test_what_is_taken_out_after_two_moves_was_never_in(width: int) -> None:
+    """Drifts as they are kept; some images leave a class, and all of another."""
+    old, past = features(90), features(70, seed=1)
+    first, second = linear(old, width, noise=0.5), linear(old, width, noise=2).flip(1)
+    drifts = [drift_of(old, first, alike=width == DIM), drift_of(first, second, alike=False)]
+    labels = torch.arange(len(past)) % 3
+    gone = (labels == 2) | (torch.arange(len(past)) % 7 == 0)
+    taken, never = RidgeHead(DIM, ROWS), RidgeHead(DIM, ROWS)
+    taken.add(past[gone], labels[gone])
+    never.add(past[~gone], labels[~gone])
+    whole = (taken.gram + never.gram, taken.products + never.products)
+    part, rest = (-taken.gram, -taken.products), (never.gram, never.products)
+    for drift in (Drift.kept(each.tensors()) for each in drifts):
+        whole, part, rest = drift.moved(*whole), drift.moved(*part), drift.moved(*rest)
+    close(whole[0] + part[0], rest[0], 1e-12)
+    close(whole[1] + part[1], rest[1], 1e-12)
+
+
+def test_a_drift_is_kept_to_the_precision_of_features() -> None:
+    old = features(60)
+    drift = drift_of(old, linear(old, noise=1))
+    kept = Drift.kept(drift.tensors())
+    close(kept.matrix, drift.matrix, 1e-7)
+    close(kept.residual, drift.residual, 1e-7)
+    assert torch.equal(Drift.kept(kept.tensors()).matrix, kept.matrix)
+
+
 def test_a_class_projected_onto_the_row_space_of_its_own_images_moves_the_same() -> None:
     """A projection by class, as in DPCR (arXiv 2503.05423), leaves sums as they are: the images lie in that space."""
     old, few = features(80), features(4, seed=1)

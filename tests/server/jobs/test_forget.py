@@ -111,13 +111,13 @@ class Place:
         )
         return self
 
-    def run_until(self, event: str, **fields: Any) -> Place:
+    def run_until(self, event: str, *, resume: bool = False, **fields: Any) -> Place:
         def stop(told: dict[str, Any]) -> None:
             if told["event"] == event and fields.items() <= told.items():
                 raise Stopped
 
         with pytest.raises(Stopped):
-            self.run(listeners=[stop])
+            self.run(resume=resume, listeners=[stop])
         return self
 
     def withdraw(self, *records: str) -> Place:
@@ -175,10 +175,8 @@ def same(one: Place, other: Place) -> None:
     model, expected = (load_file(place.path / "model.safetensors") for place in (one, other))
     torch.testing.assert_close(model, expected, rtol=1e-5, atol=1e-6)
     for file in ("accuracy_matrix.csv", "confusion_matrix.csv"):
-        last = [
-            [row for row in csv.DictReader((place.path / file).open()) if row["after_task"] == "2"]
-            for place in (one, other)
-        ]
+        tables = [list(csv.DictReader((place.path / file).open())) for place in (one, other)]
+        last = [[row for row in rows if row["after_task"] == rows[-1]["after_task"]] for rows in tables]
         assert last[0] == last[1]
 
 
@@ -209,6 +207,14 @@ def test_what_stays_is_what_a_run_without_the_records_has(place: Place, tmp_path
     assert before[name].sum() - counts[name].sum() == len(gone)
     if gone is OF_A_CLASS:
         assert not place.state()["archive/heads.classes.products"][3].any()  # 0, and no rounding error
+
+
+def test_withdrawn_while_a_task_is_counted_and_not_yet_summed(tmp_path: Path) -> None:
+    """Its classes keep the weights that were made of their numbers."""
+    gone = [*records("alpha", "0", 2), *records("beta", "0", 1)]
+    place = Place(tmp_path / "with").run_until("step_started", task=1, stage="sum").withdraw(*gone)
+    assert place.forget()["corrected"] == ["alpha", "beta"]
+    same(place.run(resume=True), Place(tmp_path / "never", without=gone).run())
 
 
 def test_one_site_alone(tmp_path: Path) -> None:
@@ -252,6 +258,14 @@ def test_twice_is_as_good_as_once(place: Place) -> None:
     again = place.state()
     assert all(torch.equal(tensor, again[name]) for name, tensor in once.items())
     assert place.note("alpha").read_bytes() == note
+
+
+def test_asked_before_anything_is_withdrawn_it_corrects_what_is_withdrawn_later(
+    place: Place, without_some: Place
+) -> None:
+    assert place.forget()["corrected"] == []
+    assert place.withdraw(*SOME).forget()["corrected"] == ["alpha", "gamma"]
+    same(place, without_some)
 
 
 @pytest.mark.parametrize("asked_again", ["at once", "after the others", "after another purge"])
@@ -430,10 +444,21 @@ def test_a_method_without_sums_is_refused_before_a_job_is_submitted(tmp_path: Pa
         correction(make_consortium(tmp_path / "consortium", ["localhost"], port=9092, listen="127.0.0.1"), tmp_path)
 
 
-def test_hidden_sums_are_not_corrected_in_the_open() -> None:
+@pytest.mark.parametrize("method", [METHOD, "moving_ridge"])
+def test_hidden_sums_are_not_corrected_in_the_open(method: str) -> None:
     sections = {"federation": {"secure_aggregation": True}}
     with pytest.raises(RunError, match="noise or masks hide"):
-        Experiment(deployed(list(HELD), CLASSES, METHOD, sections)).step(0, correction=1)
+        Experiment(deployed(list(HELD), CLASSES, method, sections)).step(0, correction=1)
+
+
+@pytest.mark.parametrize("method", ["first_session", "moving_ridge"])
+def test_sums_of_features_that_no_step_can_repeat_are_not_corrected(method: str) -> None:
+    """Each site estimated the adapters' statistics over what it held in that very step."""
+    config = deployed(list(HELD), CLASSES, method, {"scanners": {"own_statistics": "trained"}})
+    with pytest.raises(RunError, match="own_statistics: trained each step has its own features"):
+        Experiment(config).step(0, correction=1)
+    frozen = deployed(list(HELD), CLASSES, METHOD, {"scanners": {"own_statistics": "trained"}})
+    assert Experiment(frozen).step(0, correction=1).correction == 1
 
 
 def test_the_operator_reads_who_took_part() -> None:
