@@ -26,6 +26,9 @@ class RunResults(os.PathLike[str]):
 
     directory: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "directory", Path(self.directory))  # a text from a notebook
+
     def __fspath__(self) -> str:
         return str(self.directory)
 

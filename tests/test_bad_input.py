@@ -93,7 +93,7 @@ def test_unknown_key(config: Path) -> None:
             "replay",
             "method: 'replay' is not a section. Write method: {name: replay} or --set method.name=replay",
         ),
-        ("method.name", "", "method.name: no method is named; accepted: dynammo, "),
+        ("method.name", "", "method.name: no method is named. Accepted: dynammo, "),
         ("method.name", "fine_tuned", "unknown method 'fine_tuned' (did you mean 'fine_tune'?); accepted: dynammo, "),
         ("data.dataset", "digit", "unknown data set 'digit' (did you mean 'digits'?); accepted: cifar100, "),
         (

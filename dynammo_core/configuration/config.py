@@ -16,11 +16,11 @@ from dynammo_core.configuration.federation import FederationSettings
 from dynammo_core.configuration.gate import GateSettings
 from dynammo_core.configuration.limits import LimitSettings
 from dynammo_core.configuration.optimisation import Optimisation
+from dynammo_core.configuration.overrides import Scalar as Scalar
+from dynammo_core.configuration.overrides import beside, placed, set_leaf
 from dynammo_core.configuration.privacy import PrivacySettings
 from dynammo_core.configuration.scanners import ScannerSettings
 from dynammo_core.configuration.settings import (
-    FOLDER,
-    WEIGHTS_BY_NAME,
     BackboneSettings,
     DataSettings,
     FirstBackbone,
@@ -32,14 +32,12 @@ from dynammo_core.configuration.settings import (
 from dynammo_core.methods import METHODS, settings_of
 from dynammo_core.models import BACKBONES
 from dynammo_core.support.errors import ConfigError, unknown_name
-from dynammo_core.support.yaml_files import parse_yaml, read_yaml, validate
+from dynammo_core.support.yaml_files import read_yaml, validate
 
 if TYPE_CHECKING:
     from dynammo_core.data.transforms import Normalisation
 
 M = TypeVar("M", bound=MethodSettings)
-Scalar = str | int | float | bool
-PATH_KEYS = (("data", "root"), ("backbone", "weights"))
 
 
 class Config(Section, Generic[M]):
@@ -211,7 +209,7 @@ class Config(Section, Generic[M]):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def load_config(path: Path, overrides: Mapping[str, Scalar] | None = None) -> Config[Any]:
+def load_config(path: Path | str, overrides: Mapping[str, Scalar] | None = None) -> Config[Any]:
     """Read an experiment's YAML file and return its validated configuration.
 
     Args:
@@ -222,12 +220,9 @@ def load_config(path: Path, overrides: Mapping[str, Scalar] | None = None) -> Co
     Raises:
         ConfigError: the file is missing or not YAML, or a key or value is not accepted; the message names the remedy.
     """
+    path = Path(path)
     data, tree = read_yaml(path)
-    changes = dict(overrides or {})
-    for key in map(".".join, PATH_KEYS):
-        if isinstance(value := changes.get(key), str) and value not in ("", "null"):
-            changes[key] = _place(value, Path.cwd())
-    return resolve(_beside(path, data), str(path), changes, tree)
+    return resolve(beside(path, data), str(path), placed(overrides or {}), tree)
 
 
 def resolve(data: Any, source: str, overrides: Mapping[str, Scalar], tree: yaml.Node | None = None) -> Config[Any]:
@@ -238,12 +233,15 @@ def resolve(data: Any, source: str, overrides: Mapping[str, Scalar], tree: yaml.
     if isinstance(method, dict) and overrides.get("method.name", method.get("name")) != method.get("name"):
         data["method"] = {}  # another method has other parameters: it starts from its own defaults
     for key, value in overrides.items():
-        _set_leaf(data, key, _parsed(key, value))
+        set_leaf(data, key, value)
     method = data.get("method")
     if method is not None and not isinstance(method, dict):
         remedy = f"Write method: {{name: {method}}} or --set method.name={method}"
         raise ConfigError(f"{source}, method: {method!r} is not a section", remedy=remedy)
-    params = settings_of(str((method or {}).get("name") or ""), f"{source}, method.name")
+    name = str((method or {}).get("name") or "")
+    if not name:
+        raise ConfigError(f"{source}, method.name: no method is named", accepted=", ".join(METHODS))
+    params = settings_of(name, f"{source}, method.name")
     return validate(_config_of(params), data, source, tree, overrides)
 
 
@@ -251,22 +249,6 @@ def leaf_keys() -> list[str]:
     """Return the dotted key of every leaf that a method of this project may have in its configuration, sorted."""
     models = [_config_of(settings_of(name, "method.name")) for name in METHODS.built_in]
     return sorted({leaf for model in models for leaf in _leaves(model)})
-
-
-def _beside(path: Path, data: Any) -> Any:
-    """Resolve relative paths in a file's data against the file's folder, wherever the run is started."""
-    for section, key in PATH_KEYS:
-        values = data.get(section) if isinstance(data, dict) else None
-        if isinstance(values, dict) and isinstance(values.get(key), str):
-            values[key] = _place(values[key], path.parent)
-    return data
-
-
-def _place(value: str, folder: Path) -> str:
-    """Return `value` as an absolute path, unless it names weights or a home folder."""
-    if value in WEIGHTS_BY_NAME or value.startswith("~"):
-        return value
-    return f"{folder.absolute() / value}{FOLDER if value.endswith(FOLDER) else ''}"
 
 
 def _config_of(params: type[MethodSettings]) -> type[Config[Any]]:
@@ -280,20 +262,3 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from _leaves(section, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
-
-
-def _parsed(key: str, value: Scalar) -> Any:
-    try:
-        return parse_yaml(value) if isinstance(value, str) else value
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"the value {value!r} of the override {key!r} is not valid YAML: {reason}") from error
-
-
-def _set_leaf(data: dict[str, Any], key: str, value: Any) -> None:
-    *sections, leaf = key.split(".")
-    for section in sections:
-        data = data.setdefault(section, {})
-        if not isinstance(data, dict):
-            raise ConfigError(f"the override {key!r} goes through {section!r}, which is a value and not a section")
-    data[leaf] = value

@@ -103,14 +103,14 @@ class Predictor:
         self.device = device
 
     @classmethod
-    def load(cls, path: Path, device: str = "cpu") -> Self:
+    def load(cls, path: Path | str, device: str = "cpu") -> Self:
         """Load the model of a run directory, a `.safetensors` file with its `.json` beside it, or an exported file.
 
         Raises:
             WeightsError: a file is missing or corrupt, or this version cannot build its model.
             ConfigError: this machine lacks the device.
         """
-        return cls.of_files(ModelFiles.read(path), device)
+        return cls.of_files(ModelFiles.read(Path(path)), device)
 
     @classmethod
     def of_files(cls, files: ModelFiles, device: str = "cpu") -> Self:

@@ -129,11 +129,9 @@ class Registry(Mapping[str, T]):
             return conflict
         if name in self:
             return ""
-        if not name:
-            return f"no {self.kind} is named; accepted: {', '.join(self)}"
-        others = "".join(f", {beginning}..." for beginning in self._open_names)
-        meant = [full for full in (f"{beginning}{name}" for beginning in self._open_names) if not self.problem(full)]
-        known = f"{unknown_name(self.kind, name, meant or self)}; accepted: {', '.join(self)}{others}"
+        meant = [full for beginning in self._open_names if not self.problem(full := f"{beginning}{name}")]
+        accepted = ", ".join([*self, *(f"{beginning}..." for beginning in self._open_names)])
+        known = f"{unknown_name(self.kind, name, meant or self)}; accepted: {accepted}"
         return f"{known}; if another package provides it, install that package in this environment"
 
     def is_open(self, name: str) -> bool:

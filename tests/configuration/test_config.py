@@ -166,6 +166,9 @@ def test_overrides_are_texts_or_typed_scalars(tmp_path: Path) -> None:
     assert one.method.adapt.rounds == 2  # what stands beside an overridden leaf stays
     assert load_config(path, {"tasks.sizes": "[2, 3]"}).tasks.sizes == (2, 3)
     assert load_config(path, {"memory.exemplars": 7}).memory.exemplars == 7  # a section that the file leaves out
+    as_text = load_config(str(path), {"method": "{adapt: {rounds: 3}, adapters: false}"}).method
+    assert (as_text.adapt.rounds, as_text.adapters) == (3, False)
+    assert as_text.name == load_config(path).method.name  # of a section, what is not given stays
 
 
 @pytest.mark.parametrize(
