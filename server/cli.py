@@ -187,10 +187,15 @@ def extend(
         from server.consortium.control import Control
         from server.consortium.settings import load_server
         from server.consortium.sites import SiteRegister
+        from server.run_directory.extension import without_unbegun
         from server.run_directory.lineage import with_network, with_sites
         from server.watch.follow import launch_and_follow
 
-        experiment = with_new_task(load_config(run_dir / "config.yaml"), new, distinct=distinct)
+        planned = load_config(run_dir / "config.yaml")
+        experiment = without_unbegun(planned, run_dir)
+        if taken_back := [name for name in planned.data.classes or () if name not in (experiment.data.classes or ())]:
+            console.say(f"Taken back, since no site had begun with it: {', '.join(taken_back)}")
+        experiment = with_new_task(experiment, new, distinct=distinct)
         if backbone is not None:
             experiment = with_network(experiment, backbone, weights=weights, sha256=sha256)
         settings = load_server(folder)
@@ -287,8 +292,8 @@ def stop(run_dir: RunDir, folder: Folder = HERE) -> None:
     """Stop a run; `resume` continues it."""
     with readable_errors():
         from server.consortium.control import Control
-        from server.consortium.launch import command_to_continue, flower_run
+        from server.consortium.launch import command_to_continue, stop_run
         from server.consortium.settings import load_server
 
-        Control(load_server(folder)).stop(flower_run(run_dir))
+        stop_run(Control(load_server(folder)), run_dir)
         console.say(f"Stopped. Continue with: {command_to_continue(run_dir)}")

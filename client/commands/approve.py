@@ -68,7 +68,7 @@ def approve(
             for proposal in chosen:
                 console.say(f"{proposal.id[:16]}  {_state(approvals, proposal):<40} {proposal.plain['name']}")
         elif not chosen:
-            console.say("No experiment is waiting for approval.")
+            console.say("No experiment is waiting for approval. What was approved, and for how many runs: --list")
         else:
             _ask(site, approvals, chosen, by or account(), runs)
         if contradictions:
@@ -102,6 +102,8 @@ def _ask(site: SiteSettings, approvals: Approvals, waiting: Sequence[Proposal], 
             continue
         answer = ""
         while answer not in answers:
+            if answer:
+                console.say(f"{answer!r} is no answer. Accepted: {', '.join(answers)}.")
             answer = typer.prompt(f"{', '.join(answers)}?", default="later")
         if verdict := answers[answer]:
             _decide(site, approvals, proposal, verdict, person, runs)
@@ -110,6 +112,7 @@ def _ask(site: SiteSettings, approvals: Approvals, waiting: Sequence[Proposal], 
 def _decide(
     site: SiteSettings, approvals: Approvals, proposal: Proposal, verdict: Verdict, person: str, runs: int
 ) -> None:
+    from client.consent.approved_runs import ApprovedRuns
     from client.consent.audit import AuditLog
 
     if verdict == "approved":
@@ -119,14 +122,19 @@ def _decide(
     else:
         approvals.decide(proposal, verdict, person, AuditLog(site.audit))
     console.say(f"{proposal.id[:16]} ({proposal.plain['name']}) was {verdict} by {person}.")
+    if verdict == "approved" and len(ran := ApprovedRuns(approvals).of(proposal)) >= runs:
+        again = f"another one needs `dynammo-site approve --yes {proposal.id[:16]} --runs {len(ran) + 1}`"
+        console.say(f"It allows no other run: {len(ran)} of {runs} had answers of this site ({ran[-1]}); {again}")
 
 
 def _found(known: Sequence[Proposal], hash_: str) -> Proposal:
     """Return the one proposal whose hash begins so."""
     found = [proposal for proposal in known if len(hash_) >= SHORTEST and proposal.id.startswith(hash_.lower())]
     if len(found) != 1:
+        meant = [one for one in known if len(hash_) >= SHORTEST and one.experiment_hash.startswith(hash_.lower())]
+        hint = f"; it is the hash of the experiment in the proposal {meant[-1].id[:16]}" if meant else ""
         raise ConfigError(
-            f"{len(found)} proposals have a hash that begins with {hash_!r}",
+            f"{len(found) or 'no'} proposals have a hash that begins with {hash_!r}{hint}",
             accepted=", ".join(proposal.id[:16] for proposal in known) or "there are no proposals yet",
             remedy=f"Give at least {SHORTEST} digits of one of them",
         )
@@ -134,8 +142,12 @@ def _found(known: Sequence[Proposal], hash_: str) -> Proposal:
 
 
 def _state(approvals: Approvals, proposal: Proposal) -> str:
+    from client.consent.approved_runs import ApprovedRuns
+
     decision = approvals.state(proposal)
     if decision is None:
         return "waiting"
-    covered = f" for {count} run{'s' * (count > 1)}" if (count := approvals.covered(proposal)) else ""
+    covered = ""
+    if count := approvals.covered(proposal):
+        covered = f" for {count} run{'s' * (count > 1)} ({len(ApprovedRuns(approvals).of(proposal))} answered)"
     return f"{decision['verdict']}{covered} by {decision.get('by')}"

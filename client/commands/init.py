@@ -258,8 +258,12 @@ def _is_certificate(ca: str) -> None:
 
     place = Path(ca).expanduser()
     try:
-        x509.load_pem_x509_certificates(place.read_bytes())
-    except FileNotFoundError:
+        found = x509.load_pem_x509_certificates(place.read_bytes())
+        for one in found if len(found) == 1 else ():
+            if not one.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+                what = f"{place} is the certificate of a server, not of an authority"
+                raise ConfigError(what, remedy="Ask the operator for ca.pem")
+    except (FileNotFoundError, x509.ExtensionNotFound):
         return
     except (OSError, ValueError) as error:
         raise ConfigError(f"{place} is no certificate in PEM format", remedy="Ask the operator for ca.pem") from error

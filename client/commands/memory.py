@@ -141,7 +141,12 @@ def purge(
         ids, patients = _names(record_id), _names(patient)
         patients |= set(map(hash_patient, patients))  # DICOM images name their patient so
         if patients:
-            ids |= records_of(patients, site, stored)
+            found = records_of(patients, site, stored)
+            ids |= set().union(*found.values())
+            for name in patient or ():
+                meant = _names([name])
+                if found.keys().isdisjoint(meant | set(map(hash_patient, meant))):
+                    console.say(f"warning: no record here shows the patient {name!r}; is it spelt so?")
         if not by_name:
             ids = fitting_records(stored, class_, before and before.date(), run)
         if not ids and not patients:

@@ -101,7 +101,7 @@ def predict(
             write_atomically(csv_file, as_csv(findings, top).encode())
         if as_json:
             typer.echo(json.dumps(as_plain_data(predictor, findings, top, own), indent=2))
-        else:
+        elif any(not finding.error for finding in findings):
             Terminal().print(as_table(findings, top, predictor.facts.open_set_threshold))
         for note in passed_over.notes():
             errors.say(note)

@@ -106,8 +106,11 @@ def fitting_records(stored: list[Stored], class_name: str | None, before: date |
     }
 
 
-def records_of(patients: Collection[str], site: SiteSettings, stored: Iterable[Stored]) -> set[str]:
+def records_of(patients: Collection[str], site: SiteSettings, stored: Iterable[Stored]) -> dict[str, set[str]]:
     """Find all records of patients: in the site's data set as it is now, in its memories, and in its notes of sums.
+
+    Returns:
+        The records by patient, without patients of whom there is none.
 
     Raises:
         ConfigError: the data set cannot be opened, so that nobody knows.
@@ -123,15 +126,18 @@ def records_of(patients: Collection[str], site: SiteSettings, stored: Iterable[S
             f"nothing was changed, for it cannot be found out which records belong to a patient: {error}",
             remedy="Correct the data set, or name the records by --record-id",
         ) from error
-    found = {
-        record
+    pairs = [
+        pair
         for split in (dataset.train, dataset.test)
-        for record, patient in zip(split.record_ids, split.patient_ids, strict=True)
-        if patient in patients
-    }
-    found |= {exemplar.record_id for exemplar in exemplars_in(stored) if exemplar.patient in patients}
+        for pair in zip(split.record_ids, split.patient_ids, strict=True)
+    ]
+    pairs += [(exemplar.record_id, exemplar.patient) for exemplar in exemplars_in(stored)]
     for path in note_paths(site):
-        found |= {image.record_id for image, _ in _open_note(path, site).sent() if image.patient in patients}
+        pairs += [(image.record_id, image.patient) for image, _ in _open_note(path, site).sent()]
+    found: dict[str, set[str]] = {}
+    for record, patient in pairs:
+        if patient in patients:
+            found.setdefault(patient, set()).add(record)
     return found
 
 

@@ -18,6 +18,7 @@ from server.consortium.settings import ServerSettings
 from server.run_directory.advice import failure_words
 from server.run_directory.directory import Event, Listener, RunDirectory, run_place
 from server.run_directory.event_tail import EventTail
+from server.run_directory.lineage import OPERATION, forbidden_changes
 from server.run_directory.lock import only_run, only_start
 
 if TYPE_CHECKING:
@@ -55,8 +56,10 @@ def launch(
     with only_start(place):
         refuse_a_second(control, place)
         if resume:
-            _require_checkpoint(resume)
+            require_checkpoint(resume)
         with only_run(place):  # which the SuperLink's process then takes over
+            if resume:
+                _require_same_experiment(resume, config)
             directory = RunDirectory(place) if resume else RunDirectory.create(settings.runs, config)
         submitted = settings.flower_home / "submitted" / f"{config.run_name}.yaml"
         submitted.parent.mkdir(parents=True, exist_ok=True)
@@ -119,14 +122,30 @@ def flower_run(directory: Path) -> int:
     try:
         return int(json.loads((directory / FLOWER_RUN).read_text(encoding="utf-8"))["run-id"])
     except (OSError, ValueError, KeyError, TypeError) as error:
+        why = f"it has no {FLOWER_RUN}" if isinstance(error, FileNotFoundError) else str(error)
         raise ConfigError(
-            f"{directory} is not the run directory of a consortium's run ({error})", accepted="runs/NAME-HASH"
+            f"{directory} is not the run directory of a consortium's run "
+            f"({why if directory.is_dir() else 'there is no such folder'})",
+            accepted="runs/NAME-HASH",
         ) from error
 
 
 def status_of(control: Control, run: int) -> tuple[str, str]:
     """Return Flower's status of a run, such as `finished:failed`, and its details."""
     return control.runs().get(run, ("finished:unknown", "the run is not in the SuperLink's database"))
+
+
+def stop_run(control: Control, directory: Path) -> None:
+    """Stop the run in a directory.
+
+    Raises:
+        ConfigError: no run was submitted from there.
+        RunError: it has ended already, or the SuperLink does not answer.
+    """
+    status, _ = status_of(control, run := flower_run(directory))
+    if status.startswith("finished"):
+        raise RunError(f"the run in {directory} has ended already ({status}): there is nothing to stop")
+    control.stop(run)
 
 
 def refuse_a_second(control: Control, directory: Path) -> None:
@@ -141,7 +160,8 @@ def refuse_a_second(control: Control, directory: Path) -> None:
     if not status.startswith("finished"):
         raise RunError(
             f"the run in {directory} is already {status}",
-            remedy=f"Wait for it to end, or stop it with `{operator_command('stop', directory)}`",
+            remedy=f"Wait for it to end, or stop it with `{operator_command('stop', directory)}`. If its process died "
+            "with the server, Flower notices within a minute: then the same command works",
         )
 
 
@@ -170,11 +190,29 @@ def _remedy(directory: Path) -> str:
     return f"Continue with `{command_to_continue(directory)}`"
 
 
-def _require_checkpoint(directory: Path) -> None:
+def require_checkpoint(directory: Path) -> None:
+    """Refuse a run that has no checkpoint yet.
+
+    Raises:
+        CheckpointError: there is none; the message says how to start the run.
+    """
     if not RunDirectory(directory).can_resume:
         raise CheckpointError(
             f"the run in {directory} has no checkpoint: the first finished step writes one",
             remedy=f"Start it with `{command_to_continue(directory)}`",
+        )
+
+
+def _require_same_experiment(directory: Path, config: Config[Any]) -> None:
+    """Refuse here what the server's process would refuse: that would end a run which is only interrupted as failed."""
+    from server.run_directory.checkpoint import saved_state
+
+    identity, _ = saved_state(RunDirectory(directory).checkpoints)
+    if changes := forbidden_changes(identity.config, config.canonical_json()):
+        raise CheckpointError(
+            f"the run in {directory} was started as another experiment: {'; '.join(changes)}",
+            accepted=f"changes of {', '.join(OPERATION)}",
+            remedy="Resume it without the others, or start a new run with `dynammo-server run`",
         )
 
 

@@ -14,11 +14,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
 from dynammo_core.configuration.settings import SITE_NAME
-from dynammo_core.support.errors import CheckpointError, ConfigError, unknown_name
+from dynammo_core.support.errors import CheckpointError, ConfigError, RunError, unknown_name
 from dynammo_core.support.files import write_atomically
 from dynammo_core.wire.secure_aggregation.offers import fingerprint as fingerprint_of
 from server.consortium.control import Control
 from server.consortium.settings import ServerSettings
+
+NEW_KEY = (
+    "the site makes a new key: beside its site.yaml it moves site.key and site.key.pub away, types "
+    "`ssh-keygen -t ecdsa -b 384 -N '' -f site.key`, and sends the new site.key.pub"
+)
+"""How a site whose key was removed comes back."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +104,11 @@ class SiteRegister:
                 raise ConfigError(
                     f"{'the name' if other == name else 'this key'} is taken by the site {other!r}, registered on "
                     f"{site.added} with the key {site.fingerprint}",
-                    remedy=f"If the site has a new key, run `dynammo-server sites remove {other}` first",
+                    remedy=f"If the site has a new key, run `dynammo-server sites remove {other}` first"
+                    if other == name
+                    else f"If that name is wrong, run `dynammo-server sites remove {other}`, and {NEW_KEY}",
                 )
-        node = self._control.register(name, key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        node = self._registered(name, key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
         site = RegisteredSite(node, found, datetime.now(UTC).date().isoformat())
         try:
             self._save({**sites, name: site})
@@ -124,6 +132,18 @@ class SiteRegister:
         if site.node in self._control.nodes():
             self._control.unregister(site.node)
         self._save(sites)
+
+    def _registered(self, name: str, public_key: bytes) -> int:
+        """Register a key at the SuperLink, which knows every key that it has ever had."""
+        try:
+            return self._control.register(name, public_key)
+        except RunError as error:
+            if "key already in use" not in str(error):
+                raise
+            raise ConfigError(
+                "this key was registered before, and a key that was removed stays refused",
+                remedy=f"To come back, {NEW_KEY}",
+            ) from error
 
     def _save(self, sites: dict[str, RegisteredSite]) -> None:
         text = json.dumps({name: asdict(site) for name, site in sorted(sites.items())}, indent=2)

@@ -45,8 +45,10 @@ def remove_site(
 ) -> None:
     """Remove a site, so that it can no longer connect."""
     with _register(folder) as register:
+        from server.consortium.sites import NEW_KEY
+
         register.remove(name)
-        console.say(f"Removed {name}; its key is refused from now on.")
+        console.say(f"Removed {name}; its key is refused from now on, and for good: to come back, {NEW_KEY}.")
 
 
 @sites_app.command("list")

@@ -37,7 +37,8 @@ def _ask(grid: Grid, output: Path, kind: str, read: Read, seconds: float) -> Non
     for reply in grid.send_and_receive(messages, timeout=seconds) if messages else ():
         if name := names.get(reply.metadata.src_node_id):  # for a site that is gone the SuperLink itself answers
             by_site[name] = _read(reply, read)
-    write_atomically(output, json.dumps(by_site, indent=2, sort_keys=True).encode() + b"\n")
+    # Sites by name; inside, each answer in its own order, which the tables of people follow.
+    write_atomically(output, json.dumps(dict(sorted(by_site.items())), indent=2).encode() + b"\n")
 
 
 def _read(reply: Message, read: Read) -> dict[str, Any]:

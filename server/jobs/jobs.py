@@ -13,7 +13,7 @@ from dynammo_core.support.errors import RunError
 from dynammo_core.wire.protocol import Phase
 from server.consortium.control import Control
 from server.consortium.flower_app import installed_bundle
-from server.consortium.launch import refuse_a_second, status_of
+from server.consortium.launch import refuse_a_second, require_checkpoint, status_of
 from server.consortium.settings import ServerSettings
 from server.jobs.announce import COUNTING_SECONDS
 
@@ -44,10 +44,12 @@ def evaluation(settings: ServerSettings, run: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: the run's configuration cannot be read.
+        CheckpointError: no step of the run is finished.
         RunError: the SuperLink does not answer, or the job fails.
     """
     config = run / "config.yaml"
     limit = longest(load_config(config), "evaluate")
+    require_checkpoint(run)
     output = run / "evaluations" / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.json"
     values = {"evaluate": "", "config": str(config.absolute()), "resume": str(run.absolute())}
     return _ask(settings, output, values, limit)
@@ -58,6 +60,7 @@ def correction(settings: ServerSettings, run: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: the run's configuration cannot be read.
+        CheckpointError: no step of the run is finished.
         RunError: its method does not keep sums, it is still going on, the SuperLink does not answer, or the job fails.
     """
     config = run / "config.yaml"
@@ -65,6 +68,7 @@ def correction(settings: ServerSettings, run: Path) -> dict[str, Any]:
     experiment.step(0, correction=1)
     stage = experiment.correction_stage(0)
     parts = len(experiment.stream) if stage and stage.carry else 1
+    require_checkpoint(run)
     refuse_a_second(Control(settings), run)
     output = run / "corrections" / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.json"
     values = {"forget": "", "config": str(config.absolute()), "resume": str(run.absolute())}

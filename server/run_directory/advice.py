@@ -14,10 +14,12 @@ Failure = Mapping[str, Any]
 BY_CODE: Mapping[int, str] = MappingProxyType(
     {
         errors.ConfigError.code: "its settings do not allow this experiment: ask for `step failed` in its site.log",
-        errors.DataError.code: "an image or label cannot be read: they run `dynammo-site doctor`, which names it",
+        errors.DataError.code: "an image or a label is refused there: `start` has shown which, or they run "
+        "`dynammo-site doctor` with `--experiment` and your file",
         errors.WeightsError.code: "its backbone weights are others: send it the right file",
         errors.CheckpointError.code: "a file cannot be read or written there: ask whether its disk is full",
-        errors.ProtocolError.code: "its version differs from yours: install the same on both sides",
+        errors.ProtocolError.code: "a message or an answer does not fit: its version, say, or the name under which its "
+        "key is registered; ask for `step failed` in its site.log",
         errors.MemoryStoreError.code: "its memory does not fit this run: ask for `step failed` in its site.log",
         errors.NotApproved.code: "nobody there has approved {experiment}, or not for another run: they type "
         "`dynammo-site approve`, or what `start` shows",
@@ -54,6 +56,12 @@ def what_to_ask(failure: Failure, experiment: str = "this experiment") -> str:
     if failure["code"] in FLOWERS_CODES:
         return GONE
     return BY_CODE.get(failure["code"], DEFECT).format(experiment=experiment)
+
+
+def what_to_ask_of(error: str) -> str:
+    """Return what to do about a failure of which only the class of the error is known, such as `PolicyError`."""
+    codes = {one.__name__: one.code for one in errors.DynammoError.__subclasses__()}
+    return what_to_ask({"error": error, "code": codes.get(error, 0)})
 
 
 def failure_words(start: Mapping[str, Any], failed: Mapping[str, Any]) -> str:

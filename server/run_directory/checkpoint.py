@@ -117,10 +117,7 @@ class CheckpointStore:
             if digest != _digest(notes, tensors):
                 raise ValueError("its content does not match its checksum")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"the checkpoint {self.path} cannot be read ({type(error).__name__}: {error})",
-                remedy="Restore it from a backup, or start a new run, without --resume",
-            ) from error
+            raise _unreadable(self.path, error) from error
         self._check(identity, accept_new_code)
         if identity.code_hash != self._identity.code_hash:
             hashes = {"then": identity.code_hash, "now": self._identity.code_hash}
@@ -142,6 +139,27 @@ class CheckpointStore:
                 accepted="the configuration, code and weights that the run was started with",
                 remedy=remedy,
             )
+
+
+def saved_state(folder: Path) -> tuple[Identity, Progress]:
+    """Return what the checkpoint in a folder belongs to and how far it has come, without its tensors.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or corrupt.
+    """
+    try:
+        with safe_open(folder / LATEST, framework="pt") as file:
+            notes = file.metadata()
+        return Identity(**json.loads(notes["identity"])), Progress(**json.loads(notes["progress"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise _unreadable(folder / LATEST, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint {path} cannot be read ({type(error).__name__}: {error})",
+        remedy="Restore it from a backup, or start a new run, without --resume",
+    )
 
 
 def _digest(notes: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:

@@ -100,8 +100,13 @@ def run_place(runs: Path, config: Config[Any], resume: Path | None) -> Path:
 
 
 def move_aside(path: Path) -> None:
-    """Rename a run directory to the first of `<path>.1`, `<path>.2`, ... that is free."""
+    """Rename a run directory to `free_place` of it."""
+    path.rename(free_place(path))
+
+
+def free_place(path: Path) -> Path:
+    """Return the first of `<path>.1`, `<path>.2`, ... that is free."""
     number = 1
     while (aside := path.with_name(f"{path.name}.{number}")).exists():
         number += 1
-    path.rename(aside)
+    return aside

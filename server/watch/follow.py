@@ -13,7 +13,7 @@ from dynammo_core.configuration.config import Config
 from dynammo_core.support.terminal import Terminal
 from server.consortium.launch import follow, launch, operator_command
 from server.consortium.settings import ServerSettings
-from server.run_directory.directory import EVENTS
+from server.run_directory.directory import EVENTS, free_place, run_place
 from server.run_directory.event_tail import EventTail
 from server.watch.progress import ProgressView, final_table
 
@@ -33,8 +33,11 @@ def launch_and_follow(
     Raises:
         DynammoError: it cannot start, or it fails.
     """
+    aside = free_place(run_place(settings.runs, config, resume))
     before = EventTail(resume / EVENTS, from_end=True) if resume else None
     directory = launch(settings, config, resume=resume, accept_new_code=accept_new_code, track=track)
+    if aside.exists():
+        console.say(f"The run of this experiment that was there is now {aside}")
     console.say(f"Run directory: {directory}")
     if detach:
         return

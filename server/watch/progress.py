@@ -16,7 +16,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 
 from dynammo_core.support.terminal import Terminal, cell, printable
 from server.watch.run_state import MOST_NAMED, Event, RunState, abstaining, where
@@ -102,7 +102,9 @@ def progress_panel(state: RunState, now: float, ending: str | None = None) -> Pa
     rows.add_row("Time", elapsed + (f", about {duration(left)} left" if left else ""))
     rows.add_row("Accuracy", _accuracies(state.accuracies))
     if state.held:
-        rows.add_row("Gate", cell(state.held, "yellow"))
+        held = cell(state.held, "yellow")
+        held.no_wrap, held.overflow = False, "fold"  # which class, which site and what stays deployed, however long
+        rows.add_row("Gate", held)
     rows.add_row("Abstained", cell(state.abstained or "-"))
     failed = f"{len(state.failures)}, last: {state.failures[-1]}" if state.failures else "-"
     rows.add_row("Failures", cell(failed, "red" if state.failures else ""))
@@ -117,7 +119,7 @@ def final_table(summary: Event, names: Sequence[str] = ()) -> Table:
     """Return the numbers of `summary.json` as a table that fits 80 columns; `names` are those of the sites."""
     heading = f"{summary['name']}: {summary['method']} on {summary['dataset']}, {summary['tasks']} tasks"
     heading += f", {summary['sites']} sites, seed {summary['seed']}"
-    table = Table("", "", title=cell(heading, "bold"), show_header=False, title_justify="left")
+    table = Table("", Column(overflow="fold"), title=cell(heading, "bold"), show_header=False, title_justify="left")
 
     def percents(values: Iterable[float | None]) -> str:
         return ", ".join("-" if value is None else f"{value:.1f}" for value in values)

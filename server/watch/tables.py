@@ -6,9 +6,11 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from dynammo_core.support.terminal import cell, listing
 from dynammo_core.wire.announcement import same_disease
+from server.run_directory.advice import what_to_ask_of
 
 
 def classes_table(announced: Mapping[str, Mapping[str, Any]], registry: Collection[str]) -> Table:
@@ -27,8 +29,7 @@ def classes_table(announced: Mapping[str, Mapping[str, Any]], registry: Collecti
             note = f"new; did you mean {other!r}?" if other else "new"
         images = ", ".join(f"{site} {band}+" for site, band in bands.items() if band)
         table.add_row(cell(name), cell(note), cell(images))
-    errors = [f"{site}: {answer['error']}" for site, answer in announced.items() if "error" in answer]
-    table.caption = cell(", ".join(errors)) if errors else None
+    table.caption = _failed(announced)
     return table
 
 
@@ -39,8 +40,7 @@ def statistics_tables(told: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]:
     for site, answer in told.items():
         for name, counts in answer.get("classes", {}).items():
             table.add_row(cell(site), cell(name), *(str(count or "-") for count in counts.values()))
-        if "error" in answer:
-            table.add_row(cell(f"{site}: {answer['error']}", "red"))
+    table.caption = _failed(told)
     yield table
     titles = {"sides": "Images by their shorter side, pixels", "greys": "Images by their mean value, 0 to 255"}
     answers = {site: answer for site, answer in told.items() if "error" not in answer}
@@ -83,6 +83,13 @@ def correction_lines(result: Mapping[str, Any]) -> Iterator[str]:
         if result["model_written"]
         else "The run is in the middle of a task: the next model will be written when the task ends."
     )
+
+
+def _failed(told: Mapping[str, Mapping[str, Any]]) -> Text | None:
+    """Return a line for each site that did not answer, with what to ask there; None if all did."""
+    failures = ((site, str(answer["error"])) for site, answer in told.items() if "error" in answer)
+    lines = [cell(f"{site} ({error}): {what_to_ask_of(error)}") for site, error in failures]
+    return Text("\n", justify="left").join(lines) if lines else None
 
 
 def _percent(value: float | None) -> str:

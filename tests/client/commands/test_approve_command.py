@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from client.commands.approve import approve
 from client.consent import approvals as module
 from client.consent.approvals import DECISIONS, Approvals, Proposal
+from client.consent.approved_runs import ApprovedRuns
 from client.consent.settings import load_site
 from client.hospital.hospital import Hospital, Request
 from dynammo_core.code_identity import project_hash
@@ -115,7 +116,7 @@ def test_the_answer_decides_and_another_one_is_asked_for_again(alpha: Path, answ
     id_ = propose(alpha)
     assert called(alpha, "--by", "Dr. Who", answers=answers).exit_code == 0
     listed = called(alpha, "--list").output
-    who = {"waiting": "", "approved": " for 1 run by Dr. Who"}.get(verdict, " by Dr. Who")
+    who = {"waiting": "", "approved": " for 1 run (0 answered) by Dr. Who"}.get(verdict, " by Dr. Who")
     assert listed.split() == f"{id_[:16]} {verdict}{who} small".split()
 
 
@@ -171,8 +172,8 @@ def test_as_json_all_is_told_for_a_program(alpha: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--yes", "0123456789"], "0 proposals have a hash that begins with '0123456789'"),
-        (["--yes", ""], "0 proposals"),
+        (["--yes", "0123456789"], "no proposals have a hash that begins with '0123456789'"),
+        (["--yes", ""], "no proposals"),
         (["--yes", "aa", "--reject", "bb"], "more than one decision was given"),
         (["--config", "no.yaml"], "no configuration file 'no.yaml'"),
     ],
@@ -182,6 +183,26 @@ def test_a_wrong_word_is_refused_in_one_paragraph(alpha: Path, words: list[str],
     result = called(alpha, *words)
     assert (result.exit_code, result.exception.__class__) == (1, SystemExit)
     assert said in result.stderr
+
+
+def test_the_hash_of_the_experiment_leads_to_that_of_its_proposal(alpha: Path) -> None:
+    id_ = propose(alpha)
+    result = called(alpha, "--yes", CONFIG.content_hash[:8])
+    assert result.exit_code == 1 and waiting(alpha) == [id_]
+    assert f"it is the hash of the experiment in the proposal {id_[:16]}. Accepted: {id_[:16]}" in result.stderr
+
+
+def test_an_approval_that_covers_no_further_run_says_what_does(alpha: Path) -> None:
+    id_ = propose(alpha)
+    assert "no other run" not in called(alpha, "--yes", id_).output
+    approvals = Approvals(load_site(alpha).approvals)
+    ApprovedRuns(approvals).count(Proposal.of(CONFIG), "small-1", lambda _: False)
+    again = called(alpha, "--yes", id_).output
+    assert (
+        f"1 of 1 had answers of this site (small-1); another one needs `dynammo-site approve --yes {id_[:16]}" in again
+    )
+    assert "--runs 2`" in again and "(1 answered)" in called(alpha, "--list").output
+    assert "no other run" not in called(alpha, "--yes", id_, "--runs", "2").output
 
 
 def test_a_short_hash_is_not_enough(alpha: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from base64 import b64decode
@@ -19,6 +20,7 @@ from client.consent.settings import SiteSettings, load_site
 from client.state.node_key import fingerprint, load_private_key
 from dynammo_core.memory.encryption import load_key
 from dynammo_core.support.errors import ConfigError
+from server.consortium.consortium import make_consortium
 
 app = typer.Typer()
 app.command()(init)
@@ -145,6 +147,14 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"state and memory\.folder are both"):
         write_site(tmp_path / "site.yaml", GIVEN | {"memory": str(tmp_path / "state")})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_certificate_of_a_server_is_no_authority(tmp_path: Path) -> None:
+    consortium = make_consortium(tmp_path / "consortium", ["localhost"], port=9, listen="127.0.0.1")
+    refusal = f"{consortium.certificate} is the certificate of a server, not of an authority"
+    with pytest.raises(ConfigError, match=re.escape(refusal)):
+        write_site(tmp_path / "site.yaml", GIVEN | {"ca": str(consortium.certificate)})
+    write_site(tmp_path / "site.yaml", GIVEN | {"ca": str(consortium.ca_certificate)})
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,7 @@ def test_when_no_file_can_be_read_all_are_named(model: Path, tmp_path: Path) -> 
     result = asked(model, tmp_path / "a.png", tmp_path / "b.png", "--csv", tmp_path / "out.csv")
     assert result.exit_code == 1
     assert [line.split()[0] for line in result.stderr.splitlines()] == ["unreadable"] * 2
+    assert result.stdout == "", "no table without a row"
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 3
 
 

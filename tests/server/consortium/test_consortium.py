@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import NoReturn
 
@@ -181,3 +182,14 @@ def test_it_does_not_start_with_an_expired_or_damaged_certificate(tmp_path: Path
     assert "Renew it with `dynammo-server renew`" in started(settings)
     settings.certificate.write_text("nothing")
     assert "is not a valid certificate" in started(settings)
+
+
+@pytest.mark.usefixtures("stays_here")
+def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        settings = make(tmp_path / "consortium", port=other.getsockname()[1], listen="127.0.0.1")
+        words = started(settings)
+    assert f"cannot listen on {settings.listen}:{settings.port} (Address already in use)" in words
+    assert "runs already" in words and str(settings.folder / "server.yaml") in words

@@ -15,13 +15,15 @@ from small_runs import events, small_config
 
 import server.consortium.launch
 from client.state.node_key import new_key_pair
+from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config, load_config
 from dynammo_core.support.errors import CheckpointError, ConfigError, RunError
 from server.consortium.control import Control
-from server.consortium.launch import FLOWER_RUN, flower_run, follow, launch, status_of
+from server.consortium.launch import FLOWER_RUN, flower_run, follow, launch, status_of, stop_run
 from server.consortium.settings import ServerSettings
 from server.consortium.sites import SiteRegister
 from server.jobs.jobs import announcements, evaluation
+from server.run_directory.checkpoint import CheckpointStore, Identity, Progress
 from server.run_directory.directory import LATEST, Event, RunDirectory
 from server.run_directory.event_tail import EventTail
 from server.run_directory.lock import only_run, only_start
@@ -86,6 +88,22 @@ def test_a_run_without_a_checkpoint_is_not_resumed_and_keeps_the_reason_of_its_e
     assert [event["event"] for event in events(directory.path)] == ["run_failed"]
 
 
+def saved(directory: RunDirectory, config: Config[Any]) -> RunDirectory:
+    """With a checkpoint, saved under that experiment."""
+    identity = Identity(config.canonical_json(), code_hash(config), "")
+    CheckpointStore(directory.checkpoints, identity).save(Progress(next_step=4), {}, {})
+    return directory
+
+
+def test_a_change_that_a_run_cannot_take_is_refused_before_it_can_end_the_run(no_superlink: ServerSettings) -> None:
+    settings, config = registered(no_superlink, "general"), deployed(["general"], CLASSES, "replay")
+    directory = saved(RunDirectory.create(settings.runs, config), config)
+    other = deployed(["general"], CLASSES, "replay", {"memory": {"exemplars": 25}})
+    with pytest.raises(CheckpointError, match=r"memory.exemplars \(then 24, now 25\).*Accepted: .*federation.quorum"):
+        launch(settings, other, resume=directory.path)
+    assert not (directory.path / "events.jsonl").exists()
+
+
 @pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"run-id": "x"}'])
 def test_a_folder_that_is_no_run_among_sites(tmp_path: Path, content: str | None) -> None:
     if content is not None:
@@ -143,10 +161,10 @@ def test_a_run_waits_for_its_site_and_ends_when_it_is_stopped(
 def test_jobs_answer_or_say_why_not(superlink: ServerSettings, submitted: tuple[Path, Config[Any]]) -> None:
     assert announcements(superlink) == {}  # nobody is connected
     path, _ = submitted
-    with pytest.raises(
-        RunError, match=r"the job ended with status finished:failed .*CheckpointError: the checkpoint .* does not exist"
-    ):
-        evaluation(superlink, path)
+    with pytest.raises(CheckpointError, match=r"has no checkpoint.*Start it with `dynammo-server run .*config.yaml"):
+        evaluation(superlink, path)  # before the SuperLink is asked
+    with pytest.raises(RunError, match=r"the run in .* has ended already \(finished:stopped\)"):
+        stop_run(Control(superlink), path)
     with pytest.raises(ConfigError, match="no configuration file"):
         evaluation(superlink, path / "nowhere")
 

@@ -133,6 +133,8 @@ def test_a_site_comes_and_goes(superlink: ServerSettings, new_key: Path, monkeyp
     register.remove("general")
     assert register.load() == {}
     assert site.node not in control.nodes()
+    with pytest.raises(ConfigError, match="a key that was removed stays refused"):
+        register.add("general", Path(new_key.name))
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from hospitals import Hospitals, make_hospital, make_hospitals, with_images
 
+from dynammo_core.wire.statistics import GREYS, SIDES, TABLES
 from server.jobs.announce import ask_all, ask_for_statistics
 from simulations.engines.local_grid import LocalGrid
 
@@ -37,6 +38,8 @@ def test_statistics_are_asked_of_all_and_refused_by_policy(tmp_path: Path) -> No
     said = json.loads((tmp_path / "told.json").read_text())
     counts = {"train_images": 9, "train_patients": 9, "test_images": 0, "test_patients": 0}
     assert said["alpha"]["classes"] == {"0": counts} and said["alpha"]["sides"]["1"] == 9
+    assert list(said["alpha"]["classes"]["0"]) == list(TABLES), "in the order of the table's columns"
+    assert [*map(int, said["alpha"]["sides"])] == list(SIDES) and [*map(int, said["alpha"]["greys"])] == list(GREYS)
     assert said["beta"] == {"error": "PolicyError"}
     forged = Forged(grid, lambda message: Message(RecordDict({"statistics": ConfigRecord({})}), reply_to=message))
     ask_for_statistics(forged, tmp_path / "told.json")

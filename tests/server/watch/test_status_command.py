@@ -56,7 +56,7 @@ def test_table_of_all_runs(folder: Path) -> None:
     assert lines[0].split() == ["run", "state", "task", "accuracy", "started", "last", "event"]
     assert lines[1].split()[:5] == ["skin-1", "completed", "2/2", "71.2", "%"]
     assert lines[2].split()[:5] == ["skin-[red]", "failed", "2/2", "71.2", "%"]
-    assert lines[3].startswith("skin-[red] is failed: task 2: no <quorum>. Continue with: dynammo-server run ")
+    assert lines[3].startswith("skin-[red] failed: task 2: no <quorum>. Continue with: dynammo-server run ")
     assert len(lines) == 4  # nobody asks the SuperLink about runs that have ended
 
 
@@ -104,7 +104,7 @@ def test_command_to_go_on_is_not_wrapped(folder: Path) -> None:
     run = write_run(folder / "runs" / ("skin-" + "x" * 100), failed(), None)
     done = invoke(folder, str(run))
     command = f"dynammo-server run {run}/config.yaml"
-    assert f"{run.name} is failed: task 2: no <quorum>. Continue with: {command}" in done.stdout.splitlines()
+    assert f"{run.name} failed: task 2: no <quorum>. Continue with: {command}" in done.stdout.splitlines()
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
@@ -191,3 +191,19 @@ def test_page_is_served_until_ctrl_c(folder: Path) -> None:
         finally:
             process.kill()
     assert (process.returncode, errors) == (0, "")
+
+
+def test_attempts_that_another_one_replaced_are_listed_without_advice(folder: Path) -> None:
+    for name in ("skin-1", "skin-1.1", "skin-1.2", "skin-2.1"):
+        write_run(folder / "runs" / name, failed())
+    lines = invoke(folder).stdout.splitlines()
+    assert [line.split()[0] for line in lines if "Continue with" in line] == ["skin-1", "skin-2.1"]
+    assert sum(" failed " in line for line in lines) == 4
+
+
+def test_why_the_gate_holds_a_model_back_is_never_cut(folder: Path) -> None:
+    broken = [{"bound": "retention", "points": 89.5, "limit": 3.0, "site": 0, "label": None}]
+    log = [*first_task(), {"event": "gate_judged", "time": START, "task": 1, "deployed": 0, "broken": broken}]
+    log[0]["site_names"] = ["the-general-hospital-of-the-county-of-the-lakes", *log[0]["site_names"][1:]]
+    run = RunStatus(folder / "runs" / "skin", log)
+    assert "of-the-lakes" in "".join(text_of(run_view(run, START)).split())
