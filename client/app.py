@@ -17,7 +17,7 @@ from client.hospital.hospital import Answer, Host, Request, host_of
 from client.steps.actions import answer
 from client.steps.parcels import opened, packed
 from client.steps.secure_answers import secure_answer
-from dynammo_core.code_identity import code_hash, packages_of, project_hash
+from dynammo_core.code_identity import code_of, project_hash
 from dynammo_core.support.errors import (
     AnsweredBefore,
     DynammoError,
@@ -202,7 +202,7 @@ def _require_same_code(request: Request) -> None:
     """
     instruction, own, packages, why = request.instruction, project_hash(), "", ""
     try:
-        own, packages = code_hash(request.config), packages_of(request.config)
+        own, packages = code_of(request.instruction.experiment)
     except DynammoError as error:
         if instruction.code_hash == own:
             raise

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from dynammo_core.configuration.approval import config_from_json
 from dynammo_core.configuration.config import Config
 from dynammo_core.methods import METHODS
 from dynammo_core.support.code_files import code_files
@@ -49,6 +50,20 @@ def code_hash(config: Config[Any]) -> str:
         return project_hash()
     parts = [project_hash(), *(json.dumps(asdict(plugin), sort_keys=True) for plugin in plugins)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@lru_cache(maxsize=4)
+def code_of(experiment: str) -> tuple[str, str]:
+    """Return the code that an experiment runs, as when this process was first asked: its hash and `packages_of`.
+
+    Args:
+        experiment: as the server wrote it.
+
+    Raises:
+        DynammoError: as `config_from_json` and `code_hash`.
+    """
+    config = config_from_json(experiment)
+    return code_hash(config), packages_of(config)
 
 
 @lru_cache(maxsize=1)

@@ -208,7 +208,7 @@ class Experiment:
             self._templates = {kept: self._templates[kept] for kept in self._templates if kept == task - 1}
             self._templates[task] = self._grown(task, task + 1)
         template = self._templates[task]
-        if summed_names(template):  # sums are large, and made of zeros that nothing has touched
+        if summed_names(template.heads):  # sums are large, and made of zeros that nothing has touched
             return self._grown(task, task + 1)
         return copied(template, shared=[self.networks.of(task)] if self.method.freezes_backbone else [])
 

@@ -154,9 +154,8 @@ def write_site(output: Path, options: Mapping[str, str | None]) -> tuple[SiteSet
         for path in reversed(written):
             path.rmdir() if path.is_dir() else path.unlink()
         if isinstance(error, OSError):
-            raise ConfigError(
-                f"the site cannot be written: {error}", remedy="Give write permission there, or choose another --output"
-            ) from error
+            remedy = "Give write permission there, or choose another --output"
+            raise ConfigError(f"the site cannot be written: {error}", remedy=remedy) from error
         raise
 
 
@@ -164,10 +163,8 @@ def _site_yaml(options: Mapping[str, str | None]) -> str:
     """Return the text of site.yaml. Every JSON string is also a YAML string."""
     missing = [name for name in ("site", "superlink", "data") if not options.get(name)]
     if missing:
-        raise ConfigError(
-            f"missing: {', '.join(f'--{name}' for name in missing)}",
-            remedy="Add them, or drop --no-input to be asked",
-        )
+        what = f"missing: {', '.join(f'--{name}' for name in missing)}"
+        raise ConfigError(what, remedy="Add them, or drop --no-input to be asked")
     options = {**options, "dataset": options.get("dataset") or "manifest"}
     for name, check in CHECKS.items():
         if options.get(name):
@@ -258,11 +255,10 @@ def _is_certificate(ca: str) -> None:
 
     place = Path(ca).expanduser()
     try:
-        found = x509.load_pem_x509_certificates(place.read_bytes())
-        for one in found if len(found) == 1 else ():
-            if not one.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-                what = f"{place} is the certificate of a server, not of an authority"
-                raise ConfigError(what, remedy="Ask the operator for ca.pem")
+        found, *more = x509.load_pem_x509_certificates(place.read_bytes())
+        if not (more or found.extensions.get_extension_for_class(x509.BasicConstraints).value.ca):
+            what = f"{place} is the certificate of a server, not of an authority"
+            raise ConfigError(what, remedy="Ask the operator for ca.pem")
     except (FileNotFoundError, x509.ExtensionNotFound):
         return
     except (OSError, ValueError) as error:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from client.state.statistics_file import HEAD
-from client.steps.assignment import Assignment, EpochBatches, names_of_answer, receive, start_level, take
+from client.steps.assignment import Assignment, EpochBatches, declared_answer, receive, start_level, take
 from client.steps.forgetting import kept_apart, withdrawn_from
 from client.steps.private_actions import answer_fit_privately, answer_remember_privately, answer_summarise_privately
 from client.steps.site import Site
@@ -25,7 +25,7 @@ from dynammo_core.scoring.evaluation import answer_counts, confusion_counts, pre
 from dynammo_core.support.devices import shortage_explained
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.training import fit, train_only
-from dynammo_core.wire.protocol import SUMMED, Instruction, Report, numbers_of, tensors_of
+from dynammo_core.wire.protocol import SUMMED, Instruction, Report, numbers_of
 from dynammo_core.wire.protocol_checks import check_report
 
 
@@ -64,7 +64,6 @@ def do_step(instruction: Instruction, site: Site) -> Report:
         report = replace(report, numbers={**report.numbers, "seconds": time.monotonic() - started})
     seen = experiment.stream.seen(assignment.step.task)
     most = experiment.most_samples(site.index, action)
-    names = names_of_answer(experiment, assignment.step.task, assignment.step.stage)
     check_report(
         report,
         assignment.step.stage,
@@ -74,7 +73,7 @@ def do_step(instruction: Instruction, site: Site) -> Report:
         most=most,
         private=private,
         own=True,
-        declared=tensors_of(assignment.model, names),
+        declared=declared_answer(experiment, assignment.step.task, assignment.step.stage),
     )
     return report
 
@@ -105,7 +104,7 @@ def answer_fit(assignment: Assignment, stage: Fit) -> Report:
     samples = stage.learns_from(assignment.site.rehearsal(assignment.step.task))
     if len(samples) < FEWEST_SAMPLES:
         return Report(abstained=True)
-    names = names_of_answer(assignment.experiment, assignment.step.task, stage)
+    names = declared_answer(assignment.experiment, assignment.step.task, stage)
     batches = EpochBatches(assignment, samples, start_level(stage.inputs, config.data.augmentation))
     received = take(assignment.model, names) if config.privacy.mechanism == "client" else {}
     parameters = train_only(assignment.model, set(names))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -20,6 +20,7 @@ from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
 from dynammo_core.data.transforms import augment, to_input
 from dynammo_core.experiment import Experiment
 from dynammo_core.methods.base import TEACHER_PREFIX
+from dynammo_core.models.copies import tensors_in
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import Level, matching, travelling_names
 from dynammo_core.plan import Batch, Fit, Stage, Step, Summarise
@@ -28,7 +29,7 @@ from dynammo_core.support.devices import fits, moved
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.support.seeding import derive_seed, seeded_generator
 from dynammo_core.training import shuffled
-from dynammo_core.wire.protocol import Instruction, all_finite, names_up
+from dynammo_core.wire.protocol import Instruction, all_finite, names_up, tensors_of
 
 VARIANCE, COUNTS = "running_var", "counts"
 """Last parts of the names of tensors that are never negative."""
@@ -151,16 +152,20 @@ def names_down(experiment: Experiment, task: int, stage: Stage) -> list[str]:
 
 
 @lru_cache(maxsize=64)
-def names_of_answer(experiment: Experiment, task: int, stage: Stage) -> list[str]:
-    """List the names of the tensors that a site may return in a stage."""
-    return names_up(experiment.build_model(task), stage)
+def declared_answer(experiment: Experiment, task: int, stage: Stage) -> dict[str, Tensor]:
+    """Return tensors, without values, of the types and shapes of those that a site may return in a stage, by name."""
+    model = experiment.build_model(task)
+    return {
+        name: torch.empty_like(own, device="meta") for name, own in tensors_of(model, names_up(model, stage)).items()
+    }
 
 
+@torch.no_grad()
 def _load(model: IncrementalModel, weights: Mapping[str, Tensor], expected: list[str]) -> None:
     if set(weights) != set(expected):
         odd = sorted(set(weights) ^ set(expected))
         raise ProtocolError(f"{len(odd)} tensors are missing or were not declared for this stage, such as {odd[0]!r}")
-    state = model.state_dict()
+    state = tensors_in(model)
     for name, tensor in weights.items():
         if state[name].shape != tensor.shape:
             raise ProtocolError(
@@ -233,7 +238,7 @@ def start_level(wanted: Level, augmentation: str) -> Level:
     return "images" if wanted == "prefix" and augmentation != "none" else wanted
 
 
-def take(model: IncrementalModel, names: list[str]) -> dict[str, Tensor]:
+def take(model: IncrementalModel, names: Iterable[str]) -> dict[str, Tensor]:
     """Return copies of the model's tensors with these names, for sending."""
-    state = model.state_dict()
-    return {name: state[name].detach().cpu().clone() for name in names}
+    state = tensors_in(model)
+    return {name: state[name].detach().to("cpu", copy=True) for name in names}

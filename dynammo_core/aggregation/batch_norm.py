@@ -33,8 +33,8 @@ def pool_batch_norm(updates: Sequence[Mapping[str, Tensor]], weights: Sequence[f
         if not name.endswith(MEAN):
             continue
         stem = name.removesuffix(MEAN)
-        means = torch.stack([update[name].double() for update in updates])
-        variances = torch.stack([update[stem + VARIANCE].double() for update in updates])
+        means = torch.stack([update[name] for update in updates]).double()
+        variances = torch.stack([update[stem + VARIANCE] for update in updates]).double()
         mean = torch.einsum("k,kc->c", share, means)
         variance = torch.einsum("k,kc->c", share, variances + (means - mean).square())
         pooled[name] = mean.to(updates[0][name].dtype)

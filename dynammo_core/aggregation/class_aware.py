@@ -81,7 +81,7 @@ def class_aware_mean(
         if name in summed:
             merged[name] = _added([update.weights[name] for update in updates])
             continue
-        stacked = torch.stack([update.weights[name].double() for update in updates])
+        stacked = torch.stack([update.weights[name] for update in updates]).double()
         if name in rows and len(updates) > 1:
             counts = [row_weights(rows[name], update.class_counts) for update in updates]
             weights = kept.unsqueeze(1) * torch.tensor(counts, dtype=torch.float64)

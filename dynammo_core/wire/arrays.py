@@ -14,7 +14,13 @@ PREFIX = 10
 
 def written(values: NDArray[np.generic]) -> bytes:
     """Return an array as `numpy.save` writes it, row by row."""
-    return header(values.dtype.name, values.shape) + values.tobytes()
+    return header(name_of(values.dtype), values.shape) + values.tobytes()
+
+
+@lru_cache(maxsize=64)
+def name_of(dtype: np.dtype[np.generic]) -> str:
+    """Return the name of a type, which NumPy composes anew whenever it is asked."""
+    return dtype.name
 
 
 @lru_cache(maxsize=1024)

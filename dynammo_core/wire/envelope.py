@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from types import MappingProxyType
+from typing import TypeVar
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -23,7 +24,7 @@ from torch import Tensor
 from dynammo_core.plan import Action
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.wire.announcement import Announcement
-from dynammo_core.wire.arrays import read, written
+from dynammo_core.wire.arrays import name_of, read, written
 from dynammo_core.wire.protocol import Instruction, Phase, Report, tensor_bytes
 from dynammo_core.wire.statistics import Statistics
 from dynammo_core.wire.tensor_store import tensor_hash
@@ -44,6 +45,7 @@ others; bytes of the length of their index."""
 LARGEST_SHARED = 10**6
 """Bytes of an array beyond which it is decoded for each site anew."""
 
+R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 FIELDS = tuple(entry.name for entry in fields(Instruction) if entry.name != "weights")
 TEXTS, LISTS = frozenset({"experiment", "code_hash", "run", "workspace", "packages"}), frozenset({"taken"})
 """The fields of an instruction that are texts and lists of whole numbers; the others are whole numbers."""
@@ -132,13 +134,21 @@ def bundled(content: RecordDict) -> RecordDict:
 
 def _opened(content: RecordDict) -> RecordDict:
     """Return the message in a bundle of all of it, or else what was given."""
-    if BUNDLE not in content.config_records:
+    if BUNDLE not in content:
         return content
-    return recorddict_from_proto(ProtoRecordDict.FromString(content.config_records[BUNDLE][BUNDLE]))
+    return recorddict_from_proto(ProtoRecordDict.FromString(_record(content, BUNDLE, ConfigRecord)[BUNDLE]))
 
 
-def _taken_apart(tensors: ArrayRecord) -> Mapping[str, Array]:
+def _record(content: RecordDict, name: str, kind: type[R]) -> R:
+    """Return a record of a message, which would build a dictionary of all records of a kind to find this one."""
+    if not isinstance(record := content[name], kind):
+        raise TypeError(f"the record {name!r} is a {type(record).__name__}")
+    return record
+
+
+def _arrays(content: RecordDict) -> Mapping[str, Array]:
     """Return the arrays that were sent, in their order; raise where a bundle does not hold what its index says."""
+    tensors = _record(content, TENSORS, ArrayRecord)
     if BUNDLE not in tensors or tensors[BUNDLE].stype != BUNDLE:
         return tensors
     data = tensors[BUNDLE].data
@@ -165,10 +175,9 @@ def encode_instruction(instruction: Instruction, parcel: Parcel, travelling: Ite
         parcel: all tensors that are meant, named by their hashes.
         travelling: names of the tensors that the site does not hold; all by default.
     """
-    names = parcel.arrays if travelling is None else travelling
     return RecordDict(
         {
-            TENSORS: parcel.record(names),
+            TENSORS: parcel.record(parcel.arrays if travelling is None else travelling),
             HASHES: parcel.hash_record,
             INSTRUCTION: ConfigRecord({name: getattr(instruction, name) for name in FIELDS}),
         }
@@ -185,10 +194,10 @@ def decode_instruction(content: RecordDict) -> tuple[Instruction, dict[str, str]
     """
     with decoding("an instruction"):
         content = _opened(content)
-        record = content.config_records[INSTRUCTION]
+        record = _record(content, INSTRUCTION, ConfigRecord)
         values = {name: _field(name, record[name]) for name in FIELDS}
-        hashes = {name: str(known) for name, known in content.config_records[HASHES].items()}
-        weights = {name: _shared(array.data) for name, array in _taken_apart(content.array_records[TENSORS]).items()}
+        hashes = {name: str(known) for name, known in _record(content, HASHES, ConfigRecord).items()}
+        weights = {name: _shared(array.data) for name, array in _arrays(content).items()}
         for name, (_, known) in weights.items():
             if known != hashes.get(name):
                 raise ProtocolError(f"the tensor {name!r} does not have the hash that it is named by")
@@ -204,9 +213,8 @@ def encode_report(report: Report, order: Iterable[str]) -> RecordDict:
         order: names of the tensors; those that the report does not have are left out.
     """
     arrays = ArrayRecord()
-    for name in order:
-        if name in report.weights:
-            arrays[name] = _array(report.weights[name])
+    for name in (name for name in order if name in report.weights):
+        arrays[name] = _array(report.weights[name])
     return RecordDict(
         {
             TENSORS: arrays,
@@ -226,9 +234,10 @@ def decode_report(content: RecordDict) -> Report:
         content = _opened(content)
         numbers = {
             name: [int(count) for count in value] if isinstance(value, list) else float(value)
-            for name, value in content.metric_records[NUMBERS].items()
+            for name, value in _record(content, NUMBERS, MetricRecord).items()
         }
-        return Report(bool(content.config_records[REPORT]["abstained"]), _tensors(content), numbers)
+        tensors = {name: torch.from_numpy(read(array.data).copy()) for name, array in _arrays(content).items()}
+        return Report(bool(_record(content, REPORT, ConfigRecord)["abstained"]), tensors, numbers)
 
 
 def encode_announcement(announcement: Announcement) -> RecordDict:
@@ -245,7 +254,7 @@ def decode_announcement(content: RecordDict) -> Announcement:
     """
     with decoding("an announcement"):
         content = _opened(content)
-        record = content.config_records[ANNOUNCEMENT]
+        record = _record(content, ANNOUNCEMENT, ConfigRecord)
         classes, bands = record["classes"], record["bands"]
         if not isinstance(classes, list) or not isinstance(bands, list):
             raise ProtocolError("classes and bands are not lists")
@@ -264,7 +273,7 @@ def decode_statistics(content: RecordDict) -> Statistics:
         ProtocolError: the content is no such statistics.
     """
     with decoding("statistics"):
-        record = dict(_opened(content).config_records[COUNTS])
+        record = dict(_record(_opened(content), COUNTS, ConfigRecord))
         classes = tuple(map(str, record.pop("classes")))  # type: ignore[arg-type]  # or it raises
         return Statistics(classes, **{name: tuple(value) for name, value in record.items()})  # type: ignore[arg-type]
 
@@ -276,8 +285,8 @@ def _field(name: str, value: object) -> str | int | list[int]:
 
 
 def _array(tensor: Tensor) -> Array:
-    values = tensor.detach().cpu().contiguous().numpy()
-    return Array(values.dtype.name, values.shape, "numpy.ndarray", written(values))
+    values = tensor.numpy(force=True)
+    return Array(name_of(values.dtype), values.shape, "numpy.ndarray", written(values))
 
 
 def _shared(data: bytes) -> tuple[Tensor, str]:
@@ -289,8 +298,3 @@ def _shared(data: bytes) -> tuple[Tensor, str]:
 def _kept(data: bytes) -> tuple[Tensor, str]:
     tensor = torch.from_numpy(read(data).copy())
     return tensor, tensor_hash(tensor)
-
-
-def _tensors(content: RecordDict) -> dict[str, Tensor]:
-    arrays = _taken_apart(content.array_records[TENSORS])
-    return {name: torch.from_numpy(read(array.data).copy()) for name, array in arrays.items()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dynammo_core.aggregation.batch_norm import VARIANCE
-from dynammo_core.models.heads import Head, summed_names
+from dynammo_core.models.heads import Head
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.plan import ALONE, Action, Stage
 from dynammo_core.scoring.reliability import Reliability
@@ -97,7 +97,8 @@ def check_tensors(
     Raises:
         ProtocolError: one of them is impossible.
     """
-    summed, within = summed_names(model), LARGEST**2 if stage.squares else LARGEST
+    heads, within = heads_by_prefix(model), LARGEST**2 if stage.squares else LARGEST
+    summed = {f"{prefix}{name}" for prefix, head in heads.items() for name in head.summed_tensors}
     for name, tensor in weights.items():
         if not tensor.numel():
             continue
@@ -110,7 +111,7 @@ def check_tensors(
             raise ProtocolError(
                 f"tensor {name!r} contains {low:.3g}", accepted="0 or more, since it contains variances or squares"
             )
-    for prefix, head in heads_by_prefix(model).items():
+    for prefix, head in heads.items():
         tensors = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
         if stage.action is Action.FORGET:
             tensors = {name: -tensor for name, tensor in tensors.items()}

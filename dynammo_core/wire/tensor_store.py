@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -107,9 +107,11 @@ class TensorStore:
         except (OSError, MemoryStoreError, SafetensorError, KeyError, TypeError, ValueError, AttributeError):
             return {}
 
-    def _read(self, requested: Iterable[str]) -> dict[str, Tensor]:
-        """Read those of the wanted tensors that are held and intact."""
+    def _read(self, requested: Collection[str]) -> dict[str, Tensor]:
+        """Read those of the wanted tensors that are held and intact; without any the file is not even opened."""
         found: dict[str, Tensor] = {}
+        if not requested:
+            return found
         try:
             if self._sealed:  # a tag over the whole file speaks for its tensors
                 held = self._sealed.read_tensors()

@@ -124,9 +124,9 @@ class Exchange:
         sites: Sequence[int],
         deadline: float,
         on_answers: Callable[[list[int], list[int]], None],
-    ) -> tuple[dict[int, Message], set[int]]:
-        """Return the replies by site, and the sites that restarted and so will never answer."""
-        replies: dict[int, Message] = {}
+    ) -> tuple[dict[int, Report | Failure], set[int]]:
+        """Return what sites replied, and the sites that restarted and so will never answer."""
+        replies: dict[int, Report | Failure] = {}
         started, restarted = self._roster.activations(sites), set[int]()
         limit, pause, looked = time.monotonic() + deadline, POLL_SECONDS, time.monotonic()
         while mail.awaited and time.monotonic() < limit:
@@ -136,7 +136,7 @@ class Exchange:
             for reply in arrived:
                 site = mail.awaited.pop(reply.metadata.reply_to_message_id)
                 if not mail.sent_all(site, reply, limit - time.monotonic()):
-                    replies[site] = reply
+                    replies[site] = _read(site, reply)  # at once, or its bytes would wait for all other sites
                     (failed if reply.has_error() else answered).append(site)
             if arrived:
                 on_answers(answered, failed)
@@ -229,15 +229,24 @@ class _Mail:
         return Message(content, self._nodes[site], kind, ttl=ttl, group_id=question.group)
 
 
-def _take(answers: Answers, site: int, reply: Message, check: Check) -> None:
-    """Put a site's reply among the answers, as its report or as a failure."""
+def _read(site: int, reply: Message) -> Report | Failure:
+    """Return the report in a site's reply, or say that it holds none."""
     if reply.has_error():
-        answers.failures.append(Failure(site, reply.error.code, error_class(reply.error.reason)))
-        return
+        return Failure(site, reply.error.code, error_class(reply.error.reason))
     try:
-        report = decode_report(reply.content)
-        answers.bytes_up[site] = report.bytes
-        answers.reports[site] = check(site, report)
+        return decode_report(reply.content)
+    except ProtocolError as error:
+        return Failure(site, error.code, type(error).__name__)
+
+
+def _take(answers: Answers, site: int, reply: Report | Failure, check: Check) -> None:
+    """Put what a site replied among the answers, its report only if it passes the check."""
+    if isinstance(reply, Failure):
+        answers.failures.append(reply)
+        return
+    answers.bytes_up[site] = reply.bytes
+    try:
+        answers.reports[site] = check(site, reply)
     except ProtocolError as error:
         answers.failures.append(Failure(site, error.code, type(error).__name__))
 

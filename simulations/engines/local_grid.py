@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from uuid import uuid4
 
-from flwr.app import Context, Error, Message, Metadata, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, Metadata, MetricRecord, RecordDict
 from flwr.app.message import make_message
 from flwr.clientapp import ClientApp
 from flwr.clientapp.client_app import ClientAppException
@@ -25,6 +25,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 logger = logging.getLogger("dynammo.local_grid")
 RUN_ID = 1
+Record = ArrayRecord | ConfigRecord | MetricRecord
 
 
 class LocalGrid(Grid):
@@ -50,6 +51,7 @@ class LocalGrid(Grid):
             for partition in range(nodes)
         }
         self._waiting: dict[str, Message] = {}
+        self._last: dict[str, tuple[Record, Record]] = {}
 
     def set_run(self, run: Run) -> None:
         """Replace the description of the run."""
@@ -124,17 +126,29 @@ class LocalGrid(Grid):
     def _copy(self, message: Message) -> Message:
         """Return the message as it arrives at the other end of a wire.
 
-        Arrays are handed over as they are: texts, whole numbers and bytes, none of which can be changed.
+        Arrays are handed over as they are: texts, whole numbers and bytes, none of which can be changed. The very
+        record that the last message brought under a name, as all sites get it, arrives as it did then.
         """
         if not message.has_content():
             return message_from_proto(message_to_proto(message))
-        content, arrays = message.content, message.content.array_records
-        message.content = RecordDict({name: record for name, record in content.items() if name not in arrays})
+        content = message.content
+        known = {name: self._as_before(name, record) for name, record in content.items()}
+        message.content = RecordDict({name: content[name] for name, copied in known.items() if copied is None})
         arrived = message_from_proto(message_to_proto(message))
         message.content = content
-        small = arrived.content
-        arrived.content = RecordDict({name: arrays[name].copy() if name in arrays else small[name] for name in content})
+        for name, record in arrived.content.items():
+            if not any(isinstance(value, list) for value in record.values()):  # which a receiver could change
+                self._last[name] = content[name], record.copy()
+        anew = arrived.content
+        arrived.content = RecordDict({name: anew[name] if copied is None else copied for name, copied in known.items()})
         return arrived
+
+    def _as_before(self, name: str, record: Record) -> Record | None:
+        """Return what arrives of a record without being serialised; None if it has to be."""
+        if isinstance(record, ArrayRecord):
+            return record.copy()
+        last = self._last.get(name)
+        return last[1].copy() if last and last[0] is record and last[1] == record else None
 
 
 def _expired(message: Message) -> bool:
