@@ -10,9 +10,10 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from typing import Any
 from uuid import uuid4
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, Metadata, MetricRecord, RecordDict
+from flwr.app import Context, Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from flwr.clientapp import ClientApp
 from flwr.clientapp.client_app import ClientAppException
@@ -25,7 +26,6 @@ from flwr.supercore.task_identity import TaskIdentity
 
 logger = logging.getLogger("dynammo.local_grid")
 RUN_ID = 1
-Record = ArrayRecord | ConfigRecord | MetricRecord
 
 
 class LocalGrid(Grid):
@@ -51,7 +51,7 @@ class LocalGrid(Grid):
             for partition in range(nodes)
         }
         self._waiting: dict[str, Message] = {}
-        self._last: dict[str, tuple[Record, Record]] = {}
+        self._last: dict[str, tuple[Any, Any]] = {}
 
     def set_run(self, run: Run) -> None:
         """Replace the description of the run."""
@@ -131,8 +131,10 @@ class LocalGrid(Grid):
         """
         if not message.has_content():
             return message_from_proto(message_to_proto(message))
-        content = message.content
-        known = {name: self._as_before(name, record) for name, record in content.items()}
+        content, arrays = message.content, message.content.array_records
+        known = {
+            name: arrays[name].copy() if name in arrays else self._as_before(name, content[name]) for name in content
+        }
         message.content = RecordDict({name: content[name] for name, copied in known.items() if copied is None})
         arrived = message_from_proto(message_to_proto(message))
         message.content = content
@@ -143,12 +145,10 @@ class LocalGrid(Grid):
         arrived.content = RecordDict({name: anew[name] if copied is None else copied for name, copied in known.items()})
         return arrived
 
-    def _as_before(self, name: str, record: Record) -> Record | None:
-        """Return what arrives of a record without being serialised; None if it has to be."""
-        if isinstance(record, ArrayRecord):
-            return record.copy()
-        last = self._last.get(name)
-        return last[1].copy() if last and last[0] is record and last[1] == record else None
+    def _as_before(self, name: str, record: Any) -> Any | None:
+        """Return what arrives of the very record that came last under a name; None for another."""
+        last, arrived = self._last.get(name, (None, None))
+        return arrived.copy() if last is record and arrived == record else None
 
 
 def _expired(message: Message) -> bool:

@@ -286,7 +286,7 @@ def test_accepted_the_new_code_goes_on_once_the_sites_have_it_too(
         monkeypatch.setattr(f"{module}.code_hash", lambda *_: new)
     with pytest.raises(RunError, match="ProtocolError"):  # the sites have the old one
         run_small(small_config(SHORT), tmp_path, resume=directory, accept_new_code=True)
-    monkeypatch.setattr("client.app.code_hash", lambda *_: new)
+    monkeypatch.setattr("client.app.code_of", lambda *_: (new, ""))
     with pytest.raises(Stopped):
         run_small(small_config(SHORT), tmp_path, resume=directory, accept_new_code=True, listeners=[StopAt(3, 1)])
     # From here on it is the run's own code: nothing has to be accepted again.
