@@ -37,7 +37,7 @@ from dynammo_core.wire.protocol import Instruction
 CLASSES = ["a", "b", "c", "d"]
 # Long enough to know every training image by heart
 BY_HEART = {
-    "method": {"train": {"rounds": 1, "epochs": 60, "learning_rate": 0.1, "optimizer": "sgd"}},
+    "method": {"train": {"rounds": 1, "epochs": 100, "learning_rate": 0.1, "schedule": "cosine"}},
     "memory": {"exemplars": 400},
 }
 CONFIG = deployed(["alpha"], CLASSES, sections=BY_HEART)
