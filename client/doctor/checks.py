@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -11,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -167,8 +169,8 @@ def governance(settings: SiteSettings, config: Config[Any] | None) -> Iterator[F
     elif wrong := violations(policy, config) if config else []:
         yield Finding("policy", "wrong", f"{settings.policy} forbids the experiment: {'; '.join(wrong)}")
     else:
-        limits = ", ".join(f"{key} {value}" for key, value in policy.model_dump(exclude_none=True).items())
-        yield Finding("policy", "ok", limits)
+        limits = policy.model_dump(mode="json", exclude_none=True)
+        yield Finding("policy", "ok", yaml.safe_dump(limits, default_flow_style=True, width=math.inf).strip("{}\n"))
     if config is not None and settings.approval == "required":
         state = approvals.state(Proposal.of(config))
         verdict = state["verdict"] if state else "not approved yet"

@@ -30,7 +30,7 @@ from server.run.merge import merged
 from server.run.results import confusion_of, pooled, write_model, write_results
 from server.run_directory.advice import held_words
 from server.run_directory.checkpoint import CheckpointStore, Identity, Progress
-from server.run_directory.deployed import deployed_task
+from server.run_directory.deployed import deployed_task, release_command
 from server.run_directory.directory import EVENTS, RunDirectory
 from server.run_directory.lineage import refuse_another_plan
 from server.run_directory.start import start_fields
@@ -243,7 +243,9 @@ class TaskLoop:
         held = self._conclude(step, answers) if step.stage.action is Action.EVALUATE else ""
         self._save()
         if held and self.experiment.config.gate.broken == "stop":
-            raise RunError(held, remedy="Release it with `dynammo-server release`, or go on without it")
+            raise RunError(
+                held, remedy=f"Release it with `{release_command(self.directory.path)}`, or go on without it"
+            )
 
     def _conclude(self, step: Step, answers: Answers) -> str:
         """Write the results and the model of a task; return why it is held back, or an empty text if it is deployed."""

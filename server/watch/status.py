@@ -9,8 +9,9 @@ from statistics import median
 from typing import Any
 
 from dynammo_core.support.errors import RunError
-from server.consortium.launch import command_to_continue, operator_command
+from server.consortium.launch import command_to_continue
 from server.run_directory.advice import BY_ERROR, experiment_words, what_to_ask
+from server.run_directory.deployed import release_command
 from server.run_directory.directory import EVENTS
 from server.run_directory.run_files import RunFiles
 from server.watch.progress import duration
@@ -167,7 +168,7 @@ class RunStatus:
     @property
     def release_command(self) -> str:
         """Return the command that deploys the newest model although the gate holds it back."""
-        return operator_command("release", self.directory)
+        return release_command(self.directory)
 
     def moment(self, now: float) -> float:
         """Return the time that a display shows, in unix seconds: now, or the last event of a run that has ended."""
