@@ -45,6 +45,15 @@ def overflow(message: Message, context: Context) -> Message:
     return Message(RecordDict({"numbers": MetricRecord({"n": 2**70})}), reply_to=message)  # the wire carries 64 bits
 
 
+@app.train("spoil")
+def spoil(message: Message, context: Context) -> Message:
+    received = message.content["settings"]
+    told = ConfigRecord({"word": received["word"], "counts": list(received["counts"])})
+    received["word"] = "spoilt"
+    received["counts"].append(9)
+    return Message(RecordDict({"told": told}), reply_to=message)
+
+
 @app.train("dawdle")
 def dawdle(message: Message, context: Context) -> Message:
     time.sleep(0.3)
@@ -108,6 +117,17 @@ def test_server_and_site_share_nothing(grid: LocalGrid) -> None:
     assert handled[0] is not sent
     np.testing.assert_array_equal(reply.content["weights"]["w"].numpy(), [0, 2, 4])
     np.testing.assert_array_equal(sent["weights"]["w"].numpy(), [0, 1, 2])
+
+
+@pytest.mark.parametrize("counts", [[1, 2], []])
+def test_a_record_that_all_nodes_get_arrives_as_it_is_when_it_is_read(grid: LocalGrid, counts: list[int]) -> None:
+    shared, words, arrived = ConfigRecord({"word": "", "counts": counts}), ["one", "one", "two"], []
+    for node, word in zip(grid.get_node_ids(), words, strict=True):
+        shared["word"] = word
+        (reply,) = grid.send_and_receive([Message(RecordDict({"settings": shared}), node, "train.spoil")])
+        arrived.append(reply.content["told"])
+    assert [record["word"] for record in arrived] == words
+    assert [record["counts"] for record in arrived] == [counts] * 3
 
 
 def test_a_failing_node_answers_with_flowers_error_and_is_logged(
