@@ -16,7 +16,7 @@ from dynammo_core.models.description import untrained
 from dynammo_core.models.folding import fold_low_rank
 from dynammo_core.models.incremental_model import AdaptedBackbone, MultiScaleBackbone
 from dynammo_core.models.timm_networks.catalogue import TimmSpec, find
-from dynammo_core.models.transformers.adapters import Kind, TransformerAdapters
+from dynammo_core.models.transformers.adapters import Kind, LowRank, TransformerAdapters
 from dynammo_core.support.errors import ConfigError
 from dynammo_core.support.seeding import seeded_initialisation
 
@@ -112,24 +112,36 @@ def acts_everywhere(name: str, backbone: Backbone, side: int) -> None:
         alone = [adapter if place == index else nn.Identity() for place, adapter in enumerate(adapters)]
         assert not torch.equal(backbone(images(side), alone), plain), (name, index)
     assert bool(len(adapters)) != bool(backbone.obstacle), name
-    for kind in KINDS if backbone.blocks else ():
-        tokens = TransformerAdapters(backbone.blocks, kind, 1)
+    if backbone.blocks:
+        acts_in_blocks(name, audible(backbone), side)
+        folds(name, audible(backbone), side)
+
+
+def audible(backbone: Backbone) -> Backbone:
+    """Copy a network, with scales of 1 where they start near 0 and would hide what its blocks add."""
+    copied = copy.deepcopy(backbone)
+    for key, parameter in copied.named_parameters():
+        if "gamma" in key or (key.endswith("weight") and parameter.ndim == 1 and not parameter.any()):
+            nn.init.ones_(parameter)
+    return copied
+
+
+def acts_in_blocks(name: str, backbone: Backbone, side: int) -> None:
+    plain = backbone(images(side))
+    for kind in KINDS:
+        tokens = TransformerAdapters(backbone.blocks, kind, 8)  # of fewer numbers each could be cut off by ReLU
         assert torch.equal(backbone(images(side), tokens), plain), name
         for place, branch in tokens.branches():
-            *_, last = branch.parameters()
-            nn.init.ones_(last)
+            last = next((branch if isinstance(branch, LowRank) else branch.get_submodule("up")).parameters())
+            with seeded_initialisation(place):
+                nn.init.normal_(last)
             assert not torch.equal(backbone(images(side), tokens), plain), (name, kind, place)
             nn.init.zeros_(last)
-    if backbone.blocks:
-        folds(name, backbone, side)
 
 
 def folds(name: str, backbone: Backbone, side: int) -> None:
     """Compare LoRA beside a network with LoRA in its weights."""
-    extractor = AdaptedBackbone(copy.deepcopy(backbone))
-    for key, parameter in extractor.backbone.named_parameters():
-        if "gamma" in key:
-            nn.init.ones_(parameter)  # a LayerScale that starts near 0 would hide what a block adds
+    extractor = AdaptedBackbone(backbone)
     bare = extractor(images(side))
     extractor.adapters = TransformerAdapters(backbone.blocks, "lora", 2)
     with seeded_initialisation(2):
