@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -113,3 +115,8 @@ def experiment_words(start: Mapping[str, Any]) -> str:
 def site_label(names: Sequence[str], site: int) -> str:
     """Return what people call a site: its name or, where sites have none, its number."""
     return str(names[site]) if site < len(names) else f"site {site}"
+
+
+def release_command(directory: Path) -> str:
+    """Return the command that deploys a run's newest model although the gate holds it back, wherever it is typed."""
+    return shlex.join(["dynammo-server", "release", str(directory.absolute())])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-from pathlib import Path
 from typing import Literal
 
 from dynammo_core.deployed.model_files import FACTS, WEIGHTS
@@ -18,11 +16,6 @@ SUMMARY = "summary.json"
 def model_folder(task: int) -> str:
     """Return the folder in a run directory that keeps the model after a task, counted from 0."""
     return f"models/task-{task + 1:02d}/"
-
-
-def release_command(directory: Path) -> str:
-    """Return the command that deploys a run's newest model although the gate holds it back, wherever it is typed."""
-    return shlex.join(["dynammo-server", "release", str(directory.absolute())])
 
 
 def deployed_task(directory: RunDirectory) -> int | None:

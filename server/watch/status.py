@@ -10,8 +10,7 @@ from typing import Any
 
 from dynammo_core.support.errors import RunError
 from server.consortium.launch import command_to_continue
-from server.run_directory.advice import BY_ERROR, experiment_words, what_to_ask
-from server.run_directory.deployed import release_command
+from server.run_directory.advice import BY_ERROR, experiment_words, release_command, what_to_ask
 from server.run_directory.directory import EVENTS
 from server.run_directory.run_files import RunFiles
 from server.watch.progress import duration
