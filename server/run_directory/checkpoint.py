@@ -113,7 +113,8 @@ class CheckpointStore:
                 digest = notes.pop("sha256")
                 identity = Identity(**json.loads(notes["identity"]))
                 progress = Progress(**json.loads(notes["progress"]))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+                # In memory of their own: some products round differently where numbers do not begin at 16 bytes.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
             if digest != _digest(notes, tensors):
                 raise ValueError("its content does not match its checksum")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -70,6 +70,15 @@ def test_what_comes_back_is_what_went_in(tmp_path: Path) -> None:
     assert same_bits(archive, ARCHIVE)
 
 
+def test_what_comes_back_is_multiplied_to_the_same_bits(tmp_path: Path) -> None:
+    """In a file numbers begin anywhere, and some processors round a product by where its factors begin."""
+    drawn = {f"{rows}": torch.randn(rows, 121, dtype=torch.float64) for rows in range(1, 9)}
+    store(tmp_path).save(PROGRESS, {}, drawn)
+    _, _, loaded = store(tmp_path).load()
+    assert loaded.keys() == drawn.keys()
+    assert [name for name, tensor in loaded.items() if tensor.data_ptr() % 64] == []
+
+
 def test_the_last_save_counts_and_nothing_else_is_there(tmp_path: Path) -> None:
     saved(tmp_path)
     store(tmp_path).save(Progress(8), {}, {})
