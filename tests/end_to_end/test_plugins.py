@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from client.app import app as client_app
 from client.consent.approvals import Proposal
-from dynammo_core.code_identity import code_hash, plugins_of, project_hash
+from dynammo_core.code_identity import code_hash, code_of, plugins_of, project_hash
 from dynammo_core.configuration.approval import config_from_json
 from dynammo_core.configuration.config import Config, load_config, resolve
 from dynammo_core.experiment import Experiment
@@ -111,6 +111,7 @@ def test_a_site_with_another_version_or_without_it_refuses(tmp_path: Path, caplo
 def answered(content: RecordDict) -> Message:
     """Through Flower's own serialisation, there and back, by a process that has read no experiment yet."""
     config_from_json.cache_clear()
+    code_of.cache_clear()
     grid = LocalGrid(client_app, nodes=1, run_config={})
     (reply,) = grid.send_and_receive([Message(content, grid.get_node_ids()[0], "train.fit", ttl=60.0)], timeout=60)
     return reply

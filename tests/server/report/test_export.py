@@ -115,7 +115,7 @@ def test_a_wrong_answer_is_refused_and_leaves_no_file(
     """Another run's weights of the same shape, in a format that claims to write this one's."""
     files, other = (ModelFiles.read(finished(method).path) for method in ("fine_tune", "joint"))
     safetensors = FORMATS["safetensors"]
-    wrong = Format(lambda files, predictor: safetensors.write(other, predictor), safetensors.open)
+    wrong = Format(lambda files, predictor: safetensors.write(other, predictor), safetensors.open, (".wrong",))
     monkeypatch.setattr(export_module, "FORMATS", {"wrong": wrong, "safetensors": safetensors})
     with pytest.raises(WeightsError, match=r"as wrong does not answer .*nothing was written.*\(safetensors\)"):
         export_model(files, "wrong", tmp_path / "model")
