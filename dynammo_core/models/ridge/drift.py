@@ -27,6 +27,9 @@ from dynammo_core.models.ridge.spectrum import least_error, spectrum
 UNCHANGED = 1e-10
 """Share of a feature's variance below which its change is rounding."""
 
+SMALLEST = 0.3
+"""Share of all features' root mean square deviation that one is measured by at least."""
+
 
 @dataclass(frozen=True)
 class Drift:
@@ -68,7 +71,8 @@ def estimate_drift(gram: Tensor, old: int, new: int, *, alike: bool) -> Drift:
     """Estimate how features drift from sums over pairs, by ridge regression.
 
     The regulariser is the one with the least generalised cross-validation error, over all new features in units of
-    their deviations.
+    their deviations. Old features are standardised, but for those that hardly vary among the pairs: they may vary among
+    past images, which a map that blows them up would throw far away.
 
     Args:
         gram: sum over pairs of (p, q, 1) (p, q, 1)^T, its upper triangle, float64.
@@ -86,11 +90,11 @@ def estimate_drift(gram: Tensor, old: int, new: int, *, alike: bool) -> Drift:
     cross = across - of_old if alike else across
     still = change.diagonal() <= UNCHANGED * of_new.diagonal()
     change[still], change[:, still] = 0.0, 0.0
-    scale = deviations(of_old)
+    scale = deviations(of_old.diagonal().clamp_min(SMALLEST**2 * of_old.diagonal().mean()))
     cross = torch.where(still.unsqueeze(1), 0.0, cross / scale)
     found = spectrum(of_old / torch.outer(scale, scale), rank=int(pairs) - 1)
     values, projected = found.values.clamp_min(0), found.project(cross)
-    spread = deviations(of_new)
+    spread = deviations(of_new.diagonal())
     error_of = (values, projected / spread.unsqueeze(1), (change.diagonal() / spread.square()).sum())
     regulariser = least_error(*error_of, pairs)
     degrees = 1 + float((values / (values + regulariser)).sum())

@@ -131,14 +131,14 @@ def standardised(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean = gram[:-1, -1] / gram[-1, -1]
     covariance = gram[:-1, :-1] / gram[-1, -1]
     covariance -= torch.outer(mean, mean)
-    scale = deviations(covariance)
+    scale = deviations(covariance.diagonal())
     covariance /= torch.outer(scale, scale)
     return covariance, mean, scale
 
 
-def deviations(covariance: Tensor) -> Tensor:
-    """Return the features' standard deviations Tensor[D], of constant ones infinite, from their covariance."""
-    scale = covariance.diagonal().clamp_min(0).sqrt()
+def deviations(variances: Tensor) -> Tensor:
+    """Return the features' standard deviations Tensor[D], of constant ones infinite, from their variances."""
+    scale = variances.clamp_min(0).sqrt()
     return torch.where(scale > 1e-6 * scale.max(), scale, torch.inf)
 
 

@@ -20,6 +20,9 @@ THIN = 0.75
 CANDIDATES = torch.logspace(-6, 3, 37, dtype=torch.float64)
 """Regularisers that are tried, as multiples of the number of samples."""
 
+TIE = 1e-9
+"""Relative difference below which two candidates are as good."""
+
 JITTERS = (1e-14, 1e-13, 1e-12, 1e-11, 1e-10, 1e-9)
 """Amounts added to the diagonal of a correlation matrix until it is positive definite."""
 
@@ -153,6 +156,8 @@ def cholesky(correlation: Tensor, regulariser: float) -> Tensor:
 def least_error(values: Tensor, projected: Tensor, variance: Tensor, samples: float) -> float:
     """Return the candidate regulariser with the least (residual sum of squares) / (1 - degrees of freedom / samples)^2.
 
+    Of candidates that are as good, as all are for two samples, it is the largest.
+
     The residual is that of least squares plus what shrinking adds: two sums of positive terms, where the textbook
     form is a small difference of large numbers.
     """
@@ -166,4 +171,4 @@ def least_error(values: Tensor, projected: Tensor, variance: Tensor, samples: fl
     residual = unexplained + (explained * shrinkage.square()).sum(dim=1)
     left = 1 - (1 + (1 - shrinkage).sum(dim=1)) / samples
     error = torch.where(left > 0, residual / left.square(), torch.inf)
-    return float(CANDIDATES[int(error.argmin())])
+    return float(CANDIDATES[int((~(error > error.min() * (1 + TIE))).nonzero().max())])

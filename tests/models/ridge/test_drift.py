@@ -74,8 +74,8 @@ def test_a_linear_drift_is_followed_as_if_all_old_images_were_summed_anew(width:
     drift = drift_of(old, linear(old, width), alike=width == DIM)
     gram, products = drift.moved(sums(past).gram, sums(past).products)
     anew = sums(linear(past, width))
-    close(gram, anew.gram, 2e-5)
-    close(products, anew.products, 2e-5)
+    close(gram, anew.gram, 1e-4)
+    close(products, anew.products, 1e-4)
 
 
 def test_what_no_map_explains_is_added_as_variance() -> None:
@@ -112,6 +112,17 @@ def test_fewer_pairs_than_features_move_what_they_show_and_no_more() -> None:
     assert float((centred @ (drift.matrix[:-1, :-1] - torch.eye(DIM)).T).norm()) < 0.02 * float(change.norm())
     assert drift.matrix.isfinite().all() and drift.residual.isfinite().all()
     assert bool(drift.residual.any())
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_what_pairs_hardly_vary_in_does_not_carry_past_images_far_away(alike: bool) -> None:
+    """A feature that is nearly off on all pairs, and on for past images: nothing shows what becomes of it."""
+    old, past = features(30), features(400, seed=1)
+    old[:, -1] = past[:, -1].mean() + 1e-4 * (old[:, -1] - old[:, -1].mean())
+    drift = drift_of(old, linear(old, noise=5), alike=alike)
+    centred = past - past.mean(dim=0)
+    moved = centred @ drift.matrix[:-1, :-1].T - (centred if alike else 0)
+    assert float(moved.std()) < 3 * float(linear(past).std())
 
 
 def test_moving_twice_is_moving_by_both() -> None:
