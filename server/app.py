@@ -21,6 +21,7 @@ def main(grid: Grid, context: Context) -> None:
     from dynammo_core.support.terminal import Terminal  # all this takes seconds that `flwr` itself need not wait for
     from server.run.run import run_and_report
     from server.run_directory.directory import run_place
+    from server.run_directory.flower_run import noting
     from server.trackers.tracking import tracking
     from server.watch.progress import ProgressView, final_table
 
@@ -51,15 +52,19 @@ def main(grid: Grid, context: Context) -> None:
         forget_run(grid, config, Path(resume), Path(forget))
         return
     runs, resumed = base / str(values.get("runs") or "runs"), base / resume if resume else None
-    track = str(values.get("track", "")).split()
-    with ProgressView() as view, tracking(track, config, run_place(runs, config, resumed), view.update) as listener:
+    track, place = str(values.get("track", "")).split(), run_place(runs, config, resumed)
+    with (
+        ProgressView() as view,
+        tracking(track, config, place, view.update) as listener,
+        noting(place, context.run_id, str(values.get("consortium", ""))) as note,
+    ):
         directory = run_and_report(
             grid,
             config,
             runs=runs,
             resume=resumed,
             accept_new_code=str(values.get("accept-new-code", "")) == "yes",
-            listeners=[listener],
+            listeners=[listener, note],
         )
     console = Terminal(width=100)
     summary = json.loads((directory.path / "summary.json").read_text(encoding="utf-8"))

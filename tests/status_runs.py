@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from server.consortium.launch import FLOWER_RUN
+from server.run_directory.flower_run import FLOWER_RUN
 
 Event = dict[str, Any]
 START = 1_700_000_000.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,24 +47,34 @@ def description_of(app_dir: Path) -> Path:
     return bundle if bundle.is_dir() else app_dir
 
 
-def staged_app(app_dir: Path, target: Path) -> Path:
-    """Copy the files that the app bundles to `target` and return it: `flwr run` looks at all it finds, data included.
+def app_files(app_dir: Path) -> dict[str, Path]:
+    """Return the files that an app bundles, by their names in the bundle.
 
     Raises:
         RunError: the folder is not a Flower app.
     """
     beside_code = description_of(app_dir)
     pyproject = beside_code / "pyproject.toml"
+    files: dict[str, Path] = {}
     try:
         app = tomllib.loads(pyproject.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
         for pattern in ("pyproject.toml", *app["fab-include"]):
             folder = app_dir if pattern.endswith(".py") else beside_code
-            for file in folder.glob(pattern):
-                copy = target / file.relative_to(folder)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, copy)
+            files |= {file.relative_to(folder).as_posix(): file for file in folder.glob(pattern)}
     except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
         raise RunError(f"{pyproject} does not describe a Flower app with a `fab-include`: {error!r}") from error
+    return files
+
+
+def staged_app(app_dir: Path, target: Path) -> Path:
+    """Copy the files that the app bundles to `target` and return it: `flwr run` looks at all it finds, data included.
+
+    Raises:
+        RunError: the folder is not a Flower app.
+    """
+    for name, file in app_files(app_dir).items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target / name)
     return target
 
 
@@ -75,7 +84,6 @@ def installed_bundle() -> bytes:
     Raises:
         RunError: the installation is damaged.
     """
-    from flwr.cli.build import build_fab_from_disk  # and only here: most that is prepared here needs no Flower
+    from flwr.cli.build import build_fab_from_files  # and only here: most that is prepared here needs no Flower
 
-    with tempfile.TemporaryDirectory() as folder:
-        return build_fab_from_disk(staged_app(APP_DIRECTORY, Path(folder) / "app"))
+    return build_fab_from_files(app_files(APP_DIRECTORY))[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import time
 from collections.abc import Iterable
@@ -11,21 +12,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynammo_core.configuration.config import Config
-from dynammo_core.support.errors import CheckpointError, ConfigError, RunError, nearest_match
+from dynammo_core.support.errors import CheckpointError, ConfigError, DynammoError, RunError, nearest_match
 from server.consortium.control import Control
-from server.consortium.flower_app import installed_bundle
 from server.consortium.settings import ServerSettings
 from server.run_directory.advice import failure_words
 from server.run_directory.directory import Event, Listener, RunDirectory, run_place
 from server.run_directory.event_tail import EventTail
+from server.run_directory.flower_run import FLOWER_RUN, flower_run, notes_of
 from server.run_directory.lineage import OPERATION, forbidden_changes
 from server.run_directory.lock import only_run, only_start
 
 if TYPE_CHECKING:
     from server.consortium.sites import SiteRegister
 
-FLOWER_RUN = "flower_run.json"
 FOLLOW_SECONDS, ASK_SECONDS, END_SECONDS = 0.5, 10.0, 30.0
+LOOK_SECONDS, BEGIN_SECONDS = 0.05, 1.0
+"""Seconds between looks whether a run has begun, and between questions to Flower whether it has ended instead."""
+FAILED = "ServerApp failed with exception: "
+"""What Flower puts before the text of an error."""
+
+logger = logging.getLogger("dynammo.launch")
 
 
 def launch(
@@ -36,23 +42,26 @@ def launch(
     accept_new_code: bool = False,
     track: Iterable[str] = (),
 ) -> Path:
-    """Submit an experiment, or the rest of one, to the SuperLink, and return the run directory.
+    """Submit an experiment, or the rest of one, to the SuperLink, and return the run directory once the run has begun.
+
+    Whether it can work is found out by the server's process, which has PyTorch loaded already, before it makes the
+    directory or asks a site.
 
     Raises:
         ConfigError: the experiment names no sites, or one that is not registered; or a tracker is not there.
         CheckpointError: the run to resume has no checkpoint; its log stays as it is.
-        RunError: the run is already going on.
-        DynammoError: the experiment cannot work, or the SuperLink refuses it.
+        RunError: the run is already going on, cannot work, or is refused by the SuperLink.
     """
-    from dynammo_core.experiment import Experiment  # and only here: `status` needs neither PyTorch nor sites' keys
+    from server.consortium.flower_app import installed_bundle  # and only here: `status` submits nothing
     from server.consortium.sites import SiteRegister
-    from server.trackers.tracking import find_trackers
 
-    trackers = find_trackers([*settings.track, *track])
+    if trackers := list(dict.fromkeys([*settings.track, *track])):
+        from server.trackers.tracking import find_trackers  # it needs PyTorch
+
+        find_trackers(trackers)
     control = Control(settings)
     place = run_place(settings.runs, config, resume)
     _require_registered(config, SiteRegister(settings, control))
-    Experiment(config).check()
     with only_start(place):
         refuse_a_second(control, place)
         if resume:
@@ -60,7 +69,6 @@ def launch(
         with only_run(place):  # which the SuperLink's process then takes over
             if resume:
                 _require_same_experiment(resume, config)
-            directory = RunDirectory(place) if resume else RunDirectory.create(settings.runs, config)
         submitted = settings.flower_home / "submitted" / f"{config.run_name}.yaml"
         submitted.parent.mkdir(parents=True, exist_ok=True)
         submitted.write_text(config.to_yaml(), encoding="utf-8")
@@ -70,10 +78,40 @@ def launch(
             "resume": str(resume) if resume else "",
             "accept-new-code": "yes" if accept_new_code else "",
             "track": " ".join(trackers),
+            "consortium": str(settings.folder),
         }
         run = control.submit(installed_bundle(), run_config)
-        directory.write_json(FLOWER_RUN, {"run-id": run, "consortium": str(settings.folder)})
-    return directory.path
+        try:
+            _await_beginning(control, run, place, submitted.with_suffix(".log"))
+        except BaseException as error:
+            submitted.unlink(missing_ok=True)
+            if isinstance(error, KeyboardInterrupt):
+                control.stop(run)
+            raise
+    return place
+
+
+def _await_beginning(control: Control, run: int, place: Path, log: Path) -> None:
+    """Wait until the server's process has begun a run in its directory, and repeat what that warned of.
+
+    Raises:
+        RunError: it refused the run, in the words of that process; or it died, and Flower's log is written to `log`.
+    """
+    asked = time.monotonic()
+    while (notes := notes_of(place)).get("run-id") != run:
+        if time.monotonic() - asked > BEGIN_SECONDS:
+            status, details = status_of(control, run)
+            if status.startswith("finished") and notes_of(place).get("run-id") != run:
+                said = control.log_of(run)
+                if f"{DynammoError.__module__}." in said and details.startswith(FAILED):
+                    raise RunError(details.removeprefix(FAILED))
+                log.write_text(said, encoding="utf-8")
+                remedy = f"No site was asked. Flower's log is in {log}"
+                raise RunError(f"the run ended with status {status} before it began: {details}", remedy=remedy)
+            asked = time.monotonic()
+        time.sleep(LOOK_SECONDS)
+    for warning in notes["warnings"]:
+        logger.warning("%s", warning)
 
 
 def follow(settings: ServerSettings, directory: Path, tail: EventTail, listener: Listener) -> None:
@@ -111,23 +149,6 @@ def follow(settings: ServerSettings, directory: Path, tail: EventTail, listener:
         time.sleep(FOLLOW_SECONDS)
     if ended[-1]["event"] == "run_failed":
         raise RunError(failure_words(started, ended[-1]), remedy=_remedy(directory))
-
-
-def flower_run(directory: Path) -> int:
-    """Return Flower's id of the run in a run directory.
-
-    Raises:
-        ConfigError: no run was submitted from there.
-    """
-    try:
-        return int(json.loads((directory / FLOWER_RUN).read_text(encoding="utf-8"))["run-id"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = f"it has no {FLOWER_RUN}" if isinstance(error, FileNotFoundError) else str(error)
-        raise ConfigError(
-            f"{directory} is not the run directory of a consortium's run "
-            f"({why if directory.is_dir() else 'there is no such folder'})",
-            accepted="runs/NAME-HASH",
-        ) from error
 
 
 def status_of(control: Control, run: int) -> tuple[str, str]:

@@ -13,8 +13,9 @@ from typing import Any
 from rich.filesize import decimal
 
 from dynammo_core.support.errors import DynammoError
-from server.consortium.launch import ASK_SECONDS, FLOWER_RUN, flower_run
+from server.consortium.launch import ASK_SECONDS
 from server.run_directory.directory import EVENTS
+from server.run_directory.flower_run import FLOWER_RUN, flower_run
 from server.watch.status import RunStatus
 
 SCARCE_BYTES = 5 * 10**9

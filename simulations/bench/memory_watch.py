@@ -36,8 +36,8 @@ def peak_memory() -> Iterator[Peak]:
 
     def watch() -> None:
         while not done.wait(SECONDS):
-            sets = [_proportional_set(process) for process in process_tree(os.getpid())]
-            peak.bytes = max(peak.bytes, sum(held.all for held in sets))
+            sets = [held_by(process) for process in process_tree(os.getpid())]
+            peak.bytes = max(peak.bytes, sum(held.proportional for held in sets))
             peak.anonymous = max(peak.anonymous, sum(held.anonymous for held in sets))
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -49,18 +49,21 @@ def peak_memory() -> Iterator[Peak]:
         watcher.join()
 
 
-class _Set(NamedTuple):
-    all: int
+class Held(NamedTuple):
+    """Bytes of a process: resident, the same with what it shares in proportion, and of that what is of no file."""
+
+    resident: int
+    proportional: int
     anonymous: int
 
 
-def _proportional_set(process: int) -> _Set:
+def held_by(process: int) -> Held:
     """Return the bytes of a process, by `smaps_rollup`; none for one that has gone."""
     with suppress(OSError):
         text = Path(f"/proc/{process}/smaps_rollup").read_text()
         found = dict(re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE))
-        return _Set(1024 * int(found["Pss"]), 1024 * int(found["Pss_Anon"]))
-    return _Set(0, 0)
+        return Held(*(1024 * int(found[name]) for name in ("Rss", "Pss", "Pss_Anon")))
+    return Held(0, 0, 0)
 
 
 class ProcessMemory(NamedTuple):

@@ -18,6 +18,7 @@ from rich.table import Table
 from dynammo_core.configuration.config import load_config
 from dynammo_core.support.errors import RunError
 from dynammo_core.support.terminal import Terminal, parse_overrides, readable_errors
+from simulations.bench.memory_watch import Held, held_by
 from simulations.options import ConfigFile, Overrides
 
 console = Terminal()
@@ -56,7 +57,7 @@ def deploy(
         experiment = Experiment(load_config(config, parse_overrides(set_ or [])))
         experiment.check()
         names = hospital_names(experiment.config.federation.sites)
-        run, began = _run_deployed(experiment, names, place)
+        run, began, loaded = _run_deployed(experiment, names, place)
         deployed = _summary(run)
         console.print(final_table(deployed, names))
         if folder is not None:
@@ -64,6 +65,12 @@ def deploy(
         if compare:
             simulated = _simulated(experiment, place)
             console.print(rounds_table(_events(run), _events(simulated), began))
+            console.print(
+                f"The server's process whose copies are ServerApps holds {loaded.resident / 1e6:.0f} MB; "
+                f"{loaded.proportional / 1e6:.0f} if what several processes map is shared out, "
+                f"{loaded.anonymous / 1e6:.0f} of them of no file.",
+                soft_wrap=True,
+            )
             _compare(deployed, _summary(simulated))
 
 
@@ -96,8 +103,8 @@ def _events(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def _run_deployed(experiment: Any, names: list[str], place: Path) -> tuple[Path, float]:
-    """Return the run directory, and when the run was submitted, in unix seconds."""
+def _run_deployed(experiment: Any, names: list[str], place: Path) -> tuple[Path, float, Held]:
+    """Return the run directory, when it was submitted, in unix seconds, and what the server's loaded process holds."""
     from server.consortium.launch import follow
     from server.run_directory.directory import EVENTS
     from server.run_directory.event_tail import EventTail
@@ -111,11 +118,13 @@ def _run_deployed(experiment: Any, names: list[str], place: Path) -> tuple[Path,
             consortium.open()
             config = consortium.config()
             consortium.approve(config)
+            consortium.settle()
             began = time.time()
             run = consortium.run(config)
         with ProgressView() as view:
             follow(consortium.server, run, EventTail(run / EVENTS, from_end=False), view.update)
-    return run, began
+        loaded = held_by(consortium.loaded())
+    return run, began, loaded
 
 
 def _simulated(experiment: Any, place: Path) -> Path:

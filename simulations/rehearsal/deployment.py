@@ -30,9 +30,10 @@ from dynammo_core.configuration.settings import WEIGHTS_BY_NAME
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import RunError
 from dynammo_core.support.files import write_atomically
-from dynammo_core.support.processes import pauses, process_group
+from dynammo_core.support.processes import pauses, process_group, process_tree
 from server.consortium.consortium import make_consortium
 from server.consortium.control import Control
+from server.consortium.flower_programs import LOADED
 from server.consortium.settings import ServerSettings
 from server.consortium.sites import SiteRegister, fingerprint
 from server.run_directory.directory import run_place
@@ -40,6 +41,8 @@ from simulations.rehearsal.site_export import export_sites
 
 START_SECONDS = 90.0
 POLL_SECONDS = 0.1
+LOOK_SECONDS, IDLE = 1.0, 0.1
+"""Seconds between looks whether a process computes, and the part of a core below which it does not."""
 
 
 def deployed_config(experiment: Experiment, names: Sequence[str], keys: Sequence[str] | None = None) -> Config[Any]:
@@ -122,6 +125,31 @@ class Deployment:
             if time.monotonic() > limit:
                 raise RunError(f"{len(away)} sites do not connect", remedy=f"Look at {self.folder}/*.out")
             time.sleep(pause)
+
+    def settle(self) -> None:
+        """Wait until no process computes: the server's and the sites' have loaded what they need, as those of years."""
+        limit, before = time.monotonic() + START_SECONDS, self._processor_seconds()
+        while time.monotonic() < limit:
+            time.sleep(LOOK_SECONDS)
+            now = self._processor_seconds()
+            if all(seconds - before.get(process, 0.0) < IDLE * LOOK_SECONDS for process, seconds in now.items()):
+                return
+            before = now
+
+    def _processor_seconds(self) -> dict[int, float]:
+        """Return what each process has computed so far."""
+        seconds = {}
+        for name in self._running:
+            for process in process_tree(self.process(name).pid):
+                with suppress(OSError):
+                    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+                    seconds[process] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return seconds
+
+    def loaded(self) -> int:
+        """Return the id of the server's process whose copies are ServerApps, while no other run begins."""
+        tree = process_tree(self.process("server").pid)
+        return next(process for process in tree if LOADED.encode() in Path(f"/proc/{process}/cmdline").read_bytes())
 
     def start_server(self) -> None:
         """Start the SuperLink and wait until it answers.

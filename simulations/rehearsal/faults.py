@@ -154,10 +154,9 @@ def _start_server(scene: Scene) -> None:
 
 
 def _kill_server_app(scene: Scene) -> None:
-    for process in scene.processes("server"):
+    for process in list(process_tree(scene.deployment.loaded()))[1:]:
         with suppress(OSError):
-            if b"flwr-serverapp" in Path(f"/proc/{process}/cmdline").read_bytes():
-                os.kill(process, signal.SIGKILL)
+            os.kill(process, signal.SIGKILL)
 
 
 def _nothing(scene: Scene) -> None:

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hospitals import deployed
 from small_runs import events, small_config
+from typer.testing import CliRunner
 
 import server.consortium.launch
 from client.state.node_key import new_key_pair
 from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config, load_config
+from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import CheckpointError, ConfigError, RunError
+from server.cli import app
 from server.consortium.control import Control
-from server.consortium.launch import FLOWER_RUN, flower_run, follow, launch, status_of, stop_run
+from server.consortium.flower_programs import LOADED
+from server.consortium.launch import follow, launch, status_of, stop_run
 from server.consortium.settings import ServerSettings
 from server.consortium.sites import SiteRegister
 from server.jobs.jobs import announcements, evaluation
 from server.run_directory.checkpoint import CheckpointStore, Identity, Progress
 from server.run_directory.directory import LATEST, Event, RunDirectory
 from server.run_directory.event_tail import EventTail
+from server.run_directory.flower_run import FLOWER_RUN, flower_run
 from server.run_directory.lock import only_run, only_start
 
 CLASSES = ["0", "1", "2", "3"]
@@ -57,11 +64,6 @@ def test_a_site_that_is_not_registered(no_superlink: ServerSettings) -> None:
     assert "Register it with `dynammo-server sites add NAME KEY.pub`" in message
     settings.sites.unlink()
     assert "Accepted: no site is registered yet" in refused(settings, deployed(["general"], CLASSES))
-
-
-def test_what_cannot_work_is_refused_before_anyone_is_asked(no_superlink: ServerSettings) -> None:
-    config = deployed(["general"], CLASSES, "replay", {"federation": {"stages": {"trian": {"quorum": 0.5}}}})
-    assert "unknown stage 'trian' (did you mean 'train'?)" in refused(registered(no_superlink, "general"), config)
 
 
 def test_what_another_process_holds_is_not_started(no_superlink: ServerSettings) -> None:
@@ -113,17 +115,78 @@ def test_a_folder_that_is_no_run_among_sites(tmp_path: Path, content: str | None
 
 
 @pytest.fixture(scope="module")
-def submitted(
-    superlink: ServerSettings, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, Config[Any]]]:
-    """A run that waits for its one site, which never connects."""
+def consortium(superlink: ServerSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerSettings]:
+    """Its one site never connects."""
     key = tmp_path_factory.mktemp("key") / "site.key.pub"
     key.write_bytes(new_key_pair("general")[1])
     register = SiteRegister(superlink, Control(superlink))
     register.add("general", key)
-    config = deployed(["general"], CLASSES, "replay", {"federation": {"patience_seconds": 3600}})
-    yield launch(superlink, config, track=["tensorboard"]), config
+    yield superlink
     register.remove("general")
+
+
+@pytest.fixture(scope="module")
+def submitted(consortium: ServerSettings) -> tuple[Path, Config[Any]]:
+    """A run that waits for its site."""
+    config = deployed(["general"], CLASSES, "replay", {"federation": {"patience_seconds": 3600}})
+    return launch(consortium, config, track=["tensorboard"]), config
+
+
+def left_of(settings: ServerSettings, config: Config[Any]) -> set[Path]:
+    """Files and folders of an experiment that was not begun."""
+    return {path for path in settings.folder.rglob("*") if config.run_name in path.name and path.suffix != ".lock"}
+
+
+@pytest.mark.slow
+def test_what_cannot_work_is_refused_in_the_checks_own_words_before_anyone_is_asked(
+    consortium: ServerSettings, tmp_path: Path
+) -> None:
+    config = deployed(["general"], CLASSES, "replay", {"federation": {"stages": {"trian": {"quorum": 0.5}}}})
+    with pytest.raises(ConfigError, match=r"unknown stage 'trian' \(did you mean 'train'\?\)") as own:
+        Experiment(config).check()
+    file = tmp_path / "experiment.yaml"
+    file.write_text(config.to_yaml())
+    for options in ([], ["--detach"]):
+        told = CliRunner().invoke(app, ["run", str(file), *options, "--folder", str(consortium.folder)])
+        assert told.exit_code == 1
+        assert " ".join(told.stderr.split()) == f"error {own.value}"
+        assert left_of(consortium, config) == set()
+
+
+@pytest.mark.slow
+def test_what_the_check_warns_of_is_told_to_the_operator(
+    consortium: ServerSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = deployed(["general"], CLASSES, "replay", {"memory": {"exemplars": 8}})
+    place = launch(consortium, config)
+    assert "memory.exemplars: a site that holds all 4 classes keeps 2 exemplars of each" in caplog.messages
+    stop_run(Control(consortium), place)
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_before_it_begins_leaves_its_log(consortium: ServerSettings) -> None:
+    config, control = deployed(["general"], CLASSES, "replay", {"memory": {"exemplars": 20}}), Control(consortium)
+    before = control.runs()
+    loaded = min(  # its copies, which look the same, came later
+        int(process.name)
+        for process in Path("/proc").glob("[0-9]*")
+        if LOADED.encode() in (process / "cmdline").read_bytes()
+        and (process / "cwd").readlink() == consortium.flower_home
+    )
+    os.kill(loaded, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor() as pool:
+            launched = pool.submit(launch, consortium, config)
+            while not (new := set(control.runs()) - set(before)):
+                time.sleep(0.1)
+            control.stop(new.pop())
+            log = consortium.flower_home / "submitted" / f"{config.run_name}.log"
+            words = rf"finished:stopped before it began.*No site was asked. Flower's log is in {log}"
+            with pytest.raises(RunError, match=words):
+                launched.result()
+    finally:
+        os.kill(loaded, signal.SIGCONT)
+    assert left_of(consortium, config) == {log}
 
 
 @pytest.mark.slow

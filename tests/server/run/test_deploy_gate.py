@@ -15,10 +15,10 @@ from dynammo_core.deployed.model_files import ModelFiles
 from dynammo_core.support.errors import ConfigError, RunError
 from dynammo_core.support.processes import account
 from server.cli import app
-from server.consortium.launch import FLOWER_RUN
 from server.report.model_card import model_card
 from server.run.deploy_gate import Broken, broken_bounds
 from server.run_directory.advice import held_words
+from server.run_directory.flower_run import FLOWER_RUN
 from server.watch.status import RunStatus
 
 NO_LOSS = {"retention": 0.0, "worst_site": 0.0, "class_recall": 0.0}

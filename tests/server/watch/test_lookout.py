@@ -10,7 +10,7 @@ import pytest
 from status_runs import START, append, completed, failed, first_task, write_run
 
 from dynammo_core.support.errors import RunError
-from server.consortium.launch import FLOWER_RUN
+from server.run_directory.flower_run import FLOWER_RUN
 from server.watch import lookout as lookout_module
 from server.watch.lookout import Lookout, run_directories
 

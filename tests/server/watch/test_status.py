@@ -26,8 +26,8 @@ from status_runs import (
 )
 
 from dynammo_core.support.errors import RunError
-from server.consortium.launch import FLOWER_RUN
 from server.run_directory.directory import LATEST
+from server.run_directory.flower_run import FLOWER_RUN
 from server.watch.status import RunStatus, age
 
 RUN = Path("/consortium/runs/skin-1")
