@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from server.consortium.sites import SiteRegister
 
 FOLLOW_SECONDS, ASK_SECONDS, END_SECONDS = 0.5, 10.0, 30.0
-LOOK_SECONDS, BEGIN_SECONDS = 0.05, 1.0
-"""Seconds between looks whether a run has begun, and between questions to Flower whether it has ended instead."""
+LOOK_SECONDS, BEGIN_SECONDS, PATIENCE_SECONDS = 0.05, 1.0, 60.0
+"""Seconds between looks whether a run has begun, between questions to Flower whether it has ended instead, and until
+people are told that it has not begun."""
 FAILED = "ServerApp failed with exception: "
 """What Flower puts before the text of an error."""
 
@@ -97,7 +98,8 @@ def _await_beginning(control: Control, run: int, place: Path, log: Path) -> None
     Raises:
         RunError: it refused the run, in the words of that process; or it died, and Flower's log is written to `log`.
     """
-    asked = time.monotonic()
+    asked = submitted = time.monotonic()
+    patient = False
     while (notes := notes_of(place)).get("run-id") != run:
         if time.monotonic() - asked > BEGIN_SECONDS:
             status, details = status_of(control, run)
@@ -109,6 +111,9 @@ def _await_beginning(control: Control, run: int, place: Path, log: Path) -> None
                 remedy = f"No site was asked. Flower's log is in {log}"
                 raise RunError(f"the run ended with status {status} before it began: {details}", remedy=remedy)
             asked = time.monotonic()
+            if not patient and asked - submitted > PATIENCE_SECONDS:
+                logger.warning("the run is submitted, and %s since %d s; Ctrl-C stops it", status, PATIENCE_SECONDS)
+                patient = True
         time.sleep(LOOK_SECONDS)
     for warning in notes["warnings"]:
         logger.warning("%s", warning)
