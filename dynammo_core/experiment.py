@@ -51,6 +51,7 @@ class Experiment:
         self.config = config
         self._hashes = hashes
         self._templates: dict[int, IncrementalModel] = {}
+        self._uses_torch = False
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -230,8 +231,10 @@ class Experiment:
 
     def use_torch(self) -> None:
         """Set PyTorch's threads, determinism and memory for this process, so that results repeat bit for bit."""
-        if torch.get_num_threads() != self.config.compute.threads:  # or the convolutions prepared so far are forgotten
-            torch.set_num_threads(self.config.compute.threads)
+        threads = self.config.compute.threads
+        if not self._uses_torch or torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)  # forgets what convolutions have prepared, so not with every step
+            self._uses_torch = True
         repeat_bits()
         limit_memory(self.device, self.config.compute.device_megabytes)
 
