@@ -286,6 +286,5 @@ def _field(name: str, value: object) -> str | int | list[int]:
 
 
 def _array(tensor: Tensor) -> Array:
-    values, array = tensor.numpy(force=True), Array.__new__(Array)  # whose own __init__ takes longer than all of this
-    vars(array).update(dtype=name_of(values.dtype), shape=values.shape, stype="numpy.ndarray", data=written(values))
-    return array
+    values = tensor.numpy(force=True)
+    return Array(name_of(values.dtype), values.shape, "numpy.ndarray", written(values))

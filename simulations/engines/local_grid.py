@@ -13,7 +13,7 @@ from copy import deepcopy
 from typing import Any
 from uuid import uuid4
 
-from flwr.app import ArrayRecord, Context, Error, Message, Metadata, RecordDict
+from flwr.app import Context, Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from flwr.clientapp import ClientApp
 from flwr.clientapp.client_app import ClientAppException
@@ -134,10 +134,9 @@ class LocalGrid(Grid):
         """
         if not message.has_content():
             return message_from_proto(message_to_proto(message))
-        content = message.content
+        content, arrays = message.content, message.content.array_records
         known = {
-            name: record.copy() if isinstance(record, ArrayRecord) else self._as_before(name, record)
-            for name, record in content.items()
+            name: arrays[name].copy() if name in arrays else self._as_before(name, content[name]) for name in content
         }
         message.content = RecordDict({name: content[name] for name, copied in known.items() if copied is None})
         arrived = message_from_proto(message_to_proto(message))
