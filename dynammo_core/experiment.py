@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from types import MappingProxyType
@@ -50,6 +51,7 @@ class Experiment:
         self.config = config
         self._hashes = hashes
         self._templates: dict[int, IncrementalModel] = {}
+        self._uses_torch = False
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -206,7 +208,7 @@ class Experiment:
         """Build a network with the structure of `task`, into which all that changes in a run has yet to be loaded."""
         if task not in self._templates:
             self._templates = {kept: self._templates[kept] for kept in self._templates if kept == task - 1}
-            self._templates[task] = self._grown(task, task + 1)
+            self._templates[task] = self._grown(task, task + 1).eval()
         template = self._templates[task]
         if summed_names(template.heads):  # sums are large, and made of zeros that nothing has touched
             return self._grown(task, task + 1)
@@ -229,13 +231,17 @@ class Experiment:
 
     def use_torch(self) -> None:
         """Set PyTorch's threads, determinism and memory for this process, so that results repeat bit for bit."""
-        torch.set_num_threads(self.config.compute.threads)
+        threads = self.config.compute.threads
+        if not self._uses_torch or torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)  # forgets what convolutions have prepared, so not with every step
+            self._uses_torch = True
         repeat_bits()
         limit_memory(self.device, self.config.compute.device_megabytes)
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[object]:
         """Return a context in which networks compute as `compute.precision` says; weights and sums stay in float32."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.compute.precision == "bf16")
+        lower = self.config.compute.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16) if lower else nullcontext()
 
     def check(self) -> None:
         """Build every part once, so that what cannot work is refused before the first step.

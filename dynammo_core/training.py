@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from dynammo_core.configuration.optimisation import Optimisation
 
@@ -25,9 +26,11 @@ def train_only(model: nn.Module, names: set[str]) -> list[nn.Parameter]:
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in names)
-    model.eval()
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if any(module.training for module in modules.values()):
+        model.eval()
     for prefix in {name.rpartition(".")[0] for name in names - parameters.keys()}:  # of buffers
-        model.get_submodule(prefix).training = True
+        modules[prefix].training = True
     return [parameter for parameter in parameters.values() if parameter.requires_grad]
 
 
@@ -65,15 +68,15 @@ def fit(
     Returns:
         The mean loss per sample in the last epoch; nan if `gradients` is given, which returns no loss.
     """
-    optimizer = _optimizer(parameters, settings)
+    descend = _descent(parameters, settings)
     start = [parameter.detach().clone() for parameter in parameters] if proximal else []
     mean_loss = math.nan
     for epoch in range(settings.epochs):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(settings, round_ * settings.epochs + epoch)
+        rate = learning_rate(settings, round_ * settings.epochs + epoch)
         total, seen = torch.zeros((), dtype=torch.float64, device=parameters[0].device), 0
         for batch in batches(epoch):
-            optimizer.zero_grad(set_to_none=True)
+            for parameter in parameters:
+                parameter.grad = None
             if gradients is not None:
                 gradients(*batch)
             else:
@@ -84,7 +87,7 @@ def fit(
                 seen += len(labels)
             if proximal:
                 _draw_back(parameters, start, proximal)
-            optimizer.step()
+            descend(rate)
         mean_loss = float(total) / seen if gradients is None else math.nan
     return mean_loss
 
@@ -105,10 +108,39 @@ def _draw_back(parameters: list[nn.Parameter], start: list[Tensor], proximal: fl
             parameter.grad.add_(parameter - origin, alpha=proximal)
 
 
-def _optimizer(parameters: list[nn.Parameter], settings: Optimisation) -> torch.optim.Optimizer:
+def _descent(parameters: list[nn.Parameter], settings: Optimisation) -> Callable[[float], None]:
+    """Return a function that takes one step at a learning rate, as PyTorch's optimizer of that name does."""
     # One kernel for all parameters instead of several for each; on the CPU it gains nothing, and rounds differently.
-    fused = True if parameters[0].is_cuda else None
-    rate, decay = settings.learning_rate, settings.weight_decay
+    fused, decay = parameters[0].is_cuda, settings.weight_decay
     if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=fused)
-    return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay, fused=fused)
+        adam = torch.optim.Adam(parameters, weight_decay=decay, fused=fused or None)
+
+        def step(rate: float) -> None:
+            adam.param_groups[0]["lr"] = rate
+            adam.step()
+
+        return step
+    moving = list[Tensor | None]([None] * len(parameters))
+
+    @torch.no_grad()
+    def step_sgd(rate: float) -> None:
+        # torch.optim.SGD itself spends as long on hooks and profiling as on the step of a small network.
+        reached = [place for place, parameter in enumerate(parameters) if parameter.grad is not None]
+        momenta = [moving[place] for place in reached]
+        sgd(
+            [parameters[place] for place in reached],
+            [parameters[place].grad for place in reached],  # type: ignore[misc]  # not None, as was asked above
+            momenta,
+            foreach=not fused,
+            fused=fused,
+            weight_decay=decay,
+            momentum=settings.momentum,
+            lr=rate,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
+        for place, momentum in zip(reached, momenta, strict=True):
+            moving[place] = momentum
+
+    return step_sgd

@@ -136,6 +136,11 @@ def test_use_torch_sets_what_makes_results_repeat() -> None:
         Experiment(small_config(overrides={"compute.threads": 2})).use_torch()
         assert torch.get_num_threads() == 2
         assert torch.are_deterministic_algorithms_enabled()
+        used = Experiment(small_config(overrides={"compute.threads": 2}))
+        used.use_torch()
+        torch.set_num_threads(1)
+        used.use_torch()
+        assert torch.get_num_threads() == 2  # though it had set them before
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])

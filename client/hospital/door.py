@@ -210,14 +210,21 @@ def _check_array(name: str, array: object, form: Form) -> None:
     types = (type(array.dtype), type(array.stype), type(array.data), type(array.shape))
     if types != (str, str, bytes, tuple) or {type(side) for side in array.shape} - {int}:
         raise ProtocolError(f"tensor {name!r} is described by something other than texts and numbers")
-    dtype, start = np.dtype(form[0]), header(*form)
+    dtype, start, size = _layout(form)
     # The header that belongs to the form, then the values alone: no byte is left in which anything could be said.
-    if not array.data.startswith(start) or len(array.data) != len(start) + dtype.itemsize * math.prod(form[1]):
+    if not array.data.startswith(start) or len(array.data) != size:
         raise ProtocolError(f"tensor {name!r} holds something other than its values", accepted=str(form))
-    if name in PHASE_UP.values() or dtype.name == "int8":
+    if name in PHASE_UP.values() or dtype == np.int8:
         return
     if dtype.kind != "f" or not np.isfinite(np.frombuffer(array.data, dtype, offset=len(start))).all():
         raise ProtocolError(f"tensor {name!r} holds values that are not finite floating-point numbers")
+
+
+@lru_cache(maxsize=1024)
+def _layout(form: Form) -> tuple[np.dtype[np.generic], bytes, int]:
+    """Return the type of a tensor's values, the bytes before them, and the number of all bytes."""
+    dtype, start = np.dtype(form[0]), header(*form)
+    return dtype, start, len(start) + dtype.itemsize * math.prod(form[1])
 
 
 def _whole_numbers(name: str, value: object) -> list[int]:

@@ -106,7 +106,8 @@ def answer_fit(assignment: Assignment, stage: Fit) -> Report:
         return Report(abstained=True)
     names = declared_answer(assignment.experiment, assignment.step.task, stage)
     batches = EpochBatches(assignment, samples, start_level(stage.inputs, config.data.augmentation))
-    received = take(assignment.model, names) if config.privacy.mechanism == "client" else {}
+    client_level = config.privacy.mechanism == "client"
+    received = {name: tensor.clone() for name, tensor in take(assignment.model, names).items()} if client_level else {}
     parameters = train_only(assignment.model, set(names))
     context = LossContext(assignment.step.task, batches.level, assignment.teacher)
 
@@ -117,7 +118,7 @@ def answer_fit(assignment: Assignment, stage: Fit) -> Report:
     proximal = config.federation.proximal
     loss = fit(parameters, descended, batches, stage.optimisation, round_=assignment.step.round, proximal=proximal)
     trained = take(assignment.model, names)
-    if config.privacy.mechanism == "client":
+    if client_level:
         trained = shortened_update(trained, received, config.privacy.clip)
     return Report(False, trained, {"class_counts": _counts(assignment, samples), "loss": loss})
 

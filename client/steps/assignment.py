@@ -29,7 +29,7 @@ from dynammo_core.support.devices import fits, moved
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.support.seeding import derive_seed, seeded_generator
 from dynammo_core.training import shuffled
-from dynammo_core.wire.protocol import Instruction, all_finite, names_up, tensors_of
+from dynammo_core.wire.protocol import Instruction, extremes, names_up, tensors_of
 
 VARIANCE, COUNTS = "running_var", "counts"
 """Last parts of the names of tensors that are never negative."""
@@ -138,11 +138,11 @@ def check_values(received: Mapping[str, Tensor]) -> None:
     Raises:
         ProtocolError: a value is not finite, or a variance or a number of images is negative; it names the tensor.
     """
-    for name, tensor in received.items():
-        if not all_finite(tensor):
+    for name, (low, high) in extremes(received).items():
+        if not -math.inf < low <= high < math.inf:
             raise ProtocolError(f"the tensor {name!r} was received with a value that is not finite")
-        if name.rpartition(".")[2] in (VARIANCE, COUNTS) and bool((tensor < 0).any()):
-            raise ProtocolError(f"the tensor {name!r} was received with {float(tensor.min()):g}", accepted="0 or more")
+        if low < 0 and name.rpartition(".")[2] in (VARIANCE, COUNTS):
+            raise ProtocolError(f"the tensor {name!r} was received with {low:g}", accepted="0 or more")
 
 
 @lru_cache(maxsize=64)
@@ -239,6 +239,6 @@ def start_level(wanted: Level, augmentation: str) -> Level:
 
 
 def take(model: IncrementalModel, names: Iterable[str]) -> dict[str, Tensor]:
-    """Return copies of the model's tensors with these names, for sending."""
+    """Return the model's tensors with these names, for sending; on the CPU they change with the model."""
     state = tensors_in(model)
-    return {name: state[name].detach().to("cpu", copy=True) for name in names}
+    return {name: state[name].detach().cpu() for name in names}

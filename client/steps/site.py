@@ -143,10 +143,12 @@ class Site:
         """Return all that this site may train on in a task."""
         config = self.experiment.config
         arrivals = self._arrivals(task)
+        new, seen = arrivals.new(self.index, task), arrivals.seen(self.index, task)
+        images = self.train_images(new)
         return Rehearsal(
             task=task,
-            new=self.train_images(arrivals.new(self.index, task)),
-            seen=self.train_images(arrivals.seen(self.index, task)),
+            new=images,
+            seen=images if seen == new else self.train_images(seen),
             memory=self.memory().samples,
             settings=config.memory,
             sites=config.federation.sites,

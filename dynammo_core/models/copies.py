@@ -31,12 +31,14 @@ def tensors_in(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
         module: whose tensors.
         prefix: comes before each name.
     """
-    passing, own = module._non_persistent_buffers_set, dict[str, Tensor | None](module._parameters)
-    own |= {name: tensor for name, tensor in module._buffers.items() if name not in passing}
-    found = {f"{prefix}{name}": tensor for name, tensor in own.items() if tensor is not None}
+    found, passing = dict[str, Tensor](), module._non_persistent_buffers_set
+    for own in (module._parameters, module._buffers):
+        for name, tensor in own.items():
+            if tensor is not None and name not in passing:
+                found[prefix + name] = tensor
     for name, child in module._modules.items():
         if child is not None:
-            found |= tensors_in(child, f"{prefix}{name}.")
+            found.update(tensors_in(child, f"{prefix}{name}."))
     return found
 
 
@@ -46,11 +48,12 @@ def _copied(module: M, memo: dict[int, Any]) -> M:
         return twin
     memo[id(module)] = twin = type(module).__new__(type(module))
     own = twin.__dict__
+    own.update(module.__dict__)
     for name, value in module.__dict__.items():
         kind = type(value)
         if kind in PLAIN or (kind is tuple and PLAIN.issuperset(map(type, value))):
-            own[name] = value
-        elif kind in TABLES and not value:
+            continue
+        if kind in TABLES and not value:
             own[name] = kind()
         elif name in ("_parameters", "_buffers"):
             own[name] = {key: _tensor(one, memo) for key, one in value.items()}

@@ -27,7 +27,7 @@ from dynammo_core.wire.announcement import Announcement
 from dynammo_core.wire.arrays import name_of, read, written
 from dynammo_core.wire.protocol import Instruction, Phase, Report, tensor_bytes
 from dynammo_core.wire.statistics import Statistics
-from dynammo_core.wire.tensor_store import tensor_hash
+from dynammo_core.wire.tensor_store import decoded, tensor_hash
 
 ANNOUNCE = "query.announce"
 """The type of the message that asks for an announcement; it has no content."""
@@ -42,13 +42,12 @@ BUNDLE, SMALL, INDEX_BYTES = ":bundle", 1 << 18, 8
 """Name of what holds a whole small message, or small tensors; most bytes of the tensors of the one, and of each of the
 others; bytes of the length of their index."""
 
-LARGEST_SHARED = 10**6
-"""Bytes of an array beyond which it is decoded for each site anew."""
-
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 FIELDS = tuple(entry.name for entry in fields(Instruction) if entry.name != "weights")
+COMMON = tuple(name for name in FIELDS if name not in ("site", "taken"))
 TEXTS, LISTS = frozenset({"experiment", "code_hash", "run", "workspace", "packages"}), frozenset({"taken"})
-"""The fields of an instruction that are texts and lists of whole numbers; the others are whole numbers."""
+"""All fields of an instruction, those that are the same for all sites, the texts, and the lists of whole numbers; the
+others are whole numbers."""
 
 MESSAGE_TYPES: Mapping[Action, str] = MappingProxyType(
     {action: "evaluate" if action is Action.EVALUATE else f"train.{action.value}" for action in Action}
@@ -175,13 +174,15 @@ def encode_instruction(instruction: Instruction, parcel: Parcel, travelling: Ite
         parcel: all tensors that are meant, named by their hashes.
         travelling: names of the tensors that the site does not hold; all by default.
     """
-    return RecordDict(
-        {
-            TENSORS: parcel.record(parcel.arrays if travelling is None else travelling),
-            HASHES: parcel.hash_record,
-            INSTRUCTION: ConfigRecord({name: getattr(instruction, name) for name in FIELDS}),
-        }
-    )
+    told = _told_to_all(*(getattr(instruction, name) for name in COMMON)).copy()
+    told["site"], told["taken"] = instruction.site, instruction.taken
+    tensors = parcel.record(parcel.arrays if travelling is None else travelling)
+    return RecordDict({TENSORS: tensors, HASHES: parcel.hash_record, INSTRUCTION: told})
+
+
+@lru_cache(maxsize=4)
+def _told_to_all(*values: str | int) -> ConfigRecord:
+    return ConfigRecord(dict(zip(COMMON, values, strict=True)))
 
 
 def decode_instruction(content: RecordDict) -> tuple[Instruction, dict[str, str]]:
@@ -197,7 +198,7 @@ def decode_instruction(content: RecordDict) -> tuple[Instruction, dict[str, str]
         record = _record(content, INSTRUCTION, ConfigRecord)
         values = {name: _field(name, record[name]) for name in FIELDS}
         hashes = {name: str(known) for name, known in _record(content, HASHES, ConfigRecord).items()}
-        weights = {name: _shared(array.data) for name, array in _arrays(content).items()}
+        weights = {name: decoded(array.data) for name, array in _arrays(content).items()}
         for name, (_, known) in weights.items():
             if known != hashes.get(name):
                 raise ProtocolError(f"the tensor {name!r} does not have the hash that it is named by")
@@ -287,14 +288,3 @@ def _field(name: str, value: object) -> str | int | list[int]:
 def _array(tensor: Tensor) -> Array:
     values = tensor.numpy(force=True)
     return Array(name_of(values.dtype), values.shape, "numpy.ndarray", written(values))
-
-
-def _shared(data: bytes) -> tuple[Tensor, str]:
-    """Return the tensor in an array's bytes and its hash, worked out once for the small ones that many sites get."""
-    return _kept(data) if len(data) <= LARGEST_SHARED else _kept.__wrapped__(data)
-
-
-@lru_cache(maxsize=256)
-def _kept(data: bytes) -> tuple[Tensor, str]:
-    tensor = torch.from_numpy(read(data).copy())
-    return tensor, tensor_hash(tensor)

@@ -6,8 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dynammo_core.models.names import Network, matching, travelling_names
@@ -57,6 +60,9 @@ def lengths_of(classes: int) -> dict[str, int]:
 TABLES = ("confusion", PERSONAL, ALONE)
 """The numbers that count test images by true and predicted class, which travel as `sparse_counts` says: as the model
 answers that was sent and, with `method.personal`, as the site's own head does, and the one that it would have alone."""
+
+TOGETHER = 1 << 16
+"""Most values of a tensor that is looked at together with others."""
 
 NEVER_NEGATIVE = frozenset({"seconds", "memory_bytes", "epsilon"})
 """The names of single numbers that cannot be negative."""
@@ -142,6 +148,28 @@ class Report:
 def tensor_bytes(weights: Mapping[str, Tensor]) -> int:
     """Return the number of bytes that the tensors take on the wire, without framing."""
     return sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+
+
+def extremes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
+    """Return the smallest and the largest value of each tensor that has any, both nan where it holds a nan.
+
+    Args:
+        tensors: in the CPU's memory, by name.
+    """
+    found = dict[str, tuple[float, float]]()
+    small = dict[torch.dtype, dict[str, NDArray[Any]]]()
+    for name, tensor in tensors.items():
+        if tensor.numel() > TOGETHER:
+            low, high = torch.aminmax(tensor)
+            found[name] = float(low), float(high)
+        elif tensor.numel():
+            small.setdefault(tensor.dtype, {})[name] = tensor.numpy().ravel(order="K")
+    for arrays in small.values():  # a network has many, and looking at each by itself takes longer than at their values
+        values, sizes = np.concatenate(list(arrays.values())), list(map(len, arrays.values()))
+        starts = np.cumsum([0, *sizes[:-1]])
+        lows, highs = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
+        found.update(zip(arrays, zip(lows.tolist(), highs.tolist(), strict=True), strict=True))
+    return found
 
 
 def all_finite(tensor: Tensor) -> bool:

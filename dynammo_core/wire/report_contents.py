@@ -15,7 +15,7 @@ from dynammo_core.plan import ALONE, Action, Stage
 from dynammo_core.scoring.reliability import Reliability
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.wire.compression.float16 import LARGEST
-from dynammo_core.wire.protocol import TABLES, Numbers
+from dynammo_core.wire.protocol import TABLES, Numbers, extremes
 
 
 def check_counts(numbers: Numbers, classes: int, seen: Collection[int], most: int) -> None:
@@ -99,10 +99,7 @@ def check_tensors(
     """
     heads, within = heads_by_prefix(model), LARGEST**2 if stage.squares else LARGEST
     summed = {f"{prefix}{name}" for prefix, head in heads.items() for name in head.summed_tensors}
-    for name, tensor in weights.items():
-        if not tensor.numel():
-            continue
-        low, high = (float(bound) for bound in torch.aminmax(tensor))  # nan where one of them is
+    for name, (low, high) in extremes(weights).items():
         if not -torch.inf < low <= high < torch.inf:
             raise ProtocolError(f"tensor {name!r} contains values that are not finite floating-point numbers")
         if name not in summed and max(-low, high) > within:

@@ -19,8 +19,11 @@ from dynammo_core.memory.private_files import make_private
 from dynammo_core.memory.sealed_file import SealedFile
 from dynammo_core.support.errors import DynammoError, MemoryStoreError, MissingTensorsError
 from dynammo_core.support.files import write_atomically
+from dynammo_core.wire.arrays import read
 
 FILE = "received.safetensors"
+LARGEST_SHARED = 10**6
+"""Bytes of an array beyond which it is decoded for each site anew."""
 logger = logging.getLogger("dynammo.tensor_store")
 
 
@@ -29,6 +32,17 @@ def tensor_hash(tensor: Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).numpy().data)
     return digest.hexdigest()
+
+
+def decoded(data: bytes) -> tuple[Tensor, str]:
+    """Return the tensor in an array's bytes and its hash, worked out once for the small ones that many sites get."""
+    return _kept(data) if len(data) <= LARGEST_SHARED else _kept.__wrapped__(data)
+
+
+@lru_cache(maxsize=256)
+def _kept(data: bytes) -> tuple[Tensor, str]:
+    tensor = torch.from_numpy(read(data).copy())
+    return tensor, tensor_hash(tensor)
 
 
 @lru_cache(maxsize=4)

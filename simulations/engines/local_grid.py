@@ -111,7 +111,10 @@ class LocalGrid(Grid):
         return replies
 
     def _answer(self, message: Message) -> Message:
-        context = deepcopy(self._contexts[message.metadata.dst_node_id])
+        kept = self._contexts[message.metadata.dst_node_id]
+        context = Context(
+            kept.run_id, kept.node_id, dict(kept.node_config), deepcopy(kept.state), dict(kept.run_config)
+        )
         received = self._copy(message)
         try:
             reply = self._copy(self._app(received, context))
@@ -120,7 +123,7 @@ class LocalGrid(Grid):
             raised = ClientAppException(str(error))
             failure = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(raised)}:<'{raised}'>")
             return Message(failure, reply_to=message)
-        self._contexts[message.metadata.dst_node_id].state = context.state
+        kept.state = context.state
         return reply
 
     def _copy(self, message: Message) -> Message:

@@ -23,7 +23,7 @@ from dynammo_core.plan import Action, Stage, Summarise, nothing
 from dynammo_core.scoring.reliability import Reliability
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.wire.compression import CODECS, pack
-from dynammo_core.wire.protocol import NUMBERS, SUMMED, Phase, Report, names_up, tensor_bytes
+from dynammo_core.wire.protocol import NUMBERS, SUMMED, TOGETHER, Phase, Report, extremes, names_up, tensor_bytes
 from dynammo_core.wire.protocol_checks import check_report, opened_report
 from dynammo_core.wire.secure_aggregation.offers import OFFER_BYTES
 from dynammo_core.wire.secure_aggregation.phases import PHASE_UP, check_phase
@@ -375,3 +375,27 @@ def test_integers_travel_in_the_declared_form_alone(change: Callable[[dict[str, 
     report = on_the_wire("int8")
     with pytest.raises(ProtocolError):
         opened(replace(report, weights=change(dict(report.weights))), "int8")
+
+
+def test_extremes_are_those_of_each_tensor_by_itself() -> None:
+    drawn = torch.Generator().manual_seed(0)
+    tensors = {
+        "weight": torch.randn(4, 3, 3, 3, generator=drawn).contiguous(memory_format=torch.channels_last),
+        "none": torch.empty(0, 5),
+        "sum": torch.randn(2, generator=drawn, dtype=torch.float64) * 1e300,
+        "half": torch.tensor([-2.0, 6e4], dtype=torch.float16),
+        "count": torch.tensor(7),
+        "infinite": torch.tensor([1.0, -math.inf]),
+        "large": torch.randn(TOGETHER + 1, generator=drawn),
+    }
+    found = extremes(tensors)
+    assert found == {name: (t.min().item(), t.max().item()) for name, t in tensors.items() if t.numel()}
+
+
+@pytest.mark.parametrize("size", [3, TOGETHER + 1])
+def test_extremes_beside_a_nan_are_nan(size: int) -> None:
+    tensors = {"before": torch.ones(2), "broken": torch.ones(size), "behind": torch.ones(2)}
+    tensors["broken"][1] = math.nan
+    found = extremes(tensors)
+    assert math.isnan(found["broken"][0]) and math.isnan(found["broken"][1])
+    assert found["before"] == found["behind"] == (1.0, 1.0)

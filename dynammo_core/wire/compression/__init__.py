@@ -39,11 +39,11 @@ def pack(codec: Codec, weights: Tensors, sent: Tensors) -> dict[str, Tensor]:
 
 def unpack(codec: Codec, packed: Tensors, sent: Tensors) -> dict[str, Tensor]:
     """Decode the tensors that `pack` encoded."""
-    parts: dict[str, dict[str, Tensor]] = {}
+    parts, nothing = dict[str, dict[str, Tensor]](), torch.zeros(())
     for key, tensor in packed.items():
         name, colon, suffix = key.partition(":")
         parts.setdefault(name, {})[f"{colon}{suffix}"] = tensor
-    return {name: codec.decode(encoded, sent.get(name, torch.zeros(()))) for name, encoded in parts.items()}
+    return {name: codec.decode(encoded, sent.get(name, nothing)) for name, encoded in parts.items()}
 
 
 def carried(codec: Codec, weights: Tensors) -> dict[str, Tensor]:
