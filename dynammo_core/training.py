@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.optim.sgd import sgd
 
 from dynammo_core.configuration.optimisation import Optimisation
 
@@ -68,15 +67,15 @@ def fit(
     Returns:
         The mean loss per sample in the last epoch; nan if `gradients` is given, which returns no loss.
     """
-    descend = _descent(parameters, settings)
+    optimizer = _optimizer(parameters, settings)
     start = [parameter.detach().clone() for parameter in parameters] if proximal else []
     mean_loss = math.nan
     for epoch in range(settings.epochs):
-        rate = learning_rate(settings, round_ * settings.epochs + epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(settings, round_ * settings.epochs + epoch)
         total, seen = torch.zeros((), dtype=torch.float64, device=parameters[0].device), 0
         for batch in batches(epoch):
-            for parameter in parameters:
-                parameter.grad = None
+            optimizer.zero_grad(set_to_none=True)
             if gradients is not None:
                 gradients(*batch)
             else:
@@ -87,7 +86,7 @@ def fit(
                 seen += len(labels)
             if proximal:
                 _draw_back(parameters, start, proximal)
-            descend(rate)
+            optimizer.step()
         mean_loss = float(total) / seen if gradients is None else math.nan
     return mean_loss
 
@@ -108,39 +107,10 @@ def _draw_back(parameters: list[nn.Parameter], start: list[Tensor], proximal: fl
             parameter.grad.add_(parameter - origin, alpha=proximal)
 
 
-def _descent(parameters: list[nn.Parameter], settings: Optimisation) -> Callable[[float], None]:
-    """Return a function that takes one step at a learning rate, as PyTorch's optimizer of that name does."""
+def _optimizer(parameters: list[nn.Parameter], settings: Optimisation) -> torch.optim.Optimizer:
     # One kernel for all parameters instead of several for each; on the CPU it gains nothing, and rounds differently.
-    fused, decay = parameters[0].is_cuda, settings.weight_decay
+    fused = True if parameters[0].is_cuda else None
+    rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "adam":
-        adam = torch.optim.Adam(parameters, weight_decay=decay, fused=fused or None)
-
-        def step(rate: float) -> None:
-            adam.param_groups[0]["lr"] = rate
-            adam.step()
-
-        return step
-    moving = list[Tensor | None]([None] * len(parameters))
-
-    @torch.no_grad()
-    def step_sgd(rate: float) -> None:
-        # torch.optim.SGD itself spends as long on hooks and profiling as on the step of a small network.
-        reached = [place for place, parameter in enumerate(parameters) if parameter.grad is not None]
-        momenta = [moving[place] for place in reached]
-        sgd(
-            [parameters[place] for place in reached],
-            [parameters[place].grad for place in reached],  # type: ignore[misc]  # not None, as was asked above
-            momenta,
-            foreach=not fused,
-            fused=fused,
-            weight_decay=decay,
-            momentum=settings.momentum,
-            lr=rate,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-        )
-        for place, momentum in zip(reached, momenta, strict=True):
-            moving[place] = momentum
-
-    return step_sgd
+        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=fused)
+    return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay, fused=fused)

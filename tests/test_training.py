@@ -65,40 +65,6 @@ def changed(model: nn.Module, before: dict[str, Tensor]) -> set[str]:
     return {name for name in moved if "num_batches_tracked" not in name}
 
 
-# Steps
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("decay", [0.0, 5e-4])
-def test_sgd_gives_the_bits_of_pytorchs_own_and_waits_for_a_parameter_without_gradient(
-    momentum: float, decay: float
-) -> None:
-    drawn, own = seeded_generator("steps"), list[nn.Parameter]()
-    for shape in ((3, 2, 3, 3), (5,), (4,)):
-        own.append(nn.Parameter(torch.randn(shape, generator=drawn).contiguous()))
-    own[0].data = own[0].data.contiguous(memory_format=torch.channels_last)
-    twins = [nn.Parameter(parameter.detach().clone()) for parameter in own]
-    torchs = torch.optim.SGD(twins, lr=0.3, momentum=momentum, weight_decay=decay)
-
-    def draw(step: Tensor) -> None:
-        for parameter, twin in zip(own, twins, strict=True):
-            if len(parameter) != 4 or int(step) > 1:  # the last one is reached from the third step on
-                parameter.grad = torch.randn(parameter.shape, generator=drawn)
-                twin.grad = parameter.grad.clone()
-        torchs.step()
-
-    how = Optimisation(epochs=1, learning_rate=0.3, schedule="constant", momentum=momentum, weight_decay=decay)
-    fit(
-        own,
-        lambda *_: torch.zeros(()),
-        lambda _: iter([(torch.tensor(k),) for k in range(5)]),
-        how,
-        round_=0,
-        gradients=draw,
-    )
-    assert all(torch.equal(parameter, twin) for parameter, twin in zip(own, twins, strict=True))
-
-
 # Learning rate
 
 

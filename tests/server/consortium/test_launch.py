@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -163,16 +164,23 @@ def test_what_the_check_warns_of_is_told_to_the_operator(
     stop_run(Control(consortium), place)
 
 
+def loaded_processes(settings: ServerSettings) -> list[int]:
+    """Ids of the server's loaded process and its copies."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if LOADED.encode() in (process / "cmdline").read_bytes():
+                found += [int(process.name)] * ((process / "cwd").readlink() == settings.flower_home)
+    return found
+
+
 @pytest.mark.slow
 def test_a_run_that_ends_before_it_begins_leaves_its_log(consortium: ServerSettings) -> None:
     config, control = deployed(["general"], CLASSES, "replay", {"memory": {"exemplars": 20}}), Control(consortium)
     before = control.runs()
-    loaded = min(  # its copies, which look the same, came later
-        int(process.name)
-        for process in Path("/proc").glob("[0-9]*")
-        if LOADED.encode() in (process / "cmdline").read_bytes()
-        and (process / "cwd").readlink() == consortium.flower_home
-    )
+    while not (found := loaded_processes(consortium)):  # the server has just begun, and loads
+        time.sleep(0.1)
+    loaded = min(found)  # its copies, which look the same, came later
     os.kill(loaded, signal.SIGSTOP)
     try:
         with ThreadPoolExecutor() as pool:
