@@ -11,8 +11,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
+from select import select
 from typing import IO
+
+NETWORKS = ("torchvision.models", "timm")
+"""What some networks are built with."""
 
 # Some programs outlive whoever started them. This one waits until its input closes, which happens however its parent
 # ends, then kills the process group that was written there.
@@ -76,9 +81,12 @@ def process_group(
 def answer_by_copies(answer: Callable[[str], None]) -> None:
     """Fork for each line of standard input, and have the copy answer it and end; return when the input ends.
 
-    The process must have a single thread, since a copy has no other. A copy starts with all that is loaded here, and
-    changes nothing for the next one.
+    The process must have a single thread, since a copy has no other. A copy starts with all that is loaded here,
+    `NETWORKS` too unless a first line waits already, which may do without, and changes nothing for the next one.
     """
+    for module in NETWORKS:
+        if not select([sys.stdin], [], [], 0)[0]:
+            import_module(module)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that a copy which has ended leaves nothing
     gc.freeze()  # or a copy's collector would write to, and so copy, all that is loaded
     for line in sys.stdin:

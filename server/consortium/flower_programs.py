@@ -19,7 +19,6 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from select import select
 from typing import Any
 
 from flwr.app import Message
@@ -46,8 +45,6 @@ LOADED = "loaded-serverapp"
 """The name here of the process whose copies are ServerApps."""
 NEEDED = ("server.app", "server.run.run", "server.watch.progress", "server.trackers.tracking", "httpcore")
 """What every run needs; `httpcore` httpx loads with the first connection."""
-NETWORKS = ("torchvision.models", "timm")
-"""What some networks are built with."""
 
 
 def install_programs(folder: Path) -> None:
@@ -180,9 +177,6 @@ def become_loaded() -> None:
     for module in NEEDED:
         import_module(module)
     loaded = project_hash()
-    for module in NETWORKS:
-        if not select([sys.stdin], [], [], 0)[0]:  # or a run waits already, which may do without
-            import_module(module)
 
     def run(arguments: str) -> None:
         sys.argv = [SERVER_APP, *json.loads(arguments)]
