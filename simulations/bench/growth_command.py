@@ -98,7 +98,7 @@ def rows(points: Sequence[int], growth: Mapping[str, Growth]) -> list[list[str]]
 def figure(found: Found) -> Drawing:
     """Draw a panel per axis, both scales logarithmic: multiples of the first point, a line per quantity."""
     from server.report.plots import MUTED, RULE, drawing
-    from simulations.comparisons.plots import COLOURS, DASHES, MARKERS
+    from simulations.comparisons.plots import COLOURS, DASHES, looks
 
     label = f"Log-log plots of multiples of the first point along {', '.join(found)}; dashed: proportional growth."
     with drawing("growth", label, 3.2 * len(found) + 1, 4.2) as drawn:
@@ -107,13 +107,14 @@ def figure(found: Found) -> Drawing:
         for panel, (axis, (points, growth)) in zip(panels, found.items(), strict=True):
             panel.plot(points, [x / points[0] for x in points], color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
             for place, (name, one) in enumerate(growth.items()):
+                colour, marker = looks(place)
                 if min(one.values) > 0:
                     panel.plot(
                         points,
                         [value / one.values[0] for value in one.values],
-                        color=COLOURS[place % len(COLOURS)],
+                        color=colour,
                         linestyle=DASHES[place // len(COLOURS)],
-                        marker=MARKERS[place % len(MARKERS)],
+                        marker=marker,
                         markersize=4,
                         label=name,
                     )

@@ -16,7 +16,7 @@ from dynammo_core.support.csv_text import csv_table
 from dynammo_core.support.files import write_atomically
 from server.report.plots import RULE, Drawing, drawing, shortened
 from simulations.comparisons.compare import Group, Metric
-from simulations.comparisons.plots import COLOURS, LEGEND_COLUMNS, MARKERS
+from simulations.comparisons.plots import LEGEND_COLUMNS, looks
 from simulations.comparisons.table import Spread, table
 
 MEASURED: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -131,8 +131,7 @@ def _scatter(name: str, every: Sequence[Costs], metric: Metric, cost: str) -> Dr
     with drawing(name, label, 4.9, 3.2 + 0.22 * -(-len(every) // LEGEND_COLUMNS)) as drawn:
         axes = drawn.axes
         for place, (one, value) in enumerate(zip(every, values, strict=True)):
-            colour = COLOURS[place % len(COLOURS)]
-            marker = MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]  # no pair of both comes twice
+            colour, marker = looks(place)
             point, spread = (value, one.last.mean), one.last.deviation
             axes.errorbar(
                 *point, yerr=spread, fmt=marker, color=colour, markersize=7, capsize=3, label=shortened(one.row)

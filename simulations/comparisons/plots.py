@@ -17,6 +17,11 @@ LONGEST_LABEL = 36  # characters, two of which fit beside each other
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
+def looks(place: int) -> tuple[str, str]:
+    """Return the colour and the marker of a row by its place; of 49 rows no two look the same."""
+    return COLOURS[place % len(COLOURS)], MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]
+
+
 def accuracy_curves(
     name: str,
     curves: Mapping[str, Values],
@@ -42,14 +47,14 @@ def accuracy_curves(
         for place, (row, values) in enumerate(curves.items()):
             middle, spread = mean_and_deviation(values)
             after = np.arange(1, len(middle) + 1)
-            colour = COLOURS[place % len(COLOURS)]
+            colour, marker = looks(place)
             axes.fill_between(after, middle - spread, middle + spread, color=colour, alpha=0.14, linewidth=0)
             axes.plot(
                 after,
                 middle,
                 color=colour,
                 linestyle=DASHES[place // len(COLOURS) % len(DASHES)],
-                marker=MARKERS[place % len(MARKERS)],
+                marker=marker,
                 markersize=5,
                 linewidth=1.8,
                 label=shortened(row, LONGEST_LABEL),

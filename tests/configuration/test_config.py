@@ -416,7 +416,7 @@ def test_leaf_keys_are_all_leaves_of_all_methods() -> None:
     assert {"seed", "federation.sites", "method.name", "method.adapt.epochs", "method.train.rounds"} <= everything
 
 
-JOBS = ("runs", "resume", "accept-new-code", "track", "announce", "statistics", "evaluate", "forget")
+JOBS = ("runs", "resume", "accept-new-code", "track", "consortium", "announce", "statistics", "evaluate", "forget")
 
 
 def test_flower_is_told_of_each_leaf_and_of_nothing_else() -> None:

@@ -105,8 +105,12 @@ def test_a_site_that_abstains_says_so(tmp_path: Path) -> None:
     assert (line["numbers"], line["class_counts"]) == ([], None)
 
 
-def test_a_private_answer_says_what_was_spent(alpha: Path) -> None:
-    """The real site pays for the census and its answer; the noise is of the system, the numbers of the census."""
+def test_a_private_answer_says_what_was_spent(tmp_path: Path) -> None:
+    """The real site pays for the census and its answer; the noise is of the system, the numbers of the census.
+
+    By the census of so many images the site never abstains.
+    """
+    alpha = make_hospital(tmp_path / "alpha", "alpha", with_images(tmp_path, "alpha", {"3": 20, "1": 20}))
     own = {**EXPERIMENT.config.model_dump(mode="json"), "method": {"name": "streaming_ridge"}}
     private = Experiment(resolve({**own, "privacy": {"mechanism": "example", "count_noise": 2.0}}, "private", {}))
     kind, step = MESSAGE_TYPES[Action.SUMMARISE], step_of(private, 0, "sum")

@@ -27,7 +27,7 @@ from simulations.cli import app
 from simulations.comparisons.compare import METRICS, Group, Result, Sweep
 from simulations.comparisons.costs import tables
 from simulations.comparisons.page import write_page
-from simulations.comparisons.plots import mean_and_deviation
+from simulations.comparisons.plots import looks, mean_and_deviation
 from simulations.comparisons.sweep import sweep_curves
 from simulations.comparisons.table import Spread
 
@@ -347,3 +347,7 @@ def test_each_run_is_one_click_away_and_few_seeds_prove_nothing(
     text = Page(write(tmp_path / "five", groups=five, missing=[])).text
     assert "No row has 6 seeds in common with the first one" in text
     assert "p =" not in text
+
+
+def test_no_two_of_many_rows_look_the_same() -> None:
+    assert len({looks(place) for place in range(49)}) == 49
