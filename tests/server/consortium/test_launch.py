@@ -175,7 +175,10 @@ def loaded_processes(settings: ServerSettings) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_run_that_ends_before_it_begins_leaves_its_log(consortium: ServerSettings) -> None:
+def test_a_run_that_ends_before_it_begins_leaves_its_log_and_tells_who_waits(
+    consortium: ServerSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("server.consortium.launch.PATIENCE_SECONDS", 0.5)
     config, control = deployed(["general"], CLASSES, "replay", {"memory": {"exemplars": 20}}), Control(consortium)
     before = control.runs()
     while not (found := loaded_processes(consortium)):  # the server has just begun, and loads
@@ -185,9 +188,10 @@ def test_a_run_that_ends_before_it_begins_leaves_its_log(consortium: ServerSetti
     try:
         with ThreadPoolExecutor() as pool:
             launched = pool.submit(launch, consortium, config)
-            while not (new := set(control.runs()) - set(before)):
+            while not any("Ctrl-C stops it" in said for said in caplog.messages) and not launched.done():
                 time.sleep(0.1)
-            control.stop(new.pop())
+            (new,) = set(control.runs()) - set(before)
+            control.stop(new)
             log = consortium.flower_home / "submitted" / f"{config.run_name}.log"
             words = rf"finished:stopped before it began.*No site was asked. Flower's log is in {log}"
             with pytest.raises(RunError, match=words):
