@@ -29,8 +29,9 @@ class RandomProjection(FeatureMap):
     def __init__(self, features: int, size: int, seed: int) -> None:
         super().__init__()
         self.feature_dim = size
-        # All models of a process share it, as they share a frozen backbone.
-        self.register_buffer("weight", _drawn(features, size, seed), persistent=False)
+        # All models of a process share it, as they share a frozen backbone; one of shapes alone has a shape of it.
+        drawn = _drawn(features, size, seed).to(torch.get_default_device())
+        self.register_buffer("weight", drawn, persistent=False)
         self.weight: Tensor
 
     def forward(self, features: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ class RandomProjection(FeatureMap):
 
 @lru_cache(maxsize=2)
 def _drawn(features: int, size: int, seed: int) -> Tensor:
-    matrix: Tensor = torch.randn(features, size, generator=seeded_generator("projection", seed))
+    matrix: Tensor = torch.randn(features, size, device="cpu", generator=seeded_generator("projection", seed))
     return matrix.mul_((2 / size) ** 0.5)
 
 

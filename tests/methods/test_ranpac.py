@@ -6,7 +6,7 @@ import torch
 from method_bench import STREAM, Bench, bench, halves, learn_sums, uneven
 
 from dynammo_core.methods.feature_maps import MappedBackbone
-from dynammo_core.methods.ranpac import RandomProjection
+from dynammo_core.methods.ranpac import RandomProjection, _drawn
 from dynammo_core.models.names import travelling_names
 from dynammo_core.models.ridge.head import RidgeHead
 
@@ -50,3 +50,10 @@ def test_random_features_are_as_long_as_features_on_average() -> None:
     features = torch.rand(20, 64)
     ratio = RandomProjection(64, 4000, seed=0)(features).norm(dim=1) / features.norm(dim=1)
     torch.testing.assert_close(ratio, torch.ones(20), atol=0.1, rtol=0)
+
+
+def test_a_model_of_shapes_alone_leaves_the_numbers_to_those_that_follow_it() -> None:
+    with torch.device("meta"):
+        shapes = RandomProjection(6, 5, seed=7)
+    assert shapes.weight.is_meta
+    assert torch.equal(RandomProjection(6, 5, seed=7).weight, _drawn.__wrapped__(6, 5, 7))

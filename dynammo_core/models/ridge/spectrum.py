@@ -17,7 +17,7 @@ from torch import Tensor
 THIN = 0.75
 """Share of a matrix's size below which its rank makes the thin factor the faster way (`dynammo-sim bench solves`)."""
 
-CANDIDATES = torch.logspace(-6, 3, 37, dtype=torch.float64)
+CANDIDATES = torch.logspace(-6, 3, 37, dtype=torch.float64, device="cpu")
 """Regularisers that are tried, as multiples of the number of samples."""
 
 TIE = 1e-9
