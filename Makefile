@@ -78,7 +78,7 @@ bench: install ## Speed, as ratios within one run: answers, training, memory, by
 	@'$(BIN)/dynammo-sim' bench training '$(ROOT)/configs/digits.yaml'
 	@'$(BIN)/dynammo-sim' bench memory
 	@'$(BIN)/dynammo-sim' bench images
-	@'$(BIN)/dynammo-sim' bench bytes '$(ROOT)/configs/digits.yaml'
+	@'$(BIN)/dynammo-sim' bench bytes '$(ROOT)/configs/digits.yaml' --set tasks.sizes='[2, 2]'
 	@'$(BIN)/dynammo-sim' bench sites '$(ROOT)/configs/fashion_mnist.yaml' --count 20 --engine local $(MANY_SITES)
 	@'$(BIN)/dynammo-sim' bench engines '$(ROOT)/configs/fashion_mnist.yaml' --only loop --only local --only flower \
 		--set federation.sites=20 $(MANY_SITES)

@@ -267,8 +267,9 @@ class Experiment:
         _ = self.device
         self.networks.check(len(self.stream))
         for task in self.networks.first_tasks:
-            size, name = self.config.data.image_size, self.config.backbone_of(task).name
-            require_passage(self.build_model(task).extractor, size, name)
+            network = self.config.backbone_of(task)
+            size = network.image_size or self.config.data.image_size
+            require_passage(self.build_model(task).extractor, size, network.name)
 
     def _check_data(self) -> None:
         """Check what a simulation can know before it starts, and a server without images cannot."""

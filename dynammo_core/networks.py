@@ -39,7 +39,8 @@ class Networks:
     def model(self, task: int) -> IncrementalModel:
         """Build a model on the network of a task, with no structure yet."""
         settings, backbone = self._config.backbone_of(task), self.of(task)
-        return IncrementalModel(backbone if self._frozen else copied(backbone), f"{settings.name} {settings.weights}")
+        name = f"{settings.name} {settings.weights} {settings.image_size}"
+        return IncrementalModel(backbone if self._frozen else copied(backbone), name)
 
     @property
     def fingerprint(self) -> str:

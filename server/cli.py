@@ -169,10 +169,8 @@ def extend(
         bool, typer.Option("--distinct", help="Confirm that names that look alike mean different diseases.")
     ] = False,
     site: Annotated[list[str] | None, typer.Option(help="A site that joins. Repeatable.")] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="A pretrained network that takes over with this task, if the method can (moving_ridge)."),
-    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="A pretrained network that takes over (moving_ridge).")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side in pixels at which the network sees images.")] = None,
     weights: Annotated[str | None, typer.Option(help="Its weights, by name.", show_default="pretrained")] = None,
     sha256: Annotated[str | None, typer.Option(help="SHA-256 of its weights, which every site must hold.")] = None,
     accept_new_code: NewCode = False,
@@ -196,8 +194,8 @@ def extend(
         if taken_back := [name for name in planned.data.classes or () if name not in (experiment.data.classes or ())]:
             console.say(f"Taken back, since no site had begun with it: {', '.join(taken_back)}")
         experiment = with_new_task(experiment, new, distinct=distinct)
-        if backbone is not None:
-            experiment = with_network(experiment, backbone, weights=weights, sha256=sha256)
+        if backbone or image_size:
+            experiment = with_network(experiment, backbone, weights=weights, sha256=sha256, image_size=image_size)
         settings = load_server(folder)
         known = SiteRegister(settings, Control(settings)).load()
         experiment = with_sites(experiment, site or [], {name: one.fingerprint for name, one in known.items()})

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from client.commands.predict import predict
 from dynammo_core.configuration.config import Config, Scalar, load_config
-from dynammo_core.configuration.settings import HUB
+from dynammo_core.configuration.settings import HUB, MethodSettings
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.settings.adapters import AdapterSettings
 from dynammo_core.models import BACKBONES
@@ -233,7 +233,7 @@ def _checked(file: Path, overrides: dict[str, Scalar]) -> str:
 
 
 def _shapes_of(config: Config[Any]) -> str:
-    return f"{config.backbone.name} {config.data.image_size} {config.method!r}"
+    return f"{config.backbone!r} {config.data.image_size} {config.method!r}"
 
 
 def _check_shapes(config: Config[Any]) -> None:
@@ -242,21 +242,23 @@ def _check_shapes(config: Config[Any]) -> None:
     What a repository of the hub holds is not asked for.
     """
     plugins_in(config)
-    if not (config.backbone.name.startswith(HUB) or fits_for_sure(config)):
+    for network in (config.backbone, *config.backbone.changes):
+        if network.name.startswith(HUB) or fits_for_sure(network.name, config.method):
+            continue
         import torch  # seconds that this project's own networks need not cost
 
         from dynammo_core.models.description import untrained
         from dynammo_core.scoring.cost import trained_after
 
-        network = untrained(config.backbone.name, config.data.image_size)
+        shapes = untrained(network.name, network.image_size or config.data.image_size)
         with torch.device("meta"):
-            trained_after(1, config.method, network, 2)
+            trained_after(1, config.method, shapes, 2)
 
 
-def fits_for_sure(config: Config[Any]) -> bool:
+def fits_for_sure(network: str, method: MethodSettings) -> bool:
     """Tell whether network and method are this project's own, and adapters, if any, those that each such CNN has."""
-    own = config.backbone.name in BACKBONES.built_in and config.method.name in METHODS.built_in
-    return own and (not isinstance(config.method, AdapterSettings) or config.method.adapter == "convolution")
+    own = network in BACKBONES.built_in and method.name in METHODS.built_in
+    return own and (not isinstance(method, AdapterSettings) or method.adapter == "convolution")
 
 
 def _numbers(text: str) -> list[int]:

@@ -295,6 +295,7 @@ def test_validate_tells_what_a_network_has_no_place_for(config: Path) -> None:
     for changed, said in (
         ({"backbone__name": "timm/hrnet_w18_small"}, "hrnet_w18_small cannot be cut: between 'layer1'"),
         ({"backbone__name": "timm/test_vit", "data__image_size": 33}, "does not take images of 33 pixels"),
+        ({"backbone__name": "timm/test_vit", "backbone__image_size": 33}, "does not take images of 33 pixels"),
         ({"backbone__name": "timm/test_vit", "method__adapter_rank": 65}, "65 is more than the width of blocks.0"),
     ):
         words = setting(method__name="dynammo", backbone__weights="random", **changed)
@@ -308,7 +309,7 @@ def test_what_validate_passes_unbuilt_can_be_built(config: Path) -> None:
     networks = {f"on {name}": (name, more) for name in BACKBONES.built_in for more in ({"method.name": "acl"}, blocks)}
     for name, more in (methods | networks).values():
         settings = load_config(config, {**more, "backbone.name": name, "backbone.weights": "random"})
-        assert fits_for_sure(settings)
+        assert fits_for_sure(name, settings.method)
         with torch.device("meta"):
             trained_after(1, settings.method, untrained(name, settings.data.image_size), 2)
     words = setting(method__name="dynammo", method__adapter="lora", backbone__weights="random")

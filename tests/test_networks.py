@@ -11,9 +11,11 @@ import torch
 from small_runs import Outcome, Stopped, events, run_small, small_settings
 
 from dynammo_core.configuration.config import Config, resolve
+from dynammo_core.deployed.model_files import ModelFiles
 from dynammo_core.deployed.predictor import Predictor
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import ConfigError
+from server.report.export import export_model
 from server.run_directory.lineage import forbidden_changes, with_network
 
 OTHER = "timm/test_convnext"
@@ -83,6 +85,38 @@ def test_a_network_comes_with_a_new_task_and_never_with_one_that_was_planned() -
     planned = resolve(settings, "planned", {})
     (refused,) = forbidden_changes(then.canonical_json(), planned.canonical_json())
     assert refused.startswith("backbone.changes")
+
+
+def test_each_network_sees_the_same_images_at_a_size_of_its_own(tmp_path: Path) -> None:
+    larger = {"task": 3, "name": "small_cnn", "weights": "random", "image_size": 40}
+    settings = json.loads(config(larger, adapt={"rounds": 1, "epochs": 1}).canonical_json())
+    settings["backbone"]["image_size"] = 16
+    found = resolve(settings, "test", {})
+    experiment = Experiment(found)
+    first, second = experiment.build_model(1), experiment.build_model(2)
+    assert first.network != second.network, "what one computes is never taken for what the other does"
+    images = torch.rand(1, 3, 32, 32)
+    halved = [model.extractor.embed(images, start="images", end="prefix") for model in (first, second)]
+    assert [maps.shape[-1] for maps in halved] == [8, 20], "the network's first step halves them"
+    run = run_small(found, tmp_path).path
+    for model, size in ((run / "models" / "task-02", 16), (run, 40)):
+        files = ModelFiles.read(model)
+        assert files.facts.network_size == size
+        for kind in ("onnx", "torchscript"):
+            assert export_model(files, kind, tmp_path / f"{size}.{kind}").difference < 1e-5
+        assert len(Predictor.load(model / "model.safetensors").predict(torch.zeros(1, 3, 32, 32).byte()).labels) == 1
+
+
+def test_the_same_network_goes_on_at_another_size() -> None:
+    settings = json.loads(config().canonical_json())
+    settings["data"]["classes"] = [str(digit) for digit in range(10)]
+    planned = resolve(settings, "planned", {})
+    now = with_network(planned, image_size=48)
+    assert [(later.task, later.name, later.weights, later.image_size) for later in now.backbone.changes] == [
+        (3, "small_cnn", "random", 48)
+    ]
+    (refused,) = forbidden_changes(planned.canonical_json(), now.canonical_json())
+    assert refused.startswith("backbone.changes"), "the task was planned with another size"
 
 
 def test_what_cannot_change_networks_is_refused_in_a_sentence() -> None:

@@ -16,7 +16,7 @@ from client.consent.settings import SiteSettings
 from client.state.privacy_budget import PrivacyBudget
 from dynammo_core.code_identity import code_hash, plugins_of
 from dynammo_core.experiment import Experiment
-from dynammo_core.models.description import origin_of
+from dynammo_core.models.description import origin_of, title_of
 from dynammo_core.support.errors import DataError
 from dynammo_core.wire.protocol import numbers_of
 
@@ -78,8 +78,8 @@ def fields(site: SiteSettings, approvals: Approvals, proposal: Proposal) -> dict
         "new_sites": [name for name in proposal.config.federation.site_names or () if name not in sites],
         "new_classes": [name for name in names if name not in classes],
         "training_rounds": training_rounds(experiment),
-        "backbone": f"{proposal.config.backbone.name}, {_origin(site, proposal)}"
-        + "".join(f"; from task {n.task} on {n.name}, {origin_of(n)}" for n in proposal.config.backbone.changes),
+        "backbone": f"{title_of(proposal.config.backbone)}, {_origin(site, proposal)}"
+        + "".join(f"; from task {n.task} on {title_of(n)}, {origin_of(n)}" for n in proposal.config.backbone.changes),
         "stages": [
             {
                 "stage": stage.name,

@@ -180,7 +180,7 @@ def governance(settings: SiteSettings, config: Config[Any] | None) -> Iterator[F
 
 def weights(settings: SiteSettings, config: Config[Any]) -> Iterator[Finding]:
     """Check that this site would start from the same backbone as the others."""
-    from dynammo_core.models.backbones import weights_sha256
+    from dynammo_core.models.description import weights_sha256
 
     networks: list[BackboneSettings] = [*config.backbone.changes]
     first = config.backbone

@@ -188,7 +188,9 @@ class Config(Section, Generic[M]):
     def backbone_of(self, task: int) -> BackboneSettings:
         """Return the network of a task, which counts from 0: the first one, or the last that came until then."""
         found = [self.backbone, *(later for later in self.backbone.changes if later.task <= task + 1)][-1]
-        return BackboneSettings(name=found.name, weights=found.weights, sha256=found.sha256)
+        return BackboneSettings(
+            name=found.name, weights=found.weights, sha256=found.sha256, image_size=found.image_size
+        )
 
     def canonical_json(self) -> str:
         """Return the resolved configuration as JSON with sorted keys: the same content gives the same text."""

@@ -171,6 +171,13 @@ class BackboneSettings(Section):
         "`dynammo-sim backbone show` prints it; null: any, but not among hospitals if the weights come from the net",
     )
 
+    image_size: int | None = Field(
+        default=None,
+        ge=8,
+        le=1024,
+        description="side in pixels to which the network resizes images; null: it sees them at data.image_size",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _weights_of_the_name(cls, section: Any) -> Any:
@@ -181,10 +188,8 @@ class BackboneSettings(Section):
     @model_validator(mode="after")
     def _imagenet_if_so(self) -> Self:
         if self.weights == "imagenet" and BACKBONES.is_open(self.name):
-            raise ValueError(
-                f"weights: imagenet does not say which weights of {self.name}; accepted: pretrained, random, or the "
-                "path of a file"
-            )
+            accepted = "pretrained, random, or the path of a file"
+            raise ValueError(f"weights: imagenet does not say which weights of {self.name}; accepted: {accepted}")
         return self
 
     @property
@@ -214,7 +219,7 @@ class FirstBackbone(BackboneSettings):
     changes: tuple[LaterBackbone, ...] = Field(
         default=(),
         description="networks that take its place, each from a task on: `{task: 3, name: efficientnet_lite2}`, and "
-        "weights and sha256 as above; their weights have a name, since a site names one file",
+        "weights, sha256 and image_size as above; their weights have a name, since a site names one file",
     )
 
     @field_validator("changes")
@@ -223,9 +228,9 @@ class FirstBackbone(BackboneSettings):
         tasks = [later.task for later in changes]
         if tasks != sorted(set(tasks)):
             raise ValueError(f"changes at the tasks {tasks} must ascend, one network a task")
-        for later in changes:
-            if later.weights not in WEIGHTS_BY_NAME:
-                raise ValueError(f"weights {later.weights} of {later.name} must be one of {', '.join(WEIGHTS_BY_NAME)}")
+        if files := [later for later in changes if later.weights not in WEIGHTS_BY_NAME]:
+            named = ", ".join(WEIGHTS_BY_NAME)
+            raise ValueError(f"weights {files[0].weights} of {files[0].name} must be one of {named}")
         return changes
 
 
@@ -242,7 +247,7 @@ class MemorySettings(Section):
         default="herding", description="rule that chooses the exemplars"
     )
     quota_megabytes: float = Field(
-        default=1024, gt=0, description="disk space for the images in one site's memory, in MB"
+        default=1024, gt=0, description="disk space for the images of a site's memory, in MB"
     )
 
 

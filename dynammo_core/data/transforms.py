@@ -1,4 +1,4 @@
-"""The conversion of stored pixels to a network's input, and random augmentation of training images, one by one."""
+"""From stored pixels to a network's input: conversion, size, and random augmentation of training images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from functools import lru_cache
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dynammo_core.support.devices import moved
 from dynammo_core.support.errors import ConfigError, unknown_name
@@ -98,3 +99,30 @@ def _shifted(places: Tensor, generator: torch.Generator) -> Tensor:
     shift = torch.randint(-reach, reach + 1, (batch, 1), generator=generator, device=generator.device)
     position = (places + moved(shift, places.device)).abs()
     return side - 1 - (side - 1 - position).abs()
+
+
+class Resize(nn.Module):
+    """Resizes images inside a network, so that networks that see images at sizes of their own share the same images.
+
+    As `F.interpolate` does, bilinearly and with antialiasing, but by a product with a matrix, which goes into every
+    format of an exported model, and which a GPU computes in one way.
+    """
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return Tensor[B, C, side, side] of square images Tensor[B, C, S, S]."""
+        if images.shape[-1] == self.side:
+            return images
+        matrix = _interpolation(images.shape[-1], self.side).to(images.device)
+        return matrix @ images @ matrix.T
+
+
+@lru_cache(maxsize=16)
+def _interpolation(before: int, after: int) -> Tensor:
+    """Return what resizing multiplies each column of an image by, Tensor[after, before]."""
+    columns = torch.eye(before, device="cpu").view(1, 1, before, before)
+    matrix: Tensor = F.interpolate(columns, (after, before), mode="bilinear", antialias=True)
+    return matrix.view(after, before)

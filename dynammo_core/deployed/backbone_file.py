@@ -40,7 +40,7 @@ def write_backbone(run: Path, target: Path) -> str:
             f"{run}: {method} leaves its backbone as it was pretrained, so there is nothing new to take from it",
             accepted="a run of a method that trains the whole network, such as joint or fine_tune",
         )
-    names = _uncut_names(name, files.facts.image_size)
+    names = _uncut_names(name, files.facts.network_size or files.facts.image_size)
     tensors = {names[held]: tensor for held, tensor in files.tensors.items() if held in names}
     if not tensors:
         raise ConfigError(

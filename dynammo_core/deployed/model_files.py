@@ -61,10 +61,11 @@ class OwnStatistics(BaseModel):
 class ModelFacts(BaseModel):
     """The content of `model.json`: all that is needed to build the network and to name its answers.
 
-    Files of versions without `fit`, `window` and `frame` are of models that took stretched images of 8 bits. Of the
-    sites' test images of learnt classes, 95 % have an open-set score of at least `open_set_threshold`; it is
-    None if nobody counted. Without `own_statistics` all sites were tested with the statistics in the file. With
-    `own_heads_sha256` each has a head of its own, for the common one with that hash as it arrived there.
+    Files of versions without `fit`, `window` and `frame` are of models that took stretched images of 8 bits. If it is
+    set, the network resizes images to `network_size`. Of the sites' test images of learnt classes, 95 % have an
+    open-set score of at least `open_set_threshold`; it is None if nobody counted. Without `own_statistics` all sites
+    were tested with the statistics in the file. With `own_heads_sha256` each has a head of its own, for the common one
+    with that hash as it arrived there.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -76,6 +77,7 @@ class ModelFacts(BaseModel):
     insertion_points: tuple[str, ...]
     method: dict[str, Any]
     image_size: int = Field(ge=1)
+    network_size: int | None = Field(default=None, ge=1)
     normalisation: Literal["half", "imagenet"] | Normalisation
     fit: Fit = "stretch"
     window: Window = FROM_FILE

@@ -175,7 +175,7 @@ def _build(files: ModelFiles) -> tuple[Method[Any], IncrementalModel]:
     method_type = METHODS[facts.method["name"]]
     stream = TaskStream(tuple(tuple(label[name] for name in names) for names in facts.tasks))
     method = method_type(method_type.Params.model_validate(facts.method), stream)
-    settings = BackboneSettings(name=facts.backbone, weights="random")
+    settings = BackboneSettings(name=facts.backbone, weights="random", image_size=facts.network_size)
     backbone = build_backbone(settings, seed=0, image_size=facts.image_size)
     model = IncrementalModel(backbone.freeze() if method.freezes_backbone else backbone)
     for task in range(len(stream)):

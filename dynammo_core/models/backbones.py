@@ -12,12 +12,11 @@ from typing import Self
 from torch import Tensor, nn
 
 from dynammo_core.configuration.settings import BackboneSettings
-from dynammo_core.data.transforms import NORMALISATIONS, Normalisation
+from dynammo_core.data.transforms import NORMALISATIONS, Normalisation, Resize
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.pretrained import (
     LITE0_DEPTHS,
     LITE_DEPTHS,
-    RANDOM,
     WeightsFile,
     WeightsSource,
     lite_package_file,
@@ -98,6 +97,11 @@ class Backbone(nn.Module):
         for adapter, stage in self._pairs(adapters):
             outputs.append(stage(adapter(outputs[-1])))
         return outputs[1:], self.head(outputs[-1])
+
+    def resizing(self, side: int) -> Self:
+        """Resize images Tensor[B, 3, S, S] to a side before all else, from now on; return itself."""
+        self.prefix = nn.Sequential(OrderedDict([("resize", Resize(side)), *self.prefix.named_children()]))
+        return self
 
     def freeze(self) -> Self:
         """Fix weights and batch-norm statistics for good, whatever mode a parent module is put in; return itself."""
@@ -186,7 +190,7 @@ def build_backbone(settings: BackboneSettings, seed: int, image_size: int | None
     """Build the backbone that `settings` names, trainable until it is frozen; random weights depend on `seed` alone.
 
     Args:
-        settings: the network and its weights.
+        settings: the network and its weights, and the side to which it resizes images, if any.
         seed: of random weights.
         image_size: side of the images, for networks that are built for one; None: that of their pretrained weights.
 
@@ -197,19 +201,9 @@ def build_backbone(settings: BackboneSettings, seed: int, image_size: int | None
     spec = BACKBONES[settings.name]
     file = locate_weights(settings, spec.imagenet, spec.described)
     with seeded_initialisation(seed, "backbone"):
-        network = spec.assemble(file, image_size)
-    return spec.cut(network)
-
-
-def weights_sha256(settings: BackboneSettings) -> str:
-    """Return the SHA-256 of what `build_backbone` would load, for sites to compare; `random` if no file.
-
-    Raises:
-        ConfigError, WeightsError: as `build_backbone`, except for tensors that do not fit.
-    """
-    spec = BACKBONES[settings.name]
-    file = locate_weights(settings, spec.imagenet, spec.described)
-    return RANDOM if file is None else file.sha256()
+        network = spec.assemble(file, settings.image_size or image_size)
+    backbone = spec.cut(network)
+    return backbone if settings.image_size is None else backbone.resizing(settings.image_size)
 
 
 def _torchvision(name: str) -> nn.Module:

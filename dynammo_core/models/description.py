@@ -7,7 +7,7 @@ import torch
 from dynammo_core.configuration.settings import HUB, WEIGHTS_BY_NAME, BackboneSettings
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.backbones import Backbone, BackboneSpec, build_backbone
-from dynammo_core.models.pretrained import RANDOM
+from dynammo_core.models.pretrained import RANDOM, locate_weights
 from dynammo_core.models.timm_networks.catalogue import TimmSpec, source_of
 
 
@@ -18,6 +18,11 @@ def licence_of(settings: BackboneSettings) -> str:
     licence = BACKBONES[settings.name].licence
     named = settings.weights in WEIGHTS_BY_NAME
     return licence if named else f"that of the file; the weights that {settings.name} stands for: {licence}"
+
+
+def title_of(settings: BackboneSettings) -> str:
+    """Return the network's name, and the side at which it sees images if it has one of its own."""
+    return settings.name if settings.image_size is None else f"{settings.name} at {settings.image_size} pixels"
 
 
 def origin_of(settings: BackboneSettings) -> str:
@@ -33,6 +38,17 @@ def origin_of(settings: BackboneSettings) -> str:
     if not settings.name.startswith(HUB):
         repository = source_of(settings.name).repository or "timm"
     return f"weights downloaded from {repository} on the Hugging Face hub{pinned}"
+
+
+def weights_sha256(settings: BackboneSettings) -> str:
+    """Return the SHA-256 of what `build_backbone` would load, for sites to compare; `random` if no file.
+
+    Raises:
+        ConfigError, WeightsError: as `build_backbone`, except for tensors that do not fit.
+    """
+    spec = BACKBONES[settings.name]
+    file = locate_weights(settings, spec.imagenet, spec.described)
+    return RANDOM if file is None else file.sha256()
 
 
 def native_size(name: str) -> int:

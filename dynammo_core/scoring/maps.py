@@ -71,8 +71,8 @@ def require_passage(network: nn.Module, image_size: int, name: str) -> None:
         network.eval()(torch.zeros(1, 3, image_size, image_size))
     except (RuntimeError, AssertionError) as error:  # timm asserts sizes
         raise ConfigError(
-            f"data.image_size: images of {image_size} pixels do not pass through {name} ({str(error).splitlines()[0]})",
-            remedy="Raise data.image_size; if the method has adapters, method.padding: 1 helps too",
+            f"images of {image_size} pixels do not pass through {name} ({str(error).splitlines()[0]})",
+            remedy="Raise data.image_size or backbone.image_size; under adapters, method.padding: 1 helps too",
         ) from error
 
 

@@ -31,7 +31,8 @@ The command that exported the model generated this page from the files of the ru
 | Input | {{ facts.image_size }}x{{ facts.image_size }} pixels, RGB; normalisation `{{ facts.normalisation }}`{{
   "" if format == "safetensors" else ", done inside the file" }} |
 | Preparation | fit `{{ facts.fit }}`, window `{{ facts.window }}`, frame {{ facts.frame or "none" }} |
-| Method | `{{ facts.method.name }}` on `{{ facts.backbone }}` |
+| Method | `{{ facts.method.name }}` on `{{ facts.backbone }}`{{
+  ", which resizes its input to %s pixels" % facts.network_size if facts.network_size else "" }} |
 | Data | {{ summary.dataset | cell }} |
 | Learnt | {{ facts.tasks | length }} of {{ summary.tasks }} tasks{{
   "" if summary.status == "completed" else "; the run is **" ~ summary.status ~ "**" }} |

@@ -14,8 +14,7 @@ from dynammo_core.code_identity import code_hash
 from dynammo_core.deployed.model_files import FACTS, WEIGHTS, answering_tensors, deployed_tensors, tensors_sha256
 from dynammo_core.experiment import Experiment
 from dynammo_core.models import BACKBONES
-from dynammo_core.models.backbones import weights_sha256
-from dynammo_core.models.description import licence_of
+from dynammo_core.models.description import licence_of, weights_sha256
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import matching, travelling_names
 from dynammo_core.plan import Action
@@ -179,6 +178,7 @@ def write_model(
         "insertion_points": list(BACKBONES[network.name].insertion_points),
         "method": config.method.model_dump(mode="json"),
         "image_size": config.data.image_size,
+        "network_size": network.image_size,
         "normalisation": config.normalisation,
         "fit": config.data.fit,
         "window": config.data.window,

@@ -13,7 +13,7 @@ from dynammo_core.aggregation.server_optimizer import forget_rounds, stepped
 from dynammo_core.best_round import LOSS, ROUND, Check, close, left_out, note_round
 from dynammo_core.code_identity import code_hash
 from dynammo_core.experiment import Experiment
-from dynammo_core.models.backbones import weights_sha256
+from dynammo_core.models.description import weights_sha256
 from dynammo_core.models.heads import head_rows
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import matching, travelling_names

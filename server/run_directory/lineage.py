@@ -106,22 +106,29 @@ def with_sites(
 
 
 def with_network(
-    config: Config[Any], name: str, *, weights: str | None = None, sha256: str | None = None
+    config: Config[Any],
+    name: str | None = None,
+    *,
+    weights: str | None = None,
+    sha256: str | None = None,
+    image_size: int | None = None,
 ) -> Config[Any]:
-    """Return the experiment in which another pretrained network takes over with the last task.
+    """Return the experiment in which another pretrained network, or another image size, takes over with the last task.
 
     Args:
         config: the experiment, with the new task in it.
-        name: name of the network, as in `backbone.name`.
+        name: name of the network, as in `backbone.name`; None for the one before, with its weights.
         weights: by name; None for the pretrained ones.
         sha256: hash of its weights.
+        image_size: side at which it sees images; None for the one at which they are held.
 
     Raises:
         ConfigError: there is no such network, or the method cannot go over to another one.
     """
     tasks = build_task_stream(config.tasks, config.data.classes or (), config.seed).tasks
     data = config.model_dump(mode="json")
-    chosen = {"task": len(tasks), "name": name, "sha256": sha256} | ({"weights": weights} if weights else {})
+    chosen = {"name": name, "sha256": sha256} if name else config.backbone_of(len(tasks) - 2).model_dump(mode="json")
+    chosen |= {"task": len(tasks), "image_size": image_size} | ({"weights": weights} if weights else {})
     data["backbone"]["changes"] = [*data["backbone"]["changes"], chosen]
     return resolve(data, "the extended experiment", {})
 

@@ -228,7 +228,7 @@ def _cost(groups: Sequence[Group]) -> list[Json]:
         for result in group.results[:1]:
             run = RunFiles.read(result.directory)
             backbone, classes = result.summary["backbone"], len(run.task_names[0])
-            side = run.config["data"]["image_size"]
+            side = run.config["backbone"].get("image_size") or run.config["data"]["image_size"]
             network = f"{backbone}, {side} × {side} pixels, {classes} classes a task"
             counted = _cost_of(backbone, side, classes, group.method.name, group.method.model_dump_json())
             found.setdefault(

@@ -22,7 +22,7 @@ import torch
 
 from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config, resolve
-from dynammo_core.models.backbones import weights_sha256
+from dynammo_core.models.description import weights_sha256
 from dynammo_core.support.errors import CheckpointError, ConfigError, DynammoError, RunError
 from dynammo_core.support.processes import usable_cores
 from server.run.run import run_and_report

@@ -313,6 +313,7 @@ def another(value: Any, key: str) -> Any:
         "backbone.name": "resnet18",
         "backbone.weights": "other.pt",
         "backbone.sha256": "0" * 64,
+        "backbone.image_size": 48,
         "compute.features": "float16",
         "method.adapter_form": "depthwise",
         "compute.precision": "bf16",

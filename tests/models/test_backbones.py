@@ -7,12 +7,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.adapters import AdapterSet
-from dynammo_core.models.backbones import Backbone, build_backbone, weights_sha256
+from dynammo_core.models.backbones import Backbone, build_backbone
+from dynammo_core.models.description import weights_sha256
+from dynammo_core.models.incremental_model import BlockwiseBackbone
 from dynammo_core.support.seeding import seeded_initialisation
 
 BUILT = [name for name in BACKBONES if name != "efficientnet_lite1"]  # of the same depth as Lite2
@@ -185,3 +188,24 @@ def test_weights_come_from_the_file_and_its_hash_is_told(tmp_path: Path) -> None
     random = settings.model_copy(update={"weights": "random"})
     assert weights_sha256(settings) != weights_sha256(random) == "random"
     assert weights_sha256(settings.model_copy(update={"sha256": weights_sha256(settings)})) == weights_sha256(settings)
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "timm/test_vit"])
+def test_a_network_resizes_images_to_a_size_of_its_own_as_interpolation_does(name: str) -> None:
+    own, other = (
+        build_backbone(BackboneSettings(name=name, weights="random", image_size=side), 0, 64).eval()
+        for side in (48, None)
+    )
+    if name == "timm/test_vit":  # built for one size
+        other = build_backbone(BackboneSettings(name=name, weights="random"), 0, 48).eval()
+    assert own.state_dict().keys() == other.state_dict().keys(), "its tensors keep their names"
+    for side in (64, 40, 48):
+        seen = F.interpolate(images(side=side), (48, 48), mode="bilinear", antialias=side > 48)
+        for ours, theirs in zip(
+            (own(images(side=side)), *own.stage_outputs(images(side=side))[0]),
+            (other(seen), *other.stage_outputs(seen)[0]),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    blocks = [BlockwiseBackbone(each) for each in (own, other)] if name == "small_cnn" else []
+    assert len({extractor.feature_dim for extractor in blocks}) == len(blocks) / 2

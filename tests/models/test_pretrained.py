@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.models import BACKBONES
-from dynammo_core.models.backbones import build_backbone, weights_sha256
+from dynammo_core.models.backbones import build_backbone
+from dynammo_core.models.description import weights_sha256
 from dynammo_core.models.pretrained import WeightsFile, hub_file, load_pretrained
 from dynammo_core.support.errors import ConfigError, WeightsError
 from dynammo_core.support.seeding import seeded_initialisation

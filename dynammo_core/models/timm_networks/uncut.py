@@ -39,7 +39,7 @@ class UncutBackbone(Backbone):
         self.blocks = tuple(blocks)
 
     def from_prefix(self, maps: Tensor, adapters: Iterable[nn.Module] | None = None) -> Tensor:
-        """Return features Tensor[B, D] of normalised images Tensor[B, 3, S, S]."""
+        """Return features Tensor[B, D] from the output of `prefix`: normalised images Tensor[B, 3, S, S]."""
         with self._with(adapters):
             return self._features(self.network.forward_features(maps))
 
@@ -53,7 +53,7 @@ class UncutBackbone(Backbone):
 
     def stage_outputs(self, images: Tensor, adapters: Iterable[nn.Module] | None = None) -> tuple[list[Tensor], Tensor]:
         """Return the same as `stage_inputs`."""
-        return self.stage_inputs(images, adapters)
+        return self.stage_inputs(self.prefix(images), adapters)
 
     def _with(self, adapters: Iterable[nn.Module] | None) -> AbstractContextManager[None]:
         if isinstance(adapters, TransformerAdapters):

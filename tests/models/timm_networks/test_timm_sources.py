@@ -27,8 +27,8 @@ from dynammo_core.configuration.settings import BackboneSettings
 from dynammo_core.methods.adapters import new_adapters
 from dynammo_core.methods.settings.adapters import MergeSettings
 from dynammo_core.models import BACKBONES
-from dynammo_core.models.backbones import build_backbone, weights_sha256
-from dynammo_core.models.description import origin_of
+from dynammo_core.models.backbones import build_backbone
+from dynammo_core.models.description import origin_of, weights_sha256
 from dynammo_core.models.incremental_model import AdaptedBackbone
 from dynammo_core.models.pretrained import WeightsFile
 from dynammo_core.models.timm_networks.catalogue import TimmSpec, find
