@@ -191,11 +191,6 @@ class Experiment:
         return self.config.compute.batch_size_frozen or self.networks.frozen_batch
 
     @cached_property
-    def backbone_fingerprint(self) -> str:
-        """Return a hash of the pretrained weights, so that cached features of other weights are not used."""
-        return self.networks.fingerprint
-
-    @cached_property
     def feature_cache(self) -> FeatureCache:
         """Return the cache of what frozen parts of the network made of images in this process."""
         return FeatureCache(self.config.compute.feature_megabytes * 10**6)

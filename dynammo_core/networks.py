@@ -27,6 +27,7 @@ class Networks:
         self._config = config
         self._frozen = frozen
         self._built: dict[BackboneSettings, Backbone] = {}
+        self._names: dict[BackboneSettings, str] = {}
 
     def of(self, task: int) -> Backbone:
         """Return the network of a task, the same object for all tasks that it learns."""
@@ -34,18 +35,14 @@ class Networks:
         if settings not in self._built:
             backbone = build_backbone(settings, self._config.seed, self._config.data.image_size)
             self._built[settings] = backbone.freeze() if self._frozen else backbone
+            size = settings.image_size or self._config.data.image_size
+            self._names[settings] = f"{settings.name} {size} {fingerprint(backbone.state_dict())}"
         return self._built[settings]
 
     def model(self, task: int) -> IncrementalModel:
         """Build a model on the network of a task, with no structure yet."""
         settings, backbone = self._config.backbone_of(task), self.of(task)
-        name = f"{settings.name} {settings.weights} {settings.image_size}"
-        return IncrementalModel(backbone if self._frozen else copied(backbone), name)
-
-    @property
-    def fingerprint(self) -> str:
-        """Return a hash of the first network's weights, so that cached features of other weights are not used."""
-        return fingerprint(self.of(0).state_dict())
+        return IncrementalModel(backbone if self._frozen else copied(backbone), self._names[settings])
 
     @property
     def first_tasks(self) -> tuple[int, ...]:

@@ -96,7 +96,7 @@ class Site:
 
         def on_disk() -> Tensor:
             assert features is not None
-            recipe = (code_hash(experiment.config), experiment.backbone_fingerprint, *what)
+            recipe = (code_hash(experiment.config), *what)
             return features.get(recipe, samples, compute).to(experiment.device)
 
         key = (*what, samples.pixels_digest)

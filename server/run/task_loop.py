@@ -13,7 +13,6 @@ from dynammo_core.aggregation.server_optimizer import forget_rounds, stepped
 from dynammo_core.best_round import LOSS, ROUND, Check, close, left_out, note_round
 from dynammo_core.code_identity import code_hash
 from dynammo_core.experiment import Experiment
-from dynammo_core.models.description import weights_sha256
 from dynammo_core.models.heads import head_rows
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.models.names import matching, travelling_names
@@ -44,7 +43,7 @@ class TaskLoop:
         self._asking = Asking(experiment, exchange, directory)
         self.directory = directory
         config = experiment.config
-        identity = Identity(config.canonical_json(), code_hash(config), weights_sha256(config.backbone))
+        identity = Identity.of(config)
         self.checkpoints = CheckpointStore(directory.checkpoints, identity)
         self.model: IncrementalModel = experiment.new_model()
         self.archive: dict[str, Tensor] = {}

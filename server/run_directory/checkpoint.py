@@ -8,12 +8,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from dynammo_core.code_identity import code_hash
+from dynammo_core.configuration.config import Config
+from dynammo_core.models.description import weights_sha256
 from dynammo_core.models.names import under
 from dynammo_core.support.errors import CheckpointError
 from dynammo_core.support.files import write_atomically
@@ -72,6 +76,13 @@ class Identity:
     config: str
     code_hash: str
     backbone_sha256: str
+    """Of the weights of each network, in the order in which they learn, with commas between."""
+
+    @classmethod
+    def of(cls, config: Config[Any]) -> Self:
+        """Return the identity of a run of this configuration with the code and the weights that are here."""
+        networks = (config.backbone, *config.backbone.changes)
+        return cls(config.canonical_json(), code_hash(config), ",".join(map(weights_sha256, networks)))
 
 
 class CheckpointStore:
@@ -127,7 +138,8 @@ class CheckpointStore:
 
     def _check(self, found: Identity, accept_new_code: bool) -> None:
         differences = forbidden_changes(found.config, self._identity.config)
-        if found.backbone_sha256 != self._identity.backbone_sha256:
+        ours, theirs = (each.backbone_sha256.split(",") for each in (self._identity, found))
+        if ours[: len(theirs)] != theirs:  # an extension may add a network
             differences.append("the backbone's weights")
         remedy = "Continue with those, or start a new run, without --resume"
         if found.code_hash != self._identity.code_hash and not accept_new_code:

@@ -20,9 +20,7 @@ from typing import Any
 
 import torch
 
-from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config, resolve
-from dynammo_core.models.description import weights_sha256
 from dynammo_core.support.errors import CheckpointError, ConfigError, DynammoError, RunError
 from dynammo_core.support.processes import usable_cores
 from server.run.run import run_and_report
@@ -176,7 +174,7 @@ def _run(config: Config[Any], wire: Wire, runs: Path, tell: Callable[[Event], No
 
 def _to_go_on_with(config: Config[Any], directory: Path) -> Path | None:
     """Return the directory of this very run, cut off, if its last checkpoint is whole."""
-    identity = Identity(config.canonical_json(), code_hash(config), weights_sha256(config.backbone))
+    identity = Identity.of(config)
     try:
         CheckpointStore(directory / "checkpoints", identity).load()
     except CheckpointError:

@@ -224,3 +224,13 @@ def test_a_real_full_disk_leaves_the_old_one(small_disk: Path) -> None:
     saved(small_disk)
     big = {"heads.task0.weight": torch.zeros(600_000)}  # 2.4 MB on a disk of 2 MB
     still_the_old_one(small_disk, lambda: store(small_disk).save(Progress(8), big, {}))
+
+
+def test_a_run_goes_on_with_the_weights_of_each_network_that_it_had(tmp_path: Path) -> None:
+    two = [Identity("{}", "c", ",".join(hashes)) for hashes in (("one", "two"), ("one", "other"), ("one",))]
+    CheckpointStore(tmp_path, two[2]).save(Progress(1), {}, {})
+    CheckpointStore(tmp_path, two[0]).load()  # a network comes with an extension
+    CheckpointStore(tmp_path, two[0]).save(Progress(1), {}, {})
+    for changed in (two[1], two[2], Identity("{}", "c", "other,two")):
+        with pytest.raises(CheckpointError, match="the backbone's weights"):
+            CheckpointStore(tmp_path, changed).load()
