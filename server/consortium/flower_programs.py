@@ -31,7 +31,7 @@ from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExec
 from flwr.superlink.grid import HttpGrid
 
 from dynammo_core.support.errors import ConfigError, RunError
-from dynammo_core.support.processes import answer_by_copies
+from dynammo_core.support.processes import answer_by_copies, is_alive
 from dynammo_core.wire.waiting import SOON
 from server.consortium.flower_app import APP_DIRECTORY, description_of, installed_bundle
 from server.gate.operator_token import FILE_VARIABLE, HEADER, read_token
@@ -196,6 +196,7 @@ def main() -> None:
     if name not in (EXECUTOR, SERVER_APP, LOADED):
         sys.exit(f"a consortium's server does not run {name}")
     show_token()
+    replace("flwr.supercore.app_utils", "_pid_exists", is_alive)  # or one that ended counts until somebody asks for it
     if name == LOADED:
         become_loaded()
         return
