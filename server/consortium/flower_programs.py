@@ -160,7 +160,11 @@ class CopyingExecutor(SubprocessExecutor):
             self._loaded = self._load()
         words = ["--runtime-api-address", spec.runtime_api_address, "--token", spec.token]
         words += ["--insecure"] if spec.insecure else ["--root-certificates", str(spec.root_certificates_path)]
-        print(json.dumps([*words, "--parent-pid", str(spec.parent_pid)]), file=self._loaded.stdin, flush=True)
+        try:
+            print(json.dumps([*words, "--parent-pid", str(spec.parent_pid)]), file=self._loaded.stdin, flush=True)
+        except BrokenPipeError:  # it is just ending, and would take this process along, without which nothing runs
+            self._loaded.kill()
+            return LaunchResult.failed("the loaded process has ended")
         return LaunchResult.accepted()
 
     @staticmethod
