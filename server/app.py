@@ -64,7 +64,7 @@ def main(grid: Grid, context: Context) -> None:
             runs=runs,
             resume=resumed,
             accept_new_code=str(values.get("accept-new-code", "")) == "yes",
-            listeners=[listener, note],
+            listeners=[note, listener],  # a tracker may take a minute to begin
         )
     console = Terminal(width=100)
     summary = json.loads((directory.path / "summary.json").read_text(encoding="utf-8"))

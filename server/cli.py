@@ -194,7 +194,7 @@ def extend(
         if taken_back := [name for name in planned.data.classes or () if name not in (experiment.data.classes or ())]:
             console.say(f"Taken back, since no site had begun with it: {', '.join(taken_back)}")
         experiment = with_new_task(experiment, new, distinct=distinct)
-        if backbone or image_size:
+        if any(option is not None for option in (backbone, image_size, weights, sha256)):
             experiment = with_network(experiment, backbone, weights=weights, sha256=sha256, image_size=image_size)
         settings = load_server(folder)
         known = SiteRegister(settings, Control(settings)).load()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from client.consent.fewest import Fewest
 from client.steps.site import Site
 from dynammo_core.configuration.limits import most_samples
 from dynammo_core.experiment import Experiment
@@ -151,8 +152,8 @@ def let_announcement_out(content: RecordDict) -> RecordDict:
     return content
 
 
-def let_statistics_out(content: RecordDict, fewest: int) -> RecordDict:
-    """Return the statistics of a site's images, if they hold nothing else and no count from 1 to `fewest` - 1.
+def let_statistics_out(content: RecordDict, fewest: Fewest) -> RecordDict:
+    """Return the statistics of a site's images, if they hold nothing else and no count of too few.
 
     Raises:
         ProtocolError: they do; nothing of it may leave.
@@ -162,8 +163,10 @@ def let_statistics_out(content: RecordDict, fewest: int) -> RecordDict:
     for name in record:
         if {type(one) for one in _value(record, name, list)} - {str if name == "classes" else int}:
             raise ProtocolError(f"{name!r} holds something other than it is for")
-    if few := [cell for cell, count in decode_statistics(content).cells().items() if 0 < count < fewest]:
-        raise ProtocolError(f"the statistics tell of fewer than {fewest} images: {few[0]}")
+    if few := decode_statistics(content).too_few(fewest.images, fewest.patients):
+        raise ProtocolError(
+            f"the statistics tell of fewer than {fewest.images} images or {fewest.patients} patients: {few[0]}"
+        )
     return content
 
 

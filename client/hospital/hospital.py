@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from client.consent.answered import answer_entries
 from client.consent.approvals import Approvals, Proposal
 from client.consent.audit import AuditLog
+from client.consent.fewest import Fewest
 from client.consent.policy import Policy, load_policy, refuse_corrections, refuse_when_closed
 from client.consent.settings import load_site
 from client.hospital.admission import answers_to_take_over, refuse_forbidden, refuse_unapproved
@@ -98,8 +99,8 @@ class Host(Protocol):
     def announce(self) -> Announcement:
         """Return the classes that can be learnt here, with bands of their numbers of images."""
 
-    def statistics(self) -> tuple[Statistics, int]:
-        """Return counts of the images, and the least number of images that one may tell."""
+    def statistics(self) -> tuple[Statistics, Fewest]:
+        """Return counts of the images, and the least that one may tell of."""
 
     def record_told(self, told: Announcement | Statistics) -> None:
         """Record, before it leaves, what is told without an experiment."""
@@ -212,14 +213,14 @@ class Hospital:
         """
         return announcement(self.settings, self.policy)
 
-    def statistics(self) -> tuple[Statistics, int]:
-        """Return counts of this hospital's images, and its `fewest_images`.
+    def statistics(self) -> tuple[Statistics, Fewest]:
+        """Return counts of this hospital's images, and the least that its policy lets one tell of.
 
         Raises:
             DynammoError: as `own_statistics`; or the site answers at other times.
         """
         refuse_when_closed(self.policy, datetime.now().astimezone())
-        return own_statistics(self.settings, self.policy), self.policy.fewest.images
+        return own_statistics(self.settings, self.policy), self.policy.fewest
 
     def record_told(self, told: Announcement | Statistics) -> None:
         """Write an announcement or statistics into the audit log.
@@ -273,7 +274,7 @@ class SimulatedHost:
             "a simulated site cannot announce classes", remedy="Start a real site with `dynammo-site start`"
         )
 
-    def statistics(self) -> tuple[Statistics, int]:
+    def statistics(self) -> tuple[Statistics, Fewest]:
         """Refuse: `dynammo-sim statistics` counts without a message.
 
         Raises:

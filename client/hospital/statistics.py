@@ -31,7 +31,7 @@ def own_statistics(settings: SiteSettings, policy: Policy) -> Statistics:
     """Count this hospital's images, none of which was withdrawn; or repeat what it told if only a few have changed.
 
     Raises:
-        PolicyError: its policy tells no statistics.
+        PolicyError: its policy tells no statistics, or less than what was told last, which differs by a few.
         DataError: an image cannot be read.
         CheckpointError: what it told last cannot be read or kept.
     """
@@ -43,7 +43,15 @@ def own_statistics(settings: SiteSettings, policy: Policy) -> Statistics:
     splits = [ledger.allowed_split(split) for split in (dataset.train, dataset.test)]
     now = statistics_of(dataset.class_names, splits, policy.fewest)
     path = settings.memory.folder / TOLD
-    told = steady(_told(path), now, policy.fewest.images, policy.fewest.patients)
+    least = policy.fewest.images, policy.fewest.patients
+    told = steady(_told(path), now, *least)
+    if few := told.too_few(*least):
+        raise PolicyError(
+            f"this site told of fewer images or patients than its policy now permits ({few[0]}), and what differs from "
+            "that by a few would tell of these few",
+            remedy=f"Once nobody remembers what it told, remove {path}; or take back `fewest_images` or "
+            "`fewest_patients` in its policy",
+        )
     try:
         write_private(path, json.dumps(vars(told)).encode())
     except OSError as error:

@@ -107,15 +107,15 @@ def receive(instruction: Instruction, site: Site) -> Assignment:
     own = {name: t for name, t in instruction.weights.items() if not name.startswith(TEACHER_PREFIX)}
     taught = {name.removeprefix(TEACHER_PREFIX): t for name, t in instruction.weights.items() if name not in own}
     model = experiment.build_model(step.task)
-    check_values(instruction.weights)
     _load(model, own, names_down(experiment, step.task, step.stage))
-    step.stage.check_received(model)
     teacher = None
     if taught or beside_teacher(step.stage):
         teacher = copy.deepcopy(experiment.build_model(step.task - 1))
         declared = matching((f"{TEACHER_PREFIX}{name}" for name in travelling_names(teacher)), step.stage.down)
         _load(teacher, taught, [name.removeprefix(TEACHER_PREFIX) for name in declared])
         teacher.requires_grad_(False).eval()
+    check_values(instruction.weights)
+    step.stage.check_received(model)
     if experiment.device.type != "cpu":
         model.to(experiment.device)
         if teacher:
@@ -167,12 +167,13 @@ def _load(model: IncrementalModel, weights: Mapping[str, Tensor], expected: list
         raise ProtocolError(f"{len(odd)} tensors are missing or were not declared for this stage, such as {odd[0]!r}")
     state = tensors_in(model)
     for name, tensor in weights.items():
-        if state[name].shape != tensor.shape:
+        own = state[name]
+        if (own.shape, own.dtype) != (tensor.shape, tensor.dtype):  # a finite float64 may be infinite in float32
             raise ProtocolError(
-                f"the weights received do not fit the model: {name!r} is {tuple(tensor.shape)}",
-                accepted=str(tuple(state[name].shape)),
+                f"the weights received do not fit the model: {name!r} is {tensor.dtype} {tuple(tensor.shape)}",
+                accepted=f"{own.dtype} {tuple(own.shape)}",
             )
-        state[name].copy_(tensor)
+        own.copy_(tensor)
 
 
 class EpochBatches:

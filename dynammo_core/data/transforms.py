@@ -106,23 +106,31 @@ class Resize(nn.Module):
 
     As `F.interpolate` does, bilinearly and with antialiasing, but by a product with a matrix, which goes into every
     format of an exported model, and which a GPU computes in one way.
+
+    Args:
+        before: side of the images that come; others are resized, too, more slowly.
+        side: side of those that leave.
     """
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, before: int, side: int) -> None:
         super().__init__()
         self.side = side
+        # Part of the module, since one that a tracer made would serve nobody else; of no file, since it follows.
+        self.register_buffer("matrix", _interpolation(before, side), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return Tensor[B, C, side, side] of square images Tensor[B, C, S, S]."""
-        if images.shape[-1] == self.side:
+        before = images.shape[-1]
+        if before == self.side:
             return images
-        matrix = _interpolation(images.shape[-1], self.side).to(images.device)
+        matrix: Tensor = self.get_buffer("matrix")
+        if before != matrix.shape[1]:
+            matrix = _interpolation(before, self.side).to(images.device)
         return matrix @ images @ matrix.T
 
 
-@lru_cache(maxsize=16)
 def _interpolation(before: int, after: int) -> Tensor:
     """Return what resizing multiplies each column of an image by, Tensor[after, before]."""
-    columns = torch.eye(before, device="cpu").view(1, 1, before, before)
+    columns = torch.eye(before).view(1, 1, before, before)
     matrix: Tensor = F.interpolate(columns, (after, before), mode="bilinear", antialias=True)
     return matrix.view(after, before)

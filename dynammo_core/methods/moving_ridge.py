@@ -31,6 +31,7 @@ from dynammo_core.models.names import matching, remove, under
 from dynammo_core.models.ridge.drift import Drift, estimate_drift
 from dynammo_core.models.ridge.head import RidgeHead
 from dynammo_core.plan import Archive, Carry, Remember, Stage, Summarise
+from dynammo_core.support.errors import RunError
 
 PAIRS = "pairs"
 """Name of the stage, and of the head that holds its sums: over old features beside new ones, all classes together."""
@@ -136,9 +137,20 @@ class MovingRidge(Method[MovingRidgeSettings]):
         archive.update({f"{SUMMED}{task}.{name}": state[name].clone() for name in matching(state, NEEDED)})
 
     def recall(self, model: IncrementalModel, archive: Archive, task: int) -> None:
-        """Give a model the adapters, and the weights of classes, that the task's images were summed with."""
+        """Give a model the adapters, and the weights of classes, that the task's images were summed with.
+
+        Raises:
+            RunError: a version that did not keep these adapters summed the task's images.
+        """
+        kept = under(archive, f"{SUMMED}{task}.")
         names = matching(model.state_dict(), NEEDED)
-        model.load_state_dict({name: archive[f"{SUMMED}{task}.{name}"] for name in names}, strict=False)
+        if missing := [name for name in names if name not in kept]:
+            raise RunError(
+                f"the checkpoint does not hold the adapters that images of task {task + 1} were summed with, such as "
+                f"{missing[0]}: an earlier version summed them, so what a record brought cannot be computed again",
+                remedy="To remove what this model has learnt from a record, start a new run without the record",
+            )
+        model.load_state_dict({name: kept[name] for name in names}, strict=False)
         use_weights(model, archive)
 
     def forward(self, model: IncrementalModel, archive: Archive, task: int, onto: IncrementalModel, now: int) -> None:

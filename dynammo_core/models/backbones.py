@@ -98,9 +98,9 @@ class Backbone(nn.Module):
             outputs.append(stage(adapter(outputs[-1])))
         return outputs[1:], self.head(outputs[-1])
 
-    def resizing(self, side: int) -> Self:
-        """Resize images Tensor[B, 3, S, S] to a side before all else, from now on; return itself."""
-        self.prefix = nn.Sequential(OrderedDict([("resize", Resize(side)), *self.prefix.named_children()]))
+    def resizing(self, before: int, side: int) -> Self:
+        """Resize images Tensor[B, 3, before, before] to a side before all else, from now on; return itself."""
+        self.prefix = nn.Sequential(OrderedDict([("resize", Resize(before, side)), *self.prefix.named_children()]))
         return self
 
     def freeze(self) -> Self:
@@ -192,7 +192,8 @@ def build_backbone(settings: BackboneSettings, seed: int, image_size: int | None
     Args:
         settings: the network and its weights, and the side to which it resizes images, if any.
         seed: of random weights.
-        image_size: side of the images, for networks that are built for one; None: that of their pretrained weights.
+        image_size: side of the images, for networks that are built for one; None: that at which they are seen, or that
+            of their pretrained weights.
 
     Raises:
         ConfigError: the settings contradict each other, or the network takes no images of that side.
@@ -203,7 +204,9 @@ def build_backbone(settings: BackboneSettings, seed: int, image_size: int | None
     with seeded_initialisation(seed, "backbone"):
         network = spec.assemble(file, settings.image_size or image_size)
     backbone = spec.cut(network)
-    return backbone if settings.image_size is None else backbone.resizing(settings.image_size)
+    if image_size is None or settings.image_size is None:
+        return backbone
+    return backbone.resizing(image_size, settings.image_size)
 
 
 def _torchvision(name: str) -> nn.Module:

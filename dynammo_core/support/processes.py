@@ -115,6 +115,17 @@ def pauses(first: float, longest: float) -> Iterator[float]:
         pause = min(1.2 * pause, longest)
 
 
+def is_alive(process: int) -> bool:
+    """Return whether a process runs; one that has ended does not, though whoever started it has not asked yet."""
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    with suppress(OSError):  # where there is no such file, nothing better is known
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return True
+
+
 def process_tree(process: int) -> Iterator[int]:
     """Yield a process and all its descendants."""
     parents = {}

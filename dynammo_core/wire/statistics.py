@@ -70,6 +70,11 @@ class Statistics:
             (table, name): n for table in tables for name, n in zip(self.classes, getattr(self, table), strict=True)
         }
 
+    def too_few(self, images: int, patients: int) -> list[tuple[str, str]]:
+        """Name every number, but 0, of fewer images or patients than these."""
+        counts = ((self.cells(), images), (self.persons(), patients))
+        return [key for told, fewest in counts for key, count in told.items() if 0 < count < fewest]
+
     def as_fields(self) -> dict[str, Any]:
         """Return the fields for JSON: by class, and by the lower edge of each bin."""
         rows = zip(self.classes, *(getattr(self, table) for table in TABLES), strict=True)

@@ -31,7 +31,7 @@ from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExec
 from flwr.superlink.grid import HttpGrid
 
 from dynammo_core.support.errors import ConfigError, RunError
-from dynammo_core.support.processes import answer_by_copies
+from dynammo_core.support.processes import answer_by_copies, is_alive
 from dynammo_core.wire.waiting import SOON
 from server.consortium.flower_app import APP_DIRECTORY, description_of, installed_bundle
 from server.gate.operator_token import FILE_VARIABLE, HEADER, read_token
@@ -160,7 +160,11 @@ class CopyingExecutor(SubprocessExecutor):
             self._loaded = self._load()
         words = ["--runtime-api-address", spec.runtime_api_address, "--token", spec.token]
         words += ["--insecure"] if spec.insecure else ["--root-certificates", str(spec.root_certificates_path)]
-        print(json.dumps([*words, "--parent-pid", str(spec.parent_pid)]), file=self._loaded.stdin, flush=True)
+        try:
+            print(json.dumps([*words, "--parent-pid", str(spec.parent_pid)]), file=self._loaded.stdin, flush=True)
+        except BrokenPipeError:  # it is just ending, and would take this process along, without which nothing runs
+            self._loaded.kill()
+            return LaunchResult.failed("the loaded process has ended")
         return LaunchResult.accepted()
 
     @staticmethod
@@ -196,6 +200,7 @@ def main() -> None:
     if name not in (EXECUTOR, SERVER_APP, LOADED):
         sys.exit(f"a consortium's server does not run {name}")
     show_token()
+    replace("flwr.supercore.app_utils", "_pid_exists", is_alive)  # or one that ended counts until somebody asks for it
     if name == LOADED:
         become_loaded()
         return

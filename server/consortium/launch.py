@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynammo_core.configuration.config import Config
 from dynammo_core.support.errors import CheckpointError, ConfigError, DynammoError, RunError, nearest_match
+from dynammo_core.support.files import write_atomically
 from server.consortium.control import Control
 from server.consortium.settings import ServerSettings
 from server.run_directory.advice import failure_words
 from server.run_directory.directory import Event, Listener, RunDirectory, run_place
 from server.run_directory.event_tail import EventTail
-from server.run_directory.flower_run import FLOWER_RUN, flower_run, notes_of
+from server.run_directory.flower_run import flower_run, noted_run, notes_of
 from server.run_directory.lineage import OPERATION, forbidden_changes
 from server.run_directory.lock import only_run, only_start
 
@@ -71,8 +70,7 @@ def launch(
             if resume:
                 _require_same_experiment(resume, config)
         submitted = settings.flower_home / "submitted" / f"{config.run_name}.yaml"
-        submitted.parent.mkdir(parents=True, exist_ok=True)
-        submitted.write_text(config.to_yaml(), encoding="utf-8")
+        write_atomically(submitted, config.to_yaml().encode())
         run_config = {
             "config": str(submitted),
             "runs": str(settings.runs),
@@ -107,15 +105,14 @@ def _await_beginning(control: Control, run: int, place: Path, log: Path) -> None
                 said = control.log_of(run)
                 if f"{DynammoError.__module__}." in said and details.startswith(FAILED):
                     raise RunError(details.removeprefix(FAILED))
-                log.write_text(said, encoding="utf-8")
-                remedy = f"No site was asked. Flower's log is in {log}"
+                remedy = f"No site was asked. {_kept(log, said)}"
                 raise RunError(f"the run ended with status {status} before it began: {details}", remedy=remedy)
             asked = time.monotonic()
             if not patient and asked - submitted > PATIENCE_SECONDS:
                 logger.warning("the run is submitted, and %s since %d s; Ctrl-C stops it", status, PATIENCE_SECONDS)
                 patient = True
         time.sleep(LOOK_SECONDS)
-    for warning in notes["warnings"]:
+    for warning in notes.get("warnings", ()):
         logger.warning("%s", warning)
 
 
@@ -177,12 +174,14 @@ def stop_run(control: Control, directory: Path) -> None:
 def refuse_a_second(control: Control, directory: Path) -> None:
     """Refuse a second run in one directory, as the two would overwrite each other's checkpoints.
 
+    Where nobody can read which run it holds, the lock of the run alone keeps others out.
+
     Raises:
         RunError: the run in this directory goes on.
     """
-    if not (directory / FLOWER_RUN).exists():
+    if (run := noted_run(directory)) is None:
         return
-    status, _ = status_of(control, flower_run(directory))
+    status, _ = status_of(control, run)
     if not status.startswith("finished"):
         raise RunError(
             f"the run in {directory} is already {status}",
@@ -192,16 +191,24 @@ def refuse_a_second(control: Control, directory: Path) -> None:
 
 
 def _died(control: Control, run: int, directory: Path, status: str) -> RunError:
-    log = directory / "flower.log"
-    log.write_text(control.log_of(run), encoding="utf-8")
-    return RunError(f"the run ended with status {status}", remedy=f"{_remedy(directory)}; Flower's log is in {log}")
+    kept = _kept(directory / "flower.log", control.log_of(run))
+    return RunError(f"the run ended with status {status}", remedy=f"{_remedy(directory)}; {kept}")
+
+
+def _kept(file: Path, log: str) -> str:
+    """Keep Flower's log of a run, and say where; that it cannot be kept matters less than why the run ended."""
+    try:
+        write_atomically(file, log.encode())
+    except CheckpointError as error:
+        return f"Flower's log is lost: {error}"
+    return f"Flower's log is in {file}"
 
 
 def operator_command(word: str, directory: Path, file: str = "") -> str:
     """Return an operator's command line for a run directory, or a file in it, that works in any working directory."""
     words = ["dynammo-server", word, str(directory.absolute() / file)]
-    with suppress(OSError, ValueError, KeyError):
-        words += ["--folder", str(json.loads((directory / FLOWER_RUN).read_text(encoding="utf-8"))["consortium"])]
+    if consortium := notes_of(directory).get("consortium"):
+        words += ["--folder", str(consortium)]
     return shlex.join(words)
 
 

@@ -43,9 +43,16 @@ def noting(directory: Path, run: int, consortium: str) -> Iterator[Listener]:
 def notes_of(directory: Path) -> dict[str, Any]:
     """Return the content of a directory's file; empty if there is none that can be read."""
     try:
-        return dict(json.loads((directory / FLOWER_RUN).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        notes = json.loads((directory / FLOWER_RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return notes if isinstance(notes, dict) else {}
+
+
+def noted_run(directory: Path) -> int | None:
+    """Return Flower's id of the run in a run directory; None if it names none."""
+    run = notes_of(directory).get("run-id")
+    return run if type(run) is int else None
 
 
 def flower_run(directory: Path) -> int:
@@ -54,15 +61,14 @@ def flower_run(directory: Path) -> int:
     Raises:
         ConfigError: no run was submitted from there.
     """
-    try:
-        return int(json.loads((directory / FLOWER_RUN).read_text(encoding="utf-8"))["run-id"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = f"it has no {FLOWER_RUN}" if isinstance(error, FileNotFoundError) else str(error)
-        raise ConfigError(
-            f"{directory} is not the run directory of a consortium's run "
-            f"({why if directory.is_dir() else 'there is no such folder'})",
-            accepted="runs/NAME-HASH",
-        ) from error
+    if (run := noted_run(directory)) is not None:
+        return run
+    why = f"its {FLOWER_RUN} names no run" if (directory / FLOWER_RUN).exists() else f"it has no {FLOWER_RUN}"
+    raise ConfigError(
+        f"{directory} is not the run directory of a consortium's run "
+        f"({why if directory.is_dir() else 'there is no such folder'})",
+        accepted="runs/NAME-HASH",
+    )
 
 
 class _Warnings(logging.Handler):

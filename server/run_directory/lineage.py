@@ -123,11 +123,20 @@ def with_network(
         image_size: side at which it sees images; None for the one at which they are held.
 
     Raises:
-        ConfigError: there is no such network, or the method cannot go over to another one.
+        ConfigError: there is no such network, the method cannot go over to another one, or weights are given for none.
     """
+    if name is None and (weights or sha256):
+        raise ConfigError(
+            f"{weights or sha256} are weights of a network that takes over, and none is named",
+            remedy="Name it with --backbone, even if it is the one before",
+        )
     tasks = build_task_stream(config.tasks, config.data.classes or (), config.seed).tasks
     data = config.model_dump(mode="json")
-    chosen = {"name": name, "sha256": sha256} if name else config.backbone_of(len(tasks) - 2).model_dump(mode="json")
+    chosen = (
+        {"name": name, "sha256": sha256}
+        if name is not None
+        else config.backbone_of(len(tasks) - 2).model_dump(mode="json")
+    )
     chosen |= {"task": len(tasks), "image_size": image_size} | ({"weights": weights} if weights else {})
     data["backbone"]["changes"] = [*data["backbone"]["changes"], chosen]
     return resolve(data, "the extended experiment", {})

@@ -7,10 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import wandb
 
 from server.trackers.tracker import Ending, TrackedRun
+
+NOTHING_ELSE: Mapping[str, Any] = MappingProxyType(
+    {
+        "console": "off",
+        **dict.fromkeys(("disable_code", "disable_git", "disable_job_creation"), True),
+        **dict.fromkeys(("x_disable_meta", "x_disable_machine_info", "x_disable_stats"), True),
+        "x_save_requirements": False,
+    }
+)
+"""Settings under which W&B does not also take what is printed, the code, and the machine: its name, load, paths."""
 
 
 class WandbTracker:
@@ -18,7 +30,8 @@ class WandbTracker:
 
     def __init__(self, run: TrackedRun) -> None:
         names = {"project": run.experiment, "name": run.directory.name, "dir": str(run.directory)}
-        self._run = wandb.init(**names, id=run.known or None, resume="allow" if run.known else None)
+        again = {"id": run.known or None, "resume": "allow" if run.known else None}
+        self._run = wandb.init(**names, **again, settings=wandb.Settings(**NOTHING_ELSE))
         self._run.define_metric("*", step_metric="at")
         self.id = str(self._run.id)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from dynammo_core.experiment import Experiment
 from dynammo_core.models.names import matching, travelling_names
 from dynammo_core.plan import Summarise
 from dynammo_core.privacy.accounting import Charge
-from dynammo_core.support.errors import ConfigError
+from dynammo_core.support.errors import ConfigError, ProtocolError
 from dynammo_core.wire.protocol import Instruction
 
 CLASSES = ["0", "1", "2", "3"]
@@ -43,10 +45,10 @@ def private(method: str = "ridge", classes: list[str] = CLASSES, **privacy: Any)
     return deployed(["alpha"], classes, method, {"privacy": {**PRIVACY, **privacy}})
 
 
-def asked(config: Config[Any], run: str, **sent: Any) -> Instruction:
-    """The first task's sum, with weights of the server's choice."""
+def asked(config: Config[Any], run: str, stage: str = "sum", **sent: Any) -> Instruction:
+    """The first task's sum, or another stage of it, with weights of the server's choice."""
     experiment = Experiment(config)
-    step = step_of(experiment, 0, "sum")
+    step = step_of(experiment, 0, stage)
     state = experiment.build_model(0).state_dict()
     weights = {
         name: state[name].clone() for name in matching(travelling_names(experiment.build_model(0)), step.stage.down)
@@ -80,6 +82,18 @@ def test_no_weights_of_the_server_take_the_noise_away(alpha: Path, weights: list
     log = (alpha.parent / "audit.jsonl").read_text()
     assert '"refused"' in log and '"answered"' not in log
     assert not SiteLedger(alpha.parent / "memory").read()  # refused before an image was looked at
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.int64, torch.bool])
+def test_no_type_of_the_server_hides_what_is_infinite_in_the_network(alpha: Path, dtype: torch.dtype) -> None:
+    """1e300 is finite, and infinite as a float32."""
+    sections = {"privacy": {**PRIVACY, "noise_multiplier": 1.0}, "method": {"norm": "group"}}
+    instruction = asked(deployed(["alpha"], CLASSES, "dynammo", sections), "run-1", stage="adapt")
+    name = next(name for name, tensor in instruction.weights.items() if tensor.dtype is torch.float32)
+    sent = torch.full(instruction.weights[name].shape, 1e300, dtype=torch.float64).to(dtype)
+    instruction = replace(instruction, weights={**instruction.weights, name: sent})
+    with pytest.raises(ProtocolError, match=re.escape(f"{name!r} is {dtype}")):
+        answer(instruction, opened(alpha, instruction))
 
 
 def test_the_noise_is_the_same_whatever_weights_are_received(alpha: Path) -> None:

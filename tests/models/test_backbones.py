@@ -190,6 +190,15 @@ def test_weights_come_from_the_file_and_its_hash_is_told(tmp_path: Path) -> None
     assert weights_sha256(settings.model_copy(update={"sha256": weights_sha256(settings)})) == weights_sha256(settings)
 
 
+def test_what_exports_a_network_that_resizes_changes_it_for_nobody_else() -> None:
+    """A tracer computes with tensors that hold no values."""
+    settings, images = BackboneSettings(name="small_cnn", weights="random", image_size=24), torch.rand(2, 3, 40, 40)
+    exported = torch.export.export(build_backbone(settings, 0, 40).eval(), (images,)).module()
+    features = build_backbone(settings, 0, 40).eval()(images)
+    assert type(features) is torch.Tensor
+    torch.testing.assert_close(features, exported(images))
+
+
 @pytest.mark.parametrize("name", ["small_cnn", "timm/test_vit"])
 def test_a_network_resizes_images_to_a_size_of_its_own_as_interpolation_does(name: str) -> None:
     own, other = (

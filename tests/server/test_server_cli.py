@@ -138,6 +138,22 @@ def test_extending_by_a_disease_under_another_name_is_refused_with_a_hint(
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--image-size", "0"], "greater than or equal to 8"),
+        (["--image-size", "100000"], "less than or equal to 1024"),
+        (["--backbone", ""], "unknown backbone ''"),
+        (["--weights", "random"], "random are weights of a network that takes over, and none is named. Name it with"),
+        (["--image-size", "48", "--sha256", "ab" * 32], "abab are weights of a network that takes over, and none is"),
+    ],
+)
+def test_no_option_of_a_network_that_takes_over_is_left_out_of_the_experiment(
+    no_superlink: ServerSettings, run: Path, options: list[str], said: str
+) -> None:
+    assert said in refused("extend", run, "--class", "lentigo", *options, folder=no_superlink.folder)
+
+
 def test_a_simulated_run_is_not_extended_among_sites(no_superlink: ServerSettings, tmp_path: Path) -> None:
     settings = small_settings("replay")
     settings["data"] = {"dataset": "manifest", "root": "x", "classes": ["0", "1", "2", "3"]}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dynammo_core.support.processes import pauses, process_group
+from dynammo_core.support.processes import is_alive, pauses, process_group
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX's")
 
@@ -134,6 +134,20 @@ def test_a_program_that_is_not_there(tmp_path: Path) -> None:
         pass
     if sys.platform == "linux":
         assert set(children_of(os.getpid())) <= before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_who_has_ended_does_not_run_though_nobody_has_asked_for_it() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert is_alive(process.pid)
+        process.kill()
+        limit = time.monotonic() + 30
+        while is_alive(process.pid):
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        assert process.returncode is None
+        os.kill(process.pid, 0)  # which still counts it
+    assert not is_alive(process.pid)
 
 
 COPIES = """

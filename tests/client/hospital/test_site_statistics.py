@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from client.app import app
 from client.consent.fewest import Fewest
+from client.consent.policy import load_policy
 from client.consent.settings import load_site
 from client.hospital.door import let_statistics_out
 from client.hospital.hospital import Hospital
-from client.hospital.statistics import TOLD, statistics_of
+from client.hospital.statistics import TOLD, own_statistics, statistics_of
 from dynammo_core.data.samples import Split
 from dynammo_core.data.sources import ArraySource
 from dynammo_core.support.errors import CheckpointError, ConfigError, PolicyError, ProtocolError
@@ -128,6 +129,20 @@ def test_a_policy_gives_none_unless_it_says_so(tmp_path: Path) -> None:
     assert reply.error.code == ConfigError.code
 
 
+@pytest.mark.parametrize("stricter", ["fewest_images: 8", "fewest_images: 5\nfewest_patients: 8"])
+def test_what_was_told_under_another_policy_is_not_told_again(tmp_path: Path, stricter: str) -> None:
+    """Nor is anything that tells of seven images by what is missing."""
+    site_yaml = hospital(tmp_path, {"0": 9, "1": 7})
+    assert not ask(site_yaml).has_error()
+    (site_yaml.parent / "policy.yaml").write_text(f"{stricter}\nstatistics: true\n")
+    assert ask(site_yaml).error.code == PolicyError.code
+    settings = load_site(site_yaml)
+    with pytest.raises(PolicyError, match=rf"told of fewer .*'1'.* remove {settings.memory.folder / TOLD}"):
+        own_statistics(settings, load_policy(settings.policy))
+    (settings.memory.folder / TOLD).unlink()
+    assert dict(ask(site_yaml).content.config_records["statistics"])["classes"] == ["0"]
+
+
 TABLES = ("train_patients", "test_images", "test_patients")
 GOOD = Statistics(("a",), (20,), (9,), (0,), (0,), (20, *[0] * 7), (10, 10, *[0] * 6))
 
@@ -138,9 +153,10 @@ def changed(**fields: Any) -> RecordDict:
 
 
 def test_the_door_lets_out_what_is_declared_and_no_small_count() -> None:
-    let_statistics_out(encode_statistics(GOOD), 5)
+    let_statistics_out(encode_statistics(GOOD), Fewest(5, 3))
     forbidden = {
         "too few of a class": changed(train_images=[20, 4], classes=["a", "b"], **{table: [0, 0] for table in TABLES}),
+        "too few patients": changed(train_patients=[2]),
         "too few in a bin": changed(greys=[16, 4, *[0] * 6]),
         "a bin that the others tell": changed(greys=[10, 7, *[0] * 6]),
         "more than there are": changed(sides=[21, *[0] * 7]),
@@ -152,5 +168,5 @@ def test_the_door_lets_out_what_is_declared_and_no_small_count() -> None:
     }
     for what, content in forbidden.items():
         with pytest.raises(ProtocolError):
-            let_statistics_out(content, 5)
+            let_statistics_out(content, Fewest(5, 3))
             pytest.fail(f"{what} left")

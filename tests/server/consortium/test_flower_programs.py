@@ -6,16 +6,19 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import tomli_w
 from flwr.cli.build import build_fab_from_disk
+from flwr.supercore.constant import TaskType
+from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResultStatus
 
 from dynammo_core.support.errors import RunError
 from server.consortium.control import Control
 from server.consortium.flower_app import APP_DIRECTORY, flower_environment, staged_app
-from server.consortium.flower_programs import STARTED, refuse_foreign_app
+from server.consortium.flower_programs import STARTED, CopyingExecutor, refuse_foreign_app
 from server.consortium.launch import status_of
 from server.consortium.settings import ServerSettings
 
@@ -42,6 +45,24 @@ def foreign_app(folder: Path, version: str) -> Path:
 
 def unpacked(settings: ServerSettings) -> set[Path]:
     return set(settings.folder.rglob("taken*")) | set((settings.flower_home / "apps").glob("*"))
+
+
+def test_a_loaded_process_that_is_just_ending_takes_nothing_along(no_superlink: ServerSettings) -> None:
+    """Its input is closed, and it has not ended yet."""
+    executor, deaf = CopyingExecutor(), [sys.executable, "-c", "import os, time; os.close(0); print(); time.sleep(600)"]
+    executor._loaded.kill()
+    executor._loaded.communicate()
+    executor._loaded = ending = subprocess.Popen(deaf, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert ending.stdout is not None
+        ending.stdout.readline()
+        spec = ExecutionSpec(TaskType.SERVER_APP, no_superlink.address, "x", True, None, False, os.getpid(), True, 1)
+        assert executor.launch(spec).status is LaunchResultStatus.FAILED
+        assert ending.wait(30) < 0  # so the next run gets another one
+    finally:
+        ending.kill()
+        with suppress(BrokenPipeError):
+            ending.communicate()
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hospitals import deployed
 from small_runs import events, small_config
+from superlinks import running_superlink
 from typer.testing import CliRunner
 
 import server.consortium.launch
@@ -26,7 +27,7 @@ from dynammo_core.support.errors import CheckpointError, ConfigError, RunError
 from server.cli import app
 from server.consortium.control import Control
 from server.consortium.flower_programs import LOADED
-from server.consortium.launch import follow, launch, status_of, stop_run
+from server.consortium.launch import follow, launch, operator_command, refuse_a_second, status_of, stop_run
 from server.consortium.settings import ServerSettings
 from server.consortium.sites import SiteRegister
 from server.jobs.jobs import announcements, evaluation
@@ -115,6 +116,23 @@ def test_a_folder_that_is_no_run_among_sites(tmp_path: Path, content: str | None
         flower_run(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, '{"run-id": "x"}', '{"run-id": [1]}'])
+def test_a_file_that_names_no_run_is_no_obstacle_to_a_new_one(no_superlink: ServerSettings, content: str) -> None:
+    directory = no_superlink.runs / "small-1"
+    directory.mkdir(parents=True)
+    (directory / FLOWER_RUN).write_text(content)
+    refuse_a_second(Control(no_superlink), directory)  # or it would ask the SuperLink, which does not run
+    assert operator_command("run", directory, "config.yaml") == f"dynammo-server run {directory}/config.yaml"
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_submitted(no_superlink: ServerSettings) -> None:
+    settings, config = registered(no_superlink, "general"), deployed(["general"], CLASSES, "replay")
+    settings.flower_home.mkdir(exist_ok=True, parents=True)
+    (settings.flower_home / "submitted").touch()
+    with pytest.raises(CheckpointError, match=rf"cannot write {settings.flower_home}/submitted/{config.run_name}.yaml"):
+        launch(settings, config)
+
+
 @pytest.fixture(scope="module")
 def consortium(superlink: ServerSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerSettings]:
     """Its one site never connects."""
@@ -201,6 +219,24 @@ def test_a_run_that_ends_before_it_begins_leaves_its_log_and_tells_who_waits(
         os.kill(loaded, signal.SIGCONT)
     assert "Ctrl-C stops it" in caplog.text
     assert left_of(consortium, config) == {log}
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_a_superlink_that_was_killed(new_key: Path, tmp_path: Path) -> None:
+    """Whoever started that has not asked how it ended, so its number still counts as that of a process."""
+    with running_superlink(tmp_path / "consortium") as settings:
+        SiteRegister(settings, Control(settings)).add("general", new_key)
+        config = deployed(["general"], CLASSES, "replay", {"federation": {"patience_seconds": 3600}})
+        place = launch(settings, config)
+        with pytest.raises(RunError, match="is in progress"), only_run(place):
+            pass
+        os.kill(int((tmp_path / "superlink.pid").read_text()), signal.SIGKILL)
+        limit, free = time.monotonic() + 60, False
+        while not free:
+            assert time.monotonic() < limit
+            time.sleep(0.2)
+            with suppress(RunError), only_run(place):
+                free = True
 
 
 @pytest.mark.slow

@@ -17,7 +17,9 @@ from test_forget import Place, records, same
 from typer.testing import CliRunner
 
 from client.commands.memory import memory
+from dynammo_core.support.errors import RunError
 from dynammo_core.support.files import write_atomically
+from server.run_directory.checkpoint import CheckpointStore, saved_state
 
 ADAPTED: dict[str, Any] = {
     "data": {"image_size": 32},
@@ -30,6 +32,9 @@ NETWORKS = ADAPTED | {
     "method": {"adapters": False, "regulariser": 1.0},
 }
 BOTH = NETWORKS | {"method": ADAPTED["method"]}
+LARGER = ADAPTED | {
+    "backbone": {"changes": [{"task": 2, "name": "small_cnn", "weights": "random", "image_size": 48}]},
+}
 GONE = [
     [*records("alpha", "0", 2, 5), *records("beta", "0", 1), *records("gamma", "1", 8)],
     records("beta", "2", 3, 4),
@@ -85,7 +90,7 @@ def test_records_of_each_task_leave_sums_that_moved_once_twice_and_not_at_all(pl
     assert all(torch.equal(kept[0][name], kept[1][name]) for name in moves)  # the sums alone were to differ
 
 
-@pytest.mark.parametrize("sections", [NETWORKS, BOTH], ids=["networks", "networks and adapters"])
+@pytest.mark.parametrize("sections", [NETWORKS, BOTH, LARGER], ids=["networks", "networks and adapters", "a size"])
 def test_records_leave_sums_that_another_network_took_over(tmp_path: Path, sections: dict[str, Any]) -> None:
     place = withdraw_all(place_in(tmp_path / "with", sections).run())
     assert place.forget()["corrected"] == ["alpha", "beta", "gamma"]
@@ -120,6 +125,18 @@ def test_twice_is_as_good_as_once_and_a_lost_answer_is_asked_for_again(place: Pl
     once = place.state()
     assert place.forget()["corrected"] == []
     assert all(torch.equal(tensor, place.state()[name]) for name, tensor in once.items())
+
+
+def test_sums_of_a_version_that_did_not_keep_their_adapters_are_left_alone(place: Place) -> None:
+    file = place.path / "checkpoints" / "latest.safetensors"
+    identity, _ = saved_state(file.parent)
+    store = CheckpointStore(file.parent, identity)
+    progress, weights, archive = store.load()
+    store.save(progress, weights, {name: one for name, one in archive.items() if not name.startswith("summed0.")})
+    before = file.read_bytes()
+    with pytest.raises(RunError, match=r"adapters that images of task 1 were summed with.*an earlier version"):
+        withdraw_all(place).forget()
+    assert file.read_bytes() == before
 
 
 def test_a_server_that_dies_between_two_tasks_goes_on_with_the_other_the_next_time(

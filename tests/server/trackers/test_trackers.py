@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from server.trackers import TRACKERS
 from server.trackers.curves import points_of
 from server.trackers.mlflow import URI
 from server.trackers.tracker import TrackedRun
-from server.trackers.tracking import find_trackers, tracking
+from server.trackers.tracking import FILES, find_trackers, tracking
 
 CUT = 5
 """Steps that are finished when the run is cut off; the last of them had not reached the checkpoint."""
@@ -125,6 +126,12 @@ def test_wandb_writes_offline(run: FinishedRun, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     tell(run, "wandb")
+    sent = [*(run.path / "wandb").glob("offline-run-*/*.wandb"), *(run.path / "wandb").glob("offline-run-*/files/*")]
+    content = b"".join(path.read_bytes() for path in sent if path.is_file() and path.name not in FILES)
+    assert b"accuracy/site 1" in content
+    for untold in (sys.executable, str(run.path), platform.release()):
+        assert untold.encode() not in content, untold
+    assert not {"requirements.txt", "output.log", "wandb-metadata.json"} & {path.name for path in sent}
     (name,) = {path.name.rpartition("-")[2] for path in (run.path / "wandb").glob("offline-run-*")}
     assert name == json.loads((run.path / "trackers.json").read_text())["wandb"]
 
