@@ -21,6 +21,7 @@ from server.run_directory.event_tail import EventTail
 from server.run_directory.flower_run import FLOWER_RUN, flower_run, notes_of
 from server.run_directory.lineage import OPERATION, forbidden_changes
 from server.run_directory.lock import only_run, only_start
+from server.run_directory.progress import saved_state
 
 if TYPE_CHECKING:
     from server.consortium.sites import SiteRegister
@@ -231,8 +232,6 @@ def require_checkpoint(directory: Path) -> None:
 
 def _require_same_experiment(directory: Path, config: Config[Any]) -> None:
     """Refuse here what the server's process would refuse: that would end a run which is only interrupted as failed."""
-    from server.run_directory.checkpoint import saved_state
-
     identity, _ = saved_state(RunDirectory(directory).checkpoints)
     if changes := forbidden_changes(identity.config, config.canonical_json()):
         raise CheckpointError(

@@ -29,10 +29,11 @@ from server.run.exchange import Exchange
 from server.run.merge import merged
 from server.run.results import confusion_of, pooled, write_model, write_results
 from server.run_directory.advice import held_words, release_command
-from server.run_directory.checkpoint import CheckpointStore, Identity, Progress
+from server.run_directory.checkpoint import CheckpointStore
 from server.run_directory.deployed import deployed_task
 from server.run_directory.directory import EVENTS, RunDirectory
 from server.run_directory.lineage import refuse_another_plan
+from server.run_directory.progress import Identity, Progress
 from server.run_directory.start import start_fields
 
 

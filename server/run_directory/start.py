@@ -19,7 +19,7 @@ from dynammo_core.configuration.config import Config
 from dynammo_core.data.sites.site_partition import patients_by_class
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.processes import usable_cores
-from server.run_directory.checkpoint import Progress
+from server.run_directory.progress import Progress
 
 RECORDED_VERSIONS = ("flwr", "torch", "torchvision", "timm")
 PROCESSOR = re.compile(r"^model name\s*:\s*(.+)$", re.MULTILINE)

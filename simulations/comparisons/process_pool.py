@@ -26,7 +26,8 @@ from dynammo_core.models.description import weights_sha256
 from dynammo_core.support.errors import CheckpointError, ConfigError, DynammoError, RunError
 from dynammo_core.support.processes import usable_cores
 from server.run.run import run_and_report
-from server.run_directory.checkpoint import CheckpointStore, Identity
+from server.run_directory.checkpoint import CheckpointStore
+from server.run_directory.progress import Identity
 from simulations.comparisons.compare import Cell, OnEvent, Wire
 from simulations.comparisons.wires import grid_of
 
