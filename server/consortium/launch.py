@@ -106,8 +106,8 @@ def _await_beginning(control: Control, run: int, place: Path, log: Path) -> None
             status, details = status_of(control, run)
             if status.startswith("finished") and notes_of(place).get("run-id") != run:
                 said = control.log_of(run)
-                if f"{DynammoError.__module__}." in said and details.startswith(FAILED):
-                    raise RunError(details.removeprefix(FAILED))
+                if own := own_words(details, said):
+                    raise RunError(own)
                 log.write_text(said, encoding="utf-8")
                 remedy = f"No site was asked. Flower's log is in {log}"
                 raise RunError(f"the run ended with status {status} before it began: {details}", remedy=remedy)
@@ -118,6 +118,17 @@ def _await_beginning(control: Control, run: int, place: Path, log: Path) -> None
         time.sleep(LOOK_SECONDS)
     for warning in notes["warnings"]:
         logger.warning("%s", warning)
+
+
+def own_words(details: str, said: str) -> str:
+    """Return the words of an error of this project that ended a run; empty if something else ended it.
+
+    Args:
+        details: what Flower says of the run's end.
+        said: what the run printed.
+    """
+    own = f"{DynammoError.__module__}." in said and details.startswith(FAILED)
+    return details.removeprefix(FAILED) if own else ""
 
 
 def follow(settings: ServerSettings, directory: Path, tail: EventTail, listener: Listener) -> None:

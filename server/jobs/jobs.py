@@ -11,7 +11,7 @@ from dynammo_core.configuration.config import load_config
 from dynammo_core.support.errors import RunError
 from server.consortium.control import Control
 from server.consortium.flower_app import installed_bundle
-from server.consortium.launch import refuse_a_second, require_checkpoint, status_of
+from server.consortium.launch import own_words, refuse_a_second, require_checkpoint, status_of
 from server.consortium.settings import ServerSettings
 from server.jobs.limits import COUNTING_SECONDS, SECONDS, longest
 
@@ -85,7 +85,10 @@ def _ask(settings: ServerSettings, output: Path, values: dict[str, str], seconds
     while time.monotonic() < limit and not output.exists():
         status, details = status_of(control, run)
         if status.startswith("finished") and not output.exists():
-            last = [line for line in control.log_of(run).splitlines() if "Error" in line][-1:]
+            said = control.log_of(run)
+            if own := own_words(details, said):
+                raise RunError(own)
+            last = [line for line in said.splitlines() if "Error" in line][-1:]
             raise RunError(f"the job ended with status {status} ({' '.join([details, *last]).strip()})")
         time.sleep(1)
     if not output.exists():

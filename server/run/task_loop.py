@@ -22,7 +22,7 @@ from dynammo_core.support.errors import RunError
 from dynammo_core.support.seeding import seeded_initialisation
 from dynammo_core.wire.compression import CODECS, carried
 from dynammo_core.wire.protocol import names_up
-from server.run.answers import Answers, TooFewAnswers
+from server.run.answers import Answers, TooFewAnswers, required
 from server.run.asking import Asking
 from server.run.deploy_gate import broken_bounds
 from server.run.exchange import Exchange
@@ -94,7 +94,7 @@ class TaskLoop:
                 f"the run is in the middle of task {last.task + 1}, and its model is half trained",
                 remedy="Evaluate when the task is finished, or read the report for the last one",
             )
-        return last.task, self._ask_beside(last).required()
+        return last.task, required([self._ask_beside(last)], self.experiment.config)[0]
 
     def _ask_beside(self, step: Step) -> Answers:
         """Ask the connected sites once, outside the plan."""
