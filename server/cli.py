@@ -191,14 +191,15 @@ def extend(
 
         planned = load_config(run_dir / "config.yaml")
         experiment = without_unbegun(planned, run_dir)
-        if taken_back := [name for name in planned.data.classes or () if name not in (experiment.data.classes or ())]:
-            console.say(f"Taken back, since no site had begun with it: {', '.join(taken_back)}")
+        begun = experiment.data.classes or ()
         experiment = with_new_task(experiment, new, distinct=distinct)
         if any(option is not None for option in (backbone, image_size, weights, sha256)):
             experiment = with_network(experiment, backbone, weights=weights, sha256=sha256, image_size=image_size)
         settings = load_server(folder)
         known = SiteRegister(settings, Control(settings)).load()
         experiment = with_sites(experiment, site or [], {name: one.fingerprint for name, one in known.items()})
+        if taken_back := [name for name in planned.data.classes or () if name not in begun]:
+            console.say(f"Taken back, since no site had begun with it: {', '.join(taken_back)}")
         launch_and_follow(
             settings,
             experiment,

@@ -219,9 +219,11 @@ def _asks(node: ast.Compare | ast.Match) -> bool:
         ("client.consent.policy", ("torch", "flwr")),
         ("server.consortium.settings", ("torch", "flwr")),
         ("dynammo_core.models.names", ("torch",)),
-        ("dynammo_core.wire.protocol", ("dynammo_core.models.", "dynammo_core.methods", "torchvision", "timm")),
+        ("dynammo_core.wire.protocol", ("torch", "dynammo_core.models.", "dynammo_core.methods")),
         ("client.consent.approvals", ("torch", "flwr")),
         ("server.consortium.launch", ("torch", "flwr")),
+        ("server.jobs.jobs", ("torch", "flwr")),
+        ("server.run_directory.extension", ("torch", "flwr")),
     ],
 )
 def test_settings_a_plan_and_a_message_are_read_without_networks(module: str, unneeded: tuple[str, ...]) -> None:

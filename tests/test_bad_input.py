@@ -22,7 +22,8 @@ from dynammo_core.methods import METHODS
 from dynammo_core.models import BACKBONES
 from dynammo_core.models.description import untrained
 from dynammo_core.scoring.cost import trained_after
-from server.run_directory.checkpoint import CheckpointStore, Progress
+from server.run_directory.checkpoint import CheckpointStore
+from server.run_directory.progress import Progress
 from simulations.cli import app, fits_for_sure
 
 

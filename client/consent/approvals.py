@@ -158,6 +158,25 @@ class Approvals:
         decided = self.decisions()
         return [known[id_] for id_, one in decided.items() if one["verdict"] == "approved" and id_ in known]
 
+    def ask(self, proposal: Proposal) -> None:
+        """Keep what a run asks for now, in place of what it asked for before and nobody has decided on.
+
+        A run asks for one experiment at a time: the operator has corrected it, or continues under newer code.
+
+        Raises:
+            NotApproved: as `file`.
+            CheckpointError: it cannot be written, or what it replaces not be removed.
+        """
+        for other in self.waiting():
+            if other.run == proposal.run and other.id != proposal.id:
+                try:
+                    self._file_of(other).unlink(missing_ok=True)
+                except OSError as error:
+                    raise CheckpointError(
+                        f"{self._file_of(other)} cannot be removed: {error.strerror}", remedy="Give write permission"
+                    ) from error
+        self.file(proposal)
+
     def file(self, proposal: Proposal) -> None:
         """Keep a proposal for a person to look at, once.
 
@@ -165,7 +184,7 @@ class Approvals:
             NotApproved: too many are waiting already, or it is too long for anyone to read.
             CheckpointError: it cannot be written.
         """
-        path = self.folder / f"{proposal.id}.json"
+        path = self._file_of(proposal)
         if _read(path) is not None:
             return
         if len(proposal.experiment) > LONGEST or len(self.waiting()) >= MOST_WAITING:
@@ -202,6 +221,9 @@ class Approvals:
             decision["runs"] = runs
         audit.decided(decision)
         write_line(self.folder / DECISIONS, decision)
+
+    def _file_of(self, proposal: Proposal) -> Path:
+        return self.folder / f"{proposal.id}.json"
 
     def _make_folder(self) -> None:
         try:

@@ -37,6 +37,8 @@ AHEAD_SECONDS, BEHIND_SECONDS, DRIFT_SECONDS = 5.0, 300.0, 60.0
 """Flower refuses signatures from more than 5 s in its future or 300 s in its past (SYSTEM_TIME_TOLERANCE and
 TIMESTAMP_TOLERANCE); a clock that is 60 s slow is wrong enough for a warning."""
 EXPIRES_SOON_DAYS = 30
+NAME_HEADER = "dynammo-site"
+"""In which the consortium's server says under which name it registered the key that signed (server/gate/gate.py)."""
 # X509_V_ERR_* of OpenSSL's x509_vfy.h, as SSLCertVerificationError.verify_code gives them.
 NOT_YET_VALID, EXPIRED, WRONG_AUTHORITY, WRONG_NAME = {9}, {10}, {2, 7, 18, 19, 20, 21}, {62, 64}
 
@@ -218,7 +220,7 @@ def _authentication(
     with suppress(ValueError, AttributeError):
         code = response.json().get("code")
     if code == NOT_ALLOWED_INTERVAL:
-        return [answers, Finding("authentication", "ok", f"{name} is registered")]
+        return [answers, _registered(settings, name, response.headers.get(NAME_HEADER, settings.site))]
     if code == NOT_ACTIVATED:
         return [
             answers,
@@ -241,6 +243,19 @@ def _authentication(
             "Correct superlink, or ask the operator for the version that runs there",
         )
     ]
+
+
+def _registered(settings: SiteSettings, key: str, name: str) -> Finding:
+    """Compare the name under which the server registered the key with the one in site.yaml."""
+    if name == settings.site:
+        return Finding("authentication", "ok", f"{key} is registered")
+    return Finding(
+        "authentication",
+        "wrong",
+        f"{key} is registered as the site {name!r}, and site.yaml says {settings.site!r}: its steps would fail",
+        f"If the operator's name is meant, write it into site.yaml; else the operator removes {name!r}, and registers "
+        f"a new key of this site as {settings.site!r}",
+    )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

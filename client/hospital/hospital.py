@@ -145,7 +145,7 @@ class Hospital:
         if self._asks_for_approval:
             decision = self.approvals.state(request.proposal)
             if decision is None:
-                self.approvals.file(request.proposal)
+                self.approvals.ask(request.proposal)
         refuse_forbidden(self.policy, request.config, self.settings.policy)
         if self._asks_for_approval:
             refuse_unapproved(request.proposal, decision)

@@ -20,6 +20,11 @@ TEACHER_PREFIX = "teacher."
 
 NO_PRIVACY = PrivacySettings()
 
+SAID_BY_SETTINGS = frozenset(
+    {"governance", "forgets", "outlives_network", "fitted_to", "misfit", "obstacle_to_privacy"}
+)
+"""What a method's settings say, and a method itself used to say: there nobody asks for it any more."""
+
 P = TypeVar("P", bound=MethodSettings)
 
 
@@ -46,6 +51,12 @@ class Method(ABC, Generic[P]):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if unheard := sorted(SAID_BY_SETTINGS & vars(cls).keys()):
+            raise TypeError(
+                f"the method {cls.__name__} says {', '.join(unheard)} itself, where nobody asks for it: its settings "
+                "say `forgets`, `outlives_network`, `fitted_to`, `misfit` and `obstacle_to_privacy`, see "
+                "docs/how-to/add-a-method.md"
+            )
         for base in getattr(cls, "__orig_bases__", ()):
             for params in get_args(base):
                 if isinstance(params, type) and issubclass(params, MethodSettings):

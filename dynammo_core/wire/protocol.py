@@ -6,16 +6,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from dynammo_core.models.names import Network, matching, travelling_names
 from dynammo_core.plan import ALONE, PERSONAL, Action, Stage
 from dynammo_core.scoring.reliability import LENGTHS as RELIABILITY
+
+if TYPE_CHECKING:  # types alone: an operator's command asks without PyTorch
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
 
 Numbers = Mapping[str, float | list[int]]
 """Numbers by name: a float, or a list of counts."""
@@ -157,10 +159,10 @@ def extremes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
         tensors: in the CPU's memory, by name.
     """
     found = dict[str, tuple[float, float]]()
-    small = dict[torch.dtype, dict[str, NDArray[Any]]]()
+    small: dict[torch.dtype, dict[str, NDArray[Any]]] = {}
     for name, tensor in tensors.items():
         if tensor.numel() > TOGETHER:
-            low, high = torch.aminmax(tensor)
+            low, high = tensor.aminmax()
             found[name] = float(low), float(high)
         elif tensor.numel():
             small.setdefault(tensor.dtype, {})[name] = tensor.numpy().ravel(order="K")

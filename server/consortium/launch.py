@@ -20,6 +20,7 @@ from server.run_directory.event_tail import EventTail
 from server.run_directory.flower_run import flower_run, noted_run, notes_of
 from server.run_directory.lineage import OPERATION, forbidden_changes
 from server.run_directory.lock import only_run, only_start
+from server.run_directory.progress import saved_state
 
 if TYPE_CHECKING:
     from server.consortium.sites import SiteRegister
@@ -103,8 +104,8 @@ def _await_beginning(control: Control, run: int, place: Path, log: Path) -> None
             status, details = status_of(control, run)
             if status.startswith("finished") and notes_of(place).get("run-id") != run:
                 said = control.log_of(run)
-                if f"{DynammoError.__module__}." in said and details.startswith(FAILED):
-                    raise RunError(details.removeprefix(FAILED))
+                if own := own_words(details, said):
+                    raise RunError(own)
                 remedy = f"No site was asked. {_kept(log, said)}"
                 raise RunError(f"the run ended with status {status} before it began: {details}", remedy=remedy)
             asked = time.monotonic()
@@ -114,6 +115,17 @@ def _await_beginning(control: Control, run: int, place: Path, log: Path) -> None
         time.sleep(LOOK_SECONDS)
     for warning in notes.get("warnings", ()):
         logger.warning("%s", warning)
+
+
+def own_words(details: str, said: str) -> str:
+    """Return the words of an error of this project that ended a run; empty if something else ended it.
+
+    Args:
+        details: what Flower says of the run's end.
+        said: what the run printed.
+    """
+    own = f"{DynammoError.__module__}." in said and details.startswith(FAILED)
+    return details.removeprefix(FAILED) if own else ""
 
 
 def follow(settings: ServerSettings, directory: Path, tail: EventTail, listener: Listener) -> None:
@@ -238,8 +250,6 @@ def require_checkpoint(directory: Path) -> None:
 
 def _require_same_experiment(directory: Path, config: Config[Any]) -> None:
     """Refuse here what the server's process would refuse: that would end a run which is only interrupted as failed."""
-    from server.run_directory.checkpoint import saved_state
-
     identity, _ = saved_state(RunDirectory(directory).checkpoints)
     if changes := forbidden_changes(identity.config, config.canonical_json()):
         raise CheckpointError(

@@ -28,7 +28,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from server.gate.bodies import SMALL, BodyRefusedError, Turns, received, replayed
 from server.gate.connections import Doorway
 from server.gate.operator_token import FILE_VARIABLE, read_token, shows_token
-from server.gate.signatures import registered_node
+from server.gate.signatures import registered_name, registered_node
 
 OPERATORS = "DYNAMMO_OPERATORS"
 LARGEST_MESSAGE = "DYNAMMO_LARGEST_MESSAGE"
@@ -36,6 +36,9 @@ LARGEST_MESSAGE = "DYNAMMO_LARGEST_MESSAGE"
 
 FLEET, CONTROL, RUNTIME = "/v1/fleet/", "/v1/control/", "/v1/runtime/"
 HEALTH = "/health"
+ADMISSION = f"{FLEET}activate-node"
+NAME_HEADER = b"dynammo-site"
+"""Tells the holder of a registered key, who asks for admission, under which name it is registered."""
 LARGEST_APP = 16 << 20
 """Flower refuses bundles above 10 MB."""
 
@@ -49,7 +52,7 @@ RUNTIME_CALLS = (
     *("acquire-task", "send-task-heartbeat", "pull-task-input", "push-task-output", "push-object", "pull-object"),
     *("confirm-message-received", "push-messages", "pull-messages", "push-logs", "get-nodes", "record-task-usage"),
 )
-ADMISSION_ASKED = f"[{FLEET}activate-node][ApiError:2003]"
+ADMISSION_ASKED = f"[{ADMISSION}][ApiError:2003]"
 """Begins Flower's log line about such a request (flwr 1.41 and 1.42: supercore/error/http.py)."""
 PLAIN_HOST = re.compile(rb"[A-Za-z0-9._:\[\]-]*")
 """Other characters could make a URL of another path than the one that was looked at here."""
@@ -87,6 +90,8 @@ class Gate:
                 return
             async with self._turns.of(node):
                 await self._pass(scope, receive, send)
+        elif scope["path"] == ADMISSION:
+            await self._pass(scope, receive, _naming(send, await registered_name(scope)))
         else:
             await self._pass(scope, receive, send)
 
@@ -148,6 +153,19 @@ def main() -> None:
     uvicorn.run = functools.partial(uvicorn.run, http=Doorway, ws="none", proxy_headers=False)
     logging.getLogger("flwr").addFilter(admission_questions_are_no_errors)
     flower_superlink()
+
+
+def _naming(send: Any, name: str | None) -> Any:
+    """Return a `send` that adds a site's registered name to the headers of the answer, if there is one."""
+    if name is None:
+        return send
+
+    async def named(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), (NAME_HEADER, name.encode("ascii"))]}
+        await send(message)
+
+    return named
 
 
 def _closing(text: str, status: int) -> Response:

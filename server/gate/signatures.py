@@ -23,6 +23,16 @@ async def registered_node(scope: Any) -> int | None:
     return await run_in_threadpool(_signer, dict(scope["headers"]), scope["app"].state.linkstate_factory)
 
 
+async def registered_name(scope: Any) -> str | None:
+    """Return the name under which the site that signed a request is registered, or None if no registered site did."""
+    node = await registered_node(scope)
+    if node is None:
+        return None
+    state = scope["app"].state.linkstate_factory.state()
+    found = await run_in_threadpool(state.get_node_info, node_ids=[node])
+    return next((str(one.name) for one in found), None)
+
+
 def _signer(headers: dict[bytes, bytes], registered: Any) -> int | None:
     try:
         public_key = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER.encode()], validate=True)

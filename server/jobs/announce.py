@@ -13,10 +13,11 @@ from flwr.serverapp import Grid
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.support.files import write_atomically
 from dynammo_core.wire.envelope import ANNOUNCE, STATISTICS, decode_announcement, decode_statistics
+from server.jobs.limits import COUNTING_SECONDS
 from server.run.exchange import error_class
 
-SECONDS, COUNTING_SECONDS = 120.0, 3600.0
-"""Seconds for an answer; for statistics a site looks at each of its images."""
+SECONDS = 120.0
+"""Seconds for an answer with classes."""
 Read = Callable[[RecordDict], dict[str, Any]]
 
 

@@ -20,7 +20,7 @@ from dynammo_core.support.files import write_atomically
 from dynammo_core.wire.protocol import names_up, tensors_of
 from dynammo_core.wire.report_contents import heads_by_prefix
 from server.report.report import write_report
-from server.run.answers import Answers
+from server.run.answers import Answers, required
 from server.run.exchange import Exchange
 from server.run.results import pooled, write_model, write_results
 from server.run.task_loop import TaskLoop
@@ -46,9 +46,7 @@ class Correction(TaskLoop):
         last = self.progress.next_step - 1
         carried = self._step(last)[1].carry is not None
         every = [self._correct(index) for index in (self._summed if carried else [last])]
-        if not any(answers.reports for answers in every):
-            Answers().required()
-        return every
+        return required(every, self.experiment.config)
 
     @property
     def _summed(self) -> list[int]:

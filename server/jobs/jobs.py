@@ -7,18 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dynammo_core.configuration.config import Config, load_config
-from dynammo_core.experiment import Experiment
+from dynammo_core.configuration.config import load_config
 from dynammo_core.support.errors import RunError
-from dynammo_core.wire.protocol import Phase
 from server.consortium.control import Control
 from server.consortium.flower_app import installed_bundle
-from server.consortium.launch import refuse_a_second, require_checkpoint, status_of
+from server.consortium.launch import own_words, refuse_a_second, require_checkpoint, status_of
 from server.consortium.settings import ServerSettings
-from server.jobs.announce import COUNTING_SECONDS
-
-SECONDS = 300.0
-"""Seconds that a job may take besides the sites' work: Flower starts several processes."""
+from server.jobs.limits import COUNTING_SECONDS, SECONDS, longest
 
 
 def announcements(settings: ServerSettings) -> dict[str, dict[str, Any]]:
@@ -63,6 +58,8 @@ def correction(settings: ServerSettings, run: Path) -> dict[str, Any]:
         CheckpointError: no step of the run is finished.
         RunError: its method does not keep sums, it is still going on, the SuperLink does not answer, or the job fails.
     """
+    from dynammo_core.experiment import Experiment  # and PyTorch: what a correction needs, only the method knows
+
     config = run / "config.yaml"
     experiment = Experiment(load_config(config))
     experiment.step(0, correction=1)
@@ -73,14 +70,6 @@ def correction(settings: ServerSettings, run: Path) -> dict[str, Any]:
     output = run / "corrections" / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.json"
     values = {"forget": "", "config": str(config.absolute()), "resume": str(run.absolute())}
     return _ask(settings, output, values, longest(experiment.config, *["forget"] * parts, "evaluate"))
-
-
-def longest(config: Config[Any], *stages: str) -> float:
-    """Return the most seconds that a job may take if it asks an experiment's sites in these stages, one by one."""
-    federation = config.federation
-    exchanges = len(Phase) if federation.secure_aggregation else 1
-    asked = sum(federation.patience_seconds + federation.rules(stage)[1] for stage in stages)
-    return SECONDS + exchanges * federation.attempts * asked
 
 
 def _ask(settings: ServerSettings, output: Path, values: dict[str, str], seconds: float = SECONDS) -> dict[str, Any]:
@@ -96,7 +85,10 @@ def _ask(settings: ServerSettings, output: Path, values: dict[str, str], seconds
     while time.monotonic() < limit and not output.exists():
         status, details = status_of(control, run)
         if status.startswith("finished") and not output.exists():
-            last = [line for line in control.log_of(run).splitlines() if "Error" in line][-1:]
+            said = control.log_of(run)
+            if own := own_words(details, said):
+                raise RunError(own)
+            last = [line for line in said.splitlines() if "Error" in line][-1:]
             raise RunError(f"the job ended with status {status} ({' '.join([details, *last]).strip()})")
         time.sleep(1)
     if not output.exists():

@@ -6,11 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from dynammo_core.configuration.config import Config
 from dynammo_core.support.errors import RunError
 from dynammo_core.wire.protocol import Report
 from dynammo_core.wire.secure_aggregation.encoding import Total
+from server.run_directory.advice import failure_words
 from server.run_directory.directory import AGAIN
+from server.run_directory.start import approval_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,20 @@ class TooFewAnswers(RunError):  # noqa: N818  # the operator reads this name, an
         named = ", ".join(f"{label(one.site)} ({one.error}, code {one.code})" for one in self.failures)
         remedy = f"Find the reason in the log of each failed site, then {AGAIN}"
         super().__init__(f"{what}; failed: {named}", remedy=remedy)
+
+
+def required(every: list[Answers], config: Config[Any]) -> list[Answers]:
+    """Return the answers to some questions, of which sites have answered one at least.
+
+    Raises:
+        RunError: none has; it says why each did not, and what to ask there.
+    """
+    if any(answers.reports for answers in every):
+        return every
+    last = {failure.site: vars(failure) for answers in every for failure in answers.failures}
+    start = {"name": config.name, "site_names": config.federation.site_names or ()}
+    start |= {"approval": approval_of(config)} if config.federation.site_names else {}
+    raise RunError(failure_words(start, {"message": "no site answered", "failures": list(last.values())}).rstrip("."))
 
 
 @dataclass(frozen=True)
@@ -81,16 +99,6 @@ class Answers:
     def brought(self, site: int) -> bool:
         """Tell whether a site answered and did not abstain."""
         return site in self.reports and not self.reports[site].abstained
-
-    def required(self) -> Answers:
-        """Return these answers.
-
-        Raises:
-            RunError: there is none.
-        """
-        if not self.reports:
-            raise RunError("no site answered", remedy="See which are connected with `dynammo-server sites list`")
-        return self
 
     @property
     def loss(self) -> float:

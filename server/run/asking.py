@@ -21,8 +21,8 @@ from dynammo_core.wire.secure_aggregation.total_checks import check_total
 from server.run.answers import Answers
 from server.run.exchange import Check, Exchange, Question
 from server.run.secure_exchange import SecureExchange
-from server.run_directory.checkpoint import Progress
 from server.run_directory.directory import RunDirectory
+from server.run_directory.progress import Progress
 
 Tensors = Mapping[str, Tensor]
 

@@ -27,9 +27,9 @@ from dynammo_core.wire.compression import CODECS, carried
 from dynammo_core.wire.protocol import names_up
 from server.run.answers import Answers
 from server.run.own_heads import COMMON, own_heads_summary
-from server.run_directory.checkpoint import Progress
 from server.run_directory.deployed import SUMMARY, model_folder
 from server.run_directory.directory import RunDirectory
+from server.run_directory.progress import Progress
 from server.run_directory.start import package_versions
 
 

@@ -21,17 +21,18 @@ from dynammo_core.support.errors import RunError
 from dynammo_core.support.seeding import seeded_initialisation
 from dynammo_core.wire.compression import CODECS, carried
 from dynammo_core.wire.protocol import names_up
-from server.run.answers import Answers, TooFewAnswers
+from server.run.answers import Answers, TooFewAnswers, required
 from server.run.asking import Asking
 from server.run.deploy_gate import broken_bounds
 from server.run.exchange import Exchange
 from server.run.merge import merged
 from server.run.results import confusion_of, pooled, write_model, write_results
 from server.run_directory.advice import held_words, release_command
-from server.run_directory.checkpoint import CheckpointStore, Identity, Progress
+from server.run_directory.checkpoint import CheckpointStore, identity_of
 from server.run_directory.deployed import deployed_task
 from server.run_directory.directory import EVENTS, RunDirectory
 from server.run_directory.lineage import refuse_another_plan
+from server.run_directory.progress import Progress
 from server.run_directory.start import start_fields
 
 
@@ -43,7 +44,7 @@ class TaskLoop:
         self._asking = Asking(experiment, exchange, directory)
         self.directory = directory
         config = experiment.config
-        identity = Identity.of(config)
+        identity = identity_of(config)
         self.checkpoints = CheckpointStore(directory.checkpoints, identity)
         self.model: IncrementalModel = experiment.new_model()
         self.archive: dict[str, Tensor] = {}
@@ -92,7 +93,7 @@ class TaskLoop:
                 f"the run is in the middle of task {last.task + 1}, and its model is half trained",
                 remedy="Evaluate when the task is finished, or read the report for the last one",
             )
-        return last.task, self._ask_beside(last).required()
+        return last.task, required([self._ask_beside(last)], self.experiment.config)[0]
 
     def _ask_beside(self, step: Step) -> Answers:
         """Ask the connected sites once, outside the plan."""

@@ -8,10 +8,10 @@ from typing import Any
 
 from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.support.errors import ConfigError
-from server.run_directory.checkpoint import saved_state
 from server.run_directory.directory import EVENTS, Event, RunDirectory
 from server.run_directory.event_tail import EventTail
 from server.run_directory.lineage import GROWTH
+from server.run_directory.progress import saved_state
 
 
 def without_unbegun(config: Config[Any], run: Path) -> Config[Any]:

@@ -19,7 +19,7 @@ from dynammo_core.configuration.config import Config
 from dynammo_core.data.sites.site_partition import patients_by_class
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.processes import usable_cores
-from server.run_directory.checkpoint import Progress
+from server.run_directory.progress import Progress
 
 RECORDED_VERSIONS = ("flwr", "torch", "torchvision", "timm")
 PROCESSOR = re.compile(r"^model name\s*:\s*(.+)$", re.MULTILINE)
@@ -45,7 +45,7 @@ def start_fields(experiment: Experiment, progress: Progress) -> dict[str, Any]:
         "code_hash": code_hash(config),
         "sites": config.federation.sites,
         "site_names": [config.federation.site_label(site) for site in range(config.federation.sites)],
-        "approval": _approval(config) if config.federation.site_names else None,
+        "approval": approval_of(config) if config.federation.site_names else None,
         "run": progress.run,
         "tasks": [[names[label] for label in task] for task in experiment.stream.tasks],
         "plan": [step.as_fields() for step in experiment.steps],
@@ -82,6 +82,6 @@ def _patients(experiment: Experiment) -> list[list[int]] | None:
     return [[int(own[label]) for label in labels] for own in counts]
 
 
-def _approval(config: Config[Any]) -> str:
+def approval_of(config: Config[Any]) -> str:
     """Return the hash that people at the sites see and approve."""
     return approval_hash(without_paths(config).canonical_json(), code_hash(config))

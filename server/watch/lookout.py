@@ -37,6 +37,12 @@ class Overview:
     free_bytes: int | None = None
 
     @property
+    def current(self) -> list[RunStatus]:
+        """Return the runs without those that were replaced: `skin-1.2` is an earlier attempt at `skin-1`."""
+        names = {run.directory.name for run in self.runs}
+        return [run for run in self.runs if run.directory.name.rpartition(".")[0] not in names]
+
+    @property
     def warnings(self) -> list[str]:
         """Return what an operator should see to before it stops a run."""
         words = [f"This shows only what the files say: {self.silence}"] if self.silence else []

@@ -14,7 +14,7 @@ Samples = Sequence[tuple[Labels, float | None]]
 
 
 def metrics(overview: Overview, now: float) -> str:
-    """Return the metrics; what is not known has no line. `now` in unix seconds."""
+    """Return the metrics; what is not known, and an attempt that was replaced, has no line. `now` in unix seconds."""
     lines: list[str] = []
     for name, kind, words, samples in _families(overview, now):
         known = [f"{name}{_braced(labels)} {value:.15g}" for labels, value in samples if value is not None]
@@ -24,7 +24,8 @@ def metrics(overview: Overview, now: float) -> str:
 
 def _families(overview: Overview, now: float) -> Iterator[tuple[str, str, str, Samples]]:
     """Yield the name of each metric, its type, what it means, and its samples."""
-    runs = [({"run": run.directory.name}, run) for run in overview.runs]
+    # An attempt that failed and was started anew would alarm for ever.
+    runs = [({"run": run.directory.name}, run) for run in overview.current]
     sites = [({**label, "site": site.name}, site) for label, run in runs for site in run.sites]
     yield "dynammo_disk_free_bytes", "gauge", "Free bytes on the disk of the runs.", [({}, overview.free_bytes)]
     yield "dynammo_superlink_up", "gauge", "Whether the SuperLink answered.", [({}, float(not overview.silence))]

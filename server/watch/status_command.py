@@ -145,8 +145,7 @@ def _failure_of(site: SiteStatus) -> Iterator[str]:
 
 def remarks(overview: Overview) -> list[str]:
     """Return notes on single runs, and on what is not known."""
-    names = {run.directory.name for run in overview.runs}  # `skin-1.2` is an earlier attempt at `skin-1`: of no concern
-    told = [run for run in overview.runs if run.note and run.directory.name.rpartition(".")[0] not in names]
+    told = [run for run in overview.current if run.note]
     words = [f"{run.directory.name} {run.state}: {run.note}" for run in told]
     held = [run for run in overview.runs if run.progress.held]
     words += [f"{run.directory.name}: {run.progress.held}. Release it with: {run.release_command}" for run in held]

@@ -24,7 +24,7 @@ from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.support.errors import CheckpointError, ConfigError, DynammoError, RunError
 from dynammo_core.support.processes import usable_cores
 from server.run.run import run_and_report
-from server.run_directory.checkpoint import CheckpointStore, Identity
+from server.run_directory.checkpoint import CheckpointStore, identity_of
 from simulations.comparisons.compare import Cell, OnEvent, Wire
 from simulations.comparisons.wires import grid_of
 
@@ -174,7 +174,7 @@ def _run(config: Config[Any], wire: Wire, runs: Path, tell: Callable[[Event], No
 
 def _to_go_on_with(config: Config[Any], directory: Path) -> Path | None:
     """Return the directory of this very run, cut off, if its last checkpoint is whole."""
-    identity = Identity.of(config)
+    identity = identity_of(config)
     try:
         CheckpointStore(directory / "checkpoints", identity).load()
     except CheckpointError:

@@ -187,6 +187,7 @@ def table(groups: Sequence[Group], metric: Metric, title: str = "") -> Table:
     caption = (f"{title}: " if title else "") + metric.words
     if tested := [number for line in every for number in line.test_images]:
         caption += f" on {_range(tested)} test images"
+    caption += ", percent (mean ± deviation over seeds)"
     result = Table(*headings, box=SIMPLE, padding=0, show_edge=False, title=escape(caption), title_justify="left")
     for setting, own in groupby(every, key=lambda line: line.setting):
         if setting:

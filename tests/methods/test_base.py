@@ -133,3 +133,10 @@ def test_a_method_that_can_be_private_has_a_private_twin_of_all_that_it_computes
         return
     for stage in made.stages(1):
         assert not isinstance(stage, Summarise) or stage.computes_privately is not Summarise.computes_privately
+
+
+@pytest.mark.parametrize("name", ["governance", "forgets", "outlives_network", "misfit", "obstacle_to_privacy"])
+def test_what_belongs_to_the_settings_is_refused_on_the_method(name: str) -> None:
+    """Ignored there, it would promise an auditor or an operator what nothing checks."""
+    with pytest.raises(TypeError, match=f"the method Old says {name} itself, where nobody asks for it: its settings"):
+        type("Old", (Idle,), {name: True})

@@ -13,10 +13,15 @@ from small_runs import small_settings
 from typer.testing import CliRunner, Result
 
 from client.state.node_key import new_key_pair
+from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import load_config
+from dynammo_core.wire.announcement import with_new_task
 from server.cli import app
 from server.consortium.certificates import fingerprint
 from server.consortium.settings import ServerSettings, load_server
+from server.run_directory.checkpoint import CheckpointStore
+from server.run_directory.directory import RunDirectory
+from server.run_directory.progress import Identity, Progress
 
 
 def typed(*words: object, folder: Path | None = None) -> Result:
@@ -152,6 +157,18 @@ def test_no_option_of_a_network_that_takes_over_is_left_out_of_the_experiment(
     no_superlink: ServerSettings, run: Path, options: list[str], said: str
 ) -> None:
     assert said in refused("extend", run, "--class", "lentigo", *options, folder=no_superlink.folder)
+
+
+def test_an_extension_that_is_refused_takes_nothing_back(no_superlink: ServerSettings, tmp_path: Path) -> None:
+    """Nor does it say so: the run still asks for the class that was misspelt."""
+    config = deployed(["alpha"], ["melanoma", "naevus"])
+    run = RunDirectory.create(tmp_path, config)
+    identity = Identity(config.canonical_json(), code_hash(config), "")
+    CheckpointStore(run.checkpoints, identity).save(Progress(next_step=3), {}, {})
+    (run.path / "config.yaml").write_text(with_new_task(config, ["psorasis"]).to_yaml())
+    wrong = typed("extend", run.path, "--class", "Melanoma", folder=no_superlink.folder)
+    assert "looks like 'melanoma'" in wrong.output
+    assert "Taken back" not in wrong.output
 
 
 def test_a_simulated_run_is_not_extended_among_sites(no_superlink: ServerSettings, tmp_path: Path) -> None:

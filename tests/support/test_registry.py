@@ -324,7 +324,7 @@ def test_a_package_may_do_both(tmp_path: Path) -> None:
 def test_what_was_typed_in_is_known_by_its_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a notebook, where no file holds the code."""
     monkeypatch.setitem(sys.modules, "cell", ModuleType("cell"))
-    source = "class Typed(FineTune):\n    name = 'typed'\n    def misfit(*_): return 'text {}'\n"
+    source = "class Typed(FineTune):\n    name = 'typed'\n    def more(*_): return 'text {}'\n"
     hashes = []
     for number in (0, 0, 1):
         scope = {"__name__": "cell", "FineTune": FineTune}

@@ -170,7 +170,7 @@ def test_two_parcels_make_one(first: dict[str, Tensor], second: dict[str, Tensor
 
 def test_every_field_of_an_instruction_is_encoded_by_its_type() -> None:
     """A field that is added and not named here would travel as a whole number."""
-    types = get_type_hints(Instruction)
+    types = get_type_hints(Instruction, localns={"Tensor": Tensor})
     assert {name for name, kind in types.items() if kind is str} == TEXTS
     assert {name for name, kind in types.items() if kind == list[int]} == LISTS
     assert {kind for name, kind in types.items() if name not in {*TEXTS, *LISTS, "weights"}} == {int}

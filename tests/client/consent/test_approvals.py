@@ -132,7 +132,21 @@ def test_an_extended_run_waits_again(alpha: Path) -> None:
     for grown in (with_new_task(CONFIG, ["7"]), with_sites(CONFIG, ["gamma"])):
         with pytest.raises(NotApproved, match="waits for your approval"):
             admitted(alpha, grown)
-    assert len(settled(alpha)[1].waiting()) == 2
+
+
+def test_what_the_operator_replaced_waits_no_more(alpha: Path) -> None:
+    """A run asks for one experiment at a time; other runs, and what was decided on, are not concerned."""
+    misspelt, meant = with_new_task(CONFIG, ["zoster"]), with_new_task(CONFIG, ["herpes zoster"])
+    other = with_new_task(CONFIG, ["7"])
+    ask(alpha, other, run="another-0123456789abcdef")
+    decide(alpha, "rejected", CONFIG)
+    for asked in (misspelt, meant, misspelt, meant):
+        ask(alpha, asked)
+        assert {one.id for one in settled(alpha)[1].waiting()} == {Proposal.of(asked).id, Proposal.of(other).id}
+    assert Proposal.of(CONFIG).id in {one.id for one in settled(alpha)[1].proposals()}
+    decide(alpha, "approved", meant)
+    assert not ask(alpha, meant).has_error()
+    assert [one.id for one in settled(alpha)[1].waiting()] == [Proposal.of(other).id]
 
 
 def test_another_version_of_the_code_waits_again(alpha: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,8 +188,7 @@ def test_a_server_that_sends_nonsense_does_not_fill_the_disk(alpha: Path, monkey
     monkeypatch.setattr(module, "MOST_WAITING", 3)
     assert MOST_WAITING >= 3
     for seed in range(6):
-        with pytest.raises(NotApproved):
-            admitted(alpha, CONFIG.model_copy(update={"seed": seed}))
+        assert refused(ask(alpha, CONFIG.model_copy(update={"seed": seed}), run=f"run-{seed}"))[0] == NotApproved.code
     assert len(settled(alpha)[1].waiting()) == 3
     monkeypatch.setattr(module, "LONGEST", 100)
     decide(alpha, "rejected", CONFIG.model_copy(update={"seed": 0}))

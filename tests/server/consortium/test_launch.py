@@ -31,11 +31,12 @@ from server.consortium.launch import follow, launch, operator_command, refuse_a_
 from server.consortium.settings import ServerSettings
 from server.consortium.sites import SiteRegister
 from server.jobs.jobs import announcements, evaluation
-from server.run_directory.checkpoint import CheckpointStore, Identity, Progress
+from server.run_directory.checkpoint import CheckpointStore
 from server.run_directory.directory import LATEST, Event, RunDirectory
 from server.run_directory.event_tail import EventTail
 from server.run_directory.flower_run import FLOWER_RUN, flower_run
 from server.run_directory.lock import only_run, only_start
+from server.run_directory.progress import Identity, Progress
 
 CLASSES = ["0", "1", "2", "3"]
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import subprocess
+from base64 import b64encode
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from site_bench import make_site
+from superlinks import PROTOBUF, connected
 
-from client.state.node_key import new_key_pair
+from client.consent.settings import load_site
+from client.doctor.connection import connection_findings, refusal
+from client.state.node_key import load_private_key, new_key_pair
 from dynammo_core.support.errors import CheckpointError, ConfigError, RunError
 from server.consortium.control import Control
 from server.consortium.settings import ServerSettings
@@ -157,3 +163,29 @@ def test_a_site_that_the_superlink_forgot_can_be_removed(superlink: ServerSettin
     register._save({"lost": RegisteredSite(424242, "SHA256:x", "2026-01-31")})
     register.remove("lost")
     assert register.load() == {}
+
+
+def test_a_site_learns_that_it_is_registered_under_another_name(superlink: ServerSettings, tmp_path: Path) -> None:
+    """Otherwise it would be connected, and fail with every run's first step."""
+    place = f"localhost:{superlink.port}"
+    settings, site_yaml = make_site(tmp_path / "site", place, superlink.ca_certificate, site="mercey")
+    register = register_of(superlink)
+    assert "is not registered" in connection_findings(settings)[-1].what
+    register.add("mercy", tmp_path / "site" / "site.key.pub")
+    refused = refusal(settings)
+    assert refused is not None
+    assert refused.check == "authentication"
+    assert "is registered as the site 'mercy', and site.yaml says 'mercey'" in refused.what
+    site_yaml.write_text(site_yaml.read_text().replace("mercey", "mercy"))
+    assert refusal(load_site(site_yaml)) is None
+    connection = connected(superlink)  # of somebody who knows the key that is public, and no other
+    pem = (
+        load_private_key(settings.private_key)
+        .public_key()
+        .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    shown = {"flwr-public-key": b64encode(pem).decode(), "flwr-signature": b64encode(b"none").decode()}
+    headers = PROTOBUF | shown | {"flwr-timestamp": datetime.now(UTC).isoformat()}
+    connection.request("POST", "/v1/fleet/activate-node", headers=headers)
+    assert "dynammo-site" not in dict(connection.getresponse().getheaders())
+    connection.close()

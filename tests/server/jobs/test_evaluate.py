@@ -104,7 +104,8 @@ def test_with_nobody_there_it_says_where_to_look(ended: Ended, tmp_path: Path) -
     ended.hospitals.away |= set(HELD)
     try:
         with pytest.raises(
-            RunError, match=r"no site answered. See which are connected with `dynammo-server sites list`"
+            RunError,
+            match=r"no site answered\. alpha, beta, gamma \(NotConnected, code 0\): it is not connected: ask whether",
         ):
             evaluated(ended, tmp_path / "one.json", ended.config)
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from small_runs import small_config
 
-from server.jobs.jobs import longest
+from server.jobs.limits import longest
 
 # A site is waited for 100 s and has 5,000 s; in `evaluate` it has 9,000 s. A job has 300 s for itself.
 RULES = {

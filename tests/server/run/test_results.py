@@ -26,8 +26,8 @@ from dynammo_core.models.backbones import Backbone
 from dynammo_core.models.names import matching
 from dynammo_core.scoring.reliability import Reliability
 from server.run.results import write_model, write_results
-from server.run_directory.checkpoint import Progress
 from server.run_directory.directory import RunDirectory
+from server.run_directory.progress import Progress
 
 DOCUMENTED = {
     *("method", "dataset", "seed", "tasks", "sites", "average_incremental_accuracy", "last_accuracy", "forgetting"),

@@ -38,8 +38,8 @@ from server.report.report import write_report
 from server.run.answers import Answers
 from server.run.asking import Asking
 from server.run.exchange import Exchange
-from server.run_directory.checkpoint import Progress
 from server.run_directory.directory import RunDirectory
+from server.run_directory.progress import Progress
 from server.watch.progress import final_table
 from server.watch.status import RunStatus
 from simulations.engines.local_grid import LocalGrid

@@ -19,7 +19,8 @@ from small_runs import small_config
 from torch import Tensor
 
 from dynammo_core.support.errors import CheckpointError
-from server.run_directory.checkpoint import CheckpointStore, Identity, Progress
+from server.run_directory.checkpoint import CheckpointStore
+from server.run_directory.progress import Identity, Progress
 
 CONFIG = small_config()
 IDENTITY = Identity(CONFIG.canonical_json(), "c" * 64, "random")

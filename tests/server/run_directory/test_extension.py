@@ -11,10 +11,11 @@ from hospitals import deployed
 from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.wire.announcement import with_new_task
-from server.run_directory.checkpoint import CheckpointStore, Identity, Progress
+from server.run_directory.checkpoint import CheckpointStore
 from server.run_directory.directory import RunDirectory
 from server.run_directory.extension import without_unbegun
 from server.run_directory.lineage import with_sites
+from server.run_directory.progress import Identity, Progress
 
 NEXT = 7
 

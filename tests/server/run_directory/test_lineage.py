@@ -23,9 +23,10 @@ from dynammo_core.support.errors import CheckpointError, ConfigError
 from dynammo_core.wire.announcement import with_new_task
 from server.run.exchange import Exchange
 from server.run.task_loop import TaskLoop
-from server.run_directory.checkpoint import CheckpointStore, Identity, Progress
+from server.run_directory.checkpoint import CheckpointStore
 from server.run_directory.directory import RunDirectory
 from server.run_directory.lineage import forbidden_changes, refuse_another_plan, with_sites
+from server.run_directory.progress import Identity, Progress
 
 NAMES = ("a", "b", "c", "d")
 

@@ -314,6 +314,16 @@ def test_metrics_are_in_the_format_of_prometheus(port: int, runs: Path) -> None:
         assert line in lines, content
 
 
+def test_an_attempt_that_was_started_anew_alarms_nobody(tmp_path: Path, runs: Path) -> None:
+    for name in ("gave-up", "gave-up.1", "gave-up.2"):
+        shutil.copytree(runs / "gave-up", tmp_path / name)
+    overview = Lookout(lambda: run_directories(tmp_path), superlink).look()
+    told = metrics(overview, START)
+    assert len(overview.runs) == 3
+    assert 'dynammo_run_state{run="gave-up",state="failed"} 1' in told
+    assert "gave-up." not in told
+
+
 def test_a_full_disk_is_warned_of_before_it_stops_a_run(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lookout = Lookout(lambda: run_directories(runs), superlink, runs)
     assert lookout.look().free_bytes == pytest.approx(shutil.disk_usage(runs).free, rel=0.2)

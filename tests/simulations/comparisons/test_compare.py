@@ -192,7 +192,9 @@ def test_the_table_fits_a_terminal(tmp_path: Path) -> None:
     comparison, runs = load_comparison(write_comparison(tmp_path)), tmp_path / "runs"
     for cell, average in zip(comparison.cells, (99.0, 20.0, 20.0, 99.0), strict=True):
         pretend(cell, runs, average=average)
-    (control,) = [line for line in printed(comparison, runs) if "no adapters" in line]
+    shown = printed(comparison, runs)
+    assert "percent (mean ± deviation over seeds)" in " ".join("\n".join(shown).split())
+    (control,) = [line for line in shown if "no adapters" in line]
     # The pairs 20 - 99 and 99 - 20: mean 0, deviation 79 * sqrt(2) = 111.7, the widest that there is
     assert "0.0 ± 111.7" in control
 
