@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from client.commands.memory import memory
 from dynammo_core.support.errors import RunError
 from dynammo_core.support.files import write_atomically
-from server.run_directory.checkpoint import CheckpointStore, saved_state
+from server.run_directory.checkpoint import CheckpointStore
+from server.run_directory.progress import saved_state
 
 ADAPTED: dict[str, Any] = {
     "data": {"image_size": 32},
