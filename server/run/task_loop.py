@@ -61,6 +61,8 @@ class TaskLoop:
         for change in self.progress.code_changes[-1:]:
             if change["now"] == code_hash(self.experiment.config) and change["step"] == self.progress.next_step:
                 self.directory.log("code_changed", **change)
+                if self.progress.next_step == len(self.experiment.steps):  # no step will save it under the new code
+                    self._save()
         self.directory.write("config.yaml", self.experiment.config.to_yaml())
 
     def load(self, *, accept_new_code: bool = False) -> None:

@@ -272,7 +272,7 @@ def test_another_config_is_refused_by_key_and_the_run_is_left_as_it_was(finished
 
 def test_other_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = stopped_run(tmp_path)
-    monkeypatch.setattr("server.run.task_loop.code_hash", lambda *_: "e" * 64)
+    monkeypatch.setattr("server.run_directory.checkpoint.code_hash", lambda *_: "e" * 64)
     with pytest.raises(CheckpointError, match=r"now eeeeeeeeeeee.*--accept-new-code"):
         run_small(small_config(SHORT), tmp_path, resume=directory)
 
@@ -282,7 +282,7 @@ def test_accepted_the_new_code_goes_on_once_the_sites_have_it_too(
 ) -> None:
     directory = stopped_run(tmp_path)
     old, new = events(directory, "run_started")[0]["code_hash"], "e" * 64
-    for module in ("server.run.task_loop", "server.run.asking"):
+    for module in ("server.run.task_loop", "server.run.asking", "server.run_directory.checkpoint"):
         monkeypatch.setattr(f"{module}.code_hash", lambda *_: new)
     with pytest.raises(RunError, match="ProtocolError"):  # the sites have the old one
         run_small(small_config(SHORT), tmp_path, resume=directory, accept_new_code=True)
@@ -300,6 +300,19 @@ def test_accepted_the_new_code_goes_on_once_the_sites_have_it_too(
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="then eeeeeeeeeeee"):
         run_small(small_config(SHORT), tmp_path, resume=directory)
+
+
+def test_a_finished_run_is_the_newer_codes_own_once_that_is_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left to do, but to evaluate, to correct and to extend it."""
+    directory = run_small(small_config(SHORT), tmp_path).path
+    for module in ("server.run.task_loop", "server.run.asking", "server.run_directory.checkpoint"):
+        monkeypatch.setattr(f"{module}.code_hash", lambda *_: "e" * 64)
+    with pytest.raises(CheckpointError, match="resume with --accept-new-code"):
+        run_small(small_config(SHORT), tmp_path, resume=directory)
+    run_small(small_config(SHORT), tmp_path, resume=directory, accept_new_code=True)
+    run_small(small_config(SHORT), tmp_path, resume=directory)
 
 
 def test_a_corrupt_checkpoint_or_none_is_refused_and_said_in_the_log(tmp_path: Path) -> None:
