@@ -245,9 +245,8 @@ class TaskLoop:
         held = self._conclude(step, answers) if step.stage.action is Action.EVALUATE else ""
         self._save()
         if held and self.experiment.config.gate.broken == "stop":
-            raise RunError(
-                held, remedy=f"Release it with `{release_command(self.directory.path)}`, or go on without it"
-            )
+            command = release_command(self.directory.path)
+            raise RunError(held, remedy=f"Release it with `{command}`, or go on without it")
 
     def _conclude(self, step: Step, answers: Answers) -> str:
         """Write the results and the model of a task; return why it is held back, or an empty text if it is deployed."""

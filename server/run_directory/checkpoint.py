@@ -88,9 +88,7 @@ class CheckpointStore:
         remedy = "Continue with those, or start a new run, without --resume"
         if found.code_hash != self._identity.code_hash and not accept_new_code:
             if not differences:
-                remedy = (
-                    "Continue with the old code; or, if every site has the new code, resume with --accept-new-code"
-                )
+                remedy = "Continue with the old code; or, if every site has the new code, resume with --accept-new-code"
             differences.append(f"the code (then {found.code_hash[:12]}, now {self._identity.code_hash[:12]})")
         if differences:
             raise CheckpointError(
