@@ -27,7 +27,7 @@ class Networks:
         self._config = config
         self._frozen = frozen
         self._built: dict[BackboneSettings, Backbone] = {}
-        self._names: dict[BackboneSettings, str] = {}
+        self._fingerprints: dict[str, str] = {}
 
     def of(self, task: int) -> Backbone:
         """Return the network of a task, the same object for all tasks that it learns."""
@@ -35,14 +35,22 @@ class Networks:
         if settings not in self._built:
             backbone = build_backbone(settings, self._config.seed, self._config.data.image_size)
             self._built[settings] = backbone.freeze() if self._frozen else backbone
-            size = settings.image_size or self._config.data.image_size
-            self._names[settings] = f"{settings.name} {size} {fingerprint(backbone.state_dict())}"
         return self._built[settings]
 
     def model(self, task: int) -> IncrementalModel:
         """Build a model on the network of a task, with no structure yet."""
         settings, backbone = self._config.backbone_of(task), self.of(task)
-        return IncrementalModel(backbone if self._frozen else copied(backbone), self._names[settings])
+        return IncrementalModel(backbone if self._frozen else copied(backbone), _name_of(settings))
+
+    def fingerprint(self, network: str) -> str:
+        """Return a hash of the pretrained weights of a network that was built, by the name that its models have.
+
+        It is made when it is first asked for: files that outlive the process need it, and hashing takes a while.
+        """
+        if network not in self._fingerprints:
+            named = {_name_of(settings): backbone for settings, backbone in self._built.items()}
+            self._fingerprints[network] = fingerprint(named[network].state_dict())
+        return self._fingerprints[network]
 
     @property
     def first_tasks(self) -> tuple[int, ...]:
@@ -82,3 +90,7 @@ class Networks:
         """Return how many images fit through every network at a time."""
         size = self._config.data.image_size
         return min(batch_within(largest_maps(self.of(task), size)) for task in self.first_tasks)
+
+
+def _name_of(settings: BackboneSettings) -> str:
+    return f"{settings.name} {settings.weights} {settings.image_size}"

@@ -97,7 +97,7 @@ def _normalise_trained(model: IncrementalModel, samples: Samples, step: Step, si
         estimated = _estimated(model, names, samples, site, model.extractor)
         return torch.cat([estimated[name] for name in names])
 
-    tensor = site.once(("statistics", key), samples, estimate)
+    tensor = site.once((model.network, "statistics", key), samples, estimate)
     own = torch.split(tensor, [state[name].numel() for name in names])
     model.load_state_dict(dict(zip(names, own, strict=True)), strict=False)
 

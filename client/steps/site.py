@@ -90,13 +90,14 @@ class Site:
     def once(self, what: tuple[str, ...], samples: Samples, compute: Callable[[], Tensor]) -> Tensor:
         """Return what is computed from images, kept for the steps to come; equal `what` means an equal computation.
 
-        Images are told apart by their pixels: a record may have several, at several sites, or in training and tests.
+        First of it comes the name of the network. Images are told apart by their pixels: a record may have several, at
+        several sites, or in training and tests.
         """
         experiment, features = self.experiment, self.features
 
         def on_disk() -> Tensor:
             assert features is not None
-            recipe = (code_hash(experiment.config), *what)
+            recipe = (code_hash(experiment.config), experiment.networks.fingerprint(what[0]), *what)
             return features.get(recipe, samples, compute).to(experiment.device)
 
         key = (*what, samples.pixels_digest)

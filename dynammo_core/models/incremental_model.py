@@ -225,8 +225,7 @@ class IncrementalModel(nn.Module):
     """A feature extractor and the heads that the method has grown, by name.
 
     Attributes:
-        network: what the backbone is: its name, the size of its images and a hash of its pretrained weights. It tells
-            apart what different ones compute.
+        network: name of the backbone in this run, which tells apart what different ones compute.
         features_before: width of the features of another backbone, up to the task that this one is about to learn
             first; None in all other tasks.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from small_runs import instruction, run_id, run_small, small_config, small_site
 
+from client.state.feature_files import FeatureFiles
 from client.steps.actions import answer
 from dynammo_core.configuration.config import Config
 from dynammo_core.data.samples import Samples
@@ -124,3 +126,18 @@ def test_what_was_made_of_one_image_of_a_record_is_not_taken_for_that_of_another
 
     # A patient's image for training, one for testing, and one at another site.
     assert [made(0, 1), made(0, 2), made(1, 3), made(0, 1)] == [1, 2, 3, 1]
+
+
+@pytest.mark.parametrize("what", ["features", "statistics"])
+def test_what_other_weights_of_a_network_made_is_not_taken_from_the_disk(tmp_path: Path, what: str) -> None:
+    """The name of the network is the same, and so are the images; the seed draws other weights."""
+    files = FeatureFiles(tmp_path / "files", 2**20, run="run", site="site-000", key=bytes(range(32)))
+    samples = Samples(torch.zeros(1, 1, 16, 16, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), ("patient",))
+
+    def made(seed: int, number: float) -> float:
+        experiment = Experiment(small_config(overrides={"seed": seed}))
+        site = replace(small_site(experiment, 0, tmp_path / str(seed)), features=files)
+        network = experiment.build_model(0).network
+        return site.once((network, what), samples, lambda: torch.tensor([number])).item()
+
+    assert [made(1, 1.0), made(2, 2.0), made(1, 3.0)] == [1.0, 2.0, 1.0]
