@@ -80,11 +80,22 @@ class LargestLabel(DecisionRule):
         return replace(super().predict(model, features), known=known)
 
 
-def solve(method: Method[Any], model: IncrementalModel, archive: Archive, task: int) -> None:
-    """Solve the classifier from the sums, noised or not."""
+def grow_answers(model: IncrementalModel, stream: TaskStream, task: int) -> None:
+    """Give the model a classifier as `grow_ridge` does, which answers as the one before did, on the same features."""
+    earlier = ridge_head(model).weight if CLASSES in model.heads else None
+    grow_ridge(model, stream, task)
+    if earlier is not None:
+        ridge_head(model).weight[: len(earlier)] = earlier
+
+
+def solve(
+    method: Method[Any], model: IncrementalModel, archive: Archive, task: int, *, towards_current: bool = False
+) -> None:
+    """Solve the classifier from the sums, noised or not, shrunk towards zero or the weights that it has."""
     head, params = ridge_head(model), method.params
     if method.privacy.mechanism == "none":
-        head.solve(params.regulariser, shares(params.prior, head, method.stream))
+        wanted = shares(params.prior, head, method.stream)
+        head.solve(params.regulariser, wanted, towards_current=towards_current)
     else:
         head.solve_noised(params.regulariser)
 

@@ -43,7 +43,9 @@ WEIGHTS = "weights_of_classes"
 """Name, in the archive, of what each sample of a class weighs in the totals, Tensor[R]; 0 for one that has no image."""
 
 
-def balanced_sums(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[Summarise, Summarise]:
+def balanced_sums(
+    method: Method[Any], needed: tuple[str, ...] = (), *, towards_current: bool = False
+) -> tuple[Summarise, Summarise]:
     """List the stages that sum over exemplars and new images so that each class weighs the same.
 
     Sites first count, then sum with weights that the server makes of the counts. The result is that of pooling all
@@ -52,8 +54,10 @@ def balanced_sums(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[Su
     Args:
         method: whose stages they are.
         needed: patterns of the tensors that a site must be sent before it can compute features.
+        towards_current: whether the solution is shrunk towards the weights of the classifier before.
     """
-    return _counted_sums(method, needed, new_and_exemplars, balance_classes, solve)
+    finish = partial(solve, towards_current=towards_current)
+    return _counted_sums(method, needed, new_and_exemplars, balance_classes, finish)
 
 
 def streamed_sums(method: Method[Any], needed: tuple[str, ...] = ()) -> tuple[Summarise, Summarise]:

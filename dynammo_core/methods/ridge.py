@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dynammo_core.methods.base import Method
-from dynammo_core.methods.closed_form import ANSWERS, LargestLabel, grow_ridge
+from dynammo_core.methods.closed_form import ANSWERS, LargestLabel, grow_answers, grow_ridge
 from dynammo_core.methods.closed_form_sums import balanced_sums
 from dynammo_core.methods.feature_maps import grow_frozen
 from dynammo_core.methods.settings.closed_form import RidgeSettings
@@ -14,7 +14,11 @@ from dynammo_core.plan import Remember, Stage
 
 
 class Ridge(Method[RidgeSettings]):
-    """The balanced closed form on the frozen network."""
+    """The balanced closed form on the frozen network.
+
+    Of past tasks exemplars alone are left, and the classifier that was solved from all images of each. With
+    `shrink_towards: earlier` that is where its weights start from, and the images change them as far as these can tell.
+    """
 
     name = "ridge"
     paper_url = "https://arxiv.org/abs/2404.14099"
@@ -24,7 +28,12 @@ class Ridge(Method[RidgeSettings]):
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         grow_frozen(self.params, model, task)
-        grow_ridge(model, self.stream, task)
+        (grow_answers if self._keeps_answers else grow_ridge)(model, self.stream, task)
 
     def stages(self, task: int) -> Sequence[Stage]:
-        return (*balanced_sums(self), Remember(down=self.deployed))
+        sums = balanced_sums(self, towards_current=self._keeps_answers)
+        return (*sums, Remember(down=self.deployed))
+
+    @property
+    def _keeps_answers(self) -> bool:
+        return self.params.shrink_towards == "earlier"

@@ -329,6 +329,7 @@ def another(value: Any, key: str) -> Any:
         "method.merge_alpha": "fold",
         "method.padding": 0,
         "method.prior": "observed",
+        "method.shrink_towards": "earlier",
         "method.adapter": "bottleneck",
         "method.pooling": "spread" if value == "mean" else "mean",
         "method.variance_shrinkage": 2.0,
@@ -385,6 +386,7 @@ NEEDS: dict[str, dict[str, Scalar]] = {
     "federation.site_names": {"data.classes": "[a, b, c, d]"},
     "federation.evaluate_only": {"data.classes": "[a, b, c, d]", "federation.site_names": "[a, b, c]"},
     "federation.site_keys": {"data.classes": "[a, b, c, d]", "federation.site_names": "[a, b, c]"},
+    "method.shrink_towards": {"method.regulariser": 0.1},
     **{f"method.{stage}.patience": {f"method.{stage}.keep": "best"} for stage in ("adapt", "balance", "train")},
 }
 

@@ -118,6 +118,28 @@ class FrozenFeatureSettings(ClosedFormSettings):
 class RidgeSettings(FrozenFeatureSettings):
     """The features, and sums over the memories of all sites."""
 
+    shrink_towards: Literal["zero", "earlier"] = Field(
+        default="zero",
+        description="what the regulariser pulls weights of earlier classes to; zero; earlier: those of the classifier "
+        "before, which knew more of their images than exemplars show",
+    )
+
+    @field_validator("shrink_towards")
+    @classmethod
+    def _needs_a_regulariser(cls, what: str, info: ValidationInfo) -> str:
+        if what == "earlier" and info.data.get("regulariser", 1) is None:
+            raise ValueError(
+                "earlier needs method.regulariser: dimension, or a number; cross-validation takes one for all classes, "
+                "so large that new ones are hardly learnt"
+            )
+        return what
+
+    def obstacle_to_privacy(self, mechanism: str) -> str:
+        """Explain why noised sums have no earlier classifier to be near to."""
+        if self.shrink_towards == "earlier":
+            return "noised sums are solved by a discriminant, which shrinks nothing; set method.shrink_towards: zero"
+        return super().obstacle_to_privacy(mechanism)
+
     def misfit(self, federation: FederationSettings, backbone: BackboneSettings) -> str:
         """Explain why sums over memories never come down; empty if they are not asked to."""
         return misfit_of_memories(self)

@@ -222,10 +222,16 @@ class RidgeHead(Head):
             self.gram.zero_()
 
     @torch.no_grad()
-    def solve(self, regulariser: Regulariser = None, shares: Tensor | None = None) -> float:
-        """Set weight and bias to the ridge solution of the sums, and return the regulariser used (`ridge_solution`)."""
+    def solve(
+        self, regulariser: Regulariser = None, shares: Tensor | None = None, *, towards_current: bool = False
+    ) -> float:
+        """Set weight and bias to the ridge solution of the sums, and return the regulariser used (`ridge_solution`).
+
+        The solution is shrunk towards zero, or the weights that the head has.
+        """
+        towards = self.weight.double() if towards_current else None
         return self._answer_by(
-            ridge_solution(self.gram, self.products, self.counts, self.sample_weight, regulariser, shares)
+            ridge_solution(self.gram, self.products, self.counts, self.sample_weight, regulariser, shares, towards)
         )
 
     @torch.no_grad()

@@ -31,10 +31,12 @@ def ridge_solution(
     sample_weight: Tensor,
     regulariser: Regulariser = None,
     shares: Tensor | None = None,
+    towards: Tensor | None = None,
 ) -> Solution:
     """Return the ridge solution on standardised features; the bias is not penalised.
 
-    Without any sample all is 0.
+    Weights are shrunk towards 0, or others: these plus the ridge solution of what they leave unexplained. Without any
+    sample all is 0.
 
     Args:
         gram: as `RidgeHead` describes it, Tensor[P].
@@ -49,6 +51,8 @@ def ridge_solution(
             common samples for the same.
         shares: how frequent each class is taken to be, Tensor[R], 1 in all; by default as its samples weigh. The
             scatter within classes stays that of the sums.
+        towards: the weights to shrink towards, Tensor[R, D], which constant features keep; by default 0 ("biased
+            regularisation": Kuzborskij and Orabona, 2013). Cross-validation chooses the regulariser as towards 0.
     """
     weight_of_all = gram[-1]
     if not weight_of_all:
@@ -62,6 +66,8 @@ def ridge_solution(
     del whole
     means = products[:, -1] / weight_of_all
     cross = (products[:, :-1] / weight_of_all - torch.outer(means, mean)) / scale  # [R, D]
+    towards = torch.zeros_like(cross) if towards is None else towards
+    unexplained = cross - torch.where(scale.isfinite(), towards * scale, 0.0) @ correlation
     samples = effective_samples(counts, sample_weight)
     if isinstance(regulariser, str):
         regulariser = int(scale.isfinite().sum()) / samples
@@ -70,9 +76,10 @@ def ridge_solution(
         values, projected = found.values.clamp_min(0), found.project(cross)
         variance = (means - means.square()).sum()  # of one-hot labels
         regulariser = least_error(values, projected, variance, samples)
-        weight = found.combine(projected / (values + regulariser)) / scale
+        solved = found.combine(found.project(unexplained) / (values + regulariser))
     else:
-        weight = torch.cholesky_solve(cross.T, cholesky(correlation, regulariser)).T / scale
+        solved = torch.cholesky_solve(unexplained.T, cholesky(correlation, regulariser)).T
+    weight = towards + solved / scale
     return Solution(weight, means - weight @ mean, regulariser)
 
 

@@ -251,3 +251,58 @@ def test_rows_of_classes_that_no_image_can_have_stay_without_noise() -> None:
     assert head.products[1].tolist() == [0.0] * 6
     assert head.products[:, :-1].sum(dim=1).tolist() == [(2 + 1) * 5, 0, (2 + 1) * 5]
     assert head.counts.tolist() == head.products[:, -1].tolist() == [3, 0, 1]
+
+
+def test_towards_other_weights_the_solution_is_these_plus_that_of_what_they_leave() -> None:
+    features, labels = data(9)
+    features[:, 2] = 3.0  # says nothing, so that its weight stays
+    scaler = StandardScaler().fit(features.double().numpy())
+    scaled = torch.tensor(scaler.transform(features.double().numpy()))
+    one_hot = (labels.unsqueeze(1) == torch.tensor(ROWS)).double()
+    head = solved([(features, labels)])
+    earlier = torch.randn(len(ROWS), DIM, generator=torch.Generator().manual_seed(1)) / features.std(dim=0).clamp_min(1)
+    earlier[2] = 0  # a new class
+    head.weight.copy_(earlier)
+    head.solve(0.1, towards_current=True)
+    start = earlier.double() * torch.tensor(scaler.var_**0.5)
+    rest = Ridge(alpha=len(labels) * 0.1).fit(scaled.numpy(), (one_hot - scaled @ start.T).numpy())
+    expected = torch.tensor(rest.predict(scaled.numpy())) + scaled @ start.T
+    torch.testing.assert_close(head(features).double(), expected, atol=2e-4, rtol=0)
+    assert torch.equal(head.weight[:, 2], earlier[:, 2])
+
+
+def test_towards_its_own_solution_a_head_stays_there_and_much_shrinking_keeps_others() -> None:
+    features, labels = data(10)
+    head = solved([(features, labels)], 1e-12)
+    exact = head.weight.clone()
+    head.solve(10.0, towards_current=True)
+    torch.testing.assert_close(head.weight, exact, atol=1e-7, rtol=1e-4)
+    other = torch.randn(len(ROWS), DIM, generator=torch.Generator().manual_seed(2))
+    head.weight.copy_(other)
+    head.solve(1e9, towards_current=True)
+    torch.testing.assert_close(head.weight, other, atol=1e-6, rtol=1e-4)
+
+
+def test_what_few_exemplars_cannot_tell_the_weights_before_still_know() -> None:
+    """Two classes by many samples, then two more beside two exemplars of each of the first."""
+    generator = torch.Generator().manual_seed(3)
+    centres = 0.4 * torch.randn(4, 40, generator=generator)
+
+    def drawn(each: dict[int, int]) -> tuple[Tensor, Tensor]:
+        labels = torch.cat([torch.full((count,), label) for label, count in each.items()])
+        return centres[labels] + torch.randn(len(labels), 40, generator=generator), labels
+
+    many, few, tests = drawn({0: 400, 1: 400}), drawn({0: 2, 1: 2, 2: 400, 3: 400}), drawn({0: 400, 1: 400})
+    first = RidgeHead(40, (0, 1))
+    first.add(*many)
+    first.solve("dimension")
+    recalls = []
+    for towards_current in (False, True):
+        head = RidgeHead(40, (0, 1, 2, 3))
+        head.weight[:2] = first.weight
+        head.sample_weight[:2] = 200
+        head.add(*few)
+        head.solve("dimension", towards_current=towards_current)
+        recalls.append(float((head(tests[0]).argmax(dim=1) == tests[1]).double().mean()))
+    zero, before = recalls
+    assert before > zero + 0.1
