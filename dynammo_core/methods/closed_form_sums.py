@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -39,12 +39,15 @@ def sums_of(head: str) -> tuple[str, ...]:
 SUMS = sums_of(CLASSES)
 COUNTS, (GRAM, PRODUCTS) = SUMS[:1], SUMS[1:]
 
+FinishSums: TypeAlias = Callable[[Method[Any], IncrementalModel, Archive, int], None]
+"""What a method does with the sums of a task, at the server."""
+
 WEIGHTS = "weights_of_classes"
 """Name, in the archive, of what each sample of a class weighs in the totals, Tensor[R]; 0 for one that has no image."""
 
 
 def balanced_sums(
-    method: Method[Any], needed: tuple[str, ...] = (), *, towards_current: bool = False
+    method: Method[Any], needed: tuple[str, ...] = (), finish: FinishSums = solve
 ) -> tuple[Summarise, Summarise]:
     """List the stages that sum over exemplars and new images so that each class weighs the same.
 
@@ -54,9 +57,8 @@ def balanced_sums(
     Args:
         method: whose stages they are.
         needed: patterns of the tensors that a site must be sent before it can compute features.
-        towards_current: whether the solution is shrunk towards the weights of the classifier before.
+        finish: solves the classifier.
     """
-    finish = partial(solve, towards_current=towards_current)
     return _counted_sums(method, needed, new_and_exemplars, balance_classes, finish)
 
 
@@ -86,8 +88,8 @@ def _counted_sums(
     method: Method[Any],
     needed: tuple[str, ...],
     learns_from: LearnsFrom,
-    weigh: Callable[[Method[Any], IncrementalModel, Archive, int], None],
-    finish: Callable[[Method[Any], IncrementalModel, Archive, int], None],
+    weigh: FinishSums,
+    finish: FinishSums,
     correct: Finish | None = None,
     *,
     keeps_sums: bool = False,

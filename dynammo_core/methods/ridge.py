@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dynammo_core.methods.base import Method
-from dynammo_core.methods.closed_form import ANSWERS, LargestLabel, grow_answers, grow_ridge
+from dynammo_core.methods.closed_form import ANSWERS, LargestLabel, grow_answers, grow_ridge, solve, solve_near_earlier
 from dynammo_core.methods.closed_form_sums import balanced_sums
 from dynammo_core.methods.feature_maps import grow_frozen
 from dynammo_core.methods.settings.closed_form import RidgeSettings
@@ -28,12 +28,12 @@ class Ridge(Method[RidgeSettings]):
 
     def grow(self, model: IncrementalModel, task: int) -> None:
         grow_frozen(self.params, model, task)
-        (grow_answers if self._keeps_answers else grow_ridge)(model, self.stream, task)
+        (grow_answers if self._near_earlier else grow_ridge)(model, self.stream, task)
 
     def stages(self, task: int) -> Sequence[Stage]:
-        sums = balanced_sums(self, towards_current=self._keeps_answers)
+        sums = balanced_sums(self, finish=solve_near_earlier if self._near_earlier else solve)
         return (*sums, Remember(down=self.deployed))
 
     @property
-    def _keeps_answers(self) -> bool:
+    def _near_earlier(self) -> bool:
         return self.params.shrink_towards == "earlier"

@@ -221,15 +221,17 @@ class RidgeHead(Head):
         if not self.counts.any():
             self.gram.zero_()
 
+    def deviations(self) -> Tensor:
+        """Return the features' standard deviations in the sums, which hold a sample, Tensor[D]."""
+        squares = upper(self.gram, self.weight.shape[1] + 1)
+        mean = squares[:-1, -1] / squares[-1, -1]
+        return (squares.diagonal()[:-1] / squares[-1, -1] - mean.square()).clamp_min(0).sqrt()
+
     @torch.no_grad()
     def solve(
-        self, regulariser: Regulariser = None, shares: Tensor | None = None, *, towards_current: bool = False
+        self, regulariser: Regulariser = None, shares: Tensor | None = None, towards: Tensor | None = None
     ) -> float:
-        """Set weight and bias to the ridge solution of the sums, and return the regulariser used (`ridge_solution`).
-
-        The solution is shrunk towards zero, or the weights that the head has.
-        """
-        towards = self.weight.double() if towards_current else None
+        """Set weight and bias to the ridge solution of the sums, and return the regulariser used (`ridge_solution`)."""
         return self._answer_by(
             ridge_solution(self.gram, self.products, self.counts, self.sample_weight, regulariser, shares, towards)
         )

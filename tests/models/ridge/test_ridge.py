@@ -262,8 +262,7 @@ def test_towards_other_weights_the_solution_is_these_plus_that_of_what_they_leav
     head = solved([(features, labels)])
     earlier = torch.randn(len(ROWS), DIM, generator=torch.Generator().manual_seed(1)) / features.std(dim=0).clamp_min(1)
     earlier[2] = 0  # a new class
-    head.weight.copy_(earlier)
-    head.solve(0.1, towards_current=True)
+    head.solve(0.1, towards=earlier.double())
     start = earlier.double() * torch.tensor(scaler.var_**0.5)
     rest = Ridge(alpha=len(labels) * 0.1).fit(scaled.numpy(), (one_hot - scaled @ start.T).numpy())
     expected = torch.tensor(rest.predict(scaled.numpy())) + scaled @ start.T
@@ -275,11 +274,10 @@ def test_towards_its_own_solution_a_head_stays_there_and_much_shrinking_keeps_ot
     features, labels = data(10)
     head = solved([(features, labels)], 1e-12)
     exact = head.weight.clone()
-    head.solve(10.0, towards_current=True)
+    head.solve(10.0, towards=exact.double())
     torch.testing.assert_close(head.weight, exact, atol=1e-7, rtol=1e-4)
     other = torch.randn(len(ROWS), DIM, generator=torch.Generator().manual_seed(2))
-    head.weight.copy_(other)
-    head.solve(1e9, towards_current=True)
+    head.solve(1e9, towards=other.double())
     torch.testing.assert_close(head.weight, other, atol=1e-6, rtol=1e-4)
 
 
@@ -297,12 +295,23 @@ def test_what_few_exemplars_cannot_tell_the_weights_before_still_know() -> None:
     first.add(*many)
     first.solve("dimension")
     recalls = []
-    for towards_current in (False, True):
+    kept = torch.zeros(4, 40, dtype=torch.float64)
+    kept[:2] = first.weight
+    for towards in (None, kept):
         head = RidgeHead(40, (0, 1, 2, 3))
-        head.weight[:2] = first.weight
         head.sample_weight[:2] = 200
         head.add(*few)
-        head.solve("dimension", towards_current=towards_current)
+        head.solve("dimension", towards=towards)
         recalls.append(float((head(tests[0]).argmax(dim=1) == tests[1]).double().mean()))
     zero, before = recalls
     assert before > zero + 0.1
+
+
+def test_deviations_are_those_of_the_weighed_samples() -> None:
+    features, labels = data(11)
+    features[:, 2] = 3.0
+    head = RidgeHead(DIM, ROWS)
+    head.sample_weight[1] = 2
+    head.add(features, labels)
+    twice = torch.cat([features, features[labels == ROWS[1]]]).double()
+    torch.testing.assert_close(head.deviations(), twice.std(dim=0, correction=0), atol=1e-6, rtol=1e-9)
