@@ -45,7 +45,9 @@ def compare(
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="COMPARISON...", help="Comparison files, such as those in configs/compare/.", show_default=False
+            metavar="COMPARISON...",
+            help="Comparison files, such as those in configs/compare/. Beside them experiments are left out.",
+            show_default=False,
         ),
     ],
     runs: Annotated[Path, typer.Option(help="Folder for run directories and pages.")] = Path("runs/compare"),
@@ -63,15 +65,19 @@ def compare(
 ) -> None:
     """Run the missing runs of comparisons and write a page about each; safe to stop and continue."""
     with readable_errors():
-        from simulations.comparisons.compare import load_comparison, missing_cells
+        from simulations.comparisons.compare import is_comparison, load_comparison, missing_cells
         from simulations.comparisons.costs import tables
         from simulations.comparisons.page import write_page
         from simulations.comparisons.process_pool import part_of
         from simulations.comparisons.progress import run_under_display
         from simulations.comparisons.reuse import take_over
 
-        comparisons = {file.stem: load_comparison(file) for file in files}
-        if len(comparisons) < len(files):
+        compared = [file for file in files if is_comparison(file)] or files
+        for experiment in [file for file in files if file not in compared]:
+            load_config(experiment)
+            console.say(f"Left out, since it is an experiment and compares nothing: {experiment}")
+        comparisons = {file.stem: load_comparison(file) for file in compared}
+        if len(comparisons) < len(compared):
             raise ConfigError("two comparisons have the same file name", accepted="files with different names")
         every = [cell for comparison in comparisons.values() for cell in comparison.cells]
         chosen = every if shard is None else part_of(every, shard)

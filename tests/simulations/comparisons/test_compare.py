@@ -324,6 +324,18 @@ def test_an_experiment_is_no_comparison() -> None:
         load_comparison(Path(__file__).parents[3] / "configs" / "digits.yaml")
 
 
+def test_of_a_whole_folder_the_comparisons_are_compared_and_experiments_named(tmp_path: Path) -> None:
+    words = ["compare", str(write_comparison(tmp_path)), "--no-run", "--runs", str(tmp_path / "runs")]
+    beside = CliRunner().invoke(app, [*words, str(tmp_path / "small.yaml")])
+    assert beside.exit_code == 0, beside.output
+    assert f"compares nothing: {tmp_path / 'small.yaml'}" in beside.output
+    assert (tmp_path / "runs" / "comparison" / "index.html").is_file()
+    (tmp_path / "wrong.yaml").write_text("nonsense: 1\n")
+    wrong = CliRunner().invoke(app, [*words, str(tmp_path / "wrong.yaml")])
+    assert wrong.exit_code == 1
+    assert "wrong.yaml" in wrong.output
+
+
 def test_a_row_may_stand_under_two_settings_and_is_run_once(tmp_path: Path) -> None:
     settings = {"three": {"federation.sites": 3}, "two": {"federation.sites": 2}}
     rows = {"dynammo": {}, "bound": {"federation.sites": 1}}
