@@ -45,7 +45,9 @@ def compare(
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="COMPARISON...", help="Comparison files, such as those in configs/compare/.", show_default=False
+            metavar="COMPARISON...",
+            help="Comparison files, such as those in configs/compare/. Beside them experiments are left out.",
+            show_default=False,
         ),
     ],
     runs: Annotated[Path, typer.Option(help="Folder for run directories and pages.")] = Path("runs/compare"),
@@ -63,15 +65,20 @@ def compare(
 ) -> None:
     """Run the missing runs of comparisons and write a page about each; safe to stop and continue."""
     with readable_errors():
-        from simulations.comparisons.compare import load_comparison, missing_cells
+        from simulations.comparisons.compare import is_comparison, load_comparison, missing_cells
         from simulations.comparisons.costs import tables
         from simulations.comparisons.page import write_page
         from simulations.comparisons.process_pool import part_of
         from simulations.comparisons.progress import run_under_display
         from simulations.comparisons.reuse import take_over
+        from simulations.comparisons.run_groups import measure, summaries_of
 
-        comparisons = {file.stem: load_comparison(file) for file in files}
-        if len(comparisons) < len(files):
+        compared = [file for file in files if is_comparison(file)] or files
+        for experiment in [file for file in files if file not in compared]:
+            load_config(experiment)
+            console.say(f"Left out, since it is an experiment and compares nothing: {experiment}")
+        comparisons = {file.stem: load_comparison(file) for file in compared}
+        if len(comparisons) < len(compared):
             raise ConfigError("two comparisons have the same file name", accepted="files with different names")
         every = [cell for comparison in comparisons.values() for cell in comparison.cells]
         chosen = every if shard is None else part_of(every, shard)
@@ -84,17 +91,18 @@ def compare(
             raise typer.Exit(1 if failed else 0)
         for title, comparison in comparisons.items():
             groups = comparison.groups(runs)
+            metric = measure(comparison.metric, summaries_of(groups))
             words = ["dynammo-sim", "compare", str(comparison.file)]
             page = write_page(
                 runs / title,
                 title=title,
                 command=shlex.join(words if runs == Path("runs/compare") else [*words, "--runs", str(runs)]),
                 groups=groups,
-                metric=comparison.metric,
+                metric=metric,
                 missing=[cell.label for cell in missing_cells(comparison.cells, runs).values()],
                 sweep=comparison.sweep,
             )
-            for shown in tables(groups, comparison.metric, title):
+            for shown in tables(groups, metric, title):
                 console.print(shown)
             console.print(f"Page: {page}", soft_wrap=True, markup=False, highlight=False)
         if failed:
@@ -190,7 +198,12 @@ def report(
         Path | None,
         typer.Option(metavar="FOLDER", help="Folder for the page about several runs.", show_default="runs/comparison"),
     ] = None,
-    metric: Annotated[str, typer.Option(help="Metric of that page: accuracy or mean_class_recall.")] = "accuracy",
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="Metric of that page: accuracy or mean_class_recall.", show_default="by how uneven the classes are"
+        ),
+    ] = None,
 ) -> None:
     """Rewrite the report.html of a run, or write one page that compares several, from their files alone."""
     with readable_errors():
@@ -202,18 +215,17 @@ def report(
         from simulations.comparisons.compare import METRICS
         from simulations.comparisons.costs import tables
         from simulations.comparisons.page import write_page
-        from simulations.comparisons.run_groups import groups_of
+        from simulations.comparisons.run_groups import groups_of, measure, summaries_of
 
-        if metric not in METRICS:
+        if metric is not None and metric not in METRICS:
             raise ConfigError(unknown_name("metric", metric, METRICS), accepted=", ".join(METRICS))
         folder = output or Path("runs/comparison")
         groups, unfinished = groups_of(runs)
-        options = ["--output", str(folder), "--metric", metric]
+        options = ["--output", str(folder), *(["--metric", metric] if metric else [])]
         command = shlex.join(["dynammo-sim", "report", *map(str, runs), *options])
-        page = write_page(
-            folder, title=folder.name, command=command, groups=groups, metric=METRICS[metric], missing=unfinished
-        )
-        for shown in tables(groups, METRICS[metric], folder.name):
+        chosen = measure(metric, summaries_of(groups))
+        page = write_page(folder, title=folder.name, command=command, groups=groups, metric=chosen, missing=unfinished)
+        for shown in tables(groups, chosen, folder.name):
             console.print(shown)
         console.print(f"Page: {page}", soft_wrap=True, markup=False, highlight=False)
 

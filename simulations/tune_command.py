@@ -64,15 +64,19 @@ def tune(
     with readable_errors():
         from simulations.comparisons.compare import load_comparison
         from simulations.comparisons.progress import run_under_display
+        from simulations.comparisons.run_groups import measure
 
         comparison = load_comparison(file)
         made = trials(comparison, parse_tries(try_), validation, row or ())
         failed = run_under_display([trial.cell for trial in made], runs, console, workers=workers)
-        for trial in made:
-            summary = trial.cell.summary(runs) or {}
-            figures = ", ".join(f"{summary.get(key)}" for key in (comparison.metric.average, comparison.metric.last))
-            console.print(f"{trial.cell.label}: average and last {figures}", soft_wrap=True, markup=False)
-        block = yaml.safe_dump({"chosen": chosen(made, comparison.metric, runs)}, sort_keys=False)
+        summaries = [trial.cell.summary(runs) or {} for trial in made]
+        metric = measure(comparison.metric, summaries)
+        for trial, summary in zip(made, summaries, strict=True):
+            figures = ", ".join(f"{summary.get(key)}" for key in (metric.average, metric.last))
+            console.print(
+                f"{trial.cell.label}: average and last {metric.words} {figures}", soft_wrap=True, markup=False
+            )
+        block = yaml.safe_dump({"chosen": chosen(made, metric, runs)}, sort_keys=False)
         block = block.replace("? ''\n  : ", "'':\n    ")  # the setting of a comparison without settings has no name
         console.print(f"\n{block}", soft_wrap=True, markup=False, highlight=False)
         if failed:

@@ -54,11 +54,16 @@ def tables() -> Iterator[tuple[RenderableType, tuple[str, ...]]]:
     tested = {"images": 100_000, "accuracy": 87.5, "mean_class_recall": None}
     result = {
         **{"after_task": 2, "accuracy": 87.5, "mean_class_recall": 80.0, "calibration_error": 4.0},
-        **{"worst_site_accuracy": None, "worst_site_mean_class_recall": 72.5},
+        **{"worst_site_accuracy": None, "worst_site_mean_class_recall": 72.5, "leading_metric": "last_accuracy"},
+        "own_heads": [
+            {"site": name, **dict.fromkeys(("common", "personal", "alone"), tested), "joining": "no difference"}
+            for name in HOSPITALS
+        ],
         **{"sites": dict.fromkeys(HOSPITALS, tested), "recall": dict.fromkeys(CLASSES, 100.0)},
         "failures": {HOSPITALS[1]: "NoAnswerBeforeDeadline, code 0"},
     }
-    yield from zip(evaluation_tables(result), (("100000", "87.5 %"), ("100.0 %", "carcinoma,")), strict=True)
+    own = ("its own", "no difference")
+    yield from zip(evaluation_tables(result), (("100000", "87.5 %"), own, ("100.0 %", "carcinoma,")), strict=True)
     last = HOSPITALS[1][-4:]
     yield final_table(SUMMARY, HOSPITALS), ("average incremental accuracy", "mercy 91.6,", f"{last} 100.0", "completed")
     groups = {"weights": {"count": 100_000}}

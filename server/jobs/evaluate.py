@@ -60,6 +60,7 @@ def evaluate_run(grid: Grid, config: Config[Any], run: Path, output: Path) -> No
         "after_task": task + 1,
         "accuracy": number(metrics.last_accuracy(confusion, [seen])),
         "mean_class_recall": number(metrics.mean_class_recall(confusion, [seen])),
+        "leading_metric": metrics.leading_metric(confusion, [seen]),
         "worst_site_accuracy": number(metrics.worst_site_accuracy(confusion, [seen])) if sites else None,
         "worst_site_mean_class_recall": number(np.fmin.reduce(site_recalls)) if sites else None,
         **{name: number(measure(tables)) for name, measure in MEASURES.items()},

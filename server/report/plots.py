@@ -151,13 +151,16 @@ def confusion_drawing(
     return drawn
 
 
-def site_bars(names: Sequence[str], accuracies: Values, together: float, worst: int, label: str) -> str:
-    """Return a bar per site, [K] percent, with the worst one marked; nan is a site without test images."""
+def site_bars(names: Sequence[str], shares: Values, together: float, worst: int, measure: str, label: str) -> str:
+    """Return a bar per site, [K] percent, with the worst one marked; nan is a site without test images.
+
+    `measure` says in words what the shares are of.
+    """
     with drawing("sites", label, 4.9, max(0.27 * len(names) + 1.0, 1.8)) as drawn:
         axes, rows = drawn.axes, np.arange(len(names))
         colours = [RED if row == worst else BLUE for row in rows]
-        axes.barh(rows, np.nan_to_num(accuracies), color=colours, height=0.68)
-        for row, value in zip(rows, accuracies, strict=True):
+        axes.barh(rows, np.nan_to_num(shares), color=colours, height=0.68)
+        for row, value in zip(rows, shares, strict=True):
             text = "no test images" if np.isnan(value) else f"worst {value:.1f}" if row == worst else f"{value:.1f}"
             weight = "bold" if row == worst else "normal"
             if value > 25:
@@ -167,7 +170,7 @@ def site_bars(names: Sequence[str], accuracies: Values, together: float, worst: 
                 axes.text(np.nan_to_num(value) + 1.5, row, text, va="center", color=colour, weight=weight)
         axes.axvline(together, color=INK, linewidth=1, linestyle=(0, (4, 3)))
         axes.set_yticks(rows, [shortened(name) for name in names])
-        axes.set(xlabel="accuracy, % (dashed: all sites together)", xlim=(0, 102), ylim=(len(names) - 0.4, -0.6))
+        axes.set(xlabel=f"{measure}, % (dashed: all sites together)", xlim=(0, 102), ylim=(len(names) - 0.4, -0.6))
         axes.tick_params(axis="y", length=0)
     return drawn.svg
 

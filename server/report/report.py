@@ -162,22 +162,25 @@ def _confusions(run: RunFiles) -> Json:
 
 
 def _sites(run: RunFiles, numbers: Json) -> Json:
-    """Return bars of the accuracy at each site, with the worst one marked."""
-    values = _floats(numbers.get("site_accuracies", []))
+    """Return bars of each site's accuracy, or mean class recall where classes are uneven, with the worst one marked."""
+    uneven = numbers.get("leading_metric") == "mean_class_recall"
+    values = _floats(numbers.get("site_mean_class_recalls" if uneven else "site_accuracies", []))
     if not len(values) or np.isnan(values).all():
         return {"plot": "", "worst": "", "shown": 0, "all": len(values)}
     worst = int(np.nanargmin(values))
     shown = np.arange(len(values)) if len(values) <= MOST_SITES else np.argsort(values, kind="stable")[:MOST_SITES]
     names = [site_label(run.started.get("site_names", ()), site) for site in range(len(values))]
-    accuracies = ", ".join(f"{names[k]} " + ("none" if np.isnan(values[k]) else f"{values[k]:.1f}") for k in shown)
+    measure = "mean class recall" if uneven else "accuracy"
+    shares = ", ".join(f"{names[k]} " + ("none" if np.isnan(values[k]) else f"{values[k]:.1f}") for k in shown)
     plot = plots.site_bars(
         [names[k] for k in shown],
         values[shown],
-        float(numbers["last_accuracy"]),
+        float(numbers["mean_class_recall" if uneven else "last_accuracy"]),
         int(np.flatnonzero(shown == worst)[0]),
-        f"Bars of the accuracy at each site, in percent: {accuracies}. The worst is {names[worst]}.",
+        measure,
+        f"Bars of the {measure} at each site, in percent: {shares}. The worst is {names[worst]}.",
     )
-    return {"plot": plot, "worst": names[worst], "shown": len(shown), "all": len(values)}
+    return {"plot": plot, "measure": measure, "worst": names[worst], "shown": len(shown), "all": len(values)}
 
 
 def _participation(run: RunFiles) -> Json:

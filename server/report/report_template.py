@@ -128,7 +128,7 @@ TEMPLATE = (
 <h2>The sites</h2>
 <p>An average can hide a site that is served badly, so each site is tested on its own images.</p>
 {% if sites_seen.plot %}
-{{ figure(sites_seen.plot, "Accuracy of the one shared model at each site" ~ (" at the end" if finished else " so far") ~ ". The lowest is " ~ sites_seen.worst ~ "." ~ (" Shown are the " ~ sites_seen.shown ~ " lowest of " ~ sites_seen.all ~ " sites." if sites_seen.shown < sites_seen.all else "")) }}
+{{ figure(sites_seen.plot, sites_seen.measure | capitalize ~ " of the one shared model at each site" ~ (" at the end" if finished else " so far") ~ ". The lowest is " ~ sites_seen.worst ~ "." ~ (" Shown are the " ~ sites_seen.shown ~ " lowest of " ~ sites_seen.all ~ " sites." if sites_seen.shown < sites_seen.all else "")) }}
 {% endif %}
 {% if numbers.get("own_heads") %}
 <h3>Whether joining pays</h3>

@@ -140,11 +140,14 @@ def final_table(summary: Event, names: Sequence[str] = ()) -> Table:
         values = summary.get(f"{key}_after_tasks", [])  # the results of an earlier version have none
         if any(value is not None for value in values):
             table.add_row(words, percents(values) + " %")
-    sites = summary["site_accuracies"]
-    if len(sites) <= 2 * MOST_NAMED:
-        named = (f"{name} {percents([value])}" for name, value in zip(names, sites, strict=False))
-        words = (", ".join(named) or percents(sites)) + " %" if sites else "hidden in the sum"
-        table.add_row("accuracy at each site", cell(words), end_section=True)
+    by_site = {"accuracy": "site_accuracies", "mean class recall": "site_mean_class_recalls"}
+    for metric in reversed(by_site) if uneven else by_site:
+        sites = summary.get(by_site[metric])
+        if sites is not None and len(sites) <= 2 * MOST_NAMED:
+            named = (f"{name} {percents([value])}" for name, value in zip(names, sites, strict=False))
+            words = (", ".join(named) or percents(sites)) + " %" if sites else "hidden in the sum"
+            table.add_row(f"{metric} at each site", cell(words))
+    table.add_section()
     for row in summary.get("own_heads", [])[: 2 * MOST_NAMED]:
         recalls = percents(row[head]["mean_class_recall"] for head in ("common", "personal", "alone"))
         table.add_row(
@@ -195,7 +198,10 @@ def _line(event: Event, state: RunState) -> str:
         case "gate_judged":
             return state.held
         case "run_finished":
-            return f"run {state.ending}, accuracy {percent(event['summary']['last_accuracy'])} at the end"
+            summary = event["summary"]
+            uneven = summary.get("leading_metric") == "mean_class_recall"
+            balanced = f"mean class recall {percent(summary['mean_class_recall'])}, " if uneven else ""
+            return f"run {state.ending}, {balanced}accuracy {percent(summary['last_accuracy'])} at the end"
         case "run_failed":  # whoever started it says in its error what to ask at the sites
             return f"run failed: {event['message']}"
     return ""

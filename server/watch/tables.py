@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from rich.table import Table
@@ -53,22 +53,40 @@ def statistics_tables(told: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]:
 
 
 def evaluation_tables(result: Mapping[str, Any]) -> Iterator[Table]:
-    """Return the tables of an evaluation, by site and by class."""
-    sites = listing("site", "images", "accuracy", "mean class\nrecall", title=f"After task {result['after_task']}")
+    """Return the tables of an evaluation, by site and by class, and of sites' own heads if there are any.
+
+    The mean class recall stands before the accuracy where classes are uneven.
+    """
+    metrics = ["accuracy", "mean_class_recall"]
+    if result["leading_metric"] == "mean_class_recall":
+        metrics.reverse()
+    heads = (metric.replace("mean_class_", "mean class\n") for metric in metrics)
+    sites = listing("site", "images", *heads, title=f"After task {result['after_task']}")
     for name, row in result["sites"].items():
-        sites.add_row(cell(name), str(row["images"]), _percent(row["accuracy"]), _percent(row["mean_class_recall"]))
+        sites.add_row(cell(name), str(row["images"]), *(_percent(row[metric]) for metric in metrics))
     for name, failure in result["failures"].items():
         sites.add_row(cell(f"{name}: {failure}", "red"))
     sites.add_section()
-    sites.add_row("all", "", _percent(result["accuracy"]), _percent(result["mean_class_recall"]))
-    worst = (_percent(result[f"worst_site_{metric}"]) for metric in ("accuracy", "mean_class_recall"))
-    sites.add_row("worst", "", *worst)
+    sites.add_row("all", "", *(_percent(result[metric]) for metric in metrics))
+    sites.add_row("worst", "", *(_percent(result[f"worst_site_{metric}"]) for metric in metrics))
     sites.add_row("calibration error", "", _percent(result["calibration_error"]))
     yield sites
+    if "own_heads" in result:
+        yield _own_heads_table(result["own_heads"])
     recalls = listing("class", "recall")
     for name, recall in result["recall"].items():
         recalls.add_row(cell(name), _percent(recall))
     yield recalls
+
+
+def _own_heads_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Return, for each site, the mean class recall of the common classifier, of its own, and of the one of it alone."""
+    heads = ("common", "personal", "alone")
+    table = listing("site", "common", "its own", "alone", "joining", title="Mean class recall by whose classifier")
+    for row in rows:
+        recalls = (_percent(row[head]["mean_class_recall"]) for head in heads)
+        table.add_row(cell(row["site"]), *recalls, row["joining"] or "-")
+    return table
 
 
 def correction_lines(result: Mapping[str, Any]) -> Iterator[str]:

@@ -48,8 +48,9 @@ class ComparisonFile(Section):
     """A file of `configs/compare/`: what to compare, under which settings and seeds."""
 
     base: str = Field(description="experiment that all rows share, as a path relative to this file")
-    metric: Literal["accuracy", "mean_class_recall"] = Field(
-        default="accuracy", description="metric of the columns average and last"
+    metric: Literal["accuracy", "mean_class_recall"] | None = Field(
+        default=None,
+        description="metric of the columns average and last; null: the mean class recall where classes are uneven",
     )
     seeds: tuple[int, ...] = Field(
         default=(1, 2, 3), min_length=1, description="random seeds; each row is run with every one"
@@ -200,7 +201,7 @@ class Comparison:
     """A comparison file, read: its cells setting by setting, seed by seed, row by row."""
 
     file: Path
-    metric: Metric
+    metric: str | None
     cells: tuple[Cell, ...]
     sweep: Sweep | None = None
 
@@ -263,7 +264,7 @@ def load_comparison(path: Path) -> Comparison:
                     what = f"{path}: {cell.label!r} is the same experiment as {same.label!r}"
                     raise ConfigError(what, remedy="Leave out one of them, or give it different overrides")
         cells += alike.values()
-    return Comparison(path, METRICS[read.metric], tuple(cells), read.sweep)
+    return Comparison(path, read.metric, tuple(cells), read.sweep)
 
 
 def _configured(path: Path, base: str, overrides: dict[str, Scalar], setting: str, row: str) -> Config[Any]:

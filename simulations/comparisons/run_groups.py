@@ -10,9 +10,20 @@ from typing import Any
 from dynammo_core.configuration.config import Config, load_config
 from dynammo_core.support.errors import RunError
 from server.run_directory.run_files import RunFiles
-from simulations.comparisons.compare import Group, Result
+from simulations.comparisons.compare import METRICS, Group, Json, Metric, Result
 
 Leaves = dict[str, Any]
+
+
+def measure(asked: str | None, summaries: Iterable[Json]) -> Metric:
+    """Return the metric that is asked for; by default the mean class recall where any run's classes are uneven."""
+    uneven = any(summary.get("leading_metric") == "mean_class_recall" for summary in summaries)
+    return METRICS[asked or ("mean_class_recall" if uneven else "accuracy")]
+
+
+def summaries_of(groups: Iterable[Group]) -> list[Json]:
+    """List the summaries of all runs of the groups."""
+    return [result.summary for group in groups for result in group.results]
 
 
 def groups_of(directories: Sequence[Path]) -> tuple[list[Group], list[str]]:

@@ -28,7 +28,15 @@ FEWEST_PAIRS = 6
 EXTREMES = {"fewest": min, "most": max}
 SUMMARY_COLUMNS = (
     *("method", "average_incremental_accuracy", "last_accuracy", "average_mean_class_recall", "mean_class_recall"),
-    *("forgetting", "worst_site_accuracy", "macs_per_image", "deployed_parameters", "bytes_up", "bytes_down"),
+    *(
+        "forgetting",
+        "worst_site_accuracy",
+        "worst_site_mean_class_recall",
+        "macs_per_image",
+        "deployed_parameters",
+        "bytes_up",
+        "bytes_down",
+    ),
     *(*MEASURES, "seconds", "config_hash", "code_hash"),
 )
 

@@ -376,13 +376,17 @@ def test_of_many_sites_those_that_need_a_look_are_shown(run: Path) -> None:
 
 def test_where_classes_are_uneven_the_mean_recall_stands_first_and_the_page_says_why(run: Path, finished: Page) -> None:
     uneven = {"leading_metric": "mean_class_recall", "class_imbalance": 12.5, "worst_site_mean_class_recall": 33.3}
+    uneven["site_mean_class_recalls"] = [72.5, 33.3, None]
     (run / "summary.json").write_text(json.dumps(SUMMARY | uneven))
-    text = Page(write_report(run)).text
+    page = Page(write_report(run))
+    text = page.text
     order = ("Mean class recall 61.2", "Worst site’s recall 33.3", "Accuracy at the end 60.0")
     places = [text.index(card) for card in order]
     assert places == sorted(places)
     assert text.count("Mean class recall 61.2") == 1
     assert "has 12.5 times the test images of the rarest" in text
+    assert any(label.startswith("Bars of the mean class recall at each site") for label in page.labels)
+    assert "Mean class recall of the one shared model at each site" in text
     assert finished.text.index("Accuracy at the end") < finished.text.index("Mean class recall")
     assert "Read the mean class recall first" not in finished.text
 

@@ -313,8 +313,15 @@ def test_final_table_fits_80_columns() -> None:
 
 def test_where_classes_are_uneven_the_mean_recall_stands_first() -> None:
     uneven = {"leading_metric": "mean_class_recall", "average_mean_class_recall": 63.0}
-    first, *_ = final_table(SUMMARY | uneven).columns
+    uneven["site_mean_class_recalls"] = [72.5, 33.3, None]
+    first, second = final_table(SUMMARY | uneven).columns
     assert list(first.cells)[:2] == ["average mean class recall", "mean class recall"]
+    shown = dict(zip(first.cells, map(str, second.cells), strict=True))
+    assert shown["mean class recall at each site"] == "72.5, 33.3, - %"
+    by_site = [words for words in shown if str(words).endswith("at each site")]
+    assert by_site == ["mean class recall at each site", "accuracy at each site"]
+    ended = {"event": "run_finished", "time": 1000.0, "summary": SUMMARY | uneven}
+    assert "run completed, mean class recall 61.2 %, accuracy 60.0 % at the end" in log_of([started(), ended])
     told = first_task()[-1] | {"mean_class_recall": 29.7}
     assert "task 1/2 learnt, mean class recall 29.7 %, accuracy 70.1 % (sites: 50.0 to 90.0 %)" in log_of(
         [started(), told]

@@ -60,6 +60,7 @@ def test_an_evaluation() -> None:
         "after_task": 2,
         "accuracy": 87.5,
         "mean_class_recall": 80.0,
+        "leading_metric": "last_accuracy",
         "worst_site_accuracy": None,
         "worst_site_mean_class_recall": 72.5,
         "calibration_error": 4.25,
@@ -83,3 +84,30 @@ def test_an_evaluation() -> None:
         ["calibration error", "4.2 %"],
     ]
     assert printed(recalls) == [["class", "recall"], ["naevus [mole]", "100.0 %"], ["lentigo", "-"]]
+
+
+def test_an_evaluation_says_for_whom_joining_pays_and_the_recall_first_where_classes_are_uneven() -> None:
+    heads = {
+        "common": {"mean_class_recall": 41.5},
+        "personal": {"mean_class_recall": 44.0},
+        "alone": {"mean_class_recall": None},
+    }
+    result: dict[str, Any] = {
+        "after_task": 1,
+        **{"accuracy": 87.5, "mean_class_recall": 80.0, "leading_metric": "mean_class_recall"},
+        **{"worst_site_accuracy": 60.0, "worst_site_mean_class_recall": 72.5, "calibration_error": None},
+        "sites": {"alpha": {"images": 8, "accuracy": 60.0, "mean_class_recall": 72.5}},
+        "own_heads": [
+            {"site": "alpha", **heads, "joining": "does not pay"},
+            {"site": "beta", **heads, "joining": None},
+        ],
+        **{"recall": {}, "failures": {}},
+    }
+    sites, own, _ = map(printed, evaluation_tables(result))
+    assert ["alpha", "8", "72.5 %", "60.0 %"] in sites
+    assert ["worst", "72.5 %", "60.0 %"] in sites
+    assert own[1:] == [
+        ["site", "common", "its own", "alone", "joining"],
+        ["alpha", "41.5 %", "44.0 %", "-", "does not pay"],
+        ["beta", "41.5 %", "44.0 %", "-", "-"],
+    ]

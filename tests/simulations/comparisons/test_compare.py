@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 from dynammo_core.code_identity import project_hash
 from dynammo_core.support.errors import ConfigError
 from simulations.cli import app
-from simulations.comparisons.compare import Cell, Comparison, is_comparison, load_comparison, missing_cells
+from simulations.comparisons.compare import METRICS, Cell, Comparison, is_comparison, load_comparison, missing_cells
 from simulations.comparisons.process_pool import part_of
 from simulations.comparisons.reuse import take_over
+from simulations.comparisons.run_groups import measure, summaries_of
 from simulations.comparisons.table import Spread, lines, table
 
 pytestmark = pytest.mark.usefixtures("small_pages")
@@ -40,13 +41,14 @@ def write_comparison(folder: Path, **changes: object) -> Path:
     return file
 
 
-def pretend(cell: Cell, runs: Path, *, average: float, code: str | None = None) -> None:
+def pretend(cell: Cell, runs: Path, *, average: float, code: str | None = None, leading: str = "last_accuracy") -> None:
     """A finished run's summary, as `server/run/results.py` leaves it."""
     summary = {
         "average_incremental_accuracy": average,
         "last_accuracy": average - 10,
         "average_mean_class_recall": average - 20,
         "mean_class_recall": average - 30,
+        "leading_metric": leading,
         "forgetting": 1.0,
         "status": "completed",
         "config_hash": cell.config.content_hash,
@@ -58,7 +60,9 @@ def pretend(cell: Cell, runs: Path, *, average: float, code: str | None = None) 
 
 def printed(comparison: Comparison, runs: Path) -> list[str]:
     buffer = io.StringIO()
-    Console(width=80, file=buffer).print(table(comparison.groups(runs), comparison.metric, "small"))
+    groups = comparison.groups(runs)
+    metric = measure(comparison.metric, summaries_of(groups))
+    Console(width=80, file=buffer).print(table(groups, metric, "small"))
     return buffer.getvalue().splitlines()
 
 
@@ -162,9 +166,19 @@ def test_means_deviations_and_paired_differences(tmp_path: Path) -> None:
 def test_the_metric_of_the_file_decides_what_average_and_last_are(tmp_path: Path) -> None:
     comparison, runs = load_comparison(write_comparison(tmp_path, metric="mean_class_recall")), tmp_path / "runs"
     pretend(comparison.cells[0], runs, average=80.0)
-    first, _ = lines(comparison.groups(runs), comparison.metric)
+    first, _ = lines(comparison.groups(runs), measure(comparison.metric, []))
     assert (first.average, first.last, first.seeds) == (Spread(60.0, None), Spread(50.0, None), (1,))
     assert any("mean class recall" in line for line in printed(comparison, runs))
+
+
+def test_without_a_metric_uneven_classes_are_compared_by_the_mean_class_recall(tmp_path: Path) -> None:
+    comparison, runs = load_comparison(write_comparison(tmp_path)), tmp_path / "runs"
+    pretend(comparison.cells[0], runs, average=80.0)
+    assert not any("mean class recall" in line for line in printed(comparison, runs))
+    pretend(comparison.cells[1], runs, average=80.0, leading="mean_class_recall")
+    shown = printed(comparison, runs)
+    assert any("mean class recall" in line for line in shown)
+    assert any("dynammo" in line and "60.0" in line for line in shown)
 
 
 def test_pairs_are_made_by_seed_and_setting_where_runs_are_missing(tmp_path: Path) -> None:
@@ -180,7 +194,7 @@ def test_pairs_are_made_by_seed_and_setting_where_runs_are_missing(tmp_path: Pat
     for cell in comparison.cells:
         if (average := averages.get((cell.setting, cell.row, cell.seed))) is not None:
             pretend(cell, runs, average=average)
-    found = {(line.setting, line.row): line for line in lines(comparison.groups(runs), comparison.metric)}
+    found = {(line.setting, line.row): line for line in lines(comparison.groups(runs), METRICS["accuracy"])}
     assert found["two", "no adapters"].average_difference == Spread(86.0 - 90.0, None)  # of seed 2 alone
     assert found["three", "no adapters"].average_difference == Spread(75.0 - 70.0, None)
     assert found["two", "dynammo"].average_difference is None
@@ -322,6 +336,18 @@ def test_a_wrong_comparison_is_refused_by_name(tmp_path: Path, changes: dict[str
 def test_an_experiment_is_no_comparison() -> None:
     with pytest.raises(ConfigError, match=r"is no comparison.*`run` takes an experiment"):
         load_comparison(Path(__file__).parents[3] / "configs" / "digits.yaml")
+
+
+def test_of_a_whole_folder_the_comparisons_are_compared_and_experiments_named(tmp_path: Path) -> None:
+    words = ["compare", str(write_comparison(tmp_path)), "--no-run", "--runs", str(tmp_path / "runs")]
+    beside = CliRunner().invoke(app, [*words, str(tmp_path / "small.yaml")])
+    assert beside.exit_code == 0, beside.output
+    assert f"compares nothing: {tmp_path / 'small.yaml'}" in beside.output
+    assert (tmp_path / "runs" / "comparison" / "index.html").is_file()
+    (tmp_path / "wrong.yaml").write_text("nonsense: 1\n")
+    wrong = CliRunner().invoke(app, [*words, str(tmp_path / "wrong.yaml")])
+    assert wrong.exit_code == 1
+    assert "wrong.yaml" in wrong.output
 
 
 def test_a_row_may_stand_under_two_settings_and_is_run_once(tmp_path: Path) -> None:
