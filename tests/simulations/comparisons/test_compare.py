@@ -17,6 +17,7 @@ from small_runs import events, make_pages_small, small_settings
 from typer.testing import CliRunner
 
 from dynammo_core.code_identity import project_hash
+from dynammo_core.configuration.config import load_config
 from dynammo_core.support.errors import ConfigError
 from simulations.cli import app
 from simulations.comparisons.compare import METRICS, Cell, Comparison, is_comparison, load_comparison, missing_cells
@@ -368,3 +369,17 @@ def test_files_that_would_share_a_page_are_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["compare", *files, "--no-run", "--runs", str(tmp_path / "runs")])
     assert result.exit_code == 1
     assert "same file name" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["best", "best_memory"])
+@pytest.mark.parametrize("comparison", ["compare/best.yaml", "medical/compare_all_skin8.yaml"])
+def test_the_rows_of_the_best_configurations_are_these(name: str, comparison: str) -> None:
+    configs = Path(__file__).parents[3] / "configs"
+    shipped = load_config(configs / f"{name}.yaml")
+    row = next(cell.config for cell in load_comparison(configs / comparison).cells if cell.row == name)
+    assert (row.method, row.backbone) == (shipped.method, shipped.backbone)
+    assert row.data.image_size == shipped.data.image_size
+    if comparison.startswith("medical"):
+        assert (row.data, row.tasks) == (shipped.data, shipped.tasks)
+    if name == "best_memory":
+        assert row.memory == shipped.memory
