@@ -84,6 +84,8 @@ def test_a_network_comes_with_a_new_task_and_never_with_one_that_was_planned() -
     now = with_network(grown, OTHER, weights="random")
     assert [later.task for later in now.backbone.changes] == [4]
     assert forbidden_changes(then.canonical_json(), now.canonical_json()) == []
+    with pytest.raises(ConfigError, match=r"small_cnn has no pretrained weights.*--weights random"):
+        with_network(grown, "small_cnn")
     settings["backbone"]["changes"] = [LATER]
     planned = resolve(settings, "planned", {})
     (refused,) = forbidden_changes(then.canonical_json(), planned.canonical_json())
