@@ -142,7 +142,7 @@ def with_network(
     chosen |= {"task": len(tasks), "image_size": image_size} | ({"weights": weights} if weights else {})
     data["backbone"]["changes"] = [*data["backbone"]["changes"], chosen]
     extended = resolve(data, "the extended experiment", {})
-    if name in BACKBONES.built_in and not weights and BACKBONES[name].imagenet is None:
+    if name and name in BACKBONES.built_in and not weights and BACKBONES[name].imagenet is None:
         raise ConfigError(f"{name} has no pretrained weights", remedy="Begin with random ones: --weights random")
     return extended
 
