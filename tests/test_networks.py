@@ -11,11 +11,14 @@ import torch
 from small_runs import Outcome, Stopped, events, run_small, small_settings
 
 from dynammo_core.configuration.config import Config, resolve
+from dynammo_core.data.transforms import to_input
 from dynammo_core.deployed.model_files import ModelFiles
 from dynammo_core.deployed.predictor import Predictor
 from dynammo_core.experiment import Experiment
+from dynammo_core.models.description import title_of
 from dynammo_core.support.errors import ConfigError
 from server.report.export import export_model
+from server.run_directory.checkpoint import identity_of
 from server.run_directory.lineage import forbidden_changes, with_network
 
 OTHER = "timm/test_convnext"
@@ -81,6 +84,8 @@ def test_a_network_comes_with_a_new_task_and_never_with_one_that_was_planned() -
     now = with_network(grown, OTHER, weights="random")
     assert [later.task for later in now.backbone.changes] == [4]
     assert forbidden_changes(then.canonical_json(), now.canonical_json()) == []
+    with pytest.raises(ConfigError, match=r"small_cnn has no pretrained weights.*--weights random"):
+        with_network(grown, "small_cnn")
     settings["backbone"]["changes"] = [LATER]
     planned = resolve(settings, "planned", {})
     (refused,) = forbidden_changes(then.canonical_json(), planned.canonical_json())
@@ -104,7 +109,14 @@ def test_each_network_sees_the_same_images_at_a_size_of_its_own(tmp_path: Path) 
         assert files.facts.network_size == size
         for kind in ("onnx", "torchscript"):
             assert export_model(files, kind, tmp_path / f"{size}.{kind}").difference < 1e-5
-        assert len(Predictor.load(model / "model.safetensors").predict(torch.zeros(1, 3, 32, 32).byte()).labels) == 1
+        noise = torch.randint(256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(size)).byte()
+        deployed = Predictor.load(model / "model.safetensors").predict(noise).open_set_scores
+        learnt = experiment.build_model(files.facts.lineage.after_task - 1)
+        learnt.load_state_dict(files.tensors, strict=False)
+        with torch.no_grad():
+            features = learnt.eval().extractor(to_input(noise, found.normalisation, torch.device("cpu")))
+            expected = experiment.method.decision.predict(learnt, features).known
+        torch.testing.assert_close(deployed, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_same_network_goes_on_at_another_size() -> None:
@@ -117,6 +129,19 @@ def test_the_same_network_goes_on_at_another_size() -> None:
     ]
     (refused,) = forbidden_changes(planned.canonical_json(), now.canonical_json())
     assert refused.startswith("backbone.changes"), "the task was planned with another size"
+    settings["backbone"]["changes"] = [LATER]
+    again = with_network(resolve(settings, "planned", {}), image_size=48).backbone.changes[-1]
+    assert (again.name, again.image_size) == (OTHER, 48), "the network before is not always the first"
+
+
+def test_a_run_is_of_the_weights_of_each_network_and_its_size_is_told() -> None:
+    assert identity_of(config()).backbone_sha256 == "random"
+    assert identity_of(config(LATER)).backbone_sha256 == "random,random"
+    first = config(LATER).backbone
+    assert [title_of(first.model_copy(update={"image_size": size})) for size in (None, 48)] == [
+        "small_cnn",
+        "small_cnn at 48 pixels",
+    ]
 
 
 def test_what_cannot_change_networks_is_refused_in_a_sentence() -> None:

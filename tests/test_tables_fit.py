@@ -88,3 +88,13 @@ def test_tables_fit_and_break_no_words() -> None:
             assert max(map(len, text.splitlines())) <= width, text
             for unbroken in words:
                 assert unbroken in text, f"{unbroken!r} at {width} columns:\n{text}"
+
+
+def test_where_no_site_answers_no_heads_stand_above_nothing() -> None:
+    away = {"away": {"error": "PolicyError"}}
+    for table in (*statistics_tables(away), classes_table(away, CLASSES)):
+        console = Console(file=io.StringIO(), width=80)
+        console.print(table)
+        assert isinstance(console.file, io.StringIO)
+        text = console.file.getvalue()
+        assert "away (PolicyError)" in text and "class" not in text, text

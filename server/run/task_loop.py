@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dynammo_core.aggregation.server_optimizer import forget_rounds, stepped
 from dynammo_core.best_round import LOSS, ROUND, Check, close, left_out, note_round
-from dynammo_core.code_identity import code_hash
 from dynammo_core.experiment import Experiment
 from dynammo_core.models.heads import head_rows
 from dynammo_core.models.incremental_model import IncrementalModel
@@ -58,11 +57,10 @@ class TaskLoop:
             CheckpointError: the checkpoint cannot be loaded, as in `load`.
         """
         self.load(accept_new_code=accept_new_code)
-        for change in self.progress.code_changes[-1:]:
-            if change["now"] == code_hash(self.experiment.config) and change["step"] == self.progress.next_step:
-                self.directory.log("code_changed", **change)
-                if self.progress.next_step == len(self.experiment.steps):  # no step will save it under the new code
-                    self._save()
+        if self.checkpoints.of_other_code:
+            self.directory.log("code_changed", **self.progress.code_changes[-1])
+            if self.progress.next_step == len(self.experiment.steps):  # no step will save it under the new code
+                self._save()
         self.directory.write("config.yaml", self.experiment.config.to_yaml())
 
     def load(self, *, accept_new_code: bool = False) -> None:

@@ -30,7 +30,13 @@ def identity_of(config: Config[Any]) -> Identity:
 
 
 class CheckpointStore:
-    """Save and load the checkpoint of one run directory."""
+    """Save and load the checkpoint of one run directory.
+
+    Attributes:
+        of_other_code: whether the one that was loaded had been saved under other code.
+    """
+
+    of_other_code = False
 
     def __init__(self, folder: Path, identity: Identity) -> None:
         self.path = folder / LATEST
@@ -75,7 +81,8 @@ class CheckpointStore:
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise unreadable(self.path, error) from error
         self._check(identity, accept_new_code)
-        if identity.code_hash != self._identity.code_hash:
+        self.of_other_code = identity.code_hash != self._identity.code_hash
+        if self.of_other_code:
             hashes = {"then": identity.code_hash, "now": self._identity.code_hash}
             progress.code_changes.append({"step": progress.next_step, **hashes})
         return progress, under(tensors, "model/"), under(tensors, "archive/")

@@ -10,6 +10,7 @@ from typing import Any
 
 from dynammo_core.configuration.config import Config, resolve
 from dynammo_core.data.task_stream import build_task_stream
+from dynammo_core.models import BACKBONES
 from dynammo_core.plan import Step
 from dynammo_core.support.errors import CheckpointError, ConfigError
 from server.run_directory.event_tail import EventTail
@@ -123,7 +124,8 @@ def with_network(
         image_size: side at which it sees images; None for the one at which they are held.
 
     Raises:
-        ConfigError: there is no such network, the method cannot go over to another one, or weights are given for none.
+        ConfigError: there is no such network, it has no pretrained weights and others are not given, the method cannot
+            go over to another one, or weights are given for none.
     """
     if name is None and (weights or sha256):
         raise ConfigError(
@@ -139,7 +141,10 @@ def with_network(
     )
     chosen |= {"task": len(tasks), "image_size": image_size} | ({"weights": weights} if weights else {})
     data["backbone"]["changes"] = [*data["backbone"]["changes"], chosen]
-    return resolve(data, "the extended experiment", {})
+    extended = resolve(data, "the extended experiment", {})
+    if name and name in BACKBONES.built_in and not weights and BACKBONES[name].imagenet is None:
+        raise ConfigError(f"{name} has no pretrained weights", remedy="Begin with random ones: --weights random")
+    return extended
 
 
 def _grows(then: Config[Any], now: Config[Any]) -> bool:

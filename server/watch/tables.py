@@ -29,8 +29,7 @@ def classes_table(announced: Mapping[str, Mapping[str, Any]], registry: Collecti
             note = f"new; did you mean {other!r}?" if other else "new"
         images = ", ".join(f"{site} {band}+" for site, band in bands.items() if band)
         table.add_row(cell(name), cell(note), cell(images))
-    table.caption = _failed(announced)
-    return table
+    return _with_failed(table, announced)
 
 
 def statistics_tables(told: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]:
@@ -40,8 +39,7 @@ def statistics_tables(told: Mapping[str, Mapping[str, Any]]) -> Iterator[Table]:
     for site, answer in told.items():
         for name, counts in answer.get("classes", {}).items():
             table.add_row(cell(site), cell(name), *(str(count or "-") for count in counts.values()))
-    table.caption = _failed(told)
-    yield table
+    yield _with_failed(table, told)
     titles = {"sides": "Images by their shorter side, pixels", "greys": "Images by their mean value, 0 to 255"}
     answers = {site: answer for site, answer in told.items() if "error" not in answer}
     for name, title in titles.items() if answers else ():
@@ -103,11 +101,14 @@ def correction_lines(result: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _failed(told: Mapping[str, Mapping[str, Any]]) -> Text | None:
-    """Return a line for each site that did not answer, with what to ask there; None if all did."""
+def _with_failed(table: Table, told: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Add a line for each site that did not answer, with what to ask there; where none did, they stand alone."""
     failures = ((site, str(answer["error"])) for site, answer in told.items() if "error" in answer)
     lines = [cell(f"{site} ({error}): {what_to_ask_of(error)}") for site, error in failures]
-    return Text("\n", justify="left").join(lines) if lines else None
+    if lines:
+        table.caption = Text("\n", justify="left").join(lines)
+        table.show_header = table.row_count > 0
+    return table
 
 
 def _percent(value: float | None) -> str:

@@ -8,7 +8,7 @@ from method_bench import Bench, bench, learn_sums, rehearsal
 from pydantic import ValidationError
 from torch import Tensor
 
-from dynammo_core.methods.closed_form import ridge_head
+from dynammo_core.methods.closed_form import DEVIATIONS, ridge_head
 from dynammo_core.methods.settings.closed_form import RidgeSettings
 
 
@@ -60,6 +60,8 @@ def test_a_feature_that_only_new_classes_excite_drowns_no_other() -> None:
             head.counts.zero_()
             head.add(*drawn(made, each, quiet))
             made.finish("sum", task)
+            if what == "earlier":  # the next classifier compares with these, not with the first ones
+                assert torch.equal(made.archive[DEVIATIONS], head.deviations())
         tests, labels = drawn(made, dict.fromkeys(range(4), 300), quiet)
         assert made.head(tests).abs().max() < 3
         recalls.append(float((made.head(tests).argmax(dim=1) == labels).double().mean()))

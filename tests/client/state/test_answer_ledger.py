@@ -213,7 +213,7 @@ def test_newer_code_that_every_site_approved_goes_on_where_answers_were_given(
     with pytest.raises(Stopped):
         run_small(config_of("dynammo"), tmp_path / "runs", grid=hospitals, listeners=[stop])
     (path,) = (tmp_path / "runs").iterdir()
-    for module in ("server.run.task_loop", "server.run.asking", "client.consent.approvals"):
+    for module in ("server.run_directory.checkpoint", "server.run.asking", "client.consent.approvals"):
         monkeypatch.setattr(f"{module}.code_hash", lambda *_: "e" * 64)
     monkeypatch.setattr("client.app.code_of", lambda *_: ("e" * 64, ""))
     run_small(config_of("dynammo"), tmp_path / "runs", grid=hospitals, resume=path, accept_new_code=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from small_runs import Outcome, instruction, run_small, small_config, small_site, step_of
 from torch import Tensor, nn
 
+from client.state.feature_files import FeatureFiles
 from client.steps.actions import answer
 from client.steps.own_statistics import PRIOR, with_own_statistics
 from client.steps.site import Site
@@ -96,6 +98,18 @@ def test_those_of_the_backbone_are_estimated_once_and_kept(tmp_path: Path) -> No
     assert any(not torch.equal(late[name], second[name]) for name in of_backbone)
     # What all models of a process share is as it was.
     assert all(float(received[name].abs().max()) in (0.0, 1.0) for name in of_backbone)
+
+
+def test_those_on_the_disk_are_of_the_networks_weights(tmp_path: Path) -> None:
+    """A site whose process ends with each step keeps them in files, those of other weights beside them."""
+    files = FeatureFiles(tmp_path / "files", 2**20, run="run", site="site-000", key=bytes(range(32)))
+    for seed in ("1", "2", "1"):
+        plain = site_of(tmp_path / seed, "trained", seed=seed)
+        _, computed = statistics(plain, 0, "evaluate")
+        for _ in range(2):
+            site = site_of(tmp_path / seed, "trained", seed=seed)
+            _, kept = statistics(replace(site, features=files), 0, "evaluate")
+            assert all(torch.equal(computed[name], kept[name]) for name in computed)
 
 
 def test_what_was_remembered_of_a_task_is_not_counted_twice(tmp_path: Path) -> None:

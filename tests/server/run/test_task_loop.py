@@ -282,7 +282,7 @@ def test_accepted_the_new_code_goes_on_once_the_sites_have_it_too(
 ) -> None:
     directory = stopped_run(tmp_path)
     old, new = events(directory, "run_started")[0]["code_hash"], "e" * 64
-    for module in ("server.run.task_loop", "server.run.asking", "server.run_directory.checkpoint"):
+    for module in ("server.run.asking", "server.run_directory.checkpoint"):
         monkeypatch.setattr(f"{module}.code_hash", lambda *_: new)
     with pytest.raises(RunError, match="ProtocolError"):  # the sites have the old one
         run_small(small_config(SHORT), tmp_path, resume=directory, accept_new_code=True)
@@ -307,12 +307,13 @@ def test_a_finished_run_is_the_newer_codes_own_once_that_is_accepted(
 ) -> None:
     """Nothing is left to do, but to evaluate, to correct and to extend it."""
     directory = run_small(small_config(SHORT), tmp_path).path
-    for module in ("server.run.task_loop", "server.run.asking", "server.run_directory.checkpoint"):
+    for module in ("server.run.asking", "server.run_directory.checkpoint"):
         monkeypatch.setattr(f"{module}.code_hash", lambda *_: "e" * 64)
     with pytest.raises(CheckpointError, match="resume with --accept-new-code"):
         run_small(small_config(SHORT), tmp_path, resume=directory)
     run_small(small_config(SHORT), tmp_path, resume=directory, accept_new_code=True)
     run_small(small_config(SHORT), tmp_path, resume=directory)
+    assert len(events(directory, "code_changed")) == 1
 
 
 def test_a_corrupt_checkpoint_or_none_is_refused_and_said_in_the_log(tmp_path: Path) -> None:
