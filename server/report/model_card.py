@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,11 @@ In percent, on the sites' own test images of all classes above, without knowing 
 | Mean class recall | {{ summary.mean_class_recall | percent }} |
 | Worst site's mean class recall | {{ summary.get("worst_site_mean_class_recall") | percent }} |
 | Worst site's accuracy | {{ summary.worst_site_accuracy | percent }} |
-{% for name, accuracy in sites %}
+{% for name, accuracy, recall in sites %}
 | Accuracy at {{ name | cell }} | {{ accuracy | percent }} |
+| Mean class recall at {{ name | cell }} | {{ recall | percent }} |
 {% else %}
-| Accuracy at each site | hidden in the sum |
+| Accuracy and mean class recall at each site | hidden in the sum |
 {% endfor %}
 | Accuracy after each task | {{ summary.accuracy_after_tasks | map("percent") | join(", ") }} |
 | Average incremental accuracy | {{ summary.average_incremental_accuracy | percent }} |
@@ -190,8 +192,10 @@ def model_card(run_directory: Path, facts: ModelFacts, *, file: str, format_name
         "facts": facts,
         "summary": run.summary,
         "sites": [
-            (site_label(run.started.get("site_names", ()), site), accuracy)
-            for site, accuracy in enumerate(run.summary["site_accuracies"])
+            (site_label(run.started.get("site_names", ()), site), *measured)
+            for site, measured in enumerate(
+                zip_longest(run.summary["site_accuracies"], run.summary.get("site_mean_class_recalls", ()))
+            )
         ],
         "recalls": recalls,
         "few": [row["name"] for row in recalls if row["images"] < FEW_IMAGES],

@@ -87,10 +87,12 @@ def shortened(name: str, most: int = 24) -> str:
     return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most - most // 2 - 1) :]}"
 
 
-def accuracy_curve(curve: Values, lowest: Values, highest: Values, chance: Values, tasks: int, label: str) -> str:
-    """Return a plot of accuracy over all classes so far, with the range over sites and that of chance.
+def accuracy_curve(
+    curve: Values, lowest: Values, highest: Values, chance: Values, tasks: int, measure: str, label: str
+) -> str:
+    """Return a plot of a measure over all classes so far, with the range over sites and that of chance.
 
-    All are [T] percent, nan if unknown.
+    All are [T] percent, nan if unknown; `measure` says in words of what.
     """
     with drawing("curve", label, 4.9, 3.2) as drawn:
         axes, after = drawn.axes, np.arange(1, len(curve) + 1)
@@ -101,7 +103,7 @@ def accuracy_curve(curve: Values, lowest: Values, highest: Values, chance: Value
             if not np.isnan(value):
                 place = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center"}
                 axes.annotate(f"{value:.1f}", (task, value), weight="bold", **place)
-        axes.set(xlabel="after task", ylabel="accuracy, %", xlim=(0.7, tasks + 0.3), ylim=(0, 110))
+        axes.set(xlabel="after task", ylabel=f"{measure}, %", xlim=(0.7, tasks + 0.3), ylim=(0, 110))
         axes.set_yticks(range(0, 101, 20))
         axes.set_xticks(np.unique(np.linspace(1, tasks, min(tasks, 10)).round().astype(int)))
         axes.grid(axis="y", color=RULE, linewidth=0.6)

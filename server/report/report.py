@@ -92,12 +92,22 @@ def _numbers_so_far(run: RunFiles) -> Json:
     return so_far | {key: run.started[key] for key in ("method", "dataset", "sites") if key in run.started}
 
 
+def _leading(numbers: Json) -> tuple[str, str, str, str]:
+    """Return the measure to read first in words, and its keys: after the last task, after each, and by site."""
+    if numbers.get("leading_metric") == "mean_class_recall":
+        keys = ("mean_class_recall", "mean_class_recall_after_tasks", "site_mean_class_recalls")
+        return ("mean class recall", *keys)
+    return "accuracy", "last_accuracy", "accuracy_after_tasks", "site_accuracies"
+
+
 def _learning(run: RunFiles, numbers: Json) -> Json:
-    """Return the accuracy curve, the accuracy matrix, and the classes of each task."""
-    curve = _floats(numbers.get("accuracy_after_tasks", []))
-    sites = {event["task"]: _floats(event.get("site_accuracies", [])) for event in run.evaluations}
+    """Return the curve of the measure to read first, the accuracy matrix, and the classes of each task."""
+    measure, _, after_tasks, by_site = _leading(numbers)
+    curve = _floats(numbers.get(after_tasks, []))
+    accuracies = _floats(numbers.get("accuracy_after_tasks", []))
+    sites = {event["task"]: _floats(event.get(by_site, [])) for event in run.evaluations}
     spread = [sites.get(task, np.array([])) for task in range(len(curve))]
-    contents: Json = {"curve": "", "matrix": "", "rows": []}
+    contents: Json = {"curve": "", "measure": measure, "matrix": "", "rows": []}
     if len(curve):
         values = ", ".join(f"{number(value)} after task {task}" for task, value in enumerate(curve, start=1))
         contents["curve"] = plots.accuracy_curve(
@@ -106,7 +116,8 @@ def _learning(run: RunFiles, numbers: Json) -> Json:
             np.array([np.fmax.reduce(values, initial=np.nan) for values in spread]),
             _chance(run.task_names, len(curve)),
             max(len(run.task_names), len(curve)),
-            f"Curve of the accuracy over all classes learnt so far, in percent: {values}.",
+            measure,
+            f"Curve of the {measure} over all classes learnt so far, in percent: {values}.",
         )
     matrix = np.empty((0, 0))
     if run.confusion is not None:
@@ -122,7 +133,7 @@ def _learning(run: RunFiles, numbers: Json) -> Json:
                 "classes": ", ".join(names),
                 "first": matrix[task, task] if known else None,
                 "now": matrix[-1, task] if known else None,
-                "all": curve[task] if task < len(curve) else None,
+                "all": accuracies[task] if task < len(accuracies) else None,
                 "images": run.confusion[task, 0].sum() if known and run.confusion is not None else None,
             }
         )
@@ -163,19 +174,18 @@ def _confusions(run: RunFiles) -> Json:
 
 def _sites(run: RunFiles, numbers: Json) -> Json:
     """Return bars of each site's accuracy, or mean class recall where classes are uneven, with the worst one marked."""
-    uneven = numbers.get("leading_metric") == "mean_class_recall"
-    values = _floats(numbers.get("site_mean_class_recalls" if uneven else "site_accuracies", []))
+    measure, last, _, by_site = _leading(numbers)
+    values = _floats(numbers.get(by_site, []))
     if not len(values) or np.isnan(values).all():
         return {"plot": "", "worst": "", "shown": 0, "all": len(values)}
     worst = int(np.nanargmin(values))
     shown = np.arange(len(values)) if len(values) <= MOST_SITES else np.argsort(values, kind="stable")[:MOST_SITES]
     names = [site_label(run.started.get("site_names", ()), site) for site in range(len(values))]
-    measure = "mean class recall" if uneven else "accuracy"
     shares = ", ".join(f"{names[k]} " + ("none" if np.isnan(values[k]) else f"{values[k]:.1f}") for k in shown)
     plot = plots.site_bars(
         [names[k] for k in shown],
         values[shown],
-        float(numbers["mean_class_recall" if uneven else "last_accuracy"]),
+        float(numbers[last]),
         int(np.flatnonzero(shown == worst)[0]),
         measure,
         f"Bars of the {measure} at each site, in percent: {shares}. The worst is {names[worst]}.",

@@ -83,7 +83,7 @@ TEMPLATE = (
 <p>Each task brings new classes. Tests always cover all classes so far, without knowing the task.</p>
 {% if learning.curve or learning.matrix %}
 <div class="pair">
-{% if learning.curve %}{{ figure(learning.curve, "Accuracy on all classes learnt so far. More classes make a harder test, so a gentle fall is expected; a steep one is forgetting.") }}{% endif %}
+{% if learning.curve %}{{ figure(learning.curve, learning.measure | capitalize ~ " on all classes learnt so far. More classes make a harder test, so a gentle fall is expected; a steep one is forgetting.") }}{% endif %}
 {% if learning.matrix %}{{ figure(learning.matrix, "Read a column downwards: how well one task’s classes are still recognised while later tasks are learnt. A column that stays dark was not forgotten.") }}{% endif %}
 </div>
 {% endif %}

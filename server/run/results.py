@@ -32,6 +32,9 @@ from server.run_directory.directory import RunDirectory
 from server.run_directory.progress import Progress
 from server.run_directory.start import package_versions
 
+TESTED = ("mean_class_recall", "leading_metric", "site_accuracies", "site_mean_class_recalls")
+"""Figures of the summary that the log holds after each task, beside the accuracy."""
+
 
 def write_results(
     directory: RunDirectory, experiment: Experiment, model: IncrementalModel, progress: Progress, *, status: str

@@ -25,7 +25,7 @@ from server.run.asking import Asking
 from server.run.deploy_gate import broken_bounds
 from server.run.exchange import Exchange
 from server.run.merge import merged
-from server.run.results import confusion_of, pooled, write_model, write_results
+from server.run.results import TESTED, confusion_of, pooled, write_model, write_results
 from server.run_directory.advice import held_words, release_command
 from server.run_directory.checkpoint import CheckpointStore, identity_of
 from server.run_directory.deployed import deployed_task
@@ -256,8 +256,7 @@ class TaskLoop:
             "task_evaluated",
             task=step.task,
             accuracy=summary["last_accuracy"],
-            site_accuracies=summary["site_accuracies"],
-            **{key: summary[key] for key in ("mean_class_recall",) if key == summary["leading_metric"]},
+            **{key: summary[key] for key in TESTED},
         )
         if judged:
             self.directory.log("gate_judged", **judged)

@@ -45,7 +45,8 @@ def _of_step(event: Event, label: Callable[[int], str]) -> Iterator[tuple[str, A
 def _of_test(event: Event, label: Callable[[int], str]) -> Iterator[tuple[str, Any]]:
     yield f"accuracy/{ALL}", event["accuracy"]
     yield f"mean_class_recall/{ALL}", event.get("mean_class_recall")
-    yield from ((f"accuracy/{label(site)}", value) for site, value in enumerate(event["site_accuracies"]))
+    for name, by_site in (("accuracy", "site_accuracies"), ("mean_class_recall", "site_mean_class_recalls")):
+        yield from ((f"{name}/{label(site)}", value) for site, value in enumerate(event.get(by_site, ())))
 
 
 def _results(summary: Event) -> Iterator[tuple[str, Any]]:

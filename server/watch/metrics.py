@@ -33,6 +33,9 @@ def _families(overview: Overview, now: float) -> Iterator[tuple[str, str, str, S
     yield "dynammo_run_steps", "gauge", "Steps of a run.", [(ls, len(r.progress.start["plan"])) for ls, r in runs]
     yield "dynammo_run_steps_finished", "gauge", "Finished steps.", [(ls, r.progress.finished) for ls, r in runs]
     yield "dynammo_run_accuracy_percent", "gauge", "Accuracy after the last task.", [(ls, r.accuracy) for ls, r in runs]
+    for kind, tested in (("run", runs), ("site", sites)):
+        words = f"Mean class recall of a {kind} after the last task."
+        yield f"dynammo_{kind}_mean_class_recall_percent", "gauge", words, [(ls, one.recall) for ls, one in tested]
     yield (
         *("dynammo_run_held_back", "gauge", "Whether the gate holds the newest model back."),
         [(labels, float(bool(run.progress.held))) for labels, run in runs],

@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 
 from dynammo_core.support.terminal import Terminal, cell, printable
-from server.watch.run_state import MOST_NAMED, Event, RunState, abstaining, where
+from server.watch.run_state import MOST_NAMED, Event, RunState, abstaining, recall_leads, where
 
 
 class ProgressView:
@@ -100,7 +100,9 @@ def progress_panel(state: RunState, now: float, ending: str | None = None) -> Pa
     left = None if ending else state.seconds_left(now)
     elapsed = f"{duration(now - state.start['time'])} elapsed" if state.start["time"] else ""
     rows.add_row("Time", elapsed + (f", about {duration(left)} left" if left else ""))
-    rows.add_row("Accuracy", _accuracies(state.accuracies))
+    measures = {"Accuracy": state.accuracies, "Recall": state.recalls}
+    for measure in reversed(measures) if state.recall_leads else measures:
+        rows.add_row(measure, _after_tasks(measures[measure]))
     if state.held:
         held = cell(state.held, "yellow")
         held.no_wrap, held.overflow = False, "fold"  # which class, which site and what stays deployed, however long
@@ -188,13 +190,13 @@ def _line(event: Event, state: RunState) -> str:
         case "asking_again":
             return f"asking again: {', '.join(state.failed(event['failures']))}"
         case "task_evaluated":
-            known = [value for value in event["site_accuracies"] if value is not None]
-            spread = f" (sites: {min(known):.1f} to {max(known):.1f} %)" if known else ""
-            recall = event.get("mean_class_recall")  # only where classes are uneven
-            balanced = f"mean class recall {percent(recall)}, " if recall is not None else ""
-            return (
-                f"task {event['task'] + 1}/{len(tasks)} learnt, {balanced}accuracy {percent(event['accuracy'])}{spread}"
+            measures = [("accuracy", "site_accuracies"), ("mean_class_recall", "site_mean_class_recalls")]
+            told = ", ".join(
+                f"{key.replace('_', ' ')} {percent(event[key])}{_spread(event.get(by_site, ()))}"
+                for key, by_site in (reversed(measures) if recall_leads(event) else measures)
+                if key in event
             )
+            return f"task {event['task'] + 1}/{len(tasks)} learnt, {told}"
         case "gate_judged":
             return state.held
         case "run_finished":
@@ -222,9 +224,15 @@ def _bar(done: int, total: int, words: str) -> Table:
     return row
 
 
-def _accuracies(by_task: Mapping[int, float | None]) -> str:
+def _spread(by_site: Iterable[float | None]) -> str:
+    """Return ` (sites: 50.0 to 90.0 %)`, or an empty text if nothing is known by site."""
+    known = [value for value in by_site if value is not None]
+    return f" (sites: {min(known):.1f} to {max(known):.1f} %)" if known else ""
+
+
+def _after_tasks(by_task: Mapping[int, float | None]) -> str:
     latest = sorted(by_task)[-MOST_NAMED:]
-    if not latest:
+    if all(by_task[task] is None for task in latest):
         return "-"
     values = ", ".join(percent(by_task[task]).removesuffix(" %") for task in latest)
     tasks = f"tasks {latest[0] + 1}-{latest[-1] + 1}" if len(latest) > 1 else f"task {latest[0] + 1}"

@@ -27,6 +27,8 @@ class RunState:
         self.decoding: Event = {}  # how far a site of this process has come with its images, while it decodes
         self.waiting: Sequence[int] = ()  # sites that are not connected, while that is the last that was heard
         self.accuracies: dict[int, float | None] = {}  # percent over all classes so far, by task
+        self.recalls: dict[int, float | None] = {}  # their mean class recall in percent, by task; None if not logged
+        self.recall_leads = False  # of the last test
         self.abstained = ""  # who last abstained, and from what
         self.failures: list[str] = []
         self.held = ""  # why the newest model is not the deployed one
@@ -63,6 +65,8 @@ class RunState:
                 self.failures += [f"{words} in {where(event)}" for words in self.failed(event["failures"])]
             case "task_evaluated":
                 self.accuracies[event["task"]] = event["accuracy"]
+                self.recalls[event["task"]] = event.get("mean_class_recall")
+                self.recall_leads = recall_leads(event)
             case "forgotten":
                 self.working = {}
             case "gate_judged":
@@ -108,6 +112,11 @@ class RunState:
         if self.step and self.step["step"] == self.finished:
             expected[0] = max(expected[0] - max(now - self.step["time"], 0.0), 0.0)
         return sum(expected)
+
+
+def recall_leads(test: Event) -> bool:
+    """Tell whether the mean class recall is to be read before the accuracy; earlier versions logged it only then."""
+    return "mean_class_recall" in test and test.get("leading_metric") != "last_accuracy"
 
 
 def where(step: Event) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -27,6 +27,7 @@ class SiteStatus:
         seconds: seconds that it worked on the last step in which it did not abstain.
         speeds: its images per second in each step that trained, each image counted once, however many the epochs.
         accuracy: accuracy on its own test images after the last task, in percent.
+        recall: mean recall over the classes that these images are of, in percent.
         abstained: number of steps from which it abstained.
         failures: number of times that it was asked and failed.
         error: the last failure.
@@ -41,6 +42,7 @@ class SiteStatus:
     seconds: float | None = None
     speeds: list[float] = field(default_factory=list)
     accuracy: float | None = None
+    recall: float | None = None
     abstained: int = 0
     failures: int = 0
     error: str = ""
@@ -83,6 +85,7 @@ class SiteStatus:
             "seconds_of_last_step": None if self.seconds is None else round(self.seconds, 3),
             "images_per_second": None if self.speed is None else round(self.speed, 1),
             "accuracy": self.accuracy,
+            "mean_class_recall": self.recall,
             "abstained": self.abstained,
             "failures": self.failures,
             "last_error": self.error,
@@ -155,8 +158,12 @@ class RunStatus:
     @property
     def accuracy(self) -> float | None:
         """Return the accuracy over all classes so far after the last task, in percent."""
-        known = self.progress.accuracies
-        return known[max(known)] if known else None
+        return _last(self.progress.accuracies)
+
+    @property
+    def recall(self) -> float | None:
+        """Return the mean class recall over all classes so far after the last task, in percent."""
+        return _last(self.progress.recalls)
 
     @property
     def task(self) -> str:
@@ -204,6 +211,8 @@ class RunStatus:
             "working": [progress.label(site) for site in progress.working] if self.goes_on else [],
             "accuracy": self.accuracy,
             "accuracy_after_tasks": [accuracy for _, accuracy in sorted(progress.accuracies.items())],
+            "mean_class_recall": self.recall,
+            "mean_class_recall_after_tasks": [recall for _, recall in sorted(progress.recalls.items())],
             "held_back": progress.held,
             "failures": progress.failures,
             "sites": [site.as_fields(now) for site in self.sites],
@@ -258,10 +267,16 @@ class RunStatus:
             case "task_evaluated":
                 for site, accuracy in zip(self.sites, event["site_accuracies"], strict=False):
                     site.accuracy = accuracy
+                for site, recall in zip(self.sites, event.get("site_mean_class_recalls", ()), strict=False):
+                    site.recall = recall
 
     def _fail(self, event: Event) -> None:
         for failure in event.get("failures", ()):
             self.sites[failure["site"]].fail(failure, experiment_words(self.progress.start))
+
+
+def _last(by_task: Mapping[int, float | None]) -> float | None:
+    return by_task[max(by_task)] if by_task else None
 
 
 def age(moment: float, now: float) -> str:

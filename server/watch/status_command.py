@@ -101,12 +101,13 @@ def runs_table(overview: Overview, now: float) -> Table:
     """Return a table with a row per run; `now` in unix seconds."""
     from server.watch.status import age
 
-    table = listing("run", "state", "task", "accuracy", "started", "last event")
+    table = listing("run", "state", "task", "accuracy", "class\nrecall", "started", "last event")
     for run in overview.runs:
         started = "-" if run.started is None else f"{datetime.fromtimestamp(run.started):%Y-%m-%d %H:%M}"
         heard = "-" if run.heard is None else f"{age(run.heard, now)} ago"
         state = cell(run.state, STYLES.get(run.state, ""))
-        table.add_row(cell(run.directory.name), state, run.task, percent(run.accuracy), started, heard)
+        measured = (percent(run.accuracy), percent(run.recall))
+        table.add_row(cell(run.directory.name), state, run.task, *measured, started, heard)
     return table
 
 
@@ -114,7 +115,7 @@ def run_view(run: RunStatus, now: float) -> RenderableType:
     """Return the progress of a run and a row per site; `now` in unix seconds."""
     from server.watch.status import age
 
-    columns = ("answered\nago", "took", "images\nper second", "accuracy", "abs-\ntained", "failed")
+    columns = ("answered\nago", "took", "images\nper s", "accu-\nracy", "class\nrecall", "abs-\ntained", "failed")
     table = listing("site", "state", *columns)
     for site in run.sites:
         table.add_row(
@@ -124,6 +125,7 @@ def run_view(run: RunStatus, now: float) -> RenderableType:
             "-" if site.seconds is None else f"{site.seconds:.1f} s",
             "-" if site.speed is None else f"{site.speed:.1f}",
             percent(site.accuracy),
+            percent(site.recall),
             str(site.abstained),
             cell(str(site.failures), "red" if site.failures else ""),
         )

@@ -67,8 +67,8 @@ RUNS = """{% extends "base" %}
 {% block content %}
 {% if runs %}
 <div class="scroll" tabindex="0"><table>
-  <thead><tr><th>Run</th><th>State</th><th>Task</th><th class="n">Accuracy, %</th><th>Started</th>
-    <th>Last event</th></tr></thead>
+  <thead><tr><th>Run</th><th>State</th><th>Task</th><th class="n">Accuracy, %</th>
+    <th class="n">Mean class recall, %</th><th>Started</th><th>Last event</th></tr></thead>
   <tbody>
   {% for run in runs %}
   <tr>
@@ -76,6 +76,7 @@ RUNS = """{% extends "base" %}
     <td>{{ badge(run.state) }}{% if run.note %}<small>{{ run.note }}</small>{% endif %}</td>
     <td>{{ run.task }}</td>
     <td class="n">{{ run.accuracy | number }}</td>
+    <td class="n">{{ run.recall | number }}</td>
     <td>{{ run.started | clock }}</td>
     <td>{{ run.heard | ago(now) }}</td>
   </tr>
@@ -114,7 +115,9 @@ RUN = """{% extends "base" %}
   {{ fact("Task", run.task, start.tasks[step.task] | join(", ") if step else "") }}
   {{ fact("Stage", step.stage, "round " ~ (step.round + 1) ~ " of " ~ step.rounds) if step else fact("Stage", "–") }}
   {{ fact("Sites answered", progress.answered ~ " of " ~ progress.asked if progress.asked else "–", "in this round") }}
-  {{ fact("Accuracy", "–" if run.accuracy is none else (run.accuracy | number) ~ " %", "after the last task") }}
+  {% for words, value in (("Accuracy", run.accuracy), ("Mean class recall", run.recall)) %}
+  {{ fact(words, "–" if value is none else (value | number) ~ " %", "after the last task") }}
+  {% endfor %}
   {{ fact("Started", run.started | clock) }}
   {{ fact("Last event", run.heard | ago(now)) }}
   {% if left %}{{ fact("Time left", "about " ~ (left | duration)) }}{% endif %}
@@ -126,7 +129,7 @@ RUN = """{% extends "base" %}
 <div class="scroll" tabindex="0"><table>
   <thead><tr><th>Site</th><th>State</th><th>Last answer</th><th class="n">Took, s</th>
     <th class="n">Images per second</th><th class="n">Accuracy, %</th>
-    <th class="n">Abstained</th><th class="n">Failures</th>
+    <th class="n">Mean class recall, %</th><th class="n">Abstained</th><th class="n">Failures</th>
     <th>Last failure</th></tr></thead>
   <tbody>
   {% for site in run.sites %}
@@ -139,6 +142,7 @@ RUN = """{% extends "base" %}
     <td class="n">{{ site.seconds | number }}</td>
     <td class="n">{{ site.speed | number }}</td>
     <td class="n">{{ site.accuracy | number }}</td>
+    <td class="n">{{ site.recall | number }}</td>
     <td class="n">{{ site.abstained }}</td>
     <td class="n">{{ site.failures }}</td>
     <td class="bad">{{ site.error }}{% if site.ask %}<small>{{ site.ask }}</small>{% endif %}</td>
@@ -150,11 +154,12 @@ RUN = """{% extends "base" %}
 {% if progress.accuracies %}
 <h2>Accuracy after each task</h2>
 <div class="scroll" tabindex="0"><table>
-  <thead><tr><th>Task</th><th>Classes</th><th class="n">Accuracy on all classes so far, %</th></tr></thead>
+  <thead><tr><th>Task</th><th>Classes</th><th class="n">Accuracy on all classes so far, %</th>
+    <th class="n">Mean class recall, %</th></tr></thead>
   <tbody>
   {% for task, accuracy in progress.accuracies | dictsort %}
   <tr><th scope="row">{{ task + 1 }}</th><td>{{ start.tasks[task] | join(", ") }}</td>
-    <td class="n">{{ accuracy | number }}</td></tr>
+    <td class="n">{{ accuracy | number }}</td><td class="n">{{ progress.recalls[task] | number }}</td></tr>
   {% endfor %}
   </tbody>
 </table></div>

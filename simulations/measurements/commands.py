@@ -89,7 +89,7 @@ def heterogeneity(
     with readable_errors():
         from simulations.comparisons.progress import run_under_display
         from simulations.measurements.figures import printed
-        from simulations.measurements.heterogeneity import columns, plan, rows
+        from simulations.measurements.heterogeneity import MEASURES, columns, plan, rows
 
         cells = plan(
             config,
@@ -100,8 +100,9 @@ def heterogeneity(
         errors = run_under_display(cells, runs, console, workers=workers)
         table, shared = rows(cells, runs), cells[-1].config
         seeds = list(dict.fromkeys(cell.seed for cell in cells))
-        title = f"{shared.name}: last accuracy by site, mean over seeds {seeds}"
-        console.print(printed(table, columns(shared.federation.sites), title, part="scanners"))
+        for measure in MEASURES:
+            title = f"{shared.name}: last {measure} by site, mean over seeds {seeds}"
+            console.print(printed(table, columns(shared.federation.sites, measure), title, part="scanners"))
         options = {"--seed": seed, "--statistics": statistics, "--set": set_, "--runs": [runs]}
         command = _again("heterogeneity", config, options)
         _leave("heterogeneity", table, cells, errors, runs, runs / shared.name, {"seeds": seeds}, command)

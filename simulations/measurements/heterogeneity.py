@@ -13,6 +13,8 @@ from simulations.comparisons.compare import Cell, Json, Wire
 from simulations.measurements.figures import Columns, decimals
 
 TOGETHER = "all sites"
+MEASURES = {"accuracy": ("site_accuracies", ""), "mean class recall": ("site_mean_class_recalls", "recall_")}
+"""By what people call a measure: its key by site in a summary, and what the names of its columns begin with."""
 
 
 def plan(
@@ -63,36 +65,34 @@ def plan(
 
 
 def rows(cells: Sequence[Cell], runs: Path) -> list[Json]:
-    """Return a row for each trainer under each kind of scanners: the last accuracy at each site, mean over seeds.
+    """Return a row for each trainer under each kind of scanners: the last measures at each site, means over seeds.
 
     `own` is that of a lone trainer at home and `others` the mean elsewhere; of all sites together, `own` is their mean.
-    Figures are None while a run is missing.
+    Figures are None while a run is missing, or where an earlier version has not measured them.
     """
     table: list[Json] = []
     for (scanners, trained_at), trial in groupby(cells, key=lambda cell: (cell.setting, cell.row)):
         by_seed = list(trial)
         learner, sites = by_seed[0].wire.learner, by_seed[0].config.federation.sites
         summaries = [summary for cell in by_seed if (summary := cell.summary(runs)) is not None]
-        at: list[float | None] = [None] * sites
-        if len(summaries) == len(by_seed):
-            by_site = zip(*(summary["site_accuracies"] for summary in summaries), strict=True)
-            at = [None if None in values else round(mean(values), 4) for values in by_site]
-        table.append(
-            {
-                "scanners": scanners,
-                "trained_at": trained_at,
-                "seeds": len(by_seed),
-                **{f"site_{site}": value for site, value in enumerate(at)},
-                "own": _mean(at) if learner is None else at[learner],
-                "others": None if learner is None else _mean(at[:learner] + at[learner + 1 :]),
-            }
-        )
+        row: Json = {"scanners": scanners, "trained_at": trained_at, "seeds": len(by_seed)}
+        for key, prefix in MEASURES.values():
+            at: list[float | None] = [None] * sites
+            if len(summaries) == len(by_seed):
+                by_site = zip(*(summary.get(key, at) for summary in summaries), strict=True)
+                at = [None if None in values else round(mean(values), 4) for values in by_site]
+            row |= {f"{prefix}site_{site}": value for site, value in enumerate(at)}
+            row[f"{prefix}own"] = _mean(at) if learner is None else at[learner]
+            row[f"{prefix}others"] = None if learner is None else _mean(at[:learner] + at[learner + 1 :])
+        table.append(row)
     return table
 
 
-def columns(sites: int) -> Columns:
-    """Return what is printed of a row."""
-    shown = {f"at {site}": f"site_{site}" for site in range(sites)} | {"own": "own", "others": "others"}
+def columns(sites: int, measure: str) -> Columns:
+    """Return what is printed of a row for one of `MEASURES`."""
+    _, prefix = MEASURES[measure]
+    shown = {f"at {site}": f"{prefix}site_{site}" for site in range(sites)}
+    shown |= {name: f"{prefix}{name}" for name in ("own", "others")}
     return {
         "trained at": lambda row: row["trained_at"],
         **{heading: lambda row, key=key: decimals(row[key]) for heading, key in shown.items()},  # type: ignore[misc]

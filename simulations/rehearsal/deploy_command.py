@@ -28,6 +28,7 @@ COMPARED = (
     "mean_class_recall",
     "forgetting",
     "worst_site_accuracy",
+    "worst_site_mean_class_recall",
     "accuracy_after_tasks",
     "site_accuracies",
     "site_mean_class_recalls",

@@ -83,6 +83,8 @@ def test_numbers_hashes_and_classes_are_those_of_the_files(run: Path) -> None:
         ("Average incremental accuracy", "average_incremental_accuracy"),
     ):
         assert f"| {name} | {summary[key]:.1f} |\n" in card
+    for name, key in (("Accuracy", "site_accuracies"), ("Mean class recall", "site_mean_class_recalls")):
+        assert f"| {name} at site 1 | {summary[key][1]:.1f} |\n" in card
     for digest in ("config_hash", "code_hash", "tensors_sha256"):
         assert f"`{facts['lineage'][digest]}`" in card
     assert "ab" * 32 in card

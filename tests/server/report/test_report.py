@@ -376,7 +376,7 @@ def test_of_many_sites_those_that_need_a_look_are_shown(run: Path) -> None:
 
 def test_where_classes_are_uneven_the_mean_recall_stands_first_and_the_page_says_why(run: Path, finished: Page) -> None:
     uneven = {"leading_metric": "mean_class_recall", "class_imbalance": 12.5, "worst_site_mean_class_recall": 33.3}
-    uneven["site_mean_class_recalls"] = [72.5, 33.3, None]
+    uneven |= {"site_mean_class_recalls": [72.5, 33.3, None], "mean_class_recall_after_tasks": [65.5, 61.25]}
     (run / "summary.json").write_text(json.dumps(SUMMARY | uneven))
     page = Page(write_report(run))
     text = page.text
@@ -386,6 +386,9 @@ def test_where_classes_are_uneven_the_mean_recall_stands_first_and_the_page_says
     assert text.count("Mean class recall 61.2") == 1
     assert "has 12.5 times the test images of the rarest" in text
     assert any(label.startswith("Bars of the mean class recall at each site") for label in page.labels)
+    (curve,) = (label for label in page.labels if label.startswith("Curve of the mean class recall over all classes"))
+    assert "65.5 after task 1, 61.2 after task 2" in curve
+    assert "Mean class recall on all classes learnt so far." in text
     assert "Mean class recall of the one shared model at each site" in text
     assert finished.text.index("Accuracy at the end") < finished.text.index("Mean class recall")
     assert "Read the mean class recall first" not in finished.text

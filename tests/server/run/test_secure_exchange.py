@@ -247,6 +247,8 @@ def test_what_is_hidden_of_a_site_is_said_to_be(seen: SecureRun) -> None:
         assert ("total" in event) is summed
         assert event["bytes_up"] == sum(site["bytes_up"] for site in event["sites"])
         assert event["bytes_down"] == sum(site["bytes_down"] for site in event["sites"])
+    for event in events(run, "task_evaluated"):
+        assert (event["site_accuracies"], event["site_mean_class_recalls"]) == ([], [])
     trained = events(run, "step_finished")[0]
     assert trained["total"]["samples"] == 39  # two classes of 20 training images; a site that has one abstains
     assert trained["total"]["loss"] > 0
@@ -254,7 +256,9 @@ def test_what_is_hidden_of_a_site_is_said_to_be(seen: SecureRun) -> None:
     assert "Accuracy of the one shared model at each site" not in page
     status = RunStatus(run, events(run)).as_fields(0.0)
     assert [(site["accuracy"], site["images_per_second"]) for site in status["sites"]] == [(None, None)] * 3
+    assert [site["mean_class_recall"] for site in status["sites"]] == [None] * 3
     assert status["accuracy"] == summary["last_accuracy"]
+    assert status["mean_class_recall"] == summary["mean_class_recall"]
     console = Console(width=100, file=StringIO())
     console.print(final_table(summary | {"seconds": 1.0, "bytes_down": 1}))
     assert "hidden in the sum" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -36,6 +36,7 @@ from client.app import app
 from dynammo_core.configuration.config import Config, Scalar
 from dynammo_core.experiment import Experiment
 from dynammo_core.support.errors import CheckpointError, ConfigError, DataError, RunError
+from server.run.results import TESTED
 from server.run_directory.run_files import RunFiles
 from simulations.engines.local_grid import LocalGrid
 
@@ -79,8 +80,12 @@ def test_a_run_announces_its_plan_and_does_each_step_of_it(finished: Finished, m
         assert [event["step"] for event in events(run.path, kind)] == list(range(len(run.experiment.steps)))
     answers = [(event["step"], event["answered"]) for event in events(run.path, "answers")]
     assert answers == [(step.index, n) for step in run.experiment.steps for n in (1, 2, 3)]
-    assert [event["task"] for event in events(run.path, "task_evaluated")] == [0, 1]
-    assert [event["accuracy"] for event in events(run.path, "task_evaluated")] == run.summary["accuracy_after_tasks"]
+    tests = events(run.path, "task_evaluated")
+    assert [event["task"] for event in tests] == [0, 1]
+    assert [event["accuracy"] for event in tests] == run.summary["accuracy_after_tasks"]
+    assert [event["mean_class_recall"] for event in tests] == run.summary["mean_class_recall_after_tasks"]
+    for key in ("leading_metric", "site_accuracies", "site_mean_class_recalls"):
+        assert tests[-1][key] == run.summary[key]
     (end,) = events(run.path, "run_finished")
     assert end["summary"].items() >= run.summary.items()
 
@@ -207,7 +212,7 @@ def test_stopped_while_the_last_results_are_written_they_are_written_again(
         calls.append(1)
         if len(calls) == 2:
             raise Stopped
-        return {"last_accuracy": None, "site_accuracies": [], "leading_metric": "last_accuracy"}
+        return dict.fromkeys(("last_accuracy", *TESTED)) | {"site_accuracies": [], "site_mean_class_recalls": []}
 
     with monkeypatch.context() as patch:
         patch.setattr(f"server.run.task_loop.{place}", stop_the_second_time)

@@ -67,6 +67,10 @@ def test_curves_are_what_the_log_says(run: FinishedRun) -> None:
     assert [value for _, value in curves["accuracy/all sites"]] == summary["accuracy_after_tasks"]
     assert [at for at, _ in curves["accuracy/all sites"]] == [1, 2]
     assert curves["accuracy/site 1"][-1] == (2, summary["site_accuracies"][1])
+    assert [value for _, value in curves["mean_class_recall/all sites"]] == summary["mean_class_recall_after_tasks"]
+    assert curves["mean_class_recall/site 1"][-1] == (2, summary["site_mean_class_recalls"][1])
+    earlier = {"event": "task_evaluated", "task": 0, "accuracy": 70.0, "site_accuracies": [90.0, None]}
+    assert points_of(earlier, str) == (1, {"accuracy/all sites": 70.0, "accuracy/0": 90.0})
     assert curves["result/forgetting"] == [(2, summary["forgetting"])]
     first = next(event for event in events(run.path, "step_finished") if event["stage"] == "train")
     by_site = [(site["metrics"]["loss"], site["samples"]) for site in first["sites"] if "loss" in site["metrics"]]

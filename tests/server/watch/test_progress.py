@@ -245,8 +245,9 @@ def test_panel_shows_where_the_run_stands() -> None:
     # 30 s since the start; two steps of 12 s and one of 2 s, less the 4 s that the one in hand has taken.
     assert lines[5].split(maxsplit=1)[1] == "0:00:30 elapsed, about 0:00:22 left"
     assert lines[6].split(maxsplit=1)[1] == "70.1 % after task 1"
-    assert lines[7].split(maxsplit=1)[1] == "site 2 from task 1 adapt 1/2"
-    assert lines[8].split(maxsplit=1)[1] == "1, last: site 0 (MemoryStoreError, code 106) in task 1 adapt 2/2"
+    assert lines[7].split() == ["Recall", "-"]  # the log of an earlier version has none
+    assert lines[8].split(maxsplit=1)[1] == "site 2 from task 1 adapt 1/2"
+    assert lines[9].split(maxsplit=1)[1] == "1, last: site 0 (MemoryStoreError, code 106) in task 1 adapt 2/2"
 
 
 @pytest.mark.parametrize("width", [30, 80, 200])
@@ -254,7 +255,7 @@ def test_panel_fits_its_terminal(width: int) -> None:
     panel = panel_of([*first_task(), begin(3, 1026.0)], now=1030.0, width=width)
     lines = [line for line in panel.splitlines() if line.strip()]
     assert {len(line) for line in lines} == {width}
-    assert len(lines) == 10  # nothing wraps
+    assert len(lines) == 11  # nothing wraps
 
 
 def test_panel_names_few_sites_of_many_and_the_latest_accuracies() -> None:
@@ -322,7 +323,18 @@ def test_where_classes_are_uneven_the_mean_recall_stands_first() -> None:
     assert by_site == ["mean class recall at each site", "accuracy at each site"]
     ended = {"event": "run_finished", "time": 1000.0, "summary": SUMMARY | uneven}
     assert "run completed, mean class recall 61.2 %, accuracy 60.0 % at the end" in log_of([started(), ended])
-    told = first_task()[-1] | {"mean_class_recall": 29.7}
+    earlier = first_task()[-1] | {"mean_class_recall": 29.7}  # logged only where classes were uneven
     assert "task 1/2 learnt, mean class recall 29.7 %, accuracy 70.1 % (sites: 50.0 to 90.0 %)" in log_of(
-        [started(), told]
+        [started(), earlier]
     )
+    told = earlier | {"leading_metric": "mean_class_recall", "site_mean_class_recalls": [41.0, 20.5, None]}
+    recall = "mean class recall 29.7 % (sites: 20.5 to 41.0 %)"
+    accuracy = "accuracy 70.1 % (sites: 50.0 to 90.0 %)"
+    assert f"task 1/2 learnt, {recall}, {accuracy}" in log_of([started(), told])
+    rows = [line.strip("│ \n") for line in panel_of([started(), told], now=1030.0).splitlines()]
+    assert [row for row in rows if " after task " in row] == [
+        "Recall     29.7 % after task 1",
+        "Accuracy   70.1 % after task 1",
+    ]
+    even = told | {"leading_metric": "last_accuracy"}
+    assert f"task 1/2 learnt, {accuracy}, {recall}" in log_of([started(), even])

@@ -125,6 +125,8 @@ def test_fields_are_json_and_count_from_one() -> None:
         "held_back": "",
         "accuracy": 71.25,
         "accuracy_after_tasks": [71.25],
+        "mean_class_recall": 61.5,
+        "mean_class_recall_after_tasks": [61.5],
         "failures": [
             "hospital-b (TimeoutError, code 5) in task 1 adapt 2/2, asked again",
             "hospital-b (NoAnswerBeforeDeadline, code 5) in task 1 adapt 2/2",
@@ -138,6 +140,7 @@ def test_fields_are_json_and_count_from_one() -> None:
         "seconds_of_last_step": 2.5,
         "images_per_second": 20.0,
         "accuracy": 52.5,
+        "mean_class_recall": 33.5,
         "abstained": 0,
         "failures": 2,
         "last_error": "NoAnswerBeforeDeadline, code 5",
@@ -193,6 +196,8 @@ def test_accuracy_is_that_after_the_last_task() -> None:
     run = RunStatus(RUN, [*first_task(), second])
     assert (run.accuracy, run.as_fields(START)["accuracy_after_tasks"]) == (60.0, [71.25, 60.0])
     assert [site.accuracy for site in run.sites] == [50.0, 52.5, None]
+    # An earlier version logged no mean class recall by site, and that of all only where classes were uneven.
+    assert (run.recall, run.as_fields(START)["mean_class_recall_after_tasks"]) == (None, [61.5, None])
 
 
 def test_path_in_a_command_is_quoted() -> None:
@@ -233,6 +238,8 @@ def test_real_run(finished: Finished) -> None:
     run, summary = RunStatus.read(path), finished("dynammo").summary
     assert (run.state, run.task, run.accuracy) == ("completed", "2/2", summary["last_accuracy"])
     assert [site.accuracy for site in run.sites] == summary["site_accuracies"]
+    assert run.recall == summary["mean_class_recall"]
+    assert [site.recall for site in run.sites] == summary["site_mean_class_recalls"]
     assert [site.name for site in run.sites] == ["site 0", "site 1", "site 2"]
     steps = events(path, "step_finished")
     for index, site in enumerate(run.sites):

@@ -53,11 +53,12 @@ def test_table_of_all_runs(folder: Path) -> None:
     done = invoke(folder)
     assert done.exit_code == 0
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["run", "state", "task", "accuracy", "started", "last", "event"]
-    assert lines[1].split()[:5] == ["skin-1", "completed", "2/2", "71.2", "%"]
-    assert lines[2].split()[:5] == ["skin-[red]", "failed", "2/2", "71.2", "%"]
-    assert lines[3].startswith("skin-[red] failed: task 2: no <quorum>. Continue with: dynammo-server run ")
-    assert len(lines) == 4  # nobody asks the SuperLink about runs that have ended
+    assert lines[0].split() == ["class"]
+    assert lines[1].split() == ["run", "state", "task", "accuracy", "recall", "started", "last", "event"]
+    assert lines[2].split()[:7] == ["skin-1", "completed", "2/2", "71.2", "%", "61.5", "%"]
+    assert lines[3].split()[:7] == ["skin-[red]", "failed", "2/2", "71.2", "%", "61.5", "%"]
+    assert lines[4].startswith("skin-[red] failed: task 2: no <quorum>. Continue with: dynammo-server run ")
+    assert len(lines) == 5  # nobody asks the SuperLink about runs that have ended
 
 
 def test_no_superlink_answers(folder: Path) -> None:
@@ -65,7 +66,7 @@ def test_no_superlink_answers(folder: Path) -> None:
     write_run(folder / "runs" / "skin", first_task(), 17)
     done = invoke(folder)
     assert done.exit_code == 0
-    assert done.stdout.splitlines()[1].split()[:2] == ["skin", "unfinished"]
+    assert done.stdout.splitlines()[2].split()[:2] == ["skin", "unfinished"]
     assert "This shows only what the files say: " in done.stdout
     assert "127.0.0.1:9" in done.stdout
     assert "dynammo-server start" in done.stdout
@@ -83,9 +84,9 @@ def test_details_of_a_run() -> None:
     assert any("waiting for hospital-b" in line for line in lines)
     # The last answers came 32 s ago.
     assert [line.split() for line in lines[-5:-1]] == [
-        ["hospital-a", "answered", "0:00:32", "1.5", "s", "75.0", "90.0", "%", "0", "0"],
-        ["hospital-b", "waited", "for", "0:00:32", "2.5", "s", "20.0", "52.5", "%", "0", "2"],
-        ["<b", 'id="x">&', "answered", "0:00:32", "0.5", "s", "-", "-", "2", "0"],
+        ["hospital-a", "answered", "0:00:32", "1.5", "s", "75.0", "90.0", "%", "85.0", "%", "0", "0"],
+        ["hospital-b", "waited", "for", "0:00:32", "2.5", "s", "20.0", "52.5", "%", "33.5", "%", "0", "2"],
+        ["<b", 'id="x">&', "answered", "0:00:32", "0.5", "s", "-", "-", "-", "2", "0"],
         ["hospital-b", "last", "failed", "with", "NoAnswerBeforeDeadline,", "code", "5"],
     ]
     assert lines[-1] == "hospital-b: it is not connected: ask whether `dynammo-site start` is running"

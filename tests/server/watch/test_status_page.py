@@ -103,10 +103,11 @@ def test_all_runs_and_what_to_do_about_them(port: int, runs: Path) -> None:
     assert status == 200
     again = f"Continue with: dynammo-server run {runs / 'gave-up' / 'config.yaml'}"
     for words in (
-        "going-on running 2/2 71.2",
-        f"died dead continue with: dynammo-server run {runs / 'died' / 'config.yaml'} 2/2 71.2",  # it has no checkpoint
-        f"gave-up failed task 2: no <quorum>. {again} 2/2 71.2",
-        f"{ODD} completed 2/2 71.2",
+        "going-on running 2/2 71.2 61.5",
+        # It has no checkpoint.
+        f"died dead continue with: dynammo-server run {runs / 'died' / 'config.yaml'} 2/2 71.2 61.5",
+        f"gave-up failed task 2: no <quorum>. {again} 2/2 71.2 61.5",
+        f"{ODD} completed 2/2 71.2 61.5",
     ):
         assert words in page.text
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
@@ -123,9 +124,10 @@ def test_one_run_and_its_sites(port: int) -> None:
         "Task 2/2 melanoma",
         "Stage adapt round 1 of 2",
         "Accuracy 71.2 %",
+        "Mean class recall 61.5 %",
         "3 of 6 steps are done.",
         "2 in all; the latest first. hospital-b (NoAnswerBeforeDeadline, code 5) in task 1 adapt 2/2 hospital-b (Time",
-        "1 naevus, <script>document.title = 'taken over'</script> 71.2",
+        "1 naevus, <script>document.title = 'taken over'</script> 71.2 61.5",
     ):
         assert words in page.text
     not_there = "it is not connected: ask whether `dynammo-site start` is running"
@@ -133,9 +135,9 @@ def test_one_run_and_its_sites(port: int) -> None:
         r"(\S+|<b id=\"x\">&) (answered|waited for) [\d:, days]+ ago (.*?) (?=hospital|<b|Accuracy)", page.text
     )
     assert rows == [
-        ("hospital-a", "answered", "1.5 75.0 90.0 0 0"),
-        ("hospital-b", "waited for", "2.5 20.0 52.5 0 2 NoAnswerBeforeDeadline, code 5 " + not_there),
-        (SITES[2], "answered", "0.5 – – 2 0"),
+        ("hospital-a", "answered", "1.5 75.0 90.0 85.0 0 0"),
+        ("hospital-b", "waited for", "2.5 20.0 52.5 33.5 0 2 NoAnswerBeforeDeadline, code 5 " + not_there),
+        (SITES[2], "answered", "0.5 – – – 2 0"),
     ]
 
 
@@ -308,6 +310,8 @@ def test_metrics_are_in_the_format_of_prometheus(port: int, runs: Path) -> None:
         'dynammo_run_state{run="gave-up",state="failed"} 1',
         'dynammo_run_steps_finished{run="going-on"} 3',
         'dynammo_run_accuracy_percent{run="going-on"} 71.25',
+        'dynammo_run_mean_class_recall_percent{run="going-on"} 61.5',
+        'dynammo_site_mean_class_recall_percent{run="going-on",site="hospital-b"} 33.5',
         'dynammo_site_failures_total{run="going-on",site="hospital-b"} 2',
         'dynammo_run_steps{run="skin & \\"1\\""} 6',
     ):

@@ -48,6 +48,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     result = command(folder, *options)
     assert result.exit_code == 0, result.output
     assert "all sites, own statistics: trained" in " ".join(result.output.split())
+    assert "small: last accuracy by site" in result.output and "small: last mean class recall by site" in result.output
     (file,) = (folder / "runs").glob("*/heterogeneity.json")
     content: dict[str, Any] = json.loads(file.read_text())
     written = list(csv.DictReader(file.with_suffix(".csv").read_text().splitlines()))
@@ -87,6 +88,10 @@ def test_figures_are_at_home_and_elsewhere(report: dict[str, Any]) -> None:
     assert (second["own"], second["others"]) == (second["site_1"], second["site_0"])
     assert both["own"] == pytest.approx((both["site_0"] + both["site_1"]) / 2, abs=1e-3)
     assert both["others"] is None
+    for row in (first, second):
+        assert {row["recall_own"], row["recall_others"]} == {row["recall_site_0"], row["recall_site_1"]}
+    assert both["recall_own"] == pytest.approx((both["recall_site_0"] + both["recall_site_1"]) / 2, abs=1e-3)
+    assert any(row["recall_own"] != row["own"] for row in report["rows"])
 
 
 def test_who_is_alone_is_heard_alone(tmp_path: Path) -> None:
