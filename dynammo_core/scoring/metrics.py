@@ -12,6 +12,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from dynammo_core.scoring.leading import ACCURACY, RECALL
+
 Counts: TypeAlias = NDArray[np.int64]
 Percent: TypeAlias = NDArray[np.float64]
 Tasks: TypeAlias = Sequence[Sequence[int]]
@@ -198,7 +200,7 @@ def leading_metric(confusion: Counts, tasks: Tasks) -> str:
     Classes are uneven if one has over `UNEVEN` times the test images of another: the accuracy then speaks of the
     frequent classes, and hides that rare ones are missed.
     """
-    return "mean_class_recall" if class_imbalance(confusion, tasks) > UNEVEN else "last_accuracy"
+    return RECALL if class_imbalance(confusion, tasks) > UNEVEN else ACCURACY
 
 
 def accuracy_rows(confusion: Counts, tasks: Tasks, class_names: Sequence[str]) -> Iterator[dict[str, int | str]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rich.filesize import decimal
 
 from dynammo_core.scoring import metrics
+from dynammo_core.scoring.leading import recall_leads
 from dynammo_core.support.errors import RunError
 from dynammo_core.support.files import write_atomically
 from server.report import plots
@@ -62,6 +63,7 @@ def _contents(run: RunFiles) -> Json:
     return {
         "run": run,
         "numbers": numbers,
+        "uneven": recall_leads(numbers),
         "name": numbers.get("name") or run.started.get("name") or run.config.get("name") or "unnamed run",
         "finished": run.summary.get("status", "running") != "running",
         "failure": failure_words(run.started, last) if last.get("event") == "run_failed" else "",
@@ -94,7 +96,7 @@ def _numbers_so_far(run: RunFiles) -> Json:
 
 def _leading(numbers: Json) -> tuple[str, str, str, str]:
     """Return the measure to read first in words, and its keys: after the last task, after each, and by site."""
-    if numbers.get("leading_metric") == "mean_class_recall":
+    if recall_leads(numbers):
         keys = ("mean_class_recall", "mean_class_recall_after_tasks", "site_mean_class_recalls")
         return ("mean class recall", *keys)
     return "accuracy", "last_accuracy", "accuracy_after_tasks", "site_accuracies"

@@ -35,7 +35,6 @@ TEMPLATE = (
   ("backward_transfer", "Backward transfer", "points",
    "How learning later tasks changed earlier ones: below 0 they lost accuracy, above 0 they gained."),
 ] %}
-{% set uneven = numbers.get("leading_metric") == "mean_class_recall" %}
 {% set class_count = run.tasks | sum(start=[]) | length %}
 {% block title %}{{ name }} · run report{% endblock %}
 {% block body %}

@@ -18,8 +18,9 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 
+from dynammo_core.scoring.leading import recall_leads
 from dynammo_core.support.terminal import Terminal, cell, printable
-from server.watch.run_state import MOST_NAMED, Event, RunState, abstaining, recall_leads, where
+from server.watch.run_state import MOST_NAMED, Event, RunState, abstaining, recall_led, where
 
 
 class ProgressView:
@@ -128,7 +129,7 @@ def final_table(summary: Event, names: Sequence[str] = ()) -> Table:
 
     balanced = ("average_mean_class_recall", "mean_class_recall", "worst_site_mean_class_recall")
     plain = ("average_incremental_accuracy", "last_accuracy", "worst_site_accuracy")
-    uneven = summary.get("leading_metric") == "mean_class_recall"
+    uneven = recall_leads(summary)
     for key in (*(balanced + plain if uneven else plain + balanced), "forgetting", "backward_transfer"):
         if key in summary:  # the results of an earlier version lack some
             unit = "points" if key in ("forgetting", "backward_transfer") else "%"
@@ -193,7 +194,7 @@ def _line(event: Event, state: RunState) -> str:
             measures = [("accuracy", "site_accuracies"), ("mean_class_recall", "site_mean_class_recalls")]
             told = ", ".join(
                 f"{key.replace('_', ' ')} {percent(event[key])}{_spread(event.get(by_site, ()))}"
-                for key, by_site in (reversed(measures) if recall_leads(event) else measures)
+                for key, by_site in (reversed(measures) if recall_led(event) else measures)
                 if key in event
             )
             return f"task {event['task'] + 1}/{len(tasks)} learnt, {told}"
@@ -201,7 +202,7 @@ def _line(event: Event, state: RunState) -> str:
             return state.held
         case "run_finished":
             summary = event["summary"]
-            uneven = summary.get("leading_metric") == "mean_class_recall"
+            uneven = recall_leads(summary)
             balanced = f"mean class recall {percent(summary['mean_class_recall'])}, " if uneven else ""
             return f"run {state.ending}, {balanced}accuracy {percent(summary['last_accuracy'])} at the end"
         case "run_failed":  # whoever started it says in its error what to ask at the sites

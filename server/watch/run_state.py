@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from dynammo_core.scoring.leading import RECALL, recall_leads
 from server.run_directory.advice import failure_words, held_words, site_label
 
 Event = Mapping[str, Any]
@@ -66,7 +67,7 @@ class RunState:
             case "task_evaluated":
                 self.accuracies[event["task"]] = event["accuracy"]
                 self.recalls[event["task"]] = event.get("mean_class_recall")
-                self.recall_leads = recall_leads(event)
+                self.recall_leads = recall_led(event)
             case "forgotten":
                 self.working = {}
             case "gate_judged":
@@ -114,9 +115,9 @@ class RunState:
         return sum(expected)
 
 
-def recall_leads(test: Event) -> bool:
-    """Tell whether the mean class recall is to be read before the accuracy; earlier versions logged it only then."""
-    return "mean_class_recall" in test and test.get("leading_metric") != "last_accuracy"
+def recall_led(test: Event) -> bool:
+    """Tell whether the recall leads in a test's event; earlier versions logged it only then, and did not say so."""
+    return "mean_class_recall" in test and recall_leads({"leading_metric": RECALL, **test})
 
 
 def where(step: Event) -> str:

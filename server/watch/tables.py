@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from dynammo_core.scoring.leading import recall_leads
 from dynammo_core.support.terminal import cell, listing
 from dynammo_core.wire.announcement import same_disease
 from server.run_directory.advice import what_to_ask_of
@@ -56,7 +57,7 @@ def evaluation_tables(result: Mapping[str, Any]) -> Iterator[Table]:
     The mean class recall stands before the accuracy where classes are uneven.
     """
     metrics = ["accuracy", "mean_class_recall"]
-    if result["leading_metric"] == "mean_class_recall":
+    if recall_leads(result):
         metrics.reverse()
     heads = (metric.replace("mean_class_", "mean class\n") for metric in metrics)
     sites = listing("site", "images", *heads, title=f"After task {result['after_task']}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dynammo_core.configuration.config import Config, load_config
+from dynammo_core.scoring.leading import recall_leads
 from dynammo_core.support.errors import RunError
 from server.run_directory.run_files import RunFiles
 from simulations.comparisons.compare import METRICS, Group, Json, Metric, Result
@@ -17,7 +18,7 @@ Leaves = dict[str, Any]
 
 def measure(asked: str | None, summaries: Iterable[Json]) -> Metric:
     """Return the metric that is asked for; by default the mean class recall where any run's classes are uneven."""
-    uneven = any(summary.get("leading_metric") == "mean_class_recall" for summary in summaries)
+    uneven = any(recall_leads(summary) for summary in summaries)
     return METRICS[asked or ("mean_class_recall" if uneven else "accuracy")]
 
 

@@ -66,8 +66,8 @@ def ridge_solution(
     del whole
     means = products[:, -1] / weight_of_all
     cross = (products[:, :-1] / weight_of_all - torch.outer(means, mean)) / scale  # [R, D]
-    towards = torch.zeros_like(cross) if towards is None else towards
-    unexplained = cross - torch.where(scale.isfinite(), towards * scale, 0.0) @ correlation
+    explained = None if towards is None else torch.where(scale.isfinite(), towards * scale, 0.0) @ correlation
+    unexplained = cross if explained is None else cross - explained
     samples = effective_samples(counts, sample_weight)
     if isinstance(regulariser, str):
         regulariser = int(scale.isfinite().sum()) / samples
@@ -76,10 +76,12 @@ def ridge_solution(
         values, projected = found.values.clamp_min(0), found.project(cross)
         variance = (means - means.square()).sum()  # of one-hot labels
         regulariser = least_error(values, projected, variance, samples)
-        solved = found.combine(found.project(unexplained) / (values + regulariser))
+        remaining = projected if explained is None else projected - found.project(explained)
+        solved = found.combine(remaining / (values + regulariser))
     else:
         solved = torch.cholesky_solve(unexplained.T, cholesky(correlation, regulariser)).T
-    weight = towards + solved / scale
+    weight = solved / scale
+    weight = weight if towards is None else weight + towards
     return Solution(weight, means - weight @ mean, regulariser)
 
 
