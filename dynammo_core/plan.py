@@ -33,7 +33,7 @@ class Action(StrEnum):
 
 
 PERSONAL, ALONE = "personal", "alone"
-"""Tables of a test by the site's own head, of common and own sums, and by the one that it would have alone."""
+"""Tables of a test by the site's own heads and, where that is known, by the one that it would have alone."""
 
 
 @dataclass(frozen=True)
@@ -244,10 +244,12 @@ class Remember(Stage):
 class Evaluate(Stage):
     """Each site counts right and wrong answers on its test images.
 
+    A site may test classifiers of its own beside the one that it was sent; they never leave.
+
     Attributes:
-        own_heads: solves classifiers that the site tests beside the one that it was sent, and that never leave; None
-            for none.
+        own_heads: solves them from features of the site's images; None for none.
         learns_from: chooses the images that they are solved from.
+        own_round: a stage whose last round the site does once more, for itself; None for none.
     """
 
     action = Action.EVALUATE
@@ -256,6 +258,7 @@ class Evaluate(Stage):
     inputs: Level = "features"
     own_heads: OwnHeads | None = field(default=None, compare=False, repr=False)
     learns_from: LearnsFrom | None = field(default=None, compare=False, repr=False)
+    own_round: Fit | None = None
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def _violations(policy: Policy, config: Config[Any]) -> Iterator[str]:
     experiment = Experiment(config)
     if policy.methods is not None and (name := config.method.name) not in policy.methods:
         yield f"the method {name} is not among those allowed{nearest_match(name, policy.methods)}"
-    if not policy.sums_of_others and experiment.method.evaluation().tables:
+    if not policy.sums_of_others and experiment.method.evaluation().own_heads:
         yield "it sends sums in which this site's are to the other sites, and sums_of_others is false"
     for network in (config.backbone, *config.backbone.changes):
         if policy.backbones is not None and not {network.name, network.sha256} & {*policy.backbones}:

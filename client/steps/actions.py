@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from client.state.statistics_file import HEAD
 from client.steps.assignment import Assignment, EpochBatches, declared_answer, receive, start_level, take
 from client.steps.forgetting import kept_apart, withdrawn_from
+from client.steps.own_heads import solved_heads
 from client.steps.private_actions import answer_fit_privately, answer_remember_privately, answer_summarise_privately
 from client.steps.site import Site
 from dynammo_core.best_round import Check
@@ -19,7 +20,16 @@ from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
 from dynammo_core.deployed.model_files import answering_tensors, tensors_sha256
 from dynammo_core.memory.rehearsal import remember
 from dynammo_core.methods.rehearsal import Rehearsal
-from dynammo_core.plan import PERSONAL, Evaluate, Fit, Forget, LossContext, Remember, Summarise
+from dynammo_core.plan import (
+    PERSONAL,
+    Evaluate,
+    Fit,
+    Forget,
+    LossContext,
+    Remember,
+    Summarise,
+    Sums,
+)
 from dynammo_core.privacy.client_level import shortened_update
 from dynammo_core.scoring.evaluation import answer_counts, confusion_counts, predictions
 from dynammo_core.support.devices import shortage_explained
@@ -237,22 +247,15 @@ def answer_evaluate(assignment: Assignment, stage: Evaluate) -> Report:
 
 
 def _own_tables(assignment: Assignment, stage: Evaluate, features: Tensor, labels: Tensor) -> dict[str, list[int]]:
-    """Count the answers of the heads that the site solves for itself; a head that it lacks answers nothing."""
-    if stage.own_heads is None or stage.learns_from is None:
-        return {}
+    """Count the answers of the heads that the site makes for itself; a head that it lacks answers nothing."""
     experiment = assignment.experiment
-    images = stage.learns_from(assignment.site.rehearsal(assignment.step.task))
-    # Task by task, as they were embedded when they were summed.
-    places = [torch.isin(images.labels, torch.tensor(task)).nonzero().flatten() for task in experiment.stream.tasks]
-    learnt = [assignment.embed_once(images.subset(part), "features").float() for part in places if len(part)]
-    order = torch.cat(places)
-    heads = stage.own_heads(
-        assignment.model,
-        torch.cat(learnt) if learnt else torch.empty(0),
-        images.labels[order],
-        [images.patient_ids[place] for place in order.tolist()],
-    )
     received = tensors_sha256(answering_tensors(experiment.method, assignment.model))
+    if stage.own_round is not None:
+        heads: Mapping[str, Sums] = {PERSONAL: _one_more_round(assignment, stage.own_round)}
+    elif stage.own_heads is not None and stage.learns_from is not None:
+        heads = solved_heads(assignment, stage.own_heads, stage.learns_from)
+    else:
+        return {}
     assignment.site.statistics.save_tested(heads[PERSONAL], task=assignment.step.task, model=received, content=HEAD)
     tables = dict.fromkeys(stage.tables, [0] * experiment.classes**2)
     for name, tensors in heads.items():
@@ -260,6 +263,13 @@ def _own_tables(assignment: Assignment, stage: Evaluate, features: Tensor, label
         answered = predictions(experiment.method, assignment.model, features).labels
         tables[name] = confusion_counts(answered, labels, experiment.classes).flatten().tolist()
     return tables
+
+
+@torch.enable_grad()
+def _one_more_round(assignment: Assignment, stage: Fit) -> Sums:
+    """Do the last round of a stage once more, from what was received, and keep the answer here; none if it abstains."""
+    step = replace(assignment.step, stage=stage, round=stage.rounds - 1)
+    return {**answer_fit(replace(assignment, step=step), stage).weights}
 
 
 def _tested(assignment: Assignment, tasks: Iterable[int]) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +45,7 @@ def with_own_statistics(model: IncrementalModel, step: Step, site: Site) -> Incr
     wanted = site.experiment.config.scanners.own_statistics
     if wanted == "none":
         return model
-    samples = _own_images(step, site)
+    samples = site.rehearsal(step.task).balanced()
     own = copy.deepcopy(model)  # all models of a process share a frozen backbone
     if wanted in ("frozen", "all"):
         _normalise_backbone(own, samples, site)
@@ -63,14 +62,6 @@ def _keep_tested(received: IncrementalModel, own: IncrementalModel, step: Step, 
         name: tensor for name, tensor in deployed_tensors(method, own).items() if is_batch_norm_statistic(name)
     }
     site.statistics.save_tested(statistics, task=step.task, model=tensors_sha256(deployed_tensors(method, received)))
-
-
-def _own_images(step: Step, site: Site) -> Samples:
-    """Return the balanced set of the task, which is the same before and after its images are remembered."""
-    rehearsal = site.rehearsal(step.task)
-    new = set(rehearsal.new.record_ids)
-    older = [place for place, record in enumerate(rehearsal.memory.record_ids) if record not in new]
-    return replace(rehearsal, memory=rehearsal.memory.subset(older)).balanced()
 
 
 def _normalise_backbone(model: IncrementalModel, samples: Samples, site: Site) -> None:

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from dynammo_core.configuration.settings import Section
 
+OWN_HEADS_TELL = "tests of personal heads tell of training images that no noise hides; set method.personal: false"
+"""Why no mechanism of privacy goes with heads of sites' own."""
+
 
 class PrivacySettings(Section):
     """Differential privacy: whom the noise protects, how much of it, and what the whole run may cost."""

@@ -11,12 +11,13 @@ from dynammo_core.methods.task_heads import (
     TASK_HEADS,
     SurestTask,
     balance,
+    evaluation,
     grow_task_head,
     own_pass,
     start_head_from_auxiliary,
 )
 from dynammo_core.models.incremental_model import AdaptedBackbone, IncrementalModel, ParallelBackbones
-from dynammo_core.plan import Archive, Remember, Stage
+from dynammo_core.plan import Archive, Evaluate, Remember, Stage
 
 ADAPTER_SETS = "extractor.parts.*.adapters.*"
 
@@ -46,6 +47,9 @@ class ACL(Method[TaskHeadsSettings]):
         if task:
             before, newest = _passes(model)[-2:]
             adapters_of(newest).load_state_dict(adapters_of(before).state_dict())
+
+    def evaluation(self) -> Evaluate:
+        return evaluation(self.params, self.deployed, balance(self.params, ADAPTER_SETS, own_pass))
 
     def stages(self, task: int) -> Sequence[Stage]:
         own_set = f"extractor.parts.{task}.adapters.*"

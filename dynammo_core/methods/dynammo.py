@@ -8,9 +8,16 @@ from dynammo_core.methods.adapters import ADAPTERS, grow_auxiliary, new_adapters
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.merged_adapters import adapt_and_merge, inherit, recalibrate
 from dynammo_core.methods.settings.adapters import DynaMMoSettings
-from dynammo_core.methods.task_heads import TASK_HEADS, SurestTask, balance, grow_task_head, start_head_from_auxiliary
+from dynammo_core.methods.task_heads import (
+    TASK_HEADS,
+    SurestTask,
+    balance,
+    evaluation,
+    grow_task_head,
+    start_head_from_auxiliary,
+)
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.plan import Archive, Remember, Stage
+from dynammo_core.plan import Archive, Evaluate, Remember, Stage
 
 
 class DynaMMo(Method[DynaMMoSettings]):
@@ -41,6 +48,9 @@ class DynaMMo(Method[DynaMMoSettings]):
         self.grow(model, task)
         if self.params.adapters:
             inherit(self.params, model, archive, task)
+
+    def evaluation(self) -> Evaluate:
+        return evaluation(self.params, self.deployed, balance(self.params, ADAPTERS))
 
     def stages(self, task: int) -> Sequence[Stage]:
         params = self.params

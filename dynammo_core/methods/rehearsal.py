@@ -50,10 +50,10 @@ class Rehearsal:
         return bool(torch.isin(self.new.labels, torch.tensor(classes)).any())
 
     def balanced(self) -> Samples:
-        """Draw exemplars and equally many samples of each new class."""
-        seed = derive_seed(self.seed, "balanced", self.task)
+        """Draw exemplars and equally many samples of each new class: the same before and after these are remembered."""
+        seed, new = derive_seed(self.seed, "balanced", self.task), {*self.new.record_ids}
         return balanced_set(
-            self.memory,
+            self.memory.subset([place for place, record in enumerate(self.memory.record_ids) if record not in new]),
             self.new,
             settings=self.settings,
             site=self.site,

@@ -14,7 +14,7 @@ from dynammo_core.methods.rehearsal import balanced
 from dynammo_core.methods.settings.adapters import TaskHeadsSettings
 from dynammo_core.models.heads import OTHERS, Head, LinearHead
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.plan import Archive, Fit, LossContext
+from dynammo_core.plan import PERSONAL, Archive, Evaluate, Fit, LossContext
 
 TASK_HEADS = "heads.task*"
 """Pattern of the tensors of all task heads."""
@@ -55,6 +55,22 @@ def balance(params: TaskHeadsSettings, adapters: str, views: Views = everything)
         learns_from=balanced,
         loss=loss,
     )
+
+
+def evaluation(params: TaskHeadsSettings, deployed: tuple[str, ...], heads: Fit) -> Evaluate:
+    """Make the stage that ends a task; with `method.personal` a site trains the heads for one more round, for itself.
+
+    Source: fine-tuning what was averaged, the simplest personalisation and a strong one (Cheng, Chadha and Duchi, arXiv
+    2108.07313).
+
+    Args:
+        params: of the method.
+        deployed: patterns of the tensors that prediction needs.
+        heads: the balanced stage.
+    """
+    if not params.personal:
+        return Evaluate(down=deployed)
+    return Evaluate(down=deployed, tables=(PERSONAL,), own_round=heads)
 
 
 def grow_task_head(model: IncrementalModel, stream: TaskStream, task: int, width: int) -> None:

@@ -88,7 +88,12 @@ The tasks: {% for names in tasks %}{{ loop.index }}. {{ names | map("cell") | jo
 Tensors that the site already holds from an earlier step are not sent again. In addition come the hash of each tensor,
 the experiment's configuration, the hash of the code, the name of the run, and the number of the step
 {%- if beside %}; when records are to be removed from sums, which of the site's answers these contain{% endif %}.
-{% if personal %}
+{% if personal.own_round %}
+
+With `method.personal` each site trains the heads for one more round on its own images after each task. What it gets
+stays there; the counts of its answers on test images leave.
+{% endif %}
+{% if personal.own_heads %}
 
 With `method.personal` the sums over all sites' images come to each site, which solves a classifier of its own from them
 and from its own images; neither that nor its own sums leave. Of two sites each can subtract its own sums and see the
@@ -138,7 +143,7 @@ def data_flow(source: Path) -> str:
         "sites": [config.federation.site_label(site) for site in range(config.federation.sites)],
         "tasks": [[names[label] for label in task] for task in experiment.stream.tasks],
         "rows": rows,
-        "personal": bool(experiment.method.evaluation().tables),
+        "personal": experiment.method.evaluation(),
         "secure": config.federation.secure_aggregation,
         "beside": next(_rows(experiment, last, [beside])) if beside and experiment.keeps_plain_sums else None,
         "up": sum(int(row["bytes"]) * int(row["rounds"]) for row in rows),

@@ -40,7 +40,7 @@ The command that exported the model generated this page from the files of the ru
 | Multiply-accumulates for one image | {{ "{:,}".format(summary.macs_per_image) }} |
 | Parameters | {{ "{:,}".format(summary.deployed_parameters) }} |
 {% if facts.own_heads_sha256 %}
-| Heads of sites | each was sent the sums over all, and keeps a head of its own; this is the common one |
+| Heads of sites | each keeps a head of its own; this is the common one |
 {% endif %}
 {% if facts.own_statistics %}
 | Batch-norm statistics | shared by all sites; each tested the model with its own (`{{ facts.own_statistics.kind }}`) |

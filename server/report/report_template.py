@@ -130,11 +130,12 @@ TEMPLATE = (
 {{ figure(sites_seen.plot, sites_seen.measure | capitalize ~ " of the one shared model at each site" ~ (" at the end" if finished else " so far") ~ ". The lowest is " ~ sites_seen.worst ~ "." ~ (" Shown are the " ~ sites_seen.shown ~ " lowest of " ~ sites_seen.all ~ " sites." if sites_seen.shown < sites_seen.all else "")) }}
 {% endif %}
 {% if numbers.get("own_heads") %}
-<h3>Whether joining pays</h3>
 {% set losing = numbers.own_heads | selectattr("joining", "equalto", "does not pay") | map(attribute="site") | list %}
-<p>{% if losing %}<strong>Joining does not pay for {{ losing | join(", ") }}</strong>: its own images alone give it a better classifier, by more than chance.{% else %}No site would do better alone by more than chance.{% endif %}</p>
+{% set told = numbers.own_heads | selectattr("joining") | list %}
+<h3>{{ "Whether joining pays" if told else "Heads of sites’ own" }}</h3>
+<p>{% if not told %}What a site would have alone this method does not tell.{% elif losing %}<strong>Joining does not pay for {{ losing | join(", ") }}</strong>: its own images alone give it a better classifier, by more than chance.{% else %}No site would do better alone by more than chance.{% endif %}</p>
 <div class="scroll" tabindex="0"><table>
-  <caption>Mean class recall (accuracy) in percent on each site’s own test images: by the common classifier, by the site’s own one from common and own sums, and by the one it would have alone</caption>
+  <caption>Mean class recall (accuracy) in percent on each site’s own test images: by the common classifier, by the site’s own one, and by the one it would have alone</caption>
   <thead><tr><th>Site</th><th class="n">common</th><th class="n">its own</th><th class="n">alone</th><th>joining</th></tr></thead>
   <tbody>
   {% for row in numbers.own_heads %}

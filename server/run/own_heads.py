@@ -1,4 +1,4 @@
-"""Compare, for each site, the common classifier with the one it solved for itself and the one it would have alone."""
+"""Compare, for each site, the common classifier with its own and, if that is known, the one it would have alone."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def compare_heads(counts: dict[str, Counts], seen: tuple[int, ...]) -> dict[str,
     Returns:
         Accuracy and mean class recall by head in percent, and what joining does for the site: `pays`, `does not pay` if
         alone it would do better by more than two samples of test images differ by chance, or else `no difference`; None
-        if it cannot be compared.
+        if it cannot be compared, as where nobody knows what the site would have alone.
     """
     found: dict[str, object] = {}
     recalls, errors = dict[str, float](), dict[str, float]()
@@ -61,6 +61,8 @@ def compare_heads(counts: dict[str, Counts], seen: tuple[int, ...]) -> dict[str,
             "accuracy": None if math.isnan(accuracy) else round(accuracy, 4),
             "mean_class_recall": None if math.isnan(accuracy) else round(recalls[name], 4),
         }
+    if ALONE not in counts:  # a method that averages trains nobody alone
+        return {**found, ALONE: {"accuracy": None, "mean_class_recall": None}, "joining": None}
     lead = recalls[PERSONAL] - recalls[ALONE]
     chance = STANDARD_ERRORS * math.hypot(errors[PERSONAL], errors[ALONE])
     verdict = "pays" if lead > chance else "does not pay" if lead < -chance else "no difference"

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from dynammo_core.configuration.federation import FederationSettings
 from dynammo_core.configuration.optimisation import Optimisation
+from dynammo_core.configuration.privacy import OWN_HEADS_TELL
 from dynammo_core.configuration.settings import HUB, BackboneSettings, MethodSettings
 from dynammo_core.merging import MERGE_OPERATORS
 from dynammo_core.models import BACKBONES
@@ -97,6 +98,15 @@ class TaskHeadsSettings(AdapterSettings):
     """The two training stages: adapter tuning and the balanced fine-tuning of the heads."""
 
     balance: Optimisation = Optimisation(epochs=50, optimizer="adam", learning_rate=1e-3, weight_decay=0.0)
+    personal: bool = Field(
+        default=False,
+        description="after each task let each site train the heads for one more round of `balance` on its own balanced "
+        "set, for itself; report for each site the common heads and its own",
+    )
+
+    def obstacle_to_privacy(self, mechanism: str) -> str:
+        """Explain why heads of sites' own cannot be tested privately, or what tuning forbids; empty if nothing."""
+        return OWN_HEADS_TELL if self.personal else super().obstacle_to_privacy(mechanism)
 
 
 class MergeSettings(AdapterSettings):

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 from pydantic import Field, ValidationInfo, field_validator
 
 from dynammo_core.configuration.federation import FederationSettings, RoundRules
+from dynammo_core.configuration.privacy import OWN_HEADS_TELL
 from dynammo_core.configuration.settings import BackboneSettings, MethodSettings
 from dynammo_core.models.names import Pooling
 
@@ -63,7 +64,7 @@ class ClosedFormSettings(FeatureSettings):
     def obstacle_to_privacy(self, mechanism: str) -> str:
         """Explain why sums cannot be private by client, or under another prior; empty for `example`."""
         if self.personal:
-            return "tests of personal heads tell of training images that no noise hides; set method.personal: false"
+            return OWN_HEADS_TELL
         if mechanism != "example":
             return "its sums over samples have no mean over sites; set privacy.mechanism: example"
         if self.regulariser == "dimension":

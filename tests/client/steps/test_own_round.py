@@ -1,0 +1,95 @@
+"""Heads that a site trains for itself after a task: one more round of the balanced stage, kept here and tested here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hospitals import deployed
+from small_runs import instruction, run_small, small_config, small_site, step_of
+from torch import Tensor
+
+from client.consent.policy import Policy, violations
+from client.state.statistics_file import HEAD, own_tensors_for_model
+from client.steps.actions import answer
+from dynammo_core.deployed.model_files import answering_tensors, tensors_sha256
+from dynammo_core.experiment import Experiment
+from dynammo_core.plan import PERSONAL
+from dynammo_core.support.errors import ConfigError
+from dynammo_core.wire.protocol import Report
+from server.report.data_flow import data_flow
+from server.report.report import write_report
+from server.run.own_heads import COMMON
+
+OWN = {"method.personal": True}
+METHODS = ("dynammo", "acl")
+EMPTY_SITE = 1
+"""The site that holds a single image of the first task."""
+
+
+def kept_heads(experiment: Experiment, site: int, workspace: Path) -> dict[str, Tensor]:
+    """What the site keeps beside the model of the first task."""
+    model = tensors_sha256(answering_tensors(experiment.method, experiment.build_model(0)))
+    return own_tensors_for_model(workspace, task=0, model=model, site=f"site-{site:03d}", key=None, content=HEAD)
+
+
+def report_of(experiment: Experiment, site: int, workspace: Path) -> Report:
+    sent = instruction(experiment, step_of(experiment, 0, "evaluate"), site, workspace)
+    return answer(sent, small_site(experiment, site, workspace))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("remembered", [False, True])
+def test_they_are_what_the_last_round_would_send_up_once_more(method: str, remembered: bool, tmp_path: Path) -> None:
+    experiment = Experiment(small_config(method, OWN))
+    last = step_of(experiment, 0, "balance", 1)
+    sent_up = answer(instruction(experiment, last, 0, tmp_path), small_site(experiment, 0, tmp_path))
+    if remembered:
+        step = step_of(experiment, 0, "remember")
+        answer(instruction(experiment, step, 0, tmp_path), small_site(experiment, 0, tmp_path))
+    report = report_of(experiment, 0, tmp_path)
+    kept = kept_heads(experiment, 0, tmp_path)
+    assert kept.keys() == sent_up.weights.keys()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in sent_up.weights.items())
+    assert not report.weights  # none of it leaves
+    assert report.numbers[PERSONAL] != report.numbers["confusion"]
+
+
+def test_a_site_without_images_to_train_on_keeps_none_and_answers_as_all_do(tmp_path: Path) -> None:
+    experiment = Experiment(small_config("dynammo", OWN))
+    report = report_of(experiment, EMPTY_SITE, tmp_path)
+    assert kept_heads(experiment, EMPTY_SITE, tmp_path) == {}
+    assert report.numbers[PERSONAL] == report.numbers["confusion"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_common_model_is_the_same_and_the_page_shows_both(method: str, tmp_path: Path) -> None:
+    own, plain = (run_small(small_config(method, settings), tmp_path) for settings in (OWN, {}))
+    summary, usual = (json.loads((run.path / "summary.json").read_text()) for run in (own, plain))
+    for key in ("accuracy_after_tasks", "site_mean_class_recalls", "bytes_up", "bytes_down", "rounds"):
+        assert summary[key] == usual[key]
+    rows = summary["own_heads"]
+    assert [row[COMMON]["mean_class_recall"] for row in rows] == summary["site_mean_class_recalls"]
+    assert any(row[PERSONAL] != row[COMMON] for row in rows)
+    assert all(row["joining"] is row["alone"]["accuracy"] is None for row in rows)
+    assert "own_heads" not in usual
+    page = write_report(own.path).read_text()
+    assert "What a site would have alone this method does not tell" in page
+    assert "Whether joining pays" not in page
+    said = "Each site trains the heads for one more round on its own images".lower()
+    assert [said in " ".join(data_flow(run.path).lower().split()) for run in (own, plain)] == [True, False]
+
+
+def test_no_sums_come_down_for_them_so_any_policy_may_allow_it() -> None:
+    config = deployed(["alpha", "beta"], ["0", "1", "2", "3"], "dynammo", {"method": {"personal": True}})
+    assert violations(Policy(), config) == []
+
+
+def test_noise_would_not_hide_what_their_tests_tell() -> None:
+    for method in METHODS:
+        private = {**OWN, "method.norm": "group", "privacy.mechanism": "client"}
+        with pytest.raises(ConfigError, match=r"set method.personal: false"):
+            small_config(method, private)
+        small_config(method, {**private, "method.personal": False})
