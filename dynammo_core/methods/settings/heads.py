@@ -16,7 +16,7 @@ RANDOM = WEIGHTS_BY_NAME[-1]
 class SingleHeadSettings(MethodSettings):
     """One training stage over the whole network."""
 
-    train: Optimisation = Optimisation(rounds=10, epochs=1, learning_rate=0.01)
+    train: Optimisation = Optimisation(rounds=10, epochs=1, learning_rate=0.003)
     batch_norm: Literal["frozen", "averaged", "reestimated"] = Field(
         default="frozen",
         description="statistics that batch norm divides by; frozen: the pretrained network's, in training too; "

@@ -27,13 +27,15 @@ def site_of(folder: Path, own: str, index: int = 0, **changes: str) -> Site:
     )
 
 
-def statistics(site: Site, task: int, stage: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Received, and the site's own, in a step."""
+def statistics(site: Site, task: int, stage: str, factor: float = 1.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Received, and the site's own, in a step; the weights of adapters are multiplied by a factor."""
     model = site.experiment.build_model(task)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if "adapters" in name and "running_mean" in name:
                 tensor.fill_(0.25)  # as if the server had pooled it
+            elif "adapters" in name and tensor.ndim == 4:
+                tensor.mul_(factor)
     own = with_own_statistics(model, step_of(site.experiment, task, stage), site)
     received, estimated = (
         {name: tensor.clone() for name, tensor in one.state_dict().items() if "running_" in name}
@@ -110,6 +112,17 @@ def test_those_on_the_disk_are_of_the_networks_weights(tmp_path: Path) -> None:
             site = site_of(tmp_path / seed, "trained", seed=seed)
             _, kept = statistics(replace(site, features=files), 0, "evaluate")
             assert all(torch.equal(computed[name], kept[name]) for name in computed)
+
+
+def test_those_on_the_disk_are_of_the_adapters_that_came(tmp_path: Path) -> None:
+    files = FeatureFiles(tmp_path / "files", 2**20, run="run", site="site-000", key=bytes(range(32)))
+    found = []
+    for factor in (1.0, 2.0):
+        _, computed = statistics(site_of(tmp_path, "trained"), 0, "evaluate", factor)
+        site = replace(site_of(tmp_path, "trained"), features=files)
+        found.append(statistics(site, 0, "evaluate", factor)[1])
+        assert all(torch.equal(computed[name], found[-1][name]) for name in computed)
+    assert changed(*found) == {"adapters"}
 
 
 def test_what_was_remembered_of_a_task_is_not_counted_twice(tmp_path: Path) -> None:
