@@ -11,8 +11,9 @@ from torch import Tensor
 
 from client.state.statistics_file import HEAD
 from client.steps.assignment import Assignment, EpochBatches, declared_answer, receive, start_level, take
+from client.steps.descent import descend
 from client.steps.forgetting import kept_apart, withdrawn_from
-from client.steps.own_heads import solved_heads
+from client.steps.own_heads import one_more_round, solved_heads
 from client.steps.private_actions import answer_fit_privately, answer_remember_privately, answer_summarise_privately
 from client.steps.site import Site
 from dynammo_core.best_round import Check
@@ -34,7 +35,6 @@ from dynammo_core.privacy.client_level import shortened_update
 from dynammo_core.scoring.evaluation import answer_counts, confusion_counts, predictions
 from dynammo_core.support.devices import shortage_explained
 from dynammo_core.support.errors import ProtocolError
-from dynammo_core.training import fit, train_only
 from dynammo_core.wire.protocol import SUMMED, Instruction, Report, numbers_of
 from dynammo_core.wire.protocol_checks import check_report
 
@@ -118,15 +118,7 @@ def answer_fit(assignment: Assignment, stage: Fit) -> Report:
     batches = EpochBatches(assignment, samples, start_level(stage.inputs, config.data.augmentation))
     client_level = config.privacy.mechanism == "client"
     received = {name: tensor.clone() for name, tensor in take(assignment.model, names).items()} if client_level else {}
-    parameters = train_only(assignment.model, set(names))
-    context = LossContext(assignment.step.task, batches.level, assignment.teacher)
-
-    def descended(inputs: Tensor, labels: Tensor) -> Tensor:
-        with assignment.experiment.autocast():
-            return stage.loss(assignment.model, inputs, labels, context)
-
-    proximal = config.federation.proximal
-    loss = fit(parameters, descended, batches, stage.optimisation, round_=assignment.step.round, proximal=proximal)
+    loss = descend(assignment, stage, batches, names)
     trained = take(assignment.model, names)
     if client_level:
         trained = shortened_update(trained, received, config.privacy.clip)
@@ -251,7 +243,7 @@ def _own_tables(assignment: Assignment, stage: Evaluate, features: Tensor, label
     experiment = assignment.experiment
     received = tensors_sha256(answering_tensors(experiment.method, assignment.model))
     if stage.own_round is not None:
-        heads: Mapping[str, Sums] = {PERSONAL: _one_more_round(assignment, stage.own_round)}
+        heads: Mapping[str, Sums] = {PERSONAL: one_more_round(assignment, stage.own_round)}
     elif stage.own_heads is not None and stage.learns_from is not None:
         heads = solved_heads(assignment, stage.own_heads, stage.learns_from)
     else:
@@ -263,13 +255,6 @@ def _own_tables(assignment: Assignment, stage: Evaluate, features: Tensor, label
         answered = predictions(experiment.method, assignment.model, features).labels
         tables[name] = confusion_counts(answered, labels, experiment.classes).flatten().tolist()
     return tables
-
-
-@torch.enable_grad()
-def _one_more_round(assignment: Assignment, stage: Fit) -> Sums:
-    """Do the last round of a stage once more, from what was received, and keep the answer here; none if it abstains."""
-    step = replace(assignment.step, stage=stage, round=stage.rounds - 1)
-    return {**answer_fit(replace(assignment, step=step), stage).weights}
 
 
 def _tested(assignment: Assignment, tasks: Iterable[int]) -> tuple[Tensor, Tensor]:

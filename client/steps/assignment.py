@@ -199,6 +199,21 @@ class EpochBatches:
         self._augmentation = "none" if isinstance(stage, Check) else assignment.experiment.config.data.augmentation
         self._batch_size = stage.optimisation.batch_size if isinstance(stage, Fit) else max(frozen, FEWEST_SAMPLES)
 
+    def among(self, chosen: Tensor) -> EpochBatches:
+        """Return batches of the samples where `chosen`, Tensor[N] bool, is true; nothing is computed again."""
+        part, places = copy.copy(self), chosen.nonzero().flatten()
+        part._labels = self._labels[moved(places, self._labels.device)]
+        part._inputs = self._inputs[moved(places, self._labels.device) if self._on_device else places]
+        return part
+
+    def one_by_one(self) -> Iterator[Batch]:
+        """Yield the samples as they are, in their order, each as a batch."""
+        config, device = self._assignment.experiment.config, self._assignment.experiment.device
+        for place in range(len(self._labels)):
+            inputs = moved(self._inputs[place : place + 1], device)
+            inputs = inputs.float() if self.level != "images" else to_input(inputs, config.normalisation, device)
+            yield inputs, self._labels[place : place + 1]
+
     def order(self, epoch: int) -> tuple[list[Tensor], torch.Generator]:
         """Return the indices of each batch of an epoch, and the generator that augments them."""
         generator = seeded_generator(self._assignment.seed, "epoch", epoch)

@@ -18,11 +18,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dynammo_core.models.ridge.head import RidgeHead
+from dynammo_core.scoring.own_choice import folds, gains
 
 BETAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, math.inf)
 """Weights of the own sums that are tried: 1 lets them count as much as those of all sites together."""
-
-FOLDS = 5
 
 
 class OwnImages(NamedTuple):
@@ -73,18 +72,6 @@ def mixed(common: RidgeHead, own: RidgeHead, beta: float) -> RidgeHead:
     return sums
 
 
-def folds(images: OwnImages, count: int = FOLDS) -> Tensor:
-    """Deal images into folds, Tensor[N] int64, so that no patient is in two and each class is in as many as can be."""
-    fold_of: dict[str, int] = {}
-    dealt = 0
-    for label in torch.unique(images.labels).tolist():
-        for place in (images.labels == label).nonzero().flatten().tolist():
-            if images.patients[place] not in fold_of:
-                fold_of[images.patients[place]] = dealt % count
-                dealt += 1
-    return torch.tensor([fold_of[patient] for patient in images.patients], dtype=torch.int64)
-
-
 def best_beta(
     common: RidgeHead,
     own: RidgeHead,
@@ -106,7 +93,7 @@ def best_beta(
         solve: sets a head's weights from its sums, for a beta.
         sharpness: what a head's outputs are multiplied by before their softmax, which makes probabilities of them.
     """
-    fold, places = folds(images), own.targets(images.labels)
+    fold, places = folds(images.labels, images.patients), own.targets(images.labels)
     contained = bool((common.counts >= own.counts).all())
     likelihood = torch.zeros(len(BETAS), len(images.labels), dtype=torch.float64)
     for number in range(int(fold.max()) + 1):
@@ -118,21 +105,6 @@ def best_beta(
             solve(head, beta)
             outputs = sharpness * head(images.features[tested])
             likelihood[at, tested] = -cross_entropy(outputs, places[tested], reduction="none").double().cpu()
-    gain, error = _gains(likelihood - likelihood[0], images.labels.cpu())
+    gain, error = gains(likelihood - likelihood[0], images.labels.cpu())
     best = int(gain.argmax())
     return BETAS[best] if gain[best] > error[best] else 0.0
-
-
-def _gains(better: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean of the classes' means of what is gained, Tensor[B], and the standard errors of that.
-
-    All classes are taken to vary alike about their means, lest one of few images count as certain.
-
-    Args:
-        better: what each image gains over the common classifier, Tensor[B, N].
-        labels: of the images, Tensor[N].
-    """
-    classes, place, counts = torch.unique(labels, return_inverse=True, return_counts=True)
-    means = torch.zeros(len(better), len(classes), dtype=better.dtype).index_add_(1, place, better) / counts
-    variance = (better - means[:, place]).square().mean(dim=1)
-    return means.mean(dim=1), (variance * (1 / counts).sum()).sqrt() / len(classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,14 @@ from torch import Tensor
 from client.consent.policy import Policy, violations
 from client.state.statistics_file import HEAD, own_tensors_for_model
 from client.steps.actions import answer
+from client.steps.assignment import receive
+from client.steps.own_heads import one_more_round
 from dynammo_core.deployed.model_files import answering_tensors, tensors_sha256
 from dynammo_core.experiment import Experiment
-from dynammo_core.plan import PERSONAL
+from dynammo_core.methods.rehearsal import balanced
+from dynammo_core.plan import PERSONAL, Evaluate
 from dynammo_core.support.errors import ConfigError
-from dynammo_core.wire.protocol import Report
+from dynammo_core.wire.protocol import Report, names_up
 from server.report.data_flow import data_flow
 from server.report.report import write_report
 from server.run.own_heads import COMMON
@@ -55,6 +59,24 @@ def test_they_are_what_the_last_round_would_send_up_once_more(method: str, remem
     assert all(torch.equal(kept[name], tensor) for name, tensor in sent_up.weights.items())
     assert not report.weights  # none of it leaves
     assert report.numbers[PERSONAL] != report.numbers["confusion"]
+
+
+def test_what_helps_on_no_image_left_out_is_not_kept(tmp_path: Path) -> None:
+    """Labels drawn at random can be learnt by heart, and of images left out nothing is learnt."""
+    experiment = Experiment(small_config("dynammo", {**OWN, "method.balance.epochs": 100}))
+    sent = instruction(experiment, step_of(experiment, 0, "evaluate"), 0, tmp_path)
+    assignment = receive(sent, small_site(experiment, 0, tmp_path))
+    assert isinstance(assignment.step.stage, Evaluate)
+    stage = assignment.step.stage.own_round
+    assert stage is not None
+    state = assignment.model.state_dict()
+    for name in names_up(assignment.model, stage):  # what knows no more than that there are two classes, and no others
+        state[name].zero_()
+    state["heads.task0.bias"][-1] = -9.0
+    images = balanced(assignment.site.rehearsal(0))
+    drawn = torch.arange(len(images)) % 2
+    assert one_more_round(assignment, replace(stage, learns_from=lambda _: replace(images, labels=drawn))) == {}
+    assert one_more_round(assignment, stage)
 
 
 def test_a_site_without_images_to_train_on_keeps_none_and_answers_as_all_do(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dynammo_core.models.ridge.head import RidgeHead
-from dynammo_core.models.ridge.personal import BETAS, OwnImages, best_beta, folds, mixed, own_sums, without
+from dynammo_core.models.ridge.personal import BETAS, OwnImages, best_beta, mixed, own_sums, without
+from dynammo_core.scoring.own_choice import folds
 
 ROWS, DIM, EACH = (3, 5), 4, 40
 
@@ -59,7 +60,7 @@ def test_subtracted_images_leave_sums_that_never_had_them() -> None:
 
 def test_folds_split_no_patient_and_spread_each_class() -> None:
     images = site(1, 0.0)
-    fold = folds(images).tolist()
+    fold = folds(images.labels, images.patients).tolist()
     assert len(set(zip(images.patients, fold, strict=True))) == len(set(images.patients))
     for label in ROWS:
         assert {fold[i] for i in (images.labels == label).nonzero().flatten().tolist()} == set(range(5))
