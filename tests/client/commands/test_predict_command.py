@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from client.commands.predict import as_tested, predict, warnings_about
 from client.consent.settings import load_site
+from client.steps import own_heads
 from client.steps.assignment import Assignment
 from dynammo_core.data.samples import Samples
 from dynammo_core.data.transforms import to_input
@@ -331,6 +332,20 @@ def test_a_site_answers_with_the_head_that_it_solved_for_itself(
         found = as_tested(files, load_site(site_yaml)).tensors
         assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
         assert not torch.equal(found["heads.classes.weight"], files.tensors["heads.classes.weight"])
+
+
+def test_a_site_answers_with_the_heads_that_it_trained_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_heads, "gains", lambda *_: (torch.ones(1), torch.zeros(1)))  # few images would gain nothing
+    hospitals = make_hospitals(tmp_path, dict.fromkeys(("alpha", "beta", "gamma"), HELD))
+    settings = {"method": {"personal": True}, "federation": {"compression": "float16"}}
+    config = deployed(list(hospitals.files), list(HELD), "dynammo", settings)
+    files = ModelFiles.read(run_small(config, tmp_path / "runs", grid=hospitals).path)
+    for site_yaml in hospitals.files.values():
+        found = as_tested(files, load_site(site_yaml)).tensors
+        others = {name for name, tensor in found.items() if not torch.equal(tensor, files.tensors[name])}
+        assert others == {f"heads.task{task}.{part}" for task in range(2) for part in ("weight", "bias")}
 
 
 def test_a_model_without_such_statistics_needs_no_site(model: Path, images: Path, tmp_path: Path) -> None:
