@@ -25,9 +25,11 @@ def one_more_round(assignment: Assignment, stage: Fit) -> Sums:
 
     That is decided in folds of patients: what is trained on the others has to lower the loss on each fold's images,
     each class alike, by more than one standard error. What was received was trained on these images too, so that in
-    doubt it stays.
+    doubt it stays. A site that tests and does not train has no round.
     """
     experiment, step = assignment.experiment, replace(assignment.step, stage=stage, round=stage.rounds - 1)
+    if assignment.site.index not in experiment.config.federation.taking_part(testing=False):
+        return {}
     assignment = replace(assignment, step=step)
     samples = stage.learns_from(assignment.site.rehearsal(step.task))
     names = names_up(assignment.model, stage)

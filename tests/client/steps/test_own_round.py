@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hospitals import deployed
+from hospitals import deployed, make_hospitals
 from small_runs import instruction, run_small, small_config, small_site, step_of
 from torch import Tensor
 
 from client.consent.policy import Policy, violations
+from client.consent.settings import load_site
+from client.state.known_images import LEDGER_FILE
 from client.state.statistics_file import HEAD, own_tensors_for_model
 from client.steps.actions import answer
 from client.steps.assignment import receive
@@ -84,6 +86,17 @@ def test_a_site_without_images_to_train_on_keeps_none_and_answers_as_all_do(tmp_
     report = report_of(experiment, EMPTY_SITE, tmp_path)
     assert kept_heads(experiment, EMPTY_SITE, tmp_path) == {}
     assert report.numbers[PERSONAL] == report.numbers["confusion"]
+
+
+def test_a_site_that_only_tests_trains_nothing_for_itself(tmp_path: Path) -> None:
+    hospitals = make_hospitals(tmp_path, dict.fromkeys(("alpha", "beta", "gamma"), dict.fromkeys("0123", 5)))
+    settings = {"method": {"personal": True}, "federation": {"evaluate_only": ["gamma"]}}
+    config = deployed(list(hospitals.files), ["0", "1", "2", "3"], "dynammo", settings)
+    run = run_small(config, tmp_path / "runs", grid=hospitals).path
+    gamma = json.loads((run / "summary.json").read_text())["own_heads"][-1]
+    assert gamma[PERSONAL] == gamma[COMMON] != {"accuracy": None, "mean_class_recall": None}
+    kept = [bool(list(load_site(file).memory.folder.rglob(LEDGER_FILE))) for file in hospitals.files.values()]
+    assert kept == [True, True, False]
 
 
 @pytest.mark.parametrize("method", METHODS)
