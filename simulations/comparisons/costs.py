@@ -16,6 +16,7 @@ from dynammo_core.support.csv_text import csv_table
 from dynammo_core.support.files import write_atomically
 from server.report.plots import RULE, Drawing, drawing, shortened
 from simulations.comparisons.compare import Group, Metric
+from simulations.comparisons.own_heads import own_heads, own_heads_table
 from simulations.comparisons.plots import LEGEND_COLUMNS, looks
 from simulations.comparisons.table import Spread, table
 
@@ -79,9 +80,10 @@ def costs(groups: Sequence[Group], metric: Metric) -> list[Costs]:
 
 
 def tables(groups: Sequence[Group], metric: Metric, title: str) -> list[Table]:
-    """Return what a terminal of 80 columns shows: how good each row is, and what those that have run cost."""
-    found = costs(groups, metric)
-    return [table(groups, metric, title), *([_costs_table(found, metric)] if found else [])]
+    """Return what a terminal of 80 columns shows: how good each row is, what it cost, and heads of sites' own."""
+    found, own = costs(groups, metric), own_heads(groups)
+    shown = [table(groups, metric, title), *([_costs_table(found, metric)] if found else [])]
+    return [*shown, own_heads_table(own)] if own else shown
 
 
 def _costs_table(every: Sequence[Costs], metric: Metric) -> Table:

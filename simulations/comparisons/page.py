@@ -24,8 +24,8 @@ from server.report.plots import Drawing, Values, confusion_drawing
 from server.run_directory.run_files import RunFiles
 from simulations.comparisons.compare import Group, Json, Metric, Result, Sweep
 from simulations.comparisons.costs import cost_figures, costs, write_costs
-from simulations.comparisons.plots import accuracy_curves
-from simulations.comparisons.sweep import sweep_figures
+from simulations.comparisons.own_heads import own_heads, write_own_heads
+from simulations.comparisons.plots import accuracy_curves, sweep_figures
 from simulations.comparisons.table import (
     FEWEST_PAIRS,
     Spread,
@@ -89,6 +89,8 @@ def write_page(
         page = _environment().from_string(TEMPLATE).render(contents)
         write_tables(groups, metric, cost, folder / "tables")
         write_costs(costs(groups, metric), metric, folder / "tables" / "accuracy_and_cost.csv")
+        if own := own_heads(groups):
+            write_own_heads(own, folder / "tables" / "own_heads.csv")
     except (UndefinedError, KeyError, IndexError, TypeError, ValueError) as error:
         what = f"the files of the runs do not match this version ({type(error).__name__}: {error})"
         raise RunError(what, remedy="Make the page with the version of this project that made the runs") from error
@@ -134,6 +136,7 @@ def _contents(groups: Sequence[Group], metric: Metric, cost: Sequence[Json], fol
                     for group in finished
                 ],
                 "costs": costs(finished, metric),
+                "own_heads": own_heads(finished),
                 "traffic": [_traffic(group) for group in finished],
             }
         )

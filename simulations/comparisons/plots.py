@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from server.report.plots import RULE, Drawing, Values, drawing, shortened
+from simulations.comparisons.compare import Group, Metric, Sweep
 
 # Without their yellow, which is too pale for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -78,3 +80,43 @@ def mean_and_deviation(values: Values) -> tuple[Values, Values]:
         middle = np.nanmean(values, axis=0)
         spread = np.nanstd(values, axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
     return middle, np.nan_to_num(spread)
+
+
+def sweep_figures(groups: Sequence[Group], metric: Metric, sweep: Sweep) -> dict[str, Drawing]:
+    """Draw the last value of the measure over a grid of settings; return figures by name, in the order of the rows.
+
+    Each row has a figure with a line for each value across the grid, along the other.
+
+    Args:
+        groups: the finished runs; a row without any has no figure.
+        metric: the measure.
+        sweep: the grid.
+    """
+    figures = {}
+    for number, row in enumerate(dict.fromkeys(group.row for group in groups if group.results), start=1):
+        name = f"sweep-{number}-{re.sub(r'[^a-z0-9_]+', '-', row.lower()).strip('-')}".rstrip("-")
+        ticks, curves = sweep_curves([group for group in groups if group.row == row], metric, sweep)
+        means = "; ".join(f"{line} {np.nanmean(values):.1f}" for line, values in curves.items())
+        label = f"{row}: {metric.words} after the last task along {sweep.along}, in percent. Means: {means}."
+        figures[name] = accuracy_curves(name, curves, f"last {metric.words}", label, along=sweep.along, ticks=ticks)
+    return figures
+
+
+def sweep_curves(groups: Sequence[Group], metric: Metric, sweep: Sweep) -> tuple[list[str], dict[str, Values]]:
+    """Return the values along the grid, and for each value across it float64 [seeds, values along]; nan where unknown.
+
+    Args:
+        groups: of one row.
+        metric: the measure.
+        sweep: the grid.
+    """
+    ticks = list(dict.fromkeys(along for along, _ in sweep.points.values()))
+    seeds = sorted({result.seed for group in groups for result in group.results})
+    table: dict[str, Values] = {}
+    for group in groups:
+        along, across = sweep.points[group.setting]
+        for result in group.results:
+            line = table.setdefault(f"{sweep.across} {across}", np.full((len(seeds), len(ticks)), np.nan))
+            value = result.summary[metric.last]
+            line[seeds.index(result.seed), ticks.index(along)] = np.nan if value is None else value
+    return ticks, table

@@ -106,6 +106,23 @@ TEMPLATE = r"""{% extends "page" %}
 {% endfor %}
 {% endif %}
 
+{% if settings | selectattr("own_heads") | list %}
+<h2>Heads of sites’ own</h2>
+<p>Mean class recall in percent on each site’s own test images after the last task: by the common heads, by the site’s own, and by those that it would have alone, where that is known.</p>
+{% for setting in settings if setting.own_heads %}
+{{ heading(setting) }}
+<div class="scroll" tabindex="0"><table>
+  <thead><tr><th>Method</th><th>Site</th><th class="n">common</th><th class="n">its own</th><th class="n">alone</th></tr></thead>
+  <tbody>
+  {% for line in setting.own_heads %}
+  <tr><th scope="row">{{ line.row }}</th><td>{{ line.site }}</td>{% for spread in (line.common, line.personal, line.alone) %}<td class="n">{{ spread | spread }}</td>{% endfor %}</tr>
+  {% endfor %}
+  </tbody>
+</table></div>
+{{ made(setting.made, "own_heads.csv") }}
+{% endfor %}
+{% endif %}
+
 {% if cost %}
 <h2>What a prediction costs as tasks come</h2>
 <p>Billions of multiply-accumulates (GMAC; published “GFLOPS” count one of them as one operation) and millions of parameters of the deployed model after T tasks, each with as many classes as the first one of the runs, for the networks, image sizes and settings that were run.</p>

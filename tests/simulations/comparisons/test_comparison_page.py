@@ -27,8 +27,7 @@ from simulations.cli import app
 from simulations.comparisons.compare import METRICS, Group, Result, Sweep
 from simulations.comparisons.costs import tables
 from simulations.comparisons.page import write_page
-from simulations.comparisons.plots import looks, mean_and_deviation
-from simulations.comparisons.sweep import sweep_curves
+from simulations.comparisons.plots import looks, mean_and_deviation, sweep_curves
 from simulations.comparisons.table import Spread
 
 COMMAND = "dynammo-sim compare configs/compare/small.yaml"
