@@ -32,19 +32,21 @@ def one_more_round(assignment: Assignment, stage: Fit) -> Sums:
         return {}
     assignment = replace(assignment, step=step)
     samples = stage.learns_from(assignment.site.rehearsal(step.task))
+    if len(samples) < FEWEST_SAMPLES:
+        return {}
     names = names_up(assignment.model, stage)
     received = {name: tensor.clone() for name, tensor in take(assignment.model, names).items()}
     batches = EpochBatches(assignment, samples, start_level(stage.inputs, experiment.config.data.augmentation))
     fold, common = folds(samples.labels, samples.patient_ids), _losses(assignment, stage, batches)
     own = torch.empty_like(common)
-    for number in sorted({*fold.tolist()}):
+    for number in range(int(fold.max()) + 1):
         tested = fold == number
         if int((~tested).sum()) < FEWEST_SAMPLES:
             return {}
         descend(assignment, stage, batches.among(~tested), names)
         own[tested] = _losses(assignment, stage, batches.among(tested))
         assignment.model.load_state_dict(received, strict=False)
-    gain, error = gains((common - own).unsqueeze(0), samples.labels) if len(samples) else (torch.zeros(1),) * 2
+    gain, error = gains((common - own).unsqueeze(0), samples.labels)
     logger.info("one more round for the site itself: loss lower by %.3g±%.3g", float(gain), float(error))
     if not bool(gain > error):
         return {}
@@ -58,7 +60,7 @@ def _losses(assignment: Assignment, stage: Fit, batches: EpochBatches) -> Tensor
     context = LossContext(assignment.step.task, batches.level, assignment.teacher)
     assignment.model.eval()
     losses = [stage.loss(assignment.model, inputs, labels, context) for inputs, labels in batches.one_by_one()]
-    return torch.stack(losses).double().cpu() if losses else torch.empty(0, dtype=torch.float64)
+    return torch.stack(losses).double().cpu()
 
 
 def solved_heads(assignment: Assignment, solve: OwnHeads, learns_from: LearnsFrom) -> Mapping[str, Sums]:
