@@ -183,14 +183,15 @@ def test_what_the_check_warns_of_is_told_to_the_operator(
     stop_run(Control(consortium), place)
 
 
-def loaded_processes(settings: ServerSettings) -> list[int]:
-    """Ids of the server's loaded process and its copies."""
-    found = []
+def loaded_process(settings: ServerSettings) -> int | None:
+    """Id of the server's loaded process, and of none of its copies: these look the same, and it is their parent."""
+    parents = dict[int, int]()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended
-            if LOADED.encode() in (process / "cmdline").read_bytes():
-                found += [int(process.name)] * ((process / "cwd").readlink() == settings.flower_home)
-    return found
+            loaded = LOADED.encode() in (process / "cmdline").read_bytes()
+            if loaded and (process / "cwd").readlink() == settings.flower_home:
+                parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    return next((number for number, parent in parents.items() if parent not in parents), None)
 
 
 @pytest.mark.slow
@@ -200,9 +201,8 @@ def test_a_run_that_ends_before_it_begins_leaves_its_log_and_tells_who_waits(
     monkeypatch.setattr("server.consortium.launch.PATIENCE_SECONDS", 0.5)
     config, control = deployed(["general"], CLASSES, "replay", {"memory": {"exemplars": 20}}), Control(consortium)
     before = control.runs()
-    while not (found := loaded_processes(consortium)):  # the server has just begun, and loads
+    while (loaded := loaded_process(consortium)) is None:  # the server has just begun, and loads
         time.sleep(0.1)
-    loaded = min(found)  # its copies, which look the same, came later
     os.kill(loaded, signal.SIGSTOP)
     try:
         with ThreadPoolExecutor() as pool:
