@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 
 from rich.box import SIMPLE
 from rich.markup import escape
@@ -44,15 +43,12 @@ def _of_group(group: Group) -> Iterator[OwnHeads]:
     for result in group.results:
         if tested := result.summary.get("own_heads"):
             recalls = {row["site"]: {head: row[head]["mean_class_recall"] for head in HEADS} for row in tested}
-            runs.append({**recalls, MEAN: {head: _mean(row[head] for row in recalls.values()) for head in HEADS}})
+            runs.append(
+                {**recalls, MEAN: {head: Spread.of(row[head] for row in recalls.values()).mean for head in HEADS}}
+            )
     for site in runs[0] if runs else ():
         spreads = {head: Spread.of(run[site][head] for run in runs if site in run) for head in HEADS}
         yield OwnHeads(group.setting, group.row, site, **spreads)
-
-
-def _mean(values: Iterator[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return mean(known) if known else None
 
 
 def own_heads_table(every: Sequence[OwnHeads]) -> Table:
