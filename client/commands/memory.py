@@ -124,6 +124,7 @@ def purge(
     from client.consent.audit import AuditLog
     from client.state.feature_files import discard_features
     from client.state.known_images import TrainedImages, hash_cache
+    from client.state.statistics_file import discard_heads
     from client.state.withdrawal import WithdrawalLedger
     from dynammo_core.data.decoded.image_cache import discard_images
     from dynammo_core.data.images.dicom import hash_patient
@@ -168,6 +169,7 @@ def purge(
             TrainedImages.of_site(site.memory, site.site).forget(sorted(ids))
             hash_cache(site.memory).discard()
             discard_features(runs_folder(site.memory.folder))
+            discard_heads(runs_folder(site.memory.folder))
             discard_images(site.memory.folder / IMAGES)
             audit.purged(len(ids), removed, reason, patients=len(patient or ()))
             summary = f"purge by {reason}: {removed} exemplars of {len(ids)} records removed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +24,7 @@ from dynammo_core.support.terminal import Terminal, cell, listing, printable, re
 if TYPE_CHECKING:
     from dynammo_core.data.index.image_files import PassedOver
     from dynammo_core.deployed.model_files import ModelFiles
-    from dynammo_core.deployed.predictor import Predictor
+    from dynammo_core.deployed.predictor import OwnHead, Predictor
 
 NOT_AS_TESTED = (
     "The sites tested this model with batch-norm statistics of their own, and these answers come from the common ones: "
@@ -134,36 +135,38 @@ def open_model(path: Path, settings: SiteSettings | None, device: str) -> tuple[
             raise ConfigError(what, accepted="a run directory or a safetensors file")
         return predictor, None
     files = ModelFiles.read(path)
-    own = settings.site if settings and (files.facts.own_statistics or files.facts.own_heads_sha256) else None
-    return Predictor.of_files(as_tested(files, settings), device), own
+    if settings is None or not (files.facts.own_statistics or files.facts.own_heads_sha256):
+        return Predictor.of_files(files, device), None
+    tested, head = as_tested(files, settings)
+    return Predictor.of_files(tested, device, head), settings.site
 
 
-def as_tested(files: ModelFiles, settings: SiteSettings | None) -> ModelFiles:
-    """Return a model as the site of these settings tested it, with its own statistics and head, if sites have any.
+def as_tested(files: ModelFiles, settings: SiteSettings) -> tuple[ModelFiles, OwnHead | None]:
+    """Return a model with the statistics with which a site tested it, and the head that the site made for itself.
 
     Raises:
         MemoryStoreError: the site keeps none for this very model, or cannot read them.
         ConfigError: the key of its memory cannot be read.
     """
-    from client.state.statistics_file import HEAD, TESTED, own_tensors_for_model
+    from client.state.statistics_file import HEAD, HELD, TESTED, own_tensors_for_model
+    from dynammo_core.deployed.predictor import OwnHead
     from dynammo_core.memory.encryption import load_key
 
-    if settings is None:
-        return files
-    memory, facts, tensors = settings.memory, files.facts, dict(files.tensors)
-    statistics = facts.own_statistics
-    wanted = {TESTED: statistics.tested_sha256 if statistics else None, HEAD: facts.own_heads_sha256}
-    for content, model in wanted.items():
-        if model is not None:
-            tensors |= own_tensors_for_model(
-                runs_folder(memory.folder),
-                task=facts.lineage.after_task - 1,
-                model=model,
-                site=settings.site,
-                key=load_key(memory.key) if memory.key else None,
-                content=content,
-            )
-    return replace(files, tensors=tensors)
+    memory, facts = settings.memory, files.facts
+
+    kept = partial(
+        own_tensors_for_model,
+        runs_folder(memory.folder),
+        task=facts.lineage.after_task - 1,
+        site=settings.site,
+        key=load_key(memory.key) if memory.key else None,
+    )
+    if facts.own_statistics is not None:
+        statistics = kept(model=facts.own_statistics.tested_sha256, content=TESTED)
+        files = replace(files, tensors={**files.tensors, **statistics})
+    head = kept(model=facts.own_heads_sha256, content=HEAD) if facts.own_heads_sha256 is not None else {}
+    held = head.pop(HELD, None)
+    return files, OwnHead(head, held) if held is not None else None
 
 
 def warnings_about(predictor: Predictor, own: str | None) -> list[str]:
@@ -174,6 +177,11 @@ def warnings_about(predictor: Predictor, own: str | None) -> list[str]:
 
     facts = predictor.facts
     found = [NOT_AS_TESTED] if facts.own_statistics and own is None else []
+    if predictor.held and (lacking := [name for name in predictor.classes if name not in predictor.held]):
+        found.append(
+            f"{own} has a head of its own, made without images of {', '.join(lacking)}: where the heads of all sites "
+            "see one of these, they answer"
+        )
     made, here = facts.versions.get("timm"), version("timm")
     if BACKBONES.is_open(facts.backbone) and made not in (None, here):
         found.append(

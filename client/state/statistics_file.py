@@ -15,6 +15,8 @@ TESTED_FILE = "tested/task-{:02d}.sealed"
 TESTED = "tested statistics"
 HEAD_FILE = "heads/task-{:02d}.sealed"
 HEAD = "own head"
+HELD = "held"
+"""Name, beside a head's tensors, of the classes that it was made of, Tensor[K] int64."""
 PLACES = {TESTED: TESTED_FILE, HEAD: HEAD_FILE}
 
 
@@ -86,4 +88,14 @@ def own_tensors_for_model(
     raise MemoryStoreError(
         f"{folder} does not hold the {what} with which {site} tested this model after its task {task + 1}{others}",
         accepted="a model that this site tested, unchanged: the same run, task, weights and backbone",
+        remedy="Leave out --site, and what all sites share answers; the site keeps its own when it tests this model"
+        " next, as `dynammo-server evaluate` asks it to",
     )
+
+
+def discard_heads(folder: Path) -> int:
+    """Delete the heads of a site's own in all its runs, and return how many there were."""
+    paths = list(folder.glob(f"*/{Path(HEAD_FILE).parent}/*{Path(HEAD_FILE).suffix}"))
+    for path in paths:
+        path.unlink(missing_ok=True)
+    return len(paths)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from client.state.statistics_file import HEAD
+from client.state.statistics_file import HEAD, HELD
 from client.steps.assignment import Assignment, EpochBatches, declared_answer, receive, start_level, take
 from client.steps.descent import descend
 from client.steps.forgetting import kept_apart, withdrawn_from
-from client.steps.own_heads import one_more_round, solved_heads
+from client.steps.own_heads import own_heads
 from client.steps.private_actions import answer_fit_privately, answer_remember_privately, answer_summarise_privately
 from client.steps.site import Site
 from dynammo_core.best_round import Check
@@ -29,10 +29,10 @@ from dynammo_core.plan import (
     LossContext,
     Remember,
     Summarise,
-    Sums,
 )
 from dynammo_core.privacy.client_level import shortened_update
 from dynammo_core.scoring.evaluation import answer_counts, confusion_counts, predictions
+from dynammo_core.scoring.own_choice import own_answers
 from dynammo_core.support.devices import shortage_explained
 from dynammo_core.support.errors import ProtocolError
 from dynammo_core.wire.protocol import SUMMED, Instruction, Report, numbers_of
@@ -234,25 +234,30 @@ def answer_evaluate(assignment: Assignment, stage: Evaluate) -> Report:
     answered, guessed = (predictions(method, assignment.model, part) for part in (features, unlearnt))
     classes = assignment.experiment.classes
     tables = answer_counts(answered, labels, guessed, classes)
-    tables |= _own_tables(assignment, stage, features, labels)
+    tables |= _own_tables(assignment, stage, features, labels, answered.labels)
     return Report(False, {}, {"class_counts": torch.bincount(labels, minlength=classes).tolist(), **tables})
 
 
-def _own_tables(assignment: Assignment, stage: Evaluate, features: Tensor, labels: Tensor) -> dict[str, list[int]]:
-    """Count the answers of the heads that the site makes for itself; a head that it lacks answers nothing."""
+def _own_tables(
+    assignment: Assignment, stage: Evaluate, features: Tensor, labels: Tensor, common: Tensor
+) -> dict[str, list[int]]:
+    """Count the answers with heads that the site makes for itself, beside `common` ones; a head that it lacks has none.
+
+    Its own head answers beside the common ones, as it does when it is used; what it would have alone answers alone.
+    """
     experiment = assignment.experiment
     received = tensors_sha256(answering_tensors(experiment.method, assignment.model))
-    if stage.own_round is not None:
-        heads: Mapping[str, Sums] = {PERSONAL: one_more_round(assignment, stage.own_round)}
-    elif stage.own_heads is not None and stage.learns_from is not None:
-        heads = solved_heads(assignment, stage.own_heads, stage.learns_from)
-    else:
+    made = own_heads(assignment, stage)
+    if made is None:
         return {}
-    assignment.site.statistics.save_tested(heads[PERSONAL], task=assignment.step.task, model=received, content=HEAD)
+    kept = {**made.heads[PERSONAL], HELD: made.held} if made.heads[PERSONAL] else {}
+    assignment.site.statistics.save_tested(kept, task=assignment.step.task, model=received, content=HEAD)
     tables = dict.fromkeys(stage.tables, [0] * experiment.classes**2)
-    for name, tensors in heads.items():
+    for name, tensors in made.heads.items():
         assignment.model.load_state_dict(tensors, strict=False)
         answered = predictions(experiment.method, assignment.model, features).labels
+        if name == PERSONAL:
+            answered = torch.where(own_answers(common, answered, made.held), answered, common)
         tables[name] = confusion_counts(answered, labels, experiment.classes).flatten().tolist()
     return tables
 

@@ -5,10 +5,10 @@ No data set, no internet and no experiment is needed; commands and exports all a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from dynammo_core.methods.base import Method
 from dynammo_core.models.backbones import build_backbone
 from dynammo_core.models.folding import fold_batch_norm, fold_low_rank
 from dynammo_core.models.incremental_model import IncrementalModel
+from dynammo_core.scoring.own_choice import own_answers
 from dynammo_core.support.devices import find_device
 from dynammo_core.support.errors import WeightsError
 from dynammo_core.support.seeding import seeded_generator
@@ -56,6 +57,13 @@ class Answers:
     open_set_scores: Tensor
 
 
+class OwnHead(NamedTuple):
+    """Tensors of a site's own head by name, and the classes that it was made of, by global label, Tensor[K]."""
+
+    tensors: Mapping[str, Tensor]
+    held: Tensor
+
+
 class DeployedModel(nn.Module):
     """A module from pixels to answers that can be traced and exported: normalisation, network, prediction."""
 
@@ -79,11 +87,41 @@ class DeployedModel(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return labels, probabilities and open-set scores (see `Answers`) of images Tensor[N, 3, S, S] uint8, RGB."""
+        return self.answer(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the features Tensor[N, D] of images."""
         scaled = (images.to(torch.float32) / 255 - self.mean) / self.std
-        features = self.model.extractor(scaled.contiguous(memory_format=torch.channels_last))
+        features: Tensor = self.model.extractor(scaled.contiguous(memory_format=torch.channels_last))
+        return features
+
+    def answer(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `forward` does, of features Tensor[N, D]."""
         prediction = self.method.decision.predict(self.model, features)
         by_row = torch.cat(self.method.decision.probabilities(self.model, features), dim=1)
         return self.position[prediction.labels], by_row.index_select(1, self.columns), prediction.known
+
+
+class ModelOfSite(nn.Module):
+    """A deployed model with a site's own head beside the common ones, over the same features.
+
+    How sure it is that an image shows a learnt class is asked of the common heads: the threshold was counted with them.
+    """
+
+    def __init__(self, common: DeployedModel, own: DeployedModel, held: Tensor) -> None:
+        super().__init__()
+        own.model.extractor = common.model.extractor
+        self.common, self.own = common, own
+        self.held: Tensor
+        self.register_buffer("held", common.position[held], persistent=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `DeployedModel.forward` does: answers of the own head where it may answer."""
+        features = self.common.features(images)
+        labels, probabilities, known = self.common.answer(features)
+        own_labels, own_probabilities, _ = self.own.answer(features)
+        own = own_answers(labels, own_labels, self.held)
+        return torch.where(own, own_labels, labels), torch.where(own[:, None], own_probabilities, probabilities), known
 
 
 class Predictor:
@@ -94,6 +132,7 @@ class Predictor:
         classes: names of the C classes that it has learnt, in the order of learning.
         module: the module that predicts.
         device: the device that it is on.
+        held: names of the classes that a site's own head was made of; none without such a head.
     """
 
     def __init__(self, facts: ModelFacts, module: nn.Module, device: torch.device) -> None:
@@ -101,6 +140,8 @@ class Predictor:
         self.classes = tuple(name for names in facts.tasks for name in names)
         self.module = module.to(device).eval().requires_grad_(False)
         self.device = device
+        places = module.held.tolist() if isinstance(module, ModelOfSite) else []
+        self.held = tuple(self.classes[place] for place in places)
 
     @classmethod
     def load(cls, path: Path | str, device: str = "cpu") -> Self:
@@ -113,15 +154,18 @@ class Predictor:
         return cls.of_files(ModelFiles.read(Path(path)), device)
 
     @classmethod
-    def of_files(cls, files: ModelFiles, device: str = "cpu") -> Self:
-        """Build the model that the contents of its files describe; raises what `load` raises."""
+    def of_files(cls, files: ModelFiles, device: str = "cpu", own: OwnHead | None = None) -> Self:
+        """Build the model that its files describe, with a site's own head if it has one; raises what `load` raises."""
         where = find_device(device)
-        method, model = _build(files)
-        _fill(method, model, files)
+        common = _deployed(files)
         size = files.facts.image_size
-        fold_low_rank(model.extractor)
-        fold_batch_norm(model.extractor.eval(), torch.rand(2, 3, size, size, generator=seeded_generator("fold")))
-        return cls(files.facts, DeployedModel(method, model, files.facts.normalisation), where)
+        fold_low_rank(common.model.extractor)
+        example = torch.rand(2, 3, size, size, generator=seeded_generator("fold"))
+        fold_batch_norm(common.model.extractor.eval(), example)
+        if own is None:
+            return cls(files.facts, common, where)
+        beside = _deployed(replace(files, tensors={**files.tensors, **own.tensors}))
+        return cls(files.facts, ModelOfSite(common, beside, own.held), where)
 
     def read(self, paths: Sequence[Path]) -> Tensor:
         """Read image files, decoded and resized as at the training sites: Tensor[N, 3, S, S] uint8, RGB.
@@ -166,6 +210,12 @@ def _check(answers: Answers, images: int, classes: int) -> None:
             f"numbers that are none, or tables of other shapes: {shapes}",
             remedy="Use the file that the run or its export wrote",
         )
+
+
+def _deployed(files: ModelFiles) -> DeployedModel:
+    method, model = _build(files)
+    _fill(method, model, files)
+    return DeployedModel(method, model, files.facts.normalisation)
 
 
 def _build(files: ModelFiles) -> tuple[Method[Any], IncrementalModel]:

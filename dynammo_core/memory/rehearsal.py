@@ -174,6 +174,7 @@ def balanced_set(
     sites: int,
     seed: int,
     learnt: int,
+    remembered: int = 0,
     fewest_patients: int = 1,
 ) -> Samples:
     """Return exemplars and equally many samples of each new class (DynaMMo, section 3: the balanced set of stage 2).
@@ -190,13 +191,15 @@ def balanced_set(
         sites: sites that share the memory.
         seed: of what is drawn.
         learnt: number of classes that were learnt at any site in earlier tasks.
+        remembered: number of new classes that have a part of the memory by now.
         fewest_patients: number of patients that the samples of a new class show, if so many stand behind it.
     """
     old = len(classes_of(memory)) or (learnt if settings.exemplars else 0)
     if not old or not len(new):
         return Samples.concatenate([memory, new])
     image_bytes = max(part.images[0].numel() for part in (memory, new) if len(part))
-    share = max(1, share_of(settings, site=site, sites=sites, classes=old, image_bytes=image_bytes).each)
+    classes = old + remembered
+    share = max(1, share_of(settings, site=site, sites=sites, classes=classes, image_bytes=image_bytes).each)
     parts = [memory]
     for label in classes_of(new):
         candidates = new.of_class(label)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dynammo_core.configuration.settings import MemorySettings
 from dynammo_core.data.samples import Samples
-from dynammo_core.memory.rehearsal import balanced_set
+from dynammo_core.memory.rehearsal import balanced_set, classes_of
 from dynammo_core.models.heads import on_device
 from dynammo_core.support.seeding import derive_seed
 
@@ -50,11 +50,16 @@ class Rehearsal:
         return bool(torch.isin(self.new.labels, torch.tensor(classes)).any())
 
     def balanced(self) -> Samples:
-        """Draw exemplars and equally many samples of each new class: the same before and after these are remembered."""
+        """Draw exemplars of old classes and equally many samples of each new class.
+
+        Both are fewer once the new classes are remembered, too, and share the memory.
+        """
         seed, new = derive_seed(self.seed, "balanced", self.task), {*self.new.record_ids}
+        known = torch.tensor([record in new for record in self.memory.record_ids], dtype=torch.bool)
         return balanced_set(
-            self.memory.subset([place for place, record in enumerate(self.memory.record_ids) if record not in new]),
+            self.memory.subset((~known).nonzero().flatten()),
             self.new,
+            remembered=len(classes_of(self.memory.subset(known.nonzero().flatten()))),
             settings=self.settings,
             site=self.site,
             sites=self.sites,

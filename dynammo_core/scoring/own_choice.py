@@ -1,4 +1,4 @@
-"""Whether a classifier of a site's own serves it better than the common one, by its own images in folds of patients."""
+"""Whether a classifier of a site's own serves it better than the common one, and which of the two answers."""
 
 from __future__ import annotations
 
@@ -28,16 +28,41 @@ def folds(labels: Tensor, patients: Sequence[str], count: int = FOLDS) -> Tensor
     return torch.tensor([fold_of[patient] for patient in patients], dtype=torch.int64)
 
 
-def gains(better: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def gains(better: Tensor, labels: Tensor, patients: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Return the mean of the classes' means of what is gained, Tensor[B], and the standard errors of that.
 
-    All classes are taken to vary alike about their means, lest one of few images count as certain.
+    A patient counts once in a class, since images of one patient tell much the same. All classes are taken to vary
+    alike about their means, lest one of few patients count as certain.
 
     Args:
         better: what each image gains over the common classifier, by each of B others, Tensor[B, N].
         labels: of the images, Tensor[N].
+        patients: whom they show.
     """
+    cells: dict[tuple[int, str], int] = {}
+    cell = [cells.setdefault(one, len(cells)) for one in zip(labels.tolist(), patients, strict=True)]
+    better, labels = _means(better, torch.tensor(cell)), torch.tensor([label for label, _ in cells])
     classes, place, counts = torch.unique(labels, return_inverse=True, return_counts=True)
-    means = torch.zeros(len(better), len(classes), dtype=better.dtype).index_add_(1, place, better) / counts
+    means = _means(better, place)
     variance = (better - means[:, place]).square().mean(dim=1)
     return means.mean(dim=1), (variance * (1 / counts).sum()).sqrt() / len(classes)
+
+
+def _means(values: Tensor, group: Tensor) -> Tensor:
+    """Return the mean of each group's values, Tensor[B, G], of Tensor[B, N]."""
+    sums = torch.zeros(len(values), int(group.max()) + 1, dtype=values.dtype).index_add_(1, group, values)
+    return sums / torch.bincount(group)
+
+
+def own_answers(common: Tensor, own: Tensor, held: Tensor) -> Tensor:
+    """Tell where a site's own classifier answers, Tensor[N] bool: where it and the common one see what the site holds.
+
+    A classifier made of a site's images gives up what they do not show, and no fold of them tells. So a class that the
+    site lacks is recognised at the site exactly as it is by the common classifier.
+
+    Args:
+        common: answers of the common classifier, Tensor[N].
+        own: answers of the site's own, Tensor[N].
+        held: classes that the own one was made of, Tensor[K].
+    """
+    return torch.isin(common, held) & torch.isin(own, held)

@@ -19,6 +19,7 @@ from simulations.comparisons.table import Spread
 
 HEADS = {COMMON: "common", PERSONAL: "its own", ALONE: "alone"}
 MEAN = "mean of sites"
+"""Of the sites for which each head that answers at any site is known: a site that would have none alone has no part."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ def _of_group(group: Group) -> Iterator[OwnHeads]:
     for result in group.results:
         if tested := result.summary.get("own_heads"):
             recalls = {row["site"]: {head: row[head]["mean_class_recall"] for head in HEADS} for row in tested}
-            runs.append(
-                {**recalls, MEAN: {head: Spread.of(row[head] for row in recalls.values()).mean for head in HEADS}}
-            )
+            shown = [head for head in HEADS if any(row[head] is not None for row in recalls.values())]
+            known = [row for row in recalls.values() if all(row[head] is not None for head in shown)]
+            runs.append({**recalls, MEAN: {head: Spread.of(row[head] for row in known).mean for head in HEADS}})
     for site in runs[0] if runs else ():
         spreads = {head: Spread.of(run[site][head] for run in runs if site in run) for head in HEADS}
         yield OwnHeads(group.setting, group.row, site, **spreads)

@@ -105,6 +105,6 @@ def best_beta(
             solve(head, beta)
             outputs = sharpness * head(images.features[tested])
             likelihood[at, tested] = -cross_entropy(outputs, places[tested], reduction="none").double().cpu()
-    gain, error = gains(likelihood - likelihood[0], images.labels.cpu())
+    gain, error = gains(likelihood - likelihood[0], images.labels, images.patients)
     best = int(gain.argmax())
     return BETAS[best] if gain[best] > error[best] else 0.0

@@ -271,7 +271,7 @@ def test_a_model_answers_as_its_site_tested_it(
         for name, site_yaml in hospitals.files.items():
             samples, expected = seen[name, task]
             assert len(samples) == 2 * task  # one test image of each class
-            found = all_rows(Predictor.of_files(as_tested(files, load_site(site_yaml))), samples)
+            found = all_rows(Predictor.of_files(as_tested(files, load_site(site_yaml))[0]), samples)
             common = all_rows(Predictor.of_files(files), samples)
             difference = float((found - expected).abs().max())
             assert difference < tolerance
@@ -329,9 +329,12 @@ def test_a_site_answers_with_the_head_that_it_solved_for_itself(
     files = ModelFiles.read(run_small(config, tmp_path / "runs", grid=hospitals).path)
     solved = heads[-6::2]  # each site's own and the one it would have alone, after the last task
     for site_yaml, wanted in zip(hospitals.files.values(), solved, strict=True):
-        found = as_tested(files, load_site(site_yaml)).tensors
-        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
-        assert not torch.equal(found["heads.classes.weight"], files.tensors["heads.classes.weight"])
+        tested, own = as_tested(files, load_site(site_yaml))
+        assert own is not None and own.held.tolist() == [0, 1, 2, 3]
+        assert own.tensors.keys() == wanted.keys() and all(
+            torch.equal(own.tensors[name], wanted[name]) for name in wanted
+        )
+        assert tested.tensors == files.tensors
 
 
 def test_a_site_answers_with_the_heads_that_it_trained_for_itself(
@@ -343,8 +346,9 @@ def test_a_site_answers_with_the_heads_that_it_trained_for_itself(
     config = deployed(list(hospitals.files), list(HELD), "dynammo", settings)
     files = ModelFiles.read(run_small(config, tmp_path / "runs", grid=hospitals).path)
     for site_yaml in hospitals.files.values():
-        found = as_tested(files, load_site(site_yaml)).tensors
-        others = {name for name, tensor in found.items() if not torch.equal(tensor, files.tensors[name])}
+        own = as_tested(files, load_site(site_yaml))[1]
+        assert own is not None
+        others = {name for name, tensor in own.tensors.items() if not torch.equal(tensor, files.tensors[name])}
         assert others == {f"heads.task{task}.{part}" for task in range(2) for part in ("weight", "bias")}
 
 
@@ -358,7 +362,7 @@ def test_a_network_of_another_timm_is_named(model: Path) -> None:
     facts = ModelFiles.read(model).facts
     other = facts.model_copy(update={"backbone": "timm/test_vit", "versions": {"timm": "0.9.1"}})
     for described, expected in ((facts, False), (other, True), (other.model_copy(update={"versions": {}}), False)):
-        words = warnings_about(SimpleNamespace(facts=described), own=None)
+        words = warnings_about(SimpleNamespace(facts=described, held=()), own=None)
         assert bool(words) is expected and all("Install timm==0.9.1" in line for line in words)
 
 

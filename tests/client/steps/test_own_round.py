@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 from client.consent.policy import Policy, violations
 from client.consent.settings import load_site
 from client.state.known_images import LEDGER_FILE
-from client.state.statistics_file import HEAD, own_tensors_for_model
+from client.state.statistics_file import HEAD, HELD, own_tensors_for_model
+from client.steps import own_heads
 from client.steps.actions import answer
 from client.steps.assignment import receive
 from client.steps.own_heads import one_more_round
@@ -31,6 +33,8 @@ from server.run.own_heads import COMMON
 
 OWN = {"method.personal": True}
 METHODS = ("dynammo", "acl")
+ALWAYS = Mock(return_value=(torch.ones(1), torch.zeros(1)))
+"""In the place of `gains`: every head serves its site better."""
 EMPTY_SITE = 1
 """The site that holds a single image of the first task."""
 
@@ -57,6 +61,7 @@ def test_they_are_what_the_last_round_would_send_up_once_more(method: str, remem
         answer(instruction(experiment, step, 0, tmp_path), small_site(experiment, 0, tmp_path))
     report = report_of(experiment, 0, tmp_path)
     kept = kept_heads(experiment, 0, tmp_path)
+    assert kept.pop(HELD).tolist() == [0, 1]
     assert kept.keys() == sent_up.weights.keys()
     assert all(torch.equal(kept[name], tensor) for name, tensor in sent_up.weights.items())
     assert not report.weights  # none of it leaves
@@ -77,8 +82,8 @@ def test_what_helps_on_no_image_left_out_is_not_kept(tmp_path: Path) -> None:
     state["heads.task0.bias"][-1] = -9.0
     images = balanced(assignment.site.rehearsal(0))
     drawn = torch.arange(len(images)) % 2
-    assert one_more_round(assignment, replace(stage, learns_from=lambda _: replace(images, labels=drawn))) == {}
-    assert one_more_round(assignment, stage)
+    assert one_more_round(assignment, stage, replace(images, labels=drawn)) == {}
+    assert one_more_round(assignment, stage, images)
 
 
 def test_a_site_without_images_to_train_on_keeps_none_and_answers_as_all_do(tmp_path: Path) -> None:
@@ -100,7 +105,10 @@ def test_a_site_that_only_tests_trains_nothing_for_itself(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_common_model_is_the_same_and_the_page_shows_both(method: str, tmp_path: Path) -> None:
+def test_the_common_model_is_the_same_and_the_page_shows_both(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_heads, "gains", ALWAYS)  # few images would gain nothing
     own, plain = (run_small(small_config(method, settings), tmp_path) for settings in (OWN, {}))
     summary, usual = (json.loads((run.path / "summary.json").read_text()) for run in (own, plain))
     for key in ("accuracy_after_tasks", "site_mean_class_recalls", "bytes_up", "bytes_down", "rounds"):
