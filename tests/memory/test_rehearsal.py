@@ -25,6 +25,7 @@ from dynammo_core.memory.rehearsal import (
 )
 from dynammo_core.memory.selection import SELECTIONS
 from dynammo_core.memory.store import ReplayMemory, Taken
+from dynammo_core.methods.rehearsal import Rehearsal
 from dynammo_core.support.errors import ConfigError
 from dynammo_core.support.seeding import derive_seed, seeded_generator
 
@@ -334,6 +335,16 @@ def test_balanced_set_has_equally_many_of_each_class(exemplars: int, sites: int,
     assert same(chosen.subset(range(len(memory))), memory)
     assert len(set(chosen.record_ids)) == len(chosen)
     assert set(chosen.record_ids) <= {*memory.record_ids, *arriving.record_ids}
+
+
+def test_it_is_as_balanced_once_the_memory_took_the_new_classes_in() -> None:
+    shares, arriving = settings(24), images_of({2: 20, 3: 20}, seed=1)
+    before = taken_in(BEFORE, images_of({0: 20, 1: 20}), shares)
+    sets = (
+        Rehearsal(1, arriving, Samples.empty(), memory.samples, shares, sites=1, seed=5, learnt=2).balanced()
+        for memory in (before, taken_in(before, arriving, shares))
+    )
+    assert [counts(chosen) for chosen in sets] == [dict.fromkeys(range(4), 12), dict.fromkeys(range(4), 6)]
 
 
 def test_balanced_set_takes_what_there_is_of_a_rare_class() -> None:

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from client.commands.memory import memory
 from client.consent.audit import AuditLog
 from client.state.feature_files import FeatureFiles
+from client.state.statistics_file import HEAD, StatisticsFile
 from client.state.sums_note import SumsNote
 from client.state.withdrawal import WithdrawalLedger
 from dynammo_core.data.images.dicom import hash_patient
@@ -217,6 +218,17 @@ def test_a_purge_discards_the_features_of_all_runs(place: Place) -> None:
     assert len(list(place.folder.rglob("features/*"))) == 2
     assert place.call("purge", "--record-id", "a", "--yes").exit_code == 0
     assert not list(place.folder.rglob("features/*"))
+
+
+def test_a_purge_deletes_the_heads_that_the_site_made_for_itself(place: Place) -> None:
+    for run in ("first", "third"):
+        file = StatisticsFile(place.folder / "memory" / "runs" / run, run=run, site="north", key=place.key)
+        file.save({"mean": torch.ones(2)})
+        file.save_tested({"weight": torch.ones(2)}, task=1, model="abc", content=HEAD)
+    assert len(list(place.folder.rglob("heads/*"))) == 2
+    assert place.call("purge", "--record-id", "a", "--yes").exit_code == 0
+    assert not list(place.folder.rglob("heads/*"))
+    assert len(list(place.folder.rglob("statistics.sealed"))) == 2
 
 
 def test_the_log_has_one_line_that_names_nobody(place: Place) -> None:

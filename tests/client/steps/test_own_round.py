@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -13,6 +14,7 @@ from hospitals import deployed, make_hospitals
 from small_runs import instruction, run_small, small_config, small_site, step_of
 from torch import Tensor
 
+from client.commands.predict import as_tested, warnings_about
 from client.consent.policy import Policy, violations
 from client.consent.settings import load_site
 from client.state.known_images import LEDGER_FILE
@@ -21,7 +23,8 @@ from client.steps import own_heads
 from client.steps.actions import answer
 from client.steps.assignment import receive
 from client.steps.own_heads import one_more_round
-from dynammo_core.deployed.model_files import answering_tensors, tensors_sha256
+from dynammo_core.deployed.model_files import ModelFiles, answering_tensors, tensors_sha256
+from dynammo_core.deployed.predictor import Predictor
 from dynammo_core.experiment import Experiment
 from dynammo_core.methods.rehearsal import balanced
 from dynammo_core.plan import PERSONAL, Evaluate
@@ -84,6 +87,61 @@ def test_what_helps_on_no_image_left_out_is_not_kept(tmp_path: Path) -> None:
     drawn = torch.arange(len(images)) % 2
     assert one_more_round(assignment, stage, replace(images, labels=drawn)) == {}
     assert one_more_round(assignment, stage, images)
+
+
+@pytest.mark.parametrize(("gain", "kept"), [(1.1, True), (0.9, False), (-2.0, False)])
+def test_heads_are_kept_if_they_gain_more_than_one_standard_error(
+    gain: float, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_heads, "gains", lambda *_: (torch.tensor([gain]), torch.ones(1)))
+    experiment = Experiment(small_config("dynammo", OWN))
+    report = report_of(experiment, 0, tmp_path)
+    assert bool(kept_heads(experiment, 0, tmp_path)) is kept
+    assert (report.numbers[PERSONAL] != report.numbers["confusion"]) is kept
+
+
+def test_images_of_one_patient_are_never_in_two_folds_and_count_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[Sequence[str]]()
+    for name in ("folds", "gains"):
+        wanted = getattr(own_heads, name)
+        monkeypatch.setattr(own_heads, name, lambda *given, wanted=wanted: (seen.append(given[-1]), wanted(*given))[1])
+    experiment = Experiment(small_config("dynammo", OWN))
+    sent = instruction(experiment, step_of(experiment, 0, "evaluate"), 0, tmp_path)
+    assignment = receive(sent, small_site(experiment, 0, tmp_path))
+    assert isinstance(assignment.step.stage, Evaluate) and assignment.step.stage.own_round is not None
+    images = balanced(assignment.site.rehearsal(0))
+    patients = tuple(f"patient {place // 2}" for place in range(len(images)))
+    one_more_round(assignment, assignment.step.stage.own_round, replace(images, patients=patients))
+    assert seen == [patients, patients]
+
+
+def test_a_class_without_images_at_a_site_is_recognised_there_as_at_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_heads, "gains", ALWAYS)  # or few images would leave the common heads
+    held = {"0": 0, "1": 0, "2": 15, "3": 15}
+    hospitals = make_hospitals(tmp_path, {"alpha": held, "beta": dict.fromkeys("0123", 12)})
+    config = deployed(list(hospitals.files), ["0", "1", "2", "3"], "dynammo", {"method": {"personal": True}})
+    model = run_small(config, tmp_path / "runs", grid=hospitals).path
+    files, own = as_tested(ModelFiles.read(model), load_site(hospitals.files["alpha"]))
+    assert own is not None and own.held.tolist() == [2, 3]
+    site, common = Predictor.of_files(files, own=own), Predictor.of_files(files)
+    images = site.read(sorted((tmp_path / "beta" / "images").glob("*.png")))
+    answered, usual = site.predict(images), common.predict(images)
+    assert answered.labels.tolist() != usual.labels.tolist()
+    for label in (0, 1):
+        assert torch.equal(answered.labels == label, usual.labels == label) and bool((usual.labels == label).any())
+    # Marks of what is like nothing learnt are by a threshold that was counted with the common heads.
+    assert torch.equal(answered.open_set_scores, usual.open_set_scores)
+    words = "alpha has a head of its own, made without images of 0, 1"
+    assert words in warnings_about(site, "alpha")[0] and warnings_about(common, None) == []
+    summary = json.loads((model / "summary.json").read_text())
+    # The test image of a class is the one after those to train on.
+    tested = site.read([tmp_path / "alpha" / "images" / f"alpha-{label}-{place}.png" for label, place in held.items()])
+    right = (site.predict(tested).labels == torch.arange(4)).double().mean()
+    assert summary["own_heads"][0][PERSONAL]["accuracy"] == pytest.approx(100 * float(right))
 
 
 def test_a_site_without_images_to_train_on_keeps_none_and_answers_as_all_do(tmp_path: Path) -> None:

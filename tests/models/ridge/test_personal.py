@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
+from dynammo_core.models.ridge import personal
 from dynammo_core.models.ridge.head import RidgeHead
 from dynammo_core.models.ridge.personal import BETAS, OwnImages, best_beta, mixed, own_sums, without
 from dynammo_core.scoring.own_choice import folds
@@ -73,3 +76,12 @@ def test_a_site_like_the_others_takes_the_common_classifier_and_an_odd_one_its_o
         common, own = together([images, *others]), own_sums(images, ROWS)
         assert least <= best_beta(common, own, images, solve, 8) <= most
     assert BETAS[0] == 0 and math.isinf(BETAS[-1])
+
+
+def test_images_of_one_patient_count_once_in_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[Sequence[str]]()
+    wanted = personal.gains
+    monkeypatch.setattr(personal, "gains", lambda *given: (seen.append(given[-1]), wanted(*given))[1])
+    images = site(1, 0.0)
+    best_beta(together([images, site(2, 0.0)]), own_sums(images, ROWS), images, solve, 8)
+    assert seen == [images.patients] and len(set(images.patients)) == EACH
