@@ -100,8 +100,8 @@ class TaskHeadsSettings(AdapterSettings):
     balance: Optimisation = Optimisation(epochs=50, optimizer="adam", learning_rate=1e-3, weight_decay=0.0)
     personal: bool = Field(
         default=False,
-        description="after each task let each site train the heads for one more round of `balance` on its own balanced "
-        "set, for itself; report for each site the common heads and its own",
+        description="after each task let each site train the heads for one more round of `balance` for itself, on its "
+        "own images; report for each site the common heads and its own",
     )
 
     def obstacle_to_privacy(self, mechanism: str) -> str:
