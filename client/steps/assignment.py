@@ -206,14 +206,6 @@ class EpochBatches:
         part._inputs = self._inputs[moved(places, self._labels.device) if self._on_device else places]
         return part
 
-    def one_by_one(self) -> Iterator[Batch]:
-        """Yield the samples as they are, in their order, each as a batch."""
-        config, device = self._assignment.experiment.config, self._assignment.experiment.device
-        for place in range(len(self._labels)):
-            inputs = moved(self._inputs[place : place + 1], device)
-            inputs = inputs.float() if self.level != "images" else to_input(inputs, config.normalisation, device)
-            yield inputs, self._labels[place : place + 1]
-
     def order(self, epoch: int) -> tuple[list[Tensor], torch.Generator]:
         """Return the indices of each batch of an epoch, and the generator that augments them."""
         generator = seeded_generator(self._assignment.seed, "epoch", epoch)

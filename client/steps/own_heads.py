@@ -13,8 +13,8 @@ from torch import Tensor
 from client.steps.assignment import Assignment, EpochBatches, start_level, take
 from client.steps.descent import descend
 from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
-from dynammo_core.plan import PERSONAL, Evaluate, Fit, LossContext, OwnHeads, Sums
-from dynammo_core.scoring.own_choice import folds, gains
+from dynammo_core.plan import PERSONAL, Evaluate, Fit, OwnHeads, Sums
+from dynammo_core.scoring.own_choice import folds, gained, gains
 from dynammo_core.wire.protocol import names_up
 
 logger = logging.getLogger("dynammo.personal")
@@ -48,9 +48,8 @@ def own_heads(assignment: Assignment, stage: Evaluate) -> Made | None:
 def one_more_round(assignment: Assignment, stage: Fit, samples: Samples) -> Sums:
     """Do the last round of a stage once more, for the site itself; return nothing unless that clearly serves it better.
 
-    That is decided in folds of patients: what is trained on the others has to lower the loss on each fold's images,
-    each class alike, by more than one standard error. What was received was trained on these images too, so that in
-    doubt it stays.
+    That is decided in folds of patients: what is trained on the others has to gain more than one standard error on each
+    fold's images (`gained`), each class alike. What was received was trained on these images too, so in doubt it stays.
     """
     if len(samples) < FEWEST_SAMPLES:
         return {}
@@ -59,30 +58,36 @@ def one_more_round(assignment: Assignment, stage: Fit, samples: Samples) -> Sums
     names = names_up(assignment.model, stage)
     received = {name: tensor.clone() for name, tensor in take(assignment.model, names).items()}
     batches = EpochBatches(assignment, samples, start_level(stage.inputs, experiment.config.data.augmentation))
-    fold, common = folds(samples.labels, samples.patient_ids), _losses(assignment, stage, batches)
-    own = torch.empty_like(common)
+    features = assignment.embed_once(samples, "features").float().to(experiment.device)
+    fold, (common, answers) = folds(samples.labels, samples.patient_ids), _asked(assignment, features)
+    own, own_answers = torch.empty_like(common), torch.empty_like(answers)
     for number in range(int(fold.max()) + 1):
         tested = fold == number
         if int((~tested).sum()) < FEWEST_SAMPLES:
             return {}
         descend(assignment, stage, batches.among(~tested), names)
-        own[tested] = _losses(assignment, stage, batches.among(tested))
+        own[tested], own_answers[tested] = _asked(assignment, features[tested.to(features.device)])
         assignment.model.load_state_dict(received, strict=False)
-    gain, error = gains((common - own).unsqueeze(0), samples.labels, samples.patient_ids)
-    logger.info("one more round for the site itself: loss lower by %.3g±%.3g", float(gain), float(error))
-    if not bool(gain > error):
+    rows = torch.tensor([row for head in experiment.method.decision.heads(assignment.model) for row in head.rows])
+    outputs, answered = torch.stack([common, own]), torch.stack([answers, own_answers])
+    better = gained(outputs, answered, rows, samples.labels, samples.patient_ids)
+    gain, error = (of_both.tolist()[-1] for of_both in gains(better, samples.labels, samples.patient_ids))
+    logger.info("one more round for the site itself: nearer to the labels by %.3g±%.3g", gain, error)
+    if gain <= error:
         return {}
     descend(assignment, stage, batches, names)
     return take(assignment.model, names)
 
 
 @torch.no_grad()
-def _losses(assignment: Assignment, stage: Fit, batches: EpochBatches) -> Tensor:
-    """Compute the loss of each image by itself, Tensor[N] float64, in the order of the batches' samples."""
-    context = LossContext(assignment.step.task, batches.level, assignment.teacher)
-    assignment.model.eval()
-    losses = [stage.loss(assignment.model, inputs, labels, context) for inputs, labels in batches.one_by_one()]
-    return torch.stack(losses).double().cpu()
+def _asked(assignment: Assignment, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-probability of each row, Tensor[N, R], and the answers, Tensor[N], both on the CPU."""
+    decision, model = assignment.experiment.method.decision, assignment.model
+    model.eval()
+    probabilities = torch.cat(decision.probabilities(model, features), dim=1).double()
+    return probabilities.clamp_min(torch.finfo(torch.float64).tiny).log().cpu(), decision.predict(
+        model, features
+    ).labels.cpu()
 
 
 def solved_heads(assignment: Assignment, solve: OwnHeads, images: Samples) -> Mapping[str, Sums]:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 FOLDS = 5
+SHARPER = tuple(2.0**power for power in range(-3, 5))
+"""How many times sharper than usual probabilities are tried."""
 
 
 def folds(labels: Tensor, patients: Sequence[str], count: int = FOLDS) -> Tensor:
@@ -26,6 +28,38 @@ def folds(labels: Tensor, patients: Sequence[str], count: int = FOLDS) -> Tensor
                 fold_of[patients[place]] = dealt % count
                 dealt += 1
     return torch.tensor([fold_of[patient] for patient in patients], dtype=torch.int64)
+
+
+def gained(outputs: Tensor, answers: Tensor, rows: Tensor, labels: Tensor, patients: Sequence[str]) -> Tensor:
+    """Return what each image gains by B classifiers over the first of them, Tensor[B, N], as a site would use them.
+
+    Where a classifier would answer (`own_answers`), it gains by how much nearer its probabilities are to the label,
+    among the classes that the site holds: who never learnt another class wastes none on it, and is no better for that.
+
+    Args:
+        outputs: logits of the B classifiers, Tensor[B, N, R].
+        answers: their answers, Tensor[B, N].
+        rows: the class that each logit stands for, Tensor[R].
+        labels: of the images, Tensor[N].
+        patients: whom they show.
+    """
+    held = torch.unique(labels)
+    columns = torch.isin(rows, held).nonzero().flatten()
+    label = (rows[columns] == labels[:, None]).double()
+    near = torch.stack([_nearness(of_one[:, columns].double(), label, labels, patients) for of_one in outputs])
+    used = torch.stack([own_answers(answers[0], of_one, held) for of_one in answers])
+    return torch.where(used, near - near[0], 0.0)
+
+
+def _nearness(outputs: Tensor, label: Tensor, labels: Tensor, patients: Sequence[str]) -> Tensor:
+    """Return how near each image's probabilities are to its label, Tensor[N], from outputs Tensor[N, K].
+
+    That is the negative Brier score (Brier, 1950): no image counts more than 2, where a log-likelihood is anything if a
+    regression is far off. Probabilities are as sharp as serves all images best, since classifiers that are trained
+    otherwise are sure by other degrees, which says nothing of who is right.
+    """
+    tried = torch.stack([-((times * outputs).softmax(dim=1) - label).square().sum(dim=1) for times in SHARPER])
+    return tried[int(gains(tried, labels, patients)[0].argmax())]
 
 
 def gains(better: Tensor, labels: Tensor, patients: Sequence[str]) -> tuple[Tensor, Tensor]:

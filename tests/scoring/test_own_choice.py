@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynammo_core.scoring.own_choice import gains, own_answers
+from dynammo_core.scoring.own_choice import gained, gains, own_answers
 
 CLASSES = 5
 answers = st.lists(st.integers(0, CLASSES - 1), min_size=30, max_size=30).map(torch.tensor)
@@ -41,3 +41,36 @@ def test_what_a_site_has_no_images_of_is_recognised_exactly_as_by_the_common_cla
         assert torch.equal(answered == label, common == label)
     if len(held) == CLASSES:
         assert torch.equal(answered, own)
+
+
+def scores(each: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Outputs for images of the first two of three classes, mostly right, their labels and patients."""
+    labels = torch.arange(2).repeat_interleave(each)
+    outputs = torch.randn(2 * each, 3, generator=torch.Generator().manual_seed(seed)).double()
+    outputs[torch.arange(2 * each), labels] += 1
+    return outputs, labels, [str(place) for place in range(2 * each)]
+
+
+def by_two(common: torch.Tensor, own: torch.Tensor, labels: torch.Tensor, patients: list[str]) -> torch.Tensor:
+    outputs = torch.stack([common, own])
+    return gained(outputs, outputs.argmax(dim=2), torch.arange(3), labels, patients)[1]
+
+
+def test_neither_to_be_surer_nor_to_know_fewer_classes_is_a_gain() -> None:
+    common, labels, patients = scores(40)
+    assert by_two(common, 4 * common, labels, patients).abs().max() < 1e-12
+    ignorant = common.clone()
+    ignorant[:, 2] = -100  # it never saw the third class, of which the site has no images
+    assert bool((by_two(common, ignorant, labels, patients) == 0).all())
+    better = common.clone()
+    better[torch.arange(80), labels] += 1
+    assert float(by_two(common, better, labels, patients).mean()) > 0.1
+
+
+def test_one_image_at_which_a_classifier_is_far_off_counts_as_one() -> None:
+    common, labels, patients = scores(40)
+    far = common.clone()
+    far[0, :2] = torch.tensor([-1e6, 1e6])
+    gain = by_two(far, common, labels, patients)
+    assert 0 < float(gain[0]) <= 2
+    assert gain[1:].abs().max() < 1e-12

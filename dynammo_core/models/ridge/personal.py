@@ -15,15 +15,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from dynammo_core.models.ridge.head import RidgeHead
-from dynammo_core.scoring.own_choice import folds, gains
+from dynammo_core.scoring.own_choice import folds, gained, gains
 
 BETAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, math.inf)
 """Weights of the own sums that are tried: 1 lets them count as much as those of all sites together."""
-SHARPER = tuple(2.0**power for power in range(-3, 5))
-"""How many times sharper than usual probabilities are tried."""
 
 
 class OwnImages(NamedTuple):
@@ -84,9 +81,9 @@ def best_beta(
     """Choose how much a site's own sums count: the beta whose classifier answers its own images best, each class alike.
 
     Each fold of patients is tested with sums from which it is subtracted; the common ones stay whole where they cannot
-    hold the images, as those of a site that was away. What counts is how near probabilities are to the labels, a mean
-    of the classes' means: where a class has nine images, their recall moves in ninths, and chance decides. Of equal
-    betas the smallest is chosen, and 0 unless another gains more than one standard error: few images decide nothing.
+    hold the images, as those of a site that was away. What counts is `gained`, a mean of the classes' means: where
+    a class has nine images, their recall moves in ninths, and chance decides. Of equal betas the smallest is chosen,
+    and 0 unless another gains more than one standard error: few images decide nothing.
 
     Args:
         common: the sums of all sites, this one's among them.
@@ -95,7 +92,7 @@ def best_beta(
         solve: sets a head's weights from its sums, for a beta.
         sharpness: what a head's outputs are usually multiplied by before their softmax makes probabilities of them.
     """
-    fold, places = folds(images.labels, images.patients), own.targets(images.labels)
+    fold = folds(images.labels, images.patients)
     contained = bool((common.counts >= own.counts).all())
     outputs = torch.zeros(len(BETAS), len(images.labels), len(common.rows), dtype=torch.float64)
     for number in range(int(fold.max()) + 1):
@@ -106,19 +103,8 @@ def best_beta(
             head = mixed(shared, kept, beta)
             solve(head, beta)
             outputs[at, tested] = sharpness * head(images.features[tested]).double().cpu()
-    likeness = torch.stack([_likeness(of_beta, places.cpu(), images) for of_beta in outputs])
-    gain, error = gains(likeness - likeness[0], images.labels, images.patients)
+    rows = torch.tensor(common.rows)
+    labels, answers = images.labels.cpu(), rows[outputs.argmax(dim=2)]
+    gain, error = gains(gained(outputs, answers, rows, labels, images.patients), labels, images.patients)
     best = int(gain.argmax())
     return BETAS[best] if gain[best] > error[best] else 0.0
-
-
-def _likeness(outputs: Tensor, places: Tensor, images: OwnImages) -> Tensor:
-    """Return how near each image's probabilities are to its label, Tensor[N], from outputs Tensor[N, R].
-
-    That is the negative Brier score (Brier, 1950): no image counts more than 2, where a log-likelihood is anything if a
-    regression is far off. Probabilities are as sharp as serves all images best, since heads that are solved with other
-    regularisers are sure by other degrees, which says nothing of who is right.
-    """
-    label = one_hot(places, outputs.shape[1])
-    tried = torch.stack([-((times * outputs).softmax(dim=1) - label).square().sum(dim=1) for times in SHARPER])
-    return tried[int(gains(tried, images.labels, images.patients)[0].argmax())]

@@ -55,7 +55,10 @@ def report_of(experiment: Experiment, site: int, workspace: Path) -> Report:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("remembered", [False, True])
-def test_they_are_what_the_last_round_would_send_up_once_more(method: str, remembered: bool, tmp_path: Path) -> None:
+def test_they_are_what_the_last_round_would_send_up_once_more(
+    method: str, remembered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_heads, "gains", ALWAYS)  # few images would gain nothing
     experiment = Experiment(small_config(method, OWN))
     last = step_of(experiment, 0, "balance", 1)
     sent_up = answer(instruction(experiment, last, 0, tmp_path), small_site(experiment, 0, tmp_path))

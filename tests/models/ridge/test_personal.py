@@ -85,16 +85,3 @@ def test_images_of_one_patient_count_once_in_the_choice(monkeypatch: pytest.Monk
     images = site(1, 0.0)
     best_beta(together([images, site(2, 0.0)]), own_sums(images, ROWS), images, solve, 8)
     assert all(patients == images.patients for patients in seen) and len(set(images.patients)) == EACH
-
-
-def test_neither_one_image_far_off_nor_how_sure_a_head_is_decides() -> None:
-    images = site(1, 0.0)
-    places = torch.arange(2).repeat_interleave(EACH)
-    outputs = torch.randn(2 * EACH, 2, generator=torch.Generator().manual_seed(1)).double()
-    outputs[torch.arange(2 * EACH), places] += 1
-    usual = personal._likeness(outputs, places, images)
-    torch.testing.assert_close(personal._likeness(4 * outputs, places, images), usual)
-    outputs[0] = torch.tensor([-1e6, 1e6])
-    far = personal._likeness(outputs, places, images)
-    assert float(far[0]) == -2
-    torch.testing.assert_close(far[1:], usual[1:])
