@@ -17,7 +17,7 @@ from dynammo_core.corrections import require_correctable
 from dynammo_core.data.feature_cache import FeatureCache
 from dynammo_core.data.index.contents import HashCache, hashes_kept_in
 from dynammo_core.data.index.opening import open_dataset, open_own
-from dynammo_core.data.samples import Dataset
+from dynammo_core.data.samples import FEWEST_SAMPLES, Dataset
 from dynammo_core.data.sites.arrivals import Arrivals, build_arrivals, require_images
 from dynammo_core.data.sites.site_partition import SitePartition, partition_sites
 from dynammo_core.data.task_stream import TaskStream, build_task_stream
@@ -28,7 +28,7 @@ from dynammo_core.models.copies import copied
 from dynammo_core.models.heads import summed_names
 from dynammo_core.models.incremental_model import IncrementalModel
 from dynammo_core.networks import Networks
-from dynammo_core.plan import Action, Forget, Step, Summarise
+from dynammo_core.plan import Action, Forget, LearningStage, Step, Summarise
 from dynammo_core.privacy.checks import check_samples_apart
 from dynammo_core.privacy.plan import noise_of_run
 from dynammo_core.privacy.units import require_patients
@@ -271,7 +271,14 @@ class Experiment:
         if self.protects_images:
             require_patients(self.dataset.train, self.config.privacy.unit)
         remembers = self.config.memory.exemplars and any(step.stage.action is Action.REMEMBER for step in self.steps)
-        require_images(self.arrivals, self.dataset, self.partition, alone=1 if remembers else len(self.stream))
+        learning = [step.stage for step in self.steps if isinstance(step.stage, LearningStage)]
+        require_images(
+            self.arrivals,
+            self.dataset,
+            self.partition,
+            alone=1 if remembers else len(self.stream),
+            fewest=1 if all(stage.from_one for stage in learning) else FEWEST_SAMPLES,
+        )
 
 
 @lru_cache(maxsize=4)

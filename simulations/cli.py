@@ -172,17 +172,16 @@ def cost(
     """Count MACs and parameters of one prediction and time it, by method and number of tasks."""
     with readable_errors():
         from dynammo_core.experiment import Experiment
-        from dynammo_core.scoring.cost import cost_table, method_settings
+        from dynammo_core.scoring.cost import classes_in_first, cost_table, method_settings
 
         settings = load_config(config, parse_overrides(set_ or []))
         Experiment(settings).use_torch()
-        sizes = settings.tasks.sizes
         rows = cost_table(
             settings.backbone,
             method_settings(methods.split(","), settings.method),
             seed=settings.seed,
             image_size=settings.data.image_size,
-            classes_per_task=sizes if isinstance(sizes, int) else sizes[0],
+            classes_per_task=classes_in_first(settings.tasks),
             tasks=_numbers(tasks),
         )
         if as_json:

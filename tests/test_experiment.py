@@ -105,7 +105,7 @@ def test_what_cannot_work_is_refused_before_the_first_step(
 def test_a_task_that_nobody_has_images_of_is_refused_by_its_classes(tmp_path: Path) -> None:
     folder = write_hospitals(tmp_path, {"a": {"0": 3, "1": 3}, "b": {"0": 3}})
     config = hospital_config(folder, "fine_tune", 2, {"data.classes": "['0', '1', '2', '3']"})
-    with pytest.raises(RunError, match=r"task 2 \(classes 2, 3\) has no images at any site"):
+    with pytest.raises(RunError, match=r"task 2 \(classes 2, 3\) has no training images at any site"):
         Experiment(config).check()
     one_class_is_enough = {"data.classes": "['0', '2', '1', '3']"}
     Experiment(hospital_config(folder, "fine_tune", 2, one_class_is_enough)).check()

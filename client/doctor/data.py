@@ -98,7 +98,7 @@ def _counted(dataset: Dataset, settings: SiteSettings) -> Finding:
     what = f"{present} classes, {sum(counts[0])} training + {sum(counts[1])} test images: {listed}"
     what += f"; without images: {', '.join(absent)}" if absent else ""
     if few := [name for name, (train, _) in counts_by_class.items() if 0 < train < FEWEST_SAMPLES]:
-        remedy = f"Get more of them: with fewer than {FEWEST_SAMPLES} images of a task this site abstains from it"
+        remedy = f"Get more of them: with fewer than {FEWEST_SAMPLES} images of a task this site cannot train on it"
         return Finding("data", "warning", f"{what}; few of: {', '.join(few)}", remedy)
     if not present:
         return Finding(

@@ -144,7 +144,7 @@ def answer_check(assignment: Assignment, stage: Check) -> Report:
 
 @torch.no_grad()
 def answer_summarise(assignment: Assignment, stage: Summarise) -> Report:
-    """Compute the stage's statistics over its training set; abstain without samples."""
+    """Compute the stage's statistics over its training set; abstain with too few samples for them."""
     site = assignment.site
     rehearsal = site.rehearsal(assignment.step.task)
     if stage.beside_teacher:
@@ -152,7 +152,7 @@ def answer_summarise(assignment: Assignment, stage: Summarise) -> Report:
     samples, note = stage.learns_from(rehearsal), site.sums if stage.keeps_sums else None
     if note is not None and len(samples):
         samples = kept_apart(site, note, samples)
-    if len(samples) < FEWEST_SAMPLES:
+    if len(samples) < (1 if stage.from_one else FEWEST_SAMPLES):
         return Report(abstained=True)
     if note is not None:
         note.note(assignment.step.contribution, samples)

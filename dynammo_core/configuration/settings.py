@@ -120,8 +120,8 @@ class DataSettings(Section):
 class TaskSettings(Section):
     """How classes arrive."""
 
-    sizes: int | tuple[int, ...] = Field(
-        default=2, description="classes per task, or a list with one number for each task"
+    sizes: Literal["all"] | int | tuple[int, ...] = Field(
+        default=2, description="classes per task, or a list with one number for each task; all: one task of all classes"
     )
     class_order: Literal["fixed", "shuffled"] | tuple[int | str, ...] = Field(
         default="fixed",
@@ -131,7 +131,7 @@ class TaskSettings(Section):
 
     @field_validator("sizes")
     @classmethod
-    def _positive(cls, sizes: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    def _positive(cls, sizes: str | int | tuple[int, ...]) -> str | int | tuple[int, ...]:
         if isinstance(sizes, int) and sizes < 1:
             raise ValueError(f"{sizes} classes per task are too few; a task needs at least 1")
         if isinstance(sizes, tuple) and (not sizes or min(sizes) < 1):

@@ -18,7 +18,8 @@ from dynammo_core.data.decoded.stored_images import Images, add_pixels, chosen, 
 from dynammo_core.support.errors import DataError, unprintable
 
 FEWEST_SAMPLES = 2
-"""A site with fewer abstains: one image has no batch statistics, and what it teaches would tell too much of it."""
+"""A site with fewer abstains, but from sums over images: one image has no batch statistics. What a single one tells, a
+site's policy forbids (`fewest_images`)."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,8 @@ def build_task_stream(settings: TaskSettings, classes: int | Sequence[str], seed
         ConfigError: the tasks need more classes than there are, or an explicit order names an unknown one.
     """
     names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
-    sizes, order = settings.sizes, _order(settings, names, seed)
+    order = _order(settings, names, seed)
+    sizes = len(order) if settings.sizes == "all" else settings.sizes
     needed = sizes if isinstance(sizes, int) else sum(sizes)
     if needed > len(order):
         what = f"one task of {sizes}" if isinstance(sizes, int) else f"{' + '.join(map(str, sizes))} = {needed}"

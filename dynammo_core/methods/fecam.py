@@ -51,6 +51,7 @@ class FeCAM(Method[FeCAMSettings]):
             up=SUMS,
             inputs="features",
             learns_from=new_images,
+            from_one=True,
             computes=sums_by_head,
             finish=self.solve,
             keeps_sums=True,

@@ -109,6 +109,7 @@ class MovingRidge(Method[MovingRidgeSettings]):
             inputs="features",
             beside_teacher=True,
             learns_from=new_and_exemplars,
+            from_one=True,
             computes=sums(PAIRS),
             finish=self.keep_drift,
         )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynammo_core.configuration.settings import BackboneSettings, MethodSettings
+from dynammo_core.configuration.settings import BackboneSettings, MethodSettings, TaskSettings
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.methods import METHODS
 from dynammo_core.methods.adapters import ADAPTERS
@@ -56,6 +56,14 @@ class Deployed(nn.Module):
         deployed = set(matching(changing, self.method.deployed))
         parameters = self.model.named_parameters()
         return sum(parameter.numel() for name, parameter in parameters if name not in changing or name in deployed)
+
+
+def classes_in_first(settings: TaskSettings) -> int:
+    """Return the number of classes of the first task; raises ConfigError where the sizes give none."""
+    if isinstance(settings.sizes, str):
+        what = f"tasks.sizes: {settings.sizes} gives no number of classes to count costs for"
+        raise ConfigError(what, accepted="a number, such as --set tasks.sizes=2")
+    return settings.sizes if isinstance(settings.sizes, int) else settings.sizes[0]
 
 
 def deployed_after(tasks: int, method: MethodSettings, backbone: Backbone, classes_per_task: int) -> Deployed:

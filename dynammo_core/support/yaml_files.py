@@ -120,7 +120,8 @@ def _explain(
 def _to_be_quoted(path: list[str], value: object, data: Any, tree: yaml.Node | None) -> str:
     """Say which words at `path`, such as `value`, YAML takes for something else than texts, and how to write them.
 
-    They are named as the file writes them: `yes` is a truth value to YAML, and `01` a number.
+    They are named as the file writes them: `yes` is a truth value to YAML, and `01` a number. Of what did
+    not come from the file it is known only how YAML took it.
     """
     for key in path:
         data = data.get(key) if isinstance(data, dict) else None
@@ -132,7 +133,8 @@ def _to_be_quoted(path: list[str], value: object, data: Any, tree: yaml.Node | N
     else:
         values = data if isinstance(data, list | tuple) else [value]
         words = [str(each) for each in values if not isinstance(each, str | list | dict)]
-    quoted = ", ".join(f'"{word}"' for word in words)
+    guessed = tree is None and {"True", "False"} & {*words}
+    quoted = 'such as "no"' if guessed else ", ".join(f'"{word}"' for word in words)
     return (
         f"a text is needed, and YAML takes {', '.join(words)} for numbers, truth values, dates or nothing; write "
         f"{'it' if len(words) == 1 else 'them'} in quotation marks: {quoted}"

@@ -146,7 +146,7 @@ TEMPLATE = (
 {% endif %}
 {% if participation.plot %}
 <h3>Who took part</h3>
-{{ figure(participation.plot, "One column per step. A site abstains from a step for which it has no images; a failed site did not answer, and the step went on without it." ~ (" Shown are " ~ participation.shown ~ " of " ~ participation.all ~ " sites, those that abstained or failed most." if participation.shown < participation.all else "")) }}
+{{ figure(participation.plot, "One column per step. A site abstains from a step for which it has no images or too few; a failed site did not answer, and the step went on without it." ~ (" Shown are " ~ participation.shown ~ " of " ~ participation.all ~ " sites, those that abstained or failed most." if participation.shown < participation.all else "")) }}
 {% if participation.words %}
 <div class="scroll" tabindex="0"><table>
   <caption>Abstentions and failures</caption>

@@ -70,11 +70,11 @@ def latencies(settings: Config[Any], tasks: Sequence[int], batches: Sequence[int
 
     from dynammo_core.models.backbones import build_backbone
     from dynammo_core.models.folding import fold_batch_norm
-    from dynammo_core.scoring.cost import deployed_after, method_settings
+    from dynammo_core.scoring.cost import classes_in_first, deployed_after, method_settings
 
     backbone = build_backbone(settings.backbone, settings.seed, settings.data.image_size)
     own, other = method_settings([settings.method.name, PASS_PER_TASK], settings.method)
-    size, sizes = settings.data.image_size, settings.tasks.sizes
+    size = settings.data.image_size
     inputs = {
         count: torch.rand(count, 3, size, size).contiguous(memory_format=torch.channels_last) for count in batches
     }
@@ -82,8 +82,7 @@ def latencies(settings: Config[Any], tasks: Sequence[int], batches: Sequence[int
     models: dict[tuple[str, int], Callable[[Tensor], object]] = {}
     for count in tasks:
         grown = [
-            deployed_after(count, method, backbone, sizes if isinstance(sizes, int) else sizes[0])
-            for method in (own, own, other)
+            deployed_after(count, method, backbone, classes_in_first(settings.tasks)) for method in (own, own, other)
         ]
         trained, folded, passes = (model.to(memory_format=torch.channels_last) for model in grown)
         for model in (folded, passes):

@@ -33,6 +33,14 @@ def test_a_rest_becomes_a_smaller_last_task() -> None:
     assert build_task_stream(TaskSettings(sizes=3), 7, 0).tasks == ((0, 1, 2), (3, 4, 5), (6,))
 
 
+def test_all_classes_may_come_in_one_task_whatever_their_number() -> None:
+    for settings, expected in (
+        (TaskSettings(sizes="all"), (0, 1, 2)),
+        (TaskSettings(sizes="all", class_order=(2, 0)), (2, 0)),
+    ):
+        assert build_task_stream(settings, 3, 0).tasks == (expected,)
+
+
 def test_a_shuffled_order_is_the_one_of_the_literature() -> None:
     # the class order of CIFAR100 for seed 1993, as printed in the logs of iCaRL's successors
     stream = build_task_stream(TaskSettings(sizes=10, class_order="shuffled"), 100, 1993)

@@ -119,6 +119,8 @@ def test_an_overridden_list_has_none_either(tmp_path: Path) -> None:
     _, tree = read_yaml(tmp_path / "some.yaml")
     with pytest.raises(ConfigError, match=r"^here, inner\.names: .* takes 5 for .*: \"5\"\.$"):
         validate(Outer, {"title": "a", "inner": {"names": ["x", 5]}}, "here", tree, ["inner.names"])
+    with pytest.raises(ConfigError, match=r"takes False for .* in quotation marks: such as \"no\"\.$"):
+        validate(Outer, {"title": "a", "inner": {"names": ["x", False]}}, "here", tree, ["inner.names"])
 
 
 @pytest.mark.parametrize(

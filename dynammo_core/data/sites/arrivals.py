@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,6 +16,8 @@ from dynammo_core.data.sites.site_partition import SitePartition
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.support.errors import RunError
 from dynammo_core.support.seeding import derive_seed
+
+logger = logging.getLogger("dynammo.data")
 
 
 @dataclass(frozen=True)
@@ -82,26 +85,40 @@ def build_arrivals(
     return Arrivals(stream, MappingProxyType(delays))
 
 
-def require_images(arrivals: Arrivals, dataset: Dataset, partition: SitePartition, *, alone: int) -> None:
-    """Refuse a task that no site could learn.
+def require_images(
+    arrivals: Arrivals, dataset: Dataset, partition: SitePartition, *, alone: int, fewest: int = FEWEST_SAMPLES
+) -> None:
+    """Refuse a task that no site could learn, and warn of classes that nobody can.
 
     Args:
         arrivals: the tasks, and when their classes reach the sites.
         dataset: all images.
         partition: the images of each site.
         alone: number of first tasks that a site learns without exemplars, from new images alone.
+        fewest: images of a task below which a site abstains from it.
 
     Raises:
         RunError: a task has no training images, or every site would abstain from it, as each has too few.
     """
-    labels = dataset.train.labels
+    names, trained, tested = dataset.class_names, dataset.train.labels, dataset.test.labels
+    elsewhere = (
+        "Put its classes in a task with others (tasks.sizes, tasks.class_order), or leave them out of data.classes"
+    )
     for task in range(len(arrivals.stream)):
-        where = f"task {task + 1} (classes {', '.join(dataset.class_names[c] for c in arrivals.stream.classes(task))})"
-        if not np.isin(labels, arrivals.stream.classes(task)).any():
-            raise RunError(f"{where} has no images at any site")
-        images = [np.isin(labels[held], arrivals.new(site, task)).sum() for site, held in enumerate(partition.train)]
-        if task < alone and max(images) < FEWEST_SAMPLES:
+        classes = arrivals.stream.classes(task)
+        where = f"task {task + 1} (classes {', '.join(names[label] for label in classes)})"
+        lacking = [label for label in classes if not (trained == label).any()]
+        if len(lacking) == len(classes):
+            raise RunError(f"{where} has no training images at any site", remedy=elsewhere)
+        for label in lacking:
+            logger.warning(
+                "no site has a training image of %s: nobody learns it, and %d test images of it count as missed",
+                *(names[label], int((tested == label).sum())),
+            )
+        images = [np.isin(trained[held], arrivals.new(site, task)).sum() for site, held in enumerate(partition.train)]
+        if task < alone and max(images) < fewest:
             raise RunError(
-                f"{where}: no site has {FEWEST_SAMPLES} training images of it, and a site with fewer abstains",
-                remedy="Lower data.validation_per_class or federation.sites, or raise data.train_per_class",
+                f"{where}: no site has {fewest} training images of it, and a site with fewer abstains",
+                remedy=f"{elsewhere}; where images are drawn, lower data.validation_per_class or federation.sites, or "
+                "raise data.train_per_class",
             )

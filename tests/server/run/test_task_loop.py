@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -35,6 +36,7 @@ from small_runs import (
 from client.app import app
 from dynammo_core.configuration.config import Config, Scalar
 from dynammo_core.experiment import Experiment
+from dynammo_core.plan import LearningStage
 from dynammo_core.support.errors import CheckpointError, ConfigError, DataError, RunError
 from server.run.results import TESTED
 from server.run_directory.run_files import RunFiles
@@ -441,7 +443,7 @@ def test_a_real_disk_that_fills_up(finished: Finished, small_disk: Path) -> None
 def test_a_task_without_images_anywhere_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     folder = write_hospitals(tmp_path / "data", {"a": {"0": 3, "1": 3}, "b": {"0": 3, "1": 3}})
     config = hospital_config(folder, "dynammo", 2, {"data.classes": "['0', '1', '2', '3']"})
-    with pytest.raises(RunError, match=r"task 2 \(classes 2, 3\) has no images at any site"):
+    with pytest.raises(RunError, match=r"task 2 \(classes 2, 3\) has no training images at any site"):
         run_small(config, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
@@ -449,8 +451,33 @@ def test_a_task_without_images_anywhere_is_refused_before_anything_is_written(tm
 @every_method
 def test_a_task_of_which_every_site_has_too_little_stops_the_run(tmp_path: Path, method: str) -> None:
     folder = write_hospitals(tmp_path / "data", {"a": {"0": 1, "2": 3, "3": 3}, "b": {"1": 1}})
+    config = hospital_config(folder, method, 2)
+    if all(step.stage.from_one for step in Experiment(config).steps if isinstance(step.stage, LearningStage)):
+        run = run_small(config, tmp_path / "runs").path  # sums take what a single image adds
+        assert json.loads((run / "summary.json").read_text())["status"] == "completed"
+        return
     with pytest.raises(RunError, match=r"task 1 \(classes 0, 1\): no site has 2 training images of it"):
-        run_small(hospital_config(folder, method, 2), tmp_path / "runs")
+        run_small(config, tmp_path / "runs")
+
+
+def test_sums_of_single_images_at_their_sites_are_those_of_one_site_that_has_them_all(tmp_path: Path) -> None:
+    holdings = {"a": {"0": 9, "1": 9, "2": 1}, "b": {"0": 9, "1": 9, "3": 1}}
+    folder = write_hospitals(tmp_path / "data", holdings)
+    weights = []
+    for sites, partition in ((2, "natural"), (1, "iid")):
+        config = hospital_config(folder, "streaming_ridge", sites, {"federation.partition": partition})
+        weights.append(load_file(run_small(config, tmp_path / "runs").path / "model.safetensors"))
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_class_that_nobody_can_learn_is_named_before_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_hospitals(tmp_path / "data", {"a": {"0": 3, "1": 3, "2": 3, "3": 0}, "b": {"0": 3, "3": 0}})
+    Experiment(hospital_config(folder, "streaming_ridge", 2, {"data.classes": "['0', '1', '2', '3']"})).check()
+    said = "no site has a training image of 3: nobody learns it, and 2 test images of it count as missed"
+    assert said in caplog.messages
 
 
 @pytest.mark.parametrize(
@@ -519,7 +546,9 @@ def test_sites_that_abstain_are_named_in_the_events(finished: Finished, method: 
     assert {event["task"] for event in training} == {0, 1}
     for event in training:
         abstained = [site["site"] for site in event["sites"] if site["abstained"]]
-        assert abstained == ([1] if event["task"] == 0 else [])
+        stage = run.experiment.steps[event["step"]].stage
+        assert isinstance(stage, LearningStage)
+        assert abstained == ([1] if event["task"] == 0 and not stage.from_one else [])
         for site in event["sites"]:
             assert (site["samples"] == 0) == site["abstained"] == (site["metrics"] == {}) == (site["bytes_up"] == 0)
             assert site["abstained"] or math.isfinite(site["metrics"]["seconds"])
