@@ -149,7 +149,7 @@ def test_a_task_that_nobody_has_images_of(config: Path) -> None:
         data__dataset="manifest", data__root=folder, federation__sites=1, federation__partition="natural"
     )
     message = refused(config, *manifest, *setting(data__classes="['0', '1', '2', '3']"))
-    assert "task 2 (classes 2, 3) has no images at any site" in message
+    assert "task 2 (classes 2, 3) has no training images at any site" in message
 
 
 def test_a_corrupt_image_is_named_by_the_site_that_holds_it(config: Path, caplog: pytest.LogCaptureFixture) -> None:
