@@ -85,9 +85,8 @@ def _asked(assignment: Assignment, features: Tensor) -> tuple[Tensor, Tensor]:
     decision, model = assignment.experiment.method.decision, assignment.model
     model.eval()
     probabilities = torch.cat(decision.probabilities(model, features), dim=1).double()
-    return probabilities.clamp_min(torch.finfo(torch.float64).tiny).log().cpu(), decision.predict(
-        model, features
-    ).labels.cpu()
+    logits = probabilities.clamp_min(torch.finfo(torch.float64).tiny).log()
+    return logits.cpu(), decision.predict(model, features).labels.cpu()
 
 
 def solved_heads(assignment: Assignment, solve: OwnHeads, images: Samples) -> Mapping[str, Sums]:
