@@ -93,9 +93,7 @@ def own_tensors_for_model(
     )
 
 
-def discard_heads(folder: Path) -> int:
-    """Delete the heads of a site's own in all its runs, and return how many there were."""
-    paths = list(folder.glob(f"*/{Path(HEAD_FILE).parent}/*{Path(HEAD_FILE).suffix}"))
-    for path in paths:
+def discard_heads(folder: Path) -> None:
+    """Delete the heads of a site's own in all its runs."""
+    for path in folder.glob(f"*/{HEAD_FILE.replace('{:02d}', '*')}"):
         path.unlink(missing_ok=True)
-    return len(paths)
