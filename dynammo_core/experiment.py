@@ -90,6 +90,15 @@ class Experiment:
         """Return which images each simulated site holds."""
         return partition_sites(self.dataset, self.config.federation, self.config.seed)
 
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Return the names of the sites as configured, or as a simulation's data name them; empty if neither does."""
+        return self.config.federation.site_names or self.partition.names
+
+    def site_label(self, site: int) -> str:
+        """Return what people call a site: its name, or its number."""
+        return self.site_names[site] if self.site_names else self.config.federation.site_label(site)
+
     @cached_property
     def arrivals(self) -> Arrivals:
         """Return with which task each class reaches each site; delays are simulated only if sites have no names."""

@@ -18,7 +18,8 @@ APP_ROOT = Path(__file__).resolve().parent.parent
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run config names; an empty value there means "as the YAML file says"."""
-    from dynammo_core.support.terminal import Terminal  # all this takes seconds that `flwr` itself need not wait for
+    from dynammo_core.experiment import Experiment  # all this takes seconds that `flwr` itself need not wait for
+    from dynammo_core.support.terminal import Terminal
     from server.run.run import run_and_report
     from server.run_directory.directory import run_place
     from server.run_directory.flower_run import noting
@@ -68,5 +69,5 @@ def main(grid: Grid, context: Context) -> None:
         )
     console = Terminal(width=100)
     summary = json.loads((directory.path / "summary.json").read_text(encoding="utf-8"))
-    console.print(final_table(summary, config.federation.site_names or ()))
+    console.print(final_table(summary, Experiment(config).site_names))
     console.say(f"Run directory: {directory.path}")

@@ -59,7 +59,8 @@ def run(
             )
         start = start if ray is None else partial(run_by_flower, ray=ray)
         experiment = load_config(config, parse_overrides(set_ or []))
-        for note in Experiment(experiment).data_notes:
+        known = Experiment(experiment)
+        for note in known.data_notes:
             console.say(note)
         view = ProgressView()
         try:
@@ -81,5 +82,5 @@ def run(
             state = "Continue with" if can_resume else "No round was finished. Start again with"
             console.say(f"Stopped. {state}: {shlex.join(words)}")
             raise typer.Exit(130) from None
-        console.print(final_table(json.loads((directory / "summary.json").read_text())))
+        console.print(final_table(json.loads((directory / "summary.json").read_text()), known.site_names))
         console.print(f"Run directory: {directory}\nReport: {directory / 'report.html'}", soft_wrap=True, markup=False)

@@ -38,7 +38,7 @@ def statistics(
         for index in range(settings.federation.sites):
             own = select(data.train, shares.train[index]), select(data.test, shares.test[index])
             counts = statistics_of(experiment.class_names, own, Fewest(fewest))
-            told[settings.federation.site_label(index)] = counts.as_fields()
+            told[experiment.site_label(index)] = counts.as_fields()
         for table in statistics_tables(told):
             console.print(table)
         if output is not None:

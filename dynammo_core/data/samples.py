@@ -161,7 +161,7 @@ class Dataset:
         notes: what a person should know of how the data were read, a sentence each, such as the files passed over.
 
     Raises:
-        DataError: a class name holds characters that cannot be printed.
+        DataError: the name of a class or a site holds characters that cannot be printed.
     """
 
     class_names: tuple[str, ...]
@@ -171,10 +171,12 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in self.class_names:
-            if found := unprintable(name):
-                raise DataError(
-                    f"the class {name!r} holds characters that cannot be printed ({found})",
-                    accepted="names of letters, digits, punctuation and plain spaces, in UTF-8",
-                    remedy="Rename its folder or correct its label",
-                )
+        sites = {*(self.train.sites or ()), *(self.test.sites or ())}
+        for kind, names, place in (("class", self.class_names, "folder"), ("site", sorted(sites), "entry")):
+            for name in names:
+                if found := unprintable(name):
+                    raise DataError(
+                        f"the {kind} {name!r} holds characters that cannot be printed ({found})",
+                        accepted="names of letters, digits, punctuation and plain spaces, in UTF-8",
+                        remedy=f"Rename its {place} or correct its label",
+                    )

@@ -40,7 +40,7 @@ def evaluate_run(grid: Grid, config: Config[Any], run: Path, output: Path) -> No
     loop.load()
     task, answers = loop.evaluate()
     seen, names = experiment.stream.seen(task), experiment.class_names
-    label = config.federation.site_label
+    label = experiment.site_label
     if answers.total:
         by_site, every = {}, [answers.total.counts["confusion"]]
     else:

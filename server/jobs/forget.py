@@ -101,7 +101,7 @@ class Correction(TaskLoop):
         for prefix, head in heads_by_prefix(self.model).items():
             own = under(taken, prefix)
             if own and (obstacle := head.obstacle_to_rest(own)):
-                label = self.experiment.config.federation.site_label
+                label = self.experiment.site_label
                 named = ", ".join(label(site) for site, report in answers.reports.items() if not report.abstained)
                 raise RunError(
                     f"the sums {prefix}* would no longer describe any images ({obstacle}), so nothing was forgotten: "
@@ -149,7 +149,7 @@ def forget_run(grid: Grid, config: Config[Any], run: Path, output: Path) -> None
         if loop.stands_after_task:
             loop.test_again()
             write_report(run)
-    label = config.federation.site_label
+    label = loop.experiment.site_label
     result = {
         "corrected": [label(site) for site in corrected],
         "nothing_to_correct": [label(site) for site in answered if site not in corrected],

@@ -87,7 +87,7 @@ class Asking:
             step=step.index,
             needed=needed,
             threshold=self._federation.threshold(len(sites)),
-            label=self._federation.site_label,
+            label=self._experiment.site_label,
         )
         answers = exchange.sum_of(sites, sent)
         self._check_total(step, model, answers)

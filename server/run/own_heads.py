@@ -34,7 +34,7 @@ def own_heads_summary(experiment: Experiment, task: int, tables: Mapping[str, Ta
     for site, tested in enumerate(tables[COMMON]):
         side = math.isqrt(len(tested))
         counts = {name: np.array(by_site[site]).reshape(1, 1, side, side) for name, by_site in tables.items()}
-        label = "all" if federation.secure_aggregation else federation.site_label(site)
+        label = "all" if federation.secure_aggregation else experiment.site_label(site)
         rows.append({"site": label, **compare_heads(counts, experiment.stream.seen(task))})
     return {"own_heads": rows}
 

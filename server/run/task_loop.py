@@ -157,7 +157,7 @@ class TaskLoop:
                 f"task {step.task + 1}, stage {step.stage.name}, round {step.round + 1}: {len(answers.reports)} of "
                 f"{len(self._asking.taking_part(step))} sites answered, {needed} are needed",
                 answers.failures,
-                self.experiment.config.federation.site_label,
+                self.experiment.site_label,
             )
 
     def _take_in(self, step: Step, answers: Answers) -> None:
@@ -260,8 +260,7 @@ class TaskLoop:
         )
         if judged:
             self.directory.log("gate_judged", **judged)
-        federation = self.experiment.config.federation
-        return "" if deploy else held_words(judged, [federation.site_label(site) for site in range(federation.sites)])
+        return "" if deploy else held_words(judged, self.experiment.site_names)
 
     def _save(self) -> None:
         self.checkpoints.save(self.progress, self._tensors(("*",), archive=False), self.archive)

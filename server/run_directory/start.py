@@ -44,7 +44,7 @@ def start_fields(experiment: Experiment, progress: Progress) -> dict[str, Any]:
         "config_hash": config.content_hash,
         "code_hash": code_hash(config),
         "sites": config.federation.sites,
-        "site_names": [config.federation.site_label(site) for site in range(config.federation.sites)],
+        "site_names": [experiment.site_label(site) for site in range(config.federation.sites)],
         "approval": approval_of(config) if config.federation.site_names else None,
         "run": progress.run,
         "tasks": [[names[label] for label in task] for task in experiment.stream.tasks],

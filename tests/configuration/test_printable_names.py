@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from small_runs import small_settings
@@ -29,10 +31,13 @@ def test_classes_and_sites_of_a_configuration(section: str, key: str, name: str,
 
 
 @pytest.mark.parametrize(("name", "found"), ODD.items())
-def test_classes_of_a_data_set_wherever_it_comes_from(name: str, found: str) -> None:
+def test_classes_and_sites_of_a_data_set_wherever_it_comes_from(name: str, found: str) -> None:
     source = ArraySource(np.zeros((1, 8, 8), dtype=np.uint8))
-    split = Split(source, np.zeros(1, dtype=np.int64), ("a",))
+    split = Split(source, np.zeros(1, dtype=np.int64), ("a",), sites=("München",))
     Dataset(("naevus ä 痣",), split, split)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match="the class") as caught:
         Dataset((name,), split, split)
+    assert f"({found}" in str(caught.value)
+    with pytest.raises(DataError, match="the site") as caught:
+        Dataset(("naevus ä 痣",), split, replace(split, sites=(name,)))
     assert f"({found}" in str(caught.value)

@@ -27,10 +27,14 @@ SiteCounts = Callable[[Indices, int, FederationSettings, np.random.Generator], N
 
 @dataclass(frozen=True)
 class SitePartition:
-    """Ascending indices into the training and the test split, by site; each index belongs to exactly one site."""
+    """Ascending indices into the training and the test split, by site; each index belongs to exactly one site.
+
+    `names` are what the data call the sites, if the partition is theirs; otherwise there are none.
+    """
 
     train: tuple[Indices, ...]
     test: tuple[Indices, ...]
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.train)
@@ -141,7 +145,7 @@ def _natural(dataset: Dataset, settings: FederationSettings, _: np.random.Genera
             accepted="a manifest with a column site",
             remedy="Add the column, or choose another partition",
         )
-    names = sorted({*dataset.train.sites, *dataset.test.sites})
+    names = tuple(sorted({*dataset.train.sites, *dataset.test.sites}))
     if len(names) != settings.sites:
         raise ConfigError(
             f"federation.sites is {settings.sites}, and the data name {len(names)} sites ({', '.join(names)})",
@@ -152,7 +156,7 @@ def _natural(dataset: Dataset, settings: FederationSettings, _: np.random.Genera
         tuple(np.flatnonzero(np.array(split.sites) == name) for name in names)
         for split in (dataset.train, dataset.test)
     )
-    return SitePartition(train, test)
+    return SitePartition(train, test, names)
 
 
 def apportion(weights: NDArray[np.float64], total: int, rng: np.random.Generator) -> NDArray[np.int64]:

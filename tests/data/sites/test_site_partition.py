@@ -172,6 +172,7 @@ def test_natural_sites_are_the_datas_own_in_the_order_of_their_names() -> None:
     parts = partition_sites(natural(("s", "n", "s", "w"), ("n", "n", "s")), federation(3, "natural"), 1)
     assert [part.tolist() for part in parts.train] == [[1], [0, 2], [3]]
     assert [part.tolist() for part in parts.test] == [[0, 1], [2], []]
+    assert parts.names == ("n", "s", "w")
 
 
 def test_natural_needs_the_datas_sites_and_their_number() -> None:

@@ -471,6 +471,16 @@ def test_sums_of_single_images_at_their_sites_are_those_of_one_site_that_has_the
         torch.testing.assert_close(tensor, weights[1][name], rtol=1e-4, atol=1e-5)
 
 
+def test_a_simulation_calls_sites_as_the_data_do(tmp_path: Path) -> None:
+    folder = write_hospitals(tmp_path / "data", {"Zürich": dict.fromkeys("0123", 6), "a b": dict.fromkeys("0123", 6)})
+    directory = run_small(
+        hospital_config(folder, "streaming_ridge", 2, {"method.personal": True}), tmp_path / "runs"
+    ).path
+    assert events(directory, "run_started")[0]["site_names"] == ["Zürich", "a b"]
+    own = json.loads((directory / "summary.json").read_text())["own_heads"]
+    assert [row["site"] for row in own] == ["Zürich", "a b"]
+
+
 def test_a_class_that_nobody_can_learn_is_named_before_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
