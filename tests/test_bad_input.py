@@ -162,9 +162,7 @@ def test_a_corrupt_image_is_named_by_the_site_that_holds_it(config: Path, caplog
         data__dataset="manifest", data__root=folder, federation__sites=1, federation__partition="natural"
     )
     message = one_paragraph(run(config, *manifest))
-    assert (
-        "task 1, stage train, round 1: 0 of 1 sites answered, 1 are needed; failed: site 0 (DataError, code" in message
-    )
+    assert "task 1, stage train, round 1: 0 of 1 sites answered, 1 are needed; failed: a (DataError, code" in message
     (logged,) = [record for record in caplog.records if record.name == "dynammo.client"]
     assert f"the image {broken} (row 6 of {folder / 'manifest.csv'}) cannot be read" in logged.getMessage()
     assert logged.exc_info is None
@@ -173,7 +171,7 @@ def test_a_corrupt_image_is_named_by_the_site_that_holds_it(config: Path, caplog
     failed = events(directory)[-1]
     assert (failed["event"], failed["failures"]) == ("run_failed", [{"site": 0, "code": 102, "error": "DataError"}])
     assert message.startswith(failed["message"].rstrip("."))
-    assert "1 are needed. site 0 (DataError, code 102)." in (directory / "report.html").read_text()
+    assert "1 are needed. a (DataError, code 102)." in (directory / "report.html").read_text()
     (note,) = events(directory, "run_started")[0]["data_notes"]
     assert note.startswith("2 images have the content of another one")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,16 @@ from dynammo_core.support.errors import ConfigError, nearest_match, unknown_name
 from dynammo_core.support.registry import UNKNOWN
 
 T = TypeVar("T", bound=BaseModel)
+FORMS = {
+    "literal_error": "",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    "string_type": "a text",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "none_required": "null",
+}
+"""What a value should have been, by pydantic's type of problem."""
 TEXT = "tag:yaml.org,2002:str"
 # Written in C where PyYAML was built with it, and ten times as fast: a site reads its files for each message.
 LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
@@ -77,8 +87,50 @@ def validate(
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = [_explain(problem, model, data, source, tree, overridden) for problem in error.errors()]
+        found = _without_forms(error.errors(), data)
+        problems = [_explain(problem, model, data, source, tree, overridden) for problem in found]
         raise ConfigError("; ".join(dict.fromkeys(problems))) from error
+
+
+def _without_forms(problems: Sequence[ErrorDetails], data: Any) -> list[ErrorDetails]:
+    """Make one problem of a value that may have several forms, such as a number or a list: pydantic names one for each.
+
+    If the value has one of the forms, what is wrong with it in that form remains.
+    """
+    found, tried = list[ErrorDetails](), dict[tuple[int | str, ...], list[ErrorDetails]]()
+    for problem in problems:
+        place = _place(problem["loc"], data)
+        if len(place) == len(problem["loc"]) or problem["type"] == "missing":
+            found.append(problem)
+        else:
+            tried.setdefault(place, []).append(problem)
+    for place, forms in tried.items():
+        inside: list[ErrorDetails] = [
+            {**one, "loc": (*place, *one["loc"][len(place) + 1 :])}
+            for one in forms
+            if one["type"] not in FORMS or len(one["loc"]) > len(place) + 1
+        ]
+        found += _without_forms(inside, data) if inside else [_of_no_form(place, forms)]
+    return found
+
+
+def _place(loc: tuple[int | str, ...], data: Any) -> tuple[int | str, ...]:
+    """Return how much of a place is in the data; what follows is a form's name."""
+    for depth, part in enumerate(loc):
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            return loc[:depth]
+    return loc
+
+
+def _of_no_form(place: tuple[int | str, ...], forms: Sequence[ErrorDetails]) -> ErrorDetails:
+    """Return the problem of a value that has none of the forms that it may have."""
+    value = forms[0]["input"]
+    words = [word for one in forms for word in re.findall("'([^']*)'", one.get("ctx", {}).get("expected", ""))]
+    what = unknown_name("value", value, words) if isinstance(value, str) else f"unknown value {value!r}"
+    accepted = [*words, *filter(None, dict.fromkeys(FORMS[one["type"]] for one in forms))]
+    return {**forms[0], "loc": place, "type": UNKNOWN, "msg": f"{what}; accepted: {', '.join(accepted)}"}
 
 
 def _explain(
@@ -114,7 +166,9 @@ def _explain(
     if problem["type"] == "literal_error" and isinstance(problem["input"], str):
         words = re.findall("'([^']*)'", problem["ctx"]["expected"])
         return f"{place}: {unknown_name('value', problem['input'], words)}; accepted: {', '.join(words)}"
-    return f"{place}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}"
+    whole_section = problem["type"] == "value_error" and isinstance(problem["input"], dict)
+    got = "" if whole_section else f", got {problem['input']!r}"
+    return f"{place}: {problem['msg'].removeprefix('Value error, ')}{got}"
 
 
 def _to_be_quoted(path: list[str], value: object, data: Any, tree: yaml.Node | None) -> str:

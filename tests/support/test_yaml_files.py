@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dynammo_core.configuration.settings import Section
 from dynammo_core.support.errors import ConfigError
@@ -19,9 +20,22 @@ class Inner(Section):
     names: tuple[str, ...] = ()
 
 
+class Forms(Section):
+    share: Literal["equal", "seen"] | dict[str, Annotated[float, Field(gt=0)]] = "equal"
+    sizes: Literal["all"] | int | tuple[int | str, ...] | None = None
+    even: bool = True
+
+    @model_validator(mode="after")
+    def _even(self) -> Forms:
+        if not self.even:
+            raise ValueError("even must stay true")
+        return self
+
+
 class Outer(Section):
     title: str
     inner: Inner = Inner()
+    forms: Forms = Forms()
 
 
 def read(folder: Path, text: str | bytes) -> Outer:
@@ -72,6 +86,29 @@ def test_what_is_not_there_is_named_with_what_is(tmp_path: Path) -> None:
 )
 def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, words: str) -> None:
     assert words in refused(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("forms", "words"),
+    [
+        ("share: sen", "forms.share: unknown value 'sen' (did you mean 'seen'?); accepted: equal, seen, a mapping."),
+        ("share: 3", "forms.share: unknown value 3; accepted: equal, seen, a mapping."),
+        ("share: [1]", "forms.share: unknown value [1]; accepted: equal, seen, a mapping."),
+        ("share: {a: -1}", "forms.share.a: Input should be greater than 0, got -1."),
+        (
+            "share: {a: x}",
+            "forms.share.a: Input should be a valid number, unable to parse string as a number, got 'x'.",
+        ),
+        ("sizes: al", "forms.sizes: unknown value 'al' (did you mean 'all'?); accepted: all, a whole number, a list."),
+        ("sizes: [1, {}]", "forms.sizes.1: unknown value {}; accepted: a whole number, a text."),
+        ("even: false", "forms: even must stay true."),
+        ("even: 3\n  share: 3", "forms.even: Input should be a valid boolean"),
+    ],
+)
+def test_a_value_that_may_have_several_forms_has_one_mistake(tmp_path: Path, forms: str, words: str) -> None:
+    message = refused(tmp_path, f"title: a\nforms:\n  {forms}\n")
+    assert words in message
+    assert message.count("forms.share") <= 1
 
 
 def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
