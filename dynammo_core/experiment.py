@@ -17,7 +17,7 @@ from dynammo_core.corrections import require_correctable
 from dynammo_core.data.feature_cache import FeatureCache
 from dynammo_core.data.index.contents import HashCache, hashes_kept_in
 from dynammo_core.data.index.opening import open_dataset, open_own
-from dynammo_core.data.samples import FEWEST_SAMPLES, Dataset
+from dynammo_core.data.samples import Dataset
 from dynammo_core.data.sites.arrivals import Arrivals, build_arrivals, require_images
 from dynammo_core.data.sites.site_partition import SitePartition, partition_sites
 from dynammo_core.data.task_stream import TaskStream, build_task_stream
@@ -280,14 +280,10 @@ class Experiment:
         if self.protects_images:
             require_patients(self.dataset.train, self.config.privacy.unit)
         remembers = self.config.memory.exemplars and any(step.stage.action is Action.REMEMBER for step in self.steps)
-        learning = [step.stage for step in self.steps if isinstance(step.stage, LearningStage)]
-        require_images(
-            self.arrivals,
-            self.dataset,
-            self.partition,
-            alone=1 if remembers else len(self.stream),
-            fewest=1 if all(stage.from_one for stage in learning) else FEWEST_SAMPLES,
-        )
+        alone = 1 if remembers else len(self.stream)
+        learning = [(step.task, step.stage) for step in self.steps if isinstance(step.stage, LearningStage)]
+        fewest = [max(stage.fewest_samples for of, stage in learning if of == task) for task in range(len(self.stream))]
+        require_images(self.arrivals, self.dataset, self.partition, alone=alone, fewest=fewest)
 
 
 @lru_cache(maxsize=4)

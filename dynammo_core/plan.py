@@ -141,13 +141,13 @@ class LearningStage(Stage):
 
     Attributes:
         learns_from: chooses the images.
-        from_one: whether one image is enough for a site to answer, as for a sum over images; a batch needs two.
+        fewest_samples: with fewer images a site abstains; a sum over images needs one, and a batch two.
         note_counts: what the server keeps of the numbers of samples, after each round.
     """
 
     _: KW_ONLY
     learns_from: LearnsFrom = field(compare=False, repr=False)
-    from_one: bool = False
+    fewest_samples: int = 2
     note_counts: NotesCounts = field(default=nothing, compare=False, repr=False)
 
     @property

@@ -12,10 +12,9 @@ from pydantic import Field
 
 from client.consent.fewest import Fewest
 from dynammo_core.configuration.config import Config
-from dynammo_core.configuration.settings import Section
 from dynammo_core.plan import Fit
 from dynammo_core.support.errors import PolicyError, nearest_match
-from dynammo_core.support.yaml_files import read_yaml, validate
+from dynammo_core.support.yaml_files import Section, read_yaml, validate
 
 if TYPE_CHECKING:
     from dynammo_core.experiment import Experiment

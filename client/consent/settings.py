@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from dynammo_core.configuration.settings import SITE_NAME, Section
+from dynammo_core.configuration.settings import SITE_NAME
 from dynammo_core.data.datasets import DATASETS
 from dynammo_core.memory.encryption import KEY_PLACES
 from dynammo_core.support.errors import ConfigError
-from dynammo_core.support.yaml_files import read_yaml, validate
+from dynammo_core.support.yaml_files import Section, read_yaml, validate
 
 RUNS = "runs"
 """Folder in the memory folder that holds what a site keeps of each run."""

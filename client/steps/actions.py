@@ -152,7 +152,7 @@ def answer_summarise(assignment: Assignment, stage: Summarise) -> Report:
     samples, note = stage.learns_from(rehearsal), site.sums if stage.keeps_sums else None
     if note is not None and len(samples):
         samples = kept_apart(site, note, samples)
-    if len(samples) < (1 if stage.from_one else FEWEST_SAMPLES):
+    if len(samples) < stage.fewest_samples:
         return Report(abstained=True)
     if note is not None:
         note.note(assignment.step.contribution, samples)

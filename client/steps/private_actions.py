@@ -13,7 +13,7 @@ from torch import Tensor
 
 from client.state.privacy_ledger import Ledger, LedgerFile
 from client.steps.assignment import Assignment, EpochBatches, start_level, take
-from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
+from dynammo_core.data.samples import Samples
 from dynammo_core.models.names import Level
 from dynammo_core.plan import Fit, LearningStage, LossContext, Summarise, WeighedBatch
 from dynammo_core.privacy.accounting import Charge
@@ -75,7 +75,7 @@ class Permit:
             rehearsal = _rehearsal(assignment, ledger.census)
             shadow = stage.learns_from(rehearsal.shadow())
             charge = charge_of(assignment.step, method, multiplier)
-            enough = len(shadow) >= FEWEST_SAMPLES
+            enough = len(shadow) >= stage.fewest_samples
             if not enough or (charge and not _paid(assignment, ledger, charge)):
                 return Report(True, {}, {"epsilon": ledger.epsilon(settings.delta)})
             spent = ledger.epsilon(settings.delta)

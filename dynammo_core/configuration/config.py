@@ -26,13 +26,12 @@ from dynammo_core.configuration.settings import (
     FirstBackbone,
     MemorySettings,
     MethodSettings,
-    Section,
     TaskSettings,
 )
 from dynammo_core.methods import METHODS, settings_of
 from dynammo_core.models import BACKBONES
 from dynammo_core.support.errors import ConfigError, unknown_name
-from dynammo_core.support.yaml_files import read_yaml, validate
+from dynammo_core.support.yaml_files import Section, read_yaml, validate
 
 if TYPE_CHECKING:
     from dynammo_core.data.transforms import Normalisation

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dynammo_core.aggregation import AGGREGATORS
-from dynammo_core.configuration.settings import Section
 from dynammo_core.support.errors import require_printable
+from dynammo_core.support.yaml_files import Section
 
 FINGERPRINT = r"SHA256:[A-Za-z0-9+/]{43}"
 """Pattern of a public key's SHA-256, as `ssh-keygen -l` prints it."""

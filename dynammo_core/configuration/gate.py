@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dynammo_core.configuration.settings import Section
+from dynammo_core.support.yaml_files import Section
 
 
 class GateSettings(Section):

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from dynammo_core.configuration.settings import Section
 from dynammo_core.plan import Action
+from dynammo_core.support.yaml_files import Section
 
 MOST_IMAGES = 1_000_000
 """Upper limit of a site's images if none is configured."""

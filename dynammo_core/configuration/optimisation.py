@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from dynammo_core.configuration.settings import Section
+from dynammo_core.support.yaml_files import Section
 
 
 class Optimisation(Section):

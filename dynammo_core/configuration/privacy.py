@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dynammo_core.configuration.settings import Section
+from dynammo_core.support.yaml_files import Section
 
 OWN_HEADS_TELL = "tests of personal heads tell of training images that no noise hides; set method.personal: false"
 """Why no mechanism of privacy goes with heads of sites' own."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from dynammo_core.configuration.pixels import KnownNormalisation, KnownWindow
@@ -14,6 +14,7 @@ from dynammo_core.data.images.reading import FROM_FILE, WINDOWS, Fit, Reading
 from dynammo_core.models import BACKBONES
 from dynammo_core.support.errors import require_printable, unknown_name
 from dynammo_core.support.registry import UNKNOWN
+from dynammo_core.support.yaml_files import Section
 
 if TYPE_CHECKING:
     from dynammo_core.configuration.federation import FederationSettings
@@ -31,12 +32,6 @@ ACCEPTED_WEIGHTS = f"{', '.join(WEIGHTS_BY_NAME)}, or the path of a file ({_KIND
 
 def _windows_in_words() -> str:
     return ", ".join(f"`{name}` [{centre:g}, {width:g}]" for name, (centre, width) in WINDOWS.items())
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, and unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class DataSettings(Section):

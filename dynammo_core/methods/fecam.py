@@ -51,7 +51,7 @@ class FeCAM(Method[FeCAMSettings]):
             up=SUMS,
             inputs="features",
             learns_from=new_images,
-            from_one=True,
+            fewest_samples=1,
             computes=sums_by_head,
             finish=self.solve,
             keeps_sums=True,

@@ -109,7 +109,7 @@ class MovingRidge(Method[MovingRidgeSettings]):
             inputs="features",
             beside_teacher=True,
             learns_from=new_and_exemplars,
-            from_one=True,
+            fewest_samples=1,
             computes=sums(PAIRS),
             finish=self.keep_drift,
         )

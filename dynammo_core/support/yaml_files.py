@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from dynammo_core.support.errors import ConfigError, nearest_match, unknown_name
 from dynammo_core.support.registry import UNKNOWN
@@ -25,9 +25,32 @@ FORMS = {
     "none_required": "null",
 }
 """What a value should have been, by pydantic's type of problem."""
-TEXT = "tag:yaml.org,2002:str"
+TRUTH_VALUE = "truth_value"
+TEXT, BOOL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:bool"
 # Written in C where PyYAML was built with it, and ten times as fast: a site reads its files for each message.
 LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+
+
+class Section(BaseModel):
+    """A part of a configuration: immutable, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_is_a_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `NO` and `on` for numbers: YAML takes them for truth values, and pydantic these for 0 and 1."""
+        words = value if isinstance(value, list | tuple) else [value]
+        accepted = _types(cls.model_fields[info.field_name or ""].annotation)
+        if any(isinstance(word, bool) for word in words) and accepted & {int, float} and bool not in accepted:
+            raise PydanticCustomError(TRUTH_VALUE, "a truth value")
+        return value
+
+
+def _types(annotation: Any) -> set[Any]:
+    """Return the types in an annotation, with those of a literal's values."""
+    inner = get_args(annotation)
+    return {annotation if isinstance(annotation, type) else type(annotation)}.union(*map(_types, inner))
 
 
 def parse_yaml(text: str) -> Any:
@@ -157,6 +180,9 @@ def _explain(
     place = f"{source}{f' line {line}' if line else ''}, {'.'.join(steps)}"
     if bare:
         return f"{place}: {_to_be_quoted(path, problem['input'], data, tree)}"
+    if problem["type"] == TRUTH_VALUE:
+        taken, quoted = _words(path, problem["input"], data, tree, BOOL)
+        return f"{place}: YAML takes {taken} for truth values; write numbers in digits, words in quotes: {quoted}"
     if problem["type"] == "extra_forbidden":
         return f"{place}: unknown key{nearest_match(path[-1], names)}; accepted: {', '.join(names)}"
     if problem["type"] == "missing":
@@ -168,11 +194,22 @@ def _explain(
         return f"{place}: {unknown_name('value', problem['input'], words)}; accepted: {', '.join(words)}"
     whole_section = problem["type"] == "value_error" and isinstance(problem["input"], dict)
     got = "" if whole_section else f", got {problem['input']!r}"
+    if problem["type"] in ("tuple_type", "dict_type"):  # which pydantic names after Python's types
+        return f"{place}: {FORMS[problem['type']]} is needed{got}"
     return f"{place}: {problem['msg'].removeprefix('Value error, ')}{got}"
 
 
 def _to_be_quoted(path: list[str], value: object, data: Any, tree: yaml.Node | None) -> str:
-    """Say which words at `path`, such as `value`, YAML takes for something else than texts, and how to write them.
+    """Say which words at `path`, such as `value`, YAML takes for something else than texts, and how to write them."""
+    words, quoted = _words(path, value, data, tree)
+    return (
+        f"a text is needed, and YAML takes {words} for numbers, truth values, dates or nothing; write "
+        f"{'them' if ', ' in words else 'it'} in quotation marks: {quoted}"
+    )
+
+
+def _words(path: list[str], value: object, data: Any, tree: yaml.Node | None, tag: str = "") -> tuple[str, str]:
+    """Return the words at `path`, such as `value`, that YAML takes for what has a tag, or is no text; then quoted ones.
 
     They are named as the file writes them: `yes` is a truth value to YAML, and `01` a number. Of what did
     not come from the file it is known only how YAML took it.
@@ -183,16 +220,14 @@ def _to_be_quoted(path: list[str], value: object, data: Any, tree: yaml.Node | N
         tree = next((node for name, node in pairs if name.value == key), None)
     if tree is not None:
         nodes = tree.value if isinstance(tree, yaml.SequenceNode) else [tree]
-        words = [node.value for node in nodes if isinstance(node, yaml.ScalarNode) and node.tag != TEXT]
+        scalars = [node for node in nodes if isinstance(node, yaml.ScalarNode)]
+        words = [node.value for node in scalars if (node.tag == tag if tag else node.tag != TEXT)]
     else:
         values = data if isinstance(data, list | tuple) else [value]
-        words = [str(each) for each in values if not isinstance(each, str | list | dict)]
-    guessed = tree is None and {"True", "False"} & {*words}
-    quoted = 'such as "no"' if guessed else ", ".join(f'"{word}"' for word in words)
-    return (
-        f"a text is needed, and YAML takes {', '.join(words)} for numbers, truth values, dates or nothing; write "
-        f"{'it' if len(words) == 1 else 'them'} in quotation marks: {quoted}"
-    )
+        kind = bool if tag else object
+        words = [str(each) for each in values if isinstance(each, kind) and not isinstance(each, str | list | dict)]
+    guessed = tree is None and {"True", "False", "None"} & {*words}
+    return ", ".join(words), 'such as "no"' if guessed else ", ".join(f'"{word}"' for word in words)
 
 
 def _accepted_names(model: type[BaseModel], path: list[str]) -> list[str]:

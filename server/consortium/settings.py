@@ -11,9 +11,8 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from dynammo_core.configuration.settings import Section
 from dynammo_core.support.errors import ConfigError
-from dynammo_core.support.yaml_files import read_yaml, validate
+from dynammo_core.support.yaml_files import Section, read_yaml, validate
 from server.trackers import TRACKERS
 
 FILE_NAME = "server.yaml"

@@ -15,9 +15,9 @@ from pydantic import Field, field_validator, model_validator
 
 from dynammo_core.code_identity import code_hash
 from dynammo_core.configuration.config import Config, Scalar, load_config
-from dynammo_core.configuration.settings import MethodSettings, Section
+from dynammo_core.configuration.settings import MethodSettings
 from dynammo_core.support.errors import ConfigError, unknown_name
-from dynammo_core.support.yaml_files import parse_yaml, read_yaml, validate
+from dynammo_core.support.yaml_files import Section, parse_yaml, read_yaml, validate
 
 Json = dict[str, Any]
 OnEvent = Callable[[str, Mapping[str, Any]], None]

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
-from dynammo_core.configuration.settings import Section
 from dynammo_core.support.errors import ConfigError
-from dynammo_core.support.yaml_files import read_yaml, validate
+from dynammo_core.support.yaml_files import Section, read_yaml, validate
 
 
 class Inner(Section):
@@ -23,6 +22,7 @@ class Inner(Section):
 class Forms(Section):
     share: Literal["equal", "seen"] | dict[str, Annotated[float, Field(gt=0)]] = "equal"
     sizes: Literal["all"] | int | tuple[int | str, ...] | None = None
+    listed: tuple[str, ...] = ()
     even: bool = True
 
     @model_validator(mode="after")
@@ -101,6 +101,15 @@ def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, words: str)
         ),
         ("sizes: al", "forms.sizes: unknown value 'al' (did you mean 'all'?); accepted: all, a whole number, a list."),
         ("sizes: [1, {}]", "forms.sizes.1: unknown value {}; accepted: a whole number, a text."),
+        (
+            "sizes: [1, no, ON]",
+            "forms.sizes: YAML takes no, ON for truth values; write numbers in digits, words in quotes",
+        ),
+        (
+            "sizes: yes",
+            'forms.sizes: YAML takes yes for truth values; write numbers in digits, words in quotes: "yes".',
+        ),
+        ("listed: no", "forms.listed: a list is needed, got False."),
         ("even: false", "forms: even must stay true."),
         ("even: 3\n  share: 3", "forms.even: Input should be a valid boolean"),
     ],

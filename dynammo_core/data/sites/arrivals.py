@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynammo_core.configuration.federation import FederationSettings
-from dynammo_core.data.samples import FEWEST_SAMPLES, Dataset
+from dynammo_core.data.samples import Dataset
 from dynammo_core.data.sites.site_partition import SitePartition
 from dynammo_core.data.task_stream import TaskStream
 from dynammo_core.support.errors import RunError
@@ -86,7 +86,7 @@ def build_arrivals(
 
 
 def require_images(
-    arrivals: Arrivals, dataset: Dataset, partition: SitePartition, *, alone: int, fewest: int = FEWEST_SAMPLES
+    arrivals: Arrivals, dataset: Dataset, partition: SitePartition, *, alone: int, fewest: Sequence[int]
 ) -> None:
     """Refuse a task that no site could learn, and warn of classes that nobody can.
 
@@ -95,7 +95,7 @@ def require_images(
         dataset: all images.
         partition: the images of each site.
         alone: number of first tasks that a site learns without exemplars, from new images alone.
-        fewest: images of a task below which a site abstains from it.
+        fewest: images of each task below which a site abstains from it.
 
     Raises:
         RunError: a task has no training images, or every site would abstain from it, as each has too few.
@@ -116,9 +116,9 @@ def require_images(
                 *(names[label], int((tested == label).sum())),
             )
         images = [np.isin(trained[held], arrivals.new(site, task)).sum() for site, held in enumerate(partition.train)]
-        if task < alone and max(images) < fewest:
+        if task < alone and max(images) < fewest[task]:
             raise RunError(
-                f"{where}: no site has {fewest} training images of it, and a site with fewer abstains",
+                f"{where}: no site has {fewest[task]} training images of it, and a site with fewer abstains",
                 remedy=f"{elsewhere}; where images are drawn, lower data.validation_per_class or federation.sites, or "
                 "raise data.train_per_class",
             )

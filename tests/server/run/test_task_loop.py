@@ -452,7 +452,8 @@ def test_a_task_without_images_anywhere_is_refused_before_anything_is_written(tm
 def test_a_task_of_which_every_site_has_too_little_stops_the_run(tmp_path: Path, method: str) -> None:
     folder = write_hospitals(tmp_path / "data", {"a": {"0": 1, "2": 3, "3": 3}, "b": {"1": 1}})
     config = hospital_config(folder, method, 2)
-    if all(step.stage.from_one for step in Experiment(config).steps if isinstance(step.stage, LearningStage)):
+    learning = [step.stage for step in Experiment(config).steps if isinstance(step.stage, LearningStage)]
+    if all(stage.fewest_samples == 1 for stage in learning):
         run = run_small(config, tmp_path / "runs").path  # sums take what a single image adds
         assert json.loads((run / "summary.json").read_text())["status"] == "completed"
         return
@@ -469,6 +470,13 @@ def test_sums_of_single_images_at_their_sites_are_those_of_one_site_that_has_the
         weights.append(load_file(run_small(config, tmp_path / "runs").path / "model.safetensors"))
     for name, tensor in weights[0].items():
         torch.testing.assert_close(tensor, weights[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_later_task_of_single_images_is_summed_where_only_the_first_one_trains(tmp_path: Path) -> None:
+    folder = write_hospitals(tmp_path / "data", {"a": {"0": 9, "1": 9, "2": 1}, "b": {"0": 9, "1": 9, "3": 1}})
+    run = run_small(hospital_config(folder, "first_session", 2), tmp_path / "runs").path
+    sums = [event for event in events(run, "step_finished") if event["stage"] == "sum" and event["task"] == 1]
+    assert [site["samples"] for site in sums[0]["sites"]] == [1, 1]
 
 
 def test_a_simulation_calls_sites_as_the_data_do(tmp_path: Path) -> None:
@@ -558,7 +566,7 @@ def test_sites_that_abstain_are_named_in_the_events(finished: Finished, method: 
         abstained = [site["site"] for site in event["sites"] if site["abstained"]]
         stage = run.experiment.steps[event["step"]].stage
         assert isinstance(stage, LearningStage)
-        assert abstained == ([1] if event["task"] == 0 and not stage.from_one else [])
+        assert abstained == ([1] if event["task"] == 0 and stage.fewest_samples > 1 else [])
         for site in event["sites"]:
             assert (site["samples"] == 0) == site["abstained"] == (site["metrics"] == {}) == (site["bytes_up"] == 0)
             assert site["abstained"] or math.isfinite(site["metrics"]["seconds"])
