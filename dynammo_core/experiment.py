@@ -82,8 +82,7 @@ class Experiment:
     @cached_property
     def stream(self) -> TaskStream:
         """Return the stream of tasks: which classes arrive with which task."""
-        stream = build_task_stream(self.config.tasks, self.class_names, self.config.seed)
-        return replace(stream, names=self.class_names)
+        return replace(build_task_stream(self.config.tasks, self.class_names, self.config.seed), names=self.class_names)
 
     @cached_property
     def partition(self) -> SitePartition:
@@ -137,6 +136,11 @@ class Experiment:
         """Return how many samples a site's answer can speak for, according to `limits.most_images`."""
         images = self.config.limits.images(self.config.federation.site_label(site))
         return most_samples(images, action, self.config, self.classes)
+
+    @property
+    def keeps_sums(self) -> bool:
+        """Tell whether the server keeps sums of all past images."""
+        return any(isinstance(step.stage, Summarise) and step.stage.keeps_sums for step in self.steps)
 
     @property
     def keeps_plain_sums(self) -> bool:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # types alone: a plan is made and read without PyTorch
     from dynammo_core.data.samples import Samples
     from dynammo_core.methods.rehearsal import Rehearsal
     from dynammo_core.models.incremental_model import IncrementalModel
+    from dynammo_core.models.ridge.personal import OwnImages
 
 
 class Action(StrEnum):
@@ -79,9 +80,9 @@ ComputesPrivately: TypeAlias = "Callable[[IncrementalModel, Iterable[WeighedBatc
 """Computes the same, by weight, so that noise hides one image (one patient) more or less; the third argument holds the
 noised weight of images per class, for the classes that the training set may hold; it need not be paid for again."""
 
-OwnHeads: TypeAlias = "Callable[[IncrementalModel, Tensor, Tensor, Sequence[str]], Mapping[str, Sums]]"
-"""Solves a site's own classifiers from the model received, and features Tensor[N, D], labels Tensor[N] and patients of
-its training images: by the table that counts their answers, the tensors to be loaded into it, one set after another."""
+OwnHeads: TypeAlias = "Callable[[IncrementalModel, OwnImages], Mapping[str, Sums]]"
+"""Solves a site's own classifiers from the model received and its training images: by the table that counts their
+answers, the tensors to be loaded into it, one set after another."""
 
 NotesCounts: TypeAlias = "Callable[[Archive, int, Sequence[int]], None]"
 """Notes, at the server, for how many samples of each class a round of a task speaks."""

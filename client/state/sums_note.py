@@ -89,6 +89,19 @@ class SumsNote:
             )
         return _sum(noted, taken)
 
+    def holds(self, taken: Iterable[int], samples: Samples) -> list[bool]:
+        """Tell which of these images are in sums that consist of contributions; one that is not noted brought nothing.
+
+        Raises:
+            MemoryStoreError: the note cannot be read.
+        """
+        noted, found = self.load(), []
+        inside = _sum(noted, [number for number in taken if number in noted])
+        for each in describe(samples) if len(samples) else ():
+            found.append(inside[each] > 0)
+            inside[each] -= 1
+        return found
+
     def sent(self) -> Counter[Summed]:
         """Return the images that are in the sums if all that was sent arrived; each is in them once."""
         noted = self.load()

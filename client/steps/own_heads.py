@@ -13,6 +13,7 @@ from torch import Tensor
 from client.steps.assignment import Assignment, EpochBatches, start_level, take
 from client.steps.descent import descend
 from dynammo_core.data.samples import FEWEST_SAMPLES, Samples
+from dynammo_core.models.ridge.personal import OwnImages
 from dynammo_core.plan import PERSONAL, Evaluate, Fit, OwnHeads, Sums
 from dynammo_core.scoring.own_choice import folds, gained, gains
 from dynammo_core.wire.protocol import names_up
@@ -94,10 +95,20 @@ def solved_heads(assignment: Assignment, solve: OwnHeads, images: Samples) -> Ma
     tasks = assignment.experiment.stream.tasks
     places = [torch.isin(images.labels, torch.tensor(task)).nonzero().flatten() for task in tasks]
     learnt = [assignment.embed_once(images.subset(part), "features").float() for part in places if len(part)]
-    order = torch.cat(places)
-    return solve(
-        assignment.model,
-        torch.cat(learnt) if learnt else torch.empty(0),
-        images.labels[order],
-        [images.patient_ids[place] for place in order.tolist()],
-    )
+    features, order = torch.cat(learnt) if learnt else torch.empty(0), torch.cat(places)
+    labels, summed = (each[order].to(features.device) for each in (images.labels, _summed(assignment, images)))
+    patients = [images.patient_ids[place] for place in order.tolist()]
+    return solve(assignment.model, OwnImages(features, labels, patients, summed))
+
+
+def _summed(assignment: Assignment, images: Samples) -> Tensor:
+    """Tell which images the server's sums contain, Tensor[N] bool, by the answers that it says are in them.
+
+    What these consisted of a hospital has noted; in a simulation it is the classes that reached the site by then.
+    """
+    site, taken = assignment.site, assignment.taken
+    if site.sums is not None:
+        return torch.tensor(site.sums.holds(taken, images), dtype=torch.bool)
+    experiment = assignment.experiment
+    arrived = [experiment.arrivals.new(site.index, experiment.steps[number].task) for number in taken]
+    return torch.isin(images.labels, torch.tensor([label for classes in arrived for label in classes]))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from client.state.known_images import TrainedImages
 from client.state.privacy_budget import PrivacyBudget
 from client.state.secure_ledger import OpenedSums
 from client.state.statistics_file import StatisticsFile
-from client.state.sums_note import SumsNote
+from client.state.sums_note import Contributions, SumsNote
 from client.state.withdrawal import WithdrawalLedger
 from dynammo_core.code_identity import code_hash
 from dynammo_core.data.decoded.image_cache import ImageCache
@@ -237,17 +238,27 @@ class Site:
     def _arrivals(self, task: int) -> Arrivals:
         """Return when classes reach this site, as known in a task.
 
-        A hospital lives it: a class whose images it has not taken into its memory yet is new to it, whether the images
-        came late or the site was away when the others learnt the class. With no memory to tell, classes come with
-        their tasks.
+        A hospital lives it: a class whose images it has taken neither into its memory nor into sums yet is new to it,
+        whether the images came late or the site was away when the others learnt the class. With neither to tell,
+        classes come with their tasks.
         """
-        stream = self.experiment.stream
-        if not self.experiment.method.uses_memory or self.experiment.protects_images:
+        experiment, stream = self.experiment, self.experiment.stream
+        if experiment.protects_images:
             # Under privacy whether a class is new must not depend on whether there are images of it.
             return Arrivals(stream, {})
-        arrived = self.store.load().arrived
+        if experiment.method.uses_memory:
+            arrived = self.store.load().arrived
+        elif self.sums is not None and experiment.keeps_sums:
+            arrived = self._summed(self.sums.load())
+        else:
+            return Arrivals(stream, {})
         delays = {(self.index, label): arrived.get(label, task) - stream.task_of(label) for label in stream.seen(task)}
         return Arrivals(stream, delays)
+
+    def _summed(self, noted: Contributions) -> dict[int, int]:
+        """Return the task of the step in which each class went into sums first."""
+        dealt = [(self.experiment.steps[number].task, images) for number, images in noted.items() if number >= 0]
+        return {each.label: task for task, images in sorted(dealt, key=itemgetter(0), reverse=True) for each in images}
 
 
 class SimulatedSite(Site):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
-
-from torch import Tensor
 
 from dynammo_core.methods.base import Method
 from dynammo_core.methods.closed_form import HEAD, SHARPNESS, ridge_head, shares
@@ -40,9 +38,7 @@ def evaluation(method: Method[Any], learns_from: LearnsFrom) -> Evaluate:
     )
 
 
-def own_heads(
-    method: Method[Any], model: IncrementalModel, features: Tensor, labels: Tensor, patients: Sequence[str]
-) -> Mapping[str, Sums]:
+def own_heads(method: Method[Any], model: IncrementalModel, images: OwnImages) -> Mapping[str, Sums]:
     """Solve the head that serves a site best, from the common sums and its own, and the one of its own sums alone.
 
     A site without training images has no head of its own: the common one answers for it.
@@ -50,12 +46,10 @@ def own_heads(
     Args:
         method: of the run.
         model: holds the common classifier and the sums that it was solved from.
-        features: of the site's training images, Tensor[N, D].
-        labels: their global labels, Tensor[N].
-        patients: whom they show.
+        images: the site's training images.
     """
-    common, images = ridge_head(model), OwnImages(features, labels.to(features.device), patients)
-    if not len(labels):
+    common = ridge_head(model)
+    if not len(images.labels):
         return {PERSONAL: {}}
     own = own_sums(images, common.rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -66,7 +67,8 @@ def gains(better: Tensor, labels: Tensor, patients: Sequence[str]) -> tuple[Tens
     """Return the mean of the classes' means of what is gained, Tensor[B], and the standard errors of that.
 
     A patient counts once in a class, since images of one patient tell much the same. All classes are taken to vary
-    alike about their means, lest one of few patients count as certain.
+    alike about their means, lest one of few patients count as certain; with one patient of each nothing tells how much
+    they vary, and the error is infinite.
 
     Args:
         better: what each image gains over the common classifier, by each of B others, Tensor[B, N].
@@ -78,7 +80,8 @@ def gains(better: Tensor, labels: Tensor, patients: Sequence[str]) -> tuple[Tens
     better, labels = _means(better, torch.tensor(cell)), torch.tensor([label for label, _ in cells])
     classes, place, counts = torch.unique(labels, return_inverse=True, return_counts=True)
     means = _means(better, place)
-    variance = (better - means[:, place]).square().mean(dim=1)
+    spare = len(labels) - len(classes)
+    variance = (better - means[:, place]).square().sum(dim=1) / spare if spare else torch.full((len(means),), math.inf)
     return means.mean(dim=1), (variance * (1 / counts).sum()).sqrt() / len(classes)
 
 

@@ -102,7 +102,8 @@ class Instruction:
         weights: tensors by name, exactly those that the stage sends to sites.
         correction: 0 for a step of the plan; else the number of a correction, and `step` is the last one done or, if
             sums move along with their features, the one that brought those to be corrected.
-        taken: for a correction, the contributions of this site (`Step.contribution`) that the server's sums contain.
+        taken: for a correction, and where the site solves own heads from the sums that it is sent, the contributions of
+            this site (`Step.contribution`) that the server's sums contain.
         corrected: corrections that the run's sums had before; what was asked before one may be asked anew after it.
         packages: those from outside that `code_hash` covers, with their versions, for the words of a refusal.
     """

@@ -11,7 +11,7 @@ from torch import Tensor
 from dynammo_core.code_identity import code_hash, packages_of
 from dynammo_core.experiment import Experiment
 from dynammo_core.models.incremental_model import IncrementalModel
-from dynammo_core.plan import Action, Forget, Step
+from dynammo_core.plan import Action, Evaluate, Forget, Step
 from dynammo_core.support.errors import ProtocolError, RunError
 from dynammo_core.wire.compression import CODECS
 from dynammo_core.wire.protocol import SUMMED, Instruction, Phase, Report, names_up, tensors_of
@@ -121,7 +121,7 @@ class Asking:
             check,
             deadline=self._federation.rules(step.stage.name)[1],
             group=f"task{step.task + 1}/{step.stage.name}/{step.round + 1}",
-            taken=_taken(step, progress) if action is Action.FORGET else {},
+            taken=_taken(step, progress),
             individual=individual or {},
         )
 
@@ -196,8 +196,14 @@ class Asking:
 
 
 def _taken(step: Step, progress: Progress) -> Mapping[str, list[int]]:
-    """Return, by site, the contributions that a correction is about: if sums are carried, those of one step alone."""
-    if not isinstance(step.stage, Forget) or step.stage.carry is None:
+    """Return, by site, which of its answers a correction or own heads are about, as the server's sums contain them.
+
+    A correction of sums that are carried is about those of one step alone.
+    """
+    stage = step.stage
+    if not isinstance(stage, Forget):
+        return progress.taken if isinstance(stage, Evaluate) and stage.own_heads is not None else {}
+    if stage.carry is None:
         return progress.taken
     asked = {site: taken for site, taken in progress.taken.items() if step.index in taken}
     return {site: [each for each in taken if each < 0 or each == step.index] for site, taken in asked.items()}

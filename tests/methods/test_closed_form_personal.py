@@ -12,6 +12,7 @@ from dynammo_core.data.samples import Samples
 from dynammo_core.methods.closed_form_personal import own_heads
 from dynammo_core.methods.closed_form_sums import SUMS
 from dynammo_core.methods.settings.closed_form import StreamingRidgeSettings
+from dynammo_core.models.ridge.personal import OwnImages
 from dynammo_core.plan import ALONE, PERSONAL, Sums
 from dynammo_core.support.errors import ConfigError
 
@@ -31,7 +32,8 @@ def learnt(method: str, sites: list[Samples]) -> Bench:
 def heads_at(made: Bench, images: Samples) -> dict[str, Sums]:
     with torch.no_grad():
         features = made.inputs(made.stage("evaluate", 0), images) if len(images) else torch.empty(0)
-    return dict(own_heads(made.method, made.model, features, images.labels, images.patient_ids))
+    summed = torch.ones(len(images), dtype=torch.bool)
+    return dict(own_heads(made.method, made.model, OwnImages(features, images.labels, images.patient_ids, summed)))
 
 
 def test_every_closed_form_sends_the_sums_down_only_if_asked_to() -> None:

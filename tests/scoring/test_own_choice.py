@@ -14,10 +14,20 @@ answers = st.lists(st.integers(0, CLASSES - 1), min_size=30, max_size=30).map(to
 
 
 def test_gains_are_of_classes_alike_and_their_error_pools_all_classes() -> None:
-    # Class 0 gains 1 and 3, class 1 gains 6: means 2 and 6, of both 4. Residuals -1, 1, 0: variance 2 / 3.
+    # Class 0 gains 1 and 3, class 1 gains 6: means 2 and 6, of both 4. Residuals -1, 1, 0 about two means: variance 2.
     gain, error = gains(torch.tensor([[1.0, 3.0, 6.0]]), torch.tensor([0, 0, 1]), ["a", "b", "c"])
     assert gain.tolist() == [4.0]
-    assert error.tolist() == pytest.approx([(2 / 3 * (1 / 2 + 1)) ** 0.5 / 2])
+    assert error.tolist() == pytest.approx([(2 * (1 / 2 + 1)) ** 0.5 / 2])
+
+
+@pytest.mark.parametrize("each", [1, 2, 3, 10])
+def test_few_patients_are_chosen_by_chance_no_more_often_than_many(each: int) -> None:
+    """A normal variable exceeds its deviation in 16 of 100 cases, and an estimated one a little more often."""
+    noise = torch.randn(3000, 4 * each, generator=torch.Generator().manual_seed(each), dtype=torch.float64)
+    gain, error = gains(noise, torch.arange(4 * each) % 4, [str(place) for place in range(4 * each)])
+    assert float((gain > error).double().mean()) < 0.21
+    if each == 1:
+        assert bool(error.isinf().all())
 
 
 @given(copies=st.integers(1, 6))

@@ -24,16 +24,25 @@ BETAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, math.inf)
 
 
 class OwnImages(NamedTuple):
-    """A site's training images: features Tensor[N, D], global labels Tensor[N], and N patients."""
+    """A site's training images.
+
+    Attributes:
+        features: Tensor[N, D].
+        labels: global ones, Tensor[N].
+        patients: N, whom the images show.
+        summed: whether the common sums contain an image, Tensor[N] bool.
+    """
 
     features: Tensor
     labels: Tensor
     patients: Sequence[str]
+    summed: Tensor
 
     def subset(self, chosen: Tensor) -> OwnImages:
         """Return the images where `chosen`, Tensor[N] bool, is true."""
         kept = chosen.nonzero().flatten()
-        return OwnImages(self.features[kept], self.labels[kept], [self.patients[place] for place in kept.tolist()])
+        patients = [self.patients[place] for place in kept.tolist()]
+        return OwnImages(self.features[kept], self.labels[kept], patients, self.summed[kept])
 
 
 def balancing(counts: Tensor) -> Tensor:
@@ -80,25 +89,24 @@ def best_beta(
 ) -> float:
     """Choose how much a site's own sums count: the beta whose classifier answers its own images best, each class alike.
 
-    Each fold of patients is tested with sums from which it is subtracted; the common ones stay whole where they cannot
-    hold the images, as those of a site that was away. What counts is `gained`, a mean of the classes' means: where
+    Each fold of patients is tested with sums from which it is subtracted, as far as these contain it: what a site was
+    away for, or has had since, is not in the common ones. What counts is `gained`, a mean of the classes' means: where
     a class has nine images, their recall moves in ninths, and chance decides. Of equal betas the smallest is chosen,
     and 0 unless another gains more than one standard error: few images decide nothing.
 
     Args:
-        common: the sums of all sites, this one's among them.
+        common: the sums of all sites.
         own: the site's own, as `own_sums` makes them.
         images: those that the own sums consist of, or some of them.
         solve: sets a head's weights from its sums, for a beta.
         sharpness: what a head's outputs are usually multiplied by before their softmax makes probabilities of them.
     """
     fold = folds(images.labels, images.patients)
-    contained = bool((common.counts >= own.counts).all())
     outputs = torch.zeros(len(BETAS), len(images.labels), len(common.rows), dtype=torch.float64)
     for number in range(int(fold.max()) + 1):
         tested = fold == number
         left_out = images.subset(tested)
-        shared, kept = without(common, left_out) if contained else common, without(own, left_out)
+        shared, kept = without(common, left_out.subset(left_out.summed)), without(own, left_out)
         for at, beta in enumerate(BETAS):
             head = mixed(shared, kept, beta)
             solve(head, beta)

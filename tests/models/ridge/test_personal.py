@@ -22,7 +22,8 @@ def site(seed: int, shift: float) -> OwnImages:
     noise = torch.randn(2 * EACH, DIM, generator=torch.Generator().manual_seed(seed))
     sides = torch.tensor([-1.0, 1.0]).repeat_interleave(EACH)
     noise[:, 0] = 2 * sides + shift + 0.5 * noise[:, 0]
-    return OwnImages(noise, torch.tensor(ROWS).repeat_interleave(EACH), [f"{seed}/{i // 2}" for i in range(2 * EACH)])
+    labels, patients = torch.tensor(ROWS).repeat_interleave(EACH), [f"{seed}/{i // 2}" for i in range(2 * EACH)]
+    return OwnImages(noise, labels, patients, torch.ones(2 * EACH, dtype=torch.bool))
 
 
 def together(sites: list[OwnImages]) -> RidgeHead:
@@ -78,10 +79,27 @@ def test_a_site_like_the_others_takes_the_common_classifier_and_an_odd_one_its_o
     assert BETAS[0] == 0 and math.isinf(BETAS[-1])
 
 
+def test_a_fold_leaves_the_common_sums_as_far_as_they_contain_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, seen = site(1, 0.0), list[RidgeHead]()
+    images = images._replace(summed=torch.arange(2 * EACH) % 6 > 1)  # of two in three patients
+    monkeypatch.setattr(personal, "mixed", lambda common, own, beta: (seen.append(common), mixed(common, own, beta))[1])
+    best_beta(together([images.subset(images.summed), site(2, 0.0)]), own_sums(images, ROWS), images, solve, 8)
+    for number, rest in enumerate(seen[:: len(BETAS)]):
+        stays = images.subset(images.summed & (folds(images.labels, images.patients) != number))
+        same(rest.gram, together([stays, site(2, 0.0)]).gram)
+
+
+def test_chance_leaves_the_common_classifier_in_place() -> None:
+    others = [site(seed, 0.0) for seed in (32, 33, 34)]
+    alike = [site(seed, 0.0) for seed in range(20)]
+    chosen = [best_beta(together([one, *others]), own_sums(one, ROWS), one, solve, 8) for one in alike]
+    assert chosen.count(0.0) >= 18
+
+
 def test_images_of_one_patient_count_once_in_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = list[Sequence[str]]()
     wanted = personal.gains
     monkeypatch.setattr(personal, "gains", lambda *given: (seen.append(given[-1]), wanted(*given))[1])
     images = site(1, 0.0)
-    best_beta(together([images, site(2, 0.0)]), own_sums(images, ROWS), images, solve, 8)
+    assert best_beta(together([images, site(2, 0.0)]), own_sums(images, ROWS), images, solve, 8) == 0
     assert all(patients == images.patients for patients in seen) and len(set(images.patients)) == EACH
