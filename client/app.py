@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 from client.hospital.door import declared, error_words, let_announcement_out, let_out, let_statistics_out
 from client.hospital.hospital import Answer, Host, Request, host_of
-from client.steps.actions import answer
+from client.steps.actions import answer, own_head_again
 from client.steps.parcels import opened, packed
 from client.steps.secure_answers import secure_answer
 from dynammo_core.code_identity import code_of, project_hash
@@ -98,6 +98,8 @@ def reply(content: RecordDict, host: Host, phase: Phase | None = None) -> Record
     answering = host.answering(request, site)
     if phase is None:
         wire = answering(lambda: packed(answer(whole, site), whole, site))
+        if answering.again:
+            own_head_again(whole, site)
     else:
         wire = secure_answer(phase, whole, site, answering)
     step = site.experiment.step(instruction.step, instruction.correction)

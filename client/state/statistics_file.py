@@ -53,6 +53,10 @@ class StatisticsFile:
         path = self.path.parent / PLACES[content].format(task + 1)
         SealedFile(path, {**self._owner, "content": content, "model": model}, self._key).write_tensors(tensors)
 
+    def has_tested(self, task: int, content: str) -> bool:
+        """Tell whether what the model of a task was tested with is still kept."""
+        return (self.path.parent / PLACES[content].format(task + 1)).exists()
+
 
 def own_tensors_for_model(
     folder: Path, *, task: int, model: str, site: str, key: bytes | None, content: str = TESTED

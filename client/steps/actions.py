@@ -56,6 +56,14 @@ def answer(instruction: Instruction, site: Site) -> Report:
     return replace(report, numbers={"seconds": report.numbers["seconds"]})
 
 
+def own_head_again(instruction: Instruction, site: Site) -> None:
+    """Make the site's own head again that a recorded test left and somebody deleted since; nothing of it leaves."""
+    step = site.experiment.steps[instruction.step]
+    made = isinstance(step.stage, Evaluate) and PERSONAL in step.stage.tables
+    if made and not site.statistics.has_tested(step.task, HEAD):
+        do_step(instruction, site)
+
+
 def do_step(instruction: Instruction, site: Site) -> Report:
     """Do the step that is asked for, and check the answer against the protocol before it may leave.
 

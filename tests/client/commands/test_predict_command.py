@@ -24,6 +24,8 @@ from typer.testing import CliRunner
 
 from client.commands.predict import as_tested, predict, warnings_about
 from client.consent.settings import load_site
+from client.state.run_folders import runs_folder
+from client.state.statistics_file import discard_heads
 from client.steps import own_heads
 from client.steps.assignment import Assignment
 from dynammo_core.data.samples import Samples
@@ -33,6 +35,8 @@ from dynammo_core.deployed.predictor import Predictor
 from dynammo_core.methods import closed_form_personal
 from dynammo_core.models.names import Level
 from dynammo_core.models.ridge.head import RidgeHead
+from dynammo_core.support.errors import MemoryStoreError
+from server.jobs.evaluate import evaluate_run
 
 app = typer.Typer()
 app.command()(predict)
@@ -326,7 +330,8 @@ def test_a_site_answers_with_the_head_that_it_solved_for_itself(
     hospitals = make_hospitals(tmp_path, dict.fromkeys(("alpha", "beta", "gamma"), HELD))
     settings = {"method": {"personal": True, "regulariser": 1.0}, "federation": {"compression": "float16"}}
     config = deployed(list(hospitals.files), list(HELD), "streaming_ridge", settings)
-    files = ModelFiles.read(run_small(config, tmp_path / "runs", grid=hospitals).path)
+    run = run_small(config, tmp_path / "runs", grid=hospitals).path
+    files = ModelFiles.read(run)
     solved = heads[-6::2]  # each site's own and the one it would have alone, after the last task
     for site_yaml, wanted in zip(hospitals.files.values(), solved, strict=True):
         tested, own = as_tested(files, load_site(site_yaml))
@@ -335,6 +340,12 @@ def test_a_site_answers_with_the_head_that_it_solved_for_itself(
             torch.equal(own.tensors[name], wanted[name]) for name in wanted
         )
         assert tested.tensors == files.tensors
+    discard_heads(runs_folder(load_site(site_yaml).memory.folder))  # as a purge does
+    with pytest.raises(MemoryStoreError, match="does not hold the head"):
+        as_tested(files, load_site(site_yaml))
+    evaluate_run(hospitals, config, run, tmp_path / "tested.json")  # answered from the record, but for the head
+    again = as_tested(files, load_site(site_yaml))[1]
+    assert again is not None and all(torch.equal(again.tensors[name], own.tensors[name]) for name in wanted)
 
 
 def test_a_site_answers_with_the_heads_that_it_trained_for_itself(

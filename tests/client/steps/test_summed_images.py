@@ -33,7 +33,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[OwnImages]:
 
 @pytest.mark.parametrize("method", ["streaming_ridge", "ranpac", "fecam"])
 def test_what_a_site_was_away_for_is_summed_with_the_next_task(tmp_path: Path, method: str) -> None:
-    """The weight of a class, a power of 2 near 1 over its number, is the same for 24 images of three sites and for 32."""
+    """The weight of a class, a power of 2 near 1 over its number, is the same for 24 images of 3 sites and for 32."""
     weights = list[Mapping[str, torch.Tensor]]()
     for away in (set(), {"alpha"}):
         hospitals = make_hospitals(tmp_path / f"{len(away)} away", dict.fromkeys(SITES, EACH))
