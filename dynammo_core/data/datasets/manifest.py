@@ -133,8 +133,15 @@ def _record(file: Path, row: Row) -> ImageRecord:
     split = values.get("split")
     if split not in (None, "train", "test"):
         raise DataError(f"{row.place} has the split {split!r}", accepted="train, test")
+    path, slashed = file.parent / values["path"], file.parent / values["path"].replace("\\", "/")
+    if path != slashed and slashed.exists() and not path.exists():
+        raise DataError(
+            f"{row.place} has the path {values['path']!r}",
+            accepted=values["path"].replace("\\", "/"),
+            remedy="Write / in place of \\, which only Windows takes for the same",
+        )
     return ImageRecord(
-        path=file.parent / values["path"],
+        path=path,
         label=from_cell(values["label"]),
         record_id=values.get("record_id", values["path"]),
         place=row.place,

@@ -89,6 +89,14 @@ def test_a_bad_manifest_is_refused(manifest: Callable[[str], Path], text: str, m
         load(manifest(text))
 
 
+def test_a_path_of_windows_is_refused_with_the_one_that_is_meant(manifest: Callable[[str], Path]) -> None:
+    file = manifest("path,label,split\nimages\\0.png,a,train\nimages/2.png,a,test\n")
+    with pytest.raises(DataError, match=r"row 2 of .* has the path .*Accepted: images/0.png. Write / in place of"):
+        load(file)
+    (file.parent / "images\\0.png").write_bytes((file.parent / "images" / "0.png").read_bytes())
+    assert load(file).train.record_ids == ("images\\0.png",), "elsewhere \\ is a letter of a name"
+
+
 def test_labels_are_checked_against_the_registry(manifest: Callable[[str], Path]) -> None:
     file = manifest("path,label\n" + "".join(f"images/{i}.png,{'flu' if i < 9 else 'flue'}\n" for i in range(10)))
     with pytest.raises(DataError, match=r"'flue' of .*9\.png \(row 11 of .*not in the registry.*did you mean 'flu'"):
