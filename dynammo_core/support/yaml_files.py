@@ -123,7 +123,7 @@ def _without_forms(problems: Sequence[ErrorDetails], data: Any) -> list[ErrorDet
     found, tried = list[ErrorDetails](), dict[tuple[int | str, ...], list[ErrorDetails]]()
     for problem in problems:
         place = _place(problem["loc"], data)
-        if len(place) == len(problem["loc"]) or problem["type"] == "missing":
+        if len(place) == len(problem["loc"]) or problem["type"] == "missing" or problem["loc"][-1] == "[key]":
             found.append(problem)
         else:
             tried.setdefault(place, []).append(problem)
