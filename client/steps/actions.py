@@ -58,7 +58,7 @@ def answer(instruction: Instruction, site: Site) -> Report:
 
 def own_head_again(instruction: Instruction, site: Site) -> None:
     """Make the site's own head again that a recorded test left and somebody deleted since; nothing of it leaves."""
-    step = site.experiment.steps[instruction.step]
+    step = site.experiment.step(instruction.step, instruction.correction)
     made = isinstance(step.stage, Evaluate) and PERSONAL in step.stage.tables
     if made and not site.statistics.has_tested(step.task, HEAD):
         do_step(instruction, site)
